@@ -1,0 +1,213 @@
+"""Samples what a server's process takes of the machine while a run lasts, and describes machine, packages and commit.
+
+Knows processes by their pid, by way of psutil. Ignorant of servers, load and results: whoever starts it says whom to
+watch and keeps the samples. It never imports torch: CUDA is asked about only where this process already uses it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GIB = 2**30
+COLUMNS = (
+    "time_s",
+    "rss_gib",
+    "system_used_gib",
+    "cuda_allocated_gib",
+    "cuda_reserved_gib",
+    "server_cpu_cores",
+    "generator_cpu_cores",
+)
+
+
+def process_memory_gib(pid: int | None = None) -> float:
+    """Resident set size (RSS) in GiB of a process, this one by default; psutil.NoSuchProcess where there is none."""
+    return float(psutil.Process(pid).memory_info().rss) / GIB
+
+
+class Sampler:
+    """Samples the process `pid` every `interval_s` seconds on a daemon thread of this process, from start() to stop().
+
+    Memory is in GiB: `rss_gib` of the process (0.2 s apart: a shorter peak can be missed), `system_used_gib` of the
+    machine, and, if `pid` is this process and uses CUDA, what torch's allocator has handed out and reserved over all
+    devices. CPU shares are cores: CPU seconds per second since the previous sample, null in the first. Sampling ends
+    quietly when the process does.
+
+    `zero_s` is the time.monotonic() that `time_s` counts from and `generator_pid` the process whose CPU share is taken
+    beside the server's: both may be set after the start, as a load run's clock and child come later.
+    """
+
+    def __init__(self, pid: int, *, generator_pid: int | None = None, interval_s: float = 0.2) -> None:
+        if not interval_s > 0:
+            raise ValueError(f"interval_s must be more than 0 seconds, not {interval_s}: try 0.2")
+        self.pid = pid
+        self.generator_pid = generator_pid
+        self.interval_s = interval_s
+        self.zero_s = time.monotonic()
+        self.cpu_cores: float | None = None  # what the sampling itself took, in cores, up to the last sample
+        self._samples: list[tuple[float | None, ...]] = []
+        self._previous: dict[int, tuple[float, float]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample_until_stopped, name="benchlib-telemetry", daemon=True)
+
+    def start(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Takes no more samples; may be called again."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def __enter__(self) -> Sampler:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The samples so far, float64, one row each, in the order taken; nulls are NaN."""
+        import pandas as pd
+
+        samples = pd.DataFrame(list(self._samples), columns=list(COLUMNS), dtype="float64")
+        samples["time_s"] -= self.zero_s
+        return samples
+
+    def _sample_until_stopped(self) -> None:
+        began_s, began_cpu_s = time.monotonic(), time.thread_time()
+        due_s = began_s
+        try:
+            server = psutil.Process(self.pid)
+            while not self._stop.is_set():
+                now_s = time.monotonic()
+                rss = server.memory_info().rss
+                if rss == 0:  # a zombie: ended, but not yet waited for by its parent
+                    return
+                allocated_gib, reserved_gib = self._cuda_gib()
+                self._samples.append(
+                    (
+                        now_s,
+                        rss / GIB,
+                        psutil.virtual_memory().used / GIB,
+                        allocated_gib,
+                        reserved_gib,
+                        self._cores(server, now_s),
+                        self._generator_cores(now_s),
+                    )
+                )
+                if now_s > began_s:
+                    self.cpu_cores = (time.thread_time() - began_cpu_s) / (now_s - began_s)
+                due_s = max(due_s + self.interval_s, time.monotonic())
+                self._stop.wait(due_s - time.monotonic())
+        except psutil.Error:
+            return  # the process has ended, or is another user's: what was sampled stays
+
+    def _cores(self, process: psutil.Process, now_s: float) -> float | None:
+        times = process.cpu_times()
+        cpu_s = times.user + times.system
+        before_s, before_cpu_s = self._previous.get(process.pid, (now_s, cpu_s))
+        self._previous[process.pid] = (now_s, cpu_s)
+        return (cpu_s - before_cpu_s) / (now_s - before_s) if now_s > before_s else None
+
+    def _generator_cores(self, now_s: float) -> float | None:
+        if self.generator_pid is None:
+            return None
+        try:
+            return self._cores(psutil.Process(self.generator_pid), now_s)
+        except psutil.Error:  # it ends before the server does
+            return None
+
+    def _cuda_gib(self) -> tuple[float | None, float | None]:
+        cuda = _cuda()
+        if cuda is None or self.pid != os.getpid():
+            return None, None
+        devices = [cuda.memory_stats(index) for index in range(cuda.device_count())]
+        allocated = sum(device.get("allocated_bytes.all.current", 0) for device in devices)
+        reserved = sum(device.get("reserved_bytes.all.current", 0) for device in devices)
+        return allocated / GIB, reserved / GIB
+
+
+def describe_machine() -> dict[str, Any]:
+    """What a run ran on: `cpu`, `cores` (that this process may use), `memory_gib` (the machine's, or a container's
+    limit where that is less), `gpu` and `gpu_memory_gib` (null unless this process already uses CUDA), `os`."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    memory = min([psutil.virtual_memory().total, *_cgroup_memory_limits()])
+    cuda = _cuda()
+    gpu = cuda.get_device_properties(cuda.current_device()) if cuda else None
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "memory_gib": memory / GIB,
+        "gpu": gpu.name if gpu else None,
+        "gpu_memory_gib": gpu.total_memory / GIB if gpu else None,
+        "os": f"{platform.system()} {platform.release()}",
+    }
+
+
+def describe_packages() -> dict[str, str]:
+    """Versions of Python, of benchlib and of every package that benchlib's own metadata names as a requirement."""
+    versions = {"python": platform.python_version(), "benchlib": metadata.version("benchlib")}
+    for requirement in metadata.requires("benchlib") or []:
+        name = re.split(r"[^\w.-]", requirement)[0]
+        if "extra ==" not in requirement:
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def describe_git(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`commit` (its full hash) and `dirty` (whether tracked files differ from it); null outside git or without git."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def _git(folder: str | os.PathLike[str], *arguments: str) -> str:
+    command = ["git", "-C", os.fspath(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _cuda() -> Any:
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
+    started = getattr(cuda, "is_initialized", bool)  # absent while another thread is half-way through `import torch`
+    return cuda if started() else None
+
+
+def _cpu_model() -> str | None:
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine() or None  # ARM's /proc/cpuinfo names no model
+
+
+def _cgroup_memory_limits(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """Bytes that this process's cgroup and those above it allow (cgroup v2; the least of them holds)."""
+    if not membership.exists():
+        return []
+    own = next((line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")), "/")
+    folder = root / own.lstrip("/")
+    files = [above / "memory.max" for above in (folder, *folder.parents)]
+    limits = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(limit) for limit in limits if limit != "max"]
