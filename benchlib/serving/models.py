@@ -1,0 +1,355 @@
+"""Where an SDXL pipeline comes from: a tiny one made in code, full size with random weights, the hub, a folder, a file.
+
+Knows Hugging Face's loaders and caches. Ignorant of requests, engines and HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import psutil
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+SDXL_HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_PARAMS = 3_468_837_867  # of the published base model: UNet, two text encoders and VAE
+HUB_TIMEOUT_S = 5.0
+# Part of the cache key: raise it with every change to what `tiny` is made of.
+TINY_VERSION = 1
+
+# The published configuration of stabilityai/stable-diffusion-xl-base-1.0, as its config.json files state it.
+_SDXL = {
+    "unet": {
+        "sample_size": 128,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (320, 640, 1280),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "text_encoder": {
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "hidden_act": "quick_gelu",
+    },
+    "text_encoder_2": {
+        "vocab_size": 49408,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+        "hidden_act": "gelu",
+    },
+    "vae": {"block_out_channels": (128, 256, 512, 512), "norm_num_groups": 32, "sample_size": 1024},
+}
+
+# The same networks, narrow and shallow, over the byte vocabulary. sample_size 16 makes 128x128 the pipeline's own size.
+_TINY_TEXT = {
+    "vocab_size": 514,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "projection_dim": 64,
+}
+_TINY = {
+    "unet": _SDXL["unet"]
+    | {
+        "sample_size": 16,
+        "block_out_channels": (32, 64, 64),
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (2, 4, 4),
+        "cross_attention_dim": 128,
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 6 * 32 + 64,
+    },
+    "text_encoder": _SDXL["text_encoder"] | _TINY_TEXT | {"num_hidden_layers": 3},
+    "text_encoder_2": _SDXL["text_encoder_2"] | _TINY_TEXT | {"num_hidden_layers": 4},
+    "vae": {"block_out_channels": (16, 32, 32, 32), "norm_num_groups": 8, "sample_size": 128},
+}
+
+# SDXL's scheduler/scheduler_config.json.
+_SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "interpolation_type": "linear",
+    "prediction_type": "epsilon",
+}
+
+
+class ModelError(RuntimeError):
+    """A model can't be had: the message says why and what to do about it."""
+
+
+def choose_model(model: str, device: torch.device) -> tuple[str, str]:
+    """Resolve `"auto"` to a model's name for `device`; the second value says why, for a person."""
+    if model != "auto":
+        return model, "asked for by name"
+    if device.type == "cuda":
+        return "sdxl", "there is a CUDA GPU"
+    return "tiny", "there is no CUDA GPU, and full-size SDXL takes minutes an image without one"
+
+
+def load_diffusers(model: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> StableDiffusionXLPipeline:
+    """Load or make a stock pipeline on `device` in `dtype`.
+
+    `model` is `"tiny"`, `"sdxl"`, `"sdxl-random"`, a hub id, a diffusers folder or a single `.safetensors` file.
+    `seed` draws the weights of the two random models. Raises `ModelError`, which names the remedy, before anything
+    large is read where the model can't be had or does not fit.
+    """
+    if model == "tiny":
+        return _from_folder(tiny_folder(seed), device, dtype)
+    if model == "sdxl-random":
+        _require_memory(SDXL_PARAMS, device, dtype)
+        return _assemble(_SDXL, device, dtype, seed)
+    path = Path(model).expanduser()
+    if path.suffix == ".safetensors":
+        return _from_single_file(path, device, dtype)
+    if path.is_dir():
+        return _from_folder(path, device, dtype)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(f"model: there is no folder {model!r}; give a diffusers folder, a hub id, or 'tiny'")
+    hub_id = SDXL_HUB_ID if model == "sdxl" else model
+    if "/" not in hub_id:
+        raise ModelError(
+            f"model: {model!r} is none of 'tiny', 'sdxl', 'sdxl-random', no folder here and no hub id (owner/name)"
+        )
+    _require_memory(SDXL_PARAMS, device, dtype)
+    return _from_hub(hub_id, device, dtype)
+
+
+# -- tiny -------------------------------------------------------------------------------------------------------------
+
+
+def tiny_folder(seed: int = 0) -> Path:
+    """Folder of the tiny pipeline in `save_pretrained`'s layout (14 MB), built on first use.
+
+    Lies under BENCHLIB_CACHE, else the user's cache folder. It is written aside and renamed, so that two processes
+    may build at once: the first to rename wins and the other takes its result.
+    """
+    cache = Path(os.environ.get("BENCHLIB_CACHE") or platformdirs.user_cache_path("benchlib"))
+    folder = cache / f"tiny-v{TINY_VERSION}-seed{seed}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
+    try:
+        _assemble(_TINY, torch.device("cpu"), torch.float32, seed).save_pretrained(aside)
+        # A rename onto a folder that has come to be meanwhile fails, and then that one is as good.
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _tokenizer(pad_token: str) -> CLIPTokenizer:
+    """CLIP's tokenizer over single bytes, with no merges: it reads any Unicode text with 514 entries.
+
+    The alphabet is GPT-2's printable stand-ins for the 256 bytes, which CLIP shares: printable Latin-1 stands for
+    itself, the rest is moved up to U+0100 and on. "!" is entry 0 and end-of-text the highest, as in CLIP's vocabulary.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [0x100 + i for i in range(256 - len(printable))]
+    alphabet = [chr(code) for code in printable + moved]
+    entries = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {entry: i for i, entry in enumerate(entries)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77, pad_token=pad_token)
+
+
+# -- random weights ---------------------------------------------------------------------------------------------------
+
+
+def _assemble(
+    config: dict[str, dict[str, Any]], device: torch.device, dtype: torch.dtype, seed: int
+) -> StableDiffusionXLPipeline:
+    """A whole pipeline of random weights, made on `device` in `dtype`."""
+    networks: dict[str, Callable[[], torch.nn.Module]] = {
+        "unet": lambda: UNet2DConditionModel(**config["unet"]),
+        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**config["text_encoder"])),
+        "text_encoder_2": lambda: CLIPTextModelWithProjection(CLIPTextConfig(**config["text_encoder_2"])),
+        "vae": lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            scaling_factor=0.13025,
+            force_upcast=True,
+            **config["vae"],
+        ),
+    }
+    return StableDiffusionXLPipeline(
+        **{name: _with_random_weights(build, f"{seed}:{name}", device, dtype) for name, build in networks.items()},
+        tokenizer=_tokenizer(pad_token="<|endoftext|>"),
+        tokenizer_2=_tokenizer(pad_token="!"),
+        scheduler=EulerDiscreteScheduler(**_SCHEDULER),
+    )
+
+
+def _with_random_weights(
+    build: Callable[[], torch.nn.Module], key: str, device: torch.device, dtype: torch.dtype
+) -> torch.nn.Module:
+    """Build a network whose weights are drawn at their final place, so that no second copy of them ever exists.
+
+    Matrices are uniform with variance 1 / fan-in (LeCun et al., "Efficient BackProp", 1998, section 4.6), which keeps
+    activations finite at any depth; gains are 1 and biases 0. The libraries' own initialisers are passed over: theirs
+    change between versions, and with them what a seed means.
+    """
+    generator = torch.Generator(device)
+    generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
+    with init_empty_weights(include_buffers=False):
+        network = build()
+    for name, parameter in list(network.named_parameters()):
+        value = torch.empty(parameter.shape, device=device, dtype=dtype)
+        if value.ndim > 1:
+            bound = (3 / value[0].numel()) ** 0.5
+            value.uniform_(-bound, bound, generator=generator)
+        else:
+            value.fill_(1.0 if name.endswith("weight") else 0.0)
+        set_module_tensor_to_device(network, name, device, value=value, dtype=dtype, clear_cache=False)
+    return network.to(device).eval().requires_grad_(False)
+
+
+# -- weights from elsewhere -------------------------------------------------------------------------------------------
+
+
+def _from_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ModelError(
+            f"model: {folder} is no diffusers pipeline: it has no model_index.json; give the folder that has one"
+        )
+    try:
+        kind = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model: {index} can't be read ({error}); save the pipeline again") from error
+    if kind != "StableDiffusionXLPipeline":
+        raise ModelError(
+            f"model: {folder} holds a {kind}, not a StableDiffusionXLPipeline; give an SDXL text-to-image model"
+        )
+    variant = "fp16" if dtype == torch.float16 and any(folder.glob("unet/*.fp16.safetensors")) else None
+    weights = folder.glob("*/*.fp16.safetensors" if variant else "*/*.safetensors")
+    _require_memory(_count_params(f for f in weights if variant or ".fp16." not in f.name), device, dtype)
+    try:
+        pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"model: {folder} can't be loaded: {error}") from error
+    return _placed(pipe, device)
+
+
+def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    """Load from the local cache where the model is there, else ask the hub first, briefly."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fetch(*, variant: str | None, local: bool) -> Path:
+        return Path(
+            StableDiffusionXLPipeline.download(hub_id, variant=variant, use_safetensors=True, local_files_only=local)
+        )
+
+    variants: list[str | None] = ["fp16", None] if dtype == torch.float16 else [None]
+    for variant in variants:
+        try:
+            return _from_folder(fetch(variant=variant, local=True), device, dtype)
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            continue
+    files = _ask_hub(hub_id)
+    if "model_index.json" not in files:
+        raise ModelError(
+            f"model: {hub_id} on the hub is no diffusers pipeline; give an SDXL model in diffusers' layout"
+        )
+    has_fp16 = any(name.startswith("unet/") and ".fp16." in name for name in files)
+    return _from_folder(fetch(variant=variants[0] if has_fp16 else None, local=False), device, dtype)
+
+
+def _ask_hub(hub_id: str) -> set[str]:
+    """File names of a model on the hub. Raises `ModelError` at once where the hub or the model can't be reached."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    remedy = "use model='tiny' or 'sdxl-random', which need no download, or give the folder of a downloaded model"
+    try:
+        info = HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S)
+    except HfHubHTTPError as error:
+        raise ModelError(
+            f"model: the hub refuses {hub_id!r}: {str(error).splitlines()[0]}; check the name and access, or {remedy}"
+        ) from error
+    except (OSError, httpx.HTTPError, OfflineModeIsEnabled, HFValidationError) as error:
+        raise ModelError(
+            f"model: {hub_id!r} is not cached and the hub can't be asked ({error or type(error).__name__}); {remedy}"
+        ) from error
+    return {sibling.rfilename for sibling in info.siblings or ()}
+
+
+def _from_single_file(path: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    if not path.is_file():
+        raise ModelError(f"model: there is no file {path}")
+    _require_memory(_count_params([path]), device, dtype)
+    # A single file holds weights only: configuration and vocabulary are the base model's (a few MB).
+    try:
+        pipe = StableDiffusionXLPipeline.from_single_file(path, config=SDXL_HUB_ID, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError):
+        _ask_hub(SDXL_HUB_ID)
+        try:
+            pipe = StableDiffusionXLPipeline.from_single_file(path, config=SDXL_HUB_ID, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"model: {path} can't be read as an SDXL checkpoint: {error}") from error
+    return _placed(pipe, device)
+
+
+def _placed(pipe: StableDiffusionXLPipeline, device: torch.device) -> StableDiffusionXLPipeline:
+    # Loaders put weights on the CPU. Asking for it again makes diffusers warn that float16 can't run there; it can.
+    return pipe if device.type == "cpu" else pipe.to(device)
+
+
+def _count_params(files: Iterable[Path]) -> int:
+    """Numbers stored in safetensors files, from their headers alone (an 8-byte length, then JSON)."""
+    count = 0
+    for file in files:
+        with file.open("rb") as stream:
+            try:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+                for name, tensor in header.items():
+                    if name != "__metadata__":
+                        count += torch.Size(tensor["shape"]).numel()
+            except (ValueError, KeyError, AttributeError, OverflowError) as error:
+                raise ModelError(f"model: {file} is no safetensors file ({error}); download it again") from error
+    return count
+
+
+def _require_memory(params: int, device: torch.device, dtype: torch.dtype) -> None:
+    needed_gib = params * dtype.itemsize / 2**30
+    if device.type == "cuda":
+        free_gib = torch.cuda.mem_get_info(device)[0] / 2**30
+    else:
+        free_gib = psutil.virtual_memory().available / 2**30
+    if needed_gib > free_gib:
+        raise ModelError(
+            f"model: its weights need {needed_gib:.1f} GiB in {str(dtype).removeprefix('torch.')} and {device} has "
+            f"{free_gib:.1f} GiB free; free memory, take a smaller dtype (dtype='bfloat16'), or use model='tiny'"
+        )

@@ -1,0 +1,67 @@
+"""The wire: what a request may ask and what the answer holds. The same request model serves Python callers.
+
+Knows bounds. Ignorant of torch, of engines and of how HTTP carries these models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_SEED = 2**63 - 1
+
+Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8, description="pixels")]
+
+
+class GenerateRequest(BaseModel):
+    """One image to make.
+
+    `guidance_scale` of 1 or less switches classifier-free guidance off. `negative_prompt=None` takes zero embeddings
+    and `""` an encoded empty prompt, which differ. `seed=None` lets the server draw one and say which. Raises
+    pydantic's ValidationError, which names the field, where a value is out of bounds.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, max_length=4000, examples=["a cute cat sitting on a table"])
+    negative_prompt: str | None = Field(default=None, max_length=4000)
+    num_inference_steps: int = Field(default=20, ge=1, le=150)
+    guidance_scale: float = Field(default=7.5, ge=0, le=30)
+    width: Side = 1024
+    height: Side = 1024
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+
+    @property
+    def pixel_steps(self) -> int:
+        """Pixels times denoising steps: what a request costs, to first order."""
+        return self.width * self.height * self.num_inference_steps
+
+
+class GenerateResponse(BaseModel):
+    """What one image took. The image itself is made, decoded to PIL, and dropped."""
+
+    prompt: str
+    time_s: float = Field(description="wall seconds of the engine calls this request took part in, without queueing")
+    mem_gb: float | None = Field(description="peak GiB over those calls: CUDA allocator, or the process's RSS on a CPU")
+    num_inference_steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    model_params: int = Field(description="parameters of all the pipeline's networks")
+
+
+class Health(BaseModel):
+    status: Literal["alive"] = "alive"
+
+
+class Readiness(BaseModel):
+    status: Literal["loading", "ready", "failed", "stopped"]
+    detail: str | None = None
+
+
+class Problem(BaseModel):
+    """An error's body. `detail` is a sentence, or for a 422 a list of `{loc, msg, type}` that names each field."""
+
+    detail: str | list[dict[str, object]]
+    request_id: str

@@ -1,0 +1,23 @@
+"""What the tests share: results and caches in a folder of their own, and one tiny pipeline."""
+
+import os
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("BENCHLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("BENCHLIB_RESULTS", str(tmp_path_factory.mktemp("results")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    from benchlib.serving.pipeline import load_pipeline
+
+    return load_pipeline("tiny", device="cpu")
