@@ -1,0 +1,125 @@
+"""An image server of known behaviour that remembers every request it saw: the truth to hold the load generator to.
+
+Run as a process of its own (`python fake_server.py --service-s 0.02`), it prints its port, and ends with its stdin. GET
+/requests is what it saw, in order of arrival; POST /benchmark/generate answers after its service time. What happens
+instead may be asked for by the first word of the prompt: MODES below. Ignorant of benchlib.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from contextlib import asynccontextmanager, nullcontext, suppress
+
+MODES = {
+    "busy": "503 with Retry-After and words",
+    "binary": "500 with a body that is not UTF-8",
+    "redirect": "307 to itself",
+    "text": "200, but neither JSON nor Server-Timing",
+    "drop": "reads the request and closes the connection",
+    "half": "closes the connection in the middle of the body",
+    "drip": "a byte of the body every 50 ms, for ever",
+    "hang": "no answer at all, until the client has gone",
+}
+
+
+class FakeServer:
+    """`service_s` seconds of work for each request, on `lanes` at once (0: any number), first come first served.
+
+    It closes a connection that was idle for `keep_alive_s`. `seen` has a dict for each request: the body, `request_id`,
+    `connection` (a number), `received_s` and `answered_s` (on time.monotonic(); null where there was no whole answer).
+    """
+
+    def __init__(self, service_s, lanes=0, keep_alive_s=75.0):
+        self.service_s, self.keep_alive_s = service_s, keep_alive_s
+        self.lane = asyncio.Semaphore(lanes) if lanes else nullcontext()
+        self.seen = []
+        self.connections = 0
+
+    async def serve_connection(self, reader, writer):
+        self.connections += 1
+        connection = self.connections
+        with suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            while True:
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self.keep_alive_s)
+                method_path, *lines = head.decode("latin-1").strip().split("\r\n")
+                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if method_path.startswith("GET /requests"):
+                    self.answer(writer, 200, json.dumps(self.seen).encode())
+                elif method_path.startswith("POST /benchmark/generate "):
+                    if not await self.generate(reader, writer, headers, json.loads(body), connection):
+                        break
+                else:
+                    self.answer(writer, 404, b'{"detail": "Not Found"}')
+                await writer.drain()
+        writer.close()
+
+    async def generate(self, reader, writer, headers, body, connection):
+        """Answer one request; false where the connection is to be closed."""
+        request = {"body": body, "request_id": headers.get("x-request-id"), "connection": connection}
+        request |= {"received_s": time.monotonic(), "answered_s": None}
+        self.seen.append(request)
+        mode = body["prompt"].split()[0]
+        if mode == "drop":
+            return False
+        if mode == "hang":
+            await reader.read(1)
+            return False
+        async with self.lane:
+            queued_s = time.monotonic() - request["received_s"]
+            await asyncio.sleep(self.service_s)
+        total_s = time.monotonic() - request["received_s"]
+        timing = f'total;dur={total_s * 1000:.6f}, queue;desc="waiting; in line, really";dur={queued_s * 1000:.6f}'
+        told = {**body, "time_s": self.service_s, "mem_gb": 0.25, "model_params": 1}
+        answer = json.dumps(told).encode()
+        if mode in ("half", "drip"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
+            while mode == "drip":
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            return False
+        if mode == "busy":
+            self.answer(writer, 503, b'{"detail":\n "the queue is full"}', f"Retry-After: 1\r\nServer-Timing: {timing}\r\n")
+        elif mode == "binary":
+            self.answer(writer, 500, b"\xff\xfe broken")
+        elif mode == "redirect":
+            self.answer(writer, 307, b"", "Location: /benchmark/generate\r\n")
+        elif mode == "text":
+            self.answer(writer, 200, b"an image, honestly", kind="text/plain")
+        else:
+            self.answer(writer, 200, answer, f'Server-Timing: {timing}\r\nServer-Timing: batch;desc="1.5"\r\n')
+        request["answered_s"] = time.monotonic()
+        return True
+
+    def answer(self, writer, status, body, headers="", kind="application/json"):
+        head = f"HTTP/1.1 {status} Words\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+        writer.write(head.encode() + body)
+
+
+@asynccontextmanager
+async def end_of_stdin():
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    yield reader.read()
+
+
+async def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--service-s", type=float, default=0.0)
+    arguments.add_argument("--lanes", type=int, default=0)
+    arguments.add_argument("--keep-alive-s", type=float, default=75.0)
+    arguments.add_argument("--port", type=int, default=0)
+    options = vars(arguments.parse_args())
+    port = options.pop("port")
+    server = await asyncio.start_server(FakeServer(**options).serve_connection, "127.0.0.1", port)
+    async with end_of_stdin() as ended:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await ended
+    sys.exit()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
