@@ -75,9 +75,9 @@ def latencies(requests: pd.DataFrame) -> pd.Series:
 
 
 def latency_parts(requests: pd.DataFrame) -> pd.DataFrame:
-    """Seconds that each measured image spent in each of the server's PARTS, in the rest of the server's total (OTHER) and
-    outside of the server (REST): together its latency. A part that the server does not tell is NaN. One row per image
-    whose server told its total.
+    """Seconds that each measured image spent in each of the server's PARTS, in the rest of the server's total (OTHER)
+    and outside of the server (REST): together its latency. A part that the server does not tell is NaN. One row per
+    image whose server told its total.
     """
     asked = measured(requests)
     told = asked[is_ok(asked) & asked["total_s"].notna()]
