@@ -81,8 +81,11 @@ class FakeServer:
                 await writer.drain()
                 await asyncio.sleep(0.05)
             return False
+        request["answered_s"] = time.monotonic()
         if mode == "busy":
-            self.answer(writer, 503, b'{"detail":\n "the queue is full"}', f"Retry-After: 1\r\nServer-Timing: {timing}\r\n")
+            self.answer(
+                writer, 503, b'{"detail":\n "the queue is full"}', f"Retry-After: 1\r\nServer-Timing: {timing}\r\n"
+            )
         elif mode == "binary":
             self.answer(writer, 500, b"\xff\xfe broken")
         elif mode == "redirect":
@@ -91,7 +94,6 @@ class FakeServer:
             self.answer(writer, 200, b"an image, honestly", kind="text/plain")
         else:
             self.answer(writer, 200, answer, f'Server-Timing: {timing}\r\nServer-Timing: batch;desc="1.5"\r\n')
-        request["answered_s"] = time.monotonic()
         return True
 
     def answer(self, writer, status, body, headers="", kind="application/json"):
