@@ -1,0 +1,61 @@
+"""Measure how Stable Diffusion XL serves: load a model, serve it, load the server, read the plots.
+
+These are the names that a notebook uses, imported on first use: `import benchlib` imports neither torch nor locust.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchlib.bench import Run, load_run, load_study, run_load
+    from benchlib.load.arrivals import ClosedLoop
+    from benchlib.load.workload import Workload
+    from benchlib.serving.pipeline import load_pipeline
+    from benchlib.serving.schemas import GenerateRequest
+    from benchlib.serving.server import Server, serve
+    from benchlib.study import plots
+    from benchlib.telemetry import process_memory_gib
+
+_HOMES = {
+    "ClosedLoop": "benchlib.load.arrivals",
+    "GenerateRequest": "benchlib.serving.schemas",
+    "Run": "benchlib.bench",
+    "Server": "benchlib.serving.server",
+    "Workload": "benchlib.load.workload",
+    "load_pipeline": "benchlib.serving.pipeline",
+    "load_run": "benchlib.bench",
+    "load_study": "benchlib.bench",
+    "plots": "benchlib.study",
+    "process_memory_gib": "benchlib.telemetry",
+    "run_load": "benchlib.bench",
+    "serve": "benchlib.serving.server",
+}
+__all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
+    "load_pipeline",
+    "GenerateRequest",
+    "serve",
+    "Server",
+    "ClosedLoop",
+    "Workload",
+    "run_load",
+    "Run",
+    "load_run",
+    "load_study",
+    "plots",
+    "process_memory_gib",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'benchlib' has no attribute {name!r}; it has {', '.join(__all__)}")
+    home = _HOMES[name]
+    value: object = import_module(f"{home}.plots") if name == "plots" else getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,39 @@
+"""`python -m benchlib serve`: argument parsing only."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pydantic import ValidationError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status is 2 for bad arguments, 1 where the server could not start."""
+    from benchlib.serving.app import Settings
+    from benchlib.serving.server import serve_alone
+
+    parser = argparse.ArgumentParser(prog="python -m benchlib", description="Serve Stable Diffusion XL to be measured.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP until interrupted",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="What is not given here is read from BENCHLIB_MODEL, BENCHLIB_DEVICE and so on.",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every network")
+    serve.add_argument("--port", default=8000, type=int, help="port to listen on; 0 for a free one")
+    for name, field in Settings.model_fields.items():
+        serve.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description)
+    given = vars(parser.parse_args(arguments))
+    host, port, _ = given.pop("host"), given.pop("port"), given.pop("command")
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors())
+        serve.error(problems)
+    return serve_alone(settings, host=host, port=port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
