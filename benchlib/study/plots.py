@@ -136,12 +136,12 @@ def latency_distribution(*, requests: pd.DataFrame, record: dict[str, Any], ax: 
 
 @rc_context(_STYLE)
 def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
-    """Where each image's latency went, in seconds, from the fastest to the slowest; over 120 images, as means of 60 equal groups.
+    """Where each image's latency went, in seconds, fastest first; over 120 images, as means of 60 groups.
 
     What the server spent outside of its named parts is left out where it is under 1 %.
     """
     ax = _axes(ax)
-    ax.set(xlabel="requests, from the fastest to the slowest", ylabel="latency, s")
+    ax.set(xlabel="requests, fastest to slowest", ylabel="latency, s")
     parts = statistics.latency_parts(requests).fillna(0).clip(lower=0)
     n = len(parts)
     if not n:
@@ -164,7 +164,7 @@ def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     ax.set_xlim(0, n)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if groups < n:
-        ax.set_xlabel(f"requests, from the fastest to the slowest; each bar is the mean of about {n / groups:.0f}")
+        ax.set_xlabel(f"requests, fastest to slowest; each bar: the mean of about {n / groups:.0f}")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, title="on average", alignment="left")
     largest = [
         f"{_number(mean_s[part])} s {PART_STYLES[part][0]}"
@@ -305,7 +305,8 @@ def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str) -> Axes:
     lines = (f"run {record['run']}", model, arrivals), (hardware, machine["gpu"], machine["os"], versions)
     small = "\n".join(" · ".join(part for part in line if part) for line in lines)
     unbroken = re.sub(r"(?<=\d) (?=s\b|GiB|%)", "\u00a0", title)
-    ax.set_title(textwrap.fill(unbroken, 85), pad=22 if ax.get_legend() and ax.collections else 8)
+    width = int(0.165 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
+    ax.set_title(textwrap.fill(unbroken, width), pad=22 if ax.get_legend() and ax.collections else 8)
     ax.annotate(
         small,
         (0, 0),

@@ -222,6 +222,9 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         raise ValueError(f"path: {folder} is no folder; pass results/<study>")
     runs = []
     for run in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name != "figures"):
+        rows = run / "requests.jsonl"
+        if not (run / "run.json").exists() and not (rows.exists() and rows.stat().st_size):
+            continue  # killed while it was being made: there is nothing in it
         try:
             runs.append(load_run(run))
         except ValueError as error:

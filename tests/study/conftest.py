@@ -1,5 +1,6 @@
 """Made-up runs: a record and frames as a load run would leave them."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,8 @@ def make_telemetry(n: int = 120, *, gpu: bool = False) -> pd.DataFrame:
     return frame
 
 
-@pytest.fixture
-def record() -> dict[str, Any]:
-    return make_record()
+@pytest.fixture(scope="session")
+def made() -> SimpleNamespace:
+    return SimpleNamespace(
+        record=make_record, row=make_row, requests=make_requests, simulate=simulate, telemetry=make_telemetry
+    )

@@ -1,0 +1,165 @@
+"""Plots on every size of data, their words, their files, and the alt text on its way to a web page."""
+
+import hashlib
+import html
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib as mpl
+import nbformat
+import pytest
+from IPython.core.formatters import DisplayFormatter
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from nbconvert import HTMLExporter
+from PIL import Image
+
+from benchlib.study import plots
+
+OF_REQUESTS = [plots.latency_over_time, plots.latency_distribution, plots.latency_parts]
+TIMEOUT = {"error": "timeout", "http_status": None, "latency_s": 600.0, "done_s": 605.0, "total_s": None}
+
+
+def rows_of(case: str, made: SimpleNamespace) -> list[dict[str, Any]]:
+    cases = {
+        "none": lambda: [],
+        "one": lambda: [made.row()],
+        "six": lambda: [made.row(i, scheduled_s=3.5 + i, latency_s=1 + i / 10) for i in range(6)],
+        "many": lambda: made.simulate(10_000),
+        "all failed": lambda: made.simulate(60, failed=1.0),
+        "censored": lambda: made.simulate(90, failed=0.1, censored=4),
+        "identical": lambda: [made.row(i) for i in range(40)],
+        "hours": lambda: made.simulate(60, service_s=400.0),
+        "timeouts": lambda: [made.row(i) for i in range(99)] + [made.row(99, **TIMEOUT)],
+        "warm-up only": lambda: [made.row(0, phase="warmup")],
+    }
+    return cases[case]()
+
+
+CASES = ["none", "one", "six", "many", "all failed", "censored", "identical", "hours", "timeouts", "warm-up only"]
+
+
+def texts(ax: Axes) -> str:
+    legend = ax.get_legend()
+    entries = [entry.get_text() for entry in legend.get_texts()] if legend else []
+    return "\n".join([ax.get_title("left"), *[text.get_text() for text in ax.texts], *entries]).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("plot", OF_REQUESTS)
+def test_every_plot_draws_every_case(plot: Any, case: str, made: SimpleNamespace, tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    ax = plot(requests=made.requests(rows_of(case, made)), record=made.record())
+    assert isinstance(ax, Axes)
+    assert texts(ax).startswith("tiny model, not SDXL: ")
+    assert ("no data" in texts(ax)) == (case == "none" or (ax.get_xticks().size == 0))
+    png, svg = plots.save(ax, tmp_path / "figure")
+    assert svg.stat().st_size < 500_000
+    assert png.stat().st_size > 10_000
+    assert dict(mpl.rcParams) == before
+    assert not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 100, 20_000])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_memory_draws_every_case(samples: int, gpu: bool, made: SimpleNamespace, tmp_path: Path) -> None:
+    target = {"model": "sdxl", "device": "cuda:0", "weights_gib": 6.46} if gpu else {}
+    record = made.record(target=target)
+    ax = plots.memory_over_time(telemetry=made.telemetry(samples, gpu=gpu), record=record)
+    plots.save(ax, tmp_path / "memory")
+    if samples:
+        assert ax.get_ylim()[0] == 0
+        weights = "weights on the GPU, 6.46 GiB" if gpu else "weights, 0.013 GiB"
+        assert f"the model's {weights}" in texts(ax)
+        assert "process before loading, 0.61 GiB" in texts(ax)
+        assert ("GPU, reserved, at most 11.2 GiB" in texts(ax)) == gpu
+    else:
+        assert "no data: the server's process was not sampled" in texts(ax)
+
+
+def test_titles_state_the_finding(made: SimpleNamespace) -> None:
+    requests = made.requests([made.row(i, latency_s=(i + 1) / 100) for i in range(100)])
+    record = made.record(target={"model": "sdxl"})
+    distribution = plots.latency_distribution(requests=requests, record=record)
+    assert texts(distribution).startswith("Half of the requests took at most 0.5 s, 95 % at most 0.95 s\n")
+    assert "99 % took at most 0.99 s" in texts(distribution)
+    assert "99.9 %" not in texts(distribution)
+    over_time = plots.latency_over_time(requests=requests, record=record)
+    assert texts(over_time).startswith("The slowest image took 1 s, due 4 s into the run\n")
+    assert "median 0.5 s" in texts(over_time)
+    assert "warm-up, not counted" in texts(over_time)
+    parts = plots.latency_parts(requests=made.requests([made.row()]), record=record)
+    assert "An image took 1 s on average, of it 0.5 s waiting in the queue and 0.25 s denoising" in texts(
+        parts
+    ).replace("\n", " ")
+    for ax in (distribution, over_time, parts):
+        assert "run 20261123-164512-closed-4 · sdxl float32 cpu · kind closed loop, users 4" in texts(ax)
+        assert "AMD EPYC 9B14, 2 cores, 23.4 GiB · Linux 6.1 · python 3.11.7, torch 2.13.0+cpu" in texts(ax)
+
+
+def test_what_got_no_image_is_marked_and_said(made: SimpleNamespace) -> None:
+    requests = made.requests(made.simulate(90, failed=0.1, censored=4))
+    ax = plots.latency_over_time(requests=requests, record=made.record())
+    assert "12 of 64 requests got none" in texts(ax).replace("\n", " ")
+    assert "failed" in texts(ax)
+    assert "still waiting when the run ended" in texts(ax)
+    timeouts = plots.latency_over_time(requests=made.requests(rows_of("timeouts", made)), record=made.record())
+    assert "upper edge: after longer than shown" in texts(timeouts)
+    assert timeouts.get_ylim()[1] < 2
+
+
+@pytest.mark.parametrize("plot", OF_REQUESTS)
+def test_draws_on_given_axes_of_a_backend_it_does_not_choose(plot: Any, made: SimpleNamespace) -> None:
+    pyplot.switch_backend("svg")
+    figure, panels = pyplot.subplots(1, 2)
+    ax = plot(requests=made.requests([made.row()]), record=made.record(), ax=panels[1])
+    assert ax is panels[1]
+    assert not panels[0].has_data()
+    pyplot.close(figure)
+
+
+def test_the_same_data_gives_the_same_svg(made: SimpleNamespace, tmp_path: Path) -> None:
+    requests = made.requests(made.simulate(50))
+    digests = set()
+    for name in ("a", "b"):
+        _, svg = plots.save(plots.latency_parts(requests=requests, record=made.record()), tmp_path / name / "p99.9")
+        assert svg.name == "p99.9.svg"
+        digests.add(hashlib.sha256(svg.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_alt_text_reaches_png_svg_and_the_web_page(made: SimpleNamespace, tmp_path: Path) -> None:
+    figure, ax = pyplot.subplots()
+    plots.memory_over_time(telemetry=made.telemetry(), record=made.record(), ax=ax)
+    picture = plots.show(ax, tmp_path / "figures" / "memory")
+    assert not pyplot.fignum_exists(figure.number)
+    alt = picture.alt
+    assert alt.startswith("tiny model, not SDXL: the server's process held at most 1.01 GiB; ")
+    assert "process before loading, 0.61 GiB" in alt
+    with Image.open(tmp_path / "figures/memory.png") as png:
+        assert png.info["Description"] == alt
+        assert png.info["dpi"][0] == pytest.approx(200, abs=0.1)
+    assert html.escape(alt, quote=False) in (tmp_path / "figures/memory.svg").read_text()
+    assert repr(alt) in repr(picture)
+
+    data, metadata = DisplayFormatter().format(picture)
+    output = nbformat.v4.new_output("execute_result", data, metadata=metadata, execution_count=1)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("picture", outputs=[output])])
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert page.count(f'alt="{html.escape(alt)}"') == 1 or page.count(f'alt="{html.escape(alt, quote=False)}"') == 1
+    assert "No description has been provided" not in page
+
+
+def test_works_without_a_display(tmp_path: Path) -> None:
+    code = (
+        "from benchlib.study import plots; import sys; from matplotlib.figure import Figure;"
+        "plots.save(Figure().subplots(), sys.argv[1]); print({'torch', 'IPython'} & {*sys.modules})"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "figure")]
+    assert (
+        subprocess.run(command, env={"MPLCONFIGDIR": str(tmp_path)}, capture_output=True, text=True, check=True).stdout
+        == "set()\n"
+    )

@@ -1,0 +1,284 @@
+"""The store: names, formats, round trips, and what a kill leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchlib.study import store
+from benchlib.study.store import ROW_DTYPES, create_run, load_run, load_study, read_rows, results_dir
+
+
+def append(path: Path, *rows: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_results_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENCHLIB_RESULTS", raising=False)
+    ours, deep, other = tmp_path / "ours", tmp_path / "ours/inner/notebooks", tmp_path / "other"
+    deep.mkdir(parents=True)
+    other.mkdir()
+    (ours / "pyproject.toml").write_text('[project]\nname = "benchlib"\n')
+    (ours / "inner/pyproject.toml").write_text('[project]\nname = "somebody-else"\n')
+    (deep / "pyproject.toml").write_text("this is = no [toml")
+    monkeypatch.chdir(deep)
+    assert results_dir() == ours / "results"
+    monkeypatch.chdir(other)
+    assert results_dir() == other / "results"
+    monkeypatch.setenv("BENCHLIB_RESULTS", str(tmp_path / "chosen"))
+    assert results_dir() == tmp_path / "chosen"
+    assert results_dir("here") == other / "here"
+
+
+def test_a_run_from_start_to_end(tmp_path: Path, made: SimpleNamespace) -> None:
+    folder = create_run(tmp_path, "quickstart", made.record(status="finished", outcome={}))
+    assert folder.path.parent == tmp_path / "quickstart"
+    assert folder.path.name.endswith("-closed-4")
+    assert folder.figures == tmp_path / "quickstart/figures"
+    going_on = load_run(folder.path)
+    assert going_on.record["status"] == "running"
+    assert going_on.record["outcome"] is None
+    assert going_on.requests.empty
+    append(folder.rows_path, made.row(0), made.row(1, seed=2**63 - 1, negative_prompt="ü ☃ 🎨", error=None))
+    finished = folder.finish("finished", made.record()["outcome"], made.telemetry(5))
+    stored = load_run(str(folder.path))
+    assert stored.record == finished.record == json.loads((folder.path / "run.json").read_text())
+    assert stored.record["status"] == "finished"
+    assert stored.spec["seed"] == 0
+    pd.testing.assert_frame_equal(stored.requests, finished.requests)
+    pd.testing.assert_frame_equal(stored.requests, read_rows(folder.rows_path))
+    pd.testing.assert_frame_equal(stored.telemetry, made.telemetry(5))
+    assert stored.requests["seed"].tolist() == [0, 2**63 - 1]
+    assert stored.summary()["requests"] == 2
+    assert sorted(file.name for file in folder.path.iterdir()) == [
+        "requests.jsonl",
+        "requests.parquet",
+        "run.json",
+        "telemetry.parquet",
+    ]
+
+
+def test_names(tmp_path: Path, made: SimpleNamespace) -> None:
+    for bad in ("", "../up", "a/b", ".hidden", "two words", "x" * 81):
+        with pytest.raises(ValueError, match="study names a folder"):
+            create_run(tmp_path, bad, made.record())
+    with pytest.raises(ValueError, match="label names a folder"):
+        create_run(tmp_path, "s", made.record(spec={"label": "no/slash"}))
+    assert not list(tmp_path.iterdir())
+    assert create_run(tmp_path, "s", made.record(spec={"label": "fp16_v1.2"})).path.name.endswith("-fp16_v1.2")
+    arrivals = {"kind": "open_loop", "arrivals": "poisson", "rate": 1.5, "max_in_flight": 1000}
+    assert create_run(tmp_path, "s", made.record(spec={"arrivals": arrivals})).path.name.endswith("-open-1.5")
+
+
+def test_status_is_one_of_three(tmp_path: Path, made: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="status"):
+        create_run(tmp_path, "s", made.record()).finish("done", None, made.telemetry(0))
+
+
+CREATE = """
+import json, sys
+from pathlib import Path
+from benchlib.study.store import create_run
+record = json.loads(sys.argv[2])
+print(*[create_run(Path(sys.argv[1]), "s", record).path for _ in range(30)], sep="\\n")
+"""
+
+
+def test_two_processes_never_share_a_run(tmp_path: Path, made: SimpleNamespace) -> None:
+    command = [sys.executable, "-c", CREATE, str(tmp_path), json.dumps(made.record())]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    names = [name for process in both for name in process.communicate()[0].split()]
+    assert len(set(names)) == len(names) == 60
+    assert len(load_study(tmp_path / "s").runs) == 60
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_dtypes_hold_for_nulls_and_for_nothing(tmp_path: Path, rows: int) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.touch()
+    append(path, *[dict.fromkeys(ROW_DTYPES)] * rows)
+    frame = read_rows(path)
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == ROW_DTYPES
+    frame.to_parquet(tmp_path / "requests.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "requests.parquet"), frame)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+VALUES = {
+    "Int64": st.integers(0, 2**63 - 1),
+    "float64": st.floats(allow_nan=False, allow_infinity=False),
+    "string": TEXT,
+}
+
+
+@given(rows=st.lists(st.fixed_dictionaries({n: st.none() | VALUES[d] for n, d in ROW_DTYPES.items()}), max_size=5))
+def test_rows_survive_unchanged(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path_factory.mktemp("rows") / "requests.jsonl"
+    path.touch()
+    append(path, *rows)
+    frame = read_rows(path)
+    back = [
+        {name: None if pd.isna(value) else value for name, value in row.items()} for row in frame.to_dict("records")
+    ]
+    assert back == rows
+    frame.to_parquet(path.with_suffix(".parquet"))
+    pd.testing.assert_frame_equal(pd.read_parquet(path.with_suffix(".parquet")), frame)
+
+
+def test_only_a_torn_last_line_is_forgiven(tmp_path: Path, made: SimpleNamespace) -> None:
+    path = tmp_path / "requests.jsonl"
+    append(path, made.row(0), made.row(1, prompt="☃"))
+    whole = path.read_bytes()
+    second = whole.index(b"\n") + 1
+    for cut in range(second, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert len(read_rows(path)) == (2 if cut == len(whole) - 1 else 1)
+    for damaged in (b'{"index": 1,\n', b"\n", b"[]\n", b"\xff\n"):
+        path.write_bytes(whole[:second] + damaged + whole[second:])
+        with pytest.raises(ValueError, match="line 2 is damaged"):
+            read_rows(path)
+    path.write_bytes(b'{"index": 1, "colour": "red"}\n')
+    with pytest.raises(ValueError, match="unknown fields: colour"):
+        read_rows(path)
+
+
+WRITE = """
+import json, os, sys
+from pathlib import Path
+from benchlib.study.store import create_run
+folder = create_run(Path(sys.argv[1]), "s", json.loads(sys.argv[2]))
+rows = os.open(folder.rows_path, os.O_WRONLY | os.O_APPEND)
+for index in range(10**6):
+    os.write(rows, (json.dumps({"index": index}) + "\\n").encode())
+    os.write(1, f"{index}\\n".encode())
+"""
+
+
+def test_a_kill_loses_no_row_whose_write_returned(tmp_path: Path, made: SimpleNamespace) -> None:
+    command = [sys.executable, "-c", WRITE, str(tmp_path), json.dumps(made.record())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        told = [int(writer.stdout.readline()) for _ in range(200)]
+        writer.send_signal(signal.SIGKILL)
+        told += [int(line) for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+    (run,) = load_study(tmp_path / "s").runs
+    assert run.record["status"] == "running"
+    assert run.requests["index"].tolist()[: len(told)] == told
+    assert run.telemetry.empty
+    assert "killed" in run.summary()["invalid_reason"]
+
+
+FINISH = """
+import json, os, sys
+from pathlib import Path
+import pandas as pd
+from benchlib.study.store import create_run
+from benchlib.telemetry import COLUMNS
+record, telemetry = json.loads(sys.argv[2]), pd.DataFrame(columns=list(COLUMNS), dtype="float64")
+while True:
+    folder = create_run(Path(sys.argv[1]), "s", record)
+    folder.rows_path.write_text('{"index": 7}\\n' * 50)
+    folder.finish("finished", None, telemetry)
+    os.write(1, b"finished\\n")
+"""
+
+
+def test_a_kill_loses_no_finished_run(tmp_path: Path, made: SimpleNamespace) -> None:
+    for attempt in range(3):
+        results = tmp_path / str(attempt)
+        command = [sys.executable, "-c", FINISH, str(results), json.dumps(made.record())]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(0.05 + 0.013 * attempt)
+            writer.send_signal(signal.SIGKILL)
+            told = 1 + writer.stdout.read().count("finished\n")
+        finished = [run for run in load_study(results / "s").runs if run.record["status"] == "finished"]
+        assert len(finished) - told in (0, 1)
+        assert all(run.requests["index"].tolist() == [7] * 50 for run in finished)
+
+
+def test_readers_never_see_half_a_record(tmp_path: Path, made: SimpleNamespace) -> None:
+    folder = create_run(tmp_path, "s", made.record())
+    statuses, stop = set(), threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            statuses.add(load_run(folder.path).record["status"])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        folder.finish("interrupted", None, made.telemetry(3), error="by the user")
+    time.sleep(0.05)
+    stop.set()
+    reader.join()
+    assert statuses <= {"running", "interrupted"}
+    assert load_run(folder.path).record["error"] == "by the user"
+
+
+def test_newer_and_damaged_runs_are_named(tmp_path: Path, made: SimpleNamespace) -> None:
+    good, newer, damaged = (create_run(tmp_path, "s", made.record()) for _ in range(3))
+    newer.record["format_version"] = 2
+    newer._write_record()
+    (damaged.path / "run.json").write_text('{"format_ver')
+    (tmp_path / "s/figures").mkdir()
+    (tmp_path / "s/killed-while-being-made").mkdir()
+    with pytest.raises(ValueError, match=rf"{newer.path.name}.*format is 2 .* upgrade benchlib"):
+        load_run(newer.path)
+    with pytest.raises(ValueError, match=rf"{damaged.path.name} can't be read as a run"):
+        load_run(damaged.path)
+    with pytest.warns(UserWarning, match="left out of the study") as warned:
+        study = load_study(tmp_path / "s")
+    assert [newer.path.name in str(warned[0].message), damaged.path.name in str(warned[1].message)] == [True, True]
+    assert [run.path for run in study.runs] == [good.path]
+
+
+def test_a_folder_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run"):
+        load_study(tmp_path)
+    with pytest.raises(ValueError, match="is no folder"):
+        load_study(tmp_path / "absent")
+
+
+def test_study(tmp_path: Path, made: SimpleNamespace) -> None:
+    names = []
+    for users in (1, 2):
+        arrivals = {"kind": "closed_loop", "users": users, "think_time_s": 0.0}
+        folder = create_run(tmp_path, "s", made.record(spec={"arrivals": arrivals}))
+        append(folder.rows_path, *[made.row(index) for index in range(users)])
+        folder.finish("finished", made.record()["outcome"], made.telemetry(2))
+        names.append(folder.path.name)
+    create_run(tmp_path, "s", made.record())  # one that is going on
+    study = load_study(tmp_path / "s")
+    assert study.requests["run"].tolist() == [names[0], names[1], names[1]]
+    assert {name: str(dtype) for name, dtype in study.requests.dtypes.items()} == {"run": "string"} | ROW_DTYPES
+    assert study.summary["run"].tolist()[:2] == names
+    assert study.summary["users"].tolist() == [1, 2, 4]
+    assert study.summary["requests"].tolist() == [1, 2, 0]
+    written = study.write_summary()
+    assert written == tmp_path / "s/summary.csv"
+    assert pd.read_csv(written)["throughput_images_per_s"].tolist()[:2] == [0.05, 0.1]
+    assert not [name for name in os.listdir(tmp_path / "s") if name.startswith(".")]
+
+
+def test_what_can_not_be_written_leaves_nothing(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        store._write_aside(tmp_path / "file", fail)
+    assert not list(tmp_path.iterdir())

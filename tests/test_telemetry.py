@@ -1,0 +1,163 @@
+"""The sampler on real processes, and what a machine says of itself."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchlib import telemetry
+from benchlib.telemetry import Sampler, describe_git, describe_machine, describe_packages, process_memory_gib
+
+GIB = 2**30
+
+
+def test_memory_rises_when_it_is_taken() -> None:
+    with Sampler(os.getpid(), interval_s=0.02) as sampler:
+        time.sleep(0.1)
+        taken = bytearray(os.urandom(1) * (GIB // 8))
+        time.sleep(0.15)
+    assert len(taken) == GIB // 8
+    frame = sampler.frame
+    assert tuple(frame.columns) == telemetry.COLUMNS
+    assert frame["rss_gib"].iloc[-1] - frame["rss_gib"].iloc[0] == pytest.approx(1 / 8, abs=0.02)
+    assert frame["cuda_allocated_gib"].isna().all()
+    assert frame["server_cpu_cores"].isna().tolist() == [True] + [False] * (len(frame) - 1)
+    assert frame["system_used_gib"].between(0.01, 1e5).all()
+    assert frame["time_s"].is_monotonic_increasing
+
+
+def test_busy_process_takes_a_core_and_the_generator_is_counted_apart() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        with Sampler(os.getpid(), interval_s=0.1) as sampler:
+            sampler.generator_pid = busy.pid
+            time.sleep(1)
+        busy.kill()
+    assert 0.2 < sampler.frame["generator_cpu_cores"].mean() <= 1.2
+    assert sampler.frame["server_cpu_cores"].mean() < 0.2
+
+
+def test_zero_can_be_set_after_the_start() -> None:
+    with Sampler(os.getpid(), interval_s=0.02) as sampler:
+        time.sleep(0.1)
+        sampler.zero_s = time.monotonic()
+        time.sleep(0.1)
+    assert sampler.frame["time_s"].iloc[0] < 0 < sampler.frame["time_s"].iloc[-1]
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_process_that_ends_ends_the_sampling_quietly(reaped: bool) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(sleeper) as process, Sampler(process.pid, interval_s=0.02) as sampler:
+        time.sleep(0.1)
+        process.kill()
+        if reaped:
+            process.wait()
+        time.sleep(0.1)
+        samples = len(sampler.frame)
+        time.sleep(0.1)
+        assert len(sampler.frame) == samples > 0
+    with Sampler(process.pid) as gone:
+        time.sleep(0.05)
+    assert gone.frame.empty
+    assert (gone.frame.dtypes == "float64").all()
+
+
+def test_generator_that_ends_leaves_the_server_sampled() -> None:
+    with Sampler(os.getpid(), generator_pid=2**22 - 1, interval_s=0.02) as sampler:
+        time.sleep(0.1)
+    assert len(sampler.frame) > 2
+    assert sampler.frame["generator_cpu_cores"].isna().all()
+
+
+def test_sampling_costs_little_and_says_what() -> None:
+    with Sampler(os.getpid()) as sampler:
+        time.sleep(1.5)
+    assert sampler.cpu_cores is not None
+    assert 0 < sampler.cpu_cores < 0.02  # measured at 0.003; a shared machine gets some room
+
+
+def test_interval_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="interval_s"):
+        Sampler(os.getpid(), interval_s=0)
+
+
+class FakeCuda:
+    """torch.cuda of a process with two devices, as far as it is asked."""
+
+    started = True
+
+    def is_initialized(self) -> bool:
+        return self.started
+
+    def device_count(self) -> int:
+        return 2
+
+    def current_device(self) -> int:
+        return 1
+
+    def memory_stats(self, device: int) -> dict[str, int]:
+        return {"allocated_bytes.all.current": GIB, "reserved_bytes.all.current": 2 * GIB} if device else {}
+
+    def get_device_properties(self, device: int) -> SimpleNamespace:
+        return SimpleNamespace(name=f"GPU {device}", total_memory=80 * GIB)
+
+
+def test_cuda_is_asked_only_where_this_process_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    with Sampler(os.getpid(), interval_s=0.02) as own, Sampler(os.getppid(), interval_s=0.02) as other:
+        time.sleep(0.1)
+    assert own.frame[["cuda_allocated_gib", "cuda_reserved_gib"]].iloc[-1].tolist() == [1.0, 2.0]
+    assert other.frame["cuda_allocated_gib"].isna().all()
+    assert describe_machine()["gpu"] == "GPU 1"
+    cuda.started = False
+    assert describe_machine()["gpu"] is None
+
+
+def test_process_memory() -> None:
+    assert 0.005 < process_memory_gib() == pytest.approx(process_memory_gib(os.getpid()), rel=0.2)
+
+
+def test_machine_and_packages() -> None:
+    machine = describe_machine()
+    assert list(machine) == ["cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib", "os"]
+    assert machine["cpu"]
+    assert 1 <= machine["cores"] <= (os.cpu_count() or 1)
+    assert machine["memory_gib"] > 0.1
+    packages = describe_packages()
+    assert {"python", "benchlib", "torch", "diffusers", "pydantic-settings"} <= packages.keys()
+    assert "pytest" not in packages
+
+
+def test_container_memory_limit(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("0::/job/step\n")
+    (tmp_path / "job/step").mkdir(parents=True)
+    (tmp_path / "job/memory.max").write_text("4294967296\n")
+    (tmp_path / "job/step/memory.max").write_text("max\n")
+    assert telemetry._cgroup_memory_limits(tmp_path, tmp_path / "membership") == [4 * GIB]
+    assert telemetry._cgroup_memory_limits(tmp_path, tmp_path / "absent") == []
+
+
+def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_git(tmp_path) == {"commit": None, "dirty": None}
+    author = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    (tmp_path / "file").write_text("1")
+    for command in (["init", "-q"], ["add", "file"], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    clean = describe_git(tmp_path)
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "file").write_text("2")
+    assert describe_git(tmp_path) == {"commit": clean["commit"], "dirty": True}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert describe_git(tmp_path) == {"commit": None, "dirty": None}
+
+
+def test_importing_it_is_light() -> None:
+    heavy = "{'pandas', 'torch', 'matplotlib'}"
+    code = f"import benchlib.telemetry, benchlib.study.store, sys; print({heavy} & {{*sys.modules}})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
