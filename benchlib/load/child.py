@@ -35,7 +35,7 @@ from benchlib.load.runner import LoadOutcome, LoadPlan
 INTERRUPTED = "interrupted"
 
 
-class Run:
+class Load:
     """What is scheduled, in flight and done, and the file that tells of it."""
 
     def __init__(self, plan: LoadPlan, rows_path: str) -> None:
@@ -43,17 +43,24 @@ class Run:
         self.rows_fd = os.open(rows_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self.started = Event()
         self.started_s = math.nan
-        self.end: AsyncResult = (
-            AsyncResult()
-        )  # why the run is cut, or None where all is done; or the error that broke it
+        self.end = AsyncResult()  # why the run is cut, None where all is done, or the error that broke it
         self.in_flight: dict[int, Call] = {}
         self.scheduled = self.measured = self.finished = 0
-        self.last_done_s = 0.0
+        self.last_done_s = 0.0  # of the measured ones
 
     def start(self) -> None:
         """Time zero. Every user sends its first request now."""
         self.started_s = time.monotonic()
         self.started.set()
+
+    def stop(self, why: str | None) -> None:
+        """End the run, unless something else has ended it already; `why` is for what is still in flight."""
+        if not self.end.ready():
+            self.end.set(why)
+
+    def fail(self, exception: Exception, **_: Any) -> None:
+        """End the run with an error that Locust would only count: its `user_error` event."""
+        self.end.set_exception(exception)
 
     def schedule(self, due_s: float) -> Call:
         """The next request, due at `due_s` on `time.monotonic()`. Raises StopUser once the scheduling is over."""
@@ -76,7 +83,7 @@ class Run:
         """Append the row of a request that ended: Locust's `request` event."""
         call: Call = context["call"]
         timing = (response.headers or {}).get("server-timing", "")
-        self.write(
+        row = self.write(
             call,
             http_status=response.status_code or None,
             error=None if exception is None else str(exception),
@@ -84,52 +91,54 @@ class Run:
             body=b"" if exception else response.content,
         )
         self.finished += 1
-        self.last_done_s = max(self.last_done_s, (call.done_s or 0.0) - self.started_s)
+        if row["phase"] == "measure":
+            self.last_done_s = max(self.last_done_s, row["done_s"])
         if self.measured == self.plan.requests and not self.in_flight:
-            self.end.set(None)
+            self.stop(None)
 
-    def write(self, call: Call, **answer: Any) -> None:
+    def write(self, call: Call, **answer: Any) -> dict[str, Any]:
+        """Append the row of `call`, which is over, and return it."""
         row = make_row(call, started_s=self.started_s, warmup_s=self.plan.warmup_s, **answer)
         line = json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         if os.write(self.rows_fd, line) != len(line):
             raise OSError("a row was written in part only: is the disk full?")
         del self.in_flight[call.index]
+        return row
 
     def window_end_s(self, cut_s: float) -> float:
         """The end of the measuring window, in seconds from the start, of a run cut at `cut_s` (infinite: not cut)."""
         plan = self.plan
-        if self.measured == plan.requests:
-            end_s = self.last_done_s if math.isinf(cut_s) else cut_s
-        else:
-            end_s = min(cut_s, plan.warmup_s + (math.inf if plan.duration_s is None else plan.duration_s))
-        return max(end_s, plan.warmup_s)
+        if self.measured == plan.requests and math.isinf(cut_s):
+            return self.last_done_s
+        duration_s = math.inf if plan.duration_s is None or self.measured == plan.requests else plan.duration_s
+        return max(plan.warmup_s, min(cut_s, plan.warmup_s + duration_s))
 
 
 class PlannedUser(ImageUser):
     """An `ImageUser` that starts with all the others and keeps to the plan."""
 
-    run_: ClassVar[Run]
+    load: ClassVar[Load]
     call: Call | None = None
 
     def on_start(self) -> None:
-        self.run_.started.wait()
+        self.load.started.wait()
 
     def next_call(self) -> Call:
         # A request is due when its user has thought, whether or not this process gets round to sending it.
-        due_s = self.run_.started_s if self.call is None else self.next_due_s(self.call)
-        self.call = self.run_.schedule(due_s)
+        due_s = self.load.started_s if self.call is None else self.next_due_s(self.call)
+        self.call = self.load.schedule(due_s)
         return self.call
 
     def next_due_s(self, call: Call) -> float:
-        if call.done_s is None or call.index in self.run_.in_flight:
+        if call.done_s is None or call.index in self.load.in_flight:
             raise RuntimeError(f"request {call.index} has ended without a row")  # Locust logs what a listener raises
-        return call.done_s + self.run_.plan.arrivals.think_time_s
+        return call.done_s + self.load.plan.arrivals.think_time_s
 
     def wait_time(self) -> float:
         """Seconds for Locust to sleep before this user's next request."""
         assert self.call is not None
         due_s = self.next_due_s(self.call)
-        if self.run_.over(due_s):
+        if self.load.over(due_s):
             raise StopUser
         return max(0.0, due_s - time.monotonic())
 
@@ -138,9 +147,9 @@ def say(message: dict[str, Any]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def watch_stdin(end: AsyncResult) -> None:
+def watch_stdin(load: Load) -> None:
     wait_read(0)
-    end.set(INTERRUPTED if os.read(0, 1) else "the process that ran it has died")
+    load.stop(INTERRUPTED if os.read(0, 1) else "the process that ran it has died")
 
 
 def read_order() -> dict[str, Any]:
@@ -160,45 +169,44 @@ def main() -> None:
     order = read_order()
     plan = LoadPlan.from_dict(order["plan"])
     plan.workload.request(0)  # reads the prompts now, not while the first request waits
-    run = PlannedUser.run_ = Run(plan, order["rows_path"])
+    load = PlannedUser.load = Load(plan, order["rows_path"])
     PlannedUser.timeout_s = plan.timeout_s
     environment = Environment(user_classes=[PlannedUser], host=plan.url, catch_exceptions=False)
-    environment.events.request.add_listener(run.record)
-    environment.events.user_error.add_listener(lambda exception, **_: run.end.set_exception(exception))
+    environment.events.request.add_listener(load.record)
+    environment.events.user_error.add_listener(load.fail)
     runner = environment.create_local_runner()
-    users = plan.arrivals.users
-    runner.start(users, spawn_rate=users)
+    runner.start(plan.arrivals.users, spawn_rate=plan.arrivals.users)
     spawning: Any = runner.spawning_greenlet
     spawning.get()
-    gevent.spawn(watch_stdin, run.end)
-    gevent.sleep(0)
 
-    cut, cpu_s, started_at = "the load generator failed", time.process_time(), datetime.now(UTC).isoformat()
-    run.start()
-    say({"started_monotonic_s": run.started_s})
-    gevent.spawn(runner.user_greenlets.join).link_value(lambda _: run.end.set(None))
+    cut: str | None = "the load generator failed"
+    started_at, cpu_s = datetime.now(UTC).isoformat(), time.process_time()
+    load.start()
+    say({"started_monotonic_s": load.started_s})
+    gevent.spawn(watch_stdin, load)
+    gevent.spawn(runner.user_greenlets.join).link_value(lambda _: load.stop(None))
     if plan.max_s is not None:
-        gevent.spawn_later(plan.max_s, run.end.set, f"the run reached its max_s of {plan.max_s:g} s")
+        gevent.spawn_later(plan.max_s, load.stop, f"the run reached its max_s of {plan.max_s:g} s")
     try:
-        cut = run.end.get()
+        cut = load.end.get()
     finally:
-        wall_s = time.monotonic() - run.started_s
+        wall_s, cpu_s = time.monotonic() - load.started_s, time.process_time() - cpu_s
         runner.quit()
-        censored = list(run.in_flight.values())
+        censored = list(load.in_flight.values())
         for call in censored:
             call.done_s = None
-            run.write(call, error=f"censored: {cut}")
+            load.write(call, error=f"censored: {cut}")
     outcome = LoadOutcome(
         status="interrupted" if cut == INTERRUPTED else "finished",
         started_at=started_at,
-        started_monotonic_s=run.started_s,
+        started_monotonic_s=load.started_s,
         window_start_s=plan.warmup_s,
-        window_end_s=run.window_end_s(wall_s if cut else math.inf),
+        window_end_s=load.window_end_s(math.inf if cut is None else wall_s),
         wall_s=wall_s,
-        scheduled=run.scheduled,
-        finished=run.finished,
+        scheduled=load.scheduled,
+        finished=load.finished,
         censored=len(censored),
-        generator_cpu_cores=(time.process_time() - cpu_s) / wall_s,
+        generator_cpu_cores=cpu_s / wall_s,
     )
     say({"outcome": asdict(outcome)})
 

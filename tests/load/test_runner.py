@@ -137,6 +137,12 @@ def test_max_s_cuts_the_run_and_censors_what_is_in_flight(serve, load):
     assert 0.4 <= outcome.window_end_s == outcome.wall_s < 5
 
 
+def test_a_run_cut_in_its_warmup_has_no_window(serve, load):
+    outcome, rows = load(serve(service_s=0.01).url, requests=5, warmup_s=30, max_s=0.3)
+    assert {row["phase"] for row in rows} == {"warmup"}
+    assert outcome.window_end_s == outcome.window_start_s == 30
+
+
 def test_all_that_goes_wrong_is_a_row_with_its_reason(serve, load):
     server = serve()
     errors = {
