@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -43,14 +43,18 @@ class Settings(BaseSettings):
     model: str = Field(
         "auto", description="auto (sdxl on CUDA, else tiny), tiny, sdxl, sdxl-random, hub id, folder, file"
     )
-    device: str = Field("auto", description="auto (CUDA, else the CPU), cpu, cuda, cuda:1, mps")
-    dtype: str = Field("auto", description="auto (float16 on CUDA, else float32), float32, float16, bfloat16")
-    recipe: str = Field("baseline", description="named optimisations; for now only baseline")
-    batching: str = Field("serial", description="how requests share the model; for now only serial")
-    seed: int = Field(0, ge=0, description="draws the weights of the random models")
-    torch_threads: int | None = Field(None, ge=1, description="CPU threads of torch; torch's own choice if not given")
-    max_queue: int = Field(64, ge=1, description="requests that may wait; one more gets 503")
-    deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="a slower request gets 504")
+    device: str = Field(default="auto", description="auto (CUDA, else the CPU), cpu, cuda, cuda:1, mps")
+    dtype: str = Field(default="auto", description="auto (float16 on CUDA, else float32), float32, float16, bfloat16")
+    recipe: Literal["baseline"] = Field(default="baseline", description="named optimisations; only baseline as yet")
+    batching: Literal["serial"] = Field(
+        default="serial", description="how requests share the model; only serial as yet"
+    )
+    seed: int = Field(default=0, ge=0, description="draws the weights of the random models")
+    torch_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of torch; torch's own choice if not given"
+    )
+    max_queue: int = Field(default=64, ge=1, description="requests that may wait; one more gets 503")
+    deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="a slower request gets 504")
     max_pixel_steps: int | None = Field(
         None, ge=1, description="most width x height x steps of a request; more gets 422"
     )

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +178,8 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
             server.should_exit = True
 
     threading.Thread(target=give_up_if_failed, name="benchlib-watch", daemon=True).start()
-    server.run()
+    with suppress(KeyboardInterrupt):  # uvicorn raises it anew once it has stopped in order
+        server.run()
     if engine.failure is not None:
         print(f"benchlib: {type(engine.failure).__name__}: {engine.failure}", file=sys.stderr)
         return 1

@@ -1,0 +1,459 @@
+"""The server as its clients see it: real uvicorn, real HTTP; the tiny model, or a fake where time would be wasted."""
+
+import gc
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from benchlib.serving.models import ModelError
+from benchlib.serving.server import serve
+from tests.serving.fake_pipeline import FakePipeline
+
+SMALL = {"prompt": "a lighthouse", "num_inference_steps": 3, "width": 64, "height": 64}
+ANSWER = [
+    "prompt", "time_s", "mem_gb", "num_inference_steps", "guidance_scale", "width", "height", "model_params",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tiny):
+    with serve(tiny, name="module") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+@contextmanager
+def fake_server(pipeline, **options):
+    with serve(pipeline, name="fake", **options) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        try:
+            yield client
+        finally:
+            pipeline.gate.set()
+
+
+def server_timing(response):
+    """{name: seconds}, and the batch's mean."""
+    parts = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
+    batch = re.search(r'batch;desc="([^"]+)"', response.headers["server-timing"])
+    return {name: float(ms) / 1000 for name, ms in parts.items()}, batch and float(batch[1])
+
+
+# -- the contract -----------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_has_exactly_the_agreed_fields(client, tiny):
+    response = client.post("/benchmark/generate", json=SMALL | {"guidance_scale": 5, "negative_prompt": "blurry"})
+    assert response.status_code == 200
+    answer = response.json()
+    assert list(answer) == ANSWER
+    stock = tiny.diffusers
+    networks = (stock.unet, stock.vae, stock.text_encoder, stock.text_encoder_2)
+    parameters = [p for network in networks for p in network.parameters()]
+    assert {key: answer[key] for key in ANSWER if key not in ("time_s", "mem_gb")} == {
+        "prompt": "a lighthouse", "num_inference_steps": 3, "guidance_scale": 5.0, "width": 64, "height": 64,
+        "model_params": sum(p.numel() for p in parameters),
+    }  # fmt: skip
+    assert 0 < answer["time_s"] < response.elapsed.total_seconds()
+    assert answer["mem_gb"] > tiny.spec["weights_gib"]
+
+
+def test_server_timing_adds_up_and_agrees_with_the_answer(client):
+    for _ in range(5):
+        response = client.post("/benchmark/generate", json=SMALL)
+        parts, batch = server_timing(response)
+        assert list(parts) == ["queue", "encode", "denoise", "decode", "image", "wait", "total"]
+        total = parts.pop("total")
+        assert sum(parts.values()) == pytest.approx(total, rel=0.01, abs=0.001)
+        assert parts["encode"] + parts["denoise"] + parts["decode"] == pytest.approx(
+            response.json()["time_s"], abs=1e-6
+        )
+        assert 0 <= parts["wait"] < total / 2
+        assert parts["image"] == 0
+        assert batch == 1.0
+        assert total < response.elapsed.total_seconds()
+
+
+def test_queueing_is_told_apart_from_work(client):
+    with ThreadPoolExecutor(4) as pool:
+        responses = list(pool.map(lambda _: client.post("/benchmark/generate", json=SMALL), range(4)))
+    by_queue = sorted((server_timing(r)[0] for r in responses), key=lambda parts: parts["queue"])
+    times = [r.json()["time_s"] for r in responses]
+    assert by_queue[-1]["queue"] > 2 * min(times)
+    for parts in by_queue:
+        assert parts["total"] == pytest.approx(sum(parts.values()) - parts["total"], rel=0.01, abs=0.001)
+
+
+def test_a_seed_is_used_told_and_repeated(client):
+    drawn = client.post("/benchmark/generate", json=SMALL).headers["x-seed"]
+    assert drawn != client.post("/benchmark/generate", json=SMALL).headers["x-seed"]
+    assert client.post("/benchmark/generate", json=SMALL | {"seed": 2**63 - 1}).headers["x-seed"] == str(2**63 - 1)
+
+
+def test_the_image_that_is_served_is_the_stock_pipelines(tiny):
+    """The engine's thread against the caller's: thread counts are equal, so the bits are."""
+    made = []
+    original = tiny.decode
+    tiny.decode = lambda batch: made.extend(images := original(batch)) or images
+    try:
+        with serve(tiny, name="seen") as server:
+            httpx.post(f"{server.url}/benchmark/generate", json=SMALL | {"seed": 3}, timeout=60).raise_for_status()
+    finally:
+        del tiny.decode
+    tiny.diffusers.set_progress_bar_config(disable=True)
+    stock = tiny.diffusers(
+        SMALL["prompt"],
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        width=64,
+        height=64,
+        generator=torch.Generator().manual_seed(3),
+    ).images[0]
+    np.testing.assert_array_equal(np.asarray(made[-1]), np.asarray(stock))
+
+
+def test_request_ids_are_taken_or_made(client):
+    assert client.get("/health", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = client.get("/health").headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f]{32}", made)
+    assert client.get("/health", headers={"X-Request-ID": "x" * 500}).headers["x-request-id"] != "x" * 500
+
+
+def test_health_ready_and_docs(client):
+    assert client.get("/health").json() == {"status": "alive"}
+    assert client.get("/ready").json() == {"status": "ready", "detail": None}
+    assert "swagger" in client.get("/docs").text.lower()
+    assert client.get("/openapi.json").json()["paths"].keys() == {"/benchmark/generate", "/health", "/ready"}
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ("{}", ["prompt"]),
+        ('{"prompt": ""}', ["prompt"]),
+        ('{"prompt": null}', ["prompt"]),
+        (json.dumps({"prompt": "x" * 4001}), ["prompt"]),
+        (r'{"prompt": "\ud800"}', ["prompt"]),
+        (r'{"prompt": "a", "negative_prompt": "\udfff"}', ["negative_prompt"]),
+        ('{"prompt": "a", "num_inference_steps": 0, "width": 65}', ["num_inference_steps", "width"]),
+        ('{"prompt": "a", "num_inference_steps": 151}', ["num_inference_steps"]),
+        ('{"prompt": "a", "num_inference_steps": "8"}', ["num_inference_steps"]),
+        ('{"prompt": "a", "num_inference_steps": 8.5}', ["num_inference_steps"]),
+        ('{"prompt": "a", "guidance_scale": NaN}', ["guidance_scale"]),
+        ('{"prompt": "a", "guidance_scale": Infinity}', ["guidance_scale"]),
+        ('{"prompt": "a", "guidance_scale": 1e999}', ["guidance_scale"]),
+        ('{"prompt": "a", "guidance_scale": -0.1}', ["guidance_scale"]),
+        ('{"prompt": "a", "guidance_scale": 30.5}', ["guidance_scale"]),
+        ('{"prompt": "a", "width": 56, "height": 2056}', ["width", "height"]),
+        ('{"prompt": "a", "seed": -1}', ["seed"]),
+        ('{"prompt": "a", "seed": 9223372036854775808}', ["seed"]),
+        ('{"prompt": "a", "seed": true}', ["seed"]),
+        ('{"prompt": "a", "colour": "red"}', ["colour"]),
+        ('{"prompt": "a", "seed": ' + "1" * 5000 + "}", ["body"]),
+        ("[" * 50_000, ["body"]),
+        ("{", ["body"]),
+        ("", ["body"]),
+        ("[]", ["body"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input_is_422_and_names_the_field(client, body, fields):
+    response = client.post("/benchmark/generate", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422, response.text
+    named = [
+        next((part for part in problem["loc"][1:] if isinstance(part, str)), "body")
+        for problem in response.json()["detail"]
+    ]
+    assert named == fields
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+    parts, _ = server_timing(response)
+    assert parts.keys() == {"queue", "total"}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_413(server, chunked):
+    large = b'{"prompt": "' + b"x" * 2**20 + b'"}'
+    content = iter([large[: 2**19], large[2**19 :]]) if chunked else large
+    response = httpx.post(
+        f"{server.url}/benchmark/generate", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 413
+    assert "1048576" in response.json()["detail"]
+
+
+def test_pixel_steps_are_bounded(tiny):
+    with serve(tiny, name="bounded", max_pixel_steps=64 * 64 * 3) as server:
+        assert httpx.post(f"{server.url}/benchmark/generate", json=SMALL).status_code == 200
+        response = httpx.post(f"{server.url}/benchmark/generate", json=SMALL | {"num_inference_steps": 4})
+    assert response.status_code == 422
+    assert [p["loc"][1] for p in response.json()["detail"]] == ["width", "height", "num_inference_steps"]
+
+
+# -- under pressure ---------------------------------------------------------------------------------------------------
+
+
+def in_background(client, prompt, **body):
+    return ThreadPoolExecutor(1).submit(client.post, "/benchmark/generate", json=SMALL | {"prompt": prompt} | body)
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def test_a_full_queue_is_503_with_retry_after():
+    pipeline = FakePipeline()
+    with fake_server(pipeline, max_queue=1) as client:
+        pipeline.gate.clear()
+        pipeline.stepping.clear()
+        first = in_background(client, "first")
+        assert pipeline.stepping.wait(10)
+        second = in_background(client, "second")
+        while (
+            refused := client.post("/benchmark/generate", json=SMALL | {"num_inference_steps": 1})
+        ).status_code != 503:
+            pytest.fail(f"taken, though the queue is full: {refused.text}")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server_timing(refused)[0].keys() == {"queue", "total"}
+        pipeline.gate.set()
+        assert first.result(10).status_code == second.result(10).status_code == 200
+
+
+def test_a_passed_deadline_is_504_at_once_and_the_work_is_dropped():
+    pipeline = FakePipeline()
+    with fake_server(pipeline, deadline_s=0.3) as client:
+        pipeline.gate.clear()
+        started = time.monotonic()
+        running, waiting = in_background(client, "running", num_inference_steps=50), in_background(client, "waiting")
+        responses = [running.result(10), waiting.result(10)]
+        assert 0.3 <= time.monotonic() - started < 5
+        assert [r.status_code for r in responses] == [504, 504]
+        assert all("0.3 s" in r.json()["detail"] for r in responses)
+        pipeline.gate.set()
+        wait_until(lambda: client.post("/benchmark/generate", json=SMALL).status_code == 200)
+    steps = [prompt for call, prompt in pipeline.calls if call == "step"]
+    assert steps.count("running") + steps.count("waiting") <= 1
+
+
+def test_a_client_that_has_gone_is_dropped_at_the_next_step():
+    pipeline = FakePipeline()
+    with fake_server(pipeline) as client:
+        pipeline.gate.clear()
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{client.base_url}/benchmark/generate", json=SMALL | {"num_inference_steps": 50}, timeout=0.3)
+        time.sleep(0.2)  # the connection's end reaches the server
+        pipeline.gate.set()
+        assert client.post("/benchmark/generate", json=SMALL | {"prompt": "next"}).status_code == 200
+    assert pipeline.calls.count(("step", SMALL["prompt"])) == 1
+
+
+def test_errors_inside_keep_the_server_alive_and_name_the_request():
+    pipeline = FakePipeline()
+    pipeline.fail_on = {"bad": ZeroDivisionError("secret detail"), "huge": torch.OutOfMemoryError("CUDA out of memory")}
+    with fake_server(pipeline) as client:
+        bad = client.post("/benchmark/generate", json=SMALL | {"prompt": "bad"}, headers={"X-Request-ID": "b-1"})
+        huge = client.post("/benchmark/generate", json=SMALL | {"prompt": "huge"})
+        good = client.post("/benchmark/generate", json=SMALL)
+    assert (bad.status_code, huge.status_code, good.status_code) == (500, 507, 200)
+    assert "b-1" in bad.json()["detail"]
+    assert "secret" not in bad.text
+    assert server_timing(bad)[0].keys() == {"queue", "total"}
+
+
+def test_the_event_loop_answers_while_the_engine_works():
+    pipeline = FakePipeline()
+    with fake_server(pipeline) as client:
+        pipeline.gate.clear()
+        pipeline.stepping.clear()
+        busy = in_background(client, "busy")
+        assert pipeline.stepping.wait(10)
+        assert client.get("/health", timeout=5).status_code == 200
+        pipeline.gate.set()
+        assert busy.result(10).status_code == 200
+
+
+# -- start, stop, restart ---------------------------------------------------------------------------------------------
+
+
+def test_serving_again_under_a_name_replaces_that_server_only(tiny):
+    with serve(tiny, name="kept") as kept:
+        first = serve(tiny, name="cell")
+        port = int(first.url.rsplit(":", 1)[1])
+        second = serve(tiny, name="cell", port=port)
+        try:
+            assert not first.started
+            with pytest.raises(RuntimeError, match="stopped"):
+                _ = first.url
+            assert httpx.get(f"{second.url}/ready").status_code == 200
+            assert httpx.get(f"{kept.url}/ready").status_code == 200
+        finally:
+            second.stop()
+
+
+def test_stop_and_start_again(tiny):
+    server = serve(tiny, name="again")
+    assert "tiny on cpu at http://127.0.0.1:" in repr(server)
+    server.stop()
+    server.stop()
+    assert "stopped" in repr(server)
+    server.start()
+    assert server.start() is server
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+    server.stop()
+
+
+def test_leaving_frees_port_threads_and_an_owned_model():
+    before = set(threading.enumerate())
+    references = []
+    with serve("tiny", name="owned", device="cpu") as server:
+        references.append(weakref.ref(server._engine._pipeline))
+        port = int(server.url.rsplit(":", 1)[1])
+        assert server.spec["model"] == "tiny"
+        assert server.pid == os.getpid()
+        httpx.post(f"{server.url}/benchmark/generate", json=SMALL, timeout=60).raise_for_status()
+    gc.collect()
+    assert references[0]() is None
+    assert {t for t in threading.enumerate() if t.name.startswith("benchlib")} <= before
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_leaving_drains_what_is_being_answered():
+    pipeline = FakePipeline()
+    server = serve(pipeline, name="drained")
+    pipeline.gate.clear()
+    pipeline.stepping.clear()
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        inside = in_background(client, "inside")
+        assert pipeline.stepping.wait(10)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        time.sleep(0.2)
+        assert stopping.is_alive()
+        pipeline.gate.set()
+        assert inside.result(10).status_code == 200
+    stopping.join(10)
+    assert not stopping.is_alive()
+
+
+def test_a_taken_port_is_told_and_nothing_is_left(tiny):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"host and port: 127.0.0.1:{port} can't be bound.*port=0"):
+            serve(tiny, name="taken", port=port)
+    assert not [t for t in threading.enumerate() if t.name == "benchlib-server-taken"]
+
+
+def test_a_failed_start_raises_the_reason_and_leaves_nothing():
+    with pytest.raises(ModelError, match="'nothing' is none of"):
+        serve("nothing", name="failed")
+    assert not [t for t in threading.enumerate() if t.name.startswith("benchlib-server-failed")]
+
+
+def test_bad_options_are_named(tiny):
+    with pytest.raises(ValueError, match="dtype: a loaded pipeline has its own"):
+        serve(tiny, dtype="float16")
+    with pytest.raises(ValueError, match="batching: 'magic'"):
+        serve(tiny, batching="magic")
+
+
+# -- stand-alone ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stand_alone(*command, **environment):
+    """A server process; yields its URL and, at the end, checks that SIGINT ended it in order."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], env=os.environ | environment, stderr=subprocess.PIPE, text=True
+    )
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"running on (http://\S+)", line):
+                yield found[1], lines
+                process.send_signal(signal.SIGINT)
+                lines += process.stderr.readlines()
+                assert process.wait(30) == 0, "".join(lines)
+                return
+        pytest.fail(f"the server did not start: {''.join(lines)}")
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def wait_ready(url):
+    """The port is bound before the model is there: /health is alive at once, /ready says 503 until then."""
+    assert httpx.get(f"{url}/health").status_code == 200
+    seen = []
+    wait_until(lambda: seen.append(httpx.get(f"{url}/ready").status_code) or seen[-1] == 200, 60)
+    return seen
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
+
+
+def test_python_m_benchlib_serve():
+    with stand_alone("benchlib", "serve", "--model", "auto", "--port", free_port(), CUDA_VISIBLE_DEVICES="") as (
+        url,
+        lines,
+    ):
+        early = httpx.post(f"{url}/benchmark/generate", json=SMALL)
+        assert early.status_code == 503
+        assert "loading" in early.json()["detail"]
+        assert 503 in wait_ready(url)
+        assert httpx.post(f"{url}/benchmark/generate", json=SMALL, timeout=60).json()["prompt"] == "a lighthouse"
+    text = "".join(lines)
+    assert "Serving tiny on cpu in float32: there is no CUDA GPU" in text
+    assert re.search(r"An image of 1024x1024 at 20 steps will take about [\d.e+]+ s here", text)
+
+
+def test_plain_uvicorn_takes_its_settings_from_the_environment():
+    arguments = ["uvicorn", "benchlib.serving.app:app", "--host", "127.0.0.1", "--port", free_port()]
+    with stand_alone(*arguments, BENCHLIB_MODEL="tiny", BENCHLIB_MAX_PIXEL_STEPS="20000") as (url, _):
+        wait_ready(url)
+        assert httpx.post(f"{url}/benchmark/generate", json=SMALL, timeout=60).status_code == 200
+        assert httpx.post(f"{url}/benchmark/generate", json=SMALL | {"width": 512}, timeout=60).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--model", "nothing"], 1, "'nothing' is none of"),
+        (["--max-queue", "none"], 2, "max_queue: Input should be a valid integer"),
+        (["--batching", "magic"], 2, "batching: Input should be 'serial', not 'magic'"),
+    ],
+)
+def test_a_stand_alone_server_that_cannot_start_says_why(arguments, status, words):
+    process = subprocess.run(
+        [sys.executable, "-m", "benchlib", "serve", "--port", "0", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == status, process.stderr
+    assert words in process.stderr.strip().splitlines()[-1]
