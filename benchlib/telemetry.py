@@ -99,18 +99,9 @@ class Sampler:
                 rss = server.memory_info().rss
                 if rss == 0:  # a zombie: ended, but not yet waited for by its parent
                     return
-                allocated_gib, reserved_gib = self._cuda_gib()
-                self._samples.append(
-                    (
-                        now_s,
-                        rss / GIB,
-                        psutil.virtual_memory().used / GIB,
-                        allocated_gib,
-                        reserved_gib,
-                        self._cores(server, now_s),
-                        self._generator_cores(now_s),
-                    )
-                )
+                memory_gib = (rss / GIB, psutil.virtual_memory().used / GIB, *self._cuda_gib())
+                cores = (self._cores(self.pid, now_s), self._cores(self.generator_pid, now_s))
+                self._samples.append((now_s, *memory_gib, *cores))
                 if now_s > began_s:
                     self.cpu_cores = (time.thread_time() - began_cpu_s) / (now_s - began_s)
                 due_s = max(due_s + self.interval_s, time.monotonic())
@@ -118,20 +109,17 @@ class Sampler:
         except psutil.Error:
             return  # the process has ended, or is another user's: what was sampled stays
 
-    def _cores(self, process: psutil.Process, now_s: float) -> float | None:
-        times = process.cpu_times()
-        cpu_s = times.user + times.system
-        before_s, before_cpu_s = self._previous.get(process.pid, (now_s, cpu_s))
-        self._previous[process.pid] = (now_s, cpu_s)
-        return (cpu_s - before_cpu_s) / (now_s - before_s) if now_s > before_s else None
-
-    def _generator_cores(self, now_s: float) -> float | None:
-        if self.generator_pid is None:
+    def _cores(self, pid: int | None, now_s: float) -> float | None:
+        if pid is None:
             return None
         try:
-            return self._cores(psutil.Process(self.generator_pid), now_s)
-        except psutil.Error:  # it ends before the server does
+            times = psutil.Process(pid).cpu_times()
+        except psutil.Error:  # the generator ends before the server does
             return None
+        cpu_s = times.user + times.system
+        before_s, before_cpu_s = self._previous.get(pid, (now_s, cpu_s))
+        self._previous[pid] = (now_s, cpu_s)
+        return (cpu_s - before_cpu_s) / (now_s - before_s) if now_s > before_s else None
 
     def _cuda_gib(self) -> tuple[float | None, float | None]:
         cuda = _cuda()

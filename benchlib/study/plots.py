@@ -14,7 +14,7 @@ import re
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -95,12 +95,10 @@ def latency_over_time(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axe
         _label_at_right(ax, [(median_s, f"median {_number(median_s)} s", "black")])
     due_s = requests["scheduled_s"][latency_s.index[latency_s == latency_s.max()]].min()
     slowest = f"the slowest image took {_number(latency_s.max())} s, due {_number(due_s)} s into the run"
-    ax.legend(
-        loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, handletextpad=0.3, markerscale=(30 / area) ** 0.5
-    )
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, handletextpad=0.3, markerscale=6 / area**0.5)
     warmup = f" The first {_number(warmup_s)} s are warm-up." if warmup_s else ""
     alt = f"Dots: when each request was due and how long it took, {len(requests):,} in {_number(last_s)} s.{warmup}"
-    return _finish(ax, record, _finding(latency_s, slowest), alt)
+    return _finish(ax, record, _finding(latency_s, slowest), alt, pad=22)
 
 
 @rc_context(_STYLE)
@@ -145,15 +143,14 @@ def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     parts = statistics.latency_parts(requests).fillna(0).clip(lower=0)
     n = len(parts)
     if not n:
-        missing = "no image was measured whose server told how its time went"
-        return _no_data(ax, record, "Where the time went", missing)
+        return _no_data(ax, record, "Where the time went", "no image whose server told how its time went")
     mean_s = parts.mean()
     total_s = mean_s.sum()
     drawn = [part for part in PART_STYLES if mean_s[part] > (0.01 * total_s if part == statistics.OTHER else 0)]
     groups = n if n <= 120 else 60
-    ranks = parts.sum(axis="columns").rank(method="first") - 1
-    bars = parts.groupby((ranks * groups / n).astype(int)).mean()
-    edges = np.ceil(np.arange(groups + 1) * n / groups)
+    edges = np.arange(groups + 1) * n // groups
+    order = parts.sum(axis="columns").argsort()
+    bars = parts.iloc[order].groupby(np.repeat(np.arange(groups), np.diff(edges))).mean()
     bottom = np.zeros(groups)
     for part in drawn:
         name, colour, hatch = PART_STYLES[part]
@@ -166,14 +163,10 @@ def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     if groups < n:
         ax.set_xlabel(f"requests, fastest to slowest; each bar: the mean of about {n / groups:.0f}")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, title="on average", alignment="left")
-    largest = [
-        f"{_number(mean_s[part])} s {PART_STYLES[part][0]}"
-        for part in sorted(drawn, key=lambda part: -mean_s[part])[:2]
-    ]
-    finding = f"an image took {_number(total_s)} s on average, of it {' and '.join(largest)}"
-    return _finish(
-        ax, record, finding, f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
-    )
+    largest = sorted(drawn, key=lambda part: -mean_s[part])[:2]
+    of_it = " and ".join(f"{_number(mean_s[part])} s {PART_STYLES[part][0]}" for part in largest)
+    alt = f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
+    return _finish(ax, record, f"an image took {_number(total_s)} s on average, of it {of_it}", alt)
 
 
 @rc_context(_STYLE)
@@ -217,9 +210,8 @@ def memory_over_time(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axe
         finding += f" and reserved {_number(telemetry['cuda_reserved_gib'].max())} GiB of the GPU"
     if weights_gib is not None:
         finding += f"; the model's weights are {_number(weights_gib)} GiB"
-    return _finish(
-        ax, record, finding, f"Lines over {_number(time_s.max())} s: {'; '.join(text for _, text, _ in labels)}."
-    )
+    alt = f"Lines over {_number(time_s.max())} s: {'; '.join(text for _, text, _ in labels)}."
+    return _finish(ax, record, finding, alt)
 
 
 @dataclass(frozen=True)
@@ -237,8 +229,7 @@ class Picture:
 @rc_context(_STYLE)
 def save(ax: Axes, path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Writes the figure of `ax` to `path`.png (200 dots per inch) and `path`.svg, with its alt text as Description."""
-    target, figure = Path(path), ax.get_figure(root=True)
-    assert figure is not None
+    target, figure = Path(path), cast(Figure, ax.figure)
     target.parent.mkdir(parents=True, exist_ok=True)
     png, svg = target.with_name(f"{target.name}.png"), target.with_name(f"{target.name}.svg")
     about = {"Title": " ".join(ax.get_title("left").split()), "Description": _alt(figure)}
@@ -250,8 +241,7 @@ def save(ax: Axes, path: str | os.PathLike[str]) -> tuple[Path, Path]:
 def show(ax: Axes, path: str | os.PathLike[str]) -> Picture:
     """Saves as save() does, closes the figure (or pyplot's would appear twice) and returns it for the notebook."""
     png, _ = save(ax, path)
-    figure = ax.get_figure(root=True)
-    assert figure is not None
+    figure = cast(Figure, ax.figure)
     pyplot.close(figure)
     return Picture(_alt(figure), png.read_bytes())
 
@@ -292,7 +282,7 @@ def _label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
         lowest += gap
 
 
-def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str) -> Axes:
+def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, pad: float = 8) -> Axes:
     spec, machine, packages = record["spec"], record["machine"], record["packages"]
     target = spec["target"]
     title = finding[0].upper() + finding[1:]
@@ -306,16 +296,8 @@ def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str) -> Axes:
     small = "\n".join(" · ".join(part for part in line if part) for line in lines)
     unbroken = re.sub(r"(?<=\d) (?=s\b|GiB|%)", "\u00a0", title)
     width = int(0.165 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
-    ax.set_title(textwrap.fill(unbroken, width), pad=22 if ax.get_legend() and ax.collections else 8)
-    ax.annotate(
-        small,
-        (0, 0),
-        xycoords=("axes fraction", ax.xaxis.label),
-        xytext=(0, -7),
-        textcoords="offset points",
-        va="top",
-        fontsize=6.5,
-        color=GREY,
-    )
+    ax.set_title(textwrap.fill(unbroken, width), pad=pad)
+    below = ("axes fraction", ax.xaxis.label)
+    ax.annotate(small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=6.5, color=GREY)
     ax.set_label(f"{title}. {alt} Run {record['run']} on {hardware}.")
     return ax
