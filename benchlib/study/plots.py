@@ -289,13 +289,17 @@ def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, pad: float
     if target["model"] == "tiny":
         title = f"tiny model, not SDXL: {finding}"
     model = " ".join(str(target[key]) for key in ("model", "dtype", "device") if target[key]) or target["url"]
-    arrivals = ", ".join(f"{key} {value}" for key, value in spec["arrivals"].items() if value).replace("_", " ")
+    arrivals = (
+        ", ".join(f"{key} {value}" for key, value in spec["arrivals"].items() if value)
+        .removeprefix("kind ")
+        .replace("_", " ")
+    )
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {_number(machine['memory_gib'])} GiB"
     versions = ", ".join(f"{name} {packages[name]}" for name in ("python", "torch", "diffusers") if name in packages)
     lines = (f"run {record['run']}", model, arrivals), (hardware, machine["gpu"], machine["os"], versions)
     small = "\n".join(" · ".join(part for part in line if part) for line in lines)
     unbroken = re.sub(r"(?<=\d) (?=s\b|GiB|%)", "\u00a0", title)
-    width = int(0.165 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
+    width = int(0.18 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
     ax.set_title(textwrap.fill(unbroken, width), pad=pad)
     below = ("axes fraction", ax.xaxis.label)
     ax.annotate(small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=6.5, color=GREY)

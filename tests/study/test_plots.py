@@ -96,7 +96,7 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
         parts
     ).replace("\n", " ")
     for ax in (distribution, over_time, parts):
-        assert "run 20261123-164512-closed-4 · sdxl float32 cpu · kind closed loop, users 4" in texts(ax)
+        assert "run 20261123-164512-closed-4 · sdxl float32 cpu · closed loop, users 4" in texts(ax)
         assert "AMD EPYC 9B14, 2 cores, 23.4 GiB · Linux 6.1 · python 3.11.7, torch 2.13.0+cpu" in texts(ax)
 
 
