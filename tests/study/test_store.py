@@ -142,7 +142,7 @@ def test_only_a_torn_last_line_is_forgiven(tmp_path: Path, made: SimpleNamespace
     append(path, made.row(0), made.row(1, prompt="☃"))
     whole = path.read_bytes()
     second = whole.index(b"\n") + 1
-    for cut in range(second, len(whole)):
+    for cut in [*range(second, len(whole) - 1, 9), len(whole) - 1]:
         path.write_bytes(whole[:cut])
         assert len(read_rows(path)) == (2 if cut == len(whole) - 1 else 1)
     for damaged in (b'{"index": 1,\n', b"\n", b"[]\n", b"\xff\n"):
