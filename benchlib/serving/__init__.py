@@ -2,7 +2,12 @@
 
 import logging
 
-# Importing diffusers makes transformers mention, twice, that torchvision is missing. No text-to-image model uses it.
-logging.getLogger("transformers.utils.import_utils").addFilter(
-    lambda record: "requires torchvision" not in record.getMessage()
-)
+# transformers mentions that torchvision is missing (no text-to-image model uses it) and that a prompt is longer than
+# CLIP reads (diffusers cuts it; a benchmark sends such prompts all the time).
+for _module, _words in {
+    "utils.import_utils": "requires torchvision",
+    "tokenization_utils_base": "Token indices sequence length",
+}.items():
+    logging.getLogger(f"transformers.{_module}").addFilter(
+        lambda record, words=_words: words not in record.getMessage()  # type: ignore[misc]
+    )

@@ -1,0 +1,51 @@
+# Two commands are all: `make workbook` and `make test`. Each sets up .venv first where that is missing.
+PYTHON ?= python3
+MODEL ?= tiny
+PROFILE ?= quick
+RESULTS ?= $(abspath $(or $(BENCHLIB_RESULTS),results))
+NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
+BIN := .venv/bin
+# The kernel of .venv, also where the user has a python3 kernel of their own.
+export JUPYTER_PREFER_ENV_PATH = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: setup workbook test check lab slow
+
+setup: .venv/ready
+	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
+
+# A torch that is in .venv already is kept if it is in range: a CUDA build, say, that was installed first.
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || { echo "Making .venv"; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -c 'from importlib.metadata import version as v; assert tuple(map(int, v("torch").split(".")[:2])) >= (2, 6)' 2> /dev/null \
+	  || { echo "Installing torch"; $(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.txt); }
+	@grep -v '^torch==' requirements.txt > .venv/requirements-but-torch.txt
+	@echo "Installing the rest (some 170 packages)"
+	@$(BIN)/pip install --quiet -r .venv/requirements-but-torch.txt -e .
+	@touch $@
+
+# Every notebook runs, also after one that failed; what failed keeps its partial output and makes the status non-zero.
+workbook: .venv/ready
+	@status=0; for notebook in $(NOTEBOOKS); do \
+	  name=$$(basename $$notebook .ipynb); folder="$(RESULTS)/$${name#*_}"; mkdir -p "$$folder"; \
+	  echo "Running $$notebook with the $(MODEL) model"; \
+	  $(BIN)/papermill $$notebook "$$folder/$$name.ipynb" --kernel python3 --no-progress-bar --log-output \
+	    -p model $(MODEL) -p profile $(PROFILE) -p results_dir "$(RESULTS)" || { status=1; echo "FAILED: $$notebook"; }; \
+	  $(BIN)/jupyter nbconvert --to html --log-level ERROR "$$folder/$$name.ipynb" || status=1; \
+	  echo "Look at $$folder/$$name.html and $$folder/figures/"; \
+	done; exit $$status
+
+test: .venv/ready
+	$(BIN)/pytest
+
+slow: .venv/ready
+	$(BIN)/pytest -m slow
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: .venv/ready
+	$(BIN)/jupyter lab notebooks
