@@ -4,16 +4,18 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchlib.load.rows import Call, make_row, parse_server_timing
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 TOKEN = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,8}", fullmatch=True)
 QUOTED = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]))
 METRIC = st.fixed_dictionaries({}, optional={"dur": st.floats(0, 1e9).map(repr), "desc": QUOTED})
 
 
+@UNHURRIED
 @given(st.dictionaries(TOKEN, METRIC), st.sampled_from([",", ", ", " ,  "]), st.sampled_from([";", "; ", " ;"]))
 def test_what_was_written_is_read(metrics, comma, semicolon):
     def quote(text):
@@ -26,6 +28,7 @@ def test_what_was_written_is_read(metrics, comma, semicolon):
     assert parse_server_timing(comma.join(entries)) == metrics
 
 
+@UNHURRIED
 @given(st.text())
 def test_nonsense_never_raises_and_makes_a_row_of_json(text):
     call = Call(0, "x", {"prompt": "a", "seed": 1}, due_s=5.0, sent_s=5.0, done_s=6.0)

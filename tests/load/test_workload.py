@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchlib.load import arrivals
@@ -14,6 +14,7 @@ from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.runner import LoadPlan
 from benchlib.load.workload import Workload, _own_prompts
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 SIZE = st.integers(8, 256).map(lambda eighth: eighth * 8)
 STEPS = st.integers(1, 150)
@@ -37,6 +38,7 @@ WORKLOADS = st.builds(
 )
 
 
+@UNHURRIED
 @given(WORKLOADS, st.integers(0, 10**9))
 def test_a_workload_survives_json_and_asks_for_the_same_again(workload, index):
     read = Workload.from_dict(json.loads(json.dumps(workload.to_dict())))
@@ -45,6 +47,7 @@ def test_a_workload_survives_json_and_asks_for_the_same_again(workload, index):
     assert read.request(index) == workload.request(index)
 
 
+@UNHURRIED
 @given(WORKLOADS, st.integers(0, 10**9))
 def test_a_request_holds_choices_only_and_leaves_out_what_is_none(workload, index):
     body = workload.request(index)
