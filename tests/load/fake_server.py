@@ -8,9 +8,10 @@ instead may be asked for by the first word of the prompt: MODES below. Ignorant 
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 
 MODES = {
     "busy": "503 with Retry-After and words",
@@ -101,13 +102,6 @@ class FakeServer:
         writer.write(head.encode() + body)
 
 
-@asynccontextmanager
-async def end_of_stdin():
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    yield reader.read()
-
-
 async def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--service-s", type=float, default=0.0)
@@ -117,10 +111,11 @@ async def main():
     options = vars(arguments.parse_args())
     port = options.pop("port")
     server = await asyncio.start_server(FakeServer(**options).serve_connection, "127.0.0.1", port)
-    async with end_of_stdin() as ended:
-        print(server.sockets[0].getsockname()[1], flush=True)
-        await ended
-    sys.exit()
+    print(server.sockets[0].getsockname()[1], flush=True)
+    stdin = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+    await stdin.read()
+    os._exit(0)  # what it still serves may hang for ever
 
 
 if __name__ == "__main__":
