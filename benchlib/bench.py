@@ -19,8 +19,7 @@ from benchlib import telemetry
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, LoadPlan, Progress, generate_load
 from benchlib.load.workload import Workload
-from benchlib.study.store import StoredRun as Run
-from benchlib.study.store import Study, create_run, load_run, load_study, results_dir
+from benchlib.study.store import Run, Study, create_run, load_run, load_study, results_dir
 
 if TYPE_CHECKING:
     from benchlib.serving.server import Server

@@ -1,8 +1,7 @@
-"""The engine: a bounded queue and the one thread that owns the pipeline.
+"""The engine: a bounded queue, and the one worker that takes from it.
 
 Knows waiting, admission, cancellation and what an error in one job means for the others. Ignorant of HTTP, and of what
-a denoising step computes. A single worker thread because a diffusers pipeline is not thread-safe, and because each
-thread that calls torch grows an OpenMP pool of its own, which on a CPU costs more than half of the throughput.
+a denoising step computes. One worker, because a diffusers pipeline is not thread-safe.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchlib.serving.compute import compute
 from benchlib.serving.schemas import GenerateRequest
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Engine:
     """Runs jobs first come first served, one at a time.
 
     `source` is a pipeline, or a callable that makes one: then the engine owns it and frees it at the end. Loading and
-    the first, unmeasured image happen on the worker thread, so the caller's thread never computes.
+    the first, unmeasured image happen behind `start()`; `settled` is set when they have ended, well or badly.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Engine:
         self.max_queue = max_queue
         self.state: State = "loading"
         self.failure: BaseException | None = None
-        self.settled = threading.Event()  # loading has ended, well or badly
+        self.settled = threading.Event()
         self.spec: dict[str, Any] = {}
         self._source = source
         self._pipeline: SDXLPipeline | None = None
@@ -161,7 +161,7 @@ class Engine:
         self._shutdown()
 
     def _startup(self) -> None:
-        self._pipeline = self._source() if callable(self._source) else self._source
+        self._pipeline = compute(self._source) if callable(self._source) else self._source
         warm_up = GenerateRequest(prompt="warm-up", **self._pipeline.spec["showcase"] | {"num_inference_steps": 2})
         self._pipeline.generate(warm_up)
         self.spec = self._pipeline.spec | {"batching": self.batching, "max_queue": self.max_queue}
@@ -178,7 +178,7 @@ class Engine:
                 job = self._current = self._queue.popleft()
                 job.admitted_s = time.monotonic()
             try:
-                done = self._make(job)
+                done = compute(self._make, job)
             except Cancelled as error:
                 job.future.set_exception(error)
             except Exception as error:  # noqa: BLE001 - it ends this job only; the app reports it and the log explains it

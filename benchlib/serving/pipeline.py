@@ -2,7 +2,8 @@
 
 Knows diffusers' text-to-image algorithm (StableDiffusionXLPipeline.__call__ in
 diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py) and reproduces its images to the bit. Ignorant
-of queues, threads and HTTP: whoever calls it from several threads at once gets right images and wrong clocks.
+of queues and HTTP. `generate` may be called from any thread; whoever drives `encode`, `step` and `decode` does so on
+the torch thread (compute.py), as any other would slow down both.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 
+from benchlib.serving.compute import compute
 from benchlib.serving.models import choose_model, load_diffusers
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest
 from benchlib.telemetry import process_memory_gib
@@ -253,6 +255,9 @@ class SDXLPipeline:
         requests = [request] if isinstance(request, GenerateRequest) else list(request)
         if len({(r.width, r.height) for r in requests}) != 1:
             raise ValueError("request: a batch needs at least one request, and all of one width and height; split it")
+        return compute(self._generate, requests)
+
+    def _generate(self, requests: list[GenerateRequest]) -> GenerateResult:
         self.reset_peak_memory()
         started = self._clock()
         works = [self.encode(r) for r in requests]
@@ -335,10 +340,10 @@ def load_pipeline(
             )
         torch.set_num_threads(torch_threads)
     model, reason = choose_model(model, target)
-    pipe = load_diffusers(model, device=target, dtype=dtypes[dtype], seed=seed)
-    return SDXLPipeline(
-        pipe,
-        spec={
+
+    def load() -> SDXLPipeline:
+        pipe = load_diffusers(model, device=target, dtype=dtypes[dtype], seed=seed)
+        spec = {
             "model": model,
             "model_reason": reason,
             "device": str(target),
@@ -347,8 +352,10 @@ def load_pipeline(
             "seed": seed,
             "torch_threads": torch.get_num_threads(),
             "memory_before_load_gib": before_gib,
-        },
-    )
+        }
+        return SDXLPipeline(pipe, spec=spec)
+
+    return compute(load)
 
 
 def _device(name: str) -> torch.device:

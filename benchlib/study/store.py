@@ -101,14 +101,9 @@ class RunFolder:
         """requests.jsonl, where whoever sends the requests appends its rows."""
         return self.path / "requests.jsonl"
 
-    @property
-    def figures(self) -> Path:
-        """The study's folder of figures; made by whoever saves the first one."""
-        return self.path.parent / "figures"
-
     def finish(
         self, status: str, outcome: dict[str, Any] | None, telemetry: pd.DataFrame, error: str | None = None
-    ) -> StoredRun:
+    ) -> Run:
         """Writes both Parquet files, then run.json with `status` ("finished", "interrupted" or "failed")."""
         if status not in ("finished", "interrupted", "failed"):
             raise ValueError(f'status must be "finished", "interrupted" or "failed", not {status!r}')
@@ -117,7 +112,7 @@ class RunFolder:
         _write_aside(self.path / "telemetry.parquet", telemetry.to_parquet)
         self.record = {**self.record, "status": status, "error": error, "outcome": outcome}
         self._write_record()
-        return StoredRun(self.record, requests, telemetry, self.path)
+        return Run(self.record, requests, telemetry, self.path)
 
     def _write_record(self) -> None:
         text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -125,7 +120,7 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class StoredRun:
+class Run:
     """A run as read back: `record` is what run.json holds, `requests` has ROW_DTYPES, `telemetry` a row per sample."""
 
     record: dict[str, Any]
@@ -137,6 +132,11 @@ class StoredRun:
     def spec(self) -> dict[str, Any]:
         spec: dict[str, Any] = self.record["spec"]
         return spec
+
+    @property
+    def figures(self) -> Path:
+        """The study's folder of figures; made by whoever saves the first one."""
+        return self.path.parent / "figures"
 
     def summary(self) -> pd.Series:
         """The run's figures: see statistics.summarise."""
@@ -150,7 +150,7 @@ class Study:
     """The runs of one study, oldest first."""
 
     path: Path
-    runs: tuple[StoredRun, ...]
+    runs: tuple[Run, ...]
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -181,7 +181,7 @@ class Study:
         return target
 
 
-def load_run(path: str | os.PathLike[str]) -> StoredRun:
+def load_run(path: str | os.PathLike[str]) -> Run:
     """Reads one run's folder, also that of a run which is going on or was killed (status "running", rows so far).
 
     Raises ValueError that names the folder where it holds no run, is damaged, or has a newer format.
@@ -209,7 +209,7 @@ def load_run(path: str | os.PathLike[str]) -> StoredRun:
             telemetry = pd.DataFrame(columns=list(COLUMNS), dtype="float64")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} can't be read as a run: {error}") from error
-    return StoredRun(record, requests, telemetry, folder)
+    return Run(record, requests, telemetry, folder)
 
 
 def load_study(path: str | os.PathLike[str]) -> Study:
