@@ -148,13 +148,15 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def describe_packages() -> dict[str, str]:
-    """Versions of Python, of benchlib and of every package that benchlib's own metadata names as a requirement."""
-    versions = {"python": platform.python_version(), "benchlib": metadata.version("benchlib")}
-    for requirement in metadata.requires("benchlib") or []:
-        name = re.split(r"[^\w.-]", requirement)[0]
-        if "extra ==" not in requirement:
+def describe_packages() -> dict[str, str | None]:
+    """Versions of Python, of benchlib and of what its metadata requires; None for what is not installed."""
+    requirements = [r for r in metadata.requires("benchlib") or [] if "extra ==" not in r]
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ["benchlib", *(re.split(r"[^\w.-]", requirement)[0] for requirement in requirements)]:
+        try:
             versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
     return versions
 
 
