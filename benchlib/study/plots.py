@@ -39,7 +39,9 @@ PART_STYLES = {
     statistics.OTHER: ("in the server, not told apart", "#D0D0D0", ""),
     statistics.REST: ("network and client", GREY, ""),
 }
+LATENCY = "latency (from request to image), s"
 
+_TICKS: Any = {"nbins": 8, "steps": [1, 2, 5, 10]}  # 0, 5, 10 rather than 0.0, 2.5, 5.0
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -63,9 +65,9 @@ def latency_over_time(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axe
     A failed request stands where it failed, and one that had not ended at as long as it had waited when the run ended.
     """
     ax = _axes(ax)
-    ax.set(xlabel="time since the start of the run, s", ylabel="latency, s")
+    ax.set(xlabel="when the request was made, s since the start of the run", ylabel=LATENCY)
     if not len(requests):
-        return _no_data(ax, record, "Latency of each request", "no request was sent")
+        return _no_data(ax, record, "latency of each request", "no request was sent")
     ok, censored = statistics.is_ok(requests), statistics.is_censored(requests)
     end_s = (record["outcome"] or {}).get("wall_s", requests[["scheduled_s", "done_s"]].max(axis=None))
     height_s = requests["latency_s"].fillna(end_s - requests["scheduled_s"])
@@ -75,11 +77,11 @@ def latency_over_time(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axe
     for kind, marker, colour, label in (
         (ok, "o", BLUE, "got an image"),
         (~ok & ~censored, "X", RED, "failed"),
-        (censored, "^", PURPLE, "still waiting when the run ended"),
+        (censored, "^", PURPLE, "still waiting at the end"),
     ):
         if kind.any():
             if height_s[kind].max() > top_s:
-                label += " (upper edge: after longer than shown)"
+                label += " (top edge: even longer)"
             x, y = requests["scheduled_s"][kind], height_s[kind].clip(upper=top_s)
             dots = ax.scatter(x, y, s=area, marker=marker, color=colour, alpha=0.8, linewidths=0, label=label)
             dots.set_rasterized(len(requests) > 2000)  # a path each would make the SVG huge
@@ -92,29 +94,30 @@ def latency_over_time(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axe
     median_s = statistics.percentile(latency_s, 0.5)
     if median_s is not None:
         ax.hlines(median_s, warmup_s, last_s, color="black", linestyle="--", linewidth=1)
-        _label_at_right(ax, [(median_s, f"median {_number(median_s)} s", "black")])
-    due_s = requests["scheduled_s"][latency_s.index[latency_s == latency_s.max()]].min()
-    slowest = f"the slowest image took {_number(latency_s.max())} s, due {_number(due_s)} s into the run"
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, handletextpad=0.3, markerscale=6 / area**0.5)
+        _label_at_right(ax, [(median_s, f"half took at most\n{_number(median_s)} s (median)", "black")])
+    span_s = " to ".join(dict.fromkeys(map(_number, (latency_s.min(), latency_s.max()))))
+    came = f"each image came {span_s} s after it was asked for"
+    keys = {"fontsize": "small", "handletextpad": 0.3, "markerscale": 6 / area**0.5}
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, **keys)
     warmup = f" The first {_number(warmup_s)} s are warm-up." if warmup_s else ""
-    alt = f"Dots: when each request was due and how long it took, {len(requests):,} in {_number(last_s)} s.{warmup}"
-    return _finish(ax, record, _finding(latency_s, slowest), alt, pad=22)
+    alt = f"Dots: when each request was made and how long it took, {len(requests):,} in {_number(last_s)} s.{warmup}"
+    return _finish(ax, record, _finding(latency_s, came), alt, pad=22)
 
 
 @rc_context(_STYLE)
 def latency_distribution(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
     """How many of the measured requests took how many seconds, and the percentiles that so many requests support."""
     ax = _axes(ax)
-    ax.set(xlabel="latency, s", ylabel="requests")
+    ax.set(xlabel=LATENCY, ylabel="number of requests")
     latency_s = statistics.latencies(requests)
     known = latency_s.dropna().to_numpy()
     if not len(known):
-        return _no_data(ax, record, "How long requests took", _finding(latency_s, ""))
+        return _no_data(ax, record, "how long requests took", _finding(latency_s, ""))
     low, high = known.min(), known.max()
     spread = high - low > 0.01 * high
     bins = int(np.clip(2 * len(known) ** (1 / 3), 6, 60)) if spread else 1  # the Rice rule
     span = (low, high) if spread else (0.98 * low, 1.02 * high)
-    counts, _, _ = ax.hist(known, bins, range=span, color=SKY, edgecolor="white", linewidth=0.5)
+    counts, _, _ = ax.hist(known, bins, range=span, color=BLUE, alpha=0.8, edgecolor="white", linewidth=0.5)
     top = float(np.max(counts))
     carried = statistics.carried_percentiles(len(latency_s))
     points = {q: value for q in carried if (value := statistics.percentile(latency_s, q)) is not None}
@@ -124,7 +127,7 @@ def latency_distribution(*, requests: pd.DataFrame, record: dict[str, Any], ax: 
         label = f"{100 * q:g} % took at most {_number(value)} s"
         ax.annotate(label, (value, height), (4, 0), textcoords="offset points", va="top", fontsize="small")
     ax.set_ylim(0, top * (1.1 + 0.1 * len(points)))
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(**_TICKS, integer=True))
     said = f"half of the requests took at most {_number(points[0.5])} s" if 0.5 in points else ""
     said += f", 95 % at most {_number(points[0.95])} s" if 0.95 in points else ""
     finding = _finding(latency_s, said or f"the slowest image took {_number(high)} s")
@@ -136,17 +139,18 @@ def latency_distribution(*, requests: pd.DataFrame, record: dict[str, Any], ax: 
 def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
     """Where each image's latency went, in seconds, fastest first; over 120 images, as means of 60 groups.
 
-    What the server spent outside of its named parts is left out where it is under 1 %.
+    Parts that would read as "0 %" are left out.
     """
     ax = _axes(ax)
-    ax.set(xlabel="requests, fastest to slowest", ylabel="latency, s")
+    ax.set(xlabel="requests, fastest to slowest", ylabel=LATENCY)
     parts = statistics.latency_parts(requests).fillna(0).clip(lower=0)
     n = len(parts)
     if not n:
-        return _no_data(ax, record, "Where the time went", "no image whose server told how its time went")
+        return _no_data(ax, record, "where the time went", "no image whose server told how its time went")
     mean_s = parts.mean()
     total_s = mean_s.sum()
-    drawn = [part for part in PART_STYLES if mean_s[part] > (0.01 * total_s if part == statistics.OTHER else 0)]
+    percent = 100 * mean_s / total_s
+    drawn = [part for part in PART_STYLES if percent[part] >= 0.5]
     groups = n if n <= 120 else 60
     edges = np.arange(groups + 1) * n // groups
     order = parts.sum(axis="columns").argsort()
@@ -154,19 +158,19 @@ def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     bottom = np.zeros(groups)
     for part in drawn:
         name, colour, hatch = PART_STYLES[part]
-        label = f"{name}: {_number(mean_s[part])} s, {100 * mean_s[part] / total_s:.0f} %"
+        label = f"{name}: {_number(mean_s[part])} s, {percent[part]:.0f} %"
         style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
         ax.bar(edges[:-1], bars[part], np.diff(edges), bottom, align="edge", label=label, **style)
         bottom += bars[part].to_numpy()
     ax.set_xlim(0, n)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(**_TICKS, integer=True))
     if groups < n:
         ax.set_xlabel(f"requests, fastest to slowest; each bar: the mean of about {n / groups:.0f}")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, title="on average", alignment="left")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, title="average, from 0.5 % up", alignment="left")
     largest = sorted(drawn, key=lambda part: -mean_s[part])[:2]
-    of_it = " and ".join(f"{_number(mean_s[part])} s {PART_STYLES[part][0]}" for part in largest)
+    of_it = " and ".join(f"{percent[part]:.0f} % {PART_STYLES[part][0]}" for part in largest)
     alt = f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
-    return _finish(ax, record, f"an image took {_number(total_s)} s on average, of it {of_it}", alt)
+    return _finish(ax, record, f"an image took {_number(total_s)} s on average: {of_it}", alt)
 
 
 @rc_context(_STYLE)
@@ -176,9 +180,9 @@ def memory_over_time(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axe
     The weights are a band: on the GPU from 0, otherwise on top of what the process held before it loaded them.
     """
     ax = _axes(ax)
-    ax.set(xlabel="time since the start of the run, s", ylabel="memory, GiB")
+    ax.set(xlabel="time since the start of the run, s", ylabel="memory, GiB (1 GiB = 2³⁰ bytes)")
     if not telemetry["rss_gib"].notna().any():
-        return _no_data(ax, record, "Memory of the server", "the server's process was not sampled")
+        return _no_data(ax, record, "memory of the server", "the server's process was not sampled")
     target = record["spec"]["target"]
     on_gpu = str(target["device"]).startswith("cuda")
     time_s, labels = telemetry["time_s"], []
@@ -194,14 +198,15 @@ def memory_over_time(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axe
     before_gib, weights_gib = target["memory_before_load_gib"], target["weights_gib"]
     if before_gib is not None:
         ax.axhline(before_gib, color=GREY, linestyle="--", linewidth=1)
-        labels.append((before_gib, f"process before loading, {_number(before_gib)} GiB", GREY))
+        labels.append((before_gib, f"process before the model, {_number(before_gib)} GiB", GREY))
     base_gib = 0 if on_gpu else before_gib
     if weights_gib is not None and base_gib is not None:
         top_gib = base_gib + weights_gib
         ax.axhspan(base_gib, top_gib, color=ORANGE, alpha=0.3, linewidth=0)
         ax.axhline(top_gib, color=ORANGE, linestyle=":", linewidth=1.5)
-        where = " on the GPU" if on_gpu else ""
-        labels.append((top_gib, f"the model's weights{where}, {_number(weights_gib)} GiB", "#8A5F00"))
+        where = "on the GPU:" if on_gpu else "add"
+        labels.append((top_gib, f"the model's weights {where} {_number(weights_gib)} GiB", "#8A5F00"))
+    ax.margins(x=0)
     ax.set_ylim(0, 1.15 * max(height for height, _, _ in labels))
     _label_at_right(ax, labels)
     peak_gib = telemetry["rss_gib"].max()
@@ -247,7 +252,10 @@ def show(ax: Axes, path: str | os.PathLike[str]) -> Picture:
 
 
 def _axes(ax: Axes | None) -> Axes:
-    return Figure(figsize=(9, 4.6), layout="constrained").subplots() if ax is None else ax
+    ax = Figure(figsize=(9, 4.6), layout="constrained").subplots() if ax is None else ax
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(**_TICKS))
+    return ax
 
 
 def _alt(figure: Figure) -> str:
@@ -255,7 +263,8 @@ def _alt(figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    """Three digits, none of them beyond the thousandths: nobody asks for more of a second or a GiB."""
+    return f"{round(value, 3):.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _finding(latency_s: pd.Series, said_of_images: str) -> str:
@@ -289,6 +298,8 @@ def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, pad: float
     if target["model"] == "tiny":
         title = f"tiny model, not SDXL: {finding}"
     model = " ".join(str(target[key]) for key in ("model", "dtype", "device") if target[key]) or target["url"]
+    asked = [spec["workload"].get(key) for key in ("width", "height", "num_inference_steps")]
+    image = "{}x{} pixels, {} steps".format(*asked) if all(isinstance(value, int) for value in asked) else ""
     arrivals = (
         ", ".join(f"{key} {value}" for key, value in spec["arrivals"].items() if value)
         .removeprefix("kind ")
@@ -296,12 +307,13 @@ def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, pad: float
     )
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {_number(machine['memory_gib'])} GiB"
     versions = ", ".join(f"{name} {packages[name]}" for name in ("python", "torch", "diffusers") if name in packages)
-    lines = (f"run {record['run']}", model, arrivals), (hardware, machine["gpu"], machine["os"], versions)
+    lines = (model, image, arrivals), (hardware, machine["gpu"]), (f"run {record['run']}", machine["os"], versions)
     small = "\n".join(" · ".join(part for part in line if part) for line in lines)
     unbroken = re.sub(r"(?<=\d) (?=s\b|GiB|%)", "\u00a0", title)
     width = int(0.18 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
-    ax.set_title(textwrap.fill(unbroken, width), pad=pad)
+    even = len(unbroken) // (1 + len(unbroken) // width) + 8  # lines of like length: no last word alone on the second
+    ax.set_title(textwrap.fill(unbroken, min(width, even)), pad=pad)
     below = ("axes fraction", ax.xaxis.label)
-    ax.annotate(small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=6.5, color=GREY)
+    ax.annotate(small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=7.5, color=GREY)
     ax.set_label(f"{title}. {alt} Run {record['run']} on {hardware}.")
     return ax

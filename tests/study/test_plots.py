@@ -72,9 +72,9 @@ def test_memory_draws_every_case(samples: int, gpu: bool, made: SimpleNamespace,
     plots.save(ax, tmp_path / "memory")
     if samples:
         assert ax.get_ylim()[0] == 0
-        weights = "weights on the GPU, 6.46 GiB" if gpu else "weights, 0.013 GiB"
+        weights = "weights on the GPU: 6.46 GiB" if gpu else "weights add 0.013 GiB"
         assert f"the model's {weights}" in texts(ax)
-        assert "process before loading, 0.61 GiB" in texts(ax)
+        assert "process before the model, 0.61 GiB" in texts(ax)
         assert ("GPU, reserved, at most 11.2 GiB" in texts(ax)) == gpu
     else:
         assert "no data: the server's process was not sampled" in texts(ax)
@@ -82,22 +82,25 @@ def test_memory_draws_every_case(samples: int, gpu: bool, made: SimpleNamespace,
 
 def test_titles_state_the_finding(made: SimpleNamespace) -> None:
     requests = made.requests([made.row(i, latency_s=(i + 1) / 100) for i in range(100)])
-    record = made.record(target={"model": "sdxl"})
+    workload = {"width": 1024, "height": 512, "num_inference_steps": 20}
+    record = made.record(target={"model": "sdxl"}, spec={"workload": workload})
     distribution = plots.latency_distribution(requests=requests, record=record)
     assert texts(distribution).startswith("Half of the requests took at most 0.5 s, 95 % at most 0.95 s\n")
     assert "99 % took at most 0.99 s" in texts(distribution)
     assert "99.9 %" not in texts(distribution)
     over_time = plots.latency_over_time(requests=requests, record=record)
-    assert texts(over_time).startswith("The slowest image took 1 s, due 4 s into the run\n")
-    assert "median 0.5 s" in texts(over_time)
+    assert texts(over_time).startswith("Each image came 0.01 to 1 s after it was asked for\n")
+    assert "half took at most\n0.5 s (median)" in texts(over_time)
     assert "warm-up, not counted" in texts(over_time)
     parts = plots.latency_parts(requests=made.requests([made.row()]), record=record)
-    assert "An image took 1 s on average, of it 0.5 s waiting in the queue and 0.25 s denoising" in texts(
-        parts
-    ).replace("\n", " ")
+    said = texts(parts).replace("\n", " ")
+    assert "An image took 1 s on average: 50 % waiting in the queue and 25 % denoising" in said
+    assert "encoding the prompt: 0.05 s, 5 %" in said
     for ax in (distribution, over_time, parts):
-        assert "run 20261123-164512-closed-4 · sdxl float32 cpu · closed loop, users 4" in texts(ax)
-        assert "AMD EPYC 9B14, 2 cores, 23.4 GiB · Linux 6.1 · python 3.11.7, torch 2.13.0+cpu" in texts(ax)
+        assert "sdxl float32 cpu · 1024x512 pixels, 20 steps · closed loop, users 4\nAMD EPYC 9B14, 2 cores" in texts(
+            ax
+        )
+        assert "run 20261123-164512-closed-4 · Linux 6.1 · python 3.11.7, torch 2.13.0+cpu" in texts(ax)
 
 
 def test_what_got_no_image_is_marked_and_said(made: SimpleNamespace) -> None:
@@ -105,9 +108,9 @@ def test_what_got_no_image_is_marked_and_said(made: SimpleNamespace) -> None:
     ax = plots.latency_over_time(requests=requests, record=made.record())
     assert "12 of 64 requests got none" in texts(ax).replace("\n", " ")
     assert "failed" in texts(ax)
-    assert "still waiting when the run ended" in texts(ax)
+    assert "still waiting at the end" in texts(ax)
     timeouts = plots.latency_over_time(requests=made.requests(rows_of("timeouts", made)), record=made.record())
-    assert "upper edge: after longer than shown" in texts(timeouts)
+    assert "top edge: even longer" in texts(timeouts)
     assert timeouts.get_ylim()[1] < 2
 
 
@@ -138,7 +141,7 @@ def test_alt_text_reaches_png_svg_and_the_web_page(made: SimpleNamespace, tmp_pa
     assert not pyplot.fignum_exists(figure.number)
     alt = picture.alt
     assert alt.startswith("tiny model, not SDXL: the server's process held at most 1.01 GiB; ")
-    assert "process before loading, 0.61 GiB" in alt
+    assert "process before the model, 0.61 GiB" in alt
     with Image.open(tmp_path / "figures/memory.png") as png:
         assert png.info["Description"] == alt
         assert png.info["dpi"][0] == pytest.approx(200, abs=0.1)
