@@ -1,0 +1,258 @@
+"""What a stranger gets: the pinned set, the Makefile's promises, and command lines in the README that exist."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import benchlib.__main__
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RANGES = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+PIN_LINES = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, PIN_LINES)}
+TARGETS = ["setup", "workbook", "test", "check", "lab", "slow"]
+
+
+def version_of(pin):
+    (specifier,) = pin.specifier
+    assert specifier.operator == "=="
+    return specifier.version
+
+
+# ---- the pinned set
+
+
+def test_the_pins_are_one_version_each_and_nothing_else():
+    assert len(PINS) == len(PIN_LINES), "a package twice"
+    for pin in PINS.values():
+        assert version_of(pin)
+        assert pin.url is None
+    assert version_of(PINS["torch"]) == "2.13.0"
+
+
+@pytest.mark.parametrize("wanted", RANGES, ids=lambda wanted: wanted.name)
+def test_each_dependency_is_pinned_within_its_range(wanted):
+    assert wanted.specifier.contains(version_of(PINS[canonicalize_name(wanted.name)]))
+
+
+def test_what_is_installed_is_what_is_pinned():
+    for name, pin in PINS.items():
+        if name != "torch" and (pin.marker is None or pin.marker.evaluate()):
+            assert metadata.version(name) == version_of(pin), name
+    (torch,) = [wanted for wanted in RANGES if wanted.name == "torch"]
+    assert torch.specifier.contains(metadata.version("torch"), prereleases=True)
+
+
+def test_the_conda_environment_is_the_same_set():
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert pip == {"pip": ["-r requirements.txt", "-e ."]}
+    python, tool = map(Requirement, conda)
+    assert (python.name, tool.name) == ("python", "pip")
+    offered = {f"3.{minor}" for minor in range(30) if python.specifier.contains(f"3.{minor}")}
+    assert "3.11" in offered
+    assert offered <= set(SpecifierSet(PROJECT["requires-python"]).filter(offered))
+
+
+# ---- the Makefile
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+
+
+class Copy:
+    """A copy of the project, as far as `make` reads it, whose .venv a test makes up."""
+
+    def __init__(self, folder):
+        self.folder, self.bin, self.installed = folder, folder / ".venv/bin", folder / "installed"
+        for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+            shutil.copy(ROOT / name, folder)
+
+    def make(self, *arguments, **environment):
+        # Nothing of a `make test` that these tests run under.
+        environment |= {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": str(self.installed)}
+        command = ["make", f"PYTHON={sys.executable}", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+
+    def fake_venv(self, torch=None):
+        """A Python that has no package but a torch of that version, and a pip that says what it is asked for."""
+        self.bin.mkdir(parents=True)
+        self.script(self.bin / "python", f'exec {sys.executable} -S "$@"')
+        self.script(self.bin / "pip", f'echo "$@" >> {self.folder}/pip.log')
+        if torch:
+            (self.installed / "torch.dist-info").mkdir(parents=True)
+            (self.installed / "torch.dist-info/METADATA").write_text(f"Name: torch\nVersion: {torch}\n")
+
+    @staticmethod
+    def script(path, body):
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def pip_log(self):
+        """The calls of pip so far, a list of words each."""
+        return [line.split() for line in (self.folder / "pip.log").read_text().splitlines()]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Copy(tmp_path)
+
+
+REST = ["install", "--quiet", "-r", ".venv/requirements-but-torch.txt", "-e", "."]
+
+
+@needs_make
+@pytest.mark.parametrize("target", TARGETS)
+def test_each_target_sets_up_first_and_only_once(copy, target):
+    fresh = copy.make("-n", target)
+    assert fresh.returncode == 0, fresh.stderr
+    assert "-r .venv/requirements-but-torch.txt -e ." in fresh.stdout
+    copy.fake_venv()
+    (copy.folder / ".venv/ready").touch()
+    again = copy.make("-n", target)
+    assert again.returncode == 0, again.stderr
+    assert "pip" not in again.stdout
+    assert ".venv/bin/" in again.stdout
+
+
+@needs_make
+@pytest.mark.parametrize("torch", ["2.13.0+cpu", "2.13.0", "2.6.0+cu124", "3.0.0.dev20270101"])
+def test_a_torch_in_range_is_kept(copy, torch):
+    copy.fake_venv(torch)
+    ran = copy.make("setup", "TORCH_INDEX=http://127.0.0.1:9/cpu")
+    assert ran.returncode == 0, ran.stderr
+    assert copy.pip_log() == [REST]
+    assert f"with torch {torch}" in ran.stdout
+    rest = (copy.folder / ".venv/requirements-but-torch.txt").read_text().splitlines()
+    assert [line for line in rest if line and line[0] != "#"] == [line for line in PIN_LINES if line[:7] != "torch=="]
+    assert copy.make("setup").returncode == 0
+    assert len(copy.pip_log()) == 1, "a second set-up installs nothing"
+
+
+@needs_make
+@pytest.mark.parametrize("torch", [None, "2.3.1", "2.5.1+cu121", "1.13.1"])
+@pytest.mark.parametrize("index", [[], ["--index-url", "http://127.0.0.1:9/cpu"]], ids=["default", "index"])
+def test_a_torch_that_is_absent_or_too_old_is_installed(copy, torch, index):
+    copy.fake_venv(torch)
+    ran = copy.make(".venv/ready", *(f"TORCH_INDEX={url}" for url in index[1:]))
+    assert ran.returncode == 0, ran.stderr
+    assert copy.pip_log() == [["install", "--quiet", *index, "torch==2.13.0"], REST]
+
+
+@needs_make
+def test_a_pip_that_fails_leaves_nothing_that_looks_ready(copy):
+    copy.fake_venv()
+    copy.script(copy.bin / "pip", "exit 1")
+    assert copy.make("setup").returncode != 0
+    assert not (copy.folder / ".venv/ready").exists()
+
+
+@needs_make
+def test_an_old_python_is_told_so(copy):
+    old, pretend = copy.folder / "python3.9", "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[2])"
+    copy.script(old, f"""exec {sys.executable} -c '{pretend}' "$@" """)
+    ran = copy.make("setup", f"PYTHON={old}")
+    assert ran.returncode != 0
+    assert "Python 3.11 or newer is needed" in ran.stderr
+    assert not (copy.folder / ".venv").exists()
+
+
+@needs_make
+def test_a_notebook_that_fails_is_kept_and_the_others_still_run(copy):
+    new = nbformat.v4
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    for name, last in (("01_fails", "raise RuntimeError('on purpose')"), ("02_works", "print(model, profile)")):
+        parameters = new.new_code_cell("model = profile = results_dir = None", metadata={"tags": ["parameters"]})
+        cells = [parameters, new.new_code_cell("print('so far', 'so good')"), new.new_code_cell(last)]
+        nbformat.write(new.new_notebook(cells=cells, metadata=kernel), copy.folder / f"{name}.ipynb")
+    (copy.folder / ".venv").mkdir()
+    copy.bin.symlink_to(BIN)
+    (copy.folder / ".venv/ready").touch()
+    ran = copy.make("workbook", "NOTEBOOKS=01_fails.ipynb 02_works.ipynb", "PROFILE=full")
+    assert ran.returncode != 0
+    assert "FAILED: 01_fails.ipynb" in ran.stdout
+    assert "FAILED: 02_works.ipynb" not in ran.stdout
+    results = copy.folder / "results"
+    failed = (results / "fails/01_fails.ipynb").read_text()
+    assert "so far so good" in failed
+    assert "on purpose" in failed
+    assert "so far so good" in (results / "fails/01_fails.html").read_text()
+    assert "tiny full" in (results / "works/02_works.ipynb").read_text()
+    for name in ("fails/01_fails", "works/02_works"):
+        assert re.search(rf"^Look at \S*/{name}\.html", ran.stdout, re.MULTILINE)
+
+
+# ---- the README's command lines
+
+
+def readme_commands():
+    """Each command line of the README's shell blocks: the names of variables set before it, and its words."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        for command in re.split(r"\s(?:&&|\|)\s", line.removeprefix("$ ")):
+            words, settings = shlex.split(command, comments=True), []
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                settings.append(words.pop(0).partition("=")[0])
+            if words:
+                yield settings, [words[0].removeprefix(".venv/bin/"), *words[1:]]
+
+
+COMMANDS = list(readme_commands())
+
+
+def test_the_readme_shows_the_two_commands():
+    assert {("make", "workbook"), ("make", "test")} <= {tuple(words) for _, words in COMMANDS}
+
+
+@pytest.mark.parametrize(("settings", "words"), COMMANDS, ids=[" ".join(words) for _, words in COMMANDS])
+def test_each_command_in_the_readme_exists(settings, words, monkeypatch):
+    tool, *arguments = words
+    for word in arguments:
+        if word.startswith(("notebooks/", "benchlib/", "tests/", "requirements")):
+            assert (ROOT / word).exists(), word
+    if tool == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        for word in arguments:
+            name, equals, _ = word.partition("=")
+            assert f"$({name})" in makefile if equals else name in TARGETS, word
+    elif tool == "python" and arguments[:2] == ["-m", "benchlib"]:
+        monkeypatch.setattr("benchlib.serving.server.serve_alone", lambda *_, **__: 0)
+        assert benchlib.__main__.main(arguments[2:]) == 0
+    elif tool == "curl":
+        check_curl(arguments)
+    elif tool in ("locust", "papermill", "uvicorn"):
+        told = subprocess.run([BIN / tool, "--help"], capture_output=True, text=True, check=True).stdout
+        options = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+        assert [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", told)] == []
+        assert tool != "uvicorn" or "benchlib.serving.app:app" in arguments
+    for name in settings:
+        assert tool == "make" or name.startswith(("BENCHLIB_", "CUDA_", "HF_")), name
+
+
+def check_curl(arguments):
+    from benchlib.serving.app import create_app
+    from benchlib.serving.engine import Engine
+    from benchlib.serving.schemas import GenerateRequest
+
+    (url,) = [word for word in arguments if re.match(r"https?://|localhost|127\.", word)]
+    path = urlsplit(url if "//" in url else f"//{url}").path
+    assert path in {*create_app(Engine(lambda: None)).openapi()["paths"], "/docs"}
+    for option, value in pairwise(arguments):
+        if option in ("-d", "--data", "--json"):
+            GenerateRequest(**json.loads(value))
