@@ -96,12 +96,12 @@ def latency_over_time(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axe
         ax.hlines(median_s, warmup_s, last_s, color="black", linestyle="--", linewidth=1)
         _label_at_right(ax, [(median_s, f"half took at most\n{_number(median_s)} s (median)", "black")])
     span_s = " to ".join(dict.fromkeys(map(_number, (latency_s.min(), latency_s.max()))))
-    came = f"each image came {span_s} s after it was asked for"
+    took = f"{'after warm-up, ' if warmup_s else ''}each image took {span_s} s"
     keys = {"fontsize": "small", "handletextpad": 0.3, "markerscale": 6 / area**0.5}
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, **keys)
     warmup = f" The first {_number(warmup_s)} s are warm-up." if warmup_s else ""
     alt = f"Dots: when each request was made and how long it took, {len(requests):,} in {_number(last_s)} s.{warmup}"
-    return _finish(ax, record, _finding(latency_s, came), alt, pad=22)
+    return _finish(ax, record, _finding(latency_s, took), alt, pad=22)
 
 
 @rc_context(_STYLE)
@@ -212,7 +212,7 @@ def memory_over_time(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axe
     peak_gib = telemetry["rss_gib"].max()
     finding = f"the server's process held at most {_number(peak_gib)} GiB"
     if telemetry["cuda_reserved_gib"].notna().any():
-        finding += f" and reserved {_number(telemetry['cuda_reserved_gib'].max())} GiB of the GPU"
+        finding += f" of main memory and {_number(telemetry['cuda_reserved_gib'].max())} GiB of the GPU's"
     if weights_gib is not None:
         finding += f"; the model's weights are {_number(weights_gib)} GiB"
     alt = f"Lines over {_number(time_s.max())} s: {'; '.join(text for _, text, _ in labels)}."

@@ -89,7 +89,7 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
     assert "99 % took at most 0.99 s" in texts(distribution)
     assert "99.9 %" not in texts(distribution)
     over_time = plots.latency_over_time(requests=requests, record=record)
-    assert texts(over_time).startswith("Each image came 0.01 to 1 s after it was asked for\n")
+    assert texts(over_time).startswith("After warm-up, each image took 0.01 to 1 s\n")
     assert "half took at most\n0.5 s (median)" in texts(over_time)
     assert "warm-up, not counted" in texts(over_time)
     parts = plots.latency_parts(requests=made.requests([made.row()]), record=record)
