@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import os
 import re
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchlib.study import statistics
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Colours that colour-blind people can tell apart: Okabe & Ito, "Color Universal Design" (2008).
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
@@ -221,14 +225,15 @@ def memory_over_time(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axe
 
 @dataclass(frozen=True)
 class Picture:
-    """A saved figure as a notebook shows it: HTML, as nbconvert and JupyterLab give an image/png no alt text."""
+    """A PNG as a notebook shows it, in HTML pixels: nbconvert and JupyterLab give an image/png no alt text."""
 
     alt: str
     png: bytes = field(repr=False)
+    width: int = field(default=800, repr=False)
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png).decode()
-        return f'<img width="800" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+        return f'<img width="{self.width}" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
 
 
 @rc_context(_STYLE)
@@ -249,6 +254,13 @@ def show(ax: Axes, path: str | os.PathLike[str]) -> Picture:
     figure = cast(Figure, ax.figure)
     pyplot.close(figure)
     return Picture(_alt(figure), png.read_bytes())
+
+
+def picture(image: Image, *, alt: str) -> Picture:
+    """A generated image for the notebook, no wider than a figure."""
+    file = io.BytesIO()
+    image.save(file, "png")
+    return Picture(alt, file.getvalue(), min(image.width, Picture.width))
 
 
 def _axes(ax: Axes | None) -> Axes:

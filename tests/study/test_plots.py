@@ -156,6 +156,12 @@ def test_alt_text_reaches_png_svg_and_the_web_page(made: SimpleNamespace, tmp_pa
     assert "No description has been provided" not in page
 
 
+def test_an_image_is_shown_at_its_size_and_with_its_alt_text() -> None:
+    shown = plots.picture(Image.new("RGB", (1024, 512)), alt='a "red" fox')._repr_html_()
+    assert shown.startswith('<img width="800" alt="a &quot;red&quot; fox" src="data:image/png;base64,')
+    assert 'width="128"' in plots.picture(Image.new("RGB", (128, 128)), alt="a fox")._repr_html_()
+
+
 def test_works_without_a_display(tmp_path: Path) -> None:
     code = (
         "from benchlib.study import plots; import sys; from matplotlib.figure import Figure;"
