@@ -119,11 +119,11 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
     # jupyter_server names the session of a kernel that a person opened; papermill's kernels have none.
     in_notebook = "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
     if in_notebook or sys.stderr.isatty():
-        with tqdm(bar_format="{l_bar}{bar}| {n:.0f} of {total:.0f} s{postfix}", total=1.0) as bar:
+        # In parts of the whole, for a notebook's bar keeps the length that it began with.
+        with tqdm(bar_format="{l_bar}{bar}|{postfix}", total=1.0) as bar:
 
             def draw(progress: Progress) -> None:
-                bar.n = progress.elapsed_s
-                bar.total = progress.elapsed_s + (progress.time_left_s or 0.0)
+                bar.n = progress.elapsed_s / (progress.elapsed_s + (progress.time_left_s or 0.0) or 1.0)
                 bar.set_postfix_str(_words(progress))
 
             yield draw
@@ -134,12 +134,14 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
         nonlocal due_s
         if progress.elapsed_s >= due_s:
             due_s = progress.elapsed_s + LOG_LINE_EVERY_S
-            left = "?" if progress.time_left_s is None else f"{progress.time_left_s:.0f}"
-            print(f"{progress.elapsed_s:5.1f} s: {_words(progress)}, {left} s left", flush=True)
+            print(_words(progress), flush=True)
 
     yield write
 
 
 def _words(progress: Progress) -> str:
     median = "-" if progress.median_latency_s is None else f"{progress.median_latency_s:.3g} s"
-    return f"{progress.done} done, {progress.errors} errors, median {median}"
+    left = "" if progress.time_left_s is None else f", {progress.time_left_s:.0f} s left"
+    if progress.time_left_s == 0:
+        left = ", waiting for the last ones"
+    return f"{progress.elapsed_s:.0f} s: {progress.done} done, {progress.errors} errors, median {median}{left}"

@@ -125,8 +125,8 @@ class GeneratorError(RuntimeError):
 class LoadInterrupted(KeyboardInterrupt):
     """The user interrupted the run. `outcome` is None where it had not begun, or the child had to be killed."""
 
-    def __init__(self, outcome: LoadOutcome | None) -> None:
-        super().__init__("the load run was interrupted; its rows are kept")
+    def __init__(self, outcome: LoadOutcome | None, rows_path: str | Path) -> None:
+        super().__init__(f"the load run was interrupted; its rows are kept in {rows_path}")
         self.outcome = outcome
 
 
@@ -159,14 +159,14 @@ def generate_load(
                         on_start(started_s, child.pid)
                 if started_s is not None and on_progress:
                     on_progress(reader.progress(time.monotonic() - started_s))
-        except KeyboardInterrupt as interrupt:
+        except KeyboardInterrupt:
             if started_s is None:
                 child.kill()
             else:
                 _tell(child, "stop")
                 ends = [message["outcome"] for message in _messages(child, _STOP_S) if message]
                 outcome = LoadOutcome(**ends[0]) if ends else outcome
-            raise LoadInterrupted(outcome) from interrupt
+            raise LoadInterrupted(outcome, rows_path) from None
         code = child.wait()
         if outcome is None or code != 0:
             stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - 4000))
