@@ -178,10 +178,13 @@ def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | 
 
 
 @rc_context(_STYLE)
-def memory_over_time(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
+def memory_over_time(
+    *, telemetry: pd.DataFrame, record: dict[str, Any], requests: pd.DataFrame | None = None, ax: Axes | None = None
+) -> Axes:
     """Memory of the server's process and, with CUDA, of its GPU over the run, in GiB, beside the model's own size.
 
     The weights are a band: on the GPU from 0, otherwise on top of what the process held before it loaded them.
+    `requests` gives the GPU's true peak, as told by the server: a decode is shorter than the time between two samples.
     """
     ax = _axes(ax)
     ax.set(xlabel="time since the start of the run, s", ylabel="memory, GiB (1 GiB = 2³⁰ bytes)")
@@ -193,12 +196,16 @@ def memory_over_time(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axe
     for column, name, colour, line in (
         ("rss_gib", "server's process", BLUE, "-"),
         ("cuda_reserved_gib", "GPU, reserved", PURPLE, "-."),
-        ("cuda_allocated_gib", "GPU, in use", GREEN, "-"),
+        ("cuda_allocated_gib", "GPU, in use when sampled", GREEN, "-"),
     ):
         values = telemetry[column].dropna()
         if len(values):
             ax.plot(time_s, telemetry[column], line, color=colour, linewidth=2, marker="o" if len(values) == 1 else "")
             labels.append((values.iloc[-1], f"{name}, at most {_number(values.max())} GiB", colour))
+    peak_gib = None if requests is None else requests["server_peak_gib"].max()
+    if on_gpu and peak_gib is not None and peak_gib > 0:
+        ax.axhline(peak_gib, color=GREEN, linestyle=(0, (1, 1)), linewidth=1.5)
+        labels.append((peak_gib, f"GPU, peak in use by an image, {_number(peak_gib)} GiB", GREEN))
     before_gib, weights_gib = target["memory_before_load_gib"], target["weights_gib"]
     if before_gib is not None:
         ax.axhline(before_gib, color=GREY, linestyle="--", linewidth=1)
@@ -213,8 +220,7 @@ def memory_over_time(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axe
     ax.margins(x=0)
     ax.set_ylim(0, 1.15 * max(height for height, _, _ in labels))
     _label_at_right(ax, labels)
-    peak_gib = telemetry["rss_gib"].max()
-    finding = f"the server's process held at most {_number(peak_gib)} GiB"
+    finding = f"the server's process held at most {_number(telemetry['rss_gib'].max())} GiB"
     if telemetry["cuda_reserved_gib"].notna().any():
         finding += f" of main memory and {_number(telemetry['cuda_reserved_gib'].max())} GiB of the GPU's"
     if weights_gib is not None:

@@ -68,13 +68,15 @@ def test_every_plot_draws_every_case(plot: Any, case: str, made: SimpleNamespace
 def test_memory_draws_every_case(samples: int, gpu: bool, made: SimpleNamespace, tmp_path: Path) -> None:
     target = {"model": "sdxl", "device": "cuda:0", "weights_gib": 6.46} if gpu else {}
     record = made.record(target=target)
-    ax = plots.memory_over_time(telemetry=made.telemetry(samples, gpu=gpu), record=record)
+    requests = made.requests([made.row(i, server_peak_gib=peak) for i, peak in enumerate((8.0, 11.5, 9.0))])
+    ax = plots.memory_over_time(telemetry=made.telemetry(samples, gpu=gpu), requests=requests, record=record)
     plots.save(ax, tmp_path / "memory")
     if samples:
         assert ax.get_ylim()[0] == 0
         weights = "weights on the GPU: 6.46 GiB" if gpu else "weights add 0.013 GiB"
         assert f"the model's {weights}" in texts(ax)
         assert "process before the model, 0.61 GiB" in texts(ax)
+        assert ("GPU, peak in use by an image, 11.5 GiB" in texts(ax)) == gpu
         assert ("GPU, reserved, at most 11.2 GiB" in texts(ax)) == gpu
     else:
         assert "no data: the server's process was not sampled" in texts(ax)
