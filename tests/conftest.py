@@ -5,7 +5,7 @@ import os
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as benchlib.serving does, for tests that import torch before it
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as benchlib.serving does, for tests that import torch before it
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,13 +46,13 @@ def test_a_run_from_start_to_end(tmp_path: Path, made: SimpleNamespace) -> None:
     folder = create_run(tmp_path, "quickstart", made.record(status="finished", outcome={}))
     assert folder.path.parent == tmp_path / "quickstart"
     assert folder.path.name.endswith("-closed-4")
-    assert folder.figures == tmp_path / "quickstart/figures"
     going_on = load_run(folder.path)
     assert going_on.record["status"] == "running"
     assert going_on.record["outcome"] is None
     assert going_on.requests.empty
     append(folder.rows_path, made.row(0), made.row(1, seed=2**63 - 1, negative_prompt="ü ☃ 🎨", error=None))
     finished = folder.finish("finished", made.record()["outcome"], made.telemetry(5))
+    assert finished.figures == tmp_path / "quickstart/figures"
     stored = load_run(str(folder.path))
     assert stored.record == finished.record == json.loads((folder.path / "run.json").read_text())
     assert stored.record["status"] == "finished"
