@@ -32,86 +32,12 @@ HUB_TIMEOUT_S = 5.0
 # Part of the cache key: raise it with every change to what `tiny` is made of.
 TINY_VERSION = 1
 
-# An eos_token_id of 2 makes transformers pool at the highest token id, which is end-of-text: see CLIPTextTransformer.
-_CLIP_TOKENS = {"vocab_size": 49408, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-# The published configuration of stabilityai/stable-diffusion-xl-base-1.0, as its config.json files state it.
-_SDXL = {
-    "unet": {
-        "sample_size": 128,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (320, 640, 1280),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    "text_encoder": {
-        **_CLIP_TOKENS,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-        "hidden_act": "quick_gelu",
-    },
-    "text_encoder_2": {
-        **_CLIP_TOKENS,
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "projection_dim": 1280,
-        "hidden_act": "gelu",
-    },
-    "vae": {"block_out_channels": (128, 256, 512, 512), "norm_num_groups": 32, "sample_size": 1024},
-}
-
-_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "scaling_factor": 0.13025,
-    "force_upcast": True,
-}
-
-# The same networks, narrow and shallow, over the byte vocabulary. sample_size 16 makes 128x128 the pipeline's own size.
-_TINY_TEXT = {
-    "vocab_size": 514,
-    "hidden_size": 64,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "projection_dim": 64,
-}
-_TINY = {
-    "unet": _SDXL["unet"]
-    | {
-        "sample_size": 16,
-        "block_out_channels": (32, 64, 64),
-        "transformer_layers_per_block": (1, 1, 2),
-        "attention_head_dim": (2, 4, 4),
-        "cross_attention_dim": 128,
-        "addition_time_embed_dim": 32,
-        "projection_class_embeddings_input_dim": 6 * 32 + 64,
-    },
-    "text_encoder": _SDXL["text_encoder"] | _TINY_TEXT | {"num_hidden_layers": 3},
-    "text_encoder_2": _SDXL["text_encoder_2"] | _TINY_TEXT | {"num_hidden_layers": 4},
-    "vae": {"block_out_channels": (16, 32, 32, 32), "norm_num_groups": 8, "sample_size": 128},
-}
-
-# SDXL's scheduler/scheduler_config.json.
-_SCHEDULER = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-    "interpolation_type": "linear",
-    "prediction_type": "epsilon",
-}
+# "sdxl" is the published configuration of stabilityai/stable-diffusion-xl-base-1.0, as its config.json files state it
+# (an eos_token_id of 2 makes transformers pool at the highest token id, which is end-of-text). "tiny" is what differs:
+# narrow and shallow, over the byte vocabulary; its sample_size of 16 makes 128x128 the pipeline's own size.
+_ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text())
+SDXL: dict[str, dict[str, Any]] = _ARCHITECTURES["sdxl"]
+TINY = {part: config | _ARCHITECTURES["tiny"].get(part, {}) for part, config in SDXL.items()}
 
 
 class ModelError(RuntimeError):
@@ -139,7 +65,7 @@ def load_diffusers(model: str, *, device: torch.device, dtype: torch.dtype, seed
             return _from_folder(tiny_folder(seed), device, dtype)
     if model == "sdxl-random":
         _require_memory(SDXL_PARAMS, device, dtype)
-        return _assemble(_SDXL, device, dtype, seed)
+        return _assemble(SDXL, device, dtype, seed)
     path = Path(model).expanduser()
     if path.suffix == ".safetensors":
         return _from_single_file(path, device, dtype)
@@ -171,7 +97,7 @@ def tiny_folder(seed: int = 0) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
     try:
-        _assemble(_TINY, torch.device("cpu"), torch.float32, seed).save_pretrained(aside)
+        _assemble(TINY, torch.device("cpu"), torch.float32, seed).save_pretrained(aside)
         # A rename onto a folder that has come to be meanwhile fails, and then that one is as good.
         try:
             aside.rename(folder)
@@ -221,13 +147,13 @@ def _assemble(
         "unet": lambda: UNet2DConditionModel(**config["unet"]),
         "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**config["text_encoder"])),
         "text_encoder_2": lambda: CLIPTextModelWithProjection(CLIPTextConfig(**config["text_encoder_2"])),
-        "vae": lambda: AutoencoderKL(**config["vae"], **_VAE),
+        "vae": lambda: AutoencoderKL(**config["vae"]),
     }
     return StableDiffusionXLPipeline(
         **{name: _with_random_weights(build, f"{seed}:{name}", device, dtype) for name, build in networks.items()},
         tokenizer=_tokenizer(pad_token="<|endoftext|>"),
         tokenizer_2=_tokenizer(pad_token="!"),
-        scheduler=EulerDiscreteScheduler(**_SCHEDULER),
+        scheduler=EulerDiscreteScheduler(**config["scheduler"]),
     )
 
 

@@ -81,10 +81,10 @@ def test_full_size_has_the_published_numbers_of_parameters():
 
     with init_empty_weights():
         networks = {
-            "unet": UNet2DConditionModel(**models._SDXL["unet"]),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**models._SDXL["text_encoder"])),
-            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**models._SDXL["text_encoder_2"])),
-            "vae": AutoencoderKL(**models._SDXL["vae"], **models._VAE),
+            "unet": UNet2DConditionModel(**models.SDXL["unet"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**models.SDXL["text_encoder"])),
+            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**models.SDXL["text_encoder_2"])),
+            "vae": AutoencoderKL(**models.SDXL["vae"]),
         }
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     published = {"unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863}
