@@ -17,7 +17,8 @@ from random import Random
 from typing import Any, ClassVar, Literal, Self
 
 from benchlib.load.bounds import check_number
-from benchlib.load.workload import check_request, parse_request
+from benchlib.load.rows import PARAMETERS
+from benchlib.load.workload import check_request
 
 MOST_IN_FLIGHT = 10_000  # connections that one process is sure to be able to open
 
@@ -219,8 +220,9 @@ class Trace(Arrivals):
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
-                lines = [(float(row["time_s"]), parse_request(row)) for row in rows]
-            return cls([time_s for time_s, _ in lines], [request for _, request in lines])
+                lines = [(float(row["time_s"]), row) for row in rows]
+            requests = [{name: row[name] for name in PARAMETERS if row.get(name) not in (None, "")} for _, row in lines]
+            return cls([time_s for time_s, _ in lines], requests)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{path}: each line must be like {{"time_s": 0.5, "prompt": "..."}}: {error!r}') from error
 

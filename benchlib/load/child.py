@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import gevent
 from gevent.event import AsyncResult, Event
+from gevent.local import local
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 from gevent.socket import wait_read
@@ -137,19 +138,12 @@ class Load:
             return max(plan.warmup_s, self.last_done_s if math.isinf(cut_s) else cut_s)
         return max(plan.warmup_s, min(cut_s, plan.warmup_s + plan.duration_s))
 
-    def in_flight_mean(self, until_s: float) -> float | None:
-        """The mean of the gauge from the end of the warm-up until then."""
-        counts = [count for moment_s, count in self.gauge if self.plan.warmup_s <= moment_s < until_s]
-        return sum(counts) / len(counts) if counts else None
-
-    def send_lag_p99_s(self) -> float | None:
-        return sorted(self.lags_s)[math.ceil(0.99 * len(self.lags_s)) - 1] if self.lags_s else None
-
 
 class PlannedUser(ImageUser):
-    """An `ImageUser` that starts with all the others and keeps to the plan."""
+    """An `ImageUser` that keeps to the plan."""
 
     load: ClassVar[Load]
+    sending = local()  # of each greenlet: its call
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
@@ -160,8 +154,7 @@ class PlannedUser(ImageUser):
 
         def get_socket_and_mark() -> Any:
             socket = get_socket()
-            call: Call = getattr(gevent.getcurrent(), "call")  # noqa: B009 - of `send`, which runs in this greenlet
-            call.sent_s = time.monotonic()
+            self.sending.call.sent_s = time.monotonic()
             return socket
 
         pool.get_socket = get_socket_and_mark
@@ -170,7 +163,7 @@ class PlannedUser(ImageUser):
         self.load.started.wait()
 
     def send(self, call: Call) -> None:
-        setattr(gevent.getcurrent(), "call", call)  # noqa: B010
+        self.sending.call = call
         super().send(call)
         if call.index in self.load.in_flight:
             raise RuntimeError(f"request {call.index} has ended without a row")  # Locust logs what a listener raises
@@ -180,8 +173,6 @@ class ClosedUser(PlannedUser):
     """A user who asks again once it has its answer, within its span."""
 
     spans: ClassVar[Iterator[tuple[float, float]]]
-    due_s: float
-    leaves_s: float
 
     def on_start(self) -> None:
         super().on_start()
@@ -211,7 +202,8 @@ class OpenUser(PlannedUser):
     def dispatch(self) -> None:
         """Carry out the schedule, wait for what is in flight, and stop."""
         load, requests = self.load, Group()
-        slots = BoundedSemaphore(load.plan.arrivals.max_in_flight)
+        most = load.plan.arrivals.max_in_flight
+        slots = BoundedSemaphore(most)
 
         def send(call: Call) -> None:
             with slots:
@@ -224,8 +216,9 @@ class OpenUser(PlannedUser):
                     break
                 # Also where none is left to wait for: those already spawned want their turn.
                 gevent.sleep(max(0.0, due_s - time.monotonic()))
-                load.max_in_flight_hits += load.is_measured(due_s) and slots.locked()
-                requests.spawn(send, load.schedule(due_s)).link_exception(lambda ended: load.fail(ended.exception))
+                call = load.schedule(due_s)
+                load.max_in_flight_hits += load.is_measured(due_s) and len(load.in_flight) > most
+                requests.spawn(send, call).link_exception(lambda ended: load.fail(ended.exception))
             requests.join()
         finally:
             requests.kill()
@@ -266,7 +259,7 @@ def main() -> None:
     spans = plan.arrivals.spans()
     ClosedUser.spans = iter(spans)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = MOST_IN_FLIGHT + 100  # a connection each, and some of our own
+    files = MOST_IN_FLIGHT + 100  # a connection each; many systems begin with 1024 or fewer
     resource.setrlimit(resource.RLIMIT_NOFILE, (files if most == resource.RLIM_INFINITY else min(files, most), most))
     environment = Environment(user_classes=[ClosedUser if spans else OpenUser], host=plan.url, catch_exceptions=False)
     environment.events.request.add_listener(load.record)
@@ -295,6 +288,7 @@ def main() -> None:
             call.done_s = None
             load.write(call, error=f"censored: {cut}")
     window_end_s = load.window_end_s(math.inf if cut is None else wall_s)
+    counts = [count for moment_s, count in load.gauge if plan.warmup_s <= moment_s < window_end_s]
     outcome = LoadOutcome(
         status="interrupted" if cut == INTERRUPTED else "finished",
         started_at=started_at,
@@ -306,8 +300,8 @@ def main() -> None:
         finished=load.finished,
         censored=len(censored),
         generator_cpu_cores=cpu_s / wall_s,
-        send_lag_p99_s=load.send_lag_p99_s(),
-        in_flight_mean=load.in_flight_mean(window_end_s),
+        send_lag_p99_s=sorted(load.lags_s)[math.ceil(0.99 * len(load.lags_s)) - 1] if load.lags_s else None,
+        in_flight_mean=sum(counts) / len(counts) if counts else None,
         in_flight_max=load.in_flight_max or None,
         max_in_flight_hits=load.max_in_flight_hits,
     )

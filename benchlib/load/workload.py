@@ -139,36 +139,24 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "negative_prompt": lambda field, text: None if text is None else _check_text(field, text),
 }
 
-# A request's own name for a field, how it is checked, and how it is read from text.
-_REQUEST: dict[str, tuple[Callable[[str, Any], None], Callable[[str], Any]]] = {
-    "prompt": (_CHECKS["prompts"], str),
-    "negative_prompt": (_CHECKS["negative_prompt"], str),
-    "num_inference_steps": (_CHECKS["num_inference_steps"], int),
-    "guidance_scale": (_CHECKS["guidance_scale"], float),
-    "width": (_CHECKS["width"], int),
-    "height": (_CHECKS["height"], int),
-    "seed": (lambda field, seed: check_number(field, seed, 0, whole=True), int),
-}
 
+def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one request, but for those that are None; a number may be text, as a .csv has it.
 
-def check_request(where: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one request that are not None. Raises ValueError that names `where` and the field."""
-    body = {field: value for field, value in request.items() if value is not None}
-    for field, value in body.items():
-        if field not in _REQUEST:
-            raise ValueError(f"{where}: {field!r} is no field of a request; there are {', '.join(_REQUEST)}")
-        check, _ = _REQUEST[field]
-        check(f"{where}: {field}", value)
+    Raises ValueError that names `where` and the field.
+    """
+    checks = {"prompt" if field == "prompts" else field: check for field, check in _CHECKS.items()}
+    checks["seed"] = lambda field, seed: check_number(field, seed, 0, whole=True)
+    body = {}
+    for field, value in fields.items():
+        if field not in checks:
+            raise ValueError(f"{where}: {field!r} is no field of a request; there are {', '.join(checks)}")
+        if isinstance(value, str) and "prompt" not in field:
+            value = float(value) if field == "guidance_scale" else int(value)
+        if value is not None:
+            checks[field](f"{where}: {field}", value)
+            body[field] = value
     return body
-
-
-def parse_request(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request in a line of a file, read from text where they are text; an empty one is left out."""
-    return {
-        field: read(row[field]) if isinstance(row[field], str) else row[field]
-        for field, (_, read) in _REQUEST.items()
-        if row.get(field) not in (None, "")
-    }
 
 
 def _draw(value: Any, chance: float) -> Any:
