@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchlib.bench import Run, load_run, load_study, run_load
-    from benchlib.load.arrivals import ClosedLoop
+    from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
     from benchlib.serving.pipeline import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClosedLoop": "benchlib.load.arrivals",
     "GenerateRequest": "benchlib.serving.schemas",
+    "OpenLoop": "benchlib.load.arrivals",
+    "Ramp": "benchlib.load.arrivals",
     "Run": "benchlib.bench",
     "Server": "benchlib.serving.server",
+    "Trace": "benchlib.load.arrivals",
     "Workload": "benchlib.load.workload",
     "load_pipeline": "benchlib.serving.pipeline",
     "load_run": "benchlib.bench",
@@ -38,6 +41,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "serve",
     "Server",
     "ClosedLoop",
+    "OpenLoop",
+    "Ramp",
+    "Trace",
     "Workload",
     "run_load",
     "Run",

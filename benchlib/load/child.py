@@ -11,28 +11,37 @@ Ignorant of notebooks, of files other than the rows, and of what the numbers mea
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import os
+import random
+import resource
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import gevent
 from gevent.event import AsyncResult, Event
+from gevent.local import local
+from gevent.lock import BoundedSemaphore
+from gevent.pool import Group
 from gevent.socket import wait_read
 from locust.env import Environment
 from locust.exception import StopUser
 
+from benchlib.load.arrivals import MOST_IN_FLIGHT
 from benchlib.load.locustfile import ImageUser
 from benchlib.load.rows import Call, make_row
 from benchlib.load.runner import LoadOutcome, LoadPlan
 
 INTERRUPTED = "interrupted"
+GAUGE_EVERY_S = 0.05
 
 
 class Load:
@@ -47,6 +56,9 @@ class Load:
         self.in_flight: dict[int, Call] = {}
         self.scheduled = self.measured = self.finished = 0
         self.last_done_s = 0.0  # of the measured ones
+        self.lags_s: list[float] = []  # of the measured ones
+        self.gauge: list[tuple[float, int]] = []  # moments, and how many were in flight
+        self.in_flight_max = self.max_in_flight_hits = 0
 
     def start(self) -> None:
         """Time zero. Every user sends its first request now."""
@@ -64,20 +76,32 @@ class Load:
 
     def schedule(self, due_s: float) -> Call:
         """The next request, due at `due_s` on `time.monotonic()`. Raises StopUser once the scheduling is over."""
-        plan, measured = self.plan, due_s - self.started_s >= self.plan.warmup_s
-        if self.over(due_s) or (measured and self.measured == plan.requests):
+        if self.over(due_s):
             raise StopUser
         index = self.scheduled
         self.scheduled += 1
-        self.measured += measured
-        request = plan.workload.request(index)
-        self.in_flight[index] = Call(index, uuid.uuid4().hex, request, due_s, sent_s=time.monotonic())
+        self.in_flight[index] = Call(index, uuid.uuid4().hex, self.plan.request(index), due_s)
+        if self.is_measured(due_s):
+            self.measured += 1
+            self.in_flight_max = max(self.in_flight_max, len(self.in_flight))
         return self.in_flight[index]
 
+    def is_measured(self, due_s: float) -> bool:
+        return due_s - self.started_s >= self.plan.warmup_s
+
     def over(self, due_s: float) -> bool:
-        """Whether a request due then comes after the end of the measuring window."""
+        """Whether a request due then is one too many, or comes after the end of the measuring window."""
+        if self.is_measured(due_s) and self.measured == self.plan.requests:
+            return True
         duration_s = self.plan.duration_s
         return duration_s is not None and due_s - self.started_s >= self.plan.warmup_s + duration_s
+
+    def watch(self) -> None:
+        """Count what is in flight, for ever: at a random moment in each 0.05 s, lest it keep step with the arrivals."""
+        draw = random.Random(self.plan.seed).random
+        for cell in itertools.count():
+            gevent.sleep(max(0.0, self.started_s + (cell + draw()) * GAUGE_EVERY_S - time.monotonic()))
+            self.gauge.append((time.monotonic() - self.started_s, len(self.in_flight)))
 
     def record(self, context: dict[str, Any], response: Any, exception: Exception | None, **_: Any) -> None:
         """Append the row of a request that ended: Locust's `request` event."""
@@ -102,45 +126,106 @@ class Load:
         line = json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         if os.write(self.rows_fd, line) != len(line):
             raise OSError("a row was written in part only: is the disk full?")
+        if row["phase"] == "measure":
+            self.lags_s.append((time.monotonic() if call.sent_s is None else call.sent_s) - call.due_s)
         del self.in_flight[call.index]
         return row
 
     def window_end_s(self, cut_s: float) -> float:
         """The end of the measuring window, in seconds from the start, of a run cut at `cut_s` (infinite: not cut)."""
         plan = self.plan
-        if self.measured == plan.requests and math.isinf(cut_s):
-            return self.last_done_s
-        duration_s = math.inf if plan.duration_s is None or self.measured == plan.requests else plan.duration_s
-        return max(plan.warmup_s, min(cut_s, plan.warmup_s + duration_s))
+        if plan.duration_s is None or self.measured == plan.requests:
+            return max(plan.warmup_s, self.last_done_s if math.isinf(cut_s) else cut_s)
+        return max(plan.warmup_s, min(cut_s, plan.warmup_s + plan.duration_s))
 
 
 class PlannedUser(ImageUser):
-    """An `ImageUser` that starts with all the others and keeps to the plan."""
+    """An `ImageUser` that keeps to the plan."""
 
     load: ClassVar[Load]
-    call: Call | None = None
+    sending = local()  # of each greenlet: its call
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        # A connection that has to be waited for is lag: a request counts as sent once it has one.
+        agent: Any = self.client.client
+        pool = agent.clientpool.get_client(self.host)._connection_pool
+        get_socket = pool.get_socket
+
+        def get_socket_and_mark() -> Any:
+            socket = get_socket()
+            self.sending.call.sent_s = time.monotonic()
+            return socket
+
+        pool.get_socket = get_socket_and_mark
 
     def on_start(self) -> None:
         self.load.started.wait()
 
-    def next_call(self) -> Call:
-        # A request is due when its user has thought, whether or not this process gets round to sending it.
-        due_s = self.load.started_s if self.call is None else self.next_due_s(self.call)
-        self.call = self.load.schedule(due_s)
-        return self.call
-
-    def next_due_s(self, call: Call) -> float:
-        if call.done_s is None or call.index in self.load.in_flight:
+    def send(self, call: Call) -> None:
+        self.sending.call = call
+        super().send(call)
+        if call.index in self.load.in_flight:
             raise RuntimeError(f"request {call.index} has ended without a row")  # Locust logs what a listener raises
-        return call.done_s + self.load.plan.arrivals.think_time_s
+
+
+class ClosedUser(PlannedUser):
+    """A user who asks again once it has its answer, within its span."""
+
+    spans: ClassVar[Iterator[tuple[float, float]]]
+
+    def on_start(self) -> None:
+        super().on_start()
+        come_s, leave_s = next(self.spans)
+        self.due_s, self.leaves_s = self.load.started_s + come_s, self.load.started_s + leave_s
+        gevent.sleep(self.wait_time())
 
     def wait_time(self) -> float:
         """Seconds for Locust to sleep before this user's next request."""
-        assert self.call is not None
-        due_s = self.next_due_s(self.call)
-        if self.load.over(due_s):
+        if self.load.over(self.due_s) or self.due_s >= self.leaves_s:
             raise StopUser
-        return max(0.0, due_s - time.monotonic())
+        return max(0.0, self.due_s - time.monotonic())
+
+    def next_call(self) -> Call:
+        # A request is due when its user has thought, whether or not this process gets round to sending it.
+        return self.load.schedule(self.due_s)
+
+    def send(self, call: Call) -> None:
+        super().send(call)
+        assert call.done_s is not None
+        self.due_s = call.done_s + self.load.plan.arrivals.think_time_s
+
+
+class OpenUser(PlannedUser):
+    """The one user of open arrivals: it spawns each request when it is due, whatever has become of those before."""
+
+    def dispatch(self) -> None:
+        """Carry out the schedule, wait for what is in flight, and stop."""
+        load, requests = self.load, Group()
+        most = load.plan.arrivals.max_in_flight
+        slots = BoundedSemaphore(most)
+
+        def send(call: Call) -> None:
+            with slots:
+                self.send(call)
+
+        try:
+            for moment_s in load.plan.arrivals.times(load.plan.seed):
+                due_s = load.started_s + moment_s
+                if load.over(due_s):
+                    break
+                # Also where none is left to wait for: those already spawned want their turn.
+                gevent.sleep(max(0.0, due_s - time.monotonic()))
+                call = load.schedule(due_s)
+                load.max_in_flight_hits += load.is_measured(due_s) and len(load.in_flight) > most
+                requests.spawn(send, call).link_exception(lambda ended: load.fail(ended.exception))
+            requests.join()
+        finally:
+            requests.kill()
+        raise StopUser
+
+
+OpenUser.tasks = [OpenUser.dispatch]  # in the class it would be added to those of `ImageUser`
 
 
 def say(message: dict[str, Any]) -> None:
@@ -171,11 +256,16 @@ def main() -> None:
     plan.workload.request(0)  # reads the prompts now, not while the first request waits
     load = PlannedUser.load = Load(plan, order["rows_path"])
     PlannedUser.timeout_s = plan.timeout_s
-    environment = Environment(user_classes=[PlannedUser], host=plan.url, catch_exceptions=False)
+    spans = plan.arrivals.spans()
+    ClosedUser.spans = iter(spans)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MOST_IN_FLIGHT + 100  # a connection each; many systems begin with 1024 or fewer
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files if most == resource.RLIM_INFINITY else min(files, most), most))
+    environment = Environment(user_classes=[ClosedUser if spans else OpenUser], host=plan.url, catch_exceptions=False)
     environment.events.request.add_listener(load.record)
     environment.events.user_error.add_listener(load.fail)
     runner = environment.create_local_runner()
-    runner.start(plan.arrivals.users, spawn_rate=plan.arrivals.users)
+    runner.start(len(spans) or 1, spawn_rate=len(spans) or 1)
     spawning: Any = runner.spawning_greenlet
     spawning.get()
 
@@ -184,6 +274,7 @@ def main() -> None:
     load.start()
     say({"started_monotonic_s": load.started_s})
     gevent.spawn(watch_stdin, load)
+    gevent.spawn(load.watch)
     gevent.spawn(runner.user_greenlets.join).link_value(lambda _: load.stop(None))
     if plan.max_s is not None:
         gevent.spawn_later(plan.max_s, load.stop, f"the run reached its max_s of {plan.max_s:g} s")
@@ -196,17 +287,23 @@ def main() -> None:
         for call in censored:
             call.done_s = None
             load.write(call, error=f"censored: {cut}")
+    window_end_s = load.window_end_s(math.inf if cut is None else wall_s)
+    counts = [count for moment_s, count in load.gauge if plan.warmup_s <= moment_s < window_end_s]
     outcome = LoadOutcome(
         status="interrupted" if cut == INTERRUPTED else "finished",
         started_at=started_at,
         started_monotonic_s=load.started_s,
         window_start_s=plan.warmup_s,
-        window_end_s=load.window_end_s(math.inf if cut is None else wall_s),
+        window_end_s=window_end_s,
         wall_s=wall_s,
         scheduled=load.scheduled,
         finished=load.finished,
         censored=len(censored),
         generator_cpu_cores=cpu_s / wall_s,
+        send_lag_p99_s=sorted(load.lags_s)[math.ceil(0.99 * len(load.lags_s)) - 1] if load.lags_s else None,
+        in_flight_mean=sum(counts) / len(counts) if counts else None,
+        in_flight_max=load.in_flight_max or None,
+        max_in_flight_hits=load.max_in_flight_hits,
     )
     say({"outcome": asdict(outcome)})
 

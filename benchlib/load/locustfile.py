@@ -47,12 +47,16 @@ class ImageUser(FastHttpUser):
     def next_call(self) -> Call:
         """The request to send now. Raises StopUser where there is none left to send."""
         index, now_s = next(self.indexes), time.monotonic()
-        return Call(index, uuid.uuid4().hex, self.workload.request(index), due_s=now_s, sent_s=now_s)
+        return Call(index, uuid.uuid4().hex, self.workload.request(index), due_s=now_s)
 
     @task
     def generate(self) -> None:
-        """Send one request and wait for its whole answer; all but a complete 200 is a failure."""
-        call = self.next_call()
+        """Send the next request and wait for its whole answer."""
+        self.send(self.next_call())
+
+    def send(self, call: Call) -> None:
+        """Send `call` and wait for its whole answer; all but a complete 200 is a failure."""
+        call.sent_s = time.monotonic()
         with gevent.Timeout(self.timeout_s) as deadline:
             response = self.client.post(
                 "/benchmark/generate",

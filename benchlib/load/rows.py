@@ -21,13 +21,16 @@ _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
 
 @dataclass
 class Call:
-    """One request on its way. Moments are seconds on `time.monotonic()`; `due_s` is when it should have been sent."""
+    """One request on its way. Moments are seconds on `time.monotonic()`; `due_s` is when it should have been sent.
+
+    It is `sent` once it has a connection; None where the run was cut before.
+    """
 
     index: int
     request_id: str
     body: dict[str, Any]
     due_s: float
-    sent_s: float
+    sent_s: float | None = None
     done_s: float | None = None
 
 
@@ -50,12 +53,13 @@ def make_row(
         "request_id": call.request_id,
         "phase": "warmup" if scheduled_s < warmup_s else "measure",
         "scheduled_s": scheduled_s,
-        "sent_s": call.sent_s - started_s,
+        "sent_s": None if call.sent_s is None else call.sent_s - started_s,
         "done_s": done_s,
         "latency_s": None if done_s is None else done_s - scheduled_s,
         "http_status": http_status,
         "error": error,
         **{name: call.body.get(name) for name in PARAMETERS},
+        "request_class": "x".join(str(call.body.get(name, "?")) for name in ("width", "height", "num_inference_steps")),
         **{f"{part}_s": _seconds(timing.get(part, {}).get("dur")) for part in SERVER_PARTS},
         "batch_size": _number(timing.get("batch", {}).get("desc")),
         "service_s": _number(told.get("time_s")),

@@ -37,13 +37,13 @@ class LoadPlan:
     """One load run on the server at `url`, in seconds from its start.
 
     Requests are scheduled through `warmup_s`, then for `duration_s` or until `requests` more are scheduled, whichever
-    comes first; then those in flight are waited for. Each fails after `timeout_s`; at `max_s` the whole run is cut, and
-    what is in flight is censored. `seed` draws the arrivals (a closed loop draws none). Raises ValueError that names
-    the field and the fix.
+    comes first (a trace ends of itself); then those in flight are waited for. Each fails after `timeout_s`; at `max_s`
+    the whole run is cut, and what is in flight is censored. `seed` draws the arrivals (a closed loop and a trace draw
+    none). Raises ValueError that names the field and the fix.
     """
 
     url: str
-    arrivals: arrivals_.ClosedLoop
+    arrivals: arrivals_.Arrivals
     workload: Workload
     duration_s: float | None = None
     requests: int | None = None
@@ -57,6 +57,11 @@ class LoadPlan:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"url must be like http://127.0.0.1:8000, got {self.url!r}")
         object.__setattr__(self, "url", self.url.rstrip("/"))
+        check_number("warmup_s", self.warmup_s, 0)
+        if self.duration_s is None and self.requests is None and isinstance(self.arrivals, arrivals_.Trace):
+            object.__setattr__(self, "requests", sum(due_s >= self.warmup_s for due_s in self.arrivals.times_s))
+            if not self.requests:
+                raise ValueError(f"warmup_s of {self.warmup_s:g} leaves no request of the trace to measure: give less")
         if self.duration_s is None and self.requests is None:
             raise ValueError("give duration_s, requests or both: nothing says when the run ends")
         for field in ("duration_s", "max_s"):
@@ -64,9 +69,12 @@ class LoadPlan:
                 check_number(field, getattr(self, field), 0, above=True)
         if self.requests is not None:
             check_number("requests", self.requests, 1, whole=True)
-        check_number("warmup_s", self.warmup_s, 0)
         check_number("timeout_s", self.timeout_s, 0, above=True)
         check_number("seed", self.seed, 0, whole=True)
+
+    def request(self, index: int) -> dict[str, Any]:
+        """The JSON body of request `index`: the workload's, but for what the arrivals say of it."""
+        return self.workload.request(index) | dict(self.arrivals.request(index))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields."""
@@ -103,6 +111,12 @@ class LoadOutcome:
     `time.monotonic()`). Of the requests `scheduled`, `finished` ended, well or not, and `censored` never did.
     `generator_cpu_cores` is the CPU time that the child took, divided by `wall_s`.
 
+    Of the measured requests: `send_lag_p99_s` is the 99th percentile (nearest rank) of sent minus scheduled, where one
+    that was never sent counts with the time that it waited; `in_flight_mean` the mean, over a random moment in every
+    0.05 s of the window, of how many were due or sent and not ended, `in_flight_max` the most when any became due; each
+    is None where there was none. `max_in_flight_hits` counts the requests that were held back, and so sent late,
+    because `max_in_flight` others were with the server (see `OpenLoop`).
+
     The window of a run that was cut ends with the cut; one of no length means a cut during warm-up.
     """
 
@@ -116,6 +130,10 @@ class LoadOutcome:
     finished: int
     censored: int
     generator_cpu_cores: float
+    send_lag_p99_s: float | None
+    in_flight_mean: float | None
+    in_flight_max: int | None
+    max_in_flight_hits: int
 
 
 class GeneratorError(RuntimeError):
@@ -247,6 +265,7 @@ class _Reader:
                 self.measured += 1
                 if row["error"] is None:
                     self.latencies_s.append(row["latency_s"])
+        self.latencies_s.sort()  # kept sorted, a new sort is quick; this process may be the server's
         median_s = statistics.median(self.latencies_s) if self.latencies_s else None
         return Progress(elapsed_s, self.done, self.errors, median_s, self._time_left_s(elapsed_s))
 

@@ -140,6 +140,25 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
 }
 
 
+def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one request, but for those that are None; a number may be text, as a .csv has it.
+
+    Raises ValueError that names `where` and the field.
+    """
+    checks = {"prompt" if field == "prompts" else field: check for field, check in _CHECKS.items()}
+    checks["seed"] = lambda field, seed: check_number(field, seed, 0, whole=True)
+    body = {}
+    for field, value in fields.items():
+        if field not in checks:
+            raise ValueError(f"{where}: {field!r} is no field of a request; there are {', '.join(checks)}")
+        if isinstance(value, str) and "prompt" not in field:
+            value = float(value) if field == "guidance_scale" else int(value)
+        if value is not None:
+            checks[field](f"{where}: {field}", value)
+            body[field] = value
+    return body
+
+
 def _draw(value: Any, chance: float) -> Any:
     """The choice that `chance`, from 0 up to but not 1, falls on."""
     if isinstance(value, tuple):

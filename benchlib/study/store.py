@@ -38,6 +38,7 @@ ROW_DTYPES = (
         "width": "Int64",
         "height": "Int64",
         "seed": "Int64",
+        "request_class": "string",
     }
     | dict.fromkeys(["queue_s", "wait_s", "encode_s", "denoise_s", "decode_s", "image_s", "total_s"], "float64")
     | dict.fromkeys(["batch_size", "service_s", "server_peak_gib"], "float64")
@@ -200,7 +201,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             )
         requests_path, telemetry_path = folder / "requests.parquet", folder / "telemetry.parquet"
         if requests_path.exists():
-            requests = pd.read_parquet(requests_path).astype(ROW_DTYPES)[list(ROW_DTYPES)]
+            requests = pd.read_parquet(requests_path).reindex(columns=list(ROW_DTYPES)).astype(ROW_DTYPES)
         else:
             requests = read_rows(folder / "requests.jsonl")
         if telemetry_path.exists():

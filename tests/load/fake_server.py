@@ -28,12 +28,14 @@ MODES = {
 class FakeServer:
     """`service_s` seconds of work for each request, on `lanes` at once (0: any number), first come first served.
 
-    It closes a connection that was idle for `keep_alive_s`. `seen` has a dict for each request: the body, `request_id`,
-    `connection` (a number), `received_s` and `answered_s` (on time.monotonic(); null where there was no whole answer).
+    It closes a connection that was idle for `keep_alive_s`. Once, `stall_after_s` after its first request, it freezes
+    as a whole for `stall_s`. `seen` has a dict for each request: the body, `request_id`, `connection` (a number),
+    `received_s`, `begun_s` (it has a lane) and `answered_s` (on time.monotonic(); null where it never came to it).
     """
 
-    def __init__(self, service_s, lanes=0, keep_alive_s=75.0):
+    def __init__(self, service_s, lanes=0, keep_alive_s=75.0, stall_s=0.0, stall_after_s=0.0):
         self.service_s, self.keep_alive_s = service_s, keep_alive_s
+        self.stall_s, self.stall_after_s = stall_s, stall_after_s
         self.lane = asyncio.Semaphore(lanes) if lanes else nullcontext()
         self.seen = []
         self.connections = 0
@@ -60,7 +62,9 @@ class FakeServer:
     async def generate(self, reader, writer, headers, body, connection):
         """Answer one request; false where the connection is to be closed."""
         request = {"body": body, "request_id": headers.get("x-request-id"), "connection": connection}
-        request |= {"received_s": time.monotonic(), "answered_s": None}
+        request |= {"received_s": time.monotonic(), "begun_s": None, "answered_s": None}
+        if self.stall_s and not self.seen:
+            asyncio.get_running_loop().call_later(self.stall_after_s, time.sleep, self.stall_s)
         self.seen.append(request)
         mode = body["prompt"].split()[0]
         if mode == "drop":
@@ -69,7 +73,8 @@ class FakeServer:
             await reader.read(1)
             return False
         async with self.lane:
-            queued_s = time.monotonic() - request["received_s"]
+            request["begun_s"] = time.monotonic()
+            queued_s = request["begun_s"] - request["received_s"]
             await asyncio.sleep(self.service_s)
         total_s = time.monotonic() - request["received_s"]
         timing = f'total;dur={total_s * 1000:.6f}, queue;desc="waiting; in line, really";dur={queued_s * 1000:.6f}'
@@ -107,6 +112,8 @@ async def main():
     arguments.add_argument("--service-s", type=float, default=0.0)
     arguments.add_argument("--lanes", type=int, default=0)
     arguments.add_argument("--keep-alive-s", type=float, default=75.0)
+    arguments.add_argument("--stall-s", type=float, default=0.0)
+    arguments.add_argument("--stall-after-s", type=float, default=0.0)
     arguments.add_argument("--port", type=int, default=0)
     options = vars(arguments.parse_args())
     port = options.pop("port")

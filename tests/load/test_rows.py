@@ -62,14 +62,14 @@ def test_a_row_says_all_that_is_known_and_none_for_the_rest():
     )
     known = {
         "index": 3, "request_id": "id", "phase": "measure", "scheduled_s": 1.0, "sent_s": 1.25, "done_s": 4.0,
-        "latency_s": 3.0, "http_status": 200, "prompt": "a", "width": 64, "seed": 9, "queue_s": 0.5, "total_s": 2.75,
-        "batch_size": 1.5, "service_s": 2.0,
+        "latency_s": 3.0, "http_status": 200, "prompt": "a", "width": 64, "seed": 9, "request_class": "64x?x?",
+        "queue_s": 0.5, "total_s": 2.75, "batch_size": 1.5, "service_s": 2.0,
     }  # fmt: skip
     assert row == dict.fromkeys(row) | known
     assert " ".join(row) == (
         "index request_id phase scheduled_s sent_s done_s latency_s http_status error prompt negative_prompt "
-        "num_inference_steps guidance_scale width height seed queue_s wait_s encode_s denoise_s decode_s image_s "
-        "total_s batch_size service_s server_peak_gib"
+        "num_inference_steps guidance_scale width height seed request_class queue_s wait_s encode_s "
+        "denoise_s decode_s image_s total_s batch_size service_s server_peak_gib"
     )
 
 

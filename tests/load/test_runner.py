@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from benchlib.load.arrivals import ClosedLoop
+from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
 from benchlib.load.runner import GeneratorError, LoadInterrupted, LoadPlan, Progress, generate_load
 from benchlib.load.workload import Workload
 
@@ -22,13 +22,13 @@ from .conftest import is_gone, read_rows, wait_until
 def load(tmp_path):
     """`load(url, users=1, **plan)` runs a plan, returns its outcome and rows, and leaves no process or file open."""
 
-    def run(url, users=1, think_time_s=0.0, prompts="a cat", on_start=None, on_progress=None, **plan):
+    def run(url, users=1, think_time_s=0.0, arrivals=None, prompts="a cat", on_start=None, on_progress=None, **plan):
         rows_path = tmp_path / "requests.jsonl"
         rows_path.unlink(missing_ok=True)
         us = psutil.Process()
         before = us.num_fds(), us.children()
         try:
-            plan = LoadPlan(url, ClosedLoop(users, think_time_s), Workload(prompts), **plan)
+            plan = LoadPlan(url, arrivals or ClosedLoop(users, think_time_s), Workload(prompts), **plan)
             outcome = generate_load(plan, rows_path, on_start=on_start, on_progress=on_progress)
         finally:
             assert (us.num_fds(), us.children()) == before
@@ -141,6 +141,83 @@ def test_a_run_cut_in_its_warmup_has_no_window(serve, load):
     outcome, rows = load(serve(service_s=0.01).url, requests=5, warmup_s=30, max_s=0.3)
     assert {row["phase"] for row in rows} == {"warmup"}
     assert outcome.window_end_s == outcome.window_start_s == 30
+
+
+def test_open_arrivals_are_sent_on_time_whatever_the_server_does(serve, load):
+    server, arrivals = serve(), OpenLoop(50)
+    outcome, rows = load(
+        server.url, arrivals=arrivals, prompts=["hang"], duration_s=1, warmup_s=0.5, timeout_s=3, seed=3
+    )
+    rows.sort(key=lambda row: row["index"])
+    assert [row["scheduled_s"] for row in rows] == pytest.approx(arrivals.schedule(1.5, 3), abs=1e-6)
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+    assert len(server.seen()) == outcome.scheduled == outcome.finished == len(rows) > 40
+    for row in rows:
+        assert row["sent_s"] >= row["scheduled_s"]
+        assert row["latency_s"] == row["done_s"] - row["scheduled_s"] >= 3
+        assert row["phase"] == ("warmup" if row["scheduled_s"] < 0.5 else "measure")
+        assert row["error"] == "timeout: no answer within 3 s"
+    measured = [row for row in rows if row["phase"] == "measure"]
+    assert (outcome.window_start_s, outcome.window_end_s, outcome.max_in_flight_hits) == (0.5, 1.5, 0)
+    assert outcome.in_flight_max == len(rows), "none had ended when the last became due"
+    assert len(rows) - len(measured) <= outcome.in_flight_mean <= len(rows)
+    lags_s = sorted(row["sent_s"] - row["scheduled_s"] for row in measured)
+    assert lags_s[0] < outcome.send_lag_p99_s <= lags_s[-1]
+
+
+def test_open_arrivals_end_with_their_number_too(serve, load):
+    outcome, rows = load(serve(service_s=0.3).url, arrivals=OpenLoop(100, "constant"), requests=20, warmup_s=0.1)
+    assert sum(row["phase"] == "measure" for row in rows) == 20
+    assert 29 <= len(rows) <= 31
+    assert outcome.window_end_s == max(row["done_s"] for row in rows)
+
+
+def test_what_max_in_flight_holds_back_is_sent_late_and_counted(serve, load):
+    server, arrivals = serve(service_s=0.4), OpenLoop(100, "constant", max_in_flight=2)
+    outcome, rows = load(server.url, arrivals=arrivals, requests=8)
+    assert [row["error"] for row in rows] == [None] * 8
+    assert outcome.max_in_flight_hits == 6
+    assert len({request["connection"] for request in server.seen()}) == 2
+    assert outcome.in_flight_max == 8
+    assert outcome.send_lag_p99_s == max(row["sent_s"] - row["scheduled_s"] for row in rows) > 1
+    outcome, rows = load(server.url, arrivals=arrivals, prompts="hang", requests=8, max_s=0.5)
+    assert outcome.censored == 8
+    assert sum(row["sent_s"] is None for row in rows) == 6
+    assert outcome.send_lag_p99_s > 0.4, "those never sent count with the time that they waited"
+
+
+def test_an_error_in_a_spawned_request_ends_the_run(serve):
+    plan = LoadPlan(serve().url, OpenLoop(50), Workload("a cat"), duration_s=60)
+    with pytest.raises(GeneratorError, match="ended without a row"):
+        generate_load(plan, "/dev/full" if os.path.exists("/dev/full") else pytest.skip("no /dev/full here"))
+
+
+def test_a_trace_says_when_and_what_and_when_the_run_ends(serve, load):
+    server = serve(service_s=0.2)
+    requests = [{"prompt": "a dog", "width": 64}, {}, {"prompt": None, "num_inference_steps": 3}]
+    outcome, rows = load(server.url, arrivals=Trace([0, 0.1, 0.3], requests), warmup_s=0.05)
+    assert [row["scheduled_s"] for row in rows] == pytest.approx([0, 0.1, 0.3], abs=1e-6)
+    assert [row["prompt"] for row in rows] == ["a dog", "a cat", "a cat"]
+    assert [row["request_class"] for row in rows] == ["64x?x?", "?x?x?", "?x?x3"]
+    assert (outcome.scheduled, outcome.window_end_s) == (3, rows[-1]["done_s"])
+    outcome, _ = load(server.url, arrivals=Trace([0, 0.1]), requests=10)
+    assert outcome.scheduled == 2, "there are no more"
+    assert 0.3 < outcome.window_end_s < 10
+
+
+def test_users_of_a_ramp_come_and_go(serve, load):
+    server = serve(service_s=0.02)
+    outcome, rows = load(server.url, arrivals=Ramp(1, 3, over_s=1.0, stairs=2), duration_s=1.0)
+    assert [sum(row["scheduled_s"] == moment_s for row in rows) for moment_s in (0.0, 0.5)] == [1, 2]
+    assert outcome.in_flight_max == 3
+    _, rows = load(server.url, arrivals=Ramp(2, 0, over_s=0.4), duration_s=10)
+    assert 0 < max(row["scheduled_s"] for row in rows) < 0.4
+
+
+def test_a_rate_may_ramp(serve, load):
+    ramp = Ramp(10, 100, over_s=1.0, of="rate")
+    _, rows = load(serve().url, arrivals=ramp, duration_s=1.0)
+    assert sorted(row["scheduled_s"] for row in rows) == pytest.approx(ramp.schedule(1.0, 0), abs=1e-6)
 
 
 def test_all_that_goes_wrong_is_a_row_with_its_reason(serve, load):

@@ -1,4 +1,4 @@
-"""Workloads and arrivals: same in, same out; what they refuse; how they travel."""
+"""Workloads and plans: same in, same out; what they refuse; how they travel."""
 
 import json
 import subprocess
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchlib.load import arrivals
-from benchlib.load.arrivals import ClosedLoop
+from benchlib.load.arrivals import ClosedLoop, OpenLoop, Trace
 from benchlib.load.runner import LoadPlan
 from benchlib.load.workload import Workload, _own_prompts
 
@@ -162,27 +161,21 @@ def test_a_workload_from_the_environment(tmp_path):
             Workload.from_env({f"BENCHLIB_WORKLOAD_{name}": value})
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"users": 0}, {"users": True}, {"users": 1.0}, {"think_time_s": -1}, {"think_time_s": float("nan")}],
-)
-def test_a_closed_loop_names_what_is_wrong(fields):
-    with pytest.raises(ValueError, match=next(iter(fields))):
-        ClosedLoop(**{"users": 1, **fields})
-
-
-def test_arrivals_travel():
-    loop = ClosedLoop(4, 0.5)
-    assert loop.to_dict() == {"kind": "closed_loop", "users": 4, "think_time_s": 0.5}
-    assert arrivals.from_dict(json.loads(json.dumps(loop.to_dict()))) == loop
-    with pytest.raises(ValueError, match="kind"):
-        arrivals.from_dict({"kind": "flood"})
-
-
 def test_a_plan_travels():
     plan = LoadPlan("http://[::1]:8000/", ClosedLoop(2), Workload("a", width={64: 1, 128: 2}), requests=3, max_s=9.5)
     assert plan.url == "http://[::1]:8000"
-    assert LoadPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    for some in (plan, LoadPlan("http://h", OpenLoop(2.5), Workload(), duration_s=1)):
+        assert LoadPlan.from_dict(json.loads(json.dumps(some.to_dict()))) == some
+
+
+def test_a_plan_of_a_trace_ends_with_it():
+    trace = Trace([0, 1, 2], [{"prompt": "a"}, {}, {}])
+    plan = LoadPlan("http://h", trace, Workload("b", width=64), warmup_s=1)
+    assert plan.requests == 2
+    assert [plan.request(index)["prompt"] for index in range(3)] == ["a", "b", "b"]
+    assert plan.request(0) == Workload("b", width=64).request(0) | {"prompt": "a"}
+    with pytest.raises(ValueError, match="warmup_s"):
+        LoadPlan("http://h", trace, Workload(), warmup_s=3)
 
 
 @pytest.mark.parametrize(

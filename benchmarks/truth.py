@@ -1,0 +1,207 @@
+"""Holds the load generator to the truth: a server in a process of its own that records every request itself.
+
+    python benchmarks/truth.py
+
+takes some five minutes, prints a table of figures with their limits and, as its last line, all of it as JSON; the exit
+status is 1 where a limit is broken. The machine should have nothing else to do: the load average is printed too. A
+plot of the planted stall goes to --figure. Knows how the known server behaves; ignorant of models and images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchlib.load.arrivals import Arrivals, ClosedLoop, OpenLoop
+from benchlib.load.runner import LoadOutcome, LoadPlan, generate_load
+from benchlib.load.workload import Workload
+
+SERVER = Path(__file__).parents[1] / "tests/load/fake_server.py"
+SERVICE_S = 0.05
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured `value` and the limits, both included, that the truth sets."""
+
+    case: str
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: what the generator says, and what the server saw of each of its requests, by request id."""
+
+    outcome: LoadOutcome
+    rows: list[dict[str, Any]]
+    seen: dict[str, dict[str, Any]]
+
+    @property
+    def latencies_s(self) -> list[float]:
+        return [row["latency_s"] for row in self.rows if row["phase"] == "measure"]
+
+
+@contextmanager
+def server(**options: float) -> Iterator[str]:
+    """The known server; its URL."""
+    command = [sys.executable, str(SERVER), *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.stdin.close()
+
+
+def measure(arrivals: Arrivals, duration_s: float, *, warmup_s: float = 0.0, **options: float) -> Measured:
+    with server(**options) as url, tempfile.TemporaryDirectory() as folder:
+        rows_path = Path(folder) / "requests.jsonl"
+        plan = LoadPlan(url, arrivals, Workload("a cat"), duration_s=duration_s, warmup_s=warmup_s)
+        outcome = generate_load(plan, rows_path)
+        with urllib.request.urlopen(f"{url}/requests") as answer:
+            seen = {request["request_id"]: request for request in json.load(answer)}
+        rows = sorted(map(json.loads, rows_path.read_text().splitlines()), key=lambda row: row["index"])
+    return Measured(outcome, rows, seen)
+
+
+def percentile(values: list[float], q: float) -> float:
+    return float(np.quantile(values, q, method="inverted_cdf"))
+
+
+def fixed(duration_s: float = 20.0) -> list[Figure]:
+    """Each request takes 50 ms; ten users: percentiles as in the server's own record, within 1 ms + 2 %."""
+    run = measure(ClosedLoop(10), duration_s, service_s=SERVICE_S)
+    told_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
+    figures = [Figure("fixed", "rows without a request, and requests without a row", _unmatched(run), 0, 0)]
+    for name, q in (("p50", 0.5), ("p99", 0.99)):
+        gap_s, limit_s = percentile(run.latencies_s, q) - percentile(told_s, q), 0.001 + 0.02 * percentile(told_s, q)
+        figures.append(Figure("fixed", f"{name}, client minus server, s", gap_s, -limit_s, limit_s))
+    return figures
+
+
+def stall(duration_s: float = 20.0, service_s: float = SERVICE_S, figure: Path | None = None) -> list[Figure]:
+    """The server freezes once for 2 s: the open loop's p99 tells of it, and the closed loop's hides it."""
+    kind = {"service_s": service_s, "stall_s": 2.0, "stall_after_s": duration_s / 3}
+    open_, closed = (measure(arrivals, duration_s, **kind) for arrivals in (OpenLoop(20, "constant"), ClosedLoop(1)))
+    if figure:
+        draw_stall(open_, closed, figure)
+    return [
+        Figure("stall", "open loop, p99, s", percentile(open_.latencies_s, 0.99), low=1.5),
+        Figure("stall", "closed loop, p99, s", percentile(closed.latencies_s, 0.99), high=1.0),
+        Figure("stall", "closed loop, longest, s", max(closed.latencies_s), low=1.5),
+    ]
+
+
+def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
+    """One lane of 50 ms and Poisson arrivals: each latency as Lindley's recursion (1952) has it.
+
+    From this run's scheduled arrivals A and the server's recorded service times S: W(n+1) = max(0, W(n) + S(n) -
+    (A(n+1) - A(n))), and the latency is W + S.
+    """
+    run = measure(OpenLoop(load / SERVICE_S), duration_s, service_s=SERVICE_S, lanes=1)
+    free_s, expected_s = 0.0, []
+    for row in run.rows:
+        request = run.seen[row["request_id"]]
+        free_s = max(free_s, row["scheduled_s"]) + request["answered_s"] - request["begun_s"]
+        expected_s.append(free_s - row["scheduled_s"])
+    errors_s = [abs(row["latency_s"] - latency_s) for row, latency_s in zip(run.rows, expected_s, strict=True)]
+    p99 = percentile(run.latencies_s, 0.99) / percentile(expected_s, 0.99) - 1
+    case = f"queue at {load:g}"
+    return [
+        Figure(case, "median error of a latency, s", statistics.median(errors_s), high=0.003),
+        Figure(case, "p99 against Lindley's, relative", p99, -0.05, 0.05),
+    ]
+
+
+def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
+    """Poisson at 1.5 times what one lane of 50 ms can do: throughput is capacity, and latency grows without end."""
+    run = measure(OpenLoop(1.5 / SERVICE_S), duration_s, warmup_s=warmup_s, service_s=SERVICE_S, lanes=1)
+    start_s, end_s = run.outcome.window_start_s, run.outcome.window_end_s
+    throughput = sum(start_s <= row["done_s"] < end_s for row in run.rows) / (end_s - start_s)
+    busy_s = [request["answered_s"] - request["begun_s"] for request in run.seen.values()]
+    scheduled_s = [row["scheduled_s"] for row in run.rows if row["phase"] == "measure"]
+    growth = statistics.linear_regression(scheduled_s, run.latencies_s).slope
+    return [
+        Figure(
+            "overload", "throughput against capacity, relative", throughput * statistics.mean(busy_s) - 1, -0.03, 0.03
+        ),
+        Figure("overload", "growth of latency, s each s (0.5 is due)", growth, 0.35, 0.65),
+    ]
+
+
+def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
+    """Poisson arrivals at a server that answers at once: sent on time, and every one a row."""
+    run = measure(OpenLoop(rate), duration_s, warmup_s=1.0)
+    case, limit_s = f"reach, {rate:g}/s", 0.005 + 0.01 * statistics.median(run.latencies_s)
+    assert run.outcome.send_lag_p99_s is not None
+    return [
+        Figure(case, "rows without a request, and requests without a row", _unmatched(run), 0, 0),
+        Figure(case, "requests that failed", sum(row["error"] is not None for row in run.rows), 0, 0),
+        Figure(case, "send lag, p99, s", run.outcome.send_lag_p99_s, high=limit_s),
+        Figure(case, "generator, cores", run.outcome.generator_cpu_cores, high=0.8),
+        Figure(case, "requests sent a second", len(run.latencies_s) / duration_s, 0.95 * rate, 1.05 * rate),
+    ]
+
+
+def _unmatched(run: Measured) -> int:
+    return len({row["request_id"] for row in run.rows} ^ run.seen.keys()) + abs(len(run.rows) - len(run.seen))
+
+
+def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for run, name in ((closed, "closed loop: one user, who waited"), (open_, "open loop: 20 a second, come what may")):
+        p99_s = percentile(run.latencies_s, 0.99)
+        ax.plot(
+            [row["scheduled_s"] for row in run.rows], run.latencies_s, ".", label=f"{name}; its p99 is {p99_s:.2g} s"
+        )
+    ax.set(xlabel="when a request was due (s)", ylabel="latency (s)", ylim=(0, None))
+    ax.set_title("One server, frozen once for 2 s: the closed loop's p99 hides it")
+    ax.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description="Hold the load generator to the truth.")
+    arguments.add_argument("--figure", type=Path, help="where the plot of the planted stall goes (.png or .svg)")
+    options = arguments.parse_args()
+    before = os.getloadavg()[0]
+    figures = [*fixed(), *stall(figure=options.figure), *queue(0.5), *queue(0.8), *overload(), *reach()]
+    print(f"{'':5}{'case':15}{'figure':52}{'value':>9}   limits")
+    for figure in figures:
+        limits = f"{_words(figure.low)} to {_words(figure.high)}"
+        print(f"{'ok' if figure.passed else 'FAIL':5}{figure.case:15}{figure.name:52}{figure.value:9.4g}   {limits}")
+    told = {"load_average_before": before, "cores": os.cpu_count(), "passed": all(one.passed for one in figures)}
+    print(json.dumps(told | {"figures": [asdict(one) | {"passed": one.passed} for one in figures]}))
+    return 0 if told["passed"] else 1
+
+
+def _words(limit: float | None) -> str:
+    return "-" if limit is None else f"{limit:.4g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
