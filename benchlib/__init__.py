@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchlib.bench import Run, load_run, load_study, run_load
+    from benchlib.bench import Point, Run, find_capacity, load_run, load_study, run_load, sweep
     from benchlib.load.arrivals import ClosedLoop
     from benchlib.load.workload import Workload
     from benchlib.serving.pipeline import load_pipeline
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClosedLoop": "benchlib.load.arrivals",
     "GenerateRequest": "benchlib.serving.schemas",
+    "Point": "benchlib.bench",
     "Run": "benchlib.bench",
     "Server": "benchlib.serving.server",
     "Workload": "benchlib.load.workload",
+    "find_capacity": "benchlib.bench",
     "load_pipeline": "benchlib.serving.pipeline",
     "load_run": "benchlib.bench",
     "load_study": "benchlib.bench",
@@ -31,6 +33,7 @@ _HOMES = {
     "process_memory_gib": "benchlib.telemetry",
     "run_load": "benchlib.bench",
     "serve": "benchlib.serving.server",
+    "sweep": "benchlib.bench",
 }
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "load_pipeline",
@@ -43,6 +46,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "Run",
     "load_run",
     "load_study",
+    "sweep",
+    "Point",
+    "find_capacity",
     "plots",
     "process_memory_gib",
 ]
