@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, groupby
 from pathlib import Path
@@ -194,6 +194,8 @@ def sweep(
                         error = str(failure)
                 if error:
                     print(f"passed over: {error}", flush=True)
+        # A kill between a run's end and its line in the summary leaves that line to us.
+        writer.study.write_summary()
     return writer.study
 
 
@@ -261,7 +263,8 @@ class _Writer:
         plan = point.plan(target)
         folder = self._create(point, plan, plan.url, {} if server is None else server.spec)
         # A bare URL's process is unknown, so nothing is watched: this process's memory would pass for the server's.
-        sampler = telemetry.Sampler(os.getpid() if server is None else server.pid)
+        device = folder.record["spec"]["target"]["device"]
+        sampler = telemetry.Sampler(os.getpid() if server is None else server.pid, device=device)
 
         def on_start(started_monotonic_s: float, child_pid: int) -> None:
             sampler.zero_s, sampler.generator_pid = started_monotonic_s, child_pid
@@ -292,10 +295,15 @@ class _Writer:
         spec = plan.to_dict() | {"label": point.label}
         spec["target"] = {"url": url} | {name: known.get(name) for name in _TARGET_FIELDS}
         del spec["url"]
+        conditions = telemetry.describe_load()
+        if conditions["warning"]:
+            print(conditions["warning"], flush=True)
         record = {
             "spec": spec,
             "point": point.to_dict(),
-            "machine": telemetry.describe_machine(),
+            "conditions": conditions,
+            "machine": telemetry.describe_machine(known.get("device")),
+            "torch": telemetry.describe_torch() if known else None,
             "packages": telemetry.describe_packages(),
             "git": telemetry.describe_git(Path(__file__).parent),
         }
@@ -425,11 +433,13 @@ def _name(point: Point) -> str:
 def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
     """How many requests a run of `point` measures: those of a schedule are counted, a closed loop's are as before."""
     counts = [] if point.requests is None else [point.requests]
-    if point.duration_s is not None and hasattr(point.arrivals, "schedule"):
-        due_s = point.arrivals.schedule(point.warmup_s + point.duration_s, point.seed)
-        counts.append(sum(moment_s >= point.warmup_s for moment_s in due_s))
-    elif point.duration_s is not None and images_per_s is not None:
-        counts.append(int(images_per_s * point.duration_s))
+    if point.duration_s is not None:
+        with suppress(AttributeError, ValueError):  # a closed loop has none
+            due_s = point.arrivals.schedule(point.warmup_s + point.duration_s, point.seed)  # type: ignore[attr-defined]
+            counts.append(sum(moment_s >= point.warmup_s for moment_s in due_s))
+            return min(counts)
+        if images_per_s is not None:
+            counts.append(int(images_per_s * point.duration_s))
     return min(counts, default=None)
 
 
