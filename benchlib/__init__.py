@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchlib.bench import Run, load_run, load_study, run_load
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
+    from benchlib.bench import Point, Run, find_capacity, load_run, load_study, run_load, sweep
+    from benchlib.load.arrivals import ClosedLoop
     from benchlib.load.workload import Workload
     from benchlib.serving.pipeline import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
@@ -23,10 +25,12 @@ _HOMES = {
     "GenerateRequest": "benchlib.serving.schemas",
     "OpenLoop": "benchlib.load.arrivals",
     "Ramp": "benchlib.load.arrivals",
+    "Point": "benchlib.bench",
     "Run": "benchlib.bench",
     "Server": "benchlib.serving.server",
     "Trace": "benchlib.load.arrivals",
     "Workload": "benchlib.load.workload",
+    "find_capacity": "benchlib.bench",
     "load_pipeline": "benchlib.serving.pipeline",
     "load_run": "benchlib.bench",
     "load_study": "benchlib.bench",
@@ -34,6 +38,7 @@ _HOMES = {
     "process_memory_gib": "benchlib.telemetry",
     "run_load": "benchlib.bench",
     "serve": "benchlib.serving.server",
+    "sweep": "benchlib.bench",
 }
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "load_pipeline",
@@ -49,6 +54,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "Run",
     "load_run",
     "load_study",
+    "sweep",
+    "Point",
+    "find_capacity",
     "plots",
     "process_memory_gib",
 ]

@@ -1,7 +1,8 @@
 """Samples what a server's process takes of the machine while a run lasts, and describes machine, packages and commit.
 
-Knows processes by their pid, by way of psutil. Ignorant of servers, load and results: whoever starts it says whom to
-watch and keeps the samples. It never imports torch: CUDA is asked about only where this process already uses it.
+Knows processes by their pid, by way of psutil, and GPUs by way of NVML (`nvidia-ml-py`, where that is installed).
+Ignorant of servers, load and results: whoever starts it says whom to watch and keeps the samples. It never imports
+torch: CUDA is asked about only where this process already uses it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,19 @@ COLUMNS = (
     "cuda_reserved_gib",
     "server_cpu_cores",
     "generator_cpu_cores",
+    "gpu_used_gib",
+    "gpu_utilisation",
+    "gpu_power_w",
+    "gpu_sm_clock_mhz",
+    "gpu_memory_clock_mhz",
+    "gpu_temperature_c",
 )
+ENVIRONMENT = (
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "KMP_BLOCKTIME",
+    "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
+)  # fmt: skip
+"""Settings from outside that change how fast torch computes."""
+BUSY_SHARE = 0.25  # of the machine's cores
 
 
 def process_memory_gib(pid: int | None = None) -> float:
@@ -44,19 +57,24 @@ class Sampler:
 
     Memory is in GiB: `rss_gib` of the process (0.2 s apart: a shorter peak can be missed), `system_used_gib` of the
     machine, and, if `pid` is this process and uses CUDA, what torch's allocator has handed out and reserved over all
-    devices. CPU shares are cores: CPU seconds per second since the previous sample, null in the first. Sampling ends
-    quietly when the process does.
+    devices. CPU shares are cores: CPU seconds per second since the previous sample, null in the first. The `gpu_`
+    columns are NVML's word on `device`, such as "cuda:0", whoever uses it: GiB in use, the share of the time in which
+    it computed, watts, MHz and degrees Celsius; null without NVML, and each where the GPU does not tell it. Sampling
+    ends quietly when the process does.
 
     `zero_s` is the time.monotonic() that `time_s` counts from and `generator_pid` the process whose CPU share is taken
     beside the server's: both may be set after the start, as a load run's clock and child come later.
     """
 
-    def __init__(self, pid: int, *, generator_pid: int | None = None, interval_s: float = 0.2) -> None:
+    def __init__(
+        self, pid: int, *, generator_pid: int | None = None, interval_s: float = 0.2, device: str | None = None
+    ) -> None:
         if not interval_s > 0:
             raise ValueError(f"interval_s must be more than 0 seconds, not {interval_s}: try 0.2")
         self.pid = pid
         self.generator_pid = generator_pid
         self.interval_s = interval_s
+        self._gpu = _Gpu.of(device)
         self.zero_s = time.monotonic()
         self.cpu_cores: float | None = None  # what the sampling itself took, in cores, up to the last sample
         self._samples: list[tuple[float | None, ...]] = []
@@ -101,7 +119,7 @@ class Sampler:
                     return
                 memory_gib = (rss / GIB, psutil.virtual_memory().used / GIB, *self._cuda_gib())
                 cores = (self._cores(self.pid, now_s), self._cores(self.generator_pid, now_s))
-                self._samples.append((now_s, *memory_gib, *cores))
+                self._samples.append((now_s, *memory_gib, *cores, *(self._gpu.sample() if self._gpu else [None] * 6)))
                 if now_s > began_s:
                     self.cpu_cores = (time.thread_time() - began_cpu_s) / (now_s - began_s)
                 due_s = max(due_s + self.interval_s, time.monotonic())
@@ -131,20 +149,132 @@ class Sampler:
         return allocated / GIB, reserved / GIB
 
 
-def describe_machine() -> dict[str, Any]:
+class _Gpu:
+    """One GPU as NVML knows it; what it does not tell is None."""
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
+
+    @classmethod
+    def of(cls, device: str | None) -> _Gpu | None:
+        """The GPU that torch calls `device`; None for a CPU, without NVML, and before this process uses CUDA."""
+        cuda = _cuda()
+        if cuda is None or device is None or not device.startswith("cuda"):
+            return None
+        try:
+            nvml = import_module("pynvml")
+        except ImportError:
+            return None
+        try:
+            nvml.nvmlInit()
+            # By UUID, as CUDA_VISIBLE_DEVICES renumbers the devices for torch but not for NVML.
+            uuid = cuda.get_device_properties(int(device.partition(":")[2] or 0)).uuid
+            return cls(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        except nvml.NVMLError:
+            return None
+
+    def ask(self, question: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._nvml, question)(self._handle, *arguments)
+        except self._nvml.NVMLError:
+            return None
+
+    def watts(self, question: str) -> float | None:
+        milliwatts = self.ask(question)
+        return None if milliwatts is None else milliwatts / 1000
+
+    def sample(self) -> list[float | None]:
+        nvml, memory, busy = self._nvml, self.ask("nvmlDeviceGetMemoryInfo"), self.ask("nvmlDeviceGetUtilizationRates")
+        return [
+            None if memory is None else memory.used / GIB,
+            None if busy is None else busy.gpu / 100,
+            self.watts("nvmlDeviceGetPowerUsage"),
+            self.ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+            self.ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            self.ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        ]
+
+    def driver(self) -> str:
+        return str(self._nvml.nvmlSystemGetDriverVersion())
+
+
+def energy_j(samples: pd.DataFrame, start_s: float, end_s: float) -> float | None:
+    """Joules that the sampled GPU took from `start_s` to `end_s`: its power integrated by trapezoids.
+
+    None where the power is not known from before the start until after the end, give or take a second.
+    """
+    import numpy as np
+
+    known = samples[["time_s", "gpu_power_w"]].dropna()
+    time_s, power_w = known["time_s"].to_numpy(), known["gpu_power_w"].to_numpy()
+    if not len(known) or not start_s < end_s or time_s[0] > start_s + 1 or time_s[-1] < end_s - 1:
+        return None
+    moments_s = np.array([start_s, *time_s[(start_s < time_s) & (time_s < end_s)], end_s])
+    watts = np.interp(moments_s, time_s, power_w)
+    return float((np.diff(moments_s) * (watts[1:] + watts[:-1]) / 2).sum())
+
+
+def describe_machine(device: str | None = None) -> dict[str, Any]:
     """What a run ran on: `cpu`, `cores` (that this process may use), `memory_gib` (the machine's, or a container's
-    limit where that is less), `gpu` and `gpu_memory_gib` (null unless this process already uses CUDA), `os`."""
+    limit where that is less), `gpu` and `gpu_memory_gib` (null unless this process already uses CUDA), its
+    `gpu_driver` and `gpu_power_limit_w` (null without NVML), `os`. The GPU is `device`, such as "cuda:0".
+    """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     memory = min([psutil.virtual_memory().total, *_cgroup_memory_limits()])
     cuda = _cuda()
-    gpu = cuda.get_device_properties(cuda.current_device()) if cuda else None
+    index = int((device or "").partition("cuda:")[2] or (cuda.current_device() if cuda else 0))
+    properties = cuda.get_device_properties(index) if cuda else None
+    gpu = _Gpu.of(f"cuda:{index}")
     return {
         "cpu": _cpu_model(),
         "cores": cores,
         "memory_gib": memory / GIB,
-        "gpu": gpu.name if gpu else None,
-        "gpu_memory_gib": gpu.total_memory / GIB if gpu else None,
+        "gpu": properties.name if properties else None,
+        "gpu_memory_gib": properties.total_memory / GIB if properties else None,
+        "gpu_driver": gpu.driver() if gpu else None,
+        "gpu_power_limit_w": gpu.watts("nvmlDeviceGetEnforcedPowerLimit") if gpu else None,
         "os": f"{platform.system()} {platform.release()}",
+    }
+
+
+def describe_torch() -> dict[str, Any] | None:
+    """How this process's torch computes: its threads, the settings that trade exactness for speed, and ENVIRONMENT as
+    it stands; None where torch is not imported."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return None
+    return {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+    }
+
+
+def describe_load(watch_s: float = 0.25) -> dict[str, Any]:
+    """What else the machine does now: `load_average_1min`, which earlier runs of ours raise, and `others_cpu_cores`,
+    the cores taken over `watch_s` seconds by all but this process; `warning` says so where these are over BUSY_SHARE
+    of all, else it is null."""
+    own = psutil.Process()
+
+    def busy_s() -> tuple[float, float]:
+        all_s, own_s = psutil.cpu_times(), own.cpu_times()
+        # On Linux guest time is counted in user time too.
+        idle_s = all_s.idle + getattr(all_s, "iowait", 0.0) + getattr(all_s, "guest", 0.0)
+        return sum(all_s) - idle_s - own_s.user - own_s.system, time.monotonic()
+
+    before_s, began_s = busy_s()
+    time.sleep(watch_s)
+    after_s, ended_s = busy_s()
+    others = max(0.0, (after_s - before_s) / (ended_s - began_s))
+    cores = psutil.cpu_count() or 1
+    busy = f"the machine is busy: other processes take {others:.1f} of {cores} cores, so figures of the CPU may be off"
+    return {
+        "load_average_1min": os.getloadavg()[0],
+        "others_cpu_cores": others,
+        "warning": busy if others > BUSY_SHARE * cores else None,
     }
 
 

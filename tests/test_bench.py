@@ -13,12 +13,19 @@ import psutil
 import pytest
 
 import benchlib
-from benchlib import ClosedLoop, Workload, load_run, load_study, run_load
+from benchlib import ClosedLoop, Workload, load_run, load_study, run_load, telemetry
 from benchlib.load.runner import GeneratorError
 from benchlib.study.store import ROW_DTYPES
 from benchlib.telemetry import COLUMNS
 
 from .load.conftest import FakeServerProcess, is_gone, read_rows, wait_until
+
+
+@pytest.fixture(autouse=True)
+def _idle_machine(monkeypatch):
+    """Other work on the machine that runs the tests changes nothing of what is printed."""
+    idle = {"load_average_1min": 0.1, "others_cpu_cores": 0.0, "warning": None}
+    monkeypatch.setattr(telemetry, "describe_load", lambda: idle)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,10 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     assert record["machine"]["cores"] >= 1
     assert record["packages"]["torch"]
     assert record["git"].keys() == {"commit", "dirty"}
+    assert record["conditions"]["load_average_1min"] >= 0
+    assert record["torch"]["threads"] == tiny.spec["torch_threads"]
+    assert record["torch"]["environment"]["GOMP_SPINCOUNT"] == os.environ["GOMP_SPINCOUNT"]
+    assert record["point"]["target"]["model"] == "tiny"
     outcome = record["outcome"]
     assert (outcome["status"], outcome["censored"], outcome["window_start_s"]) == ("finished", 0, 0.1)
     assert outcome["scheduled"] == outcome["finished"] == len(run.requests)
@@ -125,6 +136,7 @@ def test_a_bare_url_is_measured_and_nothing_is_guessed_of_it(fake, tmp_path):
     assert target.pop("url") == fake.url
     assert set(target.values()) == {None}
     assert target.keys() >= {"model", "device", "dtype", "weights_gib", "memory_before_load_gib", "showcase"}
+    assert run.record["torch"] is None
     assert run.telemetry.empty
     assert tuple(run.telemetry.columns) == COLUMNS
     assert run.requests["width"].isna().all(), "the URL's own default"
@@ -143,6 +155,14 @@ def test_progress_is_plain_lines_where_nobody_watches(fake, tmp_path, monkeypatc
     for line in printed.splitlines():
         ends = r"(, \d+ s left|, waiting for the last ones)?"
         assert re.fullmatch(r"\d+ s: \d+ done, 0 errors, median (-|[\d.]+ s)" + ends, line)
+
+
+def test_a_busy_machine_is_said_and_recorded(fake, tmp_path, monkeypatch, capsys):
+    busy = {"load_average_1min": 9.0, "others_cpu_cores": 1.5, "warning": "the machine is busy: others take 1.5 cores"}
+    monkeypatch.setattr(telemetry, "describe_load", lambda: busy)
+    run = run_load(fake.url, ClosedLoop(1), requests=1, results=tmp_path, on_progress=lambda _: None)
+    assert capsys.readouterr().out == f"{busy['warning']}\n"
+    assert run.record["conditions"] == busy
 
 
 def test_progress_is_a_bar_in_a_live_notebook(fake, tmp_path, monkeypatch, capsys):

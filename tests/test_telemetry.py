@@ -1,16 +1,19 @@
 """The sampler on real processes, and what a machine says of itself."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from benchlib import telemetry
-from benchlib.telemetry import Sampler, describe_git, describe_machine, describe_packages, process_memory_gib
+from benchlib.telemetry import Sampler, describe_git, describe_machine, describe_packages, energy_j, process_memory_gib
 
 GIB = 2**30
 
@@ -103,7 +106,7 @@ class FakeCuda:
         return {"allocated_bytes.all.current": GIB, "reserved_bytes.all.current": 2 * GIB} if device else {}
 
     def get_device_properties(self, device: int) -> SimpleNamespace:
-        return SimpleNamespace(name=f"GPU {device}", total_memory=80 * GIB)
+        return SimpleNamespace(name=f"GPU {device}", total_memory=80 * GIB, uuid=f"00-{device}")
 
 
 def test_cuda_is_asked_only_where_this_process_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,13 +121,112 @@ def test_cuda_is_asked_only_where_this_process_uses_it(monkeypatch: pytest.Monke
     assert describe_machine()["gpu"] is None
 
 
+class FakeNvml:
+    """pynvml with a GPU that knows all but its clocks, and one that knows nothing."""
+
+    NVMLError = type("NVMLError", (Exception,), {})
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __init__(self, missing: bool = False) -> None:
+        self.missing, self.power_mw = missing, 300_000
+
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's names
+        if self.missing:
+            raise self.NVMLError
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(*arguments: Any) -> Any:
+            if name == "nvmlDeviceGetHandleByUUID":
+                return arguments[0]
+            if name == "nvmlSystemGetDriverVersion":
+                return "580.1"
+            if arguments[0] == "GPU-00-0":
+                raise self.NVMLError
+            return {
+                "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=3 * GIB),
+                "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=75),
+                "nvmlDeviceGetPowerUsage": self.power_mw,
+                "nvmlDeviceGetEnforcedPowerLimit": 700_000,
+                "nvmlDeviceGetClockInfo": 1980 if arguments[-1] == 1 else 2619,
+                "nvmlDeviceGetTemperature": 41,
+            }[name]
+
+        return answer
+
+
+GPU_COLUMNS = [name for name in telemetry.COLUMNS if name.startswith("gpu_")]
+
+
+def sample_once(device: str | None) -> pd.DataFrame:
+    with Sampler(os.getpid(), interval_s=0.02, device=device) as sampler:
+        time.sleep(0.1)
+    return sampler.frame[GPU_COLUMNS]
+
+
+def test_a_gpu_is_watched_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=FakeCuda()))
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    assert sample_once("cuda:1").iloc[-1].tolist() == [3.0, 0.75, 300.0, 1980, 2619, 41]
+    machine = describe_machine("cuda:1")
+    assert (machine["gpu"], machine["gpu_driver"], machine["gpu_power_limit_w"]) == ("GPU 1", "580.1", 700.0)
+    assert describe_machine() == machine, "the one that torch uses now"
+    assert sample_once("cuda:0").isna().all(axis=None), "what a GPU does not tell is null"
+    assert describe_machine("cuda:0")["gpu_power_limit_w"] is None
+    assert sample_once("cpu").isna().all(axis=None)
+    assert sample_once(None).isna().all(axis=None)
+    for absent in (None, FakeNvml(missing=True)):
+        monkeypatch.setitem(sys.modules, "pynvml", absent)
+        assert sample_once("cuda:1").isna().all(axis=None)
+        assert describe_machine("cuda:1")["gpu_driver"] is None
+
+
+def test_energy_is_power_over_time() -> None:
+    samples = pd.DataFrame({"time_s": [0.0, 1.0, 2.0, 4.0], "gpu_power_w": [100.0, 200.0, 200.0, 0.0]})
+    assert energy_j(samples, 0, 4) == 150 + 200 + 200
+    assert energy_j(samples, 0.5, 3) == pytest.approx((150 + 200) / 2 * 0.5 + 200 + (200 + 100) / 2)
+    assert energy_j(samples, 1.2, 1.4) == pytest.approx(40)
+    assert energy_j(samples, 0, 4.9) == pytest.approx(550), "to the last sample's power, for less than a second"
+    for start_s, end_s in ((-1.5, 4), (0, 5.5), (2, 2)):
+        assert energy_j(samples, start_s, end_s) is None
+    assert energy_j(samples.assign(gpu_power_w=float("nan")), 0, 4) is None
+
+
+def test_torch_and_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    told = telemetry.describe_torch()
+    assert told is not None
+    assert told["threads"] == torch.get_num_threads()
+    assert (told["environment"]["OMP_NUM_THREADS"], told["environment"]["MKL_NUM_THREADS"]) == ("3", None)
+    json.dumps(told, allow_nan=False)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert telemetry.describe_torch() is None
+
+
+def test_other_work_on_the_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        time.sleep(0.2)
+        monkeypatch.setattr(telemetry, "BUSY_SHARE", 0.0)
+        told = telemetry.describe_load(0.5)
+        busy.kill()
+    assert told["others_cpu_cores"] > 0.2
+    assert told["warning"].startswith(f"the machine is busy: other processes take {told['others_cpu_cores']:.1f} of")
+    monkeypatch.setattr(telemetry, "BUSY_SHARE", 2.0)
+    assert telemetry.describe_load(0.01)["warning"] is None
+
+
 def test_process_memory() -> None:
     assert 0.005 < process_memory_gib() == pytest.approx(process_memory_gib(os.getpid()), rel=0.2)
 
 
 def test_machine_and_packages() -> None:
     machine = describe_machine()
-    assert list(machine) == ["cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib", "os"]
+    assert list(machine) == [
+        "cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib", "gpu_driver", "gpu_power_limit_w", "os",
+    ]  # fmt: skip
+    assert machine["gpu_driver"] is None
     assert machine["cpu"]
     assert 1 <= machine["cores"] <= (os.cpu_count() or 1)
     assert machine["memory_gib"] > 0.1

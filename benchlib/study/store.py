@@ -1,7 +1,8 @@
 """Where runs live on disk: results/<study>/<run>/ with run.json, requests.jsonl and, at the end, two Parquet files.
 
-Knows the folder's layout and the format of the record and the rows. Ignorant of what the figures mean (statistics.py)
-and of who writes the rows: another process appends to requests.jsonl, one line with one write per request.
+Knows the folder's layout, the format of the record and the rows, and which process may write. Ignorant of what the
+figures mean (statistics.py) and of who writes the rows: another process appends to requests.jsonl, one line with one
+write per request.
 
 A process killed at any moment leaves either whole files or none, since what is written at once is written aside and
 renamed into place, run.json last: a run is finished only when run.json says so. That outlives SIGKILL without an fsync;
@@ -10,12 +11,14 @@ a loss of power it may not outlive.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -67,10 +70,7 @@ def create_run(results: Path, study: str, record: dict[str, Any]) -> RunFolder:
     the UTC time and the spec's label, or else its arrivals in two words; a name already taken, also by another process
     at this moment, gets a number. Raises ValueError for a study or label that is no safe file name.
     """
-    spec = record["spec"]
-    words = spec["label"] or _arrivals_words(spec["arrivals"])
-    _check_name("study", study)
-    _check_name("label", words)
+    words = check_names(study, record["spec"])
     now = datetime.now(UTC)
     name = first = f"{now:%Y%m%d-%H%M%S}-{words}"
     number = 1
@@ -88,6 +88,48 @@ def create_run(results: Path, study: str, record: dict[str, Any]) -> RunFolder:
     folder.rows_path.touch()
     folder._write_record()
     return folder
+
+
+def check_names(study: str, spec: dict[str, Any]) -> str:
+    """What a run of `spec` is called behind its time. Raises ValueError where it or `study` is no safe file name."""
+    words: str = spec["label"] or _arrivals_words(spec["arrivals"])
+    _check_name("study", study)
+    _check_name("label", words)
+    return words
+
+
+@contextmanager
+def lock_study(results: Path, study: str) -> Iterator[Path]:
+    """Holds results/<study>/ (made where it is missing) for the one process that writes runs there, and yields it.
+
+    The kernel frees the lock with the process, however it ends. Raises RuntimeError that names the process which holds
+    it, ValueError for a study that is no safe file name.
+    """
+    _check_name("study", study)
+    folder = results / study
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(lock, 20).decode() or "which is just starting"
+            os.close(lock)
+            raise RuntimeError(
+                f"study {study!r} in {results} is being written by process {pid}: wait for it, end it, or name another "
+                "study"
+            ) from None
+        if os.fstat(lock).st_nlink:
+            break
+        os.close(lock)  # its holder removed the file between our opening and locking it
+    try:
+        os.truncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield folder
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
 
 
 @dataclass
@@ -140,7 +182,11 @@ class Run:
         return self.path.parent / "figures"
 
     def summary(self) -> pd.Series:
-        """The run's figures: see statistics.summarise."""
+        """The run's figures, reckoned once: see statistics.summarise."""
+        return self._summary.copy()
+
+    @cached_property
+    def _summary(self) -> pd.Series:
         from benchlib.study.statistics import summarise
 
         return summarise(self.record, self.requests, self.telemetry)
@@ -159,6 +205,8 @@ class Study:
         import pandas as pd
 
         frames = [run.requests.assign(run=run.record["run"]).astype({"run": "string"}) for run in self.runs]
+        if not frames:
+            return pd.DataFrame(columns=["run", *ROW_DTYPES]).astype({"run": "string"} | ROW_DTYPES)
         return pd.concat(frames, ignore_index=True)[["run", *ROW_DTYPES]]
 
     @cached_property

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchlib.study import store
-from benchlib.study.store import ROW_DTYPES, create_run, load_run, load_study, read_rows, results_dir
+from benchlib.study.store import ROW_DTYPES, create_run, load_run, load_study, lock_study, read_rows, results_dir
 
 
 def append(path: Path, *rows: dict[str, Any]) -> None:
@@ -282,3 +282,64 @@ def test_what_can_not_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space"):
         store._write_aside(tmp_path / "file", fail)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_study_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with lock_study(tmp_path, "s") as folder:
+        assert folder == tmp_path / "s"
+        with pytest.raises(RuntimeError, match=rf"'s' .* by process {os.getpid()}:"), lock_study(tmp_path, "s"):
+            pass
+        with lock_study(tmp_path, "another"):
+            pass
+    assert list(folder.iterdir()) == []
+    with lock_study(tmp_path, "s"), pytest.raises(ValueError, match="study names a folder"), lock_study(tmp_path, ".."):
+        pass
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from benchlib.study.store import lock_study
+with lock_study(Path(sys.argv[1]), "s"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_kill_frees_the_study(tmp_path: Path) -> None:
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(RuntimeError, match=rf"process {holder.pid}: wait for it"), lock_study(tmp_path, "s"):
+                pass
+            holder.kill()
+    with lock_study(tmp_path, "s"):
+        pass
+
+
+TAKE = """
+import sys
+from pathlib import Path
+from benchlib.study.store import lock_study
+taken = 0
+while taken < 200:
+    try:
+        with lock_study(Path(sys.argv[1]), "s") as folder:
+            (folder / "inside").mkdir()  # fails where another is in there too
+            (folder / "inside").rmdir()
+            taken += 1
+    except RuntimeError:
+        pass
+"""
+
+
+def test_processes_that_take_turns_never_meet(tmp_path: Path) -> None:
+    rivals = [subprocess.Popen([sys.executable, "-c", TAKE, str(tmp_path)]) for _ in range(3)]
+    assert [rival.wait() for rival in rivals] == [0, 0, 0]
+
+
+def test_a_study_without_runs_has_empty_frames(tmp_path: Path) -> None:
+    nothing = store.Study(tmp_path, ())
+    assert {name: str(dtype) for name, dtype in nothing.requests.dtypes.items()} == {"run": "string"} | ROW_DTYPES
+    assert nothing.summary.empty
