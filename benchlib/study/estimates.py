@@ -1,0 +1,253 @@
+"""Intervals that hold where successive latencies depend on each other, and tests for independence and steady state.
+
+Knows series of numbers in time order. Ignorant of requests and runs. All intervals are of 95 %; an estimate that the
+series can't carry is None, and `rows_needed` says how many values would carry it. The coverage that was measured is in
+benchmarks/coverage.py's table.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+Interval = tuple[float, float] | None
+Series = np.ndarray[Any, np.dtype[np.float64]]
+
+MIN_ROWS = 200
+"""Fewer values are taken for neither dependent nor independent: at 100 the test still misses some busy queues."""
+BATCHES = 20
+_Z = NormalDist().inv_cdf(0.975)
+
+
+def is_independent(values: Iterable[float]) -> bool:
+    """Whether values in this order show no autocorrelation; NaN is as long as the longest.
+
+    Tested at lag 1 on the values, where a queue shows, and on their ranks, which a heavy tail doesn't mask (the normal
+    limit of von Neumann's ratio; Bartels, JASA 77, 1982; each at 5 %), and on the ranks at up to 10 lags together,
+    where a closed loop's period shows (Ljung & Box, Biometrika 65, 1978; at 1 %).
+    """
+    series = _bounded(values)
+    n = len(series)
+    lags = min(10, n // 5)
+    if lags < 1 or np.ptp(series) == 0:
+        return True
+    if abs(_autocorrelation(series, 1)) > _Z / math.sqrt(n):
+        return False
+    _, where, counts = np.unique(series, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[where]
+    if abs(_autocorrelation(ranks, 1)) > _Z / math.sqrt(n):
+        return False
+    portmanteau = n * (n + 2) * sum(_autocorrelation(ranks, lag) ** 2 / (n - lag) for lag in range(1, lags + 1))
+    return bool(portmanteau <= chi_square_quantile(0.99, lags))
+
+
+def rows_needed(values: Iterable[float], q: float | None = None) -> int:
+    """How many values of this kind carry an interval of the mean, or of the percentile `q`: at most their own number
+    where these do.
+
+    Independent values: MIN_ROWS, or for a percentile the number at which an order statistic bounds it on both sides.
+    Dependent ones: 400 times (percentiles beyond 95 %: 20/(1-q) times) the correlation time (1 + r)/(1 - r) of their
+    lag-1 autocorrelation r, and 200 times that of BATCHES batch means, which must themselves be uncorrelated. The
+    factors are ours: below them the simulated coverage falls under 93 %.
+    """
+    series = _bounded(values)
+    n, tail = len(series), 0.5 if q is None else min(q, 1 - q)
+    if n < MIN_ROWS or is_independent(series):
+        return max(MIN_ROWS, 0 if q is None else math.ceil(math.log(0.025) / math.log(1 - tail)))
+    lag_1, batches = _correlation_times(series)
+    needed = max(max(400, 20 / tail) * max(1, lag_1), 200 * batches)
+    if abs(_autocorrelation(_batch_means(series), 1)) > 2.58 / math.sqrt(
+        BATCHES
+    ):  # 1 %: the batches are too short, or it drifts
+        needed = max(needed, 2 * n)
+    return math.ceil(needed - 1e-9)
+
+
+def effective_number(values: Iterable[float]) -> int:
+    """How many independent values these are worth: n over the correlation time (1 + r)/(1 - r), or over the variance
+    inflation of batch means where that is more; n itself where they show no dependence. At least 1."""
+    series = _bounded(values)
+    n = len(series)
+    if is_independent(series):
+        return n
+    return max(1, int(n / max(1.0, *_correlation_times(series))))
+
+
+def mean_interval(values: Iterable[float]) -> Interval:
+    """The mean's interval, in the values' unit; None where they carry none (see rows_needed).
+
+    Student's t over the values, or over BATCHES batch means where they depend on each other, corrected for skewness.
+    Sources: Willink, "A confidence interval and test for the mean of an asymmetric distribution", Communications in
+    Statistics 34 (2005); batch means as in Tafazzoli & Wilson, "Skart", IIE Transactions 43 (2011).
+    """
+    series = _array(values)
+    if not np.isfinite(series).all() or (needed := rows_needed(series)) > len(series):
+        return None
+    if is_independent(series):
+        return _t_interval(series, 1)
+    return _t_interval(_batch_means(series), _widening(len(series), needed))
+
+
+def percentile_interval(values: Iterable[float], q: float) -> Interval:
+    """The interval of the percentile `q`, two of the values; None where they carry none (see rows_needed).
+
+    A NaN stands for a value longer than all others. Independent values: order statistics by the binomial (Hahn &
+    Meeker, "Statistical Intervals", 1991, section 5.2). Dependent ones: the same ranks for an effective number of
+    values, n over the variance inflation of the share below the percentile among BATCHES batches, with Student's t for
+    the normal (Korn & Graubard, Survey Methodology 24, 1998; for a quantile as by Woodruff, JASA 47, 1952).
+    """
+    series = _array(values)
+    n = len(series)
+    if not 0 < q < 1 or (needed := rows_needed(series, q)) > n:
+        return None
+    ordered, effective = np.sort(np.where(np.isnan(series), np.inf, series)), n
+    if not is_independent(series):
+        below = (series <= ordered[math.ceil(n * q - 1e-9) - 1]).astype(float)
+        inflation = max(1, (n // BATCHES) * float(_batch_means(below).var(ddof=1) / max(below.var(), 1 / n)))
+        effective = int(n / inflation * (_Z / t_quantile(0.975, BATCHES - 1) / _widening(n, needed)) ** 2)
+    low, high = order_ranks(effective, q)
+    if low < 1 or high > effective:
+        return None
+    bounds = float(ordered[math.floor(low * n / effective) - 1]), float(ordered[math.ceil(high * n / effective) - 1])
+    return bounds if math.isfinite(bounds[1]) else None
+
+
+def runs_interval(values: Sequence[float]) -> Interval:
+    """The interval of the mean of at least 5 independent runs' figures, by Student's t; None for fewer."""
+    if len(values) < 5:
+        return None
+    half = t_quantile(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def mser5(values: Iterable[float]) -> int:
+    """How many of the first values belong to the start-up: MSER-5's cut, a multiple of 5, at most half of them.
+
+    Source: White, "An effective truncation heuristic for bias reduction in simulation output", Simulation 69 (1997):
+    the cut that leaves the mean of the rest, in batches of 5, with the smallest standard error.
+    """
+    series = _bounded(values)
+    means = series[: len(series) // 5 * 5].reshape(-1, 5).mean(axis=1)
+    errors = (
+        [float(np.var(means[cut:])) / (len(means) - cut) for cut in range(len(means) // 2 + 1)] if len(means) else [0]
+    )
+    return 5 * int(np.argmin(errors))
+
+
+def is_stable(values: Iterable[float]) -> bool | None:
+    """False where the values still drift, None where fewer than 40 can't say.
+
+    They drift where 10 batch means rise or fall so steadily that chance would do it once in 1,000 times (Mann,
+    "Nonparametric tests against trend", Econometrica 13, 1945) and their last third is 10 % off their first.
+    """
+    series = _bounded(values)
+    if len(series) < 40:
+        return None
+    means = series[: len(series) // 10 * 10].reshape(10, -1).mean(axis=1)
+    rises = sum(float(np.sign(means[i + 1 :] - means[i]).sum()) for i in range(10))
+    first, last = means[:3].mean(), means[-3:].mean()
+    return not (abs(rises) >= 33 and abs(last - first) > 0.1 * min(first, last))
+
+
+@lru_cache(maxsize=4096)
+def order_ranks(n: int, q: float) -> tuple[int, int]:
+    """The ranks (from 1) of the ordered values that hold the percentile `q` between them; 0 or n + 1: there is none."""
+    low = bisect_right(range(n), 0.025, key=lambda k: binomial_cdf(k, n, q))
+    return low, bisect_left(range(n), 0.975, key=lambda k: binomial_cdf(k, n, q)) + 1
+
+
+def binomial_cdf(k: int, n: int, p: float) -> float:
+    """P(at most k of n), each with probability p."""
+    return 1.0 if k >= n else 0.0 if k < 0 else _incomplete_beta(n - k, k + 1, 1 - p)
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(p: float, df: float) -> float:
+    """Student's t that a share `p` >= 0.5 does not exceed, by bisection; `df` may be a fraction."""
+    low, high = 0.0, 1e4
+    while high - low > 1e-10 * (1 + low):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if 1 - _incomplete_beta(df / 2, 0.5, df / (df + middle**2)) / 2 < p else (low, middle)
+        )
+    return high
+
+
+def chi_square_quantile(p: float, df: int) -> float:
+    """Wilson & Hilferty's approximation (1931), within 1 % from 3 degrees of freedom on."""
+    return df * (1 - 2 / (9 * df) + NormalDist().inv_cdf(p) * math.sqrt(2 / (9 * df))) ** 3
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function by its continued fraction (DLMF 8.17.22), Lentz's way."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 10_000):
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d, c = 1 / (1 + term * d), 1 + term / c
+            value *= c * d
+        if abs(c * d - 1) < 1e-13:
+            break
+    return math.exp(front) / a * value
+
+
+def _widening(n: int, needed: int) -> float:
+    """2.2 for a dependent series just long enough, 1 from half as long again. Of series near the limit those pass which
+    look calmer than they are: not widened, the interval covered as few as 50 % of these in simulation."""
+    return max(1.0, 4.6 - 2.4 * n / needed)
+
+
+def _t_interval(values: Series, widening: float) -> Interval:
+    n, mean, deviation = len(values), float(values.mean()), float(values.std())
+    if deviation == 0:
+        return mean, mean
+    t, error = t_quantile(0.975, n - 1), widening * deviation / math.sqrt(n - 1)
+    a = float(((values - mean) ** 3).mean()) / deviation**3 / (6 * math.sqrt(n))
+
+    def adjusted(r: float) -> float:
+        return r if abs(a) < 1e-3 else (float(np.cbrt(1 + 6 * a * (r - a))) - 1) / (2 * a)
+
+    return mean - adjusted(t) * error, mean - adjusted(-t) * error
+
+
+def _array(values: Iterable[float]) -> Series:
+    return np.asarray(values if hasattr(values, "__array__") else list(values), dtype=float)
+
+
+def _bounded(values: Iterable[float]) -> Series:
+    """An array in which a NaN, longer than all others, is as long as the longest."""
+    series = _array(values)
+    missing = ~np.isfinite(series)
+    return np.where(missing, series[~missing].max(initial=0.0), series) if missing.any() else series
+
+
+def _autocorrelation(series: Series, lag: int) -> float:
+    centred = series - series.mean()
+    return float(centred[lag:] @ centred[:-lag] / (centred @ centred)) if centred.any() else 0.0
+
+
+def _correlation_times(series: Series) -> tuple[float, float]:
+    """How many successive values are worth one independent one, by the lag-1 autocorrelation and by batch means."""
+    r = min(_autocorrelation(series, 1), 1 - 1 / len(series))
+    size = len(series) // BATCHES
+    return (1 + r) / (1 - r), size * float(_batch_means(series).var(ddof=1) / series.var()) if size else 1.0
+
+
+def _batch_means(series: Series) -> Series:
+    size = len(series) // BATCHES
+    means: Series = series[len(series) - size * BATCHES :].reshape(BATCHES, size).mean(axis=1)
+    return means
