@@ -9,10 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchlib.bench import Run, load_run, load_study, run_load
-    from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.bench import Point, Run, find_capacity, load_run, load_study, run_load, sweep
-    from benchlib.load.arrivals import ClosedLoop
+    from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
     from benchlib.serving.pipeline import load_pipeline
     from benchlib.serving.schemas import GenerateRequest

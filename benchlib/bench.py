@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from benchlib import telemetry
-from benchlib.load.arrivals import ClosedLoop
+from benchlib.load.arrivals import Arrivals, OpenLoop
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, LoadInterrupted, LoadOutcome, LoadPlan, Progress, generate_load
 from benchlib.load.workload import Workload
@@ -57,7 +57,7 @@ LOADED_SHARE = 0.75  # of a budget's time; the rest is for starting, loading and
 
 def run_load(
     target: Server | str,
-    arrivals: ClosedLoop,
+    arrivals: Arrivals,
     workload: Workload | None = None,
     *,
     duration_s: float | None = None,
@@ -105,7 +105,7 @@ class Point:
     `model` among them, and `serve` those of `serve`, such as `batching`.
     """
 
-    arrivals: ClosedLoop
+    arrivals: Arrivals
     workload: Workload = field(default_factory=Workload)
     target: Server | str | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -221,8 +221,7 @@ def find_capacity(
     that was missed while the generator itself fell behind (send lag p99 over 5 ms + 1 % of the median latency) shows
     nothing. No trial begins that `budget_min` minutes are too short for. Raises what `run_load` raises.
     """
-    from benchlib.load.arrivals import OpenLoop  # type: ignore[attr-defined]
-    from benchlib.study.statistics import Slo, latencies, percentile  # type: ignore[attr-defined]
+    from benchlib.study.statistics import Slo, latencies, percentile
 
     goal, seeds = Slo.parse(slo), count(seed)
     end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
@@ -435,7 +434,7 @@ def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
     counts = [] if point.requests is None else [point.requests]
     if point.duration_s is not None:
         with suppress(AttributeError, ValueError):  # a closed loop has none
-            due_s = point.arrivals.schedule(point.warmup_s + point.duration_s, point.seed)  # type: ignore[attr-defined]
+            due_s = point.arrivals.schedule(point.warmup_s + point.duration_s, point.seed)
             counts.append(sum(moment_s >= point.warmup_s for moment_s in due_s))
             return min(counts)
         if images_per_s is not None:
