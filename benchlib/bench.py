@@ -433,7 +433,7 @@ def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
     """How many requests a run of `point` measures: those of a schedule are counted, a closed loop's are as before."""
     counts = [] if point.requests is None else [point.requests]
     if point.duration_s is not None:
-        with suppress(AttributeError, ValueError):  # a closed loop has none
+        with suppress(ValueError):  # a closed loop has none
             due_s = point.arrivals.schedule(point.warmup_s + point.duration_s, point.seed)
             counts.append(sum(moment_s >= point.warmup_s for moment_s in due_s))
             return min(counts)
