@@ -123,14 +123,24 @@ def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
     free_s, expected_s = 0.0, []
     for row in run.rows:
         request = run.seen[row["request_id"]]
-        free_s = max(free_s, row["scheduled_s"]) + request["answered_s"] - request["begun_s"]
+        free_s = max(free_s, row["scheduled_s"]) + request["ended_s"] - request["begun_s"]
         expected_s.append(free_s - row["scheduled_s"])
     errors_s = [abs(row["latency_s"] - latency_s) for row, latency_s in zip(run.rows, expected_s, strict=True)]
     p99 = percentile(run.latencies_s, 0.99) / percentile(expected_s, 0.99) - 1
+    end_s = run.outcome.window_end_s
+    held_s = sum(min(row["done_s"], end_s) - row["scheduled_s"] for row in run.rows)
+    assert run.outcome.in_flight_mean is not None
     case = f"queue at {load:g}"
     return [
         Figure(case, "median error of a latency, s", statistics.median(errors_s), high=0.003),
         Figure(case, "p99 against Lindley's, relative", p99, -0.05, 0.05),
+        Figure(
+            case,
+            "gauge of requests in flight against rows, relative",
+            run.outcome.in_flight_mean * end_s / held_s - 1,
+            -0.05,
+            0.05,
+        ),
     ]
 
 
@@ -139,7 +149,7 @@ def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
     run = measure(OpenLoop(1.5 / SERVICE_S), duration_s, warmup_s=warmup_s, service_s=SERVICE_S, lanes=1)
     start_s, end_s = run.outcome.window_start_s, run.outcome.window_end_s
     throughput = sum(start_s <= row["done_s"] < end_s for row in run.rows) / (end_s - start_s)
-    busy_s = [request["answered_s"] - request["begun_s"] for request in run.seen.values()]
+    busy_s = [request["ended_s"] - request["begun_s"] for request in run.seen.values()]
     scheduled_s = [row["scheduled_s"] for row in run.rows if row["phase"] == "measure"]
     growth = statistics.linear_regression(scheduled_s, run.latencies_s).slope
     return [
@@ -172,11 +182,12 @@ def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for run, name in ((closed, "closed loop: one user, who waited"), (open_, "open loop: 20 a second, come what may")):
-        p99_s = percentile(run.latencies_s, 0.99)
-        ax.plot(
-            [row["scheduled_s"] for row in run.rows], run.latencies_s, ".", label=f"{name}; its p99 is {p99_s:.2g} s"
-        )
+    for run, name, style in (
+        (open_, "open loop: 20 a second, come what may", {"marker": ".", "color": "C1"}),
+        (closed, "closed loop: one user, who waited", {"marker": "o", "color": "C0", "fillstyle": "none"}),
+    ):
+        label = f"{name}; p99 {percentile(run.latencies_s, 0.99):.2g} s"
+        ax.plot([row["scheduled_s"] for row in run.rows], run.latencies_s, linestyle="", label=label, **style)
     ax.set(xlabel="when a request was due (s)", ylabel="latency (s)", ylim=(0, None))
     ax.set_title("One server, frozen once for 2 s: the closed loop's p99 hides it")
     ax.legend()

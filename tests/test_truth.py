@@ -22,8 +22,9 @@ def test_the_open_loop_tells_of_a_stall_that_the_closed_one_hides(tmp_path):
 
 
 def test_each_latency_is_that_of_the_queue():
-    median_error_s, p99 = (figure.value for figure in truth.queue(0.8, duration_s=4))
+    median_error_s, p99, gauge = (figure.value for figure in truth.queue(0.8, duration_s=4))
     assert median_error_s < 0.1
+    assert abs(gauge) < 0.5
     assert abs(p99) < 1
 
 

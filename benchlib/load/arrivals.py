@@ -201,9 +201,7 @@ class Trace(Arrivals):
             check_number(f"times_s[{number}] (they must be in order)", due_s, before_s)
         if self.requests is not None:
             if len(self.requests) != len(self.times_s):
-                raise ValueError(
-                    f"requests holds {len(self.requests)} for {len(self.times_s)} of times_s: give as many"
-                )
+                raise ValueError(f"requests must be one for each of {len(self.times_s)} times_s: {len(self.requests)}")
             checked = tuple(check_request(f"requests[{i}]", request) for i, request in enumerate(self.requests))
             object.__setattr__(self, "requests", checked)
 

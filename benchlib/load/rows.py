@@ -23,7 +23,7 @@ _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
 class Call:
     """One request on its way. Moments are seconds on `time.monotonic()`; `due_s` is when it should have been sent.
 
-    It is `sent` once it has a connection; None where the run was cut before.
+    It is sent once it has a connection (where it gets none: once it asks for one); None where the run was cut before.
     """
 
     index: int

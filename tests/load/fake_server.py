@@ -7,11 +7,12 @@ instead may be asked for by the first word of the prompt: MODES below. Ignorant 
 
 import argparse
 import asyncio
+import heapq
 import json
 import os
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 MODES = {
     "busy": "503 with Retry-After and words",
@@ -30,13 +31,14 @@ class FakeServer:
 
     It closes a connection that was idle for `keep_alive_s`. Once, `stall_after_s` after its first request, it freezes
     as a whole for `stall_s`. `seen` has a dict for each request: the body, `request_id`, `connection` (a number),
-    `received_s`, `begun_s` (it has a lane) and `answered_s` (on time.monotonic(); null where it never came to it).
+    `received_s`, `begun_s` and `ended_s` (it had a lane) and `answered_s` (on time.monotonic(); null where it never
+    came to it). A lane is free at `ended_s` sharp, however late the answer is sent: lateness adds up in no queue.
     """
 
     def __init__(self, service_s, lanes=0, keep_alive_s=75.0, stall_s=0.0, stall_after_s=0.0):
         self.service_s, self.keep_alive_s = service_s, keep_alive_s
         self.stall_s, self.stall_after_s = stall_s, stall_after_s
-        self.lane = asyncio.Semaphore(lanes) if lanes else nullcontext()
+        self.free_s = [0.0] * lanes  # a heap: from when on each lane is free
         self.seen = []
         self.connections = 0
 
@@ -62,7 +64,7 @@ class FakeServer:
     async def generate(self, reader, writer, headers, body, connection):
         """Answer one request; false where the connection is to be closed."""
         request = {"body": body, "request_id": headers.get("x-request-id"), "connection": connection}
-        request |= {"received_s": time.monotonic(), "begun_s": None, "answered_s": None}
+        request |= {"received_s": time.monotonic(), "begun_s": None, "ended_s": None, "answered_s": None}
         if self.stall_s and not self.seen:
             asyncio.get_running_loop().call_later(self.stall_after_s, time.sleep, self.stall_s)
         self.seen.append(request)
@@ -72,10 +74,12 @@ class FakeServer:
         if mode == "hang":
             await reader.read(1)
             return False
-        async with self.lane:
-            request["begun_s"] = time.monotonic()
-            queued_s = request["begun_s"] - request["received_s"]
-            await asyncio.sleep(self.service_s)
+        request["begun_s"] = max(request["received_s"], self.free_s[0] if self.free_s else 0.0)
+        request["ended_s"] = request["begun_s"] + self.service_s
+        if self.free_s:
+            heapq.heapreplace(self.free_s, request["ended_s"])
+        await asyncio.sleep(max(0.0, request["ended_s"] - time.monotonic()))
+        queued_s = request["begun_s"] - request["received_s"]
         total_s = time.monotonic() - request["received_s"]
         timing = f'total;dur={total_s * 1000:.6f}, queue;desc="waiting; in line, really";dur={queued_s * 1000:.6f}'
         told = {**body, "time_s": self.service_s, "mem_gb": 0.25, "model_params": 1}
