@@ -236,7 +236,7 @@ def find_capacity(
             run = writer.measure(
                 Point(OpenLoop(rate), workload or Workload(), target, seed=next(seeds), **times_s), target
             )
-            latency_s = latencies(run.requests)
+            latency_s = latencies(run.requests.sort_values("scheduled_s"))
             verdict: str = goal.judge(latency_s)
             lag_s = run.record["outcome"].get("send_lag_p99_s") or 0.0
             behind = lag_s > 0.005 + 0.01 * (percentile(latency_s, 0.5) or 0.0)
