@@ -452,7 +452,7 @@ def _carried(requests: int | None) -> str:
     carried = [
         f"p{100 * q:g}" + ("" if q**requests <= 0.025 else " without interval") for q in carried_percentiles(requests)
     ]
-    return f"some {requests} requests a run carry {', '.join(carried) or 'no percentile'}"
+    return f"some {requests} requests a run carry at best {', '.join(carried) or 'no percentile'}"
 
 
 @contextmanager
