@@ -206,9 +206,9 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def _widening(n: int, needed: int) -> float:
-    """2.2 for a dependent series just long enough, 1 from half as long again. Of series near the limit those pass which
+    """2.4 for a dependent series just long enough, 1 from half as long again. Of series near the limit those pass which
     look calmer than they are: not widened, the interval covered as few as 50 % of these in simulation."""
-    return max(1.0, 4.6 - 2.4 * n / needed)
+    return max(1.0, 5.2 - 2.8 * n / needed)
 
 
 def _t_interval(values: Series, widening: float) -> Interval:

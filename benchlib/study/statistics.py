@@ -1,18 +1,28 @@
 """What a run's rows say: percentiles, throughput, where the time went, and whether the run may be believed.
 
-Pure functions on frames and a run's record: no files, no clocks, nothing drawn. Ignorant of how the rows were made. A
-figure that the data can't support is None, never a guess.
+Pure functions on frames and a run's record: no files, no clocks, nothing drawn. Ignorant of how the rows were made and,
+beyond asking for them, of how intervals are found (estimates.py). A figure that the data can't support is None, never a
+guess.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
+
+from benchlib.study import estimates
+from benchlib.study.estimates import Interval
+
+if TYPE_CHECKING:
+    from benchlib.study.store import Run
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -21,11 +31,6 @@ PARTS = ("queue", "wait", "encode", "denoise", "decode", "image")
 
 OTHER = "server, other"
 REST = "network and client"
-
-NO_INTERVAL = (
-    "none: one run's successive latencies depend on each other, so its rows alone carry no interval; "
-    "independent runs of the same load are needed"
-)
 
 
 def percentile(values: Iterable[float], q: float) -> float | None:
@@ -53,8 +58,8 @@ def carried_percentiles(n: int) -> tuple[float, ...]:
 
 
 def measured(requests: pd.DataFrame) -> pd.DataFrame:
-    """The requests that were scheduled in the measuring window, the warm-up left out."""
-    return requests[requests["phase"] == "measure"]
+    """The requests that were scheduled in the measuring window, not in the warm-up, in the order of their schedule."""
+    return requests[requests["phase"] == "measure"].sort_values("scheduled_s", kind="stable")
 
 
 def is_ok(requests: pd.DataFrame) -> pd.Series:
@@ -92,31 +97,40 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
 
     Counts are of requests scheduled in the measuring window. `latency_pNN_s` are percentiles over all of these (see
     latencies); the mean, the maximum and the parts are of those that got an image. `throughput_images_per_s` counts
-    images done inside the window, whenever they were scheduled. `queue_share` is the sum of time in the server's queue
-    over the sum of latencies. Each `_interval` is None and `latency_interval_note` says why. `rss_peak_gib` and the
-    `cuda_` peaks are the highest samples of the whole run, `server_peak_gib` the highest that the server itself told.
+    images done inside the window, whenever they were scheduled. Each `_interval` is of 95 %, or None; then
+    `latency_interval_note` says why. `state` is "steady", or "unstable" where latency still drifts in the window (then
+    percentiles and mean are None), or None where fewer than 40 rows or a ramp can't say. `mser5_warmup_s` is where
+    MSER-5 would end the warm-up, to hold beside the fixed one. `queue_share` is the sum of time in the server's queue
+    over the sum of latencies. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole run,
+    `server_peak_gib` the highest that the server itself told.
     """
     asked = measured(requests)
     ok = asked[is_ok(asked)]
-    censored = int(is_censored(asked).sum())
     outcome = record["outcome"] or {}
-    latency_s = latencies(requests)
+    series = latencies(requests)
+    steady = None if record["spec"]["arrivals"]["kind"] == "ramp" else estimates.is_stable(series)
+    shown = series if steady is not False else series[:0]
+    ended = requests[is_ok(requests)].sort_values("scheduled_s", kind="stable")
+    settled = ended["scheduled_s"].iloc[estimates.mser5(ended["latency_s"]) :]
+    throughput, throughput_interval = _throughput(requests, outcome)
     figures: dict[str, Any] = {
         "requests": len(asked),
         "ok": len(ok),
-        "failed": len(asked) - len(ok) - censored,
-        "censored": censored,
-        "throughput_images_per_s": _throughput(requests, outcome),
-        "throughput_images_per_s_interval": None,
+        "failed": int((asked["error"].notna() & ~is_censored(asked)).sum()),
+        "censored": int(is_censored(asked).sum()),
+        "throughput_images_per_s": throughput,
+        "throughput_images_per_s_interval": throughput_interval,
     }
-    for q in (0.5, 0.9, 0.95, 0.99):
-        figures[f"latency_p{100 * q:g}_s"] = percentile(latency_s, q)
-        figures[f"latency_p{100 * q:g}_s_interval"] = None
+    for q in PERCENTILES:
+        figures[f"latency_p{100 * q:g}_s"] = percentile(shown, q)
+        figures[f"latency_p{100 * q:g}_s_interval"] = estimates.percentile_interval(shown, q) if steady else None
     figures |= {
-        "latency_mean_s": _known(ok["latency_s"].mean()),
-        "latency_mean_s_interval": None,
+        "latency_mean_s": None if steady is False else _known(ok["latency_s"].mean()),
+        "latency_mean_s_interval": estimates.mean_interval(ok["latency_s"]) if steady else None,
         "latency_max_s": _known(ok["latency_s"].max()),
-        "latency_interval_note": NO_INTERVAL,
+        "latency_interval_note": _interval_note(record, series, steady, figures["latency_p95_s_interval"]),
+        "state": {True: "steady", False: "unstable", None: None}[steady],
+        "mser5_warmup_s": _known(settled.min()),
     }
     queued = ok[ok["queue_s"].notna()]
     figures["queue_share"] = _known(queued["queue_s"].sum() / queued["latency_s"].sum()) if len(queued) else None
@@ -131,10 +145,220 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
         "cuda_reserved_peak_gib": _known(telemetry["cuda_reserved_gib"].max()),
         "server_cpu_cores": _known(telemetry["server_cpu_cores"].mean()),
         "generator_cpu_cores": outcome.get("generator_cpu_cores"),
+        "send_lag_p99_s": outcome.get("send_lag_p99_s"),
+        "in_flight_mean": outcome.get("in_flight_mean"),
+        "max_in_flight_hits": outcome.get("max_in_flight_hits"),
         "errors": errors_by_kind(asked),
     }
     reason = _invalid_reason(record, asked, ok)
     return pd.Series(figures | {"valid": reason is None, "invalid_reason": reason}, dtype=object)
+
+
+def goodput(requests: pd.DataFrame, record: dict[str, Any], *, latency_s: float) -> float | None:
+    """Requests per second that got their image within `latency_s`, of those scheduled in the measuring window; errors,
+    refusals and late answers count against it. None where the window is not known."""
+    window = _window(record["outcome"] or {})
+    return float((latencies(requests) <= latency_s).sum() / (window[1] - window[0])) if window else None
+
+
+@dataclass(frozen=True)
+class Slo:
+    """A promise: the share `q` of all requests gets its image within `latency_s`."""
+
+    q: float
+    latency_s: float
+
+    @classmethod
+    def parse(cls, text: str) -> Slo:
+        """Reads "p95 < 2 s", "p99.9 < 800 ms" or "99 % within 20 s"; ValueError for anything else."""
+        number = r"(\d+(?:\.\d+)?)"
+        found = re.fullmatch(rf"\s*(?:p{number}\s*<=?|{number}\s*%\s*within)\s*{number}\s*(ms|s)\s*", text)
+        percent, limit = (found[1] or found[2], float(found[3])) if found else ("0", 0.0)
+        if not (found and 0 < float(percent) < 100 and limit > 0):
+            raise ValueError(f'slo: {text!r} is not understood; write "p95 < 2 s" or "99 % within 20 s"')
+        return cls(float(Fraction(percent) / 100), limit / 1000 if found[4] == "ms" else limit)
+
+    def judge(self, latencies_s: Iterable[float]) -> Literal["met", "missed", "not shown"]:
+        """Whether latencies in the order of their requests show, at 97.5 % confidence, that the promise is kept or that
+        it is broken; NaN is a request that got no image, and is late.
+
+        By the binomial for the share in time, with n over the correlation time (estimates.effective_number) for
+        dependent latencies: a shorter series than an interval asks for can be judged, if less surely. Latencies that
+        still drift never show that it is kept.
+        """
+        series = np.asarray(list(latencies_s), dtype=float)
+        if not len(series):
+            return "not shown"
+        n = estimates.effective_number(series)
+        in_time = int(np.floor(np.mean(series <= self.latency_s) * n + 1e-9))
+        if 1 - estimates.binomial_cdf(in_time - 1, n, self.q) <= 0.025 and estimates.is_stable(series) is not False:
+            return "met"
+        return "missed" if estimates.binomial_cdf(in_time, n, self.q) <= 0.025 else "not shown"
+
+
+def over_runs(
+    values: Sequence[float], intervals: Sequence[Interval] = ()
+) -> tuple[float, Interval, float | None, str | None]:
+    """Independent runs' figures as (mean, its 95 % t-interval from 5 runs on, coefficient of variation, warning).
+
+    The warning says that the runs disagree more than their own `intervals` allow (Cochran's Q at 1 %, Biometrics 10,
+    1954): something differs from run to run. Raises ValueError for no values.
+    """
+    if not len(values):
+        raise ValueError("values: none; pass one figure of each run")
+    mean, warning = float(np.mean(values)), None
+    cv = float(np.std(values, ddof=1)) / mean if len(values) > 1 and mean else None
+    known = [(value, pair) for value, pair in zip(values, intervals, strict=False) if pair and pair[1] > pair[0]]
+    if len(known) > 1:
+        weights = np.array([(2 * 1.96 / (high - low)) ** 2 for _, (low, high) in known])
+        found = np.array([value for value, _ in known])
+        q = float(weights @ (found - np.average(found, weights=weights)) ** 2)
+        if q > estimates.chi_square_quantile(0.99, len(known) - 1):
+            warning = f"{len(known)} runs disagree more than their intervals allow: something differs from run to run"
+    return mean, estimates.runs_interval(values), cv, warning
+
+
+def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
+    """Whether the measurement agrees with itself: a row per check with `value`, `limit`, `passed` (None: not known) and
+    a `note` that says what is compared.
+
+    Little's law in its finite-window form (Little, Operations Research 59, 2011): the rows' time in flight over the
+    window, against the gauge that was sampled beside them. The engine can't have worked longer than the window. A
+    client can't have its answer before the server was done, and what lies between should be short.
+    """
+    outcome, ok = record["outcome"] or {}, requests[is_ok(requests)]
+    rows: list[tuple[str, float | None, float | None, bool | None, str]] = []
+
+    def check(name: str, value: float | None, limit: float, note: str) -> None:
+        rows.append((name, value, limit, None if value is None else bool(value <= limit), note))
+
+    off = busy = None
+    in_flight = edge = 0.0
+    if window := _window(outcome):
+        (start_s, end_s), gauge = window, outcome.get("in_flight_mean")
+        inside = requests["done_s"].fillna(end_s).clip(*window) - requests["scheduled_s"].clip(*window)
+        in_flight = float(inside.sum() / (end_s - start_s))
+        off = None if gauge is None else abs(in_flight - gauge)
+        served = ok[ok["done_s"].between(*window) & ok["service_s"].notna()]
+        if len(served):
+            shared = served["service_s"] / served["batch_size"].fillna(1).clip(lower=1)
+            busy, edge = float(shared.sum() / (end_s - start_s)), float(served["service_s"].max() / (end_s - start_s))
+    gap = (ok["latency_s"] - ok["total_s"]).dropna()
+    near_s = 0.01 + 0.05 * float(ok["latency_s"].median()) if len(ok) else 0.01
+    check("Little's law", off, max(0.1, 0.05 * in_flight), f"gauge against {in_flight:.3g} in flight by the rows")
+    check("engine busy", busy, 1.01 + edge, "seconds of service a second, shared among a batch")
+    check("answer after server", _known(-gap.min()), 0.001, "s; the most that total passes latency")
+    check("network and client", _known(gap.median()), near_s, "s; median of latency minus total")
+    check("send lag", outcome.get("send_lag_p99_s"), _lag_limit(ok), "s; p99 of sent minus scheduled")
+    check("sampler", _known(telemetry["time_s"].diff().max()), 2.0, "s; the longest time without a sample of telemetry")
+    return pd.DataFrame(rows, columns=["check", "value", "limit", "passed", "note"]).astype({"passed": object})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`table`: per figure the mean of a and b, `ratio` b/a, its interval, a verdict and a note; `suspects`: what else
+    differed between a and b; `verdict`: of the whole."""
+
+    table: pd.DataFrame
+    suspects: tuple[str, ...]
+    verdict: str
+
+
+COMPARED = {"latency_p50_s": "slower", "latency_p95_s": "slower", "throughput_images_per_s": "faster", "memory": "more"}
+"""The figures that compare() compares, and what a rise of each is called."""
+_OPPOSITE = {"slower": "faster", "faster": "slower", "more": "less"}
+
+
+def compare(a: Sequence[Run], b: Sequence[Run], *, allow: Iterable[str] = (), min_effect: float = 0.05) -> Comparison:
+    """How runs `b` differ from runs `a` of the same load, each a list of repetitions.
+
+    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs, at 95 % for all figures together
+    (Bonferroni). "faster" or "slower" (memory: "less", "more"): the interval leaves out 1 and the ratio is beyond
+    `min_effect`. "no difference beyond 5 %": the interval lies within `min_effect`. Else "inconclusive", as with one
+    run on a side: how runs differ from one another (Kalibera & Jones, ISMM 2013) can't be seen in one. "invalid": a run
+    is. Memory is the server's CUDA peak, or without one its RSS.
+
+    Raises ValueError that names what differs where runs are not of one "machine", "model", "workload" and "arrivals",
+    unless `allow` names it. Other differences (packages, driver, commit, settings) are listed as suspects.
+    """
+    if not (a and b):
+        raise ValueError("a and b: each must hold at least one run")
+    if not min_effect > 0:
+        raise ValueError(f"min_effect must be more than 0, not {min_effect}: 0.05 is 5 %")
+    runs = [*a, *b]
+    identities = [_identity(run.record) for run in runs]
+    differing = [name for name in identities[0] if any(each[name] != identities[0][name] for each in identities)]
+    if refused := [name for name in differing if name not in set(allow)]:
+        told = "; ".join(f"{name}: {identities[0][name]} and {identities[-1][name]}" for name in refused)
+        raise ValueError(f"the runs differ in {', '.join(refused)} ({told}); allow={tuple(refused)!r} compares anyway")
+    summaries = [run.summary() for run in runs]
+    invalid = next((each["invalid_reason"] for each in summaries if not each["valid"]), None)
+    rows = []
+    for name, rise in COMPARED.items():
+        values = [_compared(each, name) for each in summaries]
+        row = {"figure": name, "a": None, "b": None, "ratio": None, "interval": None, "verdict": "inconclusive"}
+        if invalid:
+            row |= {"verdict": "invalid", "note": invalid}
+        elif any(value is None or value <= 0 for value in values):
+            row["note"] = "a run does not carry this figure"
+        else:
+            row |= _ratio([float(v) for v in values if v], len(a), rise, min_effect)
+        rows.append(row)
+    table = pd.DataFrame(rows).set_index("figure")
+    speeds = table.loc[[name for name in COMPARED if name != "memory"], "verdict"].tolist()
+    order = ("invalid", "slower", "faster", "inconclusive")
+    overall = next((verdict for verdict in order if verdict in speeds), speeds[0])
+    return Comparison(table, tuple(_suspects(a[0].record, b[0].record, differing)), overall)
+
+
+def _ratio(values: list[float], split: int, rise: str, min_effect: float) -> dict[str, Any]:
+    logs = np.log(values)
+    sides = logs[:split], logs[split:]
+    means = [float(np.exp(side.mean())) for side in sides]
+    row: dict[str, Any] = {"a": means[0], "b": means[1], "ratio": means[1] / means[0]}
+    if min(map(len, sides)) < 2:
+        return row | {"note": "one run on a side: repeat it (5 times are good)"}
+    parts = [float(side.var(ddof=1)) / len(side) for side in sides]
+    band, difference = math.log1p(min_effect), float(sides[1].mean() - sides[0].mean())
+    half = 0.0
+    if sum(parts):
+        df = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+        half = estimates.t_quantile(1 - 0.025 / len(COMPARED), df) * math.sqrt(sum(parts))
+    row["interval"] = math.exp(difference - half), math.exp(difference + half)
+    if abs(difference) + half <= band:
+        return row | {"verdict": f"no difference beyond {min_effect:.0%}"}
+    if abs(difference) > max(half, band):
+        return row | {"verdict": rise if difference > 0 else _OPPOSITE[rise]}
+    return row | {"note": "the interval is too wide: repeat more, or measure longer"}
+
+
+def _compared(summary: pd.Series, name: str) -> float | None:
+    if name != "memory":
+        return _known(summary[name]) if summary[name] is not None else None
+    peak = summary["cuda_allocated_peak_gib"]
+    return summary["rss_peak_gib"] if peak is None else peak  # type: ignore[no-any-return]
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    spec, machine = record["spec"], record["machine"]
+    kept = ("cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib")
+    return {
+        "machine": {key: round(v, 1) if isinstance(v := machine.get(key), float) else v for key in kept},
+        "model": spec["target"]["model"],
+        "workload": spec["workload"],
+        "arrivals": spec["arrivals"],
+    }
+
+
+def _suspects(a: dict[str, Any], b: dict[str, Any], differing: list[str]) -> Iterable[str]:
+    """What differs between two records and could explain a difference, as "part.name: a -> b"."""
+    for part in ("target", "packages", "machine", "git"):
+        left, right = (record["spec"] if part == "target" else record for record in (a, b))
+        left, right = left[part] or {}, right[part] or {}
+        for name in sorted(left.keys() | right.keys()):
+            if not name.startswith(("url", "load", "memory_before")) and left.get(name) != right.get(name):
+                yield f"{part}.{name}: {left.get(name)} -> {right.get(name)}"
+    yield from (f"{name} differs, as allowed" for name in differing)
 
 
 def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
@@ -147,12 +371,44 @@ def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(kinds))
 
 
-def _throughput(requests: pd.DataFrame, outcome: dict[str, Any]) -> float | None:
+GENERATOR_CORES = 0.8
+"""An open loop whose generator took more than this of a core may have been held up by itself."""
+
+
+def _window(outcome: dict[str, Any]) -> tuple[float, float] | None:
     start_s, end_s = outcome.get("window_start_s"), outcome.get("window_end_s")
-    if start_s is None or end_s is None or end_s <= start_s:
-        return None
+    return None if start_s is None or end_s is None or end_s <= start_s else (start_s, end_s)
+
+
+def _throughput(requests: pd.DataFrame, outcome: dict[str, Any]) -> tuple[float | None, Interval]:
+    """Images per second of the window; its interval is that of the mean time between one image and the next, inverted
+    and widened to hold the window's own count."""
+    if not (window := _window(outcome)):
+        return None, None
     # With a fixed number of requests the window ends at the last one's done_s, which counts: both ends are inside.
-    return float((is_ok(requests) & requests["done_s"].between(start_s, end_s)).sum() / (end_s - start_s))
+    done = requests["done_s"][is_ok(requests) & requests["done_s"].between(*window)].sort_values()
+    rate = len(done) / (window[1] - window[0])
+    between = estimates.mean_interval(np.diff(done.to_numpy()))
+    if between is None or between[0] <= 0:
+        return rate, None
+    return rate, (min(1 / between[1], rate), max(1 / between[0], rate))
+
+
+def _interval_note(record: dict[str, Any], series: pd.Series, steady: bool | None, p95: Interval) -> str | None:
+    if record["spec"]["arrivals"]["kind"] == "ramp":
+        return "none: the load changes while a ramp lasts, so there is no steady state to estimate"
+    if steady is False:
+        return "unstable: latency still drifts in the measuring window, so there is no steady state to estimate"
+    if p95:
+        return None
+    n, needed = len(series), estimates.rows_needed(series, 0.95)
+    needed = needed if needed > n else 3 * n // 2
+    why = "successive latencies depend on each other" if n >= estimates.MIN_ROWS else "too few to tell if they depend"
+    return f"none for p95 from {n} rows ({why}): about {needed} are needed, or 5 independent runs (repeat=5)"
+
+
+def _lag_limit(ok: pd.DataFrame) -> float:
+    return 0.005 + 0.01 * (float(ok["latency_s"].median()) if len(ok) else 0.0)
 
 
 def _invalid_reason(record: dict[str, Any], asked: pd.DataFrame, ok: pd.DataFrame) -> str | None:
@@ -164,6 +420,14 @@ def _invalid_reason(record: dict[str, Any], asked: pd.DataFrame, ok: pd.DataFram
         return "no request was scheduled in the measuring window"
     if not len(ok):
         return f"none of {len(asked)} requests got an image"
+    arrivals, outcome = record["spec"]["arrivals"], record["outcome"] or {}
+    if arrivals["kind"] == "closed_loop" or arrivals.get("of") == "users":
+        return None
+    lag_s, cores = outcome.get("send_lag_p99_s"), outcome.get("generator_cpu_cores")
+    if lag_s is not None and lag_s > _lag_limit(ok):
+        return f"the generator fell behind: the p99 of its send lag is {lag_s:.3g} s, the limit {_lag_limit(ok):.3g} s"
+    if cores is not None and cores > GENERATOR_CORES:
+        return f"the generator took {cores:.2g} cores, over {GENERATOR_CORES}: it may have fallen behind unseen"
     return None
 
 
