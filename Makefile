@@ -9,7 +9,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup workbook test check lab slow
+.PHONY: setup workbook test check lab slow truth coverage
 
 setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
@@ -46,6 +46,13 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The load generator against a server that keeps its own record, and the intervals against simulated truth.
+truth: .venv/ready
+	$(BIN)/python benchmarks/truth.py
+
+coverage: .venv/ready
+	$(BIN)/python benchmarks/coverage.py
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks

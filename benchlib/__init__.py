@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
     from benchlib.study import plots
+    from benchlib.study.statistics import compare
     from benchlib.telemetry import process_memory_gib
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "Server": "benchlib.serving.server",
     "Trace": "benchlib.load.arrivals",
     "Workload": "benchlib.load.workload",
+    "compare": "benchlib.study.statistics",
     "find_capacity": "benchlib.bench",
     "load_pipeline": "benchlib.serving.pipeline",
     "load_run": "benchlib.bench",
@@ -55,6 +57,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "sweep",
     "Point",
     "find_capacity",
+    "compare",
     "plots",
     "process_memory_gib",
 ]

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from benchlib import ClosedLoop, Point, Workload, bench, find_capacity, load_study, run_load, serve, sweep, telemetry
-from benchlib.load import arrivals
 from benchlib.study import statistics
 from benchlib.study.store import ROW_DTYPES, Study, lock_study
 
@@ -249,9 +248,9 @@ def test_repeated_runs_come_as_a_study_of_their_own(fake, tmp_path):
 @pytest.fixture
 def by_users(monkeypatch):
     """Arrivals of so many users as the rate says: on a server of one lane, latency rises with them in steps."""
-    monkeypatch.setattr(arrivals, "OpenLoop", lambda rate: ClosedLoop(max(1, round(rate))), raising=False)
+    monkeypatch.setattr(bench, "OpenLoop", lambda rate: ClosedLoop(max(1, round(rate))))
     slo = SimpleNamespace(judge=lambda latency_s: "met" if latency_s.median() < 0.09 else "missed")
-    monkeypatch.setattr(statistics, "Slo", SimpleNamespace(parse=lambda _: slo), raising=False)
+    monkeypatch.setattr(statistics, "Slo", SimpleNamespace(parse=lambda _: slo))
 
 
 @pytest.mark.usefixtures("by_users")
