@@ -22,3 +22,12 @@ def tiny():
     from benchlib.serving.pipeline import load_pipeline
 
     return load_pipeline("tiny", device="cpu")
+
+
+@pytest.fixture
+def idle_machine(monkeypatch):
+    """Other work on the machine that runs the tests changes nothing of what is printed."""
+    from benchlib import telemetry
+
+    idle = {"load_average_1min": 0.1, "others_cpu_cores": 0.0, "warning": None}
+    monkeypatch.setattr(telemetry, "describe_load", lambda: idle)

@@ -20,12 +20,7 @@ from benchlib.telemetry import COLUMNS
 
 from .load.conftest import FakeServerProcess, is_gone, read_rows, wait_until
 
-
-@pytest.fixture(autouse=True)
-def _idle_machine(monkeypatch):
-    """Other work on the machine that runs the tests changes nothing of what is printed."""
-    idle = {"load_average_1min": 0.1, "others_cpu_cores": 0.0, "warning": None}
-    monkeypatch.setattr(telemetry, "describe_load", lambda: idle)
+pytestmark = pytest.mark.usefixtures("idle_machine")
 
 
 @pytest.fixture(scope="module")

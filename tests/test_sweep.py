@@ -12,18 +12,13 @@ import pandas as pd
 import psutil
 import pytest
 
-from benchlib import ClosedLoop, Point, Workload, bench, find_capacity, load_study, run_load, serve, sweep, telemetry
+from benchlib import ClosedLoop, Point, Workload, bench, find_capacity, load_study, run_load, serve, sweep
 from benchlib.study import statistics
 from benchlib.study.store import ROW_DTYPES, Study, lock_study
 
 from .load.conftest import FakeServerProcess, is_gone, wait_until
 
-
-@pytest.fixture(autouse=True)
-def _idle_machine(monkeypatch):
-    """Other work on the machine that runs the tests changes nothing of what is printed."""
-    idle = {"load_average_1min": 0.1, "others_cpu_cores": 0.0, "warning": None}
-    monkeypatch.setattr(telemetry, "describe_load", lambda: idle)
+pytestmark = pytest.mark.usefixtures("idle_machine")
 
 
 @pytest.fixture(scope="module")
