@@ -165,6 +165,7 @@ def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
     run = measure(OpenLoop(rate), duration_s, warmup_s=1.0)
     case, limit_s = f"reach, {rate:g}/s", 0.005 + 0.01 * statistics.median(run.latencies_s)
     assert run.outcome.send_lag_p99_s is not None
+    assert run.outcome.generator_cpu_cores is not None
     return [
         Figure(case, "rows without a request, and requests without a row", _unmatched(run), 0, 0),
         Figure(case, "requests that failed", sum(row["error"] is not None for row in run.rows), 0, 0),

@@ -11,6 +11,7 @@ Ignorant of notebooks, of files other than the rows, and of what the numbers mea
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
@@ -24,12 +25,14 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from select import POLLIN
 from typing import Any, ClassVar
 
 import gevent
 from gevent.event import AsyncResult, Event
 from gevent.local import local
 from gevent.lock import BoundedSemaphore
+from gevent.monkey import get_original
 from gevent.pool import Group
 from gevent.socket import wait_read
 from locust.env import Environment
@@ -41,6 +44,7 @@ from benchlib.load.rows import Call, make_row
 from benchlib.load.runner import LoadOutcome, LoadPlan
 
 INTERRUPTED = "interrupted"
+poll = get_original("select", "poll")
 GAUGE_EVERY_S = 0.05
 
 
@@ -57,7 +61,7 @@ class Load:
         self.scheduled = self.measured = self.finished = 0
         self.last_done_s = 0.0  # of the measured ones
         self.lags_s: list[float] = []  # of the measured ones
-        self.gauge: list[tuple[float, int]] = []  # moments, and how many were in flight
+        self.gauge: list[tuple[float, int, float]] = []  # moments, how many were in flight, this process's CPU seconds
         self.in_flight_max = self.max_in_flight_hits = 0
 
     def start(self) -> None:
@@ -74,13 +78,13 @@ class Load:
         """End the run with an error that Locust would only count: its `user_error` event."""
         self.end.set_exception(exception)
 
-    def schedule(self, due_s: float) -> Call:
+    def schedule(self, due_s: float, late_s: float = 0.0) -> Call:
         """The next request, due at `due_s` on `time.monotonic()`. Raises StopUser once the scheduling is over."""
         if self.over(due_s):
             raise StopUser
         index = self.scheduled
         self.scheduled += 1
-        self.in_flight[index] = Call(index, uuid.uuid4().hex, self.plan.request(index), due_s)
+        self.in_flight[index] = Call(index, uuid.uuid4().hex, self.plan.request(index), due_s, late_s)
         if self.is_measured(due_s):
             self.measured += 1
             self.in_flight_max = max(self.in_flight_max, len(self.in_flight))
@@ -101,7 +105,7 @@ class Load:
         draw = random.Random(self.plan.seed).random
         for cell in itertools.count():
             gevent.sleep(max(0.0, self.started_s + (cell + draw()) * GAUGE_EVERY_S - time.monotonic()))
-            self.gauge.append((time.monotonic() - self.started_s, len(self.in_flight)))
+            self.gauge.append((time.monotonic() - self.started_s, len(self.in_flight), time.process_time()))
 
     def record(self, context: dict[str, Any], response: Any, exception: Exception | None, **_: Any) -> None:
         """Append the row of a request that ended: Locust's `request` event."""
@@ -127,7 +131,8 @@ class Load:
         if os.write(self.rows_fd, line) != len(line):
             raise OSError("a row was written in part only: is the disk full?")
         if row["phase"] == "measure":
-            self.lags_s.append((time.monotonic() if call.sent_s is None else call.sent_s) - call.due_s)
+            sent_s = time.monotonic() if call.sent_s is None else call.sent_s
+            self.lags_s.append(call.late_s + sent_s - call.due_s)
         del self.in_flight[call.index]
         return row
 
@@ -145,11 +150,22 @@ class PlannedUser(ImageUser):
     load: ClassVar[Load]
     sending = local()  # of each greenlet: its call
 
+    class Socket(gevent.socket.socket):  # type: ignore[misc]
+        """Marks when an answer was there to be read, before any of those that came with it is worked on."""
+
+        def recv(self, *args: Any) -> bytes:
+            data: bytes = super().recv(*args)
+            PlannedUser.sending.call.read_s = time.monotonic()
+            gevent.sleep(0)
+            return data
+
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         # A connection that has to be waited for is lag: a request counts as sent once it has one.
         agent: Any = self.client.client
         pool = agent.clientpool.get_client(self.host)._connection_pool
+        pool._create_tcp_socket = self.Socket
+        pool._is_socket_alive = self.is_alive
         get_socket = pool.get_socket
 
         def get_socket_and_mark() -> Any:
@@ -158,6 +174,14 @@ class PlannedUser(ImageUser):
             return socket
 
         pool.get_socket = get_socket_and_mark
+
+    @staticmethod
+    def is_alive(socket: Any) -> bool:
+        """Whether nothing has come, an end neither, to an idle connection. The client's own way to ask would let all
+        others have their turns first, and takes connections past the 1,024th for dead."""
+        asked = poll()
+        asked.register(socket, POLLIN)
+        return not asked.poll(0)
 
     def on_start(self) -> None:
         self.load.started.wait()
@@ -187,8 +211,10 @@ class ClosedUser(PlannedUser):
         return max(0.0, self.due_s - time.monotonic())
 
     def next_call(self) -> Call:
-        # A request is due when its user has thought, whether or not this process gets round to sending it.
-        return self.load.schedule(self.due_s)
+        # Due when this process gets round to the user: of ten who are answered at once, the last one's latency would
+        # hold this process's work on the nine before. The delay counts as lag.
+        now_s = time.monotonic()
+        return self.load.schedule(now_s, late_s=now_s - self.due_s)
 
     def send(self, call: Call) -> None:
         super().send(call)
@@ -198,6 +224,15 @@ class ClosedUser(PlannedUser):
 
 class OpenUser(PlannedUser):
     """The one user of open arrivals: it spawns each request when it is due, whatever has become of those before."""
+
+    @staticmethod
+    def sleep_until(due_s: float) -> None:
+        """Let others have their turns until then. gevent wakes up to a millisecond late, so the last one of a long
+        sleep is spent awake; of short ones that would take too much of a core."""
+        left_s = due_s - time.monotonic()
+        gevent.sleep(max(0.0, left_s - 0.001 * (left_s > 0.01)))
+        while time.monotonic() < due_s:
+            gevent.sleep(0)
 
     def dispatch(self) -> None:
         """Carry out the schedule, wait for what is in flight, and stop."""
@@ -214,8 +249,7 @@ class OpenUser(PlannedUser):
                 due_s = load.started_s + moment_s
                 if load.over(due_s):
                     break
-                # Also where none is left to wait for: those already spawned want their turn.
-                gevent.sleep(max(0.0, due_s - time.monotonic()))
+                self.sleep_until(due_s)
                 call = load.schedule(due_s)
                 load.max_in_flight_hits += load.is_measured(due_s) and len(load.in_flight) > most
                 requests.spawn(send, call).link_exception(lambda ended: load.fail(ended.exception))
@@ -226,6 +260,14 @@ class OpenUser(PlannedUser):
 
 
 OpenUser.tasks = [OpenUser.dispatch]  # in the class it would be added to those of `ImageUser`
+
+
+def cores(samples: list[tuple[float, int, float]]) -> float | None:
+    """The CPU time between the first and the last sample of the gauge, over the time."""
+    if len(samples) < 2:
+        return None
+    (begin_s, _, before_s), (end_s, _, after_s) = samples[0], samples[-1]
+    return (after_s - before_s) / (end_s - begin_s)
 
 
 def say(message: dict[str, Any]) -> None:
@@ -268,9 +310,10 @@ def main() -> None:
     runner.start(len(spans) or 1, spawn_rate=len(spans) or 1)
     spawning: Any = runner.spawning_greenlet
     spawning.get()
+    gc.freeze()  # what was imported is not searched for garbage while requests wait
 
     cut: str | None = "the load generator failed"
-    started_at, cpu_s = datetime.now(UTC).isoformat(), time.process_time()
+    started_at = datetime.now(UTC).isoformat()
     load.start()
     say({"started_monotonic_s": load.started_s})
     gevent.spawn(watch_stdin, load)
@@ -281,14 +324,14 @@ def main() -> None:
     try:
         cut = load.end.get()
     finally:
-        wall_s, cpu_s = time.monotonic() - load.started_s, time.process_time() - cpu_s
+        wall_s = time.monotonic() - load.started_s
         runner.quit()
         censored = list(load.in_flight.values())
         for call in censored:
             call.done_s = None
             load.write(call, error=f"censored: {cut}")
     window_end_s = load.window_end_s(math.inf if cut is None else wall_s)
-    counts = [count for moment_s, count in load.gauge if plan.warmup_s <= moment_s < window_end_s]
+    inside = [sample for sample in load.gauge if plan.warmup_s <= sample[0] < window_end_s]
     outcome = LoadOutcome(
         status="interrupted" if cut == INTERRUPTED else "finished",
         started_at=started_at,
@@ -299,9 +342,9 @@ def main() -> None:
         scheduled=load.scheduled,
         finished=load.finished,
         censored=len(censored),
-        generator_cpu_cores=cpu_s / wall_s,
+        generator_cpu_cores=cores(inside),
         send_lag_p99_s=sorted(load.lags_s)[math.ceil(0.99 * len(load.lags_s)) - 1] if load.lags_s else None,
-        in_flight_mean=sum(counts) / len(counts) if counts else None,
+        in_flight_mean=sum(count for _, count, _ in inside) / len(inside) if inside else None,
         in_flight_max=load.in_flight_max or None,
         max_in_flight_hits=load.max_in_flight_hits,
     )

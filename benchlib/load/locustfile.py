@@ -65,10 +65,10 @@ class ImageUser(FastHttpUser):
                 context={"call": call},
                 catch_response=True,
             )
-        call.done_s = time.monotonic()
+        error = response.request_meta["exception"]
+        cause = getattr(error, "original", error)
+        call.done_s = time.monotonic() if cause or call.read_s is None else call.read_s
         with response:
-            error = response.request_meta["exception"]
-            cause = getattr(error, "original", error)
             if cause is deadline:
                 response.failure(f"timeout: no answer within {self.timeout_s:g} s")
             elif cause is not None:

@@ -23,14 +23,18 @@ _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
 class Call:
     """One request on its way. Moments are seconds on `time.monotonic()`; `due_s` is when it should have been sent.
 
-    It is sent once it has a connection (where it gets none: once it asks for one); None where the run was cut before.
+    It is due once its user's turn comes (in a closed loop `late_s` after the user was ready), and sent once it has a
+    connection (where it gets none: once it asks for one); None where the run was cut before. `read_s` is when the last
+    part of an answer came, `done_s` when the request had ended, well or not.
     """
 
     index: int
     request_id: str
     body: dict[str, Any]
     due_s: float
+    late_s: float = 0.0
     sent_s: float | None = None
+    read_s: float | None = None
     done_s: float | None = None
 
 

@@ -109,10 +109,11 @@ class Progress:
 class LoadOutcome:
     """What became of a run, in seconds from its start (which was `started_at` in ISO UTC, `started_monotonic_s` on
     `time.monotonic()`). Of the requests `scheduled`, `finished` ended, well or not, and `censored` never did.
-    `generator_cpu_cores` is the CPU time that the child took, divided by `wall_s`.
+    `generator_cpu_cores` is the CPU time that the child took in the window, over the window (None: it was too short).
 
-    Of the measured requests: `send_lag_p99_s` is the 99th percentile (nearest rank) of sent minus scheduled, where one
-    that was never sent counts with the time that it waited; `in_flight_mean` the mean, over a random moment in every
+    Of the measured requests: `send_lag_p99_s` is the 99th percentile (nearest rank) of how late they were sent: sent
+    minus scheduled, and in a closed loop what a user, ready, waited for its turn in the child; one that was never sent
+    counts with the time that it waited; `in_flight_mean` the mean, over a random moment in every
     0.05 s of the window, of how many were due or sent and not ended, `in_flight_max` the most when any became due; each
     is None where there was none. `max_in_flight_hits` counts the requests that were held back, and so sent late,
     because `max_in_flight` others were with the server (see `OpenLoop`).
@@ -129,7 +130,7 @@ class LoadOutcome:
     scheduled: int
     finished: int
     censored: int
-    generator_cpu_cores: float
+    generator_cpu_cores: float | None
     send_lag_p99_s: float | None
     in_flight_mean: float | None
     in_flight_max: int | None

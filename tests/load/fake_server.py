@@ -78,7 +78,9 @@ class FakeServer:
         request["ended_s"] = request["begun_s"] + self.service_s
         if self.free_s:
             heapq.heapreplace(self.free_s, request["ended_s"])
-        await asyncio.sleep(max(0.0, request["ended_s"] - time.monotonic()))
+        await asyncio.sleep(max(0.0, request["ended_s"] - time.monotonic() - 0.002))
+        while time.monotonic() < request["ended_s"]:  # asyncio's timers come a millisecond late
+            await asyncio.sleep(0)
         queued_s = request["begun_s"] - request["received_s"]
         total_s = time.monotonic() - request["received_s"]
         timing = f'total;dur={total_s * 1000:.6f}, queue;desc="waiting; in line, really";dur={queued_s * 1000:.6f}'

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -64,12 +65,12 @@ def test_every_request_has_one_row_and_it_is_true(serve, load):
         assert row["batch_size"] == 1.5
         assert 0.02 <= row["total_s"] < row["latency_s"]
         assert row["denoise_s"] is None
-    assert sum(row["scheduled_s"] == 0 for row in rows) == 3, "all users start together"
+    assert sum(row["scheduled_s"] < 0.02 for row in rows) == 3, "all users start together"
     assert max(row["scheduled_s"] for row in rows) < 1.5
     assert (outcome.status, outcome.censored) == ("finished", 0)
     assert (outcome.window_start_s, outcome.window_end_s) == (0.5, 1.5)
     assert 1.4 < max(row["done_s"] for row in rows) <= outcome.wall_s
-    assert 0 < outcome.generator_cpu_cores < 2
+    assert outcome.generator_cpu_cores is None or 0 < outcome.generator_cpu_cores < 2
     assert started == [(outcome.started_monotonic_s, started[0][1])]
     assert started[0][1] != os.getpid()
     ok_s = sorted(row["latency_s"] for row in rows if row["phase"] == "measure")
@@ -81,12 +82,15 @@ def test_every_request_has_one_row_and_it_is_true(serve, load):
 
 
 def test_a_user_thinks_between_an_answer_and_its_next_request(serve, load):
-    _, rows = load(serve().url, users=2, think_time_s=0.2, duration_s=0.7)
+    outcome, rows = load(serve().url, users=2, think_time_s=0.2, duration_s=0.7)
     due_s = sorted(row["scheduled_s"] for row in rows)
     done_s = sorted(row["done_s"] for row in rows)
     assert len(rows) == 8
-    assert due_s[:2] == [0, 0]
-    assert due_s[2:] == pytest.approx([done + 0.2 for done in done_s[:6]])
+    ready_s = [0, 0, *(done + 0.2 for done in done_s[:6])]
+    assert all(ready <= due for ready, due in zip(ready_s, due_s, strict=True)), "a request is due at its user's turn"
+    assert due_s == pytest.approx(ready_s, abs=0.1)
+    late_s = max(due - ready for ready, due in zip(ready_s, due_s, strict=True))
+    assert outcome.send_lag_p99_s >= late_s, "a late turn counts as lag"
     assert all(row["sent_s"] >= row["scheduled_s"] for row in rows)
 
 
@@ -208,7 +212,9 @@ def test_a_trace_says_when_and_what_and_when_the_run_ends(serve, load):
 def test_users_of_a_ramp_come_and_go(serve, load):
     server = serve(service_s=0.02)
     outcome, rows = load(server.url, arrivals=Ramp(1, 3, over_s=1.0, stairs=2), duration_s=1.0)
-    assert [sum(row["scheduled_s"] == moment_s for row in rows) for moment_s in (0.0, 0.5)] == [1, 2]
+    assert 0 <= rows[0]["scheduled_s"] < 0.1
+    early = [row for row in rows if row["scheduled_s"] < 0.5]
+    assert all(before["done_s"] <= after["scheduled_s"] for before, after in pairwise(early)), "one user"
     assert outcome.in_flight_max == 3
     _, rows = load(server.url, arrivals=Ramp(2, 0, over_s=0.4), duration_s=10)
     assert 0 < max(row["scheduled_s"] for row in rows) < 0.4
@@ -373,3 +379,18 @@ def test_importing_the_runner_imports_no_locust():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     assert not {"locust", "gevent", "geventhttpclient", "torch", "pandas", "numpy"} & set(json.loads(printed))
+
+
+def test_a_connection_is_alive_until_something_comes_whatever_its_number():
+    code = """
+import resource, socket
+from benchlib.load.child import PlannedUser  # patches its process
+resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+ours, theirs = socket.socketpair()
+many = [ours.dup() for _ in range(1100)]
+assert many[-1].fileno() > 1024
+assert PlannedUser.is_alive(many[-1])
+theirs.close()
+assert not PlannedUser.is_alive(many[-1])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
