@@ -321,7 +321,7 @@ def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _check_name(field: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
             f"{field} names a folder, so it takes letters, digits, '.', '_' and '-', a letter or digit first, "
             f"80 at most: {name!r} does not fit"
