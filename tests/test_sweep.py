@@ -276,7 +276,7 @@ def test_repeated_runs_come_as_a_study_of_their_own(fake, tmp_path):
 @pytest.fixture
 def by_users(monkeypatch):
     """Arrivals of so many users as the rate says: on a server of one lane, latency rises with them in steps."""
-    monkeypatch.setattr(search, "OpenLoop", lambda rate: ClosedLoop(max(1, round(rate))))
+    monkeypatch.setattr(search, "OpenLoop", lambda rate, **_: ClosedLoop(max(1, round(rate))))
     slo = SimpleNamespace(judge=lambda latency_s: "met" if latency_s.median() < 0.09 else "missed")
     monkeypatch.setattr(statistics, "Slo", SimpleNamespace(parse=lambda _: slo))
 
@@ -302,6 +302,7 @@ def test_a_generator_that_falls_behind_shows_nothing_of_the_server(fake, tmp_pat
     assert [verdict(fake.url, says) for says in ("met", "missed")] == ["met", "missed"]
     monkeypatch.setattr(bench, "asdict", lambda _: {"send_lag_p99_s": 0.5})
     assert [verdict(fake.url, says) for says in ("met", "missed")] == ["met", "not shown"]
+    assert {run.spec["arrivals"]["max_in_flight"] for run in load_study(tmp_path / "capacity").runs} == {10_000}
     assert verdict("http://127.0.0.1:1", "missed") == "missed", "no images at all: that is no fault of the generator"
 
 
