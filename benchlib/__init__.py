@@ -9,58 +9,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchlib.bench import Point, Run, find_capacity, load_run, load_study, run_load, sweep
+    from benchlib.bench import Point, run_load
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
+    from benchlib.search import find_capacity
     from benchlib.serving.pipeline import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
     from benchlib.study import plots
     from benchlib.study.statistics import compare
+    from benchlib.study.store import Run, load_run, load_study
+    from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
 
-_HOMES = {
-    "ClosedLoop": "benchlib.load.arrivals",
-    "GenerateRequest": "benchlib.serving.schemas",
-    "OpenLoop": "benchlib.load.arrivals",
-    "Ramp": "benchlib.load.arrivals",
-    "Point": "benchlib.bench",
-    "Run": "benchlib.bench",
-    "Server": "benchlib.serving.server",
-    "Trace": "benchlib.load.arrivals",
-    "Workload": "benchlib.load.workload",
-    "compare": "benchlib.study.statistics",
-    "find_capacity": "benchlib.bench",
-    "load_pipeline": "benchlib.serving.pipeline",
-    "load_run": "benchlib.bench",
-    "load_study": "benchlib.bench",
-    "plots": "benchlib.study",
-    "process_memory_gib": "benchlib.telemetry",
-    "run_load": "benchlib.bench",
-    "serve": "benchlib.serving.server",
-    "sweep": "benchlib.bench",
+_NAMES = {
+    "benchlib.bench": ("Point", "run_load"),
+    "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
+    "benchlib.load.workload": ("Workload",),
+    "benchlib.search": ("find_capacity",),
+    "benchlib.serving.pipeline": ("load_pipeline",),
+    "benchlib.serving.schemas": ("GenerateRequest",),
+    "benchlib.serving.server": ("Server", "serve"),
+    "benchlib.study": ("plots",),
+    "benchlib.study.statistics": ("compare",),
+    "benchlib.study.store": ("Run", "load_run", "load_study"),
+    "benchlib.sweeps": ("sweep",),
+    "benchlib.telemetry": ("process_memory_gib",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
-    "load_pipeline",
-    "GenerateRequest",
-    "serve",
-    "Server",
-    "ClosedLoop",
-    "OpenLoop",
-    "Ramp",
-    "Trace",
-    "Workload",
-    "run_load",
-    "Run",
-    "load_run",
-    "load_study",
-    "sweep",
-    "Point",
-    "find_capacity",
-    "compare",
-    "plots",
+    "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp", "Trace", "Workload",
+    "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "plots",
     "process_memory_gib",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -1,15 +1,27 @@
 """Finds the highest rate that meets an objective, from trials that are noisy and dear.
 
-Pure: knows rates and verdicts. Ignorant of servers, clocks, and of how a trial is judged.
+`find_highest` is pure: it knows rates and verdicts. `find_capacity` makes a run of each trial. Ignorant of how a run is
+made (bench.py) and of how its latencies are judged (statistics.py).
 """
 
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
+from benchlib.bench import Point, writing
+from benchlib.load.arrivals import MOST_IN_FLIGHT, OpenLoop
 from benchlib.load.bounds import check_number
+from benchlib.load.runner import Progress
+from benchlib.load.workload import Workload
+
+if TYPE_CHECKING:
+    from benchlib.serving.server import Server
 
 LEAD = 2
 """A rate is settled, "met" or "missed", once so many more of its trials say the one than say the other."""
@@ -28,6 +40,49 @@ class Capacity:
     interval: tuple[float | None, float | None]
     trials: tuple[tuple[float, str], ...]
     note: str
+
+
+def find_capacity(
+    target: Server | str,
+    workload: Workload | None = None,
+    *,
+    slo: str = "p95 < 2 s",
+    budget_min: float | None = None,
+    start_rate: float = 1.0,
+    precision: float = 0.05,
+    trial_s: float = 30.0,
+    trial_requests: int = 200,
+    study: str = "capacity",
+    results: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Capacity:
+    """The highest rate (requests/s, Poisson) at which `target` meets `slo`, with its interval: see `find_highest`.
+
+    Each trial is a run of the study, `trial_s` seconds long or as long as `trial_requests` take to come, after a tenth
+    of that to warm up, and is judged by `Slo`. It is cut where the last answers take longer than the trial did. A trial
+    that was missed shows nothing where its run got images and is invalid all the same: then the generator itself fell
+    behind. No trial begins that `budget_min` minutes are too short for. Raises what `run_load` raises.
+    """
+    from benchlib.study.statistics import Slo, latencies
+
+    goal, seeds, workload = Slo.parse(slo), count(seed), Workload() if workload is None else workload
+    end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
+    with writing(results, study, on_progress) as writer:
+
+        def judge(rate: float) -> str | None:
+            length_s = max(trial_s, trial_requests / rate)
+            times_s: dict[str, Any] = {"duration_s": length_s, "warmup_s": 0.1 * length_s, "max_s": 2.1 * length_s}
+            if time.monotonic() + 1.1 * length_s > end_s:
+                return None
+            # Requests held back at a lower limit would pass for a generator that fell behind, and hide an overload.
+            arrivals = OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT)
+            run = writer.measure(Point(arrivals, workload, target, seed=next(seeds), **times_s), target)
+            verdict, summary = goal.judge(latencies(run.requests)), run.summary()
+            behind = summary["ok"] and not summary["valid"]
+            return "not shown" if verdict == "missed" and behind else verdict
+
+        return find_highest(judge, start=start_rate, precision=precision)
 
 
 def find_highest(

@@ -179,6 +179,9 @@ def test_progress_goes_to_whoever_asks_for_it(fake, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("named", "changed"),
     [
+        ("target must be a Server", {"target": 3}),
+        ("arrivals must be such as", {"arrivals": 4}),
+        ("workload must be such as", {"workload": "a cat"}),
         ("url", {"target": "localhost:8000"}),
         ("duration_s, requests", {"requests": None}),
         ("requests", {"requests": 0}),
@@ -189,6 +192,7 @@ def test_progress_goes_to_whoever_asks_for_it(fake, tmp_path, capsys):
         ("seed", {"seed": 0.5}),
         ("study", {"study": "../elsewhere"}),
         ("label", {"label": "a/b"}),
+        ("label", {"label": 3}),
     ],
 )
 def test_a_bad_argument_is_named_and_leaves_no_run(tmp_path, named, changed):
@@ -249,28 +253,35 @@ def test_a_generator_that_dies_raises_and_its_rows_are_kept(fake, tmp_path):
 
 PARENT = """
 import sys
-from benchlib import ClosedLoop, Workload, run_load
-url, results = sys.argv[1:]
-try:
-    run_load(url, ClosedLoop(2), Workload(["a cat", "hang"]), duration_s=60, study="s", results=results)
-except KeyboardInterrupt:
-    print("interrupted in order")
+from benchlib import ClosedLoop, OpenLoop, Workload, run_load
+arrivals, url, results = sys.argv[1:]
+run_load(url, eval(arrivals), Workload(["a cat", "hang"]), duration_s=60, study="s", results=results)
 """
 
 
-@pytest.fixture
-def running(tmp_path):
+@pytest.fixture(params=["ClosedLoop(2)", "OpenLoop(500, max_in_flight=2)"])
+def running(tmp_path, request):
     """A process of its own group inside run_load, images made and two in flight; its child; its server; its study."""
     server = FakeServerProcess(service_s=0.02)
-    command = [sys.executable, "-c", PARENT, server.url, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        # Each user ends with a prompt that hangs: then nothing moves until the test moves it.
+    command = [sys.executable, "-c", PARENT, request.param, server.url, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        # Each user, or all that may be in flight, ends with a prompt that hangs: the server then gets no more.
         wait_until(lambda: sum(request["body"]["prompt"] == "hang" for request in server.seen()) == 2, within_s=60)
         children = [child.pid for child in psutil.Process(process.pid).children() if "benchlib" in str(child.cmdline())]
         yield process, *children, server, tmp_path / "s"
         if process.poll() is None:
             process.kill()
     server.close()
+
+
+def assert_the_rows_are_kept(run, server, why):
+    """A row for each request that the server saw, two of them cut off, and for those that were held back."""
+    sent = run.requests[run.requests["sent_s"].notna()]
+    assert len(sent) == len(server.seen())
+    assert sent["error"].dropna().tolist() == [why] * 2
+    held = run.requests[run.requests["sent_s"].isna()]
+    assert (held["error"] == why).all()
+    assert held.empty == (run.spec["arrivals"]["kind"] == "closed_loop")
 
 
 def test_an_interrupt_ends_the_child_and_keeps_the_rows(running):
@@ -280,14 +291,13 @@ def test_an_interrupt_ends_the_child_and_keeps_the_rows(running):
     os.killpg(process.pid, signal.SIGINT)  # as Jupyter and terminals do
     wait_until(lambda: is_gone(child_pid), within_s=30)
     took_s = time.monotonic() - sent_s
-    assert process.communicate(timeout=60)[0].endswith("interrupted in order\n")
-    assert process.returncode == 0
+    assert b"its rows are kept in" in process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGINT, "as of any script that is interrupted: 130 in a shell"
     run = only_run(study)
     assert (run.record["status"], run.record["error"]) == ("interrupted", None)
     assert run.record["outcome"]["status"] == "interrupted", "the child ended by itself, it was not killed"
     assert took_s < 2.5, f"the child lived for {took_s:.2f} s after the interrupt"
-    assert len(run.requests) == len(server.seen())
-    assert run.requests["error"].dropna().tolist() == ["censored: interrupted"] * 2
+    assert_the_rows_are_kept(run, server, "censored: interrupted")
     assert run.summary()["invalid_reason"] == "the run was interrupted"
     assert (study / "summary.csv").exists()
 
@@ -298,7 +308,6 @@ def test_a_killed_process_leaves_its_rows_to_be_read(running):
     wait_until(lambda: is_gone(child_pid), within_s=30)
     run = only_run(study)
     assert run.record["status"] == "running"
-    assert len(run.requests) == len(server.seen())
-    assert run.requests["error"].dropna().tolist() == ["censored: the process that ran it has died"] * 2
+    assert_the_rows_are_kept(run, server, "censored: the process that ran it has died")
     assert run.telemetry.empty
     assert run.summary()["invalid_reason"] == "the run is still going on, or was killed before it ended"

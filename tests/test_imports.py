@@ -37,7 +37,7 @@ def parts_of_ours(file):
     ("module", "absent"),
     [
         ("benchlib", HEAVY | {"pandas", "numpy", "matplotlib", "uvicorn", "fastapi", "pydantic"}),
-        ("benchlib.bench", HEAVY | {"pandas", "matplotlib", "uvicorn"}),
+        ("benchlib.bench, benchlib.search, benchlib.sweeps", HEAVY | {"pandas", "matplotlib", "uvicorn"}),
         ("benchlib.load.runner", HEAVY | {"pandas", "matplotlib", "uvicorn"}),
         ("benchlib.__main__", HEAVY | {"pandas", "matplotlib", "uvicorn"}),
     ],
@@ -62,15 +62,20 @@ def test_load_and_study_know_no_torch():
             assert not {name.split(".")[0] for name in imported(file)} & {"torch", "diffusers", "transformers"}, file
 
 
-def test_the_conductor_alone_knows_more_than_one_wing():
+def test_the_conductors_alone_know_more_than_one_wing():
     several = {file.name for file in FILES if len(parts_of_ours(file) & WINGS) > 1}
-    assert several == {"bench.py", "__init__.py"}
+    assert several == {"bench.py", "search.py", "sweeps.py", "__init__.py"}
+
+
+def test_who_makes_one_run_knows_nothing_of_many():
+    assert not parts_of_ours(PACKAGE / "bench.py") & {"search", "sweeps"}
 
 
 def test_every_name_that_a_notebook_uses_is_there():
     assert [name for name in benchlib.__all__ if getattr(benchlib, name) is None] == []
     assert dir(benchlib) == sorted(benchlib.__all__)
     assert len(set(benchlib.__all__)) == len(benchlib.__all__)
+    assert {file.stem for file in PACKAGE.iterdir()} & {*benchlib.__all__} == set(), "importing it would hide the name"
     assert benchlib.plots.__name__ == "benchlib.study.plots"
 
 

@@ -6,14 +6,30 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 
-from benchlib import ClosedLoop, Point, Workload, bench, find_capacity, load_study, run_load, serve, sweep
-from benchlib.study import statistics
+from benchlib import (
+    ClosedLoop,
+    OpenLoop,
+    Point,
+    Trace,
+    Workload,
+    bench,
+    find_capacity,
+    load_study,
+    run_load,
+    search,
+    serve,
+    sweep,
+    sweeps,
+)
+from benchlib.study import estimates, statistics
 from benchlib.study.store import ROW_DTYPES, Study, lock_study
 
 from .load.conftest import FakeServerProcess, is_gone, wait_until
@@ -90,13 +106,10 @@ def test_a_dry_run_prints_the_plan_and_measures_nothing(tmp_path, capsys):
 
 
 def test_a_schedule_is_counted_and_a_closed_loop_is_as_it_was(fake, tmp_path, capsys):
-    every_tenth = SimpleNamespace(
-        schedule=lambda until_s, seed: [seed + n / 10 for n in range(int(until_s * 10))],
-        to_dict=lambda: {"kind": "open_loop", "rate": 10.0},
-    )
-    point = bench.Point(every_tenth, duration_s=8.0, warmup_s=2.0)
-    assert bench._requests_expected(point, None) == 80
-    assert bench._requests_expected(bench.replace(point, requests=70), None) == 70
+    point = Point(OpenLoop(10, "constant"), duration_s=8.0, warmup_s=2.0)
+    assert sweeps._requests_expected(point, None) == 80
+    assert sweeps._requests_expected(replace(point, requests=70), None) == 70
+    assert sweeps._requests_expected(Point(Trace([0.1, 0.2, 0.3]), warmup_s=0.15), None) == 2
     timed = [{"target": fake.url, "arrivals": ClosedLoop(1), "duration_s": 0.5}]
     sweep(timed, study="s", results=tmp_path, on_progress=quiet)
     assert "its first run will tell" in capsys.readouterr().out
@@ -106,6 +119,22 @@ def test_a_schedule_is_counted_and_a_closed_loop_is_as_it_was(fake, tmp_path, ca
         f"some {int(run.summary()['throughput_images_per_s'] * 0.5)} requests a run carry at best p50"
         in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("q", statistics.PERCENTILES)
+def test_the_plan_promises_an_interval_just_where_independent_rows_carry_one(q):
+    for n in (0, 1, 199, 200, 367, 368, 3687, 3688):
+        plan = sweeps._carried(n).removesuffix("no percentile").partition("at best ")[2].split(", ")
+        values = next(
+            values
+            for values in (np.random.default_rng(seed).random(n) for seed in range(20))
+            if estimates.is_independent(values)
+        )
+        if statistics.percentile(values, q) is None:
+            assert not any(promise.startswith(f"p{100 * q:g}") for promise in plan)
+        else:
+            carried = estimates.percentile_interval(values, q) is not None
+            assert f"p{100 * q:g}" + " without interval" * (not carried) in plan
 
 
 @pytest.fixture
@@ -177,14 +206,14 @@ def test_a_budget_is_shared_and_kept(fake, tmp_path, monkeypatch, capsys):
     timed = points(fake.url, (1, 2), requests=None, warmup_s=0.1)
     fixed = points(fake.url, [3])
     clock_s = [0.0]  # each run takes 2 s of it, which is more than its share
-    monkeypatch.setattr(bench, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
-    measure = bench._Writer.measure
+    monkeypatch.setattr(sweeps, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
+    measure = bench.Writer.measure
 
     def slow_measure(*arguments):
         clock_s[0] += 2.0
         return measure(*arguments)
 
-    monkeypatch.setattr(bench._Writer, "measure", slow_measure)
+    monkeypatch.setattr(bench.Writer, "measure", slow_measure)
     options = {"study": "s", "budget_min": 1 / 20, "results": tmp_path, "on_progress": quiet}
     study = sweep([*timed, *fixed], **options)
     assert [run.spec["duration_s"] for run in study.runs] == pytest.approx([0.65, 0.65])
@@ -201,6 +230,10 @@ def test_a_budget_is_shared_and_kept(fake, tmp_path, monkeypatch, capsys):
         (r"points\[1\] is points\[0\] again", {"points": points("http://a", [1, 1])}),
         (r"points\[0\]: .*duration_s, requests or both", {"points": points("http://a", requests=None)}),
         (r"points\[0\]: url", {"points": points("nowhere")}),
+        (r"points\[0\]: target must be a Server", {"points": points(3)}),
+        (r"points\[0\]: arrivals must be such as", {"points": points("http://a", arrivals=4)}),
+        (r"points\[0\]: workload must be such as", {"points": points("http://a", workload=None)}),
+        (r"points\[0\]: load and serve must be dicts", {"points": points(None, load="tiny")}),
         (r"points\[0\]: target is up already", {"points": points("http://a", load={"model": "tiny"})}),
         (r"points\[0\]: .*not JSON", {"points": [{"arrivals": ClosedLoop(1), "requests": 1, "load": {"a": object}}]}),
         (r"points\[0\]: duration_s", {"points": points("http://a", requests=None, warmup_s=60), "budget_min": 1}),
@@ -243,7 +276,7 @@ def test_repeated_runs_come_as_a_study_of_their_own(fake, tmp_path):
 @pytest.fixture
 def by_users(monkeypatch):
     """Arrivals of so many users as the rate says: on a server of one lane, latency rises with them in steps."""
-    monkeypatch.setattr(bench, "OpenLoop", lambda rate: ClosedLoop(max(1, round(rate))))
+    monkeypatch.setattr(search, "OpenLoop", lambda rate, **_: ClosedLoop(max(1, round(rate))))
     slo = SimpleNamespace(judge=lambda latency_s: "met" if latency_s.median() < 0.09 else "missed")
     monkeypatch.setattr(statistics, "Slo", SimpleNamespace(parse=lambda _: slo))
 
@@ -259,12 +292,18 @@ def test_a_capacity_is_found_by_runs_that_are_kept(fake, tmp_path):
     assert len(find_capacity(fake.url, budget_min=1e-3, **options).trials) == 0
 
 
-@pytest.mark.usefixtures("by_users")
 def test_a_generator_that_falls_behind_shows_nothing_of_the_server(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "find_highest", lambda judge, **_: judge(50.0))
+
+    def verdict(url, says):
+        monkeypatch.setattr(statistics, "Slo", SimpleNamespace(parse=lambda _: SimpleNamespace(judge=lambda _: says)))
+        return find_capacity(url, trial_s=0.3, trial_requests=1, results=tmp_path, on_progress=quiet)
+
+    assert [verdict(fake.url, says) for says in ("met", "missed")] == ["met", "missed"]
     monkeypatch.setattr(bench, "asdict", lambda _: {"send_lag_p99_s": 0.5})
-    monkeypatch.setattr(bench, "find_highest", lambda judge, **_: [judge(16.0), judge(2.0)])
-    verdicts = find_capacity(fake.url, trial_s=0.3, trial_requests=1, results=tmp_path, on_progress=quiet)
-    assert verdicts == ["not shown", "met"]
+    assert [verdict(fake.url, says) for says in ("met", "missed")] == ["met", "not shown"]
+    assert {run.spec["arrivals"]["max_in_flight"] for run in load_study(tmp_path / "capacity").runs} == {10_000}
+    assert verdict("http://127.0.0.1:1", "missed") == "missed", "no images at all: that is no fault of the generator"
 
 
 # ---- kills

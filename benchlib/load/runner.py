@@ -53,6 +53,12 @@ class LoadPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field, kind, example in (
+            ("arrivals", arrivals_.Arrivals, "ClosedLoop(users=4)"),
+            ("workload", Workload, "Workload()"),
+        ):
+            if not isinstance(getattr(self, field), kind):
+                raise ValueError(f"{field} must be such as {example}, got {getattr(self, field)!r}")
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"url must be like http://127.0.0.1:8000, got {self.url!r}")

@@ -126,6 +126,8 @@ def lock_study(results: Path, study: str) -> Iterator[Path]:
     try:
         os.truncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
+        for left in folder.glob(".summary.csv.*"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
         yield folder
     finally:
         path.unlink(missing_ok=True)
@@ -211,16 +213,17 @@ class Study:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """One row a run: its name, start, label, model and arrivals, then its figures (statistics.summarise)."""
+        """One row a run: its name, start, label, model, what is one value of its arrivals, and statistics.summarise."""
         import pandas as pd
 
-        heads = [
+        rows = [
             {key: run.record[key] for key in ("run", "started_at", "status")}
             | {"label": run.spec["label"], "model": run.spec["target"]["model"]}
-            | run.spec["arrivals"]
+            # A trace's lists are no columns, and its `requests` are not how many there were.
+            | {name: value for name, value in run.spec["arrivals"].items() if isinstance(value, str | int | float)}
+            | run.summary().to_dict()
             for run in self.runs
         ]
-        rows = [head | run.summary().to_dict() for head, run in zip(heads, self.runs, strict=True)]
         return pd.DataFrame(rows)
 
     def write_summary(self) -> Path:
@@ -318,7 +321,7 @@ def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _check_name(field: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
             f"{field} names a folder, so it takes letters, digits, '.', '_' and '-', a letter or digit first, "
             f"80 at most: {name!r} does not fit"

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchlib import ClosedLoop, OpenLoop, Ramp, Trace
 from benchlib.study import store
 from benchlib.study.store import ROW_DTYPES, create_run, load_run, load_study, lock_study, read_rows, results_dir
 
@@ -272,6 +273,37 @@ def test_study(tmp_path: Path, made: SimpleNamespace) -> None:
     assert written == tmp_path / "s/summary.csv"
     assert pd.read_csv(written)["throughput_images_per_s"].tolist()[:2] == [0.05, 0.1]
     assert not [name for name in os.listdir(tmp_path / "s") if name.startswith(".")]
+
+
+ARRIVALS = {
+    "closed_loop": ClosedLoop(2),
+    "open_loop": OpenLoop(1.5),
+    "ramp": Ramp(1, 5, over_s=3.0),
+    "trace": Trace([0.1, 0.2], [{"width": 64}, {"width": 128}]),
+}
+LISTS = ("times_s", "requests")
+
+
+def test_each_kind_of_arrivals_is_columns_beside_the_figures(tmp_path: Path, made: SimpleNamespace) -> None:
+    for arrivals in ARRIVALS.values():
+        create_run(tmp_path, "s", made.record(spec={"arrivals": arrivals.to_dict()}))
+    runs = load_study(tmp_path / "s").runs
+    figures = set(runs[0].summary().index)
+    for run in runs:
+        (row,) = store.Study(tmp_path, (run,)).summary.to_dict("records")
+        scalars = {name: value for name, value in ARRIVALS[row["kind"]].to_dict().items() if name not in LISTS}
+        assert not scalars.keys() & figures, "no name means both what was asked and what was found"
+        assert {name: row.get(name) for name in scalars} == scalars
+        assert (row["requests"], "times_s" in row) == (0, False)
+
+
+def test_a_writer_that_was_killed_leaves_no_half_summary(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for name in (".summary.csv.4194305", "summary.csv"):
+        (tmp_path / "s" / name).touch()
+    with lock_study(tmp_path, "s"):
+        pass
+    assert os.listdir(tmp_path / "s") == ["summary.csv"]
 
 
 def test_what_can_not_be_written_leaves_nothing(tmp_path: Path) -> None:
