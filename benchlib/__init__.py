@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
     from benchlib.study import plots
-    from benchlib.study.statistics import compare
+    from benchlib.study.comparison import compare
     from benchlib.telemetry import process_memory_gib
 
 _HOMES = {
@@ -29,7 +29,7 @@ _HOMES = {
     "Server": "benchlib.serving.server",
     "Trace": "benchlib.load.arrivals",
     "Workload": "benchlib.load.workload",
-    "compare": "benchlib.study.statistics",
+    "compare": "benchlib.study.comparison",
     "find_capacity": "benchlib.bench",
     "load_pipeline": "benchlib.serving.pipeline",
     "load_run": "benchlib.bench",
