@@ -198,22 +198,6 @@ class _Gpu:
         return str(self._nvml.nvmlSystemGetDriverVersion())
 
 
-def energy_j(samples: pd.DataFrame, start_s: float, end_s: float) -> float | None:
-    """Joules that the sampled GPU took from `start_s` to `end_s`: its power integrated by trapezoids.
-
-    None where the power is not known from before the start until after the end, give or take a second.
-    """
-    import numpy as np
-
-    known = samples[["time_s", "gpu_power_w"]].dropna()
-    time_s, power_w = known["time_s"].to_numpy(), known["gpu_power_w"].to_numpy()
-    if not len(known) or not start_s < end_s or time_s[0] > start_s + 1 or time_s[-1] < end_s - 1:
-        return None
-    moments_s = np.array([start_s, *time_s[(start_s < time_s) & (time_s < end_s)], end_s])
-    watts = np.interp(moments_s, time_s, power_w)
-    return float((np.diff(moments_s) * (watts[1:] + watts[:-1]) / 2).sum())
-
-
 def describe_machine(device: str | None = None) -> dict[str, Any]:
     """What a run ran on: `cpu`, `cores` (that this process may use), `memory_gib` (the machine's, or a container's
     limit where that is less), `gpu` and `gpu_memory_gib` (null unless this process already uses CUDA), its

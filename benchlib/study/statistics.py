@@ -98,8 +98,9 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     `latency_interval_note` says why. `state` is "steady", or "unstable" where latency still drifts in the window (then
     percentiles and mean are None), or None where fewer than 40 rows or a ramp can't say. `mser5_warmup_s` is where
     MSER-5 would end the warm-up, to hold beside the fixed one. `queue_share` is the sum of time in the server's queue
-    over the sum of latencies. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole run,
-    `server_peak_gib` the highest that the server itself told.
+    over the sum of latencies. `energy_per_image_j` is what the GPU took in the window (energy_j) over the images done
+    in it; None without samples of its power. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole
+    run, `server_peak_gib` the highest that the server itself told.
     """
     asked = measured(requests)
     ok = asked[is_ok(asked)]
@@ -136,6 +137,7 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     figures |= {
         "network_and_client_median_s": _known((ok["latency_s"] - ok["total_s"]).median()),
         "batch_size_mean": _known(ok["batch_size"].mean()),
+        "energy_per_image_j": _energy_per_image_j(telemetry, outcome, throughput),
         "server_peak_gib": _known(ok["server_peak_gib"].max()),
         "rss_peak_gib": _known(telemetry["rss_gib"].max()),
         "cuda_allocated_peak_gib": _known(telemetry["cuda_allocated_gib"].max()),
@@ -149,6 +151,20 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     }
     reason = _invalid_reason(record, asked, ok)
     return pd.Series(figures | {"valid": reason is None, "invalid_reason": reason}, dtype=object)
+
+
+def energy_j(telemetry: pd.DataFrame, start_s: float, end_s: float) -> float | None:
+    """Joules that the sampled GPU took from `start_s` to `end_s`: its power integrated by the trapezoidal rule.
+
+    None where the power is not known from before the start until after the end, give or take a second.
+    """
+    known = telemetry.reindex(columns=["time_s", "gpu_power_w"]).dropna()
+    time_s, power_w = known["time_s"].to_numpy(), known["gpu_power_w"].to_numpy()
+    if not len(known) or not start_s < end_s or time_s[0] > start_s + 1 or time_s[-1] < end_s - 1:
+        return None
+    moments_s = np.array([start_s, *time_s[(start_s < time_s) & (time_s < end_s)], end_s])
+    watts = np.interp(moments_s, time_s, power_w)
+    return float((np.diff(moments_s) * (watts[1:] + watts[:-1]) / 2).sum())
 
 
 def goodput(requests: pd.DataFrame, record: dict[str, Any], *, latency_s: float) -> float | None:
@@ -199,7 +215,8 @@ def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFra
 
     Little's law in its finite-window form (Little, Operations Research 59, 2011): the rows' time in flight over the
     window, against the gauge that was sampled beside them. The engine can't have worked longer than the window. A
-    client can't have its answer before the server was done, and what lies between should be short.
+    client can't have its answer before the server was done, and what lies between should be short. The generator should
+    neither be busy nor, in an open loop, send late or hold anything back.
     """
     outcome, ok = record["outcome"] or {}, requests[is_ok(requests)]
     rows: list[tuple[str, float | None, float | None, bool | None, str]] = []
@@ -220,12 +237,17 @@ def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFra
             busy, edge = float(shared.sum() / (end_s - start_s)), float(served["service_s"].max() / (end_s - start_s))
     gap = (ok["latency_s"] - ok["total_s"]).dropna()
     near_s = 0.01 + 0.05 * float(ok["latency_s"].median()) if len(ok) else 0.01
-    check("Little's law", off, max(0.1, 0.05 * in_flight), f"gauge against {in_flight:.3g} in flight by the rows")
-    check("engine busy", busy, 1.01 + edge, "seconds of service a second, shared among a batch")
-    check("answer after server", _known(-gap.min()), 0.001, "s; the most that total passes latency")
-    check("network and client", _known(gap.median()), near_s, "s; median of latency minus total")
-    check("send lag", outcome.get("send_lag_p99_s"), _lag_limit(ok), "s; p99 of sent minus scheduled")
-    check("sampler", _known(telemetry["time_s"].diff().max()), 2.0, "s; the longest time without a sample of telemetry")
+    cores, hits = outcome.get("generator_cpu_cores"), outcome.get("max_in_flight_hits")
+    little = f"requests in flight on average: as counted at random moments, less {in_flight:.3g} by the rows"
+    check("Little's law", off, max(0.1, 0.05 * in_flight), little)
+    check("engine busy", busy, 1.01 + edge, "seconds that the model worked, in each second of the window")
+    check("answer after server", _known(-gap.min()), 0.001, "s; the server's own total less the latency, at most")
+    check("network and client", _known(gap.median()), near_s, "s; the latency less the server's own total, median")
+    check("send lag", outcome.get("send_lag_p99_s"), _lag_limit(ok), "s that a request left after it was due, p99")
+    check("generator, cores", cores, GENERATOR_CORES, "CPU cores taken by what sends the requests; it can use one")
+    if _is_open(record):
+        check("in flight limit", hits, 0, "requests held back because max_in_flight others were with the server")
+    check("sampler", _known(telemetry["time_s"].diff().max()), 2.0, "s between samples of memory and CPU, at most")
     return pd.DataFrame(rows, columns=["check", "value", "limit", "passed", "note"]).astype({"passed": object})
 
 
@@ -262,6 +284,13 @@ def _throughput(requests: pd.DataFrame, outcome: dict[str, Any]) -> tuple[float 
     return rate, (min(1 / between[1], rate), max(1 / between[0], rate))
 
 
+def _energy_per_image_j(telemetry: pd.DataFrame, outcome: dict[str, Any], images_per_s: float | None) -> float | None:
+    if not images_per_s or not (window := _window(outcome)):
+        return None
+    energy = energy_j(telemetry, *window)
+    return None if energy is None else energy / (images_per_s * (window[1] - window[0]))
+
+
 def _interval_note(record: dict[str, Any], series: pd.Series, steady: bool | None, p95: Interval) -> str | None:
     if record["spec"]["arrivals"]["kind"] == "ramp":
         return "none: the load changes while a ramp lasts, so there is no steady state to estimate"
@@ -273,6 +302,11 @@ def _interval_note(record: dict[str, Any], series: pd.Series, steady: bool | Non
     needed = needed if needed > n else 3 * n // 2
     why = "successive latencies depend on each other" if n >= estimates.MIN_ROWS else "too few to tell if they depend"
     return f"none for p95 from {n} rows ({why}): about {needed} are needed, or 5 independent runs (repeat=5)"
+
+
+def _is_open(record: dict[str, Any]) -> bool:
+    arrivals = record["spec"]["arrivals"]
+    return bool(arrivals["kind"] != "closed_loop" and arrivals.get("of") != "users")
 
 
 def _lag_limit(ok: pd.DataFrame) -> float:
@@ -288,9 +322,9 @@ def _invalid_reason(record: dict[str, Any], asked: pd.DataFrame, ok: pd.DataFram
         return "no request was scheduled in the measuring window"
     if not len(ok):
         return f"none of {len(asked)} requests got an image"
-    arrivals, outcome = record["spec"]["arrivals"], record["outcome"] or {}
-    if arrivals["kind"] == "closed_loop" or arrivals.get("of") == "users":
+    if not _is_open(record):
         return None
+    outcome = record["outcome"] or {}
     lag_s, cores = outcome.get("send_lag_p99_s"), outcome.get("generator_cpu_cores")
     if lag_s is not None and lag_s > _lag_limit(ok):
         return f"the generator fell behind: the p99 of its send lag is {lag_s:.3g} s, the limit {_lag_limit(ok):.3g} s"

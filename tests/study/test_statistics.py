@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchlib.study.statistics import (
     percentile,
     summarise,
 )
+from benchlib.study.store import Run
 from benchmarks.coverage import draw
 
 NAN = math.nan
@@ -243,6 +245,35 @@ def test_goodput_counts_errors_and_late_answers_against_it(made: SimpleNamespace
     assert goodput(made.requests(rows), made.record(outcome=None), latency_s=2) is None
 
 
+def test_energy_is_power_over_time() -> None:
+    samples = pd.DataFrame({"time_s": [0.0, 1.0, 2.0, 4.0], "gpu_power_w": [100.0, 200.0, 200.0, 0.0]})
+    assert statistics.energy_j(samples, 0, 4) == 150 + 200 + 200
+    assert statistics.energy_j(samples, 0.5, 3) == pytest.approx((150 + 200) / 2 * 0.5 + 200 + (200 + 100) / 2)
+    assert statistics.energy_j(samples, 1.2, 1.4) == pytest.approx(40)
+    assert statistics.energy_j(samples, 0, 4.9) == pytest.approx(550), (
+        "to the last sample's power, for less than a second"
+    )
+    for start_s, end_s in ((-1.5, 4), (0, 5.5), (2, 2)):
+        assert statistics.energy_j(samples, start_s, end_s) is None
+    assert statistics.energy_j(samples.assign(gpu_power_w=float("nan")), 0, 4) is None
+
+
+def test_energy_per_image_by_hand(made: SimpleNamespace) -> None:
+    record, requests, _ = made.run([0.45] * 100)  # the window is from 3 to 13 s; 96 images are done in it
+    samples = made.telemetry(4).assign(time_s=[2.0, 3.0, 8.0, 14.0], gpu_power_w=[0.0, 100.0, 300.0, 300.0])
+    energy = 5 * (100 + 300) / 2 + 5 * 300
+    assert summarise(record, requests, samples)["energy_per_image_j"] == pytest.approx(energy / 96)
+    without_images = requests.assign(error="503: full")
+    without_window = made.record(outcome=None)
+    for case in (
+        (record, requests, samples.drop(columns="gpu_power_w")),
+        (record, requests, samples.assign(gpu_power_w=NAN)),
+        (record, without_images, samples),
+        (without_window, requests, samples),
+    ):
+        assert summarise(*case)["energy_per_image_j"] is None
+
+
 # ---- promises
 
 
@@ -283,10 +314,17 @@ def test_promises_are_judged_by_what_the_sample_shows() -> None:
 # ---- checks
 
 
-def test_a_measurement_that_agrees_with_itself_passes(made: SimpleNamespace) -> None:
-    record, requests, telemetry = made.run([0.4] * 100, outcome={"in_flight_mean": 3.93, "send_lag_p99_s": 0.001})
+GOOD = {"in_flight_mean": 3.93, "send_lag_p99_s": 0.001, "generator_cpu_cores": 0.1, "max_in_flight_hits": 0}
+
+
+@pytest.mark.parametrize("arrivals", [{}, OPEN])
+def test_a_measurement_that_agrees_with_itself_passes(made: SimpleNamespace, arrivals: dict[str, Any]) -> None:
+    record, requests, telemetry = made.run([0.4] * 100, outcome=GOOD, **arrivals)
     requests["service_s"], requests["total_s"] = 0.09, 0.395
-    table = checks(record, requests, telemetry).set_index("check")
+    run = Run(record, requests, telemetry, Path("results/study/run"))
+    table = run.checks().set_index("check")
+    assert table.equals(checks(record, requests, telemetry).set_index("check"))
+    assert ("in flight limit" in table.index) == bool(arrivals)
     assert table.loc["Little's law", "value"] == pytest.approx(abs(3.94 - 3.93))  # 100 * 0.4 less the tails, in 10 s
     assert table.loc["engine busy", "value"] == pytest.approx(0.097 * 9, abs=0.01)
     assert table["passed"].tolist() == [True] * len(table)
@@ -300,12 +338,13 @@ def test_a_measurement_that_agrees_with_itself_passes(made: SimpleNamespace) -> 
         ("answer after server", {"total_s": 0.41}),
         ("network and client", {"total_s": 0.3}),
         ("send lag", {"send_lag_p99_s": 0.1}),
+        ("generator, cores", {"generator_cpu_cores": 0.81}),
+        ("in flight limit", {"max_in_flight_hits": 1}),
     ],
 )
 def test_a_broken_measurement_fails_its_check(made: SimpleNamespace, check: str, change: dict[str, float]) -> None:
-    outcome = {"in_flight_mean": 3.94, "send_lag_p99_s": 0.001}
-    told = {name: value for name, value in change.items() if name in outcome}
-    record, requests, telemetry = made.run([0.4] * 100, outcome=outcome | told)
+    told = {name: value for name, value in change.items() if name in GOOD}
+    record, requests, telemetry = made.run([0.4] * 100, outcome=GOOD | told, **OPEN)
     requests = requests.assign(**{"service_s": 0.09} | {k: v for k, v in change.items() if k not in told})
     table = checks(record, requests, telemetry).set_index("check")["passed"]
     assert table[table == False].index.tolist() == [check]  # noqa: E712 - None is not False
