@@ -1,8 +1,8 @@
 """Samples what a server's process takes of the machine while a run lasts, and describes machine, packages and commit.
 
-Knows processes by their pid, by way of psutil, and GPUs by way of NVML (`nvidia-ml-py`, where that is installed).
-Ignorant of servers, load and results: whoever starts it says whom to watch and keeps the samples. It never imports
-torch: CUDA is asked about only where this process already uses it.
+Knows processes by their pid, by way of psutil, and GPUs by way of NVML, where there is a driver. Ignorant of servers,
+load and results: whoever starts it says whom to watch and keeps the samples. It never imports torch: CUDA is asked
+about only where this process already uses it.
 """
 
 from __future__ import annotations
@@ -161,10 +161,7 @@ class _Gpu:
         cuda = _cuda()
         if cuda is None or device is None or not device.startswith("cuda"):
             return None
-        try:
-            nvml = import_module("pynvml")
-        except ImportError:
-            return None
+        nvml = import_module("pynvml")
         try:
             nvml.nvmlInit()
             # By UUID, as CUDA_VISIBLE_DEVICES renumbers the devices for torch but not for NVML.
