@@ -89,6 +89,11 @@ def latency_parts(requests: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def is_steady(record: dict[str, Any], requests: pd.DataFrame) -> bool | None:
+    """False where latency still drifts in the measuring window, None where a ramp or fewer than 40 rows can't say."""
+    return None if record["spec"]["arrivals"]["kind"] == "ramp" else estimates.is_stable(latencies(requests))
+
+
 def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.Series:
     """A run's figures by name; None where there is none.
 
@@ -106,7 +111,7 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     ok = asked[is_ok(asked)]
     outcome = record["outcome"] or {}
     series = latencies(requests)
-    steady = None if record["spec"]["arrivals"]["kind"] == "ramp" else estimates.is_stable(series)
+    steady = is_steady(record, requests)
     shown = series if steady is not False else series[:0]
     ended = requests[is_ok(requests)].sort_values("scheduled_s", kind="stable")
     settled = ended["scheduled_s"].iloc[estimates.mser5(ended["latency_s"]) :]
