@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
     from benchlib.study import plots
-    from benchlib.study.statistics import compare
+    from benchlib.study.comparison import compare
     from benchlib.study.store import Run, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
@@ -31,7 +31,7 @@ _NAMES = {
     "benchlib.serving.schemas": ("GenerateRequest",),
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.study": ("plots",),
-    "benchlib.study.statistics": ("compare",),
+    "benchlib.study.comparison": ("compare",),
     "benchlib.study.store": ("Run", "load_run", "load_study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),

@@ -1,8 +1,8 @@
 """Samples what a server's process takes of the machine while a run lasts, and describes machine, packages and commit.
 
-Knows processes by their pid, by way of psutil, and GPUs by way of NVML (`nvidia-ml-py`, where that is installed).
-Ignorant of servers, load and results: whoever starts it says whom to watch and keeps the samples. It never imports
-torch: CUDA is asked about only where this process already uses it.
+Knows processes by their pid, by way of psutil, and GPUs by way of NVML, where there is a driver. Ignorant of servers,
+load and results: whoever starts it says whom to watch and keeps the samples. It never imports torch: CUDA is asked
+about only where this process already uses it.
 """
 
 from __future__ import annotations
@@ -161,10 +161,7 @@ class _Gpu:
         cuda = _cuda()
         if cuda is None or device is None or not device.startswith("cuda"):
             return None
-        try:
-            nvml = import_module("pynvml")
-        except ImportError:
-            return None
+        nvml = import_module("pynvml")
         try:
             nvml.nvmlInit()
             # By UUID, as CUDA_VISIBLE_DEVICES renumbers the devices for torch but not for NVML.
@@ -196,22 +193,6 @@ class _Gpu:
 
     def driver(self) -> str:
         return str(self._nvml.nvmlSystemGetDriverVersion())
-
-
-def energy_j(samples: pd.DataFrame, start_s: float, end_s: float) -> float | None:
-    """Joules that the sampled GPU took from `start_s` to `end_s`: its power integrated by trapezoids.
-
-    None where the power is not known from before the start until after the end, give or take a second.
-    """
-    import numpy as np
-
-    known = samples[["time_s", "gpu_power_w"]].dropna()
-    time_s, power_w = known["time_s"].to_numpy(), known["gpu_power_w"].to_numpy()
-    if not len(known) or not start_s < end_s or time_s[0] > start_s + 1 or time_s[-1] < end_s - 1:
-        return None
-    moments_s = np.array([start_s, *time_s[(start_s < time_s) & (time_s < end_s)], end_s])
-    watts = np.interp(moments_s, time_s, power_w)
-    return float((np.diff(moments_s) * (watts[1:] + watts[:-1]) / 2).sum())
 
 
 def describe_machine(device: str | None = None) -> dict[str, Any]:

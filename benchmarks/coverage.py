@@ -25,8 +25,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from benchlib.study.comparison import Comparison, compare
 from benchlib.study.estimates import mean_interval, percentile_interval
-from benchlib.study.statistics import Comparison, compare, summarise
+from benchlib.study.statistics import summarise
 from benchlib.study.store import ROW_DTYPES
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)

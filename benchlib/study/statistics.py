@@ -10,19 +10,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from benchlib.study import estimates
 from benchlib.study.estimates import Interval
-
-if TYPE_CHECKING:
-    from benchlib.study.store import Run
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -92,6 +89,11 @@ def latency_parts(requests: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def is_steady(record: dict[str, Any], requests: pd.DataFrame) -> bool | None:
+    """False where latency still drifts in the measuring window, None where a ramp or fewer than 40 rows can't say."""
+    return None if record["spec"]["arrivals"]["kind"] == "ramp" else estimates.is_stable(latencies(requests))
+
+
 def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.Series:
     """A run's figures by name; None where there is none.
 
@@ -101,14 +103,15 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     `latency_interval_note` says why. `state` is "steady", or "unstable" where latency still drifts in the window (then
     percentiles and mean are None), or None where fewer than 40 rows or a ramp can't say. `mser5_warmup_s` is where
     MSER-5 would end the warm-up, to hold beside the fixed one. `queue_share` is the sum of time in the server's queue
-    over the sum of latencies. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole run,
-    `server_peak_gib` the highest that the server itself told.
+    over the sum of latencies. `energy_per_image_j` is what the GPU took in the window (energy_j) over the images done
+    in it; None without samples of its power. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole
+    run, `server_peak_gib` the highest that the server itself told.
     """
     asked = measured(requests)
     ok = asked[is_ok(asked)]
     outcome = record["outcome"] or {}
     series = latencies(requests)
-    steady = None if record["spec"]["arrivals"]["kind"] == "ramp" else estimates.is_stable(series)
+    steady = is_steady(record, requests)
     shown = series if steady is not False else series[:0]
     ended = requests[is_ok(requests)].sort_values("scheduled_s", kind="stable")
     settled = ended["scheduled_s"].iloc[estimates.mser5(ended["latency_s"]) :]
@@ -139,6 +142,7 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     figures |= {
         "network_and_client_median_s": _known((ok["latency_s"] - ok["total_s"]).median()),
         "batch_size_mean": _known(ok["batch_size"].mean()),
+        "energy_per_image_j": _energy_per_image_j(telemetry, outcome, throughput),
         "server_peak_gib": _known(ok["server_peak_gib"].max()),
         "rss_peak_gib": _known(telemetry["rss_gib"].max()),
         "cuda_allocated_peak_gib": _known(telemetry["cuda_allocated_gib"].max()),
@@ -152,6 +156,20 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     }
     reason = _invalid_reason(record, asked, ok)
     return pd.Series(figures | {"valid": reason is None, "invalid_reason": reason}, dtype=object)
+
+
+def energy_j(telemetry: pd.DataFrame, start_s: float, end_s: float) -> float | None:
+    """Joules that the sampled GPU took from `start_s` to `end_s`: its power integrated by the trapezoidal rule.
+
+    None where the power is not known from before the start until after the end, give or take a second.
+    """
+    known = telemetry.reindex(columns=["time_s", "gpu_power_w"]).dropna()
+    time_s, power_w = known["time_s"].to_numpy(), known["gpu_power_w"].to_numpy()
+    if not len(known) or not start_s < end_s or time_s[0] > start_s + 1 or time_s[-1] < end_s - 1:
+        return None
+    moments_s = np.array([start_s, *time_s[(start_s < time_s) & (time_s < end_s)], end_s])
+    watts = np.interp(moments_s, time_s, power_w)
+    return float((np.diff(moments_s) * (watts[1:] + watts[:-1]) / 2).sum())
 
 
 def goodput(requests: pd.DataFrame, record: dict[str, Any], *, latency_s: float) -> float | None:
@@ -196,35 +214,14 @@ class Slo:
         return "missed" if estimates.binomial_cdf(in_time, n, self.q) <= 0.025 else "not shown"
 
 
-def over_runs(
-    values: Sequence[float], intervals: Sequence[Interval] = ()
-) -> tuple[float, Interval, float | None, str | None]:
-    """Independent runs' figures as (mean, its 95 % t-interval from 5 runs on, coefficient of variation, warning).
-
-    The warning says that the runs disagree more than their own `intervals` allow (Cochran's Q at 1 %, Biometrics 10,
-    1954): something differs from run to run. Raises ValueError for no values.
-    """
-    if not len(values):
-        raise ValueError("values: none; pass one figure of each run")
-    mean, warning = float(np.mean(values)), None
-    cv = float(np.std(values, ddof=1)) / mean if len(values) > 1 and mean else None
-    known = [(value, pair) for value, pair in zip(values, intervals, strict=False) if pair and pair[1] > pair[0]]
-    if len(known) > 1:
-        weights = np.array([(2 * 1.96 / (high - low)) ** 2 for _, (low, high) in known])
-        found = np.array([value for value, _ in known])
-        q = float(weights @ (found - np.average(found, weights=weights)) ** 2)
-        if q > estimates.chi_square_quantile(0.99, len(known) - 1):
-            warning = f"{len(known)} runs disagree more than their intervals allow: something differs from run to run"
-    return mean, estimates.runs_interval(values), cv, warning
-
-
 def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
     """Whether the measurement agrees with itself: a row per check with `value`, `limit`, `passed` (None: not known) and
     a `note` that says what is compared.
 
     Little's law in its finite-window form (Little, Operations Research 59, 2011): the rows' time in flight over the
     window, against the gauge that was sampled beside them. The engine can't have worked longer than the window. A
-    client can't have its answer before the server was done, and what lies between should be short.
+    client can't have its answer before the server was done, and what lies between should be short. The generator should
+    neither be busy nor, in an open loop, send late or hold anything back.
     """
     outcome, ok = record["outcome"] or {}, requests[is_ok(requests)]
     rows: list[tuple[str, float | None, float | None, bool | None, str]] = []
@@ -245,120 +242,18 @@ def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFra
             busy, edge = float(shared.sum() / (end_s - start_s)), float(served["service_s"].max() / (end_s - start_s))
     gap = (ok["latency_s"] - ok["total_s"]).dropna()
     near_s = 0.01 + 0.05 * float(ok["latency_s"].median()) if len(ok) else 0.01
-    check("Little's law", off, max(0.1, 0.05 * in_flight), f"gauge against {in_flight:.3g} in flight by the rows")
-    check("engine busy", busy, 1.01 + edge, "seconds of service a second, shared among a batch")
-    check("answer after server", _known(-gap.min()), 0.001, "s; the most that total passes latency")
-    check("network and client", _known(gap.median()), near_s, "s; median of latency minus total")
-    check("send lag", outcome.get("send_lag_p99_s"), _lag_limit(ok), "s; p99 of sent minus scheduled")
-    check("sampler", _known(telemetry["time_s"].diff().max()), 2.0, "s; the longest time without a sample of telemetry")
+    cores, hits = outcome.get("generator_cpu_cores"), outcome.get("max_in_flight_hits")
+    little = f"requests in flight on average: as counted at random moments, less {in_flight:.3g} by the rows"
+    check("Little's law", off, max(0.1, 0.05 * in_flight), little)
+    check("engine busy", busy, 1.01 + edge, "seconds that the model worked, in each second of the window")
+    check("answer after server", _known(-gap.min()), 0.001, "s; the server's own total less the latency, at most")
+    check("network and client", _known(gap.median()), near_s, "s; the latency less the server's own total, median")
+    check("send lag", outcome.get("send_lag_p99_s"), _lag_limit(ok), "s that a request left after it was due, p99")
+    check("generator, cores", cores, GENERATOR_CORES, "CPU cores taken by what sends the requests; it can use one")
+    if _is_open(record):
+        check("in flight limit", hits, 0, "requests held back because max_in_flight others were with the server")
+    check("sampler", _known(telemetry["time_s"].diff().max()), 2.0, "s between samples of memory and CPU, at most")
     return pd.DataFrame(rows, columns=["check", "value", "limit", "passed", "note"]).astype({"passed": object})
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """`table`: per figure the mean of a and b, `ratio` b/a, its interval, a verdict and a note; `suspects`: what else
-    differed between a and b; `verdict`: of the whole."""
-
-    table: pd.DataFrame
-    suspects: tuple[str, ...]
-    verdict: str
-
-
-COMPARED = {"latency_p50_s": "slower", "latency_p95_s": "slower", "throughput_images_per_s": "faster", "memory": "more"}
-"""The figures that compare() compares, and what a rise of each is called."""
-_OPPOSITE = {"slower": "faster", "faster": "slower", "more": "less"}
-
-
-def compare(a: Sequence[Run], b: Sequence[Run], *, allow: Iterable[str] = (), min_effect: float = 0.05) -> Comparison:
-    """How runs `b` differ from runs `a` of the same load, each a list of repetitions.
-
-    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs, at 95 % for all figures together
-    (Bonferroni). "faster" or "slower" (memory: "less", "more"): the interval leaves out 1 and the ratio is beyond
-    `min_effect`. "no difference beyond 5 %": the interval lies within `min_effect`. Else "inconclusive", as with one
-    run on a side: how runs differ from one another (Kalibera & Jones, ISMM 2013) can't be seen in one. "invalid": a run
-    is. Memory is the server's CUDA peak, or without one its RSS.
-
-    Raises ValueError that names what differs where runs are not of one "machine", "model", "workload" and "arrivals",
-    unless `allow` names it. Other differences (packages, driver, commit, settings) are listed as suspects.
-    """
-    if not (a and b):
-        raise ValueError("a and b: each must hold at least one run")
-    if not min_effect > 0:
-        raise ValueError(f"min_effect must be more than 0, not {min_effect}: 0.05 is 5 %")
-    runs = [*a, *b]
-    identities = [_identity(run.record) for run in runs]
-    differing = [name for name in identities[0] if any(each[name] != identities[0][name] for each in identities)]
-    if refused := [name for name in differing if name not in set(allow)]:
-        told = "; ".join(f"{name}: {identities[0][name]} and {identities[-1][name]}" for name in refused)
-        raise ValueError(f"the runs differ in {', '.join(refused)} ({told}); allow={tuple(refused)!r} compares anyway")
-    summaries = [run.summary() for run in runs]
-    invalid = next((each["invalid_reason"] for each in summaries if not each["valid"]), None)
-    rows = []
-    for name, rise in COMPARED.items():
-        values = [_compared(each, name) for each in summaries]
-        row = {"figure": name, "a": None, "b": None, "ratio": None, "interval": None, "verdict": "inconclusive"}
-        if invalid:
-            row |= {"verdict": "invalid", "note": invalid}
-        elif any(value is None or value <= 0 for value in values):
-            row["note"] = "a run does not carry this figure"
-        else:
-            row |= _ratio([float(v) for v in values if v], len(a), rise, min_effect)
-        rows.append(row)
-    table = pd.DataFrame(rows).set_index("figure")
-    speeds = table.loc[[name for name in COMPARED if name != "memory"], "verdict"].tolist()
-    order = ("invalid", "slower", "faster", "inconclusive")
-    overall = next((verdict for verdict in order if verdict in speeds), speeds[0])
-    return Comparison(table, tuple(_suspects(a[0].record, b[0].record, differing)), overall)
-
-
-def _ratio(values: list[float], split: int, rise: str, min_effect: float) -> dict[str, Any]:
-    logs = np.log(values)
-    sides = logs[:split], logs[split:]
-    means = [float(np.exp(side.mean())) for side in sides]
-    row: dict[str, Any] = {"a": means[0], "b": means[1], "ratio": means[1] / means[0]}
-    if min(map(len, sides)) < 2:
-        return row | {"note": "one run on a side: repeat it (5 times are good)"}
-    parts = [float(side.var(ddof=1)) / len(side) for side in sides]
-    band, difference = math.log1p(min_effect), float(sides[1].mean() - sides[0].mean())
-    half = 0.0
-    if sum(parts):
-        df = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
-        half = estimates.t_quantile(1 - 0.025 / len(COMPARED), df) * math.sqrt(sum(parts))
-    row["interval"] = math.exp(difference - half), math.exp(difference + half)
-    if abs(difference) + half <= band:
-        return row | {"verdict": f"no difference beyond {min_effect:.0%}"}
-    if abs(difference) > max(half, band):
-        return row | {"verdict": rise if difference > 0 else _OPPOSITE[rise]}
-    return row | {"note": "the interval is too wide: repeat more, or measure longer"}
-
-
-def _compared(summary: pd.Series, name: str) -> float | None:
-    if name != "memory":
-        return _known(summary[name]) if summary[name] is not None else None
-    peak = summary["cuda_allocated_peak_gib"]
-    return summary["rss_peak_gib"] if peak is None else peak  # type: ignore[no-any-return]
-
-
-def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    spec, machine = record["spec"], record["machine"]
-    kept = ("cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib")
-    return {
-        "machine": {key: round(v, 1) if isinstance(v := machine.get(key), float) else v for key in kept},
-        "model": spec["target"]["model"],
-        "workload": spec["workload"],
-        "arrivals": spec["arrivals"],
-    }
-
-
-def _suspects(a: dict[str, Any], b: dict[str, Any], differing: list[str]) -> Iterable[str]:
-    """What differs between two records and could explain a difference, as "part.name: a -> b"."""
-    for part in ("target", "packages", "machine", "git"):
-        left, right = (record["spec"] if part == "target" else record for record in (a, b))
-        left, right = left[part] or {}, right[part] or {}
-        for name in sorted(left.keys() | right.keys()):
-            if not name.startswith(("url", "load", "memory_before")) and left.get(name) != right.get(name):
-                yield f"{part}.{name}: {left.get(name)} -> {right.get(name)}"
-    yield from (f"{name} differs, as allowed" for name in differing)
 
 
 def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
@@ -394,6 +289,13 @@ def _throughput(requests: pd.DataFrame, outcome: dict[str, Any]) -> tuple[float 
     return rate, (min(1 / between[1], rate), max(1 / between[0], rate))
 
 
+def _energy_per_image_j(telemetry: pd.DataFrame, outcome: dict[str, Any], images_per_s: float | None) -> float | None:
+    if not images_per_s or not (window := _window(outcome)):
+        return None
+    energy = energy_j(telemetry, *window)
+    return None if energy is None else energy / (images_per_s * (window[1] - window[0]))
+
+
 def _interval_note(record: dict[str, Any], series: pd.Series, steady: bool | None, p95: Interval) -> str | None:
     if record["spec"]["arrivals"]["kind"] == "ramp":
         return "none: the load changes while a ramp lasts, so there is no steady state to estimate"
@@ -405,6 +307,11 @@ def _interval_note(record: dict[str, Any], series: pd.Series, steady: bool | Non
     needed = needed if needed > n else 3 * n // 2
     why = "successive latencies depend on each other" if n >= estimates.MIN_ROWS else "too few to tell if they depend"
     return f"none for p95 from {n} rows ({why}): about {needed} are needed, or 5 independent runs (repeat=5)"
+
+
+def _is_open(record: dict[str, Any]) -> bool:
+    arrivals = record["spec"]["arrivals"]
+    return bool(arrivals["kind"] != "closed_loop" and arrivals.get("of") != "users")
 
 
 def _lag_limit(ok: pd.DataFrame) -> float:
@@ -420,9 +327,9 @@ def _invalid_reason(record: dict[str, Any], asked: pd.DataFrame, ok: pd.DataFram
         return "no request was scheduled in the measuring window"
     if not len(ok):
         return f"none of {len(asked)} requests got an image"
-    arrivals, outcome = record["spec"]["arrivals"], record["outcome"] or {}
-    if arrivals["kind"] == "closed_loop" or arrivals.get("of") == "users":
+    if not _is_open(record):
         return None
+    outcome = record["outcome"] or {}
     lag_s, cores = outcome.get("send_lag_p99_s"), outcome.get("generator_cpu_cores")
     if lag_s is not None and lag_s > _lag_limit(ok):
         return f"the generator fell behind: the p99 of its send lag is {lag_s:.3g} s, the limit {_lag_limit(ok):.3g} s"

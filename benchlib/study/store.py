@@ -187,6 +187,12 @@ class Run:
         """The run's figures, reckoned once: see statistics.summarise."""
         return self._summary.copy()
 
+    def checks(self) -> pd.DataFrame:
+        """Whether the measurement agrees with itself: see statistics.checks."""
+        from benchlib.study.statistics import checks
+
+        return checks(self.record, self.requests, self.telemetry)
+
     @cached_property
     def _summary(self) -> pd.Series:
         from benchlib.study.statistics import summarise

@@ -134,8 +134,23 @@ def make_telemetry(n: int = 120, *, gpu: bool = False) -> pd.DataFrame:
     return frame
 
 
+def make_run(latency_s: Any, *, gap_s: float = 0.1, **changes: Any) -> tuple[Any, ...]:
+    """Requests every `gap_s` from 3 s on that took so long, in a window that holds them all."""
+    rows = [
+        make_row(i, scheduled_s=3 + gap_s * i, done_s=3 + gap_s * i + took, latency_s=took, total_s=took)
+        for i, took in enumerate(latency_s)
+    ]
+    outcome = {"window_start_s": 3.0, "window_end_s": 3 + gap_s * len(rows)} | changes.pop("outcome", {})
+    return make_record(outcome=outcome, **changes), make_requests(rows[::-1]), make_telemetry(3)  # rows by any order
+
+
 @pytest.fixture(scope="session")
 def made() -> SimpleNamespace:
     return SimpleNamespace(
-        record=make_record, row=make_row, requests=make_requests, simulate=simulate, telemetry=make_telemetry
+        record=make_record,
+        row=make_row,
+        requests=make_requests,
+        run=make_run,
+        simulate=simulate,
+        telemetry=make_telemetry,
     )

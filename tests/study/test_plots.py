@@ -83,7 +83,7 @@ def test_memory_draws_every_case(samples: int, gpu: bool, made: SimpleNamespace,
 
 
 def test_titles_state_the_finding(made: SimpleNamespace) -> None:
-    requests = made.requests([made.row(i, latency_s=(i + 1) / 100) for i in range(100)])
+    requests = made.requests([made.row(i, latency_s=(37 * i % 100 + 1) / 100) for i in range(100)])
     workload = {"width": 1024, "height": 512, "num_inference_steps": 20}
     record = made.record(target={"model": "sdxl"}, spec={"workload": workload})
     distribution = plots.latency_distribution(requests=requests, record=record)
@@ -103,6 +103,19 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
             ax
         )
         assert "run 20261123-164512-closed-4 · Linux 6.1 · python 3.11.7, torch 2.13.0+cpu" in texts(ax)
+
+
+def test_a_run_that_drifted_is_given_no_percentile(made: SimpleNamespace) -> None:
+    record, steady, _ = made.run([0.4 + 0.1 * (i % 3) for i in range(100)])
+    drifting = made.run([0.1 + 0.05 * i for i in range(100)])[1]
+    for plot, lines in ((plots.latency_over_time, "(median)"), (plots.latency_distribution, "% took at most")):
+        told = texts(plot(requests=drifting, record=record)).replace("\n", " ")
+        assert told.startswith("tiny model, not SDXL: latency still drifted: no percentile is given")
+        assert lines not in told
+        assert lines in texts(plot(requests=steady, record=record))
+        ramp = record["spec"] | {"arrivals": {"kind": "ramp"}}
+        assert "drifted" not in texts(plot(requests=drifting, record=record | {"spec": ramp}))
+    assert "; latency still drifted" in texts(plots.latency_parts(requests=drifting, record=record)).replace("\n", " ")
 
 
 def test_what_got_no_image_is_marked_and_said(made: SimpleNamespace) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,12 @@ from benchlib.study.statistics import (
     Slo,
     carried_percentiles,
     checks,
-    compare,
     goodput,
-    over_runs,
     percentile,
     summarise,
 )
-from benchmarks.coverage import called, draw, pairs
+from benchlib.study.store import Run
+from benchmarks.coverage import draw
 
 NAN = math.nan
 
@@ -189,18 +189,8 @@ def test_empty_frames_keep_working(made: SimpleNamespace) -> None:
 # ---- intervals, steady state and validity
 
 
-def made_run(made: SimpleNamespace, latency_s: Any, *, gap_s: float = 0.1, **changes: Any) -> tuple[Any, ...]:
-    """Requests every `gap_s` from 3 s on that took so long, in a window that holds them all."""
-    rows = [
-        made.row(i, scheduled_s=3 + gap_s * i, done_s=3 + gap_s * i + took, latency_s=took, total_s=took)
-        for i, took in enumerate(latency_s)
-    ]
-    outcome = {"window_start_s": 3.0, "window_end_s": 3 + gap_s * len(rows)} | changes.pop("outcome", {})
-    return made.record(outcome=outcome, **changes), made.requests(rows[::-1]), made.telemetry(3)  # rows by any order
-
-
 def test_independent_latencies_get_intervals(made: SimpleNamespace) -> None:
-    got = summarise(*made_run(made, np.random.default_rng(0).gamma(100, 0.01, 600)))
+    got = summarise(*made.run(np.random.default_rng(0).gamma(100, 0.01, 600)))
     assert got["state"] == "steady"
     assert got["latency_interval_note"] is None
     for name in ("latency_p50_s", "latency_p95_s", "latency_mean_s", "throughput_images_per_s"):
@@ -211,7 +201,7 @@ def test_independent_latencies_get_intervals(made: SimpleNamespace) -> None:
 
 
 def test_a_drifting_run_is_unstable_and_tells_no_latency(made: SimpleNamespace) -> None:
-    got = summarise(*made_run(made, np.linspace(0.1, 9, 200), gap_s=0.05))
+    got = summarise(*made.run(np.linspace(0.1, 9, 200), gap_s=0.05))
     assert got["state"] == "unstable"
     assert "unstable" in got["latency_interval_note"]
     for name in ("latency_p50_s", "latency_p95_s", "latency_mean_s", "latency_p50_s_interval"):
@@ -222,7 +212,7 @@ def test_a_drifting_run_is_unstable_and_tells_no_latency(made: SimpleNamespace) 
 
 def test_a_ramp_has_no_steady_state(made: SimpleNamespace) -> None:
     ramp = {"spec": {"arrivals": {"kind": "ramp", "start": 1, "end": 9, "over_s": 20.0, "of": "rate"}}}
-    got = summarise(*made_run(made, np.linspace(0.1, 9, 200), **ramp))
+    got = summarise(*made.run(np.linspace(0.1, 9, 200), **ramp))
     assert got["state"] is None
     assert got["latency_p50_s"] is not None
     assert "ramp" in got["latency_interval_note"]
@@ -243,7 +233,7 @@ OPEN = {"spec": {"arrivals": {"kind": "open_loop", "rate": 10.0}}}
 def test_an_open_loop_is_only_as_good_as_its_generator(
     made: SimpleNamespace, outcome: dict[str, Any], changes: dict[str, Any], reason: str | None
 ) -> None:
-    got = summarise(*made_run(made, [1.0] * 50, outcome=outcome, **changes))
+    got = summarise(*made.run([1.0] * 50, outcome=outcome, **changes))
     assert got["valid"] is (reason is None)
     assert reason is None or reason in got["invalid_reason"]
 
@@ -253,6 +243,35 @@ def test_goodput_counts_errors_and_late_answers_against_it(made: SimpleNamespace
     rows += [made.row(4, **CENSORED), made.row(5, phase="warmup")]
     assert goodput(made.requests(rows), made.record(), latency_s=2) == 2 / 20
     assert goodput(made.requests(rows), made.record(outcome=None), latency_s=2) is None
+
+
+def test_energy_is_power_over_time() -> None:
+    samples = pd.DataFrame({"time_s": [0.0, 1.0, 2.0, 4.0], "gpu_power_w": [100.0, 200.0, 200.0, 0.0]})
+    assert statistics.energy_j(samples, 0, 4) == 150 + 200 + 200
+    assert statistics.energy_j(samples, 0.5, 3) == pytest.approx((150 + 200) / 2 * 0.5 + 200 + (200 + 100) / 2)
+    assert statistics.energy_j(samples, 1.2, 1.4) == pytest.approx(40)
+    assert statistics.energy_j(samples, 0, 4.9) == pytest.approx(550), (
+        "to the last sample's power, for less than a second"
+    )
+    for start_s, end_s in ((-1.5, 4), (0, 5.5), (2, 2)):
+        assert statistics.energy_j(samples, start_s, end_s) is None
+    assert statistics.energy_j(samples.assign(gpu_power_w=float("nan")), 0, 4) is None
+
+
+def test_energy_per_image_by_hand(made: SimpleNamespace) -> None:
+    record, requests, _ = made.run([0.45] * 100)  # the window is from 3 to 13 s; 96 images are done in it
+    samples = made.telemetry(4).assign(time_s=[2.0, 3.0, 8.0, 14.0], gpu_power_w=[0.0, 100.0, 300.0, 300.0])
+    energy = 5 * (100 + 300) / 2 + 5 * 300
+    assert summarise(record, requests, samples)["energy_per_image_j"] == pytest.approx(energy / 96)
+    without_images = requests.assign(error="503: full")
+    without_window = made.record(outcome=None)
+    for case in (
+        (record, requests, samples.drop(columns="gpu_power_w")),
+        (record, requests, samples.assign(gpu_power_w=NAN)),
+        (record, without_images, samples),
+        (without_window, requests, samples),
+    ):
+        assert summarise(*case)["energy_per_image_j"] is None
 
 
 # ---- promises
@@ -292,30 +311,20 @@ def test_promises_are_judged_by_what_the_sample_shows() -> None:
     assert Slo(0.95, float(np.quantile(queue, 0.7))).judge(queue) == "missed"
 
 
-# ---- repetitions, checks, comparison
+# ---- checks
 
 
-def test_over_runs_by_hand() -> None:
-    mean, interval, cv, warning = over_runs([1, 2, 3, 4, 5])
-    assert (mean, warning) == (3, None)
-    assert interval == pytest.approx((1.0367, 4.9633), abs=1e-4)  # 2.7764 * 1.5811 / sqrt(5)
-    assert cv == pytest.approx(0.52705, abs=1e-5)
-    assert over_runs([2.0]) == (2.0, None, None, None)
-    with pytest.raises(ValueError, match="values: none"):
-        over_runs([])
+GOOD = {"in_flight_mean": 3.93, "send_lag_p99_s": 0.001, "generator_cpu_cores": 0.1, "max_in_flight_hits": 0}
 
 
-def test_runs_that_disagree_are_warned_of() -> None:
-    near = [(0.9, 1.1), (0.92, 1.12), (0.95, 1.15)]
-    assert over_runs([1.0, 1.02, 1.05], near)[3] is None
-    assert "disagree" in str(over_runs([1.0, 1.02, 1.5], [*near[:2], (1.4, 1.6)])[3])
-    assert over_runs([1.0, 1.5], [None, (1.4, 1.6)])[3] is None
-
-
-def test_a_measurement_that_agrees_with_itself_passes(made: SimpleNamespace) -> None:
-    record, requests, telemetry = made_run(made, [0.4] * 100, outcome={"in_flight_mean": 3.93, "send_lag_p99_s": 0.001})
+@pytest.mark.parametrize("arrivals", [{}, OPEN])
+def test_a_measurement_that_agrees_with_itself_passes(made: SimpleNamespace, arrivals: dict[str, Any]) -> None:
+    record, requests, telemetry = made.run([0.4] * 100, outcome=GOOD, **arrivals)
     requests["service_s"], requests["total_s"] = 0.09, 0.395
-    table = checks(record, requests, telemetry).set_index("check")
+    run = Run(record, requests, telemetry, Path("results/study/run"))
+    table = run.checks().set_index("check")
+    assert table.equals(checks(record, requests, telemetry).set_index("check"))
+    assert ("in flight limit" in table.index) == bool(arrivals)
     assert table.loc["Little's law", "value"] == pytest.approx(abs(3.94 - 3.93))  # 100 * 0.4 less the tails, in 10 s
     assert table.loc["engine busy", "value"] == pytest.approx(0.097 * 9, abs=0.01)
     assert table["passed"].tolist() == [True] * len(table)
@@ -329,12 +338,13 @@ def test_a_measurement_that_agrees_with_itself_passes(made: SimpleNamespace) -> 
         ("answer after server", {"total_s": 0.41}),
         ("network and client", {"total_s": 0.3}),
         ("send lag", {"send_lag_p99_s": 0.1}),
+        ("generator, cores", {"generator_cpu_cores": 0.81}),
+        ("in flight limit", {"max_in_flight_hits": 1}),
     ],
 )
 def test_a_broken_measurement_fails_its_check(made: SimpleNamespace, check: str, change: dict[str, float]) -> None:
-    outcome = {"in_flight_mean": 3.94, "send_lag_p99_s": 0.001}
-    told = {name: value for name, value in change.items() if name in outcome}
-    record, requests, telemetry = made_run(made, [0.4] * 100, outcome=outcome | told)
+    told = {name: value for name, value in change.items() if name in GOOD}
+    record, requests, telemetry = made.run([0.4] * 100, outcome=GOOD | told, **OPEN)
     requests = requests.assign(**{"service_s": 0.09} | {k: v for k, v in change.items() if k not in told})
     table = checks(record, requests, telemetry).set_index("check")["passed"]
     assert table[table == False].index.tolist() == [check]  # noqa: E712 - None is not False
@@ -343,88 +353,3 @@ def test_a_broken_measurement_fails_its_check(made: SimpleNamespace, check: str,
 def test_what_is_not_known_is_not_checked(made: SimpleNamespace) -> None:
     table = checks(made.record(outcome=None), made.requests([]), made.telemetry(0))
     assert table["passed"].tolist() == [None] * len(table)
-
-
-def job(made: SimpleNamespace, factor: float = 1.0, runs: int = 5, **changes: Any) -> list[Any]:
-    """Runs whose figures are those of made_run times `factor`, 0.5 % apart."""
-    summary = summarise(*made_run(made, [0.4] * 100))
-    speeds = ("latency_p50_s", "latency_p95_s", "rss_peak_gib")
-
-    def one(index: int) -> Any:
-        scale = factor * (1 + 0.005 * (index - runs // 2))
-        told = summary.copy()
-        told[list(speeds)] = [1.0 * scale] * len(speeds)
-        told["throughput_images_per_s"] = 10 / scale
-        return SimpleNamespace(record=made.record(**changes), summary=lambda: told)
-
-    return [one(index) for index in range(runs)]
-
-
-@pytest.mark.parametrize(
-    ("factor", "verdict", "memory"),
-    [
-        (1.0, "no difference beyond 5%", "no difference beyond 5%"),
-        (1.1, "slower", "more"),
-        (0.9, "faster", "less"),
-        (1.04, "inconclusive", "inconclusive"),
-    ],
-)
-def test_verdicts(made: SimpleNamespace, factor: float, verdict: str, memory: str) -> None:
-    found = compare(job(made), job(made, factor))
-    assert found.verdict == verdict
-    assert found.table["verdict"].tolist() == [verdict] * 3 + [memory]
-    assert found.table["ratio"].tolist() == pytest.approx([factor, factor, 1 / factor, factor])
-
-
-def test_a_ratio_by_hand(made: SimpleNamespace) -> None:
-    low, high = compare(job(made), job(made, 1.1)).table.loc["latency_p50_s", "interval"]
-    # The logs of 0.99, 0.995, 1, 1.005, 1.01 have the standard deviation 0.0079061; t(0.99375, 8) is 3.2060.
-    half = 3.2060 * 0.0079061 * math.sqrt(2 / 5)
-    assert (math.log(low), math.log(high)) == pytest.approx((math.log(1.1) - half, math.log(1.1) + half), abs=1e-5)
-
-
-def test_one_run_on_a_side_is_inconclusive(made: SimpleNamespace) -> None:
-    found = compare(job(made), job(made, 2.0, runs=1))
-    assert found.verdict == "inconclusive"
-    assert "repeat" in found.table.loc["latency_p50_s", "note"]
-    assert found.table.loc["latency_p50_s", "ratio"] == pytest.approx(2.0, rel=1e-3)
-
-
-def test_an_invalid_run_is_not_compared(made: SimpleNamespace) -> None:
-    broken = job(made)
-    broken[3].summary()["valid"], broken[3].summary()["invalid_reason"] = False, "the run was interrupted"
-    found = compare(job(made), broken)
-    assert found.verdict == "invalid"
-    assert set(found.table["note"]) == {"the run was interrupted"}
-
-
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("machine", {"machine": {"cpu": "another", "cores": 2}}),
-        ("model", {"target": {"model": "sdxl"}}),
-        ("workload", {"spec": {"workload": {"width": 64}}}),
-        ("arrivals", {"spec": {"arrivals": {"kind": "closed_loop", "users": 5}}}),
-    ],
-)
-def test_what_is_not_alike_is_refused_unless_allowed(made: SimpleNamespace, name: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"differ in {name} "):
-        compare(job(made), job(made, **changes))
-    assert f"{name} differs, as allowed" in compare(job(made), job(made, **changes), allow=[name]).suspects
-
-
-def test_suspects_are_listed(made: SimpleNamespace) -> None:
-    changes = {"packages": {"torch": "2.6.0"}, "git": {"commit": "abc", "dirty": None}, "target": {"recipe": "fast"}}
-    suspects = compare(job(made), job(made, **changes)).suspects
-    assert "packages.torch: 2.13.0+cpu -> 2.6.0" in suspects
-    assert "git.commit: None -> abc" in suspects
-    assert "target.recipe: baseline -> fast" in suspects
-    with pytest.raises(ValueError, match="at least one run"):
-        compare([], job(made))
-    with pytest.raises(ValueError, match="min_effect"):
-        compare(job(made), job(made), min_effect=0)
-
-
-def test_planted_regressions_are_caught_and_nothing_else() -> None:
-    assert called(pairs(0, 20, 1), "slower", "more") <= 1
-    assert called(pairs(0.1, 20, 2), "slower") >= 19

@@ -1,0 +1,151 @@
+"""How a figure looks and what all of them tell: style, title, caption and alt text, and the way to a file or notebook.
+
+Ignorant of what is drawn (plots.py) and of where runs are stored. Figures are made without pyplot: nothing depends on a
+backend and nothing stays open.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import re
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from matplotlib import pyplot, rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Colours that colour-blind people can tell apart: Okabe & Ito, "Color Universal Design" (2008).
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B6B6B"
+
+_TICKS: Any = {"nbins": 8, "steps": [1, 2, 5, 10]}  # 0, 5, 10 rather than 0.0, 2.5, 5.0
+_STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "grid.alpha": 0.3,
+    "hatch.linewidth": 0.4,
+    "legend.frameon": False,
+    "svg.hashsalt": "benchlib",  # the same picture gives the same file
+}
+styled = rc_context(_STYLE)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG as a notebook shows it, in HTML pixels: nbconvert and JupyterLab give an image/png no alt text."""
+
+    alt: str
+    png: bytes = field(repr=False)
+    width: int = field(default=800, repr=False)
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.png).decode()
+        return f'<img width="{self.width}" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+
+
+@styled
+def save(ax: Axes, path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Writes the figure of `ax` to `path`.png (200 dots per inch) and `path`.svg, with its alt text as Description."""
+    target, figure = Path(path), cast(Figure, ax.figure)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = target.with_name(f"{target.name}.png"), target.with_name(f"{target.name}.svg")
+    about = {"Title": " ".join(ax.get_title("left").split()), "Description": _alt(figure)}
+    figure.savefig(png, dpi=200, metadata=about)
+    figure.savefig(svg, dpi=200, metadata={**about, "Date": None})
+    return png, svg
+
+
+def show(ax: Axes, path: str | os.PathLike[str]) -> Picture:
+    """Saves as save() does, closes the figure (or pyplot's would appear twice) and returns it for the notebook."""
+    png, _ = save(ax, path)
+    figure = cast(Figure, ax.figure)
+    pyplot.close(figure)
+    return Picture(_alt(figure), png.read_bytes())
+
+
+def picture(image: Image, *, alt: str) -> Picture:
+    """A generated image for the notebook, no wider than a figure."""
+    file = io.BytesIO()
+    image.save(file, "png")
+    return Picture(alt, file.getvalue(), min(image.width, Picture.width))
+
+
+def axes(ax: Axes | None) -> Axes:
+    ax = Figure(figsize=(9, 4.6), layout="constrained").subplots() if ax is None else ax
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(**_TICKS))
+    return ax
+
+
+def whole_ticks(axis: Axis) -> None:
+    """Ticks at whole numbers only, for what is counted."""
+    axis.set_major_locator(MaxNLocator(**_TICKS, integer=True))
+
+
+def _alt(figure: Figure) -> str:
+    return " ".join(str(ax.get_label()) for ax in figure.axes)
+
+
+def number(value: float) -> str:
+    """Three digits, none of them beyond the thousandths: nobody asks for more of a second or a GiB."""
+    return f"{round(value, 3):.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def no_data(ax: Axes, record: dict[str, Any], subject: str, reason: str) -> Axes:
+    ax.text(0.5, 0.5, f"no data: {reason}", transform=ax.transAxes, ha="center", va="center", fontsize="large")
+    ax.set(xticks=[], yticks=[])
+    return finish(ax, record, f"{subject}: no data", f"An empty plot, as {reason}.")
+
+
+def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
+    """Writes (height, text, colour) where lines end, moved up where one would cover the one below."""
+    gap, lowest = 0.055 * ax.get_ylim()[1], 0.0
+    for height, text, colour in sorted(labels):
+        lowest = max(height, lowest)
+        ax.text(1.01, lowest, text, color=colour, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+        lowest += gap
+
+
+def finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, pad: float = 8) -> Axes:
+    spec, machine, packages = record["spec"], record["machine"], record["packages"]
+    target = spec["target"]
+    title = finding[0].upper() + finding[1:]
+    if target["model"] == "tiny":
+        title = f"tiny model, not SDXL: {finding}"
+    model = " ".join(str(target[key]) for key in ("model", "dtype", "device") if target[key]) or target["url"]
+    asked = [spec["workload"].get(key) for key in ("width", "height", "num_inference_steps")]
+    image = "{}x{} pixels, {} steps".format(*asked) if all(isinstance(value, int) for value in asked) else ""
+    arrivals = (
+        ", ".join(f"{key} {value}" for key, value in spec["arrivals"].items() if value)
+        .removeprefix("kind ")
+        .replace("_", " ")
+    )
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {number(machine['memory_gib'])} GiB"
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("python", "torch", "diffusers") if name in packages)
+    lines = (model, image, arrivals), (hardware, machine["gpu"]), (f"run {record['run']}", machine["os"], versions)
+    small = "\n".join(" · ".join(part for part in line if part) for line in lines)
+    unbroken = re.sub(r"(?<=\d) (?=s\b|GiB|%)", "\u00a0", title)
+    width = int(0.18 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
+    even = len(unbroken) // (1 + len(unbroken) // width) + 8  # lines of like length: no last word alone on the second
+    ax.set_title(textwrap.fill(unbroken, min(width, even)), pad=pad)
+    below = ("axes fraction", ax.xaxis.label)
+    ax.annotate(small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=7.5, color=GREY)
+    ax.set_label(f"{title}. {alt} Run {record['run']} on {hardware}.")
+    return ax
