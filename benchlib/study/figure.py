@@ -20,6 +20,7 @@ from matplotlib import pyplot, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
@@ -87,11 +88,21 @@ def picture(image: Image, *, alt: str) -> Picture:
     return Picture(alt, file.getvalue(), min(image.width, Picture.width))
 
 
-def axes(ax: Axes | None) -> Axes:
-    ax = Figure(figsize=(9, 4.6), layout="constrained").subplots() if ax is None else ax
+def axes(ax: Axes | None, height: float = 4.6) -> Axes:
+    ax = Figure(figsize=(9, height), layout="constrained").subplots() if ax is None else ax
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(**_TICKS))
     return ax
+
+
+def panel_below(ax: Axes) -> Axes:
+    """Gives half of the room of `ax` to a second panel below it, with the same x-axis."""
+    place = cast(SubplotSpec, ax.get_subplotspec()).subgridspec(2, 1)
+    ax.set_subplotspec(place[0])
+    ax.tick_params(labelbottom=False)
+    lower: Axes = ax.figure.add_subplot(place[1], sharex=ax)
+    lower.yaxis.set_major_locator(MaxNLocator(**_TICKS))
+    return lower
 
 
 def whole_ticks(axis: Axis) -> None:
@@ -123,7 +134,20 @@ def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
         lowest += gap
 
 
-def finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, pad: float = 8) -> Axes:
+def finish(
+    ax: Axes,
+    record: dict[str, Any],
+    finding: str,
+    alt: str,
+    *,
+    pad: float = 8,
+    of: str = "",
+    lowest: Axes | None = None,
+) -> Axes:
+    """Writes the title over `ax`, what was measured under `lowest` (`ax` itself by default), and the alt text.
+
+    `of` names what is drawn where that is not the one run of `record`.
+    """
     spec, machine, packages = record["spec"], record["machine"], record["packages"]
     target = spec["target"]
     title = finding[0].upper() + finding[1:]
@@ -139,13 +163,15 @@ def finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, pad: float 
     )
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {number(machine['memory_gib'])} GiB"
     versions = ", ".join(f"{name} {packages[name]}" for name in ("python", "torch", "diffusers") if name in packages)
-    lines = (model, image, arrivals), (hardware, machine["gpu"]), (f"run {record['run']}", machine["os"], versions)
+    arrivals, of = ("", of) if of else (arrivals, f"run {record['run']}")
+    lines = (model, image, arrivals), (hardware, machine["gpu"]), (of, machine["os"], versions)
     small = "\n".join(" · ".join(part for part in line if part) for line in lines)
     unbroken = re.sub(r"(?<=\d) (?=s\b|GiB|%)", "\u00a0", title)
     width = int(0.18 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
     even = len(unbroken) // (1 + len(unbroken) // width) + 8  # lines of like length: no last word alone on the second
     ax.set_title(textwrap.fill(unbroken, min(width, even)), pad=pad)
-    below = ("axes fraction", ax.xaxis.label)
-    ax.annotate(small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=7.5, color=GREY)
-    ax.set_label(f"{title}. {alt} Run {record['run']} on {hardware}.")
+    lowest = lowest or ax
+    below = ("axes fraction", lowest.xaxis.label)
+    lowest.annotate(small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=7.5, color=GREY)
+    ax.set_label(f"{title}. {alt} {of[0].upper() + of[1:]} on {hardware}.")
     return ax

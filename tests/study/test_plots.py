@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import nbformat
+import pandas as pd
 import pytest
 from IPython.core.formatters import DisplayFormatter
 from matplotlib import pyplot
@@ -18,6 +19,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from benchlib.study import plots
+from benchlib.study.store import Run, Study
 
 OF_REQUESTS = [plots.latency_over_time, plots.latency_distribution, plots.latency_parts]
 TIMEOUT = {"error": "timeout", "http_status": None, "latency_s": 600.0, "done_s": 605.0, "total_s": None}
@@ -80,6 +82,70 @@ def test_memory_draws_every_case(samples: int, gpu: bool, made: SimpleNamespace,
         assert ("GPU, reserved, at most 11.2 GiB" in texts(ax)) == gpu
     else:
         assert "no data: the server's process was not sampled" in texts(ax)
+
+
+def summary_of(made: SimpleNamespace, points: list[tuple[float, float]], kind: str = "users") -> pd.DataFrame:
+    """A study's summary: at each load so many images/s, each image in 0.2 or 0.3 s."""
+    runs = []
+    for load, images_per_s in points:
+        arrivals = {"kind": "closed_loop" if kind == "users" else "open_loop", kind: load}
+        took = [0.2 + 0.1 * (i * i % 3 == 1) for i in range(50)]
+        record, requests, telemetry = made.run(took, gap_s=1 / images_per_s, spec={"arrivals": arrivals})
+        record["outcome"] |= {"window_end_s": record["outcome"]["window_end_s"] + 0.3}
+        runs.append(Run(record, requests, telemetry, Path("results/study/run")))
+    summary = Study(Path("results/study"), tuple(runs)).summary
+    return summary.assign(throughput_images_per_s=[images_per_s for _, images_per_s in points])
+
+
+@pytest.mark.parametrize(
+    ("points", "kind", "finding"),
+    [
+        ([(1, 5), (2, 9.2), (4, 9.0)], "users", "throughput levels off at 9.1 images/s from 2 users on"),
+        ([(1, 5), (2, 8.9), (2, 9.5), (4, 9.0)], "users", "throughput levels off at 9.1 images/s from 2 users on"),
+        ([(4, 9), (1, 3), (2, 6)], "users", "throughput was at most 9 images/s, with 4 users"),
+        ([(1, 9), (2, 9.1)], "users", "throughput was at most 9.1 images/s, with 2 users"),  # never seen to grow
+        ([(1, 5), (2, 9), (4, 7)], "users", "throughput was at most 9 images/s, with 2 users"),
+        ([(1, 1), (8, 7.9), (8.1, 8)], "rate", "throughput was at most 8 images/s, with 8.1 requests/s"),  # too near
+        ([(2, 2), (8, 7.9), (10, 8)], "rate", "throughput levels off at 7.95 images/s from 8 requests/s on"),
+        ([(1, 5)], "users", "throughput was at most 5 images/s, with 1 user"),
+    ],
+)
+def test_a_load_curve_says_no_more_than_it_shows(
+    made: SimpleNamespace, points: list[tuple[float, float]], kind: str, finding: str, tmp_path: Path
+) -> None:
+    ax = plots.load_curve(summary=summary_of(made, points, kind), record=made.record())
+    upper, lower = ax.figure.axes
+    assert ax is upper
+    assert texts(upper).replace("\n", " ") == f"tiny model, not SDXL: {finding}"
+    assert f"study quickstart, {len(points)} run" in texts(lower)
+    assert {"half took at most (median)", "95 % took at most"} <= set(texts(lower).split("\n"))
+    assert upper.get_ylim()[0] == lower.get_ylim()[0] == 0
+    png, _ = plots.save(ax, tmp_path / "figure")
+    assert png.stat().st_size > 10_000
+
+
+def test_a_load_curve_leaves_out_what_it_can_not_know(made: SimpleNamespace) -> None:
+    summary = summary_of(made, [(1, 5), (2, 9), (4, 9)])
+    unknown = {"latency_p50_s": None, "latency_p95_s": None, "state": "unstable", "latency_p50_s_interval": None}
+    drifted = summary.assign(**unknown)
+    drifted["throughput_images_per_s_interval"] = [(4.0, 6.0), None, (8.0, 10.0)]
+    upper, lower = plots.load_curve(summary=drifted, record=made.record()).figure.axes
+    assert texts(lower).count("latency drifted") == 3
+    bars = [segment for lines in upper.collections for segment in lines.get_segments()]
+    assert [(low[1], high[1]) for low, high in bars] == [(4, 6), (9, 9), (8, 10)]
+    one_invalid = plots.load_curve(summary=summary.assign(valid=[True, False, True]), record=made.record())
+    assert "1 of 3 runs left out as not valid" in texts(one_invalid).replace("\n", " ")
+    for none in (summary[:0], summary.assign(valid=False), summary.drop(columns="users"), pd.DataFrame()):
+        assert "no data: no valid run at a known load" in texts(plots.load_curve(summary=none, record=made.record()))
+
+
+def test_a_load_curve_makes_room_in_the_axes_that_it_is_given(made: SimpleNamespace) -> None:
+    figure, panels = pyplot.subplots(1, 2)
+    summary = summary_of(made, [(1, 5), (2, 9)])
+    assert plots.load_curve(summary=summary, record=made.record(), ax=panels[0]) is panels[0]
+    assert len(figure.axes) == 3
+    assert not panels[1].has_data()
+    pyplot.close(figure)
 
 
 def test_titles_state_the_finding(made: SimpleNamespace) -> None:
