@@ -18,7 +18,7 @@ from benchlib import load_study
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FIGURES = {"latency_over_time", "latency_distribution", "latency_parts", "memory_over_time"}
+FIGURES = {"latency_over_time", "latency_distribution", "latency_parts", "load_curve", "memory_over_time"}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -80,13 +80,14 @@ def test_papermill_runs_it_without_an_error_or_a_warning(executed):
 
 
 def test_its_run_is_the_one_that_was_asked_for(executed):
-    (run,) = load_study(executed[1]).runs
+    run, *others = load_study(executed[1]).runs
+    assert [other.spec["arrivals"]["users"] for other in others] == [1, 2, 4]
     assert (run.record["status"], run.record["error"]) == ("finished", None)
     assert (run.spec["target"]["model"], run.spec["arrivals"]["users"], run.spec["duration_s"]) == ("tiny", 2, 4)
     assert run.requests["error"].isna().all()
     assert run.summary()["valid"]
     assert len(run.telemetry) > 5
-    assert pd.read_csv(executed[1] / "summary.csv")["run"].tolist() == [run.record["run"]]
+    assert pd.read_csv(executed[1] / "summary.csv")["run"].tolist() == [one.record["run"] for one in [run, *others]]
 
 
 def test_its_figures_are_pictures_that_say_what_they_show(executed):
