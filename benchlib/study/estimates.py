@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -25,97 +25,146 @@ BATCHES = 20
 _Z = NormalDist().inv_cdf(0.975)
 
 
-def is_independent(values: Iterable[float]) -> bool:
-    """Whether values in this order show no autocorrelation; NaN is as long as the longest.
+class Estimates:
+    """What one series carries: `values` in time order, NaN for one that is known only to be longer than all others.
 
-    Tested at lag 1 on the values, where a queue shows, and on their ranks, which a heavy tail doesn't mask (the normal
-    limit of von Neumann's ratio; Bartels, JASA 77, 1982; each at 5 %), and on the ranks at up to 10 lags together,
-    where a closed loop's period shows (Ljung & Box, Biometrika 65, 1978; at 1 %).
+    Each part is worked out once, for all estimates of the series.
     """
-    series = _bounded(values)
-    n = len(series)
-    lags = min(10, n // 5)
-    if lags < 1 or np.ptp(series) == 0:
-        return True
-    if abs(_autocorrelation(series, 1)) > _Z / math.sqrt(n):
-        return False
-    _, where, counts = np.unique(series, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[where]
-    if abs(_autocorrelation(ranks, 1)) > _Z / math.sqrt(n):
-        return False
-    portmanteau = n * (n + 2) * sum(_autocorrelation(ranks, lag) ** 2 / (n - lag) for lag in range(1, lags + 1))
-    return bool(portmanteau <= chi_square_quantile(0.99, lags))
+
+    def __init__(self, values: Iterable[float]) -> None:
+        self.values: Series = np.asarray(values if hasattr(values, "__array__") else list(values), dtype=float)
+        self.n = len(self.values)
+
+    @cached_property
+    def is_independent(self) -> bool:
+        """Whether the values in this order show no autocorrelation; NaN is as long as the longest.
+
+        Tested at lag 1 on the values, where a queue shows, and on their ranks, which a heavy tail doesn't mask (the
+        normal limit of von Neumann's ratio; Bartels, JASA 77, 1982; each at 5 %), and on the ranks at up to 10 lags
+        together, where a closed loop's period shows (Ljung & Box, Biometrika 65, 1978; at 1 %).
+        """
+        n, lags = self.n, min(10, self.n // 5)
+        if lags < 1 or np.ptp(self._bounded) == 0:
+            return True
+        if abs(self._lag_1) > _Z / math.sqrt(n):
+            return False
+        _, where, counts = np.unique(self._bounded, return_inverse=True, return_counts=True)
+        found = _autocorrelations((np.cumsum(counts) - (counts - 1) / 2)[where], lags)
+        if abs(found[0]) > _Z / math.sqrt(n):
+            return False
+        portmanteau = n * (n + 2) * sum(r**2 / (n - lag) for lag, r in enumerate(found, 1))
+        return portmanteau <= chi_square_quantile(0.99, lags)
+
+    def rows_needed(self, q: float | None = None) -> int:
+        """How many values of this kind carry an interval of the mean, or of the percentile `q`: at most their own
+        number where these do.
+
+        Independent values: MIN_ROWS, or for a percentile the number at which an order statistic bounds it on both
+        sides. Dependent ones: 400 times (percentiles beyond 95 %: 20/(1-q) times) the correlation time (1 + r)/(1 - r)
+        of their lag-1 autocorrelation r, and 200 times that of BATCHES batch means, which must themselves be
+        uncorrelated. The factors are ours: below them the simulated coverage falls under 93 %.
+        """
+        tail = 0.5 if q is None else min(q, 1 - q)
+        if self.n < MIN_ROWS or self.is_independent:
+            return max(MIN_ROWS, 0 if q is None else math.ceil(math.log(0.025) / math.log(1 - tail)))
+        lag_1, batches = self._correlation_times
+        needed = max(max(400, 20 / tail) * max(1, lag_1), 200 * batches)
+        if abs(self._batch_correlation) > 2.58 / math.sqrt(BATCHES):  # 1 %: the batches are too short, or it drifts
+            needed = max(needed, 2 * self.n)
+        return math.ceil(needed - 1e-9)
+
+    def effective_number(self) -> int:
+        """How many independent values these are worth: n over the correlation time (1 + r)/(1 - r), or over the
+        variance inflation of batch means where that is more; n itself where they show no dependence. At least 1."""
+        return self.n if self.is_independent else max(1, int(self.n / max(1.0, *self._correlation_times)))
+
+    def mean_interval(self) -> Interval:
+        """The mean's interval, in the values' unit; None where they carry none (see rows_needed).
+
+        Student's t over the values, or over BATCHES batch means where they depend on each other, corrected for
+        skewness. Of dependent series near the limit those pass which look calmer than they are: the interval of one
+        just long enough is 3.4 times as wide, of one half as long again no wider. Sources: Willink, "A confidence
+        interval and test for the mean of an asymmetric distribution", Communications in Statistics 34 (2005); batch
+        means as in Tafazzoli & Wilson, "Skart", IIE Transactions 43 (2011).
+        """
+        if not np.isfinite(self.values).all() or (needed := self.rows_needed()) > self.n:
+            return None
+        if self.is_independent:
+            return _t_interval(self.values, 1)
+        return _t_interval(_batch_means(self.values), 1 + 2.4 * max(0.0, 3 - 2 * self.n / needed) ** 2)
+
+    def percentile_interval(self, q: float) -> Interval:
+        """The interval of the percentile `q`, two of the values; None where they carry none (see rows_needed).
+
+        Independent values: order statistics by the binomial (Hahn & Meeker, "Statistical Intervals", 1991, section
+        5.2). Dependent ones: the same ranks for an effective number of values, n over the variance inflation of the
+        share below the percentile among BATCHES batches, with Student's t for the normal (Korn & Graubard, Survey
+        Methodology 24, 1998; for a quantile as by Woodruff, JASA 47, 1952); widened near the limit like the mean's, by
+        up to 2.4.
+        """
+        n = effective = self.n
+        if not 0 < q < 1 or (needed := self.rows_needed(q)) > n:
+            return None
+        ordered = self._ordered
+        if not self.is_independent:
+            below = (self.values <= ordered[math.ceil(n * q - 1e-9) - 1]).astype(float)
+            inflation = max(1, (n // BATCHES) * float(_batch_means(below).var(ddof=1) / max(below.var(), 1 / n)))
+            widening = max(1.0, 5.2 - 2.8 * n / needed)
+            effective = int(n / inflation * (_Z / t_quantile(0.975, BATCHES - 1) / widening) ** 2)
+        low, high = order_ranks(effective, q)
+        if low < 1 or high > effective:
+            return None
+        first, last = math.floor(low * n / effective) - 1, math.ceil(high * n / effective) - 1
+        return (float(ordered[first]), float(ordered[last])) if math.isfinite(ordered[last]) else None
+
+    @cached_property
+    def _bounded(self) -> Series:
+        missing = ~np.isfinite(self.values)
+        return np.where(missing, self.values[~missing].max(initial=0.0), self.values) if missing.any() else self.values
+
+    @cached_property
+    def _ordered(self) -> Series:
+        return np.sort(np.where(np.isnan(self.values), np.inf, self.values))
+
+    @cached_property
+    def _lag_1(self) -> float:
+        return _autocorrelations(self._bounded, 1)[0]
+
+    @cached_property
+    def _batch_correlation(self) -> float:
+        return _autocorrelations(_batch_means(self._bounded), 1)[0]
+
+    @cached_property
+    def _correlation_times(self) -> tuple[float, float]:
+        """How many successive values are worth one independent one, by the lag-1 autocorrelation and by batch means."""
+        r, size = min(self._lag_1, 1 - 1 / self.n), self.n // BATCHES
+        batches = size * float(_batch_means(self._bounded).var(ddof=1) / self._bounded.var()) if size else 1.0
+        return (1 + r) / (1 - r), batches
+
+
+def is_independent(values: Iterable[float]) -> bool:
+    """See Estimates.is_independent."""
+    return Estimates(values).is_independent
 
 
 def rows_needed(values: Iterable[float], q: float | None = None) -> int:
-    """How many values of this kind carry an interval of the mean, or of the percentile `q`: at most their own number
-    where these do.
-
-    Independent values: MIN_ROWS, or for a percentile the number at which an order statistic bounds it on both sides.
-    Dependent ones: 400 times (percentiles beyond 95 %: 20/(1-q) times) the correlation time (1 + r)/(1 - r) of their
-    lag-1 autocorrelation r, and 200 times that of BATCHES batch means, which must themselves be uncorrelated. The
-    factors are ours: below them the simulated coverage falls under 93 %.
-    """
-    series = _bounded(values)
-    n, tail = len(series), 0.5 if q is None else min(q, 1 - q)
-    if n < MIN_ROWS or is_independent(series):
-        return max(MIN_ROWS, 0 if q is None else math.ceil(math.log(0.025) / math.log(1 - tail)))
-    lag_1, batches = _correlation_times(series)
-    needed = max(max(400, 20 / tail) * max(1, lag_1), 200 * batches)
-    if abs(_autocorrelation(_batch_means(series), 1)) > 2.58 / math.sqrt(
-        BATCHES
-    ):  # 1 %: the batches are too short, or it drifts
-        needed = max(needed, 2 * n)
-    return math.ceil(needed - 1e-9)
+    """See Estimates.rows_needed."""
+    return Estimates(values).rows_needed(q)
 
 
 def effective_number(values: Iterable[float]) -> int:
-    """How many independent values these are worth: n over the correlation time (1 + r)/(1 - r), or over the variance
-    inflation of batch means where that is more; n itself where they show no dependence. At least 1."""
-    series = _bounded(values)
-    n = len(series)
-    if is_independent(series):
-        return n
-    return max(1, int(n / max(1.0, *_correlation_times(series))))
+    """See Estimates.effective_number."""
+    return Estimates(values).effective_number()
 
 
 def mean_interval(values: Iterable[float]) -> Interval:
-    """The mean's interval, in the values' unit; None where they carry none (see rows_needed).
-
-    Student's t over the values, or over BATCHES batch means where they depend on each other, corrected for skewness.
-    Sources: Willink, "A confidence interval and test for the mean of an asymmetric distribution", Communications in
-    Statistics 34 (2005); batch means as in Tafazzoli & Wilson, "Skart", IIE Transactions 43 (2011).
-    """
-    series = _array(values)
-    if not np.isfinite(series).all() or (needed := rows_needed(series)) > len(series):
-        return None
-    if is_independent(series):
-        return _t_interval(series, 1)
-    return _t_interval(_batch_means(series), _widening(len(series), needed))
+    """See Estimates.mean_interval."""
+    return Estimates(values).mean_interval()
 
 
 def percentile_interval(values: Iterable[float], q: float) -> Interval:
-    """The interval of the percentile `q`, two of the values; None where they carry none (see rows_needed).
-
-    A NaN stands for a value longer than all others. Independent values: order statistics by the binomial (Hahn &
-    Meeker, "Statistical Intervals", 1991, section 5.2). Dependent ones: the same ranks for an effective number of
-    values, n over the variance inflation of the share below the percentile among BATCHES batches, with Student's t for
-    the normal (Korn & Graubard, Survey Methodology 24, 1998; for a quantile as by Woodruff, JASA 47, 1952).
-    """
-    series = _array(values)
-    n = len(series)
-    if not 0 < q < 1 or (needed := rows_needed(series, q)) > n:
-        return None
-    ordered, effective = np.sort(np.where(np.isnan(series), np.inf, series)), n
-    if not is_independent(series):
-        below = (series <= ordered[math.ceil(n * q - 1e-9) - 1]).astype(float)
-        inflation = max(1, (n // BATCHES) * float(_batch_means(below).var(ddof=1) / max(below.var(), 1 / n)))
-        effective = int(n / inflation * (_Z / t_quantile(0.975, BATCHES - 1) / _widening(n, needed)) ** 2)
-    low, high = order_ranks(effective, q)
-    if low < 1 or high > effective:
-        return None
-    bounds = float(ordered[math.floor(low * n / effective) - 1]), float(ordered[math.ceil(high * n / effective) - 1])
-    return bounds if math.isfinite(bounds[1]) else None
+    """See Estimates.percentile_interval."""
+    return Estimates(values).percentile_interval(q)
 
 
 def runs_interval(values: Sequence[float]) -> Interval:
@@ -132,7 +181,7 @@ def mser5(values: Iterable[float]) -> int:
     Source: White, "An effective truncation heuristic for bias reduction in simulation output", Simulation 69 (1997):
     the cut that leaves the mean of the rest, in batches of 5, with the smallest standard error.
     """
-    series = _bounded(values)
+    series = Estimates(values)._bounded
     means = series[: len(series) // 5 * 5].reshape(-1, 5).mean(axis=1)
     errors = (
         [float(np.var(means[cut:])) / (len(means) - cut) for cut in range(len(means) // 2 + 1)] if len(means) else [0]
@@ -146,7 +195,7 @@ def is_stable(values: Iterable[float]) -> bool | None:
     They drift where 10 batch means rise or fall so steadily that chance would do it once in 1,000 times (Mann,
     "Nonparametric tests against trend", Econometrica 13, 1945) and their last third is 10 % off their first.
     """
-    series = _bounded(values)
+    series = Estimates(values)._bounded
     if len(series) < 40:
         return None
     means = series[: len(series) // 10 * 10].reshape(10, -1).mean(axis=1)
@@ -205,12 +254,6 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
     return math.exp(front) / a * value
 
 
-def _widening(n: int, needed: int) -> float:
-    """2.4 for a dependent series just long enough, 1 from half as long again. Of series near the limit those pass which
-    look calmer than they are: not widened, the interval covered as few as 50 % of these in simulation."""
-    return max(1.0, 5.2 - 2.8 * n / needed)
-
-
 def _t_interval(values: Series, widening: float) -> Interval:
     n, mean, deviation = len(values), float(values.mean()), float(values.std())
     if deviation == 0:
@@ -224,27 +267,11 @@ def _t_interval(values: Series, widening: float) -> Interval:
     return mean - adjusted(t) * error, mean - adjusted(-t) * error
 
 
-def _array(values: Iterable[float]) -> Series:
-    return np.asarray(values if hasattr(values, "__array__") else list(values), dtype=float)
-
-
-def _bounded(values: Iterable[float]) -> Series:
-    """An array in which a NaN, longer than all others, is as long as the longest."""
-    series = _array(values)
-    missing = ~np.isfinite(series)
-    return np.where(missing, series[~missing].max(initial=0.0), series) if missing.any() else series
-
-
-def _autocorrelation(series: Series, lag: int) -> float:
+def _autocorrelations(series: Series, lags: int) -> list[float]:
+    """At lag 1 up to `lags`; 0 for values that are all alike."""
     centred = series - series.mean()
-    return float(centred[lag:] @ centred[:-lag] / (centred @ centred)) if centred.any() else 0.0
-
-
-def _correlation_times(series: Series) -> tuple[float, float]:
-    """How many successive values are worth one independent one, by the lag-1 autocorrelation and by batch means."""
-    r = min(_autocorrelation(series, 1), 1 - 1 / len(series))
-    size = len(series) // BATCHES
-    return (1 + r) / (1 - r), size * float(_batch_means(series).var(ddof=1) / series.var()) if size else 1.0
+    square = float(centred @ centred)
+    return [float(centred[lag:] @ centred[:-lag]) / square if square else 0.0 for lag in range(1, lags + 1)]
 
 
 def _batch_means(series: Series) -> Series:
