@@ -191,13 +191,13 @@ def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
 
 
 def _carried(requests: int | None) -> str:
-    from benchlib.study.estimates import rows_needed
+    from benchlib.study.estimates import Estimates
     from benchlib.study.statistics import carried_percentiles
 
     if requests is None:
         return "its first run will tell how many requests it gets, and so which percentiles"
     carried = [  # of no values is asked what independent ones need: at best
-        f"p{100 * q:g}" + ("" if rows_needed((), q) <= requests else " without interval")
+        f"p{100 * q:g}" + ("" if Estimates(()).rows_needed(q) <= requests else " without interval")
         for q in carried_percentiles(requests)
     ]
     return f"some {requests} requests a run carry at best {', '.join(carried) or 'no percentile'}"

@@ -128,12 +128,12 @@ def test_the_plan_promises_an_interval_just_where_independent_rows_carry_one(q):
         values = next(
             values
             for values in (np.random.default_rng(seed).random(n) for seed in range(20))
-            if estimates.is_independent(values)
+            if estimates.Estimates(values).is_independent
         )
         if statistics.percentile(values, q) is None:
             assert not any(promise.startswith(f"p{100 * q:g}") for promise in plan)
         else:
-            carried = estimates.percentile_interval(values, q) is not None
+            carried = estimates.Estimates(values).percentile_interval(q) is not None
             assert f"p{100 * q:g}" + " without interval" * (not carried) in plan
 
 

@@ -21,6 +21,8 @@ Series = np.ndarray[Any, np.dtype[np.float64]]
 
 MIN_ROWS = 200
 """Fewer values are taken for neither dependent nor independent: at 100 the test still misses some busy queues."""
+MIN_DEPENDENT_ROWS = 2000
+"""Fewer carry nothing where they depend on each other: only the calmest series would pass, and cover too little."""
 BATCHES = 20
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -60,13 +62,18 @@ class Estimates:
         number where these do.
 
         Independent values: MIN_ROWS, or for a percentile the number at which an order statistic bounds it on both
-        sides. Dependent ones: 400 times (percentiles beyond 95 %: 20/(1-q) times) the correlation time (1 + r)/(1 - r)
-        of their lag-1 autocorrelation r, and 200 times that of BATCHES batch means, which must themselves be
-        uncorrelated. The factors are ours: below them the simulated coverage falls under 93 %.
+        sides. Dependent ones: MIN_DEPENDENT_ROWS where like follows like; 400 times (percentiles beyond 95 %:
+        20/(1-q) times) the correlation time (1 + r)/(1 - r) of their lag-1 autocorrelation r; and 200 times that of
+        BATCHES batch means, which must themselves be uncorrelated. The factors are ours: below them the simulated
+        coverage falls under 93 %.
         """
         tail = 0.5 if q is None else min(q, 1 - q)
         if self.n < MIN_ROWS or self.is_independent:
             return max(MIN_ROWS, 0 if q is None else math.ceil(math.log(0.025) / math.log(1 - tail)))
+        return max(MIN_DEPENDENT_ROWS if self._lag_1 > 0 else MIN_ROWS, self._dependent_rows(q))
+
+    def _dependent_rows(self, q: float | None) -> int:
+        tail = 0.5 if q is None else min(q, 1 - q)
         lag_1, batches = self._correlation_times
         needed = max(max(400, 20 / tail) * max(1, lag_1), 200 * batches)
         if abs(self._batch_correlation) > 2.58 / math.sqrt(BATCHES):  # 1 %: the batches are too short, or it drifts
@@ -83,15 +90,16 @@ class Estimates:
 
         Student's t over the values, or over BATCHES batch means where they depend on each other, corrected for
         skewness. Of dependent series near the limit those pass which look calmer than they are: the interval of one
-        just long enough is 3.4 times as wide, of one half as long again no wider. Sources: Willink, "A confidence
+        just long enough is 4.5 times as wide, of one half as long again no wider. Sources: Willink, "A confidence
         interval and test for the mean of an asymmetric distribution", Communications in Statistics 34 (2005); batch
         means as in Tafazzoli & Wilson, "Skart", IIE Transactions 43 (2011).
         """
-        if not np.isfinite(self.values).all() or (needed := self.rows_needed()) > self.n:
+        if not np.isfinite(self.values).all() or self.rows_needed() > self.n:
             return None
         if self.is_independent:
             return _t_interval(self.values, 1)
-        return _t_interval(_batch_means(self.values), 1 + 2.4 * max(0.0, 3 - 2 * self.n / needed) ** 2)
+        widening = 1 + 3.5 * max(0.0, 3 - 2 * self.n / self._dependent_rows(None)) ** 2
+        return _t_interval(_batch_means(self.values), widening)
 
     def percentile_interval(self, q: float) -> Interval:
         """The interval of the percentile `q`, two of the values; None where they carry none (see rows_needed).
@@ -103,13 +111,13 @@ class Estimates:
         up to 2.4.
         """
         n = effective = self.n
-        if not 0 < q < 1 or (needed := self.rows_needed(q)) > n:
+        if not 0 < q < 1 or self.rows_needed(q) > n:
             return None
         ordered = self._ordered
         if not self.is_independent:
             below = (self.values <= ordered[math.ceil(n * q - 1e-9) - 1]).astype(float)
             inflation = max(1, (n // BATCHES) * float(_batch_means(below).var(ddof=1) / max(below.var(), 1 / n)))
-            widening = max(1.0, 5.2 - 2.8 * n / needed)
+            widening = max(1.0, 5.2 - 2.8 * n / self._dependent_rows(q))
             effective = int(n / inflation * (_Z / t_quantile(0.975, BATCHES - 1) / widening) ** 2)
         low, high = order_ranks(effective, q)
         if low < 1 or high > effective:
@@ -140,31 +148,6 @@ class Estimates:
         r, size = min(self._lag_1, 1 - 1 / self.n), self.n // BATCHES
         batches = size * float(_batch_means(self._bounded).var(ddof=1) / self._bounded.var()) if size else 1.0
         return (1 + r) / (1 - r), batches
-
-
-def is_independent(values: Iterable[float]) -> bool:
-    """See Estimates.is_independent."""
-    return Estimates(values).is_independent
-
-
-def rows_needed(values: Iterable[float], q: float | None = None) -> int:
-    """See Estimates.rows_needed."""
-    return Estimates(values).rows_needed(q)
-
-
-def effective_number(values: Iterable[float]) -> int:
-    """See Estimates.effective_number."""
-    return Estimates(values).effective_number()
-
-
-def mean_interval(values: Iterable[float]) -> Interval:
-    """See Estimates.mean_interval."""
-    return Estimates(values).mean_interval()
-
-
-def percentile_interval(values: Iterable[float], q: float) -> Interval:
-    """See Estimates.percentile_interval."""
-    return Estimates(values).percentile_interval(q)
 
 
 def runs_interval(values: Sequence[float]) -> Interval:

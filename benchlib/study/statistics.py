@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from benchlib.study import estimates
-from benchlib.study.estimates import Interval
+from benchlib.study.estimates import Estimates, Interval
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -116,6 +116,7 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     ended = requests[is_ok(requests)].sort_values("scheduled_s", kind="stable")
     settled = ended["scheduled_s"].iloc[estimates.mser5(ended["latency_s"]) :]
     throughput, throughput_interval = _throughput(requests, outcome)
+    estimated = Estimates(shown)
     figures: dict[str, Any] = {
         "requests": len(asked),
         "ok": len(ok),
@@ -126,10 +127,10 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     }
     for q in PERCENTILES:
         figures[f"latency_p{100 * q:g}_s"] = percentile(shown, q)
-        figures[f"latency_p{100 * q:g}_s_interval"] = estimates.percentile_interval(shown, q) if steady else None
+        figures[f"latency_p{100 * q:g}_s_interval"] = estimated.percentile_interval(q) if steady else None
     figures |= {
         "latency_mean_s": None if steady is False else _known(ok["latency_s"].mean()),
-        "latency_mean_s_interval": estimates.mean_interval(ok["latency_s"]) if steady else None,
+        "latency_mean_s_interval": Estimates(ok["latency_s"]).mean_interval() if steady else None,
         "latency_max_s": _known(ok["latency_s"].max()),
         "latency_interval_note": _interval_note(record, series, steady, figures["latency_p95_s_interval"]),
         "state": {True: "steady", False: "unstable", None: None}[steady],
@@ -200,18 +201,21 @@ class Slo:
         """Whether latencies in the order of their requests show, at 97.5 % confidence, that the promise is kept or that
         it is broken; NaN is a request that got no image, and is late.
 
-        By the binomial for the share in time, with n over the correlation time (estimates.effective_number) for
+        By the binomial for the share in time, with n over the correlation time (Estimates.effective_number) for
         dependent latencies: a shorter series than an interval asks for can be judged, if less surely. Latencies that
-        still drift never show that it is kept.
+        still drift never show that it is kept. A promise to 90 % or more of the requests is broken, too, where of the
+        last third none is in time: a backlog that only grows is worth one independent value, which could show nothing.
         """
         series = np.asarray(list(latencies_s), dtype=float)
         if not len(series):
             return "not shown"
-        n = estimates.effective_number(series)
+        n = Estimates(series).effective_number()
         in_time = int(np.floor(np.mean(series <= self.latency_s) * n + 1e-9))
         if 1 - estimates.binomial_cdf(in_time - 1, n, self.q) <= 0.025 and estimates.is_stable(series) is not False:
             return "met"
-        return "missed" if estimates.binomial_cdf(in_time, n, self.q) <= 0.025 else "not shown"
+        last = series[-(len(series) // 3) :]
+        overloaded = self.q >= 0.9 and len(last) >= 10 and not (last <= self.latency_s).any()
+        return "missed" if overloaded or estimates.binomial_cdf(in_time, n, self.q) <= 0.025 else "not shown"
 
 
 def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
@@ -283,7 +287,7 @@ def _throughput(requests: pd.DataFrame, outcome: dict[str, Any]) -> tuple[float 
     # With a fixed number of requests the window ends at the last one's done_s, which counts: both ends are inside.
     done = requests["done_s"][is_ok(requests) & requests["done_s"].between(*window)].sort_values()
     rate = len(done) / (window[1] - window[0])
-    between = estimates.mean_interval(np.diff(done.to_numpy()))
+    between = Estimates(np.diff(done.to_numpy())).mean_interval()
     if between is None or between[0] <= 0:
         return rate, None
     return rate, (min(1 / between[1], rate), max(1 / between[0], rate))
@@ -303,7 +307,7 @@ def _interval_note(record: dict[str, Any], series: pd.Series, steady: bool | Non
         return "unstable: latency still drifts in the measuring window, so there is no steady state to estimate"
     if p95:
         return None
-    n, needed = len(series), estimates.rows_needed(series, 0.95)
+    n, needed = len(series), Estimates(series).rows_needed(0.95)
     needed = needed if needed > n else 3 * n // 2
     why = "successive latencies depend on each other" if n >= estimates.MIN_ROWS else "too few to tell if they depend"
     return f"none for p95 from {n} rows ({why}): about {needed} are needed, or 5 independent runs (repeat=5)"

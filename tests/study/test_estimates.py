@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchlib.study import estimates
-from benchlib.study.estimates import is_independent, is_stable, mean_interval, mser5, percentile_interval, rows_needed
+from benchlib.study.estimates import Estimates, is_stable, mser5
 from benchmarks.coverage import coverage, draw, truth, wait_cdf
 
 
@@ -52,29 +52,29 @@ def test_order_ranks(n: int, q: float, ranks: tuple[int, int]) -> None:
 
 def test_an_independent_percentile_lies_between_its_order_statistics() -> None:
     values = np.random.default_rng(3).permutation(np.arange(1.0, 401.0))
-    assert is_independent(values)
+    assert Estimates(values).is_independent
     low, high = estimates.order_ranks(400, 0.5)
-    assert percentile_interval(values, 0.5) == (low, high)
-    assert percentile_interval(values, 0.999) is None
+    assert Estimates(values).percentile_interval(0.5) == (low, high)
+    assert Estimates(values).percentile_interval(0.999) is None
     values[values > 396] = math.nan  # longer than all others, wherever they stand
     low, high = estimates.order_ranks(400, 0.95)
-    assert percentile_interval(values, 0.95) == (low, high)
+    assert Estimates(values).percentile_interval(0.95) == (low, high)
     values[values > high - 1] = math.nan
-    assert percentile_interval(values, 0.95) is None
+    assert Estimates(values).percentile_interval(0.95) is None
 
 
 def test_the_mean_of_independent_values_by_hand() -> None:
     values = np.random.default_rng(2).permutation(np.repeat([-1.0, 1.0], 200))  # no skewness: Student's t alone
-    assert is_independent(values)
+    assert Estimates(values).is_independent
     half = 1.96593 * math.sqrt(400 / 399) / math.sqrt(400)  # t with 399 degrees of freedom
-    assert mean_interval(values) == pytest.approx((-half, half), abs=1e-5)
-    assert mean_interval(np.full(300, 2.5)) == (2.5, 2.5)
-    assert mean_interval([*values, math.nan]) is None
+    assert Estimates(values).mean_interval() == pytest.approx((-half, half), abs=1e-5)
+    assert Estimates(np.full(300, 2.5)).mean_interval() == (2.5, 2.5)
+    assert Estimates([*values, math.nan]).mean_interval() is None
 
 
 def test_a_skewed_mean_reaches_further_to_its_long_side() -> None:
     values = series("lognormal", 400)
-    low, high = mean_interval(values) or (0.0, 0.0)
+    low, high = Estimates(values).mean_interval() or (0.0, 0.0)
     assert high - values.mean() > 1.02 * (values.mean() - low) > 0
 
 
@@ -84,25 +84,25 @@ def test_runs_by_hand() -> None:
 
 
 def test_dependence_is_seen() -> None:
-    assert is_independent(series("lognormal", 2000))
-    assert not is_independent(series("M/D/1 0.5", 300))
-    assert not is_independent(np.arange(50.0))
+    assert Estimates(series("lognormal", 2000)).is_independent
+    assert not Estimates(series("M/D/1 0.5", 300)).is_independent
+    assert not Estimates(np.arange(50.0)).is_independent
     loop = np.tile([1.0, 3.0, 4.0, 2.0], 60) + np.random.default_rng(0).normal(0, 1, 240)
-    assert not is_independent(loop)
-    assert is_independent([])
-    assert is_independent([1.0] * 500)
+    assert not Estimates(loop).is_independent
+    assert Estimates([]).is_independent
+    assert Estimates([1.0] * 500).is_independent
 
 
 def test_too_short_a_queue_gets_no_interval_and_is_told_what_it_takes() -> None:
     minute = series("M/D/1 0.8", 960)  # 60 s of a 50 ms server
-    assert mean_interval(minute) is None
-    assert percentile_interval(minute, 0.95) is None
-    assert 4000 < rows_needed(minute) == rows_needed(minute, 0.95) < 40_000
-    assert rows_needed(minute, 0.99) > 1.9 * rows_needed(minute)
-    assert rows_needed(series("exponential", 1000), 0.99) == 368  # 0.99^368 is the first under 2.5 %
-    assert rows_needed([]) == estimates.MIN_ROWS
-    assert 5 < estimates.effective_number(minute) < 100
-    assert estimates.effective_number(series("exponential", 1000)) == 1000
+    assert Estimates(minute).mean_interval() is None
+    assert Estimates(minute).percentile_interval(0.95) is None
+    assert 4000 < Estimates(minute).rows_needed() == Estimates(minute).rows_needed(0.95) < 40_000
+    assert Estimates(minute).rows_needed(0.99) > 1.9 * Estimates(minute).rows_needed()
+    assert Estimates(series("exponential", 1000)).rows_needed(0.99) == 368  # 0.99^368 is the first under 2.5 %
+    assert Estimates([]).rows_needed() == estimates.MIN_ROWS
+    assert 5 < Estimates(minute).effective_number() < 100
+    assert Estimates(series("exponential", 1000)).effective_number() == 1000
 
 
 def test_mser5_cuts_the_start() -> None:

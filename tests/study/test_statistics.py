@@ -303,6 +303,9 @@ def test_promises_are_judged_by_what_the_sample_shows() -> None:
     assert slo.judge([1.0] * 72) == "met"  # 0.95^72 is the first under 2.5 %
     assert slo.judge([1.0] * 71) == "not shown"
     assert slo.judge([]) == "not shown"
+    backlog = 1.2 + 0.05 * np.arange(100)  # twice the capacity: nothing in time after the first sixteen
+    assert slo.judge(backlog) == "missed"
+    assert Slo(0.5, 2.0).judge(backlog) == "not shown", "a half may be late for long and be in time again"
     assert slo.judge(random.permutation([1.0] * 80 + [NAN] * 20)) == "missed"
     assert slo.judge(random.permutation([1.0] * 95 + [3.0] * 5)) == "not shown"
     assert slo.judge(np.linspace(0.1, 1.9, 200)) == "not shown"  # it would not stay so
