@@ -28,6 +28,7 @@ import numpy as np
 from benchlib.load.arrivals import Arrivals, ClosedLoop, OpenLoop
 from benchlib.load.runner import LoadOutcome, LoadPlan, generate_load
 from benchlib.load.workload import Workload
+from benchlib.study.estimates import is_stable
 
 SERVER = Path(__file__).parents[1] / "tests/load/fake_server.py"
 SERVICE_S = 0.05
@@ -157,6 +158,7 @@ def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
             "overload", "throughput against capacity, relative", throughput * statistics.mean(busy_s) - 1, -0.03, 0.03
         ),
         Figure("overload", "growth of latency, s each s (0.5 is due)", growth, 0.35, 0.65),
+        Figure("overload", "called unstable (1: yes)", float(is_stable(run.latencies_s) is False), 1, 1),
     ]
 
 
