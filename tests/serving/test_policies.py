@@ -88,6 +88,13 @@ def test_leavers_are_decoded_and_arrivals_encoded_together():
     assert run("continuous", [task(0, 3), task(0, 3)], times) == [Finished(0, 0, 17)] * 2
 
 
+def test_leavers_of_another_size_or_too_many_wait_for_the_next_turn():
+    tasks = [SimulatedTask(size, 1, 0, 0.0, begun=True) for size in (SMALL, LARGE, SMALL, SMALL)]
+    policy = make_policy("continuous", lambda _: FREE, max_batch_size=2, max_wait_s=0)
+    assert policy.turn([*tasks, task(0, 1)], 0.0) == Turn(decode=(tasks[0], tasks[2]))
+    assert policy.turn(tasks[1:2], 0.0) == Turn(decode=(tasks[1],))
+
+
 def test_a_place_is_free_when_enough_have_begun():
     tasks = [task(0, 3), task(0, 2), task(0, 1)]
     policy = make_policy("serial", lambda _: FREE, max_batch_size=1, max_wait_s=0)
