@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ from typing import Any
 from benchlib.load.arrivals import ClosedLoop, OpenLoop
 from benchlib.load.workload import Workload
 from benchlib.study.estimates import order_ranks
+from benchlib.telemetry import describe_load
 from benchmarks.sides import LITSERVE, OURS, DidNotStart, Measured, Side, back_to_back, load, start
 
 SMALL = Workload("a lighthouse at dusk", width=64, height=64, num_inference_steps=8)
@@ -249,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := {*options.parts} - {*PARTS}:
         parser.error(f"unknown part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    before = os.getloadavg()[0]
+    conditions = [describe_load()]
     figures = measure(
         options.parts or PARTS,
         repeat=options.repeat or (1 if options.quick else 6),
@@ -264,7 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
         value = "not measured" if figure.value is None else f"{figure.value:10.4g}"
         interval = " to ".join(map(_words, figure.interval)) if figure.interval else ""
         print(f"{passed:5}{figure.case:18}{figure.name:50}{value:>10}  {interval:22}{limits}")
-    told = {"load_average_before": before, "cores": os.cpu_count(), "threads": options.threads, "packages": packages()}
+    told = {
+        "conditions": [*conditions, describe_load()],
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "packages": packages(),
+    }
     told |= {"passed": all(figure.passed is not False for figure in figures)}
     print(json.dumps(told | {"figures": [figure.told() for figure in figures]}))
     return 0 if told["passed"] else 1
@@ -275,4 +282,5 @@ def _words(limit: float | None) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the sides would be left, standing still
     sys.exit(main())

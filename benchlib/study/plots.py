@@ -188,7 +188,7 @@ def gantt(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = N
     finding = f"an image took {number(of_all / n)} s on average, {waited:.0f} % of it waiting"
     batch = first.loc[parts.index, "batch_size"].mean()
     if batch >= 1:  # NaN is not: another server told nothing
-        finding += f"; a step moved {number(batch)} {'images' if batch > 1 else 'image'} on"
+        finding += f"; each step moved {number(batch)} {'images' if batch > 1 else 'image'} on"
     alt = f"Bars over time: {n:,} requests, a lane each, from the request to the image, coloured by part."
     return figure.finish(ax, record, finding, alt)
 

@@ -189,7 +189,7 @@ def test_a_gantt_has_a_lane_for_each_of_the_first_images(made: SimpleNamespace) 
     ax = plots.gantt(requests=made.requests([late, made.row(2, **TIMEOUT), early]), record=made.record())
     said = texts(ax).replace("\n", " ")
     assert said.startswith(
-        "tiny model, not SDXL: an image took 1 s on average, 50 % of it waiting; a step moved 2.5 images on"
+        "tiny model, not SDXL: an image took 1 s on average, 50 % of it waiting; each step moved 2.5 images on"
     )
     assert "waiting for other images" not in said
     bars = {bars.get_label(): [(bar.get_x(), bar.get_width()) for bar in bars] for bars in ax.containers}
@@ -199,7 +199,7 @@ def test_a_gantt_has_a_lane_for_each_of_the_first_images(made: SimpleNamespace) 
     many = made.requests([made.row(i, batch_size=None) for i in range(100)])
     ax = plots.gantt(requests=many, record=made.record())
     assert len(ax.containers[0]) == plots.LANES
-    assert "a step moved" not in texts(ax)
+    assert "each step moved" not in texts(ax)
 
 
 def test_what_got_no_image_is_marked_and_said(made: SimpleNamespace) -> None:
