@@ -1,4 +1,4 @@
-"""Frames to pictures: four plots of one run and one of a study, in one style (figure.py).
+"""Frames to pictures: five plots of one run and one of a study, in one style (figure.py).
 
 Knows what a reader must be told of each. Ignorant of where runs are stored and of how they were measured: a function
 takes a run's frames and record, draws on `ax` (or on a figure of its own) and returns the Axes, whose label is the alt
@@ -18,7 +18,7 @@ from benchlib.study import figure, statistics
 from benchlib.study.figure import Picture, number, picture, save, show, whole_ticks
 
 __all__ = [
-    "Picture", "latency_distribution", "latency_over_time", "latency_parts", "load_curve", "memory_over_time",
+    "Picture", "gantt", "latency_distribution", "latency_over_time", "latency_parts", "load_curve", "memory_over_time",
     "picture", "save", "show",
 ]  # fmt: skip
 
@@ -33,6 +33,7 @@ PART_STYLES = {
     statistics.REST: ("network and client", figure.GREY, ""),
 }
 LATENCY = "latency (from request to image), s"
+LANES = 30
 DRIFTED = "latency still drifted: no percentile is given"
 
 
@@ -156,6 +157,39 @@ def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     finding = f"an image took {number(total_s)} s on average: {of_it}"
     if statistics.is_steady(record, requests) is False:
         finding += "; latency still drifted"
+    return figure.finish(ax, record, finding, alt)
+
+
+@figure.styled
+def gantt(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """The first LANES measured images, a lane each, from the moment of the request to the image, in seconds.
+
+    A server tells how long each part took, not when it was: waiting between the steps is drawn after them.
+    """
+    ax = figure.axes(ax, height=5.4)
+    ax.set(xlabel="time since the start of the run, s", ylabel="requests, first to last")
+    first = requests.sort_values("scheduled_s")
+    parts = statistics.latency_parts(first).fillna(0).clip(lower=0).iloc[:LANES]
+    n = len(parts)
+    if not n:
+        return figure.no_data(ax, record, "when each image was made", "no image whose server told how its time went")
+    lanes, of_all = np.arange(n), parts.sum().sum()
+    begin = left = first.loc[parts.index, "scheduled_s"].to_numpy()
+    for part in ("queue", "encode", "denoise", "wait", "decode", "image", statistics.OTHER, statistics.REST):
+        if parts[part].sum() >= 0.005 * of_all:
+            name, colour, hatch = PART_STYLES[part]
+            style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+            ax.barh(lanes + 1, parts[part], 0.8, left, label=name, **style)
+        left = left + parts[part].to_numpy()
+    ax.set(ylim=(n + 0.6, 0.4), xlim=(begin.min(), left.max()))
+    whole_ticks(ax.yaxis)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
+    waited = 100 * (parts["queue"] + parts["wait"]).sum() / of_all
+    finding = f"an image took {number(of_all / n)} s on average, {waited:.0f} % of it waiting"
+    batch = first.loc[parts.index, "batch_size"].mean()
+    if batch >= 1:  # NaN is not: another server told nothing
+        finding += f"; each step moved {number(batch)} {'images' if batch > 1 else 'image'} on"
+    alt = f"Bars over time: {n:,} requests, a lane each, from the request to the image, coloured by part."
     return figure.finish(ax, record, finding, alt)
 
 

@@ -1,0 +1,117 @@
+"""What `serving.py` holds benchlib's server against, each in a process of its own.
+
+    python -m benchmarks.rivals naive --port 8001
+
+`naive` is the careful server that people write: FastAPI, and one worker thread that calls the stock pipeline. `loop` is
+that call without a server: for a line of JSON on stdin, `[seconds, [request, ...]]`, it makes these images in turn and
+again until the seconds are over, and says how long each took. `nothing` is benchlib's app on a model that takes no
+time, `route` a bare route that gives the same answer and does not read the question. LitServe, which is optional, has a
+file of its own (litserve_rival.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from benchlib.serving.schemas import GenerateRequest
+
+
+def stock_pipeline() -> Any:
+    """The stock diffusers pipeline over tiny's weights. Call it on the thread that it was made on (compute.py)."""
+    import torch
+
+    from benchlib.serving.models import load_diffusers
+
+    pipe = load_diffusers("tiny", device=torch.device("cpu"), dtype=torch.float32, seed=0)
+    pipe.set_progress_bar_config(disable=True)
+    make_images(pipe, [{"prompt": "warm-up", "width": 64, "height": 64, "num_inference_steps": 2}])
+    return pipe
+
+
+def make_images(pipe: Any, requests: list[dict[str, Any]]) -> list[Any]:
+    """PIL images of requests that differ in prompt and seed only."""
+    import torch
+
+    options = {key: value for key, value in requests[0].items() if key not in ("prompt", "seed") and value is not None}
+    seeds = [torch.Generator("cpu").manual_seed(request.get("seed") or 0) for request in requests]
+    images: list[Any] = pipe([request["prompt"] for request in requests], generator=seeds, **options).images
+    return images
+
+
+def naive() -> FastAPI:
+    app, worker = FastAPI(), ThreadPoolExecutor(max_workers=1)
+    pipe = worker.submit(stock_pipeline).result()
+
+    @app.post("/benchmark/generate")
+    async def generate(body: GenerateRequest) -> dict[str, Any]:
+        started_s = time.monotonic()
+        await asyncio.get_running_loop().run_in_executor(worker, make_images, pipe, [body.model_dump()])
+        return {"prompt": body.prompt, "time_s": time.monotonic() - started_s}
+
+    return app
+
+
+def nothing() -> FastAPI:
+    from benchlib.serving.app import create_app
+    from benchlib.serving.engine import Engine
+    from tests.serving.fake_pipeline import FakePipeline
+
+    return create_app(Engine(FakePipeline()))
+
+
+def route() -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/benchmark/generate")
+    async def generate() -> dict[str, Any]:
+        return {
+            "prompt": "a cat",
+            "time_s": 0.003,
+            "mem_gb": 0.5,
+            "num_inference_steps": 8,
+            "guidance_scale": 7.5,
+            "width": 64,
+            "height": 64,
+            "model_params": 7,
+        }
+
+    return app
+
+
+def loop() -> None:
+    pipe = stock_pipeline()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        seconds, requests = json.loads(line)
+        end_s, took_s = time.monotonic() + seconds, []
+        for request in itertools.cycle(requests):
+            if (started_s := time.monotonic()) >= end_s:
+                break
+            make_images(pipe, [request])
+            took_s.append(time.monotonic() - started_s)
+        print(json.dumps(took_s), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One of those that benchlib's server is held against.")
+    parser.add_argument("rival", choices=["naive", "loop", "nothing", "route"])
+    parser.add_argument("--port", type=int, default=8001)
+    options = parser.parse_args()
+    if options.rival == "loop":
+        return loop()
+    make = {"naive": naive, "nothing": nothing, "route": route}[options.rival]
+    return uvicorn.run(make(), port=options.port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""benchmarks/serving.py: its judgement, and one short run of servers that need no model."""
+
+import json
+
+import pytest
+
+from benchmarks import serving, sides
+from benchmarks.serving import Bench, Figure
+from benchmarks.sides import Measured
+
+
+@pytest.mark.parametrize(
+    ("values", "limits", "passed"),
+    [
+        ([1.0, 2.0, 9.0], {"low": 2.0}, True),
+        ([1.0, 2.0, 9.0], {"high": 1.9}, False),
+        ([1.0, 2.0, 9.0], {}, None),
+        ([], {"high": 1.0}, False),
+        ([0.8, 0.9, 0.9, 0.9, 0.9, 1.1], {"low": 1.0}, False),
+        ([0.8, 0.9, 0.9, 0.9, 0.9, 1.1], {"low": 1.0, "by_interval": True}, True),
+        ([0.8, 0.9, 0.9, 0.9, 0.9, 0.95], {"low": 1.0, "by_interval": True}, False),
+    ],
+)
+def test_a_figure_is_held_to_its_limits(values, limits, passed):
+    assert Figure("case", "name", values, **limits).passed is passed
+
+
+def test_the_interval_of_a_median():
+    assert Figure("case", "name", [5.0, 1.0, 3.0, 2.0, 4.0]).interval is None
+    assert Figure("case", "name", [6.0, 5.0, 1.0, 3.0, 2.0, 4.0]).interval == (1.0, 6.0)  # misses 2 times in 64
+    assert Figure("case", "name", list(range(9))).interval == (1, 7)  # 20 in 512
+
+
+def test_figures_are_of_one_repetition_each_and_a_missing_side_is_told():
+    runs = {"a": [Measured(4.0, [0.1]), Measured(6.0, [0.2])], "b": [Measured(2.0, [0.3]), Measured(2.0, [0.3])]}
+    bench = Bench({}, {"c": "not installed"}, 2, 1.0, {"case": runs})
+    assert bench.against("case", "a", "b", "images_per_s").values == [2.0, 3.0]
+    assert bench.against("case", "b", "a", "median_s", apart=True).values == pytest.approx([0.2, 0.1])
+    missing = bench.against("case", "a", "c", "images_per_s", low=1.0)
+    assert (missing.not_measured, missing.passed) == ("not installed", False)
+    runs["b"].append(Measured(0.0, []))
+    assert bench.told("case", "b", "p95_s").not_measured == "a run had no answer within its window"
+
+
+def test_rounds_go_back_and_forth():
+    order = []
+    bench = Bench({"a": "A", "b": "B"}, {"c": "left out"}, 3, 1.0)
+    bench.interleave("case", {name: (name, lambda side, number: order.append((side, number))) for name in "abc"})
+    assert order == [("A", 0), ("B", 0), ("B", 1), ("A", 1), ("A", 2), ("B", 2)]
+
+
+def test_a_side_that_does_not_start_says_why():
+    with pytest.raises(sides.DidNotStart, match="invalid choice"), sides.start("unknown", None):
+        pass
+
+
+def test_a_short_run_ends_with_its_figures_as_json(capsys):
+    status = serving.main(["nothing", "--quick"])
+    *table, told = capsys.readouterr().out.splitlines()
+    told = json.loads(told)
+    assert status == (0 if told["passed"] else 1)
+    ratios = [figure for figure in told["figures"] if "over" in figure["name"]]
+    assert [figure["low"] for figure in ratios] == [0.5, 0.5]
+    assert all(figure["value"] > 0 for figure in ratios)
+    assert len(table) == 1 + len(told["figures"])
+    assert told["figures"][-1] | {"value": 0, "passed": True} == told["figures"][-1]
