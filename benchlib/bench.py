@@ -31,7 +31,7 @@ _TARGET_FIELDS = (
     "model", "device", "dtype", "recipe", "batching", "torch_threads", "max_queue", "seed",
     "model_params", "weights_gib", "memory_before_load_gib", "showcase",
 )  # fmt: skip
-_RUN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed")
+_RUN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
 LOG_LINE_EVERY_S = 5.0
 
 
@@ -50,6 +50,7 @@ def run_load(
     study: str = "scratch",
     results: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    api: str = "benchmark",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Run | Study:
     """Send `workload` to `target` as `arrivals` say, keep every request's row, and return the finished `Run`.
@@ -61,14 +62,17 @@ def run_load(
     <results>/<study>/<run>/ (`results`: see `study.store.results_dir`) and the study's summary.csv is renewed. Progress
     goes to `on_progress`, else to a bar where somebody watches, else to plain lines. With `repeat` above 1 that many
     runs are made, of the seeds `seed`, `seed` + 1 and so on, and a `Study` of just these is returned, whose `summary`
-    has a row for each.
+    has a row for each. `api` is the route that is loaded: "benchmark", or "openai" for the images API of any server
+    that has it.
 
     Raises ValueError for a bad argument, RuntimeError where another process writes the study. KeyboardInterrupt and
     `GeneratorError` end the run early: its rows are kept and it is marked "interrupted" or "failed".
     """
     check_number("repeat", repeat, 1, whole=True)
     workload = Workload() if workload is None else workload
-    point = Point(arrivals, workload, target, {}, {}, duration_s, requests, max_s, warmup_s, timeout_s, label, seed)
+    point = Point(
+        arrivals, workload, target, {}, {}, duration_s, requests, max_s, warmup_s, timeout_s, label, seed, api
+    )
     point.plan(target)
     check_names(study, point.to_dict())
     with writing(results, study, on_progress) as writer:
@@ -96,14 +100,17 @@ class Point:
     timeout_s: float = 600.0
     label: str | None = None
     seed: int = 0
+    api: str = "benchmark"
 
     def plan(self, target: Server | str) -> LoadPlan:
         """How `target`, which is up, is loaded. Raises ValueError for a bad field."""
         showcase = _told(target).get("showcase")
         url = target if isinstance(target, str) else target.url
         fields = {name: getattr(self, name) for name in _RUN_FIELDS}
-        plan = LoadPlan(url, self.arrivals, self.workload, **fields)
-        return replace(plan, workload=self.workload.with_defaults(**showcase)) if showcase else plan
+        workload = self.workload
+        if showcase and isinstance(workload, Workload):
+            workload = workload.with_defaults(**showcase)
+        return LoadPlan(url, self.arrivals, workload, **fields)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: all that is asked for. The URL, and what memory was taken before loading, say nothing of that."""

@@ -52,6 +52,17 @@ def process_memory_gib(pid: int | None = None) -> float:
     return float(psutil.Process(pid).memory_info().rss) / GIB
 
 
+def cuda_memory_gib() -> tuple[float | None, float | None]:
+    """GiB that torch's allocator has handed out and has reserved over all devices; None where CUDA is not in use."""
+    cuda = _cuda()
+    if cuda is None:
+        return None, None
+    devices = [cuda.memory_stats(index) for index in range(cuda.device_count())]
+    allocated = sum(device.get("allocated_bytes.all.current", 0) for device in devices)
+    reserved = sum(device.get("reserved_bytes.all.current", 0) for device in devices)
+    return allocated / GIB, reserved / GIB
+
+
 class Sampler:
     """Samples the process `pid` every `interval_s` seconds on a daemon thread of this process, from start() to stop().
 
@@ -117,7 +128,11 @@ class Sampler:
                 rss = server.memory_info().rss
                 if rss == 0:  # a zombie: ended, but not yet waited for by its parent
                     return
-                memory_gib = (rss / GIB, psutil.virtual_memory().used / GIB, *self._cuda_gib())
+                memory_gib = (
+                    rss / GIB,
+                    psutil.virtual_memory().used / GIB,
+                    *(cuda_memory_gib() if self.pid == os.getpid() else (None, None)),
+                )
                 cores = (self._cores(self.pid, now_s), self._cores(self.generator_pid, now_s))
                 self._samples.append((now_s, *memory_gib, *cores, *(self._gpu.sample() if self._gpu else [None] * 6)))
                 if now_s > began_s:
@@ -138,15 +153,6 @@ class Sampler:
         before_s, before_cpu_s = self._previous.get(pid, (now_s, cpu_s))
         self._previous[pid] = (now_s, cpu_s)
         return (cpu_s - before_cpu_s) / (now_s - before_s) if now_s > before_s else None
-
-    def _cuda_gib(self) -> tuple[float | None, float | None]:
-        cuda = _cuda()
-        if cuda is None or self.pid != os.getpid():
-            return None, None
-        devices = [cuda.memory_stats(index) for index in range(cuda.device_count())]
-        allocated = sum(device.get("allocated_bytes.all.current", 0) for device in devices)
-        reserved = sum(device.get("reserved_bytes.all.current", 0) for device in devices)
-        return allocated / GIB, reserved / GIB
 
 
 class _Gpu:

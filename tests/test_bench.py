@@ -42,6 +42,24 @@ def run(tiny, tmp_path_factory):
         )  # fmt: skip
 
 
+def test_both_apis_of_a_server_are_loaded_with_the_same_images(run, tiny, tmp_path):
+    with benchlib.serve(tiny, name="test_bench") as server:
+        other = run_load(
+            server, ClosedLoop(2), Workload(num_inference_steps=4), requests=6, results=tmp_path, seed=3, api="openai"
+        )
+    assert (other.spec["api"], other.record["point"]["api"]) == ("openai", "openai")
+    asked = ["prompt", "seed", "width", "height", "num_inference_steps", "request_class"]
+    both = [one.requests.sort_values("index").head(6)[asked].to_dict("records") for one in (run, other)]
+    assert both[0] == both[1]
+    rows = other.requests
+    assert rows["error"].isna().all()
+    parts = rows[["queue_s", "wait_s", "encode_s", "denoise_s", "decode_s", "image_s"]]
+    assert (parts.sum(axis=1) - rows["total_s"]).abs().max() < 1e-3
+    assert (rows["image_s"] > 0).all()
+    assert (run.requests["image_s"] == 0).all()
+    assert other.summary()["throughput_images_per_s"] > 0
+
+
 def only_run(study):
     (run,) = load_study(study).runs
     return run
@@ -62,7 +80,7 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     assert run.spec["arrivals"] == {"kind": "closed_loop", "users": 2, "think_time_s": 0.0}
     assert run.spec["workload"]["width"] == tiny.spec["showcase"]["width"]
     times = {"duration_s": None, "max_s": None, "warmup_s": 0.1, "timeout_s": 600.0}
-    asked = {"requests": 6, "seed": 3, "label": "two-users"} | times
+    asked = {"requests": 6, "seed": 3, "label": "two-users", "api": "benchmark"} | times
     assert run.spec.keys() == {"target", "arrivals", "workload"} | asked.keys()
     assert {key: run.spec[key] for key in asked} == asked
     assert record["machine"]["cores"] >= 1

@@ -3,8 +3,8 @@
     locust -f benchlib/load/locustfile.py --host http://localhost:8000 --headless -u 10 -r 2 -t 5m --csv fastapi_bench
 
 sends the requests that `run_load` sends, as BENCHLIB_WORKLOAD_* choose them (see `Workload.from_env`); each is given up
-after BENCHLIB_LOAD_TIMEOUT_S, or 600, seconds. Ignorant of plans, rows and results. Importing it imports Locust, which
-patches the process: never do so in a notebook's kernel.
+after BENCHLIB_LOAD_TIMEOUT_S, or 600, seconds; BENCHLIB_LOAD_API=openai asks for them as OpenAI's clients do. Ignorant
+of plans, rows and results. Importing it imports Locust, which patches the process: never do so in a notebook's kernel.
 """
 
 # Locust's own functions are typed in part:
@@ -22,7 +22,7 @@ import gevent
 from locust import FastHttpUser, events, task
 
 from benchlib.load.rows import Call
-from benchlib.load.workload import Workload
+from benchlib.load.workload import APIS, Workload
 
 
 class ImageUser(FastHttpUser):
@@ -34,6 +34,7 @@ class ImageUser(FastHttpUser):
     connection_timeout = network_timeout = None  # type: ignore[assignment]
     concurrency = 10_000  # a pool that never makes a request wait
     max_retries = max_redirects = 0  # one row is one request
+    api = os.environ.get("BENCHLIB_LOAD_API", "benchmark")
     workload = Workload.from_env(os.environ)
     indexes = itertools.count()  # of the class: users share it, so the i-th request sent is workload.request(i)
 
@@ -56,11 +57,13 @@ class ImageUser(FastHttpUser):
 
     def send(self, call: Call) -> None:
         """Send `call` and wait for its whole answer; all but a complete 200 is a failure."""
+        route, to_body = APIS[self.api]
+        body = to_body(call.body)
         call.sent_s = time.monotonic()
         with gevent.Timeout(self.timeout_s) as deadline:
             response = self.client.post(
-                "/benchmark/generate",
-                json=call.body,
+                route,
+                json=body,
                 headers={"X-Request-ID": call.request_id, "Accept-Encoding": "identity"},
                 context={"call": call},
                 catch_response=True,

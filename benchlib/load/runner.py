@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from benchlib.load import arrivals as arrivals_
 from benchlib.load.bounds import check_number
-from benchlib.load.workload import Workload
+from benchlib.load.workload import APIS, Workload
 
 _TICK_S = 0.5
 _STOP_S = (
@@ -39,7 +39,8 @@ class LoadPlan:
     Requests are scheduled through `warmup_s`, then for `duration_s` or until `requests` more are scheduled, whichever
     comes first (a trace ends of itself); then those in flight are waited for. Each fails after `timeout_s`; at `max_s`
     the whole run is cut, and what is in flight is censored. `seed` draws the arrivals (a closed loop and a trace draw
-    none). Raises ValueError that names the field and the fix.
+    none). `api` is the route that is asked, "benchmark" or "openai" (see `APIS` of workload.py). Raises ValueError that
+    names the field and the fix.
     """
 
     url: str
@@ -51,6 +52,7 @@ class LoadPlan:
     warmup_s: float = 0.0
     timeout_s: float = 600.0
     seed: int = 0
+    api: str = "benchmark"
 
     def __post_init__(self) -> None:
         for field, kind, example in (
@@ -77,6 +79,11 @@ class LoadPlan:
             check_number("requests", self.requests, 1, whole=True)
         check_number("timeout_s", self.timeout_s, 0, above=True)
         check_number("seed", self.seed, 0, whole=True)
+        if self.api not in APIS:
+            raise ValueError(f"api must be one of {', '.join(map(repr, APIS))}, got {self.api!r}")
+        own = self.arrivals.requests if isinstance(self.arrivals, arrivals_.Trace) else None
+        for index in range(1 if own is None else len(own)):  # the fields of one are those of all, but in a trace
+            APIS[self.api][1](self.request(index))
 
     def request(self, index: int) -> dict[str, Any]:
         """The JSON body of request `index`: the workload's, but for what the arrivals say of it."""

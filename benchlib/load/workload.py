@@ -159,6 +159,21 @@ def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return body
 
 
+def _openai_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {field: value for field, value in body.items() if field not in ("width", "height")}
+    if len(body) - len(rest) == 1:
+        raise ValueError("api='openai' has one field for the size: give both width and height, or neither")
+    size = {"size": f"{body['width']}x{body['height']}"} if len(rest) < len(body) else {}
+    return {**rest, **size, "n": 1, "response_format": "b64_json"}
+
+
+# How a server is asked for an image: the route, and its body made of that of `Workload.request`.
+APIS: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    "benchmark": ("/benchmark/generate", dict),
+    "openai": ("/v1/images/generations", _openai_body),
+}
+
+
 def _draw(value: Any, chance: float) -> Any:
     """The choice that `chance`, from 0 up to but not 1, falls on."""
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
 """The HTTP face of an engine: `create_app(engine)` -> FastAPI.
 
-Knows HTTP: routes, status codes, headers, limits of a body, a client that goes away. Ignorant of torch: it hands
-requests to the engine and waits. `app` is made on first access, from the BENCHLIB_* settings, so that
+Knows HTTP: routes, error bodies, headers, limits of a body. Ignorant of torch, and of how the engine is waited for
+(desk.py). `app` is made on first access, from the BENCHLIB_* settings, so that
 `uvicorn benchlib.serving.app:app` works and importing `create_app` loads no model.
 """
 
@@ -10,29 +10,36 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import re
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from benchlib.serving.engine import Cancelled, DoesNotFit, Done, Engine, Job, Refused
+from benchlib.serving import openai
+from benchlib.serving.desk import Desk, server_timing, unserved_timing
+from benchlib.serving.engine import Engine
 from benchlib.serving.schemas import GenerateRequest, GenerateResponse, Health, Problem, Readiness
 
 log = logging.getLogger("uvicorn.error")  # shown by uvicorn as its own start-up lines are
 
 MAX_BODY_BYTES = 2**20
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def _split(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -46,8 +53,15 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", description="auto (CUDA, else the CPU), cpu, cuda, cuda:1, mps")
     dtype: str = Field(default="auto", description="auto (float16 on CUDA, else float32), float32, float16, bfloat16")
     recipe: Literal["baseline"] = Field(default="baseline", description="named optimisations; only baseline as yet")
-    batching: Literal["serial"] = Field(
-        default="serial", description="how requests share the model; only serial as yet"
+    batching: Literal["serial", "dynamic", "continuous"] = Field(
+        default="serial", description="how requests share the model: serial, dynamic or continuous"
+    )
+    max_batch_size: int = Field(default=8, ge=1, description="most requests in one denoising step")
+    max_wait_ms: float = Field(
+        default=5.0, ge=0, allow_inf_nan=False, description="how long dynamic batching waits for company"
+    )
+    batch_buckets: Annotated[list[int] | None, NoDecode, BeforeValidator(_split)] = Field(
+        default=None, description="batch sizes to pad to, as compiled models want it: 1,2,4"
     )
     seed: int = Field(default=0, ge=0, description="draws the weights of the random models")
     torch_threads: int | None = Field(
@@ -67,60 +81,46 @@ def create_app(engine: Engine, *, deadline_s: float | None = None, max_pixel_ste
     `max_pixel_steps`: the most width x height x steps that one request may ask for; more is a 422.
     """
 
+    desk = Desk(engine, deadline_s=deadline_s, max_pixel_steps=max_pixel_steps)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
         await asyncio.to_thread(engine.stop, drain_s=0.0)  # uvicorn has drained the requests by now
+        desk.close()
 
-    app = FastAPI(
-        title="benchlib",
-        summary="Stable Diffusion XL, served to be measured",
-        lifespan=lifespan,
-        responses={code: {"model": Problem} for code in (413, 422)},
-    )
+    app = FastAPI(title="benchlib", summary="Stable Diffusion XL, served to be measured", lifespan=lifespan)
     app.add_middleware(Edge)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 400:  # FastAPI's own, for JSON that breaks Python's limits of digits or depth
-            return _problem(request, 422, [{"loc": ("body",), "msg": error.detail, "type": "json_invalid"}], headers={})
-        return _problem(request, error.status_code, error.detail, headers=dict(error.headers or {}))
+            return _problem(request, 422, [{"loc": ("body",), "msg": error.detail, "type": "json_invalid"}])
+        return _problem(request, error.status_code, error.detail, error=error)
 
     @app.exception_handler(RequestValidationError)
     async def bad_request(request: Request, error: RequestValidationError) -> Response:
-        return _problem(
-            request, 422, [{key: e[key] for key in ("loc", "msg", "type")} for e in error.errors()], headers={}
-        )
+        return _problem(request, 422, [{key: e[key] for key in ("loc", "msg", "type")} for e in error.errors()])
 
     @app.post(
         "/benchmark/generate",
-        responses={code: {"model": Problem} for code in (500, 503, 504, 507)},
+        responses={code: {"model": Problem} for code in (413, 422, 500, 503, 504, 507)},
         summary="Make one image and say what it took",
     )
     async def generate(body: GenerateRequest, request: Request, response: Response) -> GenerateResponse:
-        if max_pixel_steps is not None and body.pixel_steps > max_pixel_steps:
-            message = (
-                f"width x height x num_inference_steps is {body.pixel_steps}, above this server's {max_pixel_steps}"
-            )
-            fields = ("width", "height", "num_inference_steps")
-            raise RequestValidationError([{"loc": ("body", f), "msg": message, "type": "too_large"} for f in fields])
-        try:
-            job = engine.submit(body, request_id=request.state.request_id, arrived_s=request.state.arrived_s)
-        except Refused as error:
-            retry = {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-            raise HTTPException(503, str(error), headers=retry) from error
-        request.state.job = job
-        done = await _result(engine, job, request, deadline_s)
-        work = done.work
-        response.headers["X-Seed"] = str(work.seed)
-        response.headers["Server-Timing"] = _server_timing(job, done)
+        made = await desk.make(request, [body])
+        [done] = [one.done for one in made]
+        response.headers["X-Seed"] = str(done.work.seed)
+        response.headers["Server-Timing"] = server_timing(made)
         return GenerateResponse(
-            time_s=work.service_s,
+            time_s=done.work.service_s,
             mem_gb=done.memory.headline_gib,
             model_params=engine.spec["model_params"],
             **body.model_dump(exclude={"negative_prompt", "seed"}),
         )
+
+    app.include_router(openai.make_router(desk))
 
     @app.get("/health")
     async def health() -> Health:
@@ -131,71 +131,23 @@ def create_app(engine: Engine, *, deadline_s: float | None = None, max_pixel_ste
         response.status_code = 200 if engine.state == "ready" else 503
         return Readiness(status=engine.state, detail=None if engine.failure is None else str(engine.failure))
 
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(desk.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
     return app
 
 
-async def _result(engine: Engine, job: Job, request: Request, deadline_s: float | None) -> Done:
-    """Wait for the job, and no longer than its client or its deadline: past either its work is dropped."""
-    result = asyncio.ensure_future(asyncio.wrap_future(job.future))
-    gone = asyncio.ensure_future(_gone(request))
-    left_s = None if deadline_s is None else max(0.0, job.arrived_s + deadline_s - time.monotonic())
-    try:
-        waiting: set[asyncio.Future[Any]] = {result, gone}
-        await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        if result.done():
-            return result.result()
-        if gone.done():
-            raise HTTPException(499, "the client has gone")
-        raise HTTPException(504, f"not done within the deadline of {deadline_s} s")
-    except (Refused, Cancelled) as error:  # the engine was stopped meanwhile
-        raise HTTPException(503, str(error)) from error
-    except DoesNotFit as error:
-        raise HTTPException(507, str(error)) from error
-    except HTTPException:
-        raise
-    except Exception as error:
-        raise HTTPException(500, f"the engine failed; the log says why under request id {job.request_id}") from error
-    finally:
-        gone.cancel()
-        if not result.done():
-            engine.cancel(job)
-            result.add_done_callback(lambda dropped: dropped.cancelled() or dropped.exception())  # it is seen, not lost
-
-
-async def _gone(request: Request) -> None:
-    """Return when the client has closed its connection. The body has been read, so nothing else can arrive."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _server_timing(job: Job, done: Done) -> str:
-    """The W3C Server-Timing header: milliseconds that add up to `total`, which ends as the answer begins.
-
-    `wait` is what is left after the queue and the engine's own work: between steps, and between the threads.
-    """
-    assert job.admitted_s is not None
-    work = done.work
-    parts = {
-        "queue": job.admitted_s - job.arrived_s,
-        "encode": work.encode_s,
-        "denoise": work.denoise_s,
-        "decode": work.decode_s,
-        "image": 0.0,
-    }
-    total_s = time.monotonic() - job.arrived_s
-    parts["wait"] = total_s - sum(parts.values())
-    durations = ", ".join(f"{name};dur={seconds * 1000:.6f}" for name, seconds in [*parts.items(), ("total", total_s)])
-    return f'{durations}, batch;desc="{work.batch_rows / work.steps_done}"'
-
-
-def _problem(request: Request, status: int, detail: object, *, headers: dict[str, str]) -> Response:
+def _problem(request: Request, status: int, detail: object, *, error: HTTPException | None = None) -> Response:
     """An error's answer, with the times until now. ASCII JSON: a lone surrogate can be named but not sent."""
-    job: Job | None = getattr(request.state, "job", None)
-    now_s, arrived_s = time.monotonic(), request.state.arrived_s
-    queue_s = 0.0 if job is None else (job.admitted_s or now_s) - arrived_s
-    timing = f"queue;dur={queue_s * 1000:.6f}, total;dur={(now_s - arrived_s) * 1000:.6f}"
-    body = json.dumps({"detail": detail, "request_id": request.state.request_id})
-    return Response(body, status, headers | {"Server-Timing": timing}, media_type="application/json")
+    headers = {**((error and error.headers) or {}), "Server-Timing": unserved_timing(request)}
+    if request.scope["path"].startswith(f"{openai.PREFIX}/"):
+        status = 400 if status == 422 else status  # as OpenAI has it; its clients tell the two apart
+        body = openai.error_body(status, detail, getattr(error, "reason", None))
+    else:
+        body = {"detail": detail, "request_id": request.state.request_id}
+    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 class Edge:
@@ -252,7 +204,8 @@ def engine_from(settings: Settings) -> Engine:
         log.info("An image of %dx%d at %d steps will take %s %.2g s here.", *size, words, cost_s)
         return pipe
 
-    return Engine(load, batching=settings.batching, max_queue=settings.max_queue)
+    options = ("batching", "max_batch_size", "max_wait_ms", "max_queue", "batch_buckets")
+    return Engine(load, **{name: getattr(settings, name) for name in options})
 
 
 def __getattr__(name: str) -> FastAPI:

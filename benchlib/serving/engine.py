@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +42,11 @@ class DoesNotFit(RuntimeError):
 
 
 class Cancelled(RuntimeError):
-    """Whoever asked has gone, or its deadline passed; the work was dropped."""
+    """Whoever asked has gone; the work was dropped."""
+
+
+class DeadlinePassed(RuntimeError):
+    """The work was dropped because its deadline had passed."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,15 @@ class Engine:
     """
 
     def __init__(
-        self, source: SDXLPipeline | Callable[[], SDXLPipeline], *, batching: str = "serial", max_queue: int = 64
+        self,
+        source: SDXLPipeline | Callable[[], SDXLPipeline],
+        *,
+        batching: str = "serial",
+        max_batch_size: int = 8,
+        max_wait_ms: float = 5.0,
+        max_queue: int = 64,
+        batch_buckets: Sequence[int] | None = None,  # noqa: ARG002 - of the policies to come
+        sizes: Sequence[tuple[int, int]] | None = None,  # noqa: ARG002
     ) -> None:
         if batching not in BATCHING:
             raise ValueError(f"batching: {batching!r} is not known; use {' or '.join(map(repr, BATCHING))}")
@@ -88,6 +100,9 @@ class Engine:
         self.state: State = "loading"
         self.failure: BaseException | None = None
         self.settled = threading.Event()
+        self.busy_s = 0.0
+        self.on_step: Callable[[int, float], None] = lambda *_: None
+        self.max_batch_size, self.max_wait_ms = max_batch_size, max_wait_ms
         self.spec: dict[str, Any] = {}
         self._source = source
         self._pipeline: SDXLPipeline | None = None
@@ -103,7 +118,22 @@ class Engine:
         if self._thread.ident is None:
             self._thread.start()
 
-    def submit(self, request: GenerateRequest, *, request_id: str | None = None, arrived_s: float | None = None) -> Job:
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        return int(self._current is not None)
+
+    def submit(
+        self,
+        request: GenerateRequest,
+        *,
+        request_id: str | None = None,
+        arrived_s: float | None = None,
+        deadline_s: float | None = None,  # noqa: ARG002 - of the policies to come
+    ) -> Job:
         """Queue a request. Raises `Refused` where the engine is not ready, is stopping, or its queue is full."""
         job = Job(
             request=request,
@@ -185,6 +215,7 @@ class Engine:
                 job.future.set_exception(self._explained(error, job))
             else:
                 self._service_s.append(done.work.service_s)
+                self.busy_s += done.work.service_s
                 job.future.set_result(done)
 
     def _make(self, job: Job) -> Done:
@@ -196,6 +227,7 @@ class Engine:
         while not work.finished:
             self._check(job)
             pipeline.step([work])
+            self.on_step(1, work.step_s[-1])
         self._check(job)
         [image] = pipeline.decode([work])
         return Done(work=work, memory=pipeline.peak_memory(), image=image)

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**63 - 1
 
-Side = Annotated[int, Field(ge=64, le=2048, multiple_of=8, description="pixels")]
+MIN_SIDE, MAX_SIDE = 64, 2048
+
+Prompt = Annotated[str, Field(min_length=1, max_length=4000, examples=["a cute cat sitting on a table"])]
+NegativePrompt = Annotated[str | None, Field(max_length=4000)]
+Steps = Annotated[int, Field(ge=1, le=150)]
+Guidance = Annotated[float, Field(ge=0, le=30)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8, description="pixels")]
+Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED)]
 
 
 class GenerateRequest(BaseModel):
@@ -24,13 +31,13 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    prompt: str = Field(min_length=1, max_length=4000, examples=["a cute cat sitting on a table"])
-    negative_prompt: str | None = Field(default=None, max_length=4000)
-    num_inference_steps: int = Field(default=20, ge=1, le=150)
-    guidance_scale: float = Field(default=7.5, ge=0, le=30)
+    prompt: Prompt
+    negative_prompt: NegativePrompt = None
+    num_inference_steps: Steps = 20
+    guidance_scale: Guidance = 7.5
     width: Side = 1024
     height: Side = 1024
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    seed: Seed = None
 
     @property
     def pixel_steps(self) -> int:

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -129,6 +129,10 @@ def serve(
     model: str | SDXLPipeline = "tiny",
     *,
     batching: str = "serial",
+    max_batch_size: int = 8,
+    max_wait_ms: float = 5.0,
+    batch_buckets: Sequence[int] | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     name: str = "default",
@@ -143,7 +147,8 @@ def serve(
     A pipeline stays yours. A model given by name is loaded with `load_options` (`device`, `dtype`, `recipe`, `seed`,
     `torch_threads`: see `load_pipeline`), is owned by the server, and is freed at `stop()`. `port=0` takes a free port.
     A server that runs under the same `name` is stopped first, so that a notebook cell can be run again; others are left
-    alone. `max_queue`, `deadline_s` and `max_pixel_steps` bound what is taken in: see `Engine` and `create_app`. Raises
+    alone. `batching`, `max_batch_size`, `max_wait_ms`, `batch_buckets` and `sizes` say how requests share the model:
+    see `Engine`. `max_queue`, `deadline_s` and `max_pixel_steps` bound what is taken in: see `create_app`. Raises
     ValueError for a bad argument, OSError where the port is taken, and what loading raises.
     """
     if load_options and not isinstance(model, str):
@@ -157,7 +162,15 @@ def serve(
         return load_pipeline(model, **load_options) if isinstance(model, str) else model
 
     def make_engine() -> Engine:
-        return Engine(load if isinstance(model, str) else model, batching=batching, max_queue=max_queue)
+        return Engine(
+            load if isinstance(model, str) else model,
+            batching=batching,
+            max_batch_size=max_batch_size,
+            max_wait_ms=max_wait_ms,
+            max_queue=max_queue,
+            batch_buckets=batch_buckets,
+            sizes=sizes,
+        )
 
     limits = {"deadline_s": deadline_s, "max_pixel_steps": max_pixel_steps}
     return Server(make_engine, host=host, port=port, name=name, log_level=log_level, **limits).start()

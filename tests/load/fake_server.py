@@ -1,8 +1,9 @@
 """An image server of known behaviour that remembers every request it saw: the truth to hold the load generator to.
 
 Run as a process of its own (`python fake_server.py --service-s 0.02`), it prints its port, and ends with its stdin. GET
-/requests is what it saw, in order of arrival; POST /benchmark/generate answers after its service time. What happens
-instead may be asked for by the first word of the prompt: MODES below. Ignorant of benchlib.
+/requests is what it saw, in order of arrival; POST /benchmark/generate, or OpenAI's /v1/images/generations, answers
+after its service time. What happens instead may be asked for by the first word of the prompt: MODES below. Ignorant of
+benchlib.
 """
 
 import argparse
@@ -30,7 +31,7 @@ class FakeServer:
     """`service_s` seconds of work for each request, on `lanes` at once (0: any number), first come first served.
 
     It closes a connection that was idle for `keep_alive_s`. Once, `stall_after_s` after its first request, it freezes
-    as a whole for `stall_s`. `seen` has a dict for each request: the body, `request_id`, `connection` (a number),
+    as a whole for `stall_s`. `seen` has a dict for each request: path, body, `request_id`, `connection` (a number),
     `received_s`, `begun_s` and `ended_s` (it had a lane) and `answered_s` (on time.monotonic(); null where it never
     came to it). A lane is free at `ended_s` sharp, however late the answer is sent: lateness adds up in no queue.
     """
@@ -53,18 +54,20 @@ class FakeServer:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if method_path.startswith("GET /requests"):
                     self.answer(writer, 200, json.dumps(self.seen).encode())
-                elif method_path.startswith("POST /benchmark/generate "):
-                    if not await self.generate(reader, writer, headers, json.loads(body), connection):
+                elif method_path.startswith(("POST /benchmark/generate ", "POST /v1/images/generations ")):
+                    request = {"path": method_path.split()[1], "body": json.loads(body), "connection": connection}
+                    if not await self.generate(reader, writer, headers, request):
                         break
                 else:
                     self.answer(writer, 404, b'{"detail": "Not Found"}')
                 await writer.drain()
         writer.close()
 
-    async def generate(self, reader, writer, headers, body, connection):
+    async def generate(self, reader, writer, headers, request):
         """Answer one request; false where the connection is to be closed."""
-        request = {"body": body, "request_id": headers.get("x-request-id"), "connection": connection}
-        request |= {"received_s": time.monotonic(), "begun_s": None, "ended_s": None, "answered_s": None}
+        body = request["body"]
+        request |= {"request_id": headers.get("x-request-id"), "received_s": time.monotonic()}
+        request |= {"begun_s": None, "ended_s": None, "answered_s": None}
         if self.stall_s and not self.seen:
             asyncio.get_running_loop().call_later(self.stall_after_s, time.sleep, self.stall_s)
         self.seen.append(request)

@@ -23,13 +23,23 @@ from .conftest import is_gone, read_rows, wait_until
 def load(tmp_path):
     """`load(url, users=1, **plan)` runs a plan, returns its outcome and rows, and leaves no process or file open."""
 
-    def run(url, users=1, think_time_s=0.0, arrivals=None, prompts="a cat", on_start=None, on_progress=None, **plan):
+    def run(
+        url,
+        users=1,
+        think_time_s=0.0,
+        arrivals=None,
+        prompts="a cat",
+        workload=None,
+        on_start=None,
+        on_progress=None,
+        **plan,
+    ):
         rows_path = tmp_path / "requests.jsonl"
         rows_path.unlink(missing_ok=True)
         us = psutil.Process()
         before = us.num_fds(), us.children()
         try:
-            plan = LoadPlan(url, arrivals or ClosedLoop(users, think_time_s), Workload(prompts), **plan)
+            plan = LoadPlan(url, arrivals or ClosedLoop(users, think_time_s), workload or Workload(prompts), **plan)
             outcome = generate_load(plan, rows_path, on_start=on_start, on_progress=on_progress)
         finally:
             assert (us.num_fds(), us.children()) == before
@@ -394,3 +404,34 @@ theirs.close()
 assert not PlannedUser.is_alive(many[-1])
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_openais_api_is_asked_in_its_own_words_and_the_rows_are_as_ever(serve, load):
+    server = serve(service_s=0.02)
+    sizes = Workload("a cat", width=[64, 128], height=96, num_inference_steps=4, negative_prompt="", seed=1)
+    _, rows = load(server.url, users=2, requests=20, workload=sizes, api="openai")
+    seen = {request["request_id"]: request for request in server.seen()}
+    assert {request["path"] for request in seen.values()} == {"/v1/images/generations"}
+    assert len(rows) == len(seen) == 20
+    for row in rows:
+        asked = sizes.request(row["index"])
+        assert {name: row[name] for name in asked} == asked
+        size = {"size": f"{asked.pop('width')}x{asked.pop('height')}", "n": 1, "response_format": "b64_json"}
+        assert seen[row["request_id"]]["body"] == asked | size
+        assert (row["http_status"], row["error"], row["batch_size"]) == (200, None, 1.5)
+        assert 0.02 <= row["total_s"] < row["latency_s"]
+        assert row["service_s"] is row["server_peak_gib"] is None
+    assert {row["request_class"] for row in rows} == {"64x96x4", "128x96x4"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"api": "grpc"}, "api must be one of 'benchmark', 'openai', got 'grpc'"),
+        ({"api": "openai", "workload": Workload(width=64)}, "give both width and height, or neither"),
+        ({"api": "openai", "arrivals": Trace([0, 1], [{}, {"height": 64}])}, "give both width and height, or neither"),
+    ],
+)
+def test_an_api_that_cannot_be_asked_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        LoadPlan(**{"url": "http://a", "arrivals": ClosedLoop(1), "workload": Workload(), "requests": 1} | fields)

@@ -141,7 +141,9 @@ def test_health_ready_and_docs(client):
     assert client.get("/health").json() == {"status": "alive"}
     assert client.get("/ready").json() == {"status": "ready", "detail": None}
     assert "swagger" in client.get("/docs").text.lower()
-    assert client.get("/openapi.json").json()["paths"].keys() == {"/benchmark/generate", "/health", "/ready"}
+    assert client.get("/openapi.json").json()["paths"].keys() == {
+        "/benchmark/generate", "/v1/images/generations", "/v1/models", "/health", "/ready", "/metrics",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -443,7 +445,7 @@ def test_plain_uvicorn_takes_its_settings_from_the_environment():
     [
         (["--model", "nothing"], 1, "'nothing' is none of"),
         (["--max-queue", "none"], 2, "max_queue: Input should be a valid integer"),
-        (["--batching", "magic"], 2, "batching: Input should be 'serial', not 'magic'"),
+        (["--batching", "magic"], 2, "batching: Input should be 'serial', 'dynamic' or 'continuous', not 'magic'"),
     ],
 )
 def test_a_stand_alone_server_that_cannot_start_says_why(arguments, status, words):
