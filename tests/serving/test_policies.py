@@ -240,6 +240,14 @@ def test_nobody_starves_under_continuous(tasks, small, large, most):
         assert steps_seen <= ahead
 
 
+def test_a_stream_of_short_requests_delays_a_long_one_by_the_bound_and_no_more():
+    times = StepTimes(DEAR.step_s, {1: 0.0}, {1: 0.0})
+    stream = [task(0, 12), *(task(0, 1) for _ in range(12)), *(task(n, 1) for n in range(1, 200))]
+    ended_s = done_s("continuous", stream, times)[0]
+    # 12 short ones are there, and those of the next 3 * 12 s may overtake it: 12 + 36 + its own 12 steps.
+    assert 40 < ended_s <= 60
+
+
 def test_the_quick_table_shows_no_loss(capsys):
     assert table.main(["--quick"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
