@@ -9,7 +9,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup workbook test check lab slow truth coverage serving
+.PHONY: setup workbook test check lab slow truth coverage serving policies
 
 setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
@@ -57,6 +57,10 @@ coverage: .venv/ready
 # The server against the stock pipeline and other servers; PARTS="one mixed" for some, LitServe by its extra alone.
 serving: .venv/ready
 	$(BIN)/python -m benchmarks.serving $(PARTS)
+
+# Serial, dynamic and continuous batching, simulated: does continuous ever lose?
+policies: .venv/ready
+	$(BIN)/python benchmarks/policies.py
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks
