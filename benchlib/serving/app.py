@@ -117,7 +117,7 @@ def create_app(engine: Engine, *, deadline_s: float | None = None, max_pixel_ste
     )
     async def generate(body: GenerateRequest, request: Request, response: Response) -> GenerateResponse:
         made = await desk.make(request, [body])
-        [done] = [one.done for one in made]
+        [done] = made.done
         response.headers["X-Seed"] = str(done.work.seed)
         response.headers["Server-Timing"] = server_timing(made)
         return GenerateResponse(

@@ -160,7 +160,7 @@ def make_router(desk: Desk) -> APIRouter:
         made = await desk.make(request, asked, body.write_file)
         answer = ImagesResponse.model_construct(
             created=int(time.time()),
-            data=[ImageFile.model_construct(b64_json=one.file) for one in made],
+            data=[ImageFile.model_construct(b64_json=file) for file in made.files],
             size=f"{asked[0].width}x{asked[0].height}",
             output_format=body.output_format or "png",
         )
