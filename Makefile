@@ -21,7 +21,7 @@ setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; assert tuple(map(int, v("torch").split(".")[:2])) >= (2, 6)' 2> /dev/null \
 	  || { echo "Installing torch"; $(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.txt); }
 	@grep -v '^torch==' requirements.txt > .venv/requirements-but-torch.txt
-	@echo "Installing the rest (some 170 packages)"
+	@echo "Installing the rest (some 180 packages)"
 	@$(BIN)/pip install --quiet -r .venv/requirements-but-torch.txt -e .
 	@touch $@
 

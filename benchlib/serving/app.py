@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
@@ -38,8 +38,12 @@ MAX_BODY_BYTES = 2**20
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def _split(value: object) -> object:
+def _numbers(value: object) -> object:
     return value.split(",") if isinstance(value, str) else value
+
+
+def _sizes(value: object) -> object:
+    return [size.split("x") for size in value.split(",")] if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -60,8 +64,11 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(
         default=5.0, ge=0, allow_inf_nan=False, description="how long dynamic batching waits for company"
     )
-    batch_buckets: Annotated[list[int] | None, NoDecode, BeforeValidator(_split)] = Field(
+    batch_buckets: Annotated[list[int] | None, NoDecode, BeforeValidator(_numbers)] = Field(
         default=None, description="batch sizes to pad to, as compiled models want it: 1,2,4"
+    )
+    sizes: Annotated[list[tuple[int, int]] | None, NoDecode, BeforeValidator(_sizes)] = Field(
+        default=None, description="sizes that are measured before it is ready: 1024x1024,512x512; its own if not given"
     )
     seed: int = Field(default=0, ge=0, description="draws the weights of the random models")
     torch_threads: int | None = Field(
@@ -110,7 +117,7 @@ def create_app(engine: Engine, *, deadline_s: float | None = None, max_pixel_ste
     )
     async def generate(body: GenerateRequest, request: Request, response: Response) -> GenerateResponse:
         made = await desk.make(request, [body])
-        [done] = [one.done for one in made]
+        [done] = made.done
         response.headers["X-Seed"] = str(done.work.seed)
         response.headers["Server-Timing"] = server_timing(made)
         return GenerateResponse(
@@ -161,7 +168,8 @@ class Edge:
             await self.app(scope, receive, send)
             return
         asked_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        # Not uuid4, which asks the kernel, and so gives up the interpreter's lock to the engine's thread.
+        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {}).update(arrived_s=time.monotonic(), request_id=request_id)
         received = 0
 
@@ -204,7 +212,7 @@ def engine_from(settings: Settings) -> Engine:
         log.info("An image of %dx%d at %d steps will take %s %.2g s here.", *size, words, cost_s)
         return pipe
 
-    options = ("batching", "max_batch_size", "max_wait_ms", "max_queue", "batch_buckets")
+    options = ("batching", "max_batch_size", "max_wait_ms", "max_queue", "batch_buckets", "sizes")
     return Engine(load, **{name: getattr(settings, name) for name in options})
 
 

@@ -23,6 +23,9 @@ from benchlib.serving.metrics import Metrics
 from benchlib.serving.schemas import GenerateRequest
 
 FILE_THREADS = 2
+WATCH_AFTER_S = (
+    0.02  # a client that goes sooner is noticed then; to watch each from the start takes half a route's time
+)
 
 
 class Unserved(HTTPException):
@@ -35,13 +38,12 @@ class Unserved(HTTPException):
 
 @dataclass(frozen=True)
 class Made:
-    """A job that is done, the file made of its image (empty where none was asked for), and how long that took."""
+    """What was made of a request: its jobs and what became of them, the files in base64, and how long those took."""
 
-    job: Job
-    done: Done
-    file: str
-    file_s: float
-    ended_s: float
+    jobs: list[Job]
+    done: list[Done]
+    files: list[str]
+    files_s: float
 
 
 class Desk:
@@ -57,8 +59,8 @@ class Desk:
 
     async def make(
         self, request: Request, asked: Sequence[GenerateRequest], write_file: Callable[[Any], str] | None = None
-    ) -> list[Made]:
-        """Make the images asked for, each with its file where `write_file` makes one of a PIL image, in order.
+    ) -> Made:
+        """Make the images asked for, in order, and their files where `write_file` makes one of a PIL image.
 
         One that is refused or fails ends them all. Raises `Unserved`, or RequestValidationError for too many pixels.
         """
@@ -68,13 +70,13 @@ class Desk:
             self.metrics.count_unserved(error.reason)
             raise
         route = request.scope["path"]
-        self.metrics.images.labels(route).inc(len(made))
+        self.metrics.images.labels(route).inc(len(asked))
         self.metrics.latency_s.labels(route).observe(time.monotonic() - request.state.arrived_s)
         return made
 
     async def _make(
         self, request: Request, asked: Sequence[GenerateRequest], write_file: Callable[[Any], str] | None
-    ) -> list[Made]:
+    ) -> Made:
         state = request.state
         state.jobs = []
         self._check_pixel_steps(asked)
@@ -84,7 +86,9 @@ class Desk:
                     one, request_id=state.request_id, arrived_s=state.arrived_s, deadline_s=self.deadline_s
                 )
                 state.jobs.append(job)
-            return await self._wait(request, state.jobs, write_file)
+            done, ended_s = await self._wait(request, state.jobs), time.monotonic()
+            files = [] if write_file is None else await self._write(write_file, done)
+            return Made(state.jobs, done, files, time.monotonic() - ended_s if files else 0.0)
         except HTTPException:
             raise
         except Exception as error:
@@ -102,31 +106,45 @@ class Desk:
             fields = ("width", "height", "num_inference_steps")
             raise RequestValidationError([{"loc": ("body", f), "msg": message, "type": "too_large"} for f in fields])
 
-    async def _wait(self, request: Request, jobs: list[Job], write_file: Callable[[Any], str] | None) -> list[Made]:
-        """Wait for the jobs, and no longer than their client or their deadline."""
-        made = asyncio.gather(*(self._made(job, write_file) for job in jobs))
-        gone = asyncio.ensure_future(_gone(request))
-        left_s = None
-        if self.deadline_s is not None:
-            left_s = max(0.0, request.state.arrived_s + self.deadline_s - time.monotonic())
-        waiting: set[asyncio.Future[Any]] = {made, gone}
-        try:
-            await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            if made.done():
-                return made.result()
-            if gone.done():
-                raise Unserved(499, "client_gone", "the client has gone")
-            raise DeadlinePassed
-        finally:
-            gone.cancel()
-            made.cancel()
+    async def _wait(self, request: Request, jobs: list[Job]) -> list[Done]:
+        """What became of the jobs, waiting no longer than their client or their deadline. One that fails ends it."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Exception | None] = loop.create_future()
+        watchers: list[asyncio.Task[None]] = []
 
-    async def _made(self, job: Job, write_file: Callable[[Any], str] | None) -> Made:
-        done, file, file_s = await asyncio.wrap_future(job.future), "", 0.0
-        if write_file is not None:
-            loop = asyncio.get_running_loop()
-            file, file_s = await loop.run_in_executor(self._files, _timed, write_file, done.image)
-        return Made(job, done, file, file_s, ended_s=time.monotonic())
+        def end(error: Exception | None = None) -> None:
+            if not ended.done():
+                ended.set_result(error)
+
+        def look() -> None:
+            if all(job.future.done() for job in jobs) or any(_failed(job) for job in jobs):
+                end()
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass  # the body has been read, so nothing else can arrive
+            end(Unserved(499, "client_gone", "the client has gone"))
+
+        for job in jobs:
+            job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(look))
+        timers = [loop.call_later(WATCH_AFTER_S, lambda: watchers.append(loop.create_task(watch())))]
+        if self.deadline_s is not None:
+            left_s = request.state.arrived_s + self.deadline_s - time.monotonic()
+            timers.append(loop.call_later(left_s, end, DeadlinePassed()))
+        try:
+            if error := await ended:
+                raise error
+            # Failed ones first, as they raise: then not all of the others are done.
+            return [job.future.result() for job in sorted(jobs, key=_failed, reverse=True)]
+        finally:
+            for timer in timers:
+                timer.cancel()
+            for watcher in watchers:
+                watcher.cancel()
+
+    async def _write(self, write_file: Callable[[Any], str], done: list[Done]) -> list[str]:
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(self._files, write_file, one.image) for one in done))
 
     def _explained(self, error: Exception, request_id: str) -> Unserved:
         """What HTTP says of the engine's `error`."""
@@ -144,32 +162,24 @@ class Desk:
         return Unserved(500, "failed", detail)
 
 
-async def _gone(request: Request) -> None:
-    """Return when the client has closed its connection. The body has been read, so nothing else can arrive."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _failed(job: Job) -> bool:
+    return job.future.done() and job.future.exception() is not None
 
 
-def _timed(write_file: Callable[[Any], str], image: Any) -> tuple[str, float]:
-    started_s = time.monotonic()
-    return write_file(image), time.monotonic() - started_s
-
-
-def server_timing(made: Sequence[Made]) -> str:
+def server_timing(made: Made) -> str:
     """The W3C Server-Timing header: milliseconds that add up to `total`, which ends as the answer begins.
 
     `wait` is what is left after the queue and the work: between steps, and between the threads. Of several images it
-    tells of the one that was ready last, for the answer waited for that one.
+    tells of the last one, and the time of all files.
     """
-    last = max(made, key=lambda one: one.ended_s)
-    job, work = last.job, last.done.work
+    job, work = made.jobs[-1], made.done[-1].work
     assert job.admitted_s is not None
     parts = {
         "queue": job.admitted_s - job.arrived_s,
         "encode": work.encode_s,
         "denoise": work.denoise_s,
         "decode": work.decode_s,
-        "image": last.file_s,
+        "image": made.files_s,
     }
     total_s = time.monotonic() - job.arrived_s
     parts["wait"] = total_s - sum(parts.values())

@@ -60,7 +60,7 @@ class ImagesRequest(BaseModel):
     output_compression: int | None = Field(
         default=None, ge=0, le=100, description="quality of jpeg and webp; 100 by default"
     )
-    stream: Literal[False] | None = Field(default=None, description="there are no partial images")
+    stream: bool | None = Field(default=None, description="there are no partial images: false, or left out")
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     negative_prompt: NegativePrompt = None
@@ -73,6 +73,13 @@ class ImagesRequest(BaseModel):
         if any(side % 8 or not MIN_SIDE <= side <= MAX_SIDE for side in sides):
             raise ValueError(f"width and height must be multiples of 8 from {MIN_SIDE} to {MAX_SIDE}, or auto")
         return size
+
+    @field_validator("stream")
+    @classmethod
+    def _check_stream(cls, stream: bool | None) -> bool | None:
+        if stream:
+            raise ValueError("there are no partial images to stream; leave it out")
+        return stream
 
     def requests(self, defaults: Mapping[str, int]) -> list[GenerateRequest]:
         """A request for each image; `defaults` has the width, height and steps that were not asked for."""
@@ -153,7 +160,7 @@ def make_router(desk: Desk) -> APIRouter:
         made = await desk.make(request, asked, body.write_file)
         answer = ImagesResponse.model_construct(
             created=int(time.time()),
-            data=[ImageFile.model_construct(b64_json=one.file) for one in made],
+            data=[ImageFile.model_construct(b64_json=file) for file in made.files],
             size=f"{asked[0].width}x{asked[0].height}",
             output_format=body.output_format or "png",
         )

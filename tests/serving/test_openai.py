@@ -140,6 +140,7 @@ def test_the_model_is_listed(client):
         ({"output_format": "gif"}, "output_format"),
         ({"output_compression": 101}, "output_compression"),
         ({"extra_body": {"stream": True}}, "stream"),
+        ({"extra_body": {"stream": 0}}, "stream"),
         ({"extra_body": {"num_inference_steps": 151}}, "num_inference_steps"),
         ({"n": 2, "extra_body": {"seed": MAX_SEED}}, "seed"),
     ],

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchlib.serving.app import Settings, engine_from
 from benchlib.serving.models import ModelError
 from benchlib.serving.server import serve
 from tests.serving.fake_pipeline import FakePipeline
@@ -440,10 +441,28 @@ def test_plain_uvicorn_takes_its_settings_from_the_environment():
         assert httpx.post(f"{url}/benchmark/generate", json=SMALL | {"width": 512}, timeout=60).status_code == 422
 
 
+def test_the_engine_is_made_as_the_environment_says(monkeypatch):
+    said = {
+        "BATCHING": "dynamic", "MAX_BATCH_SIZE": "3", "MAX_WAIT_MS": "12.5", "BATCH_BUCKETS": "1,2,4",
+        "SIZES": "64x64,128x96", "MAX_QUEUE": "5",
+    }  # fmt: skip
+    for name, value in said.items():
+        monkeypatch.setenv(f"BENCHLIB_{name}", value)
+    made = {}
+    monkeypatch.setattr("benchlib.serving.app.Engine", lambda _, **options: made.update(options))
+    engine_from(Settings())
+    assert made == {
+        "batching": "dynamic", "max_batch_size": 3, "max_wait_ms": 12.5, "batch_buckets": [1, 2, 4],
+        "sizes": [(64, 64), (128, 96)], "max_queue": 5,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
         (["--model", "nothing"], 1, "'nothing' is none of"),
+        (["--sizes", "64"], 2, "sizes.0.1: Field required"),
+        (["--batch-buckets", "1,two"], 2, "batch_buckets.1: Input should be a valid integer"),
         (["--max-queue", "none"], 2, "max_queue: Input should be a valid integer"),
         (["--batching", "magic"], 2, "batching: Input should be 'serial', 'dynamic' or 'continuous', not 'magic'"),
     ],
