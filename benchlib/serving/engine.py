@@ -252,11 +252,10 @@ class Engine:
 
     def _startup(self) -> None:
         self._pipeline = pipeline = compute(self._source) if callable(self._source) else self._source
-        showcase = pipeline.spec["showcase"]
-        for size in self._sizes or [(showcase["width"], showcase["height"])]:
-            self._measured[size] = compute(
-                measure, pipeline, size, max_batch_size=self._max_batch_size, padded=self._padded
-            )
+        showcase = pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"]
+        for size in self._sizes or [showcase]:
+            most = self._max_batch_size
+            self._measured[size] = compute(measure, pipeline, size, max_batch_size=most, padded=self._padded)
         step_times = {
             f"{width}x{height}": {"step_s": times.step_s, "encode_s": times.encode_s, "decode_s": times.decode_s}
             for (width, height), times in self._measured.items()
@@ -291,10 +290,9 @@ class Engine:
 
     def _within_limits(self, turn: Turn) -> Turn:
         """Fewer at once where as many have run out of memory, or on a CPU would do so in the decoder."""
-        assert self._pipeline is not None
         step = turn.step and turn.step[: self._limits.get(("step", turn.step[0].size))]
         decode = turn.decode and turn.decode[: self._limits.get(("decode", turn.decode[0].size))]
-        while len(decode) > 1 and not self._pipeline.fits(*decode[0].size, len(decode)):
+        while len(decode) > 1 and self._pipeline and not self._pipeline.fits(*decode[0].size, len(decode)):
             decode = decode[: len(decode) // 2]
         return replace(turn, step=step, decode=decode)
 
@@ -325,7 +323,9 @@ class Engine:
         assert pipeline is not None
         works = [job.work for job in jobs if job.work is not None]
         images = self._call("decode", jobs, lambda: pipeline.decode(works))
-        for job, work, image in zip(jobs, works, images or (), strict=False):
+        if images is None:
+            return
+        for job, work, image in zip(jobs, works, images, strict=True):
             assert job.memory is not None
             self._end(job, Done(work=work, memory=job.memory, image=image))
 

@@ -275,7 +275,7 @@ def test_a_batch_that_is_too_large_is_halved_and_its_members_tried_again(start, 
             done = job.future.result(10)
             assert done.work.steps_done == 2
     assert sum(size > 2 for size, _ in pipeline.batches) <= 2  # the smaller limit is remembered
-    assert sum(call == "decode" for call, _ in pipeline.calls) <= 8 + 4
+    assert sum(call == "decode" for call, _ in pipeline.calls) <= 8 + 4 + 2
 
 
 def test_one_that_does_not_fit_alone_is_told_so_and_the_others_go_on(start, pipeline):
