@@ -1,32 +1,36 @@
-"""The engine: a bounded queue, and the one worker that takes from it.
+"""The engine: a bounded queue, and the one worker that carries out what its policy decides.
 
-Knows waiting, admission, cancellation and what an error in one job means for the others. Ignorant of HTTP, and of what
-a denoising step computes. One worker, because a diffusers pipeline is not thread-safe.
+Knows waiting, admission, deadlines, cancellation, memory that does not suffice, and what an error in one batch means
+for the others. Ignorant of HTTP, of what a denoising step computes, and of who should run with whom (policies.py). One
+worker, because a diffusers pipeline is not thread-safe.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import math
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from benchlib.serving.compute import compute
+from benchlib.serving.policies import Size, StepTimes, Turn, make_policy, until_place_s
 from benchlib.serving.schemas import GenerateRequest
+from benchlib.serving.warmup import measure
 
 if TYPE_CHECKING:
-    from benchlib.serving.pipeline import PeakMemory, SDXLPipeline, Work
+    from benchlib.serving.pipeline import PeakMemory, SDXLPipeline
+    from benchlib.serving.work import Work
 
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "failed", "stopped"]
-BATCHING = ("serial",)
+T = TypeVar("T")
 
 
 class Refused(RuntimeError):
@@ -42,16 +46,16 @@ class DoesNotFit(RuntimeError):
 
 
 class Cancelled(RuntimeError):
-    """Whoever asked has gone; the work was dropped."""
+    """Whoever asked has gone, or the engine stops; the work was dropped."""
 
 
 class DeadlinePassed(RuntimeError):
-    """The work was dropped because its deadline had passed."""
+    """The job was not done in time; the work was dropped."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished job: the work with its times, the images' peak memory, and the image."""
+    """A finished job: the work with its times, the peak memory of the calls it took part in, and the image."""
 
     work: Work
     memory: PeakMemory
@@ -62,22 +66,51 @@ class Done:
 class Job:
     """One request in the engine. `future` ends with `Done` or with one of this module's exceptions.
 
-    Times are of `time.monotonic()`; `admitted_s` is None as long as the job waits in the queue.
+    Times are of `time.monotonic()`; `admitted_s` is None as long as the job waits in the queue. A `Task` to policies.
     """
 
     request: GenerateRequest
     request_id: str
     arrived_s: float
+    deadline_s: float | None = None  # after arrival
     future: Future[Done] = field(default_factory=Future)
     admitted_s: float | None = None
     cancelled: bool = False
+    work: Work | None = None
+    memory: PeakMemory | None = None
+
+    @property
+    def size(self) -> Size:
+        return self.request.width, self.request.height
+
+    @property
+    def rows(self) -> int:
+        return 2 if self.request.guidance_scale > 1 else 1
+
+    @property
+    def steps_left(self) -> int:
+        return self.request.num_inference_steps if self.work is None else self.work.steps_left
+
+    @property
+    def begun(self) -> bool:
+        return self.admitted_s is not None
+
+    @property
+    def late_s(self) -> float:
+        """When its deadline passes."""
+        return math.inf if self.deadline_s is None else self.arrived_s + self.deadline_s
 
 
 class Engine:
-    """Runs jobs first come first served, one at a time.
+    """Runs jobs as `batching` says: "serial", "dynamic" or "continuous" (see policies.py).
 
     `source` is a pipeline, or a callable that makes one: then the engine owns it and frees it at the end. Loading and
-    the first, unmeasured image happen behind `start()`; `settled` is set when they have ended, well or badly.
+    warm-up happen behind `start()`; `settled` is set when they have ended, well or badly. Warm-up measures what a batch
+    of each of `sizes` (pairs of width and height; the model's showcase if not given) costs: `spec["step_times"]`.
+
+    At most `max_batch_size` jobs share a step, and `max_queue` wait. "dynamic" gathers a batch for `max_wait_ms`.
+    `batch_buckets` are the UNet's batch sizes in rows (two for a guided request) that a compiled model knows: smaller
+    batches are padded up to the next. `on_step(jobs, seconds)` is called after each step, on the engine's thread.
     """
 
     def __init__(
@@ -88,43 +121,53 @@ class Engine:
         max_batch_size: int = 8,
         max_wait_ms: float = 5.0,
         max_queue: int = 64,
-        batch_buckets: Sequence[int] | None = None,  # noqa: ARG002 - of the policies to come
-        sizes: Sequence[tuple[int, int]] | None = None,  # noqa: ARG002
+        batch_buckets: Sequence[int] | None = None,
+        sizes: Sequence[Size] | None = None,
     ) -> None:
-        if batching not in BATCHING:
-            raise ValueError(f"batching: {batching!r} is not known; use {' or '.join(map(repr, BATCHING))}")
+        self._policy = make_policy(batching, self._times, max_batch_size=max_batch_size, max_wait_s=max_wait_ms / 1000)
         if max_queue < 1:
             raise ValueError(f"max_queue: {max_queue} is too few; use 1 or more")
+        if batch_buckets is not None and (not batch_buckets or min(batch_buckets) < 1):
+            raise ValueError(f"batch_buckets: {batch_buckets!r} are no batch sizes; use rows from 1, or None")
         self.batching = batching
         self.max_queue = max_queue
+        self.on_step: Callable[[int, float], None] = lambda jobs, seconds: None  # noqa: ARG005
+        self.busy_s = 0.0  # of encode, step and decode calls
+        self.running = 0  # jobs that share the step under way
         self.state: State = "loading"
         self.failure: BaseException | None = None
         self.settled = threading.Event()
-        self.busy_s = 0.0
-        self.on_step: Callable[[int, float], None] = lambda *_: None
-        self.max_batch_size, self.max_wait_ms = max_batch_size, max_wait_ms
         self.spec: dict[str, Any] = {}
+        self._settings = {
+            "batching": batching,
+            "max_batch_size": max_batch_size,
+            "max_wait_ms": max_wait_ms,
+            "max_queue": max_queue,
+        }
+        self._max_batch_size = 1 if batching == "serial" else max_batch_size
+        self._buckets = sorted(batch_buckets or ())
+        self._sizes = sizes
         self._source = source
         self._pipeline: SDXLPipeline | None = None
-        self._queue: deque[Job] = deque()
-        self._current: Job | None = None
+        self._measured: dict[Size, StepTimes] = {}  # at warm-up
+        self._known: dict[Size, StepTimes] = {}  # and scaled from there
+        self._limits: dict[tuple[str, Size], int] = {}  # most jobs in one call, where more ran out of memory
+        self._jobs: list[Job] = []  # waiting and begun, in the order of arrival
+        self._turn: Turn | None = None  # holds until a job comes, ends its steps or leaves
+        self._place_s: float | None = None  # when the full queue should have a place, if nobody came since
         self._change = threading.Condition()
         self._should_exit = False
-        self._service_s: deque[float] = deque(maxlen=16)  # of the latest finished jobs
         self._thread = threading.Thread(target=self._run, name="benchlib-engine", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue now: those that have not been begun."""
+        return sum(not job.begun for job in tuple(self._jobs))
 
     def start(self) -> None:
         """Begin to load. Does nothing where it has begun."""
         if self._thread.ident is None:
             self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        return len(self._queue)
-
-    @property
-    def running(self) -> int:
-        return int(self._current is not None)
 
     def submit(
         self,
@@ -132,13 +175,18 @@ class Engine:
         *,
         request_id: str | None = None,
         arrived_s: float | None = None,
-        deadline_s: float | None = None,  # noqa: ARG002 - of the policies to come
+        deadline_s: float | None = None,
     ) -> Job:
-        """Queue a request. Raises `Refused` where the engine is not ready, is stopping, or its queue is full."""
+        """Queue a request. Raises `Refused` where the engine is not ready, is stopping, or its queue is full.
+
+        A job that is not done `deadline_s` after it arrived ends with `DeadlinePassed`.
+        """
+        now_s = time.monotonic()
         job = Job(
             request=request,
             request_id=request_id or uuid.uuid4().hex,
-            arrived_s=time.monotonic() if arrived_s is None else arrived_s,
+            arrived_s=now_s if arrived_s is None else arrived_s,
+            deadline_s=deadline_s,
         )
         with self._change:
             if self.state == "loading":
@@ -147,20 +195,24 @@ class Engine:
                 raise Refused(f"the model could not be loaded: {self.failure}")
             if self.state == "stopped" or self._should_exit:
                 raise Refused("the server is stopping")
-            if len(self._queue) >= self.max_queue:
-                raise Refused(f"the queue is full ({self.max_queue} wait)", retry_after_s=self._next_place_s())
-            job.future.set_running_or_notify_cancel()  # from here on only this class ends it
-            self._queue.append(job)
-            self._change.notify()
-        return job
+            if self.waiting < self.max_queue:
+                job.future.set_running_or_notify_cancel()  # from here on only this class ends it
+                self._jobs.append(job)
+                self._turn = self._place_s = None
+                self._change.notify()
+                return job
+            ahead, place_s = tuple(self._jobs), self._place_s
+        if place_s is None or place_s < now_s:
+            place_s = now_s + until_place_s(self._policy, ahead, now_s, self._times, self.max_queue)
+            self._place_s = place_s
+        raise Refused(f"the queue is full ({self.max_queue} wait)", retry_after_s=place_s - now_s)
 
     def cancel(self, job: Job) -> None:
         """Drop a job: at once where it waits, before its next denoising step where it runs. Safe at any time."""
         with self._change:
             job.cancelled = True
-            if job in self._queue:
-                self._queue.remove(job)
-                job.future.set_exception(Cancelled("cancelled while waiting"))
+            if job in self._jobs and not job.begun:
+                self._end(job, Cancelled("cancelled while waiting"))
 
     def stop(self, *, drain_s: float = 30.0) -> None:
         """Take no more jobs, finish those inside within `drain_s`, refuse the rest, free an owned pipeline."""
@@ -173,9 +225,11 @@ class Engine:
         self._thread.join(drain_s)
         if self._thread.is_alive():
             with self._change:
-                if self._current is not None:
-                    self._current.cancelled = True  # dropped before its next step
-                self._refuse_waiting()
+                for job in tuple(self._jobs):
+                    if job.begun:
+                        job.cancelled = True  # dropped before its next step
+                    else:
+                        self._end(job, Refused("the server is stopping"))
             self._thread.join()
 
     # -- the worker thread --------------------------------------------------------------------------------------------
@@ -187,55 +241,128 @@ class Engine:
             self.failure, self.state = error, "failed"
             self.settled.set()
             return
-        self._main_loop()
-        self._shutdown()
+        try:
+            while turn := self._next_turn():
+                if turn.decode:
+                    self._decode(cast("tuple[Job, ...]", turn.decode))
+                if turn.step:
+                    self._step(cast("tuple[Job, ...]", turn.step))
+        finally:
+            self._shutdown()
 
     def _startup(self) -> None:
-        self._pipeline = compute(self._source) if callable(self._source) else self._source
-        warm_up = GenerateRequest(prompt="warm-up", **self._pipeline.spec["showcase"] | {"num_inference_steps": 2})
-        self._pipeline.generate(warm_up)
-        self.spec = self._pipeline.spec | {"batching": self.batching, "max_queue": self.max_queue}
+        self._pipeline = pipeline = compute(self._source) if callable(self._source) else self._source
+        showcase = pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"]
+        for size in self._sizes or [showcase]:
+            most = self._max_batch_size
+            self._measured[size] = compute(measure, pipeline, size, max_batch_size=most, padded=self._padded)
+        step_times = {
+            f"{width}x{height}": {"step_s": times.step_s, "encode_s": times.encode_s, "decode_s": times.decode_s}
+            for (width, height), times in self._measured.items()
+        }
+        self.spec = pipeline.spec | self._settings | {"step_times": step_times}
         self.state = "ready"
         self.settled.set()
 
-    def _main_loop(self) -> None:
-        while True:
-            with self._change:
-                self._current = None
-                self._change.wait_for(lambda: self._queue or self._should_exit)
-                if not self._queue:
-                    return
-                job = self._current = self._queue.popleft()
-                job.admitted_s = time.monotonic()
-            try:
-                done = compute(self._make, job)
-            except Cancelled as error:
-                job.future.set_exception(error)
-            except Exception as error:  # noqa: BLE001 - it ends this job only; the app reports it and the log explains it
-                job.future.set_exception(self._explained(error, job))
-            else:
-                self._service_s.append(done.work.service_s)
-                self.busy_s += done.work.service_s
-                job.future.set_result(done)
+    def _next_turn(self) -> Turn | None:
+        """Drop who has gone or is late, wait while there is nothing to do, and begin those whose turn it is."""
+        with self._change:
+            while True:
+                now_s = time.monotonic()
+                for job in tuple(self._jobs):
+                    if job.cancelled:
+                        self._end(job, Cancelled("cancelled while running"))
+                    elif now_s >= job.late_s:
+                        self._end(job, DeadlinePassed(f"not done within the deadline of {job.deadline_s} s"))
+                if self._turn is None:
+                    self._turn = self._within_limits(self._policy.turn(tuple(self._jobs), now_s))
+                turn = self._turn
+                if turn.step or turn.decode:
+                    for job in cast("tuple[Job, ...]", turn.step):
+                        job.admitted_s = job.admitted_s or now_s
+                    self.running = len(turn.step)
+                    return turn
+                if self._should_exit and not self._jobs:
+                    return None
+                self._turn, self.running = None, 0
+                until_s = min([turn.wait_until_s or math.inf, *(job.late_s for job in self._jobs)])
+                self._change.wait(None if until_s == math.inf else max(0.0, until_s - now_s))
 
-    def _make(self, job: Job) -> Done:
+    def _within_limits(self, turn: Turn) -> Turn:
+        """Fewer at once where as many have run out of memory, or on a CPU would do so in the decoder."""
+        step = turn.step and turn.step[: self._limits.get(("step", turn.step[0].size))]
+        decode = turn.decode and turn.decode[: self._limits.get(("decode", turn.decode[0].size))]
+        while len(decode) > 1 and self._pipeline and not self._pipeline.fits(*decode[0].size, len(decode)):
+            decode = decode[: len(decode) // 2]
+        return replace(turn, step=step, decode=decode)
+
+    def _step(self, jobs: Sequence[Job]) -> None:
+        """Encode those of `jobs` that have just begun, together, then move all on by one denoising step."""
         pipeline = self._pipeline
         assert pipeline is not None
-        pipeline.reset_peak_memory()
-        self._check(job)
-        work = pipeline.encode(job.request)
-        while not work.finished:
-            self._check(job)
-            pipeline.step([work])
-            self.on_step(1, work.step_s[-1])
-        self._check(job)
-        [image] = pipeline.decode([work])
-        return Done(work=work, memory=pipeline.peak_memory(), image=image)
+        if new := [job for job in jobs if job.work is None]:
+            if not pipeline.fits(*new[0].size):
+                for job in new:
+                    self._end(job, _does_not_fit(job))
+                return
+            works = self._call("step", new, lambda: pipeline.encode([job.request for job in new]))
+            if works is None:
+                return
+            for job, work in zip(new, works, strict=True):
+                job.work = work
+        batch = [job.work for job in jobs if job.work is not None]
+        padding = {} if (rows := self._padded(sum(job.rows for job in jobs))) is None else {"rows": rows}
+        seconds = self._call("step", jobs, lambda: pipeline.step(batch, **padding))
+        if seconds is not None:
+            self.on_step(len(jobs), seconds)
+        if any(work.finished for work in batch):
+            self._turn = None
+
+    def _decode(self, jobs: Sequence[Job]) -> None:
+        pipeline = self._pipeline
+        assert pipeline is not None
+        works = [job.work for job in jobs if job.work is not None]
+        images = self._call("decode", jobs, lambda: pipeline.decode(works))
+        if images is None:
+            return
+        for job, work, image in zip(jobs, works, images, strict=True):
+            assert job.memory is not None
+            self._end(job, Done(work=work, memory=job.memory, image=image))
+
+    def _call(self, part: str, jobs: Sequence[Job], function: Callable[[], T]) -> T | None:
+        """Call the pipeline for `jobs`. None where it raised: then they have ended, or fewer will be tried next."""
+        import torch
+
+        assert self._pipeline is not None
+        self._pipeline.reset_peak_memory()
+        started = time.monotonic()
+        try:
+            result = compute(function)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            self._turn = None
+            self._limits[part, jobs[0].size] = max(1, len(jobs) // 2)
+            if len(jobs) == 1:
+                self._end(jobs[0], _does_not_fit(jobs[0]))
+        except Exception as error:  # it ends these jobs only; the app reports it and the log explains it
+            log.error("request %s failed", ", ".join(job.request_id for job in jobs), exc_info=error)
+            for job in jobs:
+                self._end(job, error)
+        else:
+            peak = self._pipeline.peak_memory()
+            for job in jobs:
+                job.memory = peak if job.memory is None else job.memory.highest(peak)
+            return result
+        finally:
+            self.busy_s += time.monotonic() - started
+        return None
 
     def _shutdown(self) -> None:
         with self._change:
             self.state = "stopped"
-            self._refuse_waiting()
+            self.running = 0
+            for job in tuple(self._jobs):
+                self._end(job, Refused("the server is stopping"))
         self._pipeline = None
         if callable(self._source):
             import torch
@@ -246,28 +373,28 @@ class Engine:
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _check(job: Job) -> None:
-        if job.cancelled:
-            raise Cancelled("cancelled while running")
+    def _end(self, job: Job, outcome: Done | Exception) -> None:
+        with self._change:
+            self._jobs.remove(job)
+            self._turn = None
+        if isinstance(outcome, Done):
+            job.future.set_result(outcome)
+        else:
+            job.future.set_exception(outcome)
 
-    def _explained(self, error: Exception, job: Job) -> Exception:
-        import torch
+    def _padded(self, rows: int) -> int | None:
+        """Rows of the next bucket, or None where there is none to fill."""
+        return next((bucket for bucket in self._buckets if bucket >= rows), None)
 
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            request = job.request
-            return DoesNotFit(f"{request.width}x{request.height} does not fit in the device's memory; ask for less")
-        log.error("request %s failed", job.request_id, exc_info=error)
-        return error
+    def _times(self, size: Size) -> StepTimes:
+        """What `size` costs: as measured, else as the nearest measured one, in proportion to the pixels."""
+        if size not in self._known:
+            pixels = size[0] * size[1]
+            near = min(self._measured, key=lambda other: abs(math.log(other[0] * other[1] / pixels)))
+            self._known[size] = self._measured[near].scaled(pixels / (near[0] * near[1]))
+        return self._known[size]
 
-    def _refuse_waiting(self) -> None:
-        while self._queue:
-            self._queue.popleft().future.set_exception(Refused("the server is stopping"))
 
-    def _next_place_s(self) -> float:
-        """When a place in the queue should come free: what is left of the running job, by recent service times."""
-        if not self._service_s or self._current is None or self._current.admitted_s is None:
-            return 1.0
-        mean_s = sum(self._service_s) / len(self._service_s)
-        return max(0.0, mean_s - (time.monotonic() - self._current.admitted_s))
+def _does_not_fit(job: Job) -> DoesNotFit:
+    width, height = job.size
+    return DoesNotFit(f"{width}x{height} does not fit in the device's memory; ask for less")

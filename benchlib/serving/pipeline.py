@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
@@ -29,47 +30,11 @@ from PIL.Image import Image
 from benchlib.serving.compute import compute
 from benchlib.serving.models import choose_model, load_diffusers
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest
+from benchlib.serving.work import Batch, Schedule, Work, make_schedule
 from benchlib.telemetry import process_memory_gib
 
 # Every long prompt would be reported on stderr; that SDXL reads 77 tokens of a prompt is no news to a benchmark.
 logging.getLogger(StableDiffusionXLPipeline.__module__).addFilter(lambda record: "truncated" not in record.getMessage())
-
-
-@dataclass
-class Work:
-    """One image on its way: made by `encode`, moved by `step`, ended by `decode`. All that a request sets lives here.
-
-    The times are undivided wall seconds of the calls it took part in; `batch_rows` sums their sizes over the steps.
-    """
-
-    request: GenerateRequest
-    seed: int
-    scheduler: Any
-    timesteps: torch.Tensor  # (steps,)
-    step_options: dict[str, Any]  # what this scheduler's step takes beside the tensors, the generator for one
-    latents: torch.Tensor  # (1, channels, height/8, width/8)
-    text: torch.Tensor  # (rows, 77, features): 2 rows under guidance (unconditional first), else 1
-    pooled: torch.Tensor  # (rows, features)
-    time_ids: torch.Tensor  # (rows, 6)
-    steps_done: int = 0
-    encode_s: float = 0.0
-    step_s: list[float] = field(default_factory=list)
-    decode_s: float = 0.0
-    batch_rows: int = 0
-
-    @property
-    def finished(self) -> bool:
-        """Every denoising step is done; what is left is to decode."""
-        return self.steps_done == len(self.timesteps)
-
-    @property
-    def denoise_s(self) -> float:
-        return sum(self.step_s)
-
-    @property
-    def service_s(self) -> float:
-        """Seconds of engine work, queueing left out: the `time_s` of the HTTP answer."""
-        return self.encode_s + self.denoise_s + self.decode_s
 
 
 @dataclass(frozen=True)
@@ -94,6 +59,10 @@ class PeakMemory:
     @property
     def headline_gib(self) -> float | None:
         return self.rss_gib if self.allocated_gib is None else self.allocated_gib
+
+    def highest(self, other: PeakMemory) -> PeakMemory:
+        """The peak over both."""
+        return max(self, other, key=lambda peak: peak.headline_gib or 0.0)
 
 
 @dataclass(frozen=True)
@@ -123,6 +92,8 @@ class SDXLPipeline:
             raise ValueError("model: a UNet with embedded guidance (LCM) is not supported; give a plain SDXL model")
         self._pipe = pipe
         self.device = pipe.unet.device
+        self._schedules: dict[int, tuple[Schedule, Any]] = {}
+        self._batch: Batch | None = None  # of the latest step
         # An fp16 VAE overflows, so the stock call casts it up and back around each decode. Here it is cast once, into a
         # VAE of our own; `diffusers` gets its own back.
         self._upcast = pipe.vae.dtype == torch.float16 and bool(pipe.vae.config.force_upcast)
@@ -146,83 +117,104 @@ class SDXLPipeline:
         return self._pipe
 
     @torch.inference_mode()
-    def encode(self, request: GenerateRequest) -> Work:
-        """Tokenise and encode the prompts, draw the noise, lay out the timesteps."""
+    def encode(self, requests: Sequence[GenerateRequest]) -> list[Work]:
+        """Tokenise and encode the prompts of all requests together, draw each one's noise, lay out its timesteps."""
         started = self._clock()
-        pipe = self._pipe
-        guided = request.guidance_scale > 1
-        text, negative_text, pooled, negative_pooled = pipe.encode_prompt(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            device=self.device,
-            do_classifier_free_guidance=guided,
-        )
-        size = (request.height, request.width)
-        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype)
-        if guided:
-            text = torch.cat([negative_text, text])
-            pooled = torch.cat([negative_pooled, pooled])
-            time_ids = torch.cat([time_ids, time_ids])
-        scheduler = copy.deepcopy(pipe.scheduler)
-        scheduler.set_timesteps(request.num_inference_steps, device=self.device)
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
-        seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
-        generator = torch.Generator("cpu").manual_seed(seed)
-        noise = randn_tensor(
-            (1, pipe.unet.config.in_channels, request.height // 8, request.width // 8),
-            generator=generator,
-            device=self.device,
-            dtype=text.dtype,
-        )
-        work = Work(
-            request=request,
-            seed=seed,
-            scheduler=scheduler,
-            timesteps=scheduler.timesteps,
-            step_options=pipe.prepare_extra_step_kwargs(generator, 0.0),
-            latents=noise * scheduler.init_noise_sigma,
-            text=text,
-            pooled=pooled,
-            time_ids=time_ids.to(self.device),
-        )
-        work.encode_s = self._clock() - started
-        return work
+        embedded = self._embed(requests)
+        works = []
+        for request in requests:
+            text, pooled = embedded[request.prompt]
+            if request.guidance_scale > 1:
+                negative = self._negative(request)
+                without = (torch.zeros_like(text), torch.zeros_like(pooled)) if negative is None else embedded[negative]
+                text, pooled = torch.cat([without[0], text]), torch.cat([without[1], pooled])
+            seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+            generator = torch.Generator("cpu").manual_seed(seed)
+            noise = randn_tensor(
+                (1, self._pipe.unet.config.in_channels, request.height // 8, request.width // 8),
+                generator=generator,
+                device=self.device,
+                dtype=text.dtype,
+            )
+            schedule, scheduler = self._schedule(request.num_inference_steps)
+            size = (request.height, request.width)
+            work = Work(
+                request=request,
+                seed=seed,
+                schedule=schedule,
+                scheduler=scheduler,
+                step_options=self._pipe.prepare_extra_step_kwargs(generator, 0.0) if scheduler else {},
+                latents=noise * schedule.init_noise_sigma,
+                text=text,
+                pooled=pooled,
+                time_ids=torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=self.device),
+            )
+            works.append(work)
+        elapsed = self._clock() - started
+        for work in works:
+            work.encode_s = elapsed
+        return works
+
+    def _negative(self, request: GenerateRequest) -> str | None:
+        """The text to steer away from. None stands for zeros in place of its embedding."""
+        if request.negative_prompt is None and not self._pipe.config.force_zeros_for_empty_prompt:
+            return ""
+        return request.negative_prompt
+
+    def _embed(self, requests: Sequence[GenerateRequest]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Embedding (1, 77, features) and pooled embedding (1, features) of every text that is asked for.
+
+        In one batch, but for a request that is alone: there the stock pipeline encodes one text at a time.
+        """
+        texts = [request.prompt for request in requests]
+        negatives = [self._negative(request) for request in requests if request.guidance_scale > 1]
+        texts = list(dict.fromkeys(texts + [text for text in negatives if text is not None]))
+        together = [texts] if len(requests) > 1 else [[text] for text in texts]
+        embedded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for group in together:
+            text, _, pooled, _ = self._pipe.encode_prompt(
+                prompt=group, device=self.device, do_classifier_free_guidance=False
+            )
+            embedded |= dict(zip(group, zip(text.split(1), pooled.split(1), strict=True), strict=True))
+        return embedded
+
+    def _schedule(self, steps: int) -> tuple[Schedule, Any]:
+        """The schedule of so many steps, and a scheduler for one work where the schedule alone does not do."""
+        if steps not in self._schedules:
+            self._schedules[steps] = make_schedule(self._pipe.scheduler, steps, self.device)
+        schedule, scheduler = self._schedules[steps]
+        return schedule, copy.deepcopy(scheduler) if schedule.table is None else None
 
     @torch.inference_mode()
-    def step(self, batch: Sequence[Work]) -> None:
-        """Move each work of `batch` on by one denoising step of its own, in one UNet call. All have the same size."""
+    def step(self, works: Sequence[Work], *, rows: int | None = None) -> float:
+        """Move each work on by one denoising step of its own, in one UNet call; the seconds. All have the same size.
+
+        `rows` pads the UNet's batch up to as many, for a model compiled for that. Where anything is raised, no work has
+        moved, and the call can be repeated with fewer.
+        """
         started = self._clock()
-        rows: list[torch.Tensor] = []
-        timesteps: list[torch.Tensor] = []
-        for work in batch:
-            t = work.timesteps[work.steps_done]
-            latents = torch.cat([work.latents] * len(work.text)) if len(work.text) > 1 else work.latents
-            rows.append(work.scheduler.scale_model_input(latents, t))
-            timesteps.append(t.expand(len(latents)))
-        predictions = self._pipe.unet(
-            torch.cat(rows),
-            torch.cat(timesteps),
-            encoder_hidden_states=torch.cat([work.text for work in batch]),
-            added_cond_kwargs={
-                "text_embeds": torch.cat([work.pooled for work in batch]),
-                "time_ids": torch.cat([work.time_ids for work in batch]),
-            },
-            return_dict=False,
-        )[0].split([len(work.text) for work in batch])
-        for work, noise in zip(batch, predictions, strict=True):
-            if len(noise) > 1:
-                unconditional, conditional = noise.chunk(2)
-                noise = unconditional + work.request.guidance_scale * (conditional - unconditional)
-            t = work.timesteps[work.steps_done]
-            work.latents = work.scheduler.step(noise, t, work.latents, **work.step_options, return_dict=False)[0].to(
-                work.latents.dtype
-            )
+        batch = self._batch
+        if batch is None or not batch.holds(works, rows):
+            batch = Batch(works, rows=rows, device=self.device)
+        self._batch = None  # one that failed is not taken up again
+
+        def predict(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            noise: torch.Tensor = self._pipe.unet(
+                latents,
+                timesteps,
+                encoder_hidden_states=batch.text,
+                added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
+                return_dict=False,
+            )[0]
+            return noise
+
+        batch.step(predict)
+        self._batch = batch
         elapsed = self._clock() - started
-        for work in batch:
-            work.steps_done += 1
+        for work in works:
             work.step_s.append(elapsed)
-            work.batch_rows += len(batch)
+            work.batch_rows += len(works)
+        return elapsed
 
     @torch.inference_mode()
     def decode(self, batch: Sequence[Work]) -> list[Image]:
@@ -260,17 +252,16 @@ class SDXLPipeline:
     def _generate(self, requests: list[GenerateRequest]) -> GenerateResult:
         self.reset_peak_memory()
         started = self._clock()
-        works = [self.encode(r) for r in requests]
+        works = self.encode(requests)
         step_s: list[float] = []
         while unfinished := [work for work in works if not work.finished]:
-            self.step(unfinished)
-            step_s.append(unfinished[0].step_s[-1])
+            step_s.append(self.step(unfinished))
         images = self.decode(works)
         return GenerateResult(
             images=images,
             seeds=[work.seed for work in works],
             timings=Timings(
-                encode_s=sum(work.encode_s for work in works),
+                encode_s=works[0].encode_s,
                 denoise_s=sum(step_s),
                 decode_s=works[0].decode_s,
                 total_s=self._clock() - started,
@@ -283,6 +274,18 @@ class SDXLPipeline:
         """Seconds that one image would take: encode, two steps and decode are timed, the rest is arithmetic."""
         timings = self.generate(GenerateRequest(prompt="a", num_inference_steps=2, width=width, height=height)).timings
         return timings.encode_s + timings.step_s[-1] * num_inference_steps + timings.decode_s
+
+    def fits(self, width: int, height: int, images: int = 1) -> bool:
+        """Whether the memory that is free now should do for so many images at once. A guess on the CPU, else True.
+
+        The peak is in the VAE's decoder, whose widest activations at full resolution have `block_out_channels[1]`
+        channels; four of them are alive at a time (measured: 3.6 for 1024x1024).
+        """
+        if self.device.type != "cpu":
+            return True
+        widest: int = self._vae.config.block_out_channels[:2][-1]
+        needed: int = images * width * height * 4 * widest * self._vae.dtype.itemsize
+        return bool(needed <= psutil.virtual_memory().available)
 
     def reset_peak_memory(self) -> None:
         """Start a new peak. Without Linux's /proc the RSS peak can't be reset and stays that of the process's life."""

@@ -1,19 +1,20 @@
-"""The engine's queue: order, bounds, cancellation, errors, stopping. The model is a fake that steps when told to."""
+"""The engine: order, bounds, cancellation, deadlines, memory, errors, stopping. The fake model steps when told to."""
 
 import gc
 import threading
+import time
 import weakref
 
 import pytest
 import torch
 
-from benchlib.serving.engine import Cancelled, DoesNotFit, Engine, Refused
+from benchlib.serving.engine import Cancelled, DeadlinePassed, DoesNotFit, Engine, Refused
 from benchlib.serving.schemas import GenerateRequest
 from tests.serving.fake_pipeline import FakePipeline
 
 
-def ask(prompt, steps=2):
-    return GenerateRequest(prompt=prompt, num_inference_steps=steps, width=64, height=64)
+def ask(prompt, steps=2, side=64, guidance=7.5):
+    return GenerateRequest(prompt=prompt, num_inference_steps=steps, width=side, height=side, guidance_scale=guidance)
 
 
 @pytest.fixture
@@ -31,6 +32,25 @@ def engine(pipeline):
     engine.stop()
 
 
+@pytest.fixture
+def start(pipeline):
+    engines = []
+
+    def start(**options):
+        engines.append(engine := Engine(pipeline, **options))
+        engine.start()
+        assert engine.settled.wait(10)
+        assert engine.failure is None
+        pipeline.batches.clear()
+        pipeline.calls.clear()
+        return engine
+
+    yield start
+    pipeline.gate.set()
+    for engine in engines:
+        engine.stop()
+
+
 def hold(pipeline, engine, prompt="first", steps=2):
     """Submit a job and return when it stands in its first step."""
     pipeline.gate.clear()
@@ -46,7 +66,7 @@ def test_jobs_run_whole_in_the_order_of_arrival(engine, pipeline):
     pipeline.gate.set()
     done = [job.future.result(10) for job in (first, *others)]
     assert [d.work.request.prompt for d in done] == ["first", "second", "third"]
-    after_warm_up = [call for call in pipeline.calls if call[0] != "generate"]
+    after_warm_up = [call for call in pipeline.calls if call[1] != "warm-up"]
     assert [prompt for _, prompt in after_warm_up] == ["first"] * 4 + ["second"] * 4 + ["third"] * 4
     assert first.arrived_s <= first.admitted_s <= others[0].admitted_s <= others[1].admitted_s
 
@@ -162,8 +182,185 @@ def test_an_owned_pipeline_is_freed():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"batching": "magic"}, "batching: 'magic'"), ({"max_queue": 0}, "max_queue: 0")]
+    ("options", "message"),
+    [
+        ({"batching": "magic"}, "batching: 'magic'"),
+        ({"max_queue": 0}, "max_queue: 0"),
+        ({"max_batch_size": 0}, "max_batch_size: 0"),
+        ({"max_wait_ms": -1}, "max_wait_s: -0.001"),
+        ({"batch_buckets": []}, r"batch_buckets: \[\]"),
+    ],
 )
 def test_bad_options_are_named(pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         Engine(pipeline, **options)
+
+
+# -- batching ---------------------------------------------------------------------------------------------------------
+
+
+def test_continuous_lets_requests_join_and_leave_between_steps(start, pipeline):
+    engine = start(batching="continuous")
+    first = hold(pipeline, engine, steps=5)
+    others = [engine.submit(ask("short", steps=2)), engine.submit(ask("unguided", steps=3, guidance=0))]
+    assert (engine.running, engine.waiting) == (1, 2)
+    pipeline.gate.set()
+    done = [job.future.result(10) for job in (first, *others)]
+    assert [size for size, _ in pipeline.batches] == [1, 3, 3, 2, 1]
+    assert [d.work.batch_rows for d in done] == [10, 6, 8]
+    assert done[0].work.service_s == pytest.approx(0.001 + 5 * 0.001 + 0.001)
+    assert pipeline.calls.index(("decode", "short")) < pipeline.calls.index(("decode", "first"))
+    assert engine.waiting == 0
+
+
+def test_dynamic_answers_a_batch_together_and_latecomers_after_it(start, pipeline):
+    engine = start(batching="dynamic", max_batch_size=2, max_wait_ms=60_000)
+    jobs = [engine.submit(ask("a", steps=1)), engine.submit(ask("b", steps=3))]
+    jobs += [engine.submit(ask("c", side=128)), engine.submit(ask("d", side=128))]
+    for job in jobs:
+        job.future.result(10)
+    assert [size for size, _ in pipeline.batches] == [2, 1, 1, 2, 2]
+    assert [prompt for call, prompt in pipeline.calls if call == "decode"] == ["a", "b", "c", "d"]
+
+
+def test_dynamic_waits_no_longer_than_told(start):
+    engine = start(batching="dynamic", max_wait_ms=20)
+    job = engine.submit(ask("alone"))
+    job.future.result(10)
+    assert job.admitted_s - job.arrived_s >= 0.02
+
+
+def test_warm_up_measures_growing_batches_and_says_so(start):
+    engine = start(batching="continuous", sizes=[(64, 64), (128, 64)], max_batch_size=6)
+    assert engine.spec["step_times"] == {
+        size: {
+            "step_s": {1: 0.001, 2: 0.001, 4: 0.001, 8: 0.001},
+            "encode_s": {1: 0.001, 2: 0.001, 4: 0.001},
+            "decode_s": {1: 0.001, 2: 0.001, 4: 0.001},
+        }
+        for size in ("64x64", "128x64")
+    }
+    assert {name: engine.spec[name] for name in ("batching", "max_batch_size", "max_wait_ms", "max_queue")} == {
+        "batching": "continuous", "max_batch_size": 6, "max_wait_ms": 5.0, "max_queue": 64,
+    }  # fmt: skip
+    assert engine._times((256, 64)).step(2) == 0.002  # of the nearest in pixels, in proportion
+
+
+def test_batches_are_padded_up_to_the_next_bucket(start, pipeline):
+    engine = start(batching="continuous", batch_buckets=[4, 1])
+    hold(pipeline, engine, steps=1)
+    jobs = [engine.submit(ask(str(i), steps=1)) for i in range(3)]
+    pipeline.gate.set()
+    for job in jobs:
+        job.future.result(10)
+    assert pipeline.batches == [(1, 4), (3, None)]  # 2 rows, then 6, for which there is no bucket
+
+
+def test_steps_and_busy_time_are_counted(start):
+    engine = start(batching="continuous")
+    seen = []
+    engine.on_step = lambda *step: seen.append(step)
+    engine.submit(ask("a", steps=3)).future.result(10)
+    assert seen == [(1, 0.001)] * 3
+    assert engine.busy_s > 0
+
+
+@pytest.mark.parametrize("batching", ["dynamic", "continuous"])
+def test_a_batch_that_is_too_large_is_halved_and_its_members_tried_again(start, pipeline, batching):
+    engine = start(batching=batching, max_wait_ms=100, max_batch_size=4)
+    pipeline.most_steps, pipeline.most_decodes = 2, 1
+    for _ in range(2):
+        jobs = [engine.submit(ask(str(i))) for i in range(4)]
+        for job in jobs:
+            done = job.future.result(10)
+            assert done.work.steps_done == 2
+    assert sum(size > 2 for size, _ in pipeline.batches) <= 2  # the smaller limit is remembered
+    assert sum(call == "decode" for call, _ in pipeline.calls) <= 8 + 4 + 2
+
+
+def test_one_that_does_not_fit_alone_is_told_so_and_the_others_go_on(start, pipeline):
+    engine = start(batching="continuous")
+    pipeline.fail_on["huge"] = torch.OutOfMemoryError("CUDA out of memory")
+    hold(pipeline, engine, steps=3)
+    huge, small = engine.submit(ask("huge")), engine.submit(ask("small"))
+    pipeline.gate.set()
+    with pytest.raises(DoesNotFit, match="64x64 does not fit"):
+        huge.future.result(10)
+    assert small.future.result(10)
+
+
+def test_what_the_estimate_says_does_not_fit_is_refused_before_anything_is_made(start, pipeline):
+    engine = start(batching="continuous")
+    pipeline.most_pixels = 2 * 64 * 64
+    with pytest.raises(DoesNotFit, match="128x128 does not fit"):
+        engine.submit(ask("huge", side=128)).future.result(10)
+    assert pipeline.calls == []
+    hold(pipeline, engine, steps=1)
+    jobs = [engine.submit(ask(str(i), steps=1)) for i in range(4)]
+    pipeline.gate.set()
+    for job in jobs:
+        job.future.result(10)
+    assert (4, None) in pipeline.batches  # the decoder takes the memory, so only it is fed in smaller batches
+
+
+def test_an_error_reaches_the_members_of_its_batch_only(start, pipeline):
+    engine = start(batching="continuous", max_batch_size=2)
+    pipeline.fail_on["bad"] = ZeroDivisionError()
+    hold(pipeline, engine, steps=1)
+    bad, beside, other = (engine.submit(ask(name)) for name in ("bad", "beside", "other"))
+    pipeline.gate.set()
+    for job in (bad, beside):
+        with pytest.raises(ZeroDivisionError):
+            job.future.result(10)
+    assert other.future.result(10)
+
+
+def test_a_deadline_drops_at_the_next_step_or_from_the_queue(start, pipeline):
+    engine = start(batching="serial")
+    pipeline.gate.clear()
+    running = engine.submit(ask("running", steps=50), deadline_s=0.05)
+    waiting = engine.submit(ask("waiting"), deadline_s=0.05)
+    assert pipeline.stepping.wait(10)
+    while time.monotonic() < waiting.late_s:
+        pass
+    pipeline.gate.set()
+    for job in (running, waiting):
+        with pytest.raises(DeadlinePassed, match=r"0\.05 s"):
+            job.future.result(10)
+    assert pipeline.calls.count(("step", "running")) <= 1
+    assert ("encode", "waiting") not in pipeline.calls
+
+
+def test_a_deadline_passes_while_a_batch_is_gathered(start):
+    job = start(batching="dynamic", max_wait_ms=60_000).submit(ask("a"), deadline_s=0.02)
+    with pytest.raises(DeadlinePassed):
+        job.future.result(10)
+
+
+@pytest.mark.parametrize("batching", ["serial", "dynamic", "continuous"])
+def test_a_refusal_says_when_a_place_should_come_free(start, pipeline, batching):
+    engine = start(batching=batching, max_batch_size=2, max_wait_ms=0.0, max_queue=2)
+    hold(pipeline, engine, steps=100)
+    waiting = [engine.submit(ask(str(i), steps=100)) for i in range(2)]
+    for _ in range(2):
+        with pytest.raises(Refused) as refusal:
+            engine.submit(ask("too many"))
+    if batching == "continuous":  # one of them joins at the next step
+        assert refusal.value.retry_after_s < 0.01
+    else:
+        assert 0.05 < refusal.value.retry_after_s < 0.11
+    engine.cancel(waiting[0])
+    engine.submit(ask("in its place"))
+
+
+def test_an_engine_that_breaks_leaves_nobody_waiting(start, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    engine = start(batching="continuous")
+
+    def broken(*_):
+        raise LookupError
+
+    engine.on_step = broken
+    with pytest.raises(Refused, match="stopping"):
+        engine.submit(ask("a")).future.result(10)
+    assert engine.state == "stopped"

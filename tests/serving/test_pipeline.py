@@ -67,7 +67,7 @@ def test_image_is_bit_identical_to_the_stock_call(tiny, changes):
 
 def test_latents_are_bit_identical_to_the_stock_call(tiny):
     """Pixels have 8 bits; the latents before them have 32."""
-    work = tiny.encode(request())
+    [work] = tiny.encode([request()])
     while not work.finished:
         tiny.step([work])
     stock = tiny.diffusers(

@@ -1,0 +1,75 @@
+"""Warm-up: what a batch of each size costs on this machine, measured before the first request is taken.
+
+Knows a pipeline's calls. Ignorant of queues and of what is made of the times (policies.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING
+
+from benchlib.serving.policies import Size, StepTimes
+from benchlib.serving.schemas import GenerateRequest
+
+if TYPE_CHECKING:
+    from benchlib.serving.pipeline import SDXLPipeline
+
+REPEATS = 6
+ENOUGH_S = 0.5
+GAIN = 1.05  # the images per second of a batch over those of one half its size
+
+
+def measure(
+    pipeline: SDXLPipeline, size: Size, *, max_batch_size: int, padded: Callable[[int], int | None]
+) -> StepTimes:
+    """Times of 1, 2, 4, ... guided requests at once, while twice as many make 5 % more images a second, and fit.
+
+    Where batches are made, also one row: a request without guidance. `padded` tells how many rows the UNet is given for
+    so many, or None for no padding. The first call on a device is slow and not counted, unless it takes half a second.
+    Raises what the pipeline does where a single image fails.
+    """
+    import torch
+
+    step_s: dict[int, float] = {}
+    encode_s: dict[int, float] = {}
+    decode_s: dict[int, float] = {}
+
+    def measure_batch(n: int, guidance_scale: float) -> float:
+        width, height = size
+        request = GenerateRequest(
+            prompt="warm-up", width=width, height=height, num_inference_steps=REPEATS, guidance_scale=guidance_scale
+        )
+        rows = n * (2 if guidance_scale > 1 else 1)
+        shape = {} if padded(rows) is None else {"rows": padded(rows)}
+        works = pipeline.encode([request] * n)
+
+        def decode() -> float:
+            pipeline.decode(works)
+            return works[0].decode_s
+
+        step_s[rows] = _typical_s(lambda: pipeline.step(works, **shape))
+        encode_s[n] = _typical_s(lambda: pipeline.encode([request] * n)[0].encode_s)
+        decode_s[n] = _typical_s(decode)
+        return step_s[rows] / n
+
+    if max_batch_size > 1:
+        measure_batch(1, 0.0)
+    n, per_image_s = 1, measure_batch(1, 7.5)
+    while (n := 2 * n) <= max_batch_size and pipeline.fits(*size, n):
+        half_s = per_image_s
+        try:
+            per_image_s = measure_batch(n, 7.5)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        if half_s / per_image_s < GAIN:
+            break
+    return StepTimes(step_s, encode_s, decode_s)
+
+
+def _typical_s(call: Callable[[], float]) -> float:
+    taken = [call()]
+    while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
+        taken.append(call())
+    return median(taken[1:] or taken)
