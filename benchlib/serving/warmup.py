@@ -6,7 +6,6 @@ Knows a pipeline's calls. Ignorant of queues and of what is made of the times (p
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
 from typing import TYPE_CHECKING
 
 from benchlib.serving.policies import Size, StepTimes
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from benchlib.serving.pipeline import SDXLPipeline
 
 REPEATS = 6
-ENOUGH_S = 0.5
+ENOUGH_S = 1.0
 GAIN = 1.05  # the images per second of a batch over those of one half its size
 
 
@@ -26,8 +25,8 @@ def measure(
     """Times of 1, 2, 4, ... guided requests at once, while twice as many make 5 % more images a second, and fit.
 
     Where batches are made, also one row: a request without guidance. `padded` tells how many rows the UNet is given for
-    so many, or None for no padding. The first call on a device is slow and not counted, unless it takes half a second.
-    Raises what the pipeline does where a single image fails.
+    so many, or None for no padding. Raises what the pipeline
+    does where a single image fails.
     """
     import torch
 
@@ -48,9 +47,9 @@ def measure(
             pipeline.decode(works)
             return works[0].decode_s
 
-        step_s[rows] = _typical_s(lambda: pipeline.step(works, **shape))
-        encode_s[n] = _typical_s(lambda: pipeline.encode([request] * n)[0].encode_s)
-        decode_s[n] = _typical_s(decode)
+        step_s[rows] = _least_s(lambda: pipeline.step(works, **shape))
+        encode_s[n] = _least_s(lambda: pipeline.encode([request] * n)[0].encode_s)
+        decode_s[n] = _least_s(decode)
         return step_s[rows] / n
 
     if max_batch_size > 1:
@@ -65,11 +64,17 @@ def measure(
             break
         if half_s / per_image_s < GAIN:
             break
-    return StepTimes(step_s, encode_s, decode_s)
+    return StepTimes(_rising(step_s), _rising(encode_s), _rising(decode_s))
 
 
-def _typical_s(call: Callable[[], float]) -> float:
+def _rising(seconds: dict[int, float]) -> dict[int, float]:
+    """No batch takes longer than a larger one: where it was measured so, something else ran on the machine."""
+    return {n: min(s for m, s in seconds.items() if m >= n) for n in seconds}
+
+
+def _least_s(call: Callable[[], float]) -> float:
+    """The least of a few: what other work on the machine adds is none of the batch's cost."""
     taken = [call()]
     while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
         taken.append(call())
-    return median(taken[1:] or taken)
+    return min(taken)
