@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 # What a run says of its target: a Server knows all of it, a bare URL none.
 _TARGET_FIELDS = (
-    "model", "device", "dtype", "recipe", "batching", "torch_threads", "max_queue", "seed",
-    "model_params", "weights_gib", "memory_before_load_gib", "showcase",
+    "model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms", "torch_threads", "max_queue",
+    "seed", "model_params", "weights_gib", "showcase", "memory_before_load_gib", "step_times",
 )  # fmt: skip
+_MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
 _RUN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
 LOG_LINE_EVERY_S = 5.0
 
@@ -113,9 +114,9 @@ class Point:
         return LoadPlan(url, self.arrivals, workload, **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: all that is asked for. The URL, and what memory was taken before loading, say nothing of that."""
+        """JSON-able: all that is asked for. The URL, and what was measured at the start, say nothing of that."""
         known = {} if self.target is None else _told(self.target)
-        target = {name: known.get(name) for name in _TARGET_FIELDS if name != "memory_before_load_gib"}
+        target = {name: known.get(name) for name in _TARGET_FIELDS if name not in _MEASURED_FIELDS}
         plain = {"arrivals": self.arrivals.to_dict(), "workload": self.workload.to_dict(), "target": target}
         fields: dict[str, Any] = json.loads(json.dumps({**vars(self), **plain}))
         return fields

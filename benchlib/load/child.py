@@ -254,6 +254,8 @@ class OpenUser(PlannedUser):
                 call = load.schedule(due_s)
                 load.max_in_flight_hits += load.is_measured(due_s) and len(load.in_flight) > most
                 requests.spawn(send, call).link_exception(lambda ended: load.fail(ended.exception))
+            if load.plan.duration_s is not None and load.measured != load.plan.requests:
+                self.sleep_until(load.started_s + load.plan.warmup_s + load.plan.duration_s)  # a quiet end counts, too
             requests.join()
         finally:
             requests.kill()

@@ -25,8 +25,8 @@ def measure(
     """Times of 1, 2, 4, ... guided requests at once, while twice as many make 5 % more images a second, and fit.
 
     Where batches are made, also one row: a request without guidance. `padded` tells how many rows the UNet is given for
-    so many, or None for no padding. Raises what the pipeline
-    does where a single image fails.
+    so many, or None for no padding. Raises what the pipeline does where
+    a single image fails.
     """
     import torch
 
@@ -73,7 +73,9 @@ def _rising(seconds: dict[int, float]) -> dict[int, float]:
 
 
 def _least_s(call: Callable[[], float]) -> float:
-    """The least of a few: what other work on the machine adds is none of the batch's cost."""
+    """The least of a few after one that is not counted, for a first call of a shape may take twenty times as long: what
+    other work on the machine adds is none of the batch's cost."""
+    call()
     taken = [call()]
     while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
         taken.append(call())

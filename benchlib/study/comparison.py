@@ -67,7 +67,7 @@ def compare(a: Sequence[Run], b: Sequence[Run], *, allow: Iterable[str] = (), mi
     run on a side: how runs differ from one another (Kalibera & Jones, ISMM 2013) can't be seen in one. "invalid": a run
     is. Memory is the server's CUDA peak, or without one its RSS.
 
-    Raises ValueError that names what differs where runs are not of one "machine", "model", "workload" and "arrivals",
+    Raises ValueError that names what differs where runs are not of one "machine", "model", "workload", "arrivals" and "api",
     unless `allow` names it. Other differences (packages, driver, commit, settings) are listed as suspects.
     """
     if not (a and b):
@@ -136,6 +136,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
         "model": spec["target"]["model"],
         "workload": spec["workload"],
         "arrivals": spec["arrivals"],
+        "api": spec.get("api", "benchmark"),
     }
 
 
@@ -145,6 +146,8 @@ def _suspects(a: dict[str, Any], b: dict[str, Any], differing: list[str]) -> Ite
         left, right = (record["spec"] if part == "target" else record for record in (a, b))
         left, right = left[part] or {}, right[part] or {}
         for name in sorted(left.keys() | right.keys()):
-            if not name.startswith(("url", "load", "memory_before")) and left.get(name) != right.get(name):
+            if not name.startswith(("url", "load", "memory_before", "step_times")) and left.get(name) != right.get(
+                name
+            ):
                 yield f"{part}.{name}: {left.get(name)} -> {right.get(name)}"
     yield from (f"{name} differs, as allowed" for name in differing)
