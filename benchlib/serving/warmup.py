@@ -37,7 +37,7 @@ def measure(
     def measure_batch(n: int, guidance_scale: float) -> float:
         width, height = size
         request = GenerateRequest(
-            prompt="warm-up", width=width, height=height, num_inference_steps=REPEATS, guidance_scale=guidance_scale
+            prompt="warm-up", width=width, height=height, num_inference_steps=1 + REPEATS, guidance_scale=guidance_scale
         )
         rows = n * (2 if guidance_scale > 1 else 1)
         shape = {} if padded(rows) is None else {"rows": padded(rows)}

@@ -67,8 +67,8 @@ def compare(a: Sequence[Run], b: Sequence[Run], *, allow: Iterable[str] = (), mi
     run on a side: how runs differ from one another (Kalibera & Jones, ISMM 2013) can't be seen in one. "invalid": a run
     is. Memory is the server's CUDA peak, or without one its RSS.
 
-    Raises ValueError that names what differs where runs are not of one "machine", "model", "workload", "arrivals" and "api",
-    unless `allow` names it. Other differences (packages, driver, commit, settings) are listed as suspects.
+    Raises ValueError that names what differs where runs are not of one "machine", "model", "workload", "arrivals" and
+    "api", unless `allow` names it. Other differences (packages, driver, commit, settings) are listed as suspects.
     """
     if not (a and b):
         raise ValueError("a and b: each must hold at least one run")
