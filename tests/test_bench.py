@@ -73,7 +73,9 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     target = dict(run.spec["target"])
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", target.pop("url"))
     assert target.pop("batching") == "serial"
-    assert target.pop("max_queue") == 64
+    assert [target.pop(name) for name in ("max_queue", "max_batch_size", "max_wait_ms")] == [64, 8, 5.0]
+    (measured,) = target.pop("step_times").values()
+    assert measured["step_s"]["2"] > 0
     assert target == {key: tiny.spec[key] for key in target}
     assert target.keys() >= {"model", "device", "dtype", "recipe", "torch_threads", "model_params", "weights_gib"}
     assert target["memory_before_load_gib"] > 0

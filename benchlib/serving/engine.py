@@ -257,7 +257,7 @@ class Engine:
             most = self._max_batch_size
             self._measured[size] = compute(measure, pipeline, size, max_batch_size=most, padded=self._padded)
         step_times = {
-            f"{width}x{height}": {"step_s": times.step_s, "encode_s": times.encode_s, "decode_s": times.decode_s}
+            f"{width}x{height}": {part: {str(n): s for n, s in curve.items()} for part, curve in vars(times).items()}
             for (width, height), times in self._measured.items()
         }
         self.spec = pipeline.spec | self._settings | {"step_times": step_times}
