@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 State = Literal["loading", "ready", "failed", "stopped"]
 T = TypeVar("T")
 
+HOLD_S = 0.02
+"""How long turns are taken in one go: to hand each to the torch thread takes longer than a small model's step."""
+
 
 class Refused(RuntimeError):
     """The engine takes no job now. `retry_after_s` estimates when it would; None where waiting is no use."""
@@ -243,12 +246,19 @@ class Engine:
             return
         try:
             while turn := self._next_turn():
-                if turn.decode:
-                    self._decode(cast("tuple[Job, ...]", turn.decode))
-                if turn.step:
-                    self._step(cast("tuple[Job, ...]", turn.step))
+                compute(self._take_turns, turn)
         finally:
             self._shutdown()
+
+    def _take_turns(self, turn: Turn | None) -> None:
+        """On the torch thread: this turn and those after it, until there is none or others may have the thread."""
+        until_s = time.monotonic() + HOLD_S
+        while turn:
+            if turn.decode:
+                self._decode(cast("tuple[Job, ...]", turn.decode))
+            if turn.step:
+                self._step(cast("tuple[Job, ...]", turn.step))
+            turn = self._next_turn(wait=False) if time.monotonic() < until_s else None
 
     def _startup(self) -> None:
         self._pipeline = pipeline = compute(self._source) if callable(self._source) else self._source
@@ -264,8 +274,8 @@ class Engine:
         self.state = "ready"
         self.settled.set()
 
-    def _next_turn(self) -> Turn | None:
-        """Drop who has gone or is late, wait while there is nothing to do, and begin those whose turn it is."""
+    def _next_turn(self, *, wait: bool = True) -> Turn | None:
+        """Drop who has gone or is late, `wait` while there is nothing to do, and begin those whose turn it is."""
         with self._change:
             while True:
                 now_s = time.monotonic()
@@ -282,9 +292,9 @@ class Engine:
                         job.admitted_s = job.admitted_s or now_s
                     self.running = len(turn.step)
                     return turn
-                if self._should_exit and not self._jobs:
-                    return None
                 self._turn, self.running = None, 0
+                if not wait or (self._should_exit and not self._jobs):
+                    return None
                 until_s = min([turn.wait_until_s or math.inf, *(job.late_s for job in self._jobs)])
                 self._change.wait(None if until_s == math.inf else max(0.0, until_s - now_s))
 
@@ -337,7 +347,7 @@ class Engine:
         self._pipeline.reset_peak_memory()
         started = time.monotonic()
         try:
-            result = compute(function)
+            result = function()
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             self._turn = None
