@@ -72,7 +72,7 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     assert (record["status"], record["error"]) == ("finished", None)
     target = dict(run.spec["target"])
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", target.pop("url"))
-    assert target.pop("batching") == "serial"
+    assert target.pop("batching") == "continuous"
     assert [target.pop(name) for name in ("max_queue", "max_batch_size", "max_wait_ms")] == [64, 8, 5.0]
     (measured,) = target.pop("step_times").values()
     assert measured["step_s"]["2"] > 0
@@ -115,7 +115,7 @@ def test_each_image_has_a_row_that_adds_up(run, tiny):
     assert (rows["total_s"] < rows["latency_s"]).all()
     work_s = rows[["encode_s", "denoise_s", "decode_s"]].sum(axis="columns")
     assert work_s.tolist() == pytest.approx(rows["service_s"].tolist(), rel=0.05, abs=0.005)
-    assert (rows["batch_size"] == 1).all()
+    assert rows["batch_size"].between(1, 2).all(), "a mean over steps: two users share them at most in pairs"
     assert (rows["server_peak_gib"] > 0.05).all()
 
 

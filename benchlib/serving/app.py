@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     dtype: str = Field(default="auto", description="auto (float16 on CUDA, else float32), float32, float16, bfloat16")
     recipe: Literal["baseline"] = Field(default="baseline", description="named optimisations; only baseline as yet")
     batching: Literal["serial", "dynamic", "continuous"] = Field(
-        default="serial", description="how requests share the model: serial, dynamic or continuous"
+        default="continuous", description="how requests share the model: serial, dynamic or continuous"
     )
     max_batch_size: int = Field(default=8, ge=1, description="most requests in one denoising step")
     max_wait_ms: float = Field(

@@ -120,7 +120,7 @@ class Engine:
         self,
         source: SDXLPipeline | Callable[[], SDXLPipeline],
         *,
-        batching: str = "serial",
+        batching: str = "continuous",
         max_batch_size: int = 8,
         max_wait_ms: float = 5.0,
         max_queue: int = 64,

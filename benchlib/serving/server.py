@@ -128,7 +128,7 @@ class Server:
 def serve(
     model: str | SDXLPipeline = "tiny",
     *,
-    batching: str = "serial",
+    batching: str = "continuous",
     max_batch_size: int = 8,
     max_wait_ms: float = 5.0,
     batch_buckets: Sequence[int] | None = None,

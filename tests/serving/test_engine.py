@@ -24,7 +24,7 @@ def pipeline():
 
 @pytest.fixture
 def engine(pipeline):
-    engine = Engine(pipeline, max_queue=3)
+    engine = Engine(pipeline, batching="serial", max_queue=3)
     engine.start()
     assert engine.settled.wait(10)
     yield engine

@@ -25,7 +25,7 @@ def samples(client):
 
 def test_images_latency_batches_busy_time_and_memory_are_counted():
     pipeline = FakePipeline()
-    with fake_server(pipeline) as client:
+    with fake_server(pipeline, batching="serial") as client:
         before = samples(client)
         for _ in range(3):
             client.post("/benchmark/generate", json=SMALL).raise_for_status()

@@ -93,9 +93,9 @@ def test_server_timing_adds_up_and_agrees_with_the_answer(client):
         assert total < response.elapsed.total_seconds()
 
 
-def test_queueing_is_told_apart_from_work(client):
-    with ThreadPoolExecutor(4) as pool:
-        responses = list(pool.map(lambda _: client.post("/benchmark/generate", json=SMALL), range(4)))
+def test_queueing_is_told_apart_from_work(tiny):
+    with serve(tiny, name="queued", batching="serial") as server, ThreadPoolExecutor(4) as pool:
+        responses = list(pool.map(lambda _: httpx.post(f"{server.url}/benchmark/generate", json=SMALL), range(4)))
     by_queue = sorted((server_timing(r)[0] for r in responses), key=lambda parts: parts["queue"])
     times = [r.json()["time_s"] for r in responses]
     assert by_queue[-1]["queue"] > 2 * min(times)
@@ -243,7 +243,7 @@ def test_a_full_queue_is_503_with_retry_after():
 
 def test_a_passed_deadline_is_504_at_once_and_the_work_is_dropped():
     pipeline = FakePipeline()
-    with fake_server(pipeline, deadline_s=0.3) as client:
+    with fake_server(pipeline, deadline_s=0.3, batching="serial") as client:
         pipeline.gate.clear()
         started = time.monotonic()
         running, waiting = in_background(client, "running", num_inference_steps=50), in_background(client, "waiting")
