@@ -17,6 +17,7 @@ from benchlib.study import estimates, figure, statistics
 from benchlib.study.figure import number, whole_ticks
 
 OFFERED = "offered load: images asked for per second, whether the server keeps up or not"
+FEW_ROWS, FEW_RUNS = "too few requests for an interval", "an interval takes 5 runs at a load"
 VERDICTS = {
     "met": ("a run that shows the promise kept", "o", figure.GREEN, figure.GREEN),
     "not shown": ("a run that shows neither", "o", "white", figure.BLUE),
@@ -86,37 +87,41 @@ def hockey_stick(
         )
     else:
         finding = f"no rate had a {name}"
-    ax.legend(loc="upper left", fontsize="small")
+    pad = _legend_above(ax)
     seen = "; ".join(f"{number(p95)} s at {number(rate)}/s" for rate, p95 in told.items()) or "at no rate"
-    return figure.finish(ax, record, finding + left_out, f"{name} by offered load: {seen}.", of=_of(record, runs))
+    return figure.finish(
+        ax, record, finding + left_out, f"{name} by offered load: {seen}.", of=_of(record, runs), pad=pad
+    )
 
 
 @figure.styled
 def goodput_curve(*, summary: pd.DataFrame, record: dict[str, Any], slo: str, ax: Axes | None = None) -> Axes:
-    """Images per second that came within what `slo` promises, against the rate of open loops.
+    """Images per second that came within what `slo` promises, against those that an open loop asked for.
 
-    `summary` is `Study.judge(slo)`'s. The dashed line is where every image that is asked for comes in time.
+    Chance makes these more or fewer than its rate says. `summary` is `Study.judge(slo)`'s. The dashed line is where
+    every image that is asked for comes in time.
     """
     ax = figure.axes(ax)
     within = f"within {number(statistics.Slo.parse(slo).latency_s)} s"
-    ax.set(xlabel=OFFERED, ylabel=f"goodput: images per second that came {within}")
+    ax.set(xlabel="offered load: images that were in fact asked for, 1/s", ylabel=f"goodput: images {within}, 1/s")
     runs, left_out = _valid(summary, "rate")
     if not len(runs):
         return figure.no_data(ax, record, f"images {within}", "no valid run of an open loop")
-    curve = _curve(runs, "rate", "goodput_images_per_s")
-    last = 1.08 * runs["rate"].max()
-    ax.plot([0, last], [0, last], "--", color=figure.GREY, linewidth=1, label=f"all that were asked for came {within}")
-    ax.scatter(runs["rate"], runs["goodput_images_per_s"].astype(float), s=30, marker="D", color=figure.GREEN)
-    _draw(ax, curve, figure.GREEN, "goodput")
-    ax.set(xlim=(0, last), ylim=(0, 1.15 * max(runs["goodput_images_per_s"].max(), 0.5 * last)))
-    ax.legend(loc="upper left", fontsize="small")
+    offered, good = (runs[f"{name}_images_per_s"].astype(float) for name in ("offered", "goodput"))
+    curve = _curve(runs, "rate", "goodput_images_per_s").set_axis(offered.groupby(runs["rate"]).mean().to_numpy())
+    last = 1.08 * offered.max()
+    ax.plot([0, last], [0, last], "--", color=figure.GREY, linewidth=1, label=f"all of them came {within}")
+    ax.scatter(offered, good, s=30, marker="D", color=figure.GREEN)
+    _draw(ax, curve, figure.GREEN, "goodput", FEW_RUNS)
+    ax.set(xlim=(0, last), ylim=(0, 1.15 * max(good.max(), 0.5 * last)))
+    pad = _legend_above(ax)
     told = _told(curve)
     best, end = max(told, key=lambda rate: told[rate]), max(told)
     finding = f"at most {number(told[best])} images/s came {within}, with {number(best)} asked for"
     if end != best:
         finding += f"; with {number(end)}, {number(told[end])}"
     seen = "; ".join(f"{number(good)} of {number(rate)}" for rate, good in told.items())
-    return figure.finish(ax, record, finding + left_out, f"Images/s {within}: {seen}/s.", of=_of(record, runs))
+    return figure.finish(ax, record, finding + left_out, f"Images/s {within}: {seen}/s.", of=_of(record, runs), pad=pad)
 
 
 @figure.styled
@@ -133,15 +138,15 @@ def queue_share(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | Non
         return figure.no_data(ax, record, "waiting in the queue", "no valid run whose server told its queue")
     curve = _curve(runs, by, "percent")
     ax.scatter(runs[by], runs["percent"], s=30, color=figure.ORANGE, edgecolor="black", linewidth=0.5, zorder=3)
-    _draw(ax, curve, figure.ORANGE, "in the queue")
+    _draw(ax, curve, figure.ORANGE, "waiting in the queue", FEW_RUNS)
     ax.set(xlim=(0, 1.08 * runs[by].max()), ylim=(0, 105))
     if by == "users":
         whole_ticks(ax.xaxis)
-    ax.legend(loc="upper left")
-    unit = {True: " user", False: " users"} if by == "users" else {True: "/s", False: "/s"}
+    pad = _legend_above(ax)
+    unit = {True: "\u00a0user", False: "\u00a0users"} if by == "users" else {True: "/s", False: "/s"}
     seen = [f"{share:.0f} % with {number(at)}{unit[at == 1]}" for at, share in _told(curve).items()]
-    finding = f"waiting in the queue took {' and '.join([*seen[:1], *seen[1:][-1:]])} of all latency"
-    return figure.finish(ax, record, finding + left_out, f"By load: {'; '.join(seen)}.", of=_of(record, runs))
+    finding = f"of all latency, {' and '.join([*seen[:1], *seen[1:][-1:]])} was waiting in the queue"
+    return figure.finish(ax, record, finding + left_out, f"By load: {'; '.join(seen)}.", of=_of(record, runs), pad=pad)
 
 
 def _valid(summary: pd.DataFrame, by: str) -> tuple[pd.DataFrame, str]:
@@ -170,7 +175,7 @@ def _told(curve: pd.DataFrame) -> dict[float, float]:
     return dict(zip(means.index, means, strict=True))
 
 
-def _draw(ax: Axes, curve: pd.DataFrame, colour: str, label: str) -> None:
+def _draw(ax: Axes, curve: pd.DataFrame, colour: str, label: str, unless: str = FEW_ROWS) -> None:
     """A line through the means and a band between the intervals; where there are none, the legend says so."""
     if curve["low"].notna().any():
         beyond = curve[["low", "high"]].sub(curve["mean"], axis="index").abs().to_numpy().T
@@ -178,8 +183,15 @@ def _draw(ax: Axes, curve: pd.DataFrame, colour: str, label: str) -> None:
         ax.errorbar(curve.index, curve["mean"], beyond, fmt="none", color=colour, capsize=3)
         label += ", with 95 % interval"
     else:
-        label += " (too few requests or runs for an interval)"
+        label += f" ({unless})"
     ax.plot(curve.index, curve["mean"], color=colour, linewidth=1.5, label=label)
+
+
+def _legend_above(ax: Axes) -> float:
+    """Three entries a line, between plot and title; returns the title's distance, in points."""
+    entries = len(ax.get_legend_handles_labels()[0])
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3, fontsize="small", columnspacing=1.2)
+    return 10 + 13 * math.ceil(entries / 3)
 
 
 def _shown(rates: pd.Series, verdicts: pd.Series) -> tuple[float | None, float | None]:
