@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 
 from benchlib.study import plots
 from benchlib.study.store import Run, Study
@@ -61,12 +62,11 @@ def test_the_runs_since_a_moment_are_those_that_began_then(made: SimpleNamespace
     assert study.since("2027-01-01T00:00:00+00:00").judge(SLO).empty
 
 
-def test_the_hockey_stick_says_between_which_rates_the_promise_breaks(made: SimpleNamespace) -> None:
+def test_the_hockey_stick_draws_what_is_known_and_shades_what_is_not(made: SimpleNamespace) -> None:
     summary = stick(made)
     assert summary["verdict"].tolist() == ["met", "not shown", "missed", "missed"]
     assert summary["state"].tolist() == ["steady", "steady", "steady", "unstable"]
     ax = plots.hockey_stick(summary=summary, record=made.record(), slo=SLO)
-    assert title(ax) == "p95 passes 2 s between 1 and 3 images/s"
     (line,) = [line for line in ax.lines if "95 % took at most" in str(line.get_label())]
     assert line.get_xdata().tolist() == [1, 2, 3, 4]
     assert line.get_ydata()[:3] == pytest.approx(summary["latency_p95_s"][:3].astype(float))
@@ -74,8 +74,7 @@ def test_the_hockey_stick_says_between_which_rates_the_promise_breaks(made: Simp
     said = texts(ax)
     for words in ("with 95 % interval", "kept", "neither", "broken", "no p95", "unstable", "promised: p95 < 2 s"):
         assert words in said
-    (limit,) = [line for line in ax.lines if set(line.get_ydata()) == {2.0} and line is not ax.lines[0]]
-    assert limit.get_linestyle() == "--"
+    assert [line.get_linestyle() for line in ax.lines if {*line.get_ydata()} == {2.0}] == ["--"]
     (shaded,) = [patch for patch in ax.patches if "unstable" in patch.get_label()]
     assert shaded.get_x() == 4
     assert ax.get_xlim()[1] == pytest.approx(shaded.get_x() + shaded.get_width())
@@ -83,54 +82,52 @@ def test_the_hockey_stick_says_between_which_rates_the_promise_breaks(made: Simp
 
 
 @pytest.mark.parametrize(
-    ("capacity", "finding"),
+    ("capacity", "finding", "drawn"),
     [
-        ((1.38, 1.42), "p95 passes 2 s between 1.38 and 1.42 images/s"),
-        ((1.38, None), "p95 stays within 2 s up to 1.38 images/s; where it passes is not shown"),
-        ((None, 3.5), "p95 is past 2 s from 3.5 images/s on; how much keeps within is not shown"),
-        ((None, None), "where p95 passes 2 s is not shown"),
+        ((1.38, 1.42), "p95 passes 2 s between 1.38 and 1.42 images/s", "capacity: in this band"),
+        ((1.38, None), "p95 stays within 2 s up to 1.38 images/s; where it passes is not shown", "capacity: at least"),
+        ((None, 3.5), "p95 is past 2 s from 3.5 images/s on; what keeps within is not shown", "capacity: less than"),
+        ((None, None), "where p95 passes 2 s is not shown", ""),
     ],
 )
-def test_the_hockey_stick_takes_the_capacity_s_word(made: SimpleNamespace, capacity: Any, finding: str) -> None:
+def test_the_hockey_stick_says_what_the_search_for_the_capacity_has_shown(
+    made: SimpleNamespace, capacity: Any, finding: str, drawn: str
+) -> None:
     ax = plots.hockey_stick(summary=stick(made), record=made.record(), slo=SLO, capacity=capacity)
     assert title(ax) == finding
-    assert texts(ax).count("capacity: ") == (capacity != (None, None))
-    (band,) = [patch for patch in ax.patches if "capacity" in patch.get_label()] if all(capacity) else [None]
-    if band:
-        assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(capacity)
+    assert drawn in texts(ax)
+    assert texts(ax).count("capacity: ") == bool(drawn)
+    bands = [patch for patch in ax.patches if "capacity" in patch.get_label()]
+    ends = [(band.get_x(), band.get_x() + band.get_width()) for band in bands]
+    assert ends == [pytest.approx(capacity)] * all(capacity)
+    lines = [{*line.get_xdata()} for line in ax.lines if "capacity" in str(line.get_label())]
+    assert lines == [{*capacity} - {None}] * (bool(drawn) and not bands)
 
 
-def test_the_hockey_stick_without_a_promise_tells_how_far_it_saw(made: SimpleNamespace) -> None:
-    study = load_study(made, [(1, [0.5] * 40), (2, [0.7] * 40), (8, [0.9] * 10)])
-    ax = plots.hockey_stick(summary=study.summary, record=made.record())
-    assert title(ax) == "p95 was 0.7 s at 2 images/s, the highest rate that has one"
-    assert "too few requests for an interval" in texts(ax)
-    assert "no p95: latency drifted, or too few images" in texts(ax)
-    alone = plots.hockey_stick(summary=study.summary[2:], record=made.record())
-    assert title(alone) == "no rate had a p95"
-    judged = load_study(made, [(1, [0.5] * 30)]).judge("p90 < 2 s")
-    assert title(plots.hockey_stick(summary=judged, record=made.record(), slo="p90 < 2 s")) == (
-        "where p90 passes 2 s is not shown"
-    )
-    with pytest.raises(ValueError, match=r"slo: 'p97 < 2 s' .* take one of p50, p90, p95, p99, p99.9"):
+def test_the_hockey_stick_is_of_the_promised_percentile(made: SimpleNamespace) -> None:
+    judged = load_study(made, [(1, [0.5] * 40), (2, [0.7] * 40), (8, [0.9] * 9)]).judge("p90 < 600 ms")
+    ax = plots.hockey_stick(summary=judged, record=made.record(), slo="p90 < 600 ms")
+    assert title(ax) == "where p90 passes 0.6 s is not shown"
+    assert "90 % took at most (too few requests for an interval)" in texts(ax)
+    assert "no p90: latency drifted, or too few images" in texts(ax)
+    assert "p90 by offered load: 0.5 s at 1/s; 0.7 s at 2/s." in ax.get_label()
+    alone = plots.hockey_stick(summary=judged[2:], record=made.record(), slo="p90 < 600 ms")
+    assert "p90 by offered load: none." in alone.get_label()
+    with pytest.raises(ValueError, match=r"slo: no summary has the p97 of 'p97 < 2 s'; take one of p50, p90, p95"):
         plots.hockey_stick(summary=judged, record=made.record(), slo="p97 < 2 s")
 
 
-def test_five_runs_have_an_interval_and_runs_that_contradict_show_nothing(made: SimpleNamespace) -> None:
+def test_the_interval_of_several_runs_takes_five_and_a_figure_of_each(made: SimpleNamespace) -> None:
     summary = load_study(made, [(2, [0.5 + 0.01 * i] * 80) for i in range(5)]).judge(SLO)
     ax = plots.hockey_stick(summary=summary, record=made.record(), slo=SLO)
-    (bar,) = [segment for lines in ax.collections if hasattr(lines, "get_segments") for segment in lines.get_segments()]
-    # t = 2.776 for 4 degrees of freedom, the standard deviation of 0.50 to 0.54 is 0.01581
-    assert bar[:, 1].tolist() == pytest.approx(
-        [0.52 - 2.776 * 0.01581 / 5**0.5, 0.52 + 2.776 * 0.01581 / 5**0.5], abs=1e-4
-    )
-    assert "stays within 2 s up to 2 images/s" in title(ax)
-    contrary = summary.assign(verdict=["met", "met", "met", "missed", "met"])
-    ax = plots.hockey_stick(summary=contrary, record=made.record(), slo=SLO)
-    assert title(ax) == "where p95 passes 2 s is not shown"
+    (bar,) = [part for lines in ax.collections if isinstance(lines, LineCollection) for part in lines.get_segments()]
+    half_s = 2.776 * 0.015811 / 5**0.5  # t for 4 degrees of freedom; the standard deviation of 0.50 to 0.54
+    assert bar[:, 1].tolist() == pytest.approx([0.52 - half_s, 0.52 + half_s], abs=1e-4)
+    four = plots.hockey_stick(summary=summary[1:], record=made.record(), slo=SLO)
+    assert "too few requests for an interval" in texts(four)
     drifted = summary.assign(latency_p95_s=[0.5, 0.5, None, 0.5, 0.5])
     ax = plots.hockey_stick(summary=drifted, record=made.record(), slo=SLO)
-    assert np.isnan(ax.lines[0].get_ydata()).all(), "the mean of the calmer runs is no mean"
+    assert np.isnan(ax.lines[-2].get_ydata()).all(), "the mean of the calmer runs is no mean"
 
 
 def test_goodput_falls_where_the_promise_breaks(made: SimpleNamespace) -> None:
@@ -146,40 +143,38 @@ def test_goodput_falls_where_the_promise_breaks(made: SimpleNamespace) -> None:
     assert title(one) == "at most 1 images/s came within 2 s, with 1 asked for"
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [("users", "of all latency, 50 % with 1 user and 50 % with 8 users was waiting"), ("rate", "8/s")],
-)
-def test_the_queue_s_share_is_of_users_or_of_rates(made: SimpleNamespace, kind: str, words: str) -> None:
-    study = load_study(made, [(8, [1.0] * 50), (1, [1.0] * 50), (2, [1.0] * 50)], kind)
-    ax = plots.queue_share(summary=study.summary, record=made.record())
-    assert words in title(ax)
-    assert ax.lines[0].get_xdata().tolist() == [1, 2, 8]
-    assert ax.lines[0].get_ydata().tolist() == pytest.approx([50, 50, 50])
-    assert ("users" in ax.get_xlabel()) == (kind == "users")
-    one = plots.queue_share(summary=study.summary[:1], record=made.record())
-    assert title(one).count("50 %") == 1
-    silent = study.summary.assign(queue_share=None)
+def test_the_queue_s_share_grows_with_the_users(made: SimpleNamespace) -> None:
+    study = load_study(made, [(8, [2.0] * 50), (1, [0.5] * 50), (2, [1.0] * 50)], "users")
+    summary = study.summary.assign(queue_share=[0.75, 0.0, 0.5])
+    ax = plots.queue_share(summary=summary, record=made.record())
+    assert title(ax) == "of all latency, 0 % with 1 user and 75 % with 8 users was waiting in the queue"
+    assert ax.lines[-1].get_xdata().tolist() == [1, 2, 8]
+    assert ax.lines[-1].get_ydata().tolist() == [0, 50, 75]
+    one = plots.queue_share(summary=summary[:1], record=made.record())
+    assert title(one) == "of all latency, 75 % with 8 users was waiting in the queue"
+    silent = summary.assign(queue_share=None)
     assert "no data" in texts(plots.queue_share(summary=silent, record=made.record()))
 
 
 OF_LOADS = [
-    lambda **options: plots.hockey_stick(slo=SLO, **options),
-    lambda **options: plots.goodput_curve(slo=SLO, **options),
-    plots.queue_share,
+    ("rate", lambda **options: plots.hockey_stick(slo=SLO, **options)),
+    ("rate", lambda **options: plots.goodput_curve(slo=SLO, **options)),
+    ("users", plots.queue_share),
 ]
 
 
-@pytest.mark.parametrize("plot", OF_LOADS)
-def test_no_run_and_invalid_ones_and_ten_thousand_are_drawn(plot: Any, made: SimpleNamespace, tmp_path: Path) -> None:
-    summary = stick(made)
-    for none in (summary[:0], pd.DataFrame(), summary.assign(valid=False), summary.drop(columns="rate")):
+@pytest.mark.parametrize(("by", "plot"), OF_LOADS)
+def test_no_run_and_invalid_ones_and_a_thousand_are_drawn(
+    by: str, plot: Any, made: SimpleNamespace, tmp_path: Path
+) -> None:
+    summary = stick(made).rename(columns={"rate": by})
+    for none in (summary[:0], pd.DataFrame(), summary.assign(valid=False), summary.drop(columns=by)):
         ax = plot(summary=none, record=made.record())
         assert "no data: no valid run" in texts(ax)
         plots.save(ax, tmp_path / "none")
     ax = plot(summary=summary.assign(valid=[True, True, False, True]), record=made.record())
     assert title(ax).endswith("; 1 of 4 runs left out as not valid")
-    many = pd.concat([summary.assign(rate=summary["rate"] + i / 2500) for i in range(2500)], ignore_index=True)
+    many = pd.concat([summary.assign(**{by: summary[by] + i / 250}) for i in range(250)], ignore_index=True)
     plots.save(plot(summary=many, record=made.record()), tmp_path / "many")
     figure, panels = pyplot.subplots(1, 2)
     assert plot(summary=summary[:1], record=made.record(), ax=panels[1]) is panels[1]
