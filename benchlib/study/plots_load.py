@@ -38,31 +38,28 @@ def hockey_stick(
     ax, goal = figure.axes(ax), statistics.Slo.parse(slo)
     name = f"p{100 * goal.q:g}"
     if goal.q not in statistics.PERCENTILES:
-        known = ", ".join(f"p{100 * q:g}" for q in statistics.PERCENTILES)
-        raise ValueError(f"slo: no summary has the {name} of {slo!r}; take one of {known}")
+        raise ValueError(f"slo: no summary has the {name} of {slo!r}; take a share of {statistics.PERCENTILES}")
     ax.set(xlabel="offered load: images asked for per second, whether the server keeps up or not")
     ax.set(ylabel="latency (from request to image), s")
     runs, left_out = _valid(summary, "rate")
     if not len(runs):
         return figure.no_data(ax, record, f"{name} by offered load", "no valid run of an open loop")
     curve = _curve(runs, "rate", f"latency_{name}_s")
-    told, last, limit = _told(curve), 1.08 * runs["rate"].max(), f"{number(goal.latency_s)} s"
-    highest_s = np.nanmax([*curve["mean"], *curve["high"], goal.latency_s])
+    told = _draw(ax, curve, figure.BLUE, f"{100 * goal.q:g} % took at most")
+    last, highest_s = 1.08 * runs["rate"].max(), np.nanmax([*curve["mean"], *curve["high"], goal.latency_s])
     ax.set(xlim=(0, last), ylim=(0, 1.2 * highest_s))
-    _draw(ax, curve, figure.BLUE, f"{100 * goal.q:g} % took at most")
     for verdict, (label, marker, face, edge) in VERDICTS.items():
         some = runs[runs["verdict"].eq(verdict) & runs["rate"].isin(told)]
         if len(some):
-            style: dict[str, Any] = {"marker": marker, "facecolor": face, "edgecolor": edge, "label": label}
-            ax.scatter(some["rate"], some[f"latency_{name}_s"].astype(float), s=36, zorder=3, **style)
+            took_s = some[f"latency_{name}_s"].astype(float)
+            ax.scatter(some["rate"], took_s, 36, face, marker=marker, edgecolor=edge, label=label, zorder=3)
     if silent := [rate for rate in curve.index if rate not in told]:
         label = f"no {name}: latency drifted, or too few images"
         ax.scatter(silent, [0.03 * highest_s] * len(silent), marker="x", color=figure.GREY, label=label)
     drifted = runs["rate"][runs["state"].eq("unstable") & (runs["rate"] > max(told, default=0))]
     if len(drifted):
-        label = "unstable: latency kept rising"
-        ax.axvspan(drifted.min(), last, color=figure.GREY, alpha=0.2, linewidth=0, label=label)
-    low, high = capacity
+        ax.axvspan(drifted.min(), last, color=figure.GREY, alpha=0.2, lw=0, label="unstable: latency kept rising")
+    (low, high), limit = capacity, f"{number(goal.latency_s)} s"
     finding = f"where {name} passes {limit} is not shown"
     if low and high:
         finding = f"{name} passes {limit} between {number(low)} and {number(high)} images/s"
@@ -96,13 +93,11 @@ def goodput_curve(*, summary: pd.DataFrame, record: dict[str, Any], slo: str, ax
     last = 1.08 * offered.max()
     ax.plot([0, last], [0, last], "--", color=figure.GREY, linewidth=1, label=f"all of them came {within}")
     ax.scatter(offered, good, s=30, marker="D", color=figure.GREEN)
-    _draw(ax, curve, figure.GREEN, "goodput", FEW_RUNS)
+    told = _draw(ax, curve, figure.GREEN, "goodput", FEW_RUNS)
     ax.set(xlim=(0, last), ylim=(0, 1.15 * max(good.max(), 0.5 * last)))
-    told = _told(curve)
     best, end = max(told, key=lambda rate: told[rate]), max(told)
     finding = f"at most {number(told[best])} images/s came {within}, with {number(best)} asked for"
-    if end != best:
-        finding += f"; with {number(end)}, {number(told[end])}"
+    finding += f"; with {number(end)}, {number(told[end])}" * (end != best)
     seen = "; ".join(f"{number(good)} of {number(rate)}" for rate, good in told.items())
     return _finish(ax, record, runs, finding + left_out, f"Images/s {within}: {seen}/s.")
 
@@ -118,11 +113,10 @@ def queue_share(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | Non
         return figure.no_data(ax, record, "waiting in the queue", "no valid run of users whose server told its queue")
     runs = runs.assign(percent=100 * runs["queue_share"].astype(float))
     ax.scatter(runs["users"], runs["percent"], s=30, color=figure.ORANGE, edgecolor="black", linewidth=0.5, zorder=3)
-    curve = _curve(runs, "users", "percent")
-    _draw(ax, curve, figure.ORANGE, "waiting in the queue", FEW_RUNS)
+    told = _draw(ax, _curve(runs, "users", "percent"), figure.ORANGE, "waiting in the queue", FEW_RUNS)
     ax.set(xlim=(0, 1.08 * runs["users"].max()), ylim=(0, 105))
     whole_ticks(ax.xaxis)
-    seen = [f"{share:.0f} % with {n:g}\u00a0user{'s' * (n != 1)}" for n, share in _told(curve).items()]
+    seen = [f"{share:.0f} % with {n:g}\u00a0user{'s' * (n != 1)}" for n, share in told.items()]
     finding = f"of all latency, {' and '.join([*seen[:1], *seen[1:][-1:]])} was waiting in the queue"
     return _finish(ax, record, runs, finding + left_out, f"By load: {'; '.join(seen)}.")
 
@@ -146,18 +140,16 @@ def _curve(runs: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
 
 
-def _told(curve: pd.DataFrame) -> dict[float, float]:
-    means = curve["mean"].dropna()
-    return dict(zip(means.index, means, strict=True))
-
-
-def _draw(ax: Axes, curve: pd.DataFrame, colour: str, label: str, unless: str = FEW_ROWS) -> None:
-    """A line through the means and a band between the intervals; where there are none, the legend says so."""
+def _draw(ax: Axes, curve: pd.DataFrame, colour: str, label: str, unless: str = FEW_ROWS) -> dict[float, float]:
+    """A line through the means and a band between the intervals; where there are none, the legend says so. Returns the
+    means that are known, by load."""
     beyond = curve[["low", "high"]].sub(curve["mean"], axis="index").abs().to_numpy().T
     ax.fill_between(curve.index, curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
     ax.errorbar(curve.index, curve["mean"], beyond, fmt="none", color=colour, capsize=3)
     label += ", with 95 % interval" if curve["low"].notna().any() else f" ({unless})"
     ax.plot(curve.index, curve["mean"], color=colour, linewidth=1.5, label=label)
+    means = curve["mean"].dropna()
+    return dict(zip(means.index, means, strict=True))
 
 
 def _finish(ax: Axes, record: dict[str, Any], runs: pd.DataFrame, finding: str, alt: str) -> Axes:

@@ -113,7 +113,9 @@ def test_the_hockey_stick_is_of_the_promised_percentile(made: SimpleNamespace) -
     assert "p90 by offered load: 0.5 s at 1/s; 0.7 s at 2/s." in ax.get_label()
     alone = plots.hockey_stick(summary=judged[2:], record=made.record(), slo="p90 < 600 ms")
     assert "p90 by offered load: none." in alone.get_label()
-    with pytest.raises(ValueError, match=r"slo: no summary has the p97 of 'p97 < 2 s'; take one of p50, p90, p95"):
+    with pytest.raises(
+        ValueError, match=r"slo: no summary has the p97 of 'p97 < 2 s'; take a share of .0.5, 0.9, 0.95"
+    ):
         plots.hockey_stick(summary=judged, record=made.record(), slo="p97 < 2 s")
 
 
