@@ -97,15 +97,16 @@ def is_steady(record: dict[str, Any], requests: pd.DataFrame) -> bool | None:
 def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.Series:
     """A run's figures by name; None where there is none.
 
-    Counts are of requests scheduled in the measuring window. `latency_pNN_s` are percentiles over all of these (see
-    latencies); the mean, the maximum and the parts are of those that got an image. `throughput_images_per_s` counts
-    images done inside the window, whenever they were scheduled. Each `_interval` is of 95 %, or None; then
-    `latency_interval_note` says why. `state` is "steady", or "unstable" where latency still drifts in the window (then
-    percentiles and mean are None), or None where fewer than 40 rows or a ramp can't say. `mser5_warmup_s` is where
-    MSER-5 would end the warm-up, to hold beside the fixed one. `queue_share` is the sum of time in the server's queue
-    over the sum of latencies. `energy_per_image_j` is what the GPU took in the window (energy_j) over the images done
-    in it; None without samples of its power. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole
-    run, `server_peak_gib` the highest that the server itself told.
+    Counts are of requests scheduled in the measuring window, and `offered_images_per_s` is how many a second these
+    were. `latency_pNN_s` are percentiles over all of them (see latencies); the mean, the maximum and the parts are of
+    those that got an image. `throughput_images_per_s` counts images done inside the window, whenever they were
+    scheduled. Each `_interval` is of 95 %, or None; then `latency_interval_note` says why. `state` is "steady", or
+    "unstable" where latency still drifts in the window (then percentiles and mean are None), or None where fewer than
+    40 rows or a ramp can't say. `mser5_warmup_s` is where MSER-5 would end the warm-up, to hold beside the fixed one.
+    `queue_share` is the sum of time in the server's queue over the sum of latencies. `energy_per_image_j` is what the
+    GPU took in the window (energy_j) over the images done in it; None without samples of its power. `rss_peak_gib` and
+    the `cuda_` peaks are the highest samples of the whole run, `server_peak_gib` the highest that the server itself
+    told.
     """
     asked = measured(requests)
     ok = asked[is_ok(asked)]
@@ -115,6 +116,7 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     shown = series if steady is not False else series[:0]
     ended = requests[is_ok(requests)].sort_values("scheduled_s", kind="stable")
     settled = ended["scheduled_s"].iloc[estimates.mser5(ended["latency_s"]) :]
+    window = _window(outcome)
     throughput, throughput_interval = _throughput(requests, outcome)
     estimated = Estimates(shown)
     figures: dict[str, Any] = {
@@ -122,6 +124,7 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
         "ok": len(ok),
         "failed": int((asked["error"].notna() & ~is_censored(asked)).sum()),
         "censored": int(is_censored(asked).sum()),
+        "offered_images_per_s": len(asked) / (window[1] - window[0]) if window else None,
         "throughput_images_per_s": throughput,
         "throughput_images_per_s_interval": throughput_interval,
     }

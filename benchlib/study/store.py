@@ -232,6 +232,24 @@ class Study:
         ]
         return pd.DataFrame(rows)
 
+    def since(self, moment: str) -> Study:
+        """The runs that began at `moment` or later: UTC as datetime.isoformat writes it."""
+        return Study(self.path, tuple(run for run in self.runs if str(run.record["started_at"]) >= moment))
+
+    def judge(self, slo: str) -> pd.DataFrame:
+        """`summary` with what each run says of a promise such as "p95 < 2 s": `verdict` (see Slo.judge) and
+        `goodput_images_per_s`, the images that came in its time."""
+        import pandas as pd
+
+        from benchlib.study.statistics import Slo, goodput, latencies
+
+        goal = Slo.parse(slo)
+        in_time = [goodput(run.requests, run.record, latency_s=goal.latency_s) for run in self.runs]
+        return self.summary.assign(
+            verdict=[goal.judge(latencies(run.requests)) for run in self.runs],
+            goodput_images_per_s=pd.Series(in_time, dtype=float),
+        )
+
     def write_summary(self) -> Path:
         """Writes `summary` to summary.csv in the study's folder and returns its path."""
         target = self.path / "summary.csv"

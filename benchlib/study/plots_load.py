@@ -1,0 +1,160 @@
+"""Plots of one server under many loads: latency and goodput against the offered rate, queueing against users.
+
+Knows what a reader must be told of each. Takes a study's `summary`, a row per run, or `Study.judge`'s where a promise
+is judged, and the `record` of any of its runs. Ignorant of how loads are chosen and of how a capacity is found.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from benchlib.study import estimates, figure, statistics
+from benchlib.study.figure import number, whole_ticks
+
+FEW_ROWS, FEW_RUNS = "too few requests for an interval", "an interval takes 5 runs at a load"
+VERDICTS = {
+    "met": ("a run that shows the promise kept", "o", figure.GREEN, figure.GREEN),
+    "not shown": ("a run that shows neither", "o", "white", figure.BLUE),
+    "missed": ("a run that shows it broken", "X", figure.RED, figure.RED),
+}
+Ends = tuple[float | None, float | None]
+
+
+@figure.styled
+def hockey_stick(
+    *, summary: pd.DataFrame, record: dict[str, Any], slo: str, capacity: Ends = (None, None), ax: Axes | None = None
+) -> Axes:
+    """The percentile that `slo` is about, in seconds, against the rate of open loops, and where it passes the promise.
+
+    `summary` is `Study.judge(slo)`'s, `capacity` a Capacity's interval in images/s. A rate has no percentile where one
+    of its runs has none; beyond the last one that has, those at which latency drifted are shaded. Raises ValueError for
+    an `slo` whose percentile no summary has.
+    """
+    ax, goal = figure.axes(ax), statistics.Slo.parse(slo)
+    name = f"p{100 * goal.q:g}"
+    if goal.q not in statistics.PERCENTILES:
+        raise ValueError(f"slo: no summary has the {name} of {slo!r}; take a share of {statistics.PERCENTILES}")
+    ax.set(xlabel="offered load: images asked for per second, whether the server keeps up or not")
+    ax.set(ylabel="latency (from request to image), s")
+    runs, left_out = _valid(summary, "rate")
+    if not len(runs):
+        return figure.no_data(ax, record, f"{name} by offered load", "no valid run of an open loop")
+    curve = _curve(runs, "rate", f"latency_{name}_s")
+    told = _draw(ax, curve, figure.BLUE, f"{100 * goal.q:g} % took at most")
+    last, highest_s = 1.08 * runs["rate"].max(), np.nanmax([*curve["mean"], *curve["high"], goal.latency_s])
+    ax.set(xlim=(0, last), ylim=(0, 1.2 * highest_s))
+    for verdict, (label, marker, face, edge) in VERDICTS.items():
+        some = runs[runs["verdict"].eq(verdict) & runs["rate"].isin(told)]
+        if len(some):
+            took_s = some[f"latency_{name}_s"].astype(float)
+            ax.scatter(some["rate"], took_s, 36, face, marker=marker, edgecolor=edge, label=label, zorder=3)
+    if silent := [rate for rate in curve.index if rate not in told]:
+        label = f"no {name}: latency drifted, or too few images"
+        ax.scatter(silent, [0.03 * highest_s] * len(silent), marker="x", color=figure.GREY, label=label)
+    drifted = runs["rate"][runs["state"].eq("unstable") & (runs["rate"] > max(told, default=0))]
+    if len(drifted):
+        ax.axvspan(drifted.min(), last, color=figure.GREY, alpha=0.2, lw=0, label="unstable: latency kept rising")
+    (low, high), limit = capacity, f"{number(goal.latency_s)} s"
+    finding = f"where {name} passes {limit} is not shown"
+    if low and high:
+        finding = f"{name} passes {limit} between {number(low)} and {number(high)} images/s"
+        ax.axvspan(low, high, color=figure.ORANGE, alpha=0.3, linewidth=0, hatch="//", label="capacity: in this band")
+    elif end := low or high:
+        finding = f"{name} {'stays within' if low else 'is past'} {limit} {'up to' if low else 'from'} {number(end)} "
+        finding += "images/s; where it passes is not shown" if low else "images/s on; what keeps within is not shown"
+        label = f"capacity: {'at least' if low else 'less than'} this"
+        ax.axvline(end, color=figure.ORANGE, linestyle="-.", linewidth=2, label=label)
+    ax.axhline(goal.latency_s, color=figure.RED, linestyle="--", linewidth=1)
+    figure.label_at_right(ax, [(goal.latency_s, f"promised:\n{slo}", figure.RED)])
+    seen = "; ".join(f"{number(took)} s at {number(rate)}/s" for rate, took in told.items()) or "none"
+    return _finish(ax, record, runs, finding + left_out, f"{name} by offered load: {seen}.")
+
+
+@figure.styled
+def goodput_curve(*, summary: pd.DataFrame, record: dict[str, Any], slo: str, ax: Axes | None = None) -> Axes:
+    """Images per second that came within what `slo` promises, against those that an open loop asked for.
+
+    Chance makes these more or fewer than its rate says. `summary` is `Study.judge(slo)`'s. The dashed line is where
+    every image that is asked for comes in time.
+    """
+    ax = figure.axes(ax)
+    within = f"within {number(statistics.Slo.parse(slo).latency_s)} s"
+    ax.set(xlabel="offered load: images that were in fact asked for, 1/s", ylabel=f"goodput: images {within}, 1/s")
+    runs, left_out = _valid(summary, "rate")
+    if not len(runs):
+        return figure.no_data(ax, record, f"images {within}", "no valid run of an open loop")
+    offered, good = (runs[f"{name}_images_per_s"].astype(float) for name in ("offered", "goodput"))
+    curve = _curve(runs, "rate", "goodput_images_per_s").set_axis(offered.groupby(runs["rate"]).mean().to_numpy())
+    last = 1.08 * offered.max()
+    ax.plot([0, last], [0, last], "--", color=figure.GREY, linewidth=1, label=f"all of them came {within}")
+    ax.scatter(offered, good, s=30, marker="D", color=figure.GREEN)
+    told = _draw(ax, curve, figure.GREEN, "goodput", FEW_RUNS)
+    ax.set(xlim=(0, last), ylim=(0, 1.15 * max(good.max(), 0.5 * last)))
+    best, end = max(told, key=lambda rate: told[rate]), max(told)
+    finding = f"at most {number(told[best])} images/s came {within}, with {number(best)} asked for"
+    finding += f"; with {number(end)}, {number(told[end])}" * (end != best)
+    seen = "; ".join(f"{number(good)} of {number(rate)}" for rate, good in told.items())
+    return _finish(ax, record, runs, finding + left_out, f"Images/s {within}: {seen}/s.")
+
+
+@figure.styled
+def queue_share(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """How much of all latency, in percent, was waiting in the server's queue, against the users of closed loops."""
+    ax = figure.axes(ax)
+    ax.set(xlabel="users, each waiting for an image before asking again", ylabel="share of latency in the queue, %")
+    runs, left_out = _valid(summary, "users")
+    runs = runs[runs["queue_share"].notna()] if len(runs) else runs
+    if not len(runs):
+        return figure.no_data(ax, record, "waiting in the queue", "no valid run of users whose server told its queue")
+    runs = runs.assign(percent=100 * runs["queue_share"].astype(float))
+    ax.scatter(runs["users"], runs["percent"], s=30, color=figure.ORANGE, edgecolor="black", linewidth=0.5, zorder=3)
+    told = _draw(ax, _curve(runs, "users", "percent"), figure.ORANGE, "waiting in the queue", FEW_RUNS)
+    ax.set(xlim=(0, 1.08 * runs["users"].max()), ylim=(0, 105))
+    whole_ticks(ax.xaxis)
+    seen = [f"{share:.0f} % with {n:g}\u00a0user{'s' * (n != 1)}" for n, share in told.items()]
+    finding = f"of all latency, {' and '.join([*seen[:1], *seen[1:][-1:]])} was waiting in the queue"
+    return _finish(ax, record, runs, finding + left_out, f"By load: {'; '.join(seen)}.")
+
+
+def _valid(summary: pd.DataFrame, by: str) -> tuple[pd.DataFrame, str]:
+    """The valid runs at a known load, lightest first, and the words for those that are left out."""
+    asked = summary[summary[by].notna()] if by in summary else summary[:0]
+    runs = asked[asked["valid"].astype(bool)].sort_values(by, kind="stable") if len(asked) else asked
+    return runs, f"; {len(asked) - len(runs)} of {len(asked)} runs left out as not valid" * (len(runs) < len(asked))
+
+
+def _curve(runs: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
+    """Per load `mean`, `low` and `high` of `column`: one run's own interval, or that of the mean of 5 and more; NaN
+    where there is none, and for a load of which one run has no figure, for the others may be its luckier ones."""
+    rows = {}
+    for load, group in runs.groupby(by):
+        values = group[column].astype(float)
+        one = group[f"{column}_interval"].iloc[0] if len(values) == 1 and f"{column}_interval" in group else None
+        interval = (one or estimates.runs_interval(list(values))) if values.notna().all() else None
+        rows[load] = (values.mean(skipna=False), *(interval or (math.nan, math.nan)))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
+
+
+def _draw(ax: Axes, curve: pd.DataFrame, colour: str, label: str, unless: str = FEW_ROWS) -> dict[float, float]:
+    """A line through the means and a band between the intervals; where there are none, the legend says so. Returns the
+    means that are known, by load."""
+    beyond = curve[["low", "high"]].sub(curve["mean"], axis="index").abs().to_numpy().T
+    ax.fill_between(curve.index, curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
+    ax.errorbar(curve.index, curve["mean"], beyond, fmt="none", color=colour, capsize=3)
+    label += ", with 95 % interval" if curve["low"].notna().any() else f" ({unless})"
+    ax.plot(curve.index, curve["mean"], color=colour, linewidth=1.5, label=label)
+    means = curve["mean"].dropna()
+    return dict(zip(means.index, means, strict=True))
+
+
+def _finish(ax: Axes, record: dict[str, Any], runs: pd.DataFrame, finding: str, alt: str) -> Axes:
+    """With the legend between plot and title, three entries a line."""
+    entries = len(ax.get_legend_handles_labels()[0])
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3, fontsize="small", columnspacing=1.2)
+    of = f"study {record['study']}, {len(runs)} run{'s' * (len(runs) > 1)}"
+    return figure.finish(ax, record, finding, alt, of=of, pad=10 + 13 * math.ceil(entries / 3))

@@ -1,0 +1,106 @@
+"""Each plot as a picture, held beside the one that was looked at and found right.
+
+After a change that is meant: `pytest tests/study/test_pictures.py --mpl-generate-path=tests/study/baseline`, and look.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.testing.compare import compare_images
+from matplotlib.text import Text
+from matplotlib.transforms import Affine2D
+
+from benchlib.study import plots
+from benchlib.study.store import Run, Study
+
+DPI = 50
+SLO = "p95 < 1 s"
+
+
+def rows(made: SimpleNamespace) -> dict[str, Any]:
+    return {"requests": made.requests(made.simulate(90, failed=0.05, censored=2)), "record": made.record()}
+
+
+def memory(made: SimpleNamespace) -> dict[str, Any]:
+    target = {"model": "sdxl", "device": "cuda:0", "weights_gib": 6.46}
+    requests = made.requests([made.row(server_peak_gib=11.5)])
+    return {"telemetry": made.telemetry(gpu=True), "requests": requests, "record": made.record(target=target)}
+
+
+def loads(made: SimpleNamespace, kind: str, *points: tuple[float, float]) -> Study:
+    """A run of 250 images at each load, which take from 0.4 s up to so many seconds more; at the last one ever more."""
+    runs, random = [], np.random.default_rng(4)
+    for load, more_s in points:
+        took = 0.4 + random.uniform(0, more_s, 250) if (load, more_s) != points[-1] else 0.4 + 0.01 * np.arange(250)
+        arrivals = {"kind": "open_loop" if kind == "rate" else "closed_loop", kind: load}
+        record, requests, telemetry = made.run(took, gap_s=1 / load, spec={"arrivals": arrivals})
+        requests["queue_s"] = (requests["latency_s"] - 0.4).clip(lower=0)
+        runs.append(Run(record, requests, telemetry, Path("results/load/run")))
+    return Study(Path("results/load"), tuple(runs))
+
+
+def rates(made: SimpleNamespace) -> dict[str, Any]:
+    study = loads(made, "rate", (1, 0.2), (2, 0.3), (3, 0.62), (4, 1.2), (5, 0))
+    return {"summary": study.judge(SLO), "record": study.runs[0].record}
+
+
+def users(made: SimpleNamespace) -> dict[str, Any]:
+    study = loads(made, "users", (1, 0.1), (2, 0.4), (4, 1.0), (8, 2.0), (16, 0))
+    return {"summary": study.summary, "record": study.runs[0].record}
+
+
+PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[str, Any]], dict[str, Any]]] = {
+    "latency_over_time": (plots.latency_over_time, rows, {}),
+    "latency_distribution": (plots.latency_distribution, rows, {}),
+    "latency_parts": (plots.latency_parts, rows, {}),
+    "gantt": (plots.gantt, rows, {}),
+    "memory_over_time": (plots.memory_over_time, memory, {}),
+    "load_curve": (plots.load_curve, users, {}),
+    "queue_share": (plots.queue_share, users, {}),
+    "hockey_stick": (plots.hockey_stick, rates, {"slo": SLO, "capacity": (2.6, 3.4)}),
+    "goodput_curve": (plots.goodput_curve, rates, {"slo": SLO}),
+}
+
+
+def draw(name: str, made: SimpleNamespace) -> Figure:
+    """The plot's marks alone, at a fixed place: letters differ from one build of FreeType to the next, and move all."""
+    plot, data, options = PICTURES[name]
+    figure = plot(**data(made), **options).figure
+    assert isinstance(figure, Figure)
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        ax.tick_params(labelbottom=False, labelleft=False)
+    for words in [*figure.findobj(Text), *figure.findobj(Legend)]:
+        words.set_visible(False)
+    return figure
+
+
+@pytest.mark.mpl_image_compare(savefig_kwargs={"dpi": DPI, "metadata": {"Software": None}})
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture(name: str, made: SimpleNamespace) -> Figure:
+    return draw(name, made)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("change", ["gone", "moved"])
+def test_a_line_or_bar_that_is_gone_or_moved_is_another_picture(
+    name: str, change: str, made: SimpleNamespace, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    figure = draw(name, made)
+    ax = figure.axes[0]
+    mark = [*ax.patches, *ax.lines][-1]
+    if change == "gone":
+        mark.set_visible(False)
+    else:
+        mark.set_transform(mark.get_transform() + Affine2D().translate(0, 0.02 * figure.bbox.height))
+    figure.savefig(tmp_path / "changed.png", dpi=DPI)
+    baseline = Path(__file__).parent / f"baseline/test_picture_{name}.png"
+    tolerance = float(pytestconfig.getini("mpl-default-tolerance"))
+    assert compare_images(str(baseline), str(tmp_path / "changed.png"), tol=tolerance) is not None
