@@ -1,0 +1,231 @@
+"""Plots on how requests share the model: what a batch costs, who waits for whom, and what sharing gains.
+
+Knows the names of the policies and their look. Ignorant of how they decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.gridspec import SubplotSpec
+
+from benchlib.study import figure, statistics
+from benchlib.study.figure import number, whole_ticks
+
+LANES = 30
+LATENCY = "latency (from request to image), s"
+POLICY_STYLES: dict[str, dict[str, Any]] = {
+    "serial": {"color": figure.GREY, "linestyle": ":", "marker": "o"},
+    "dynamic": {"color": figure.RED, "linestyle": "--", "marker": "s"},
+    "continuous": {"color": figure.BLUE, "linestyle": "-", "marker": "D"},
+}
+
+
+@figure.styled
+def step_time_curve(*, step_times: Mapping[str, Any], record: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """Images per second and, in a panel below, milliseconds per denoising step, against the guided requests in a batch.
+
+    `step_times` is a server's (`server.spec`), each the least of a few calls, so without interval. Images are of the
+    showcase's number of steps in `record`, all begun at once. The upper panel is returned; an `ax` that is given must
+    be of a grid, as pyplot.subplots makes it.
+    """
+    upper = figure.axes(ax, height=6)
+    target = record["spec"]["target"]
+    if not step_times or not target["showcase"]:
+        return figure.no_data(upper, record, "what a batch costs", "the server measured no step times")
+    lower, steps = figure.panel_below(upper), target["showcase"]["num_inference_steps"]
+    found, batches = list[tuple[float, int, str]](), set[int]()
+    for place, (size, curves) in enumerate(step_times.items()):
+        colour, marker = ((figure.BLUE, "o"), (figure.RED, "s"), (figure.GREEN, "D"))[place % 3]
+        batch = sorted(int(rows) // 2 for rows in curves["step_s"] if int(rows) % 2 == 0)
+        step_s = np.array([curves["step_s"][str(2 * n)] for n in batch])
+        around_s = [curves["encode_s"][str(n)] + curves["decode_s"][str(n)] for n in batch]
+        images_per_s = batch / (around_s + steps * step_s)
+        for panel, line in ((upper, images_per_s), (lower, 1000 * step_s)):
+            panel.plot(batch, line, color=colour, marker=marker, linewidth=2)
+            figure.label_at_right(panel, [(line[-1], f"{size} pixels", colour)])
+        lower.plot(batch, 1000 * step_s[0] * np.array(batch), ":", color=colour, linewidth=1.2)
+        best = int(images_per_s.argmax())
+        found.append((float(images_per_s[best] / images_per_s[0]), batch[best], size))
+        batches |= {*batch}
+    for panel, label in ((upper, f"images/s, of {steps} steps"), (lower, "one denoising step, ms")):
+        panel.set(ylabel=label, ylim=(0, 1.1 * panel.get_ylim()[1]), xticks=sorted(batches))
+    lower.set_xlabel("images in the batch, each with guidance (two rows in the UNet)")
+    gain, n, size = max(found)
+    finding = f"a batch of {n} makes {number(gain)} times the images/s of one image at a time"
+    if max(batches) == 1:
+        finding = "only one image at a time was measured: what a batch would gain is not known"
+    elif gain < 1.05:
+        finding = f"batches gain next to nothing: at most {number(gain)} times the images/s of one image at a time"
+    told = "; ".join(f"{pixels} pixels: at most {number(times)} times as many with {m}" for times, m, pixels in found)
+    alt = f"Lines over the batch's size: images per second above, time of a step below. {told}."
+    of = "the least of up to six calls each, when the server started"
+    return figure.finish(upper, record, finding, alt, of=of, lowest=lower)
+
+
+@figure.styled
+def gantt(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """The first LANES measured requests, a lane each, from the moment of the request to the image, in seconds.
+
+    A server tells how long each part took, not when it was: waiting between the steps is drawn after them. The lane of
+    a request without an image is empty.
+    """
+    ax = figure.axes(ax, height=5.4)
+    ax.set(xlabel="time since the start of the run, s", ylabel="requests, first to last")
+    drawn = _draw_lanes(ax, requests, LANES)
+    if not len(drawn):
+        return figure.no_data(ax, record, "when each image was made", "no image whose server told how its time went")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
+    finding = f"an image took {_took(drawn)}"
+    batch = drawn["batch_size"].mean()
+    if batch >= 1:  # NaN is not: another server told nothing
+        finding += f"; each step moved {number(batch)} {'images' if batch > 1 else 'image'} on"
+    alt = f"Bars over time: {len(drawn):,} requests, a lane each, from the request to the image, coloured by part."
+    return figure.finish(ax, record, finding, alt)
+
+
+@figure.styled
+def gantts(
+    *, requests: Mapping[str, pd.DataFrame], record: dict[str, Any], lanes: int = 20, ax: Axes | None = None
+) -> Axes:
+    """The first `lanes` requests under each policy, drawn as by gantt() in panels side by side, on one scale.
+
+    `requests` has a run's by its policy's name, each asked for the same at the same moments: a lane is one request in
+    all panels. `record` is that of any of the runs. The Axes around the panels is returned; an `ax` that is given must
+    be of a grid, as pyplot.subplots makes it.
+    """
+    ax = figure.axes(ax, height=5.6)
+    if not any(len(statistics.latency_parts(frame)) for frame in requests.values()):
+        return figure.no_data(ax, record, "when each image was made", "no image whose server told how its time went")
+    place, panels = cast(SubplotSpec, ax.get_subplotspec()).subgridspec(1, len(requests)), list[Axes]()
+    keys, took_s, ends_s = dict[str, Any](), dict[str, float](), list[float]()
+    for column, (name, frame) in enumerate(requests.items()):
+        panels.append(panel := ax.figure.add_subplot(place[column], sharey=panels[0] if panels else None))
+        drawn = _draw_lanes(panel, frame, lanes)
+        panel.set_xlabel("time since the start of its run, s")
+        panel.tick_params(labelleft=not column)
+        panel.set_title(f"{name}: {_took(drawn)}".replace(", ", ",\n") if len(drawn) else f"{name}: no image", size=10)
+        keys |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+        ends_s += panel.get_xlim()
+        if len(drawn):
+            took_s[name] = drawn["latency_s"].mean()
+    panels[0].set_ylabel("requests, first to last; the same in each panel")
+    for panel in panels:
+        panel.set_xlim(min(ends_s), max(ends_s))
+    ax.set_axis_off()
+    order = [name for name, *_ in figure.PART_STYLES.values() if name in keys]
+    ax.legend([keys[name] for name in order], order, loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=4)
+    means = ", ".join(f"{number(mean)} s {name}" for name, mean in sorted(took_s.items(), key=lambda pair: pair[1]))
+    n = max(len(statistics.measured(frame).head(lanes)) for frame in requests.values())
+    alt = f"A panel each for {', '.join(requests)}: a bar for each of {n} requests over time, coloured by part."
+    of = f"study {record['study']}, a run of each"
+    return figure.finish(ax, record, f"{n} requests took on average {means}", alt, pad=26, of=of, lowest=panels[0])
+
+
+@figure.styled
+def latency_cdf(*, requests: Mapping[str, pd.DataFrame], record: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """Which share of the measured requests had their image within so many seconds, a stair for each policy.
+
+    `requests` has rows, of a run or of several together, by the policy's name; `record` is that of any of the runs. A
+    request that got no image keeps its stair below 100 %.
+    """
+    ax = figure.axes(ax)
+    ax.set(xlabel=LATENCY, ylabel="share of the requests that had their image, %")
+    series = {name: statistics.latencies(frame) for name, frame in requests.items()}
+    series = {name: latency_s for name, latency_s in series.items() if latency_s.notna().any()}
+    if not series:
+        return figure.no_data(ax, record, "how long requests took", "no request got an image")
+    longest_s = max(latency_s.max() for latency_s in series.values())
+    by_mean = sorted(series, key=lambda name: -series[name].mean())
+    for place, name in enumerate(by_mean):  # the slowest first, its label lowest
+        known, n = np.sort(series[name].dropna()), len(series[name])
+        style = POLICY_STYLES.get(name, {"color": figure.PURPLE, "linestyle": "-.", "marker": "^"})
+        percent = 100 * np.arange(len(known) + 1) / n
+        x = np.concatenate([[0], known, [1.03 * longest_s]])
+        ax.step(x, [*percent, percent[-1]], where="post", linewidth=2, **style | {"marker": ""})
+        rank = min(round((0.25 + 0.5 * place / max(1, len(by_mean) - 1)) * n), len(known) - 1)
+        spot, label = (known[rank], percent[rank + 1]), f"{name}, mean {number(known.mean())} s"
+        ax.plot(*spot, style["marker"], color=style["color"])
+        boxed: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+        ax.annotate(label, spot, (8, -4), textcoords="offset points", va="top", color=style["color"], bbox=boxed)
+    ax.set(xlim=(0, 1.03 * longest_s), ylim=(0, 103))
+    halves = {name: statistics.percentile(series[name], 0.5) for name in reversed(by_mean)}
+    means = ", ".join(f"{number(half)} s {name}" for name, half in halves.items() if half is not None)
+    told = "; ".join(f"{name} {number(series[name].mean())} s on average of {len(series[name])}" for name in halves)
+    finding = f"half of the requests took at most {means}" if means else "too few requests for a median"
+    of = f"study {record['study']}, {sum(map(len, series.values()))} requests"
+    return figure.finish(ax, record, finding, f"Stairs from 0 to 100 % over latency: {told}.", of=of)
+
+
+@figure.styled
+def gain(*, gains: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """Latency over that of serial batching at the same rate, with 95 % intervals: `gains` as of comparison.gains().
+
+    Means are filled, 95th percentiles hollow. `record` is that of any of the runs.
+    """
+    ax = figure.axes(ax)
+    ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
+    if not len(gains):
+        return figure.no_data(ax, record, "gain by rate", "no two valid runs of the same requests")
+    top = 1.15 * max(1.3, gains["ratio"].max())
+    cut = any(pair is not None and pair[1] > top for pair in gains["interval"])
+    span, labels = gains["rate"].max(), []
+    kinds = gains.groupby(["batching", "figure"], sort=True)
+    for place, (kind, rows) in enumerate(kinds):
+        name, latency = map(str, kind)
+        style, is_mean = POLICY_STYLES[name], latency == "latency_mean_s"
+        x = rows["rate"] + 0.012 * span * (place - (len(kinds) - 1) / 2)
+        pairs = [pair or (ratio, ratio) for pair, ratio in zip(rows["interval"], rows["ratio"], strict=True)]
+        ax.vlines(x, *np.transpose(pairs), color=style["color"], linewidth=2 if is_mean else 1, alpha=0.7)
+        ax.plot(x, rows["ratio"], **style, linewidth=1.2, markersize=7, markerfacecolor=None if is_mean else "white")
+        words = f"{name}, {'mean' if is_mean else '95 % took at most'}"
+        labels.append((rows["ratio"].iloc[-1], words, style["color"]))
+    ax.axhline(1, color="black", linewidth=1.2)
+    ax.text(0.005, 1, "as serial", transform=ax.get_yaxis_transform(), va="bottom", fontsize="small")
+    ax.set(xlim=(0, 1.05 * span), ylim=(0, top))
+    if cut:
+        ax.set_ylabel("latency, in multiples of serial's (bars cut at the top)")
+    figure.label_at_right(ax, labels)
+    said = [
+        _gained(row) for row in gains[gains["figure"] == "latency_mean_s"].to_dict("records") if row["rate"] == span
+    ]
+    finding = f"at {number(span)} requests/s " + ", ".join(said) + ", next to serial" if said else "no mean is known"
+    told = "; ".join(f"{number(row['rate'])}/s, {_gained(row)}" for row in gains.to_dict("records"))
+    of = f"study {record['study']}, {gains['pairs'].max()} pairs of runs at each rate; bars: 95 % intervals"
+    return figure.finish(ax, record, finding, f"Marks with bars, by rate: {told}.", of=of)
+
+
+def _gained(row: Any) -> str:
+    what = "mean" if row["figure"] == "latency_mean_s" else "p95"
+    if row["verdict"] == "not shown":
+        return f"a difference of {row['batching']}'s {what} is not shown"
+    low, high = row["interval"]
+    return f"{row['batching']}'s {what} is {number(row['ratio'])} times ({number(low)} to {number(high)})"
+
+
+def _draw_lanes(ax: Axes, requests: pd.DataFrame, lanes: int) -> pd.DataFrame:
+    """Draws the first measured requests and returns those with an image, and `waited_s` of each."""
+    first = statistics.measured(requests).head(lanes).reset_index(drop=True)
+    parts = statistics.latency_parts(first).fillna(0).clip(lower=0)
+    drawn = first.loc[parts.index].assign(waited_s=parts["queue"] + parts["wait"])
+    if not len(drawn):
+        return drawn
+    left = drawn["scheduled_s"].to_numpy()
+    for part in ("queue", "encode", "denoise", "wait", "decode", "image", statistics.OTHER, statistics.REST):
+        if parts[part].sum() >= 0.005 * parts.sum(axis=None):
+            name, colour, hatch = figure.PART_STYLES[part]
+            style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+            ax.barh(parts.index + 1, parts[part], 0.8, left, label=name, **style)
+        left = left + parts[part].to_numpy()
+    ax.set(ylim=(len(first) + 0.6, 0.4), xlim=(drawn["scheduled_s"].min(), left.max()))
+    whole_ticks(ax.yaxis)
+    return drawn
+
+
+def _took(drawn: pd.DataFrame) -> str:
+    waited = 100 * drawn["waited_s"].sum() / drawn["latency_s"].sum()
+    return f"{number(drawn['latency_s'].mean())} s on average, {waited:.0f} % of it waiting"
