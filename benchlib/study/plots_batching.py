@@ -39,21 +39,27 @@ def step_time_curve(*, step_times: Mapping[str, Any], record: dict[str, Any], ax
         return figure.no_data(upper, record, "what a batch costs", "the server measured no step times")
     lower, steps = figure.panel_below(upper), target["showcase"]["num_inference_steps"]
     found, batches = list[tuple[float, int, str]](), set[int]()
+    above, below = list[tuple[float, str, str]](), list[tuple[float, str, str]]()  # what is written at the lines' ends
     for place, (size, curves) in enumerate(step_times.items()):
         colour, marker = ((figure.BLUE, "o"), (figure.RED, "s"), (figure.GREEN, "D"))[place % 3]
         batch = sorted(int(rows) // 2 for rows in curves["step_s"] if int(rows) % 2 == 0)
         step_s = np.array([curves["step_s"][str(2 * n)] for n in batch])
         around_s = [curves["encode_s"][str(n)] + curves["decode_s"][str(n)] for n in batch]
         images_per_s = batch / (around_s + steps * step_s)
-        for panel, line in ((upper, images_per_s), (lower, 1000 * step_s)):
-            panel.plot(batch, line, color=colour, marker=marker, linewidth=2)
-            figure.label_at_right(panel, [(line[-1], f"{size} pixels", colour)])
-        lower.plot(batch, 1000 * step_s[0] * np.array(batch), ":", color=colour, linewidth=1.2)
+        no_gain_s = step_s[0] * np.array(batch)
+        upper.plot(batch, images_per_s, color=colour, marker=marker, linewidth=2)
+        lower.plot(batch, 1000 * step_s, color=colour, marker=marker, linewidth=2)
+        lower.plot(batch, 1000 * no_gain_s, ":", color=colour, linewidth=1.2)
+        above.append((images_per_s[-1], f"{size} pixels", colour))
+        below.append((1000 * step_s[-1], f"{size} pixels", colour))
+        if len(batch) > 1:
+            below.append((1000 * no_gain_s[-1], "if batches gained nothing", colour))
         best = int(images_per_s.argmax())
         found.append((float(images_per_s[best] / images_per_s[0]), batch[best], size))
         batches |= {*batch}
-    for panel, label in ((upper, f"images/s, of {steps} steps"), (lower, "one denoising step, ms")):
+    for panel, label, ends in ((upper, f"images/s, of {steps} steps", above), (lower, "one denoising step, ms", below)):
         panel.set(ylabel=label, ylim=(0, 1.1 * panel.get_ylim()[1]), xticks=sorted(batches))
+        figure.label_at_right(panel, ends)
     lower.set_xlabel("images in the batch, each with guidance (two rows in the UNet)")
     gain, n, size = max(found)
     finding = f"a batch of {n} makes {number(gain)} times the images/s of one image at a time"
@@ -147,11 +153,11 @@ def latency_cdf(*, requests: Mapping[str, pd.DataFrame], record: dict[str, Any],
         percent = 100 * np.arange(len(known) + 1) / n
         x = np.concatenate([[0], known, [1.03 * longest_s]])
         ax.step(x, [*percent, percent[-1]], where="post", linewidth=2, **style | {"marker": ""})
-        rank = min(round((0.25 + 0.5 * place / max(1, len(by_mean) - 1)) * n), len(known) - 1)
-        spot, label = (known[rank], percent[rank + 1]), f"{name}, mean {number(known.mean())} s"
+        height = min((25, 50, 75)[place % 3], 0.9 * percent[-1])  # on the stair's upright
+        spot, label = (known[int(height * n / 100)], height), f"{name}, mean {number(known.mean())} s"
         ax.plot(*spot, style["marker"], color=style["color"])
         boxed: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-        ax.annotate(label, spot, (8, -4), textcoords="offset points", va="top", color=style["color"], bbox=boxed)
+        ax.annotate(label, spot, (8, 0), textcoords="offset points", va="center", color=style["color"], bbox=boxed)
     ax.set(xlim=(0, 1.03 * longest_s), ylim=(0, 103))
     halves = {name: statistics.percentile(series[name], 0.5) for name in reversed(by_mean)}
     means = ", ".join(f"{number(half)} s {name}" for name, half in halves.items() if half is not None)
@@ -173,12 +179,13 @@ def gain(*, gains: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None)
         return figure.no_data(ax, record, "gain by rate", "no two valid runs of the same requests")
     top = 1.15 * max(1.3, gains["ratio"].max())
     cut = any(pair is not None and pair[1] > top for pair in gains["interval"])
-    span, labels = gains["rate"].max(), []
+    least, most = gains["rate"].min(), gains["rate"].max()
+    labels = []
     kinds = gains.groupby(["batching", "figure"], sort=True)
     for place, (kind, rows) in enumerate(kinds):
         name, latency = map(str, kind)
         style, is_mean = POLICY_STYLES[name], latency == "latency_mean_s"
-        x = rows["rate"] + 0.012 * span * (place - (len(kinds) - 1) / 2)
+        x = rows["rate"] + 0.01 * most * (place - (len(kinds) - 1) / 2)
         pairs = [pair or (ratio, ratio) for pair, ratio in zip(rows["interval"], rows["ratio"], strict=True)]
         ax.vlines(x, *np.transpose(pairs), color=style["color"], linewidth=2 if is_mean else 1, alpha=0.7)
         ax.plot(x, rows["ratio"], **style, linewidth=1.2, markersize=7, markerfacecolor=None if is_mean else "white")
@@ -186,25 +193,24 @@ def gain(*, gains: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None)
         labels.append((rows["ratio"].iloc[-1], words, style["color"]))
     ax.axhline(1, color="black", linewidth=1.2)
     ax.text(0.005, 1, "as serial", transform=ax.get_yaxis_transform(), va="bottom", fontsize="small")
-    ax.set(xlim=(0, 1.05 * span), ylim=(0, top))
+    ax.set(xlim=(0.8 * least, 1.05 * most), ylim=(0, top))
     if cut:
         ax.set_ylabel("latency, in multiples of serial's (bars cut at the top)")
     figure.label_at_right(ax, labels)
-    said = [
-        _gained(row) for row in gains[gains["figure"] == "latency_mean_s"].to_dict("records") if row["rate"] == span
-    ]
-    finding = f"at {number(span)} requests/s " + ", ".join(said) + ", next to serial" if said else "no mean is known"
-    told = "; ".join(f"{number(row['rate'])}/s, {_gained(row)}" for row in gains.to_dict("records"))
-    of = f"study {record['study']}, {gains['pairs'].max()} pairs of runs at each rate; bars: 95 % intervals"
-    return figure.finish(ax, record, finding, f"Marks with bars, by rate: {told}.", of=of)
+    each: list[Any] = gains.to_dict("records")
+    said = "; ".join(_gained(row) for row in each if row["rate"] == most and row["figure"] == "latency_mean_s")
+    finding = f"at {number(most)} requests/s, {said}" if said else "no run carries a mean at the highest rate"
+    told = ". ".join(f"At {number(row['rate'])}/s {_gained(row)}" for row in each)
+    of = f"study {record['study']}, at most {gains['pairs'].max()} runs of each; bars: 95 % intervals"
+    return figure.finish(ax, record, finding, f"Marks with bars, by rate. {told}.", of=of)
 
 
 def _gained(row: Any) -> str:
-    what = "mean" if row["figure"] == "latency_mean_s" else "p95"
+    what = "mean latency" if row["figure"] == "latency_mean_s" else "p95"
     if row["verdict"] == "not shown":
-        return f"a difference of {row['batching']}'s {what} is not shown"
+        return f"a difference of {row['batching']}'s {what} from serial's is not shown"
     low, high = row["interval"]
-    return f"{row['batching']}'s {what} is {number(row['ratio'])} times ({number(low)} to {number(high)})"
+    return f"{row['batching']}'s {what} is {number(row['ratio'])} times serial's ({number(low)} to {number(high)})"
 
 
 def _draw_lanes(ax: Axes, requests: pd.DataFrame, lanes: int) -> pd.DataFrame:

@@ -135,8 +135,8 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
         (4.0, "continuous", "latency_p95_s", 1, 0.45, None, "not shown"),
     )
     ax = plots.gain(gains=frame, record=made.record())
-    said = "continuous's mean is 0.4 times (0.3 to 0.6), a difference of dynamic's mean is not shown"
-    assert texts(ax).startswith(f"tiny model, not SDXL: at 4 requests/s {said}, next to serial")
+    said = "continuous's mean latency is 0.4 times serial's (0.3 to 0.6); a difference of dynamic's mean latency from"
+    assert texts(ax).startswith(f"tiny model, not SDXL: at 4 requests/s, {said} serial's is not shown")
     assert {"continuous, mean", "continuous, 95 % took at most", "dynamic, mean"} <= {t.get_text() for t in ax.texts}
     bars = [[tuple(end[1] for end in bar) for bar in one.get_segments()] for one in ax.collections]
     assert bars == [[(0.5, 1.6), (0.3, 0.6)], [(0.45, 0.45)], [(1.1, 1.3), (0.1, 9.0)]]
@@ -144,7 +144,7 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     assert ax.get_ylim()[1] < 2
     plots.save(ax, tmp_path / "figure")
     one = plots.gain(gains=frame[4:], record=made.record())
-    assert "no mean is known" in texts(one)
+    assert "no run carries a mean at the highest rate" in texts(one)
     assert "cut" not in one.get_ylabel()
     assert "no data" in texts(plots.gain(gains=gains(), record=made.record()))
 
