@@ -98,38 +98,39 @@ def gantt(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = N
 def gantts(
     *, requests: Mapping[str, pd.DataFrame], record: dict[str, Any], lanes: int = 20, ax: Axes | None = None
 ) -> Axes:
-    """The first `lanes` requests under each policy, drawn as by gantt() in panels side by side, on one scale.
+    """The first `lanes` requests under each policy, drawn as by gantt() in panels one above the other.
 
     `requests` has a run's by its policy's name, each asked for the same at the same moments: a lane is one request in
-    all panels. `record` is that of any of the runs. The Axes around the panels is returned; an `ax` that is given must
-    be of a grid, as pyplot.subplots makes it.
+    all panels, and time has one scale. `record` is that of any of the runs. The Axes around the panels is returned; an
+    `ax` that is given must be of a grid, as pyplot.subplots makes it.
     """
-    ax = figure.axes(ax, height=5.6)
+    ax = figure.axes(ax, height=7.6)
     if not any(len(statistics.latency_parts(frame)) for frame in requests.values()):
         return figure.no_data(ax, record, "when each image was made", "no image whose server told how its time went")
-    place, panels = cast(SubplotSpec, ax.get_subplotspec()).subgridspec(1, len(requests)), list[Axes]()
-    keys, took_s, ends_s = dict[str, Any](), dict[str, float](), list[float]()
-    for column, (name, frame) in enumerate(requests.items()):
-        panels.append(panel := ax.figure.add_subplot(place[column], sharey=panels[0] if panels else None))
+    # `ax` keeps the room above the panels, for the title and one legend.
+    ratios = [0.25, *[1] * len(requests)]
+    place = cast(SubplotSpec, ax.get_subplotspec()).subgridspec(len(ratios), 1, height_ratios=ratios)
+    ax.set_subplotspec(place[0])
+    ax.set_axis_off()
+    panels, keys, took_s, ends_s = list[Axes](), dict[str, Any](), dict[str, float](), list[float]()
+    for row, (name, frame) in enumerate(requests.items(), 1):
+        panels.append(panel := ax.figure.add_subplot(place[row], sharex=panels[0] if panels else None))
         drawn = _draw_lanes(panel, frame, lanes)
-        panel.set_xlabel("time since the start of its run, s")
-        panel.tick_params(labelleft=not column)
-        panel.set_title(f"{name}: {_took(drawn)}".replace(", ", ",\n") if len(drawn) else f"{name}: no image", size=10)
+        panel.set_title(f"{name}: {_took(drawn) if len(drawn) else 'no image'}", size=10)
+        panel.set_ylabel("requests")
+        panel.tick_params(labelbottom=row == len(requests))
         keys |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-        ends_s += panel.get_xlim()
         if len(drawn):
             took_s[name] = drawn["latency_s"].mean()
-    panels[0].set_ylabel("requests, first to last; the same in each panel")
-    for panel in panels:
-        panel.set_xlim(min(ends_s), max(ends_s))
-    ax.set_axis_off()
+            ends_s += panel.get_xlim()
+    panels[-1].set(xlim=(min(ends_s), max(ends_s)), xlabel="time since the start of each run, s")
     order = [name for name, *_ in figure.PART_STYLES.values() if name in keys]
-    ax.legend([keys[name] for name in order], order, loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=4)
+    ax.legend([keys[name] for name in order], order, loc="upper left", bbox_to_anchor=(-0.01, 1.2), ncols=4)
     means = ", ".join(f"{number(mean)} s {name}" for name, mean in sorted(took_s.items(), key=lambda pair: pair[1]))
     n = max(len(statistics.measured(frame).head(lanes)) for frame in requests.values())
     alt = f"A panel each for {', '.join(requests)}: a bar for each of {n} requests over time, coloured by part."
     of = f"study {record['study']}, a run of each"
-    return figure.finish(ax, record, f"{n} requests took on average {means}", alt, pad=26, of=of, lowest=panels[0])
+    return figure.finish(ax, record, f"{n} requests took on average {means}", alt, of=of, lowest=panels[-1])
 
 
 @figure.styled
@@ -168,10 +169,13 @@ def latency_cdf(*, requests: Mapping[str, pd.DataFrame], record: dict[str, Any],
 
 
 @figure.styled
-def gain(*, gains: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
+def gain(
+    *, gains: pd.DataFrame, record: dict[str, Any], predicted: pd.DataFrame | None = None, ax: Axes | None = None
+) -> Axes:
     """Latency over that of serial batching at the same rate, with 95 % intervals: `gains` as of comparison.gains().
 
-    Means are filled, 95th percentiles hollow. `record` is that of any of the runs.
+    Means are filled, 95th percentiles hollow. Where `predicted` gives mean latencies by rate (its index, 1/s) and policy
+    (a column each, "serial" among them), these are thin lines. `record` is that of any of the runs.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
@@ -179,7 +183,7 @@ def gain(*, gains: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None)
         return figure.no_data(ax, record, "gain by rate", "no two valid runs of the same requests")
     top = 1.15 * max(1.3, gains["ratio"].max())
     cut = any(pair is not None and pair[1] > top for pair in gains["interval"])
-    least, most = gains["rate"].min(), gains["rate"].max()
+    most = end = gains["rate"].max()
     labels = []
     kinds = gains.groupby(["batching", "figure"], sort=True)
     for place, (kind, rows) in enumerate(kinds):
@@ -191,9 +195,15 @@ def gain(*, gains: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None)
         ax.plot(x, rows["ratio"], **style, linewidth=1.2, markersize=7, markerfacecolor=None if is_mean else "white")
         words = f"{name}, {'mean' if is_mean else '95 % took at most'}"
         labels.append((rows["ratio"].iloc[-1], words, style["color"]))
+    if predicted is not None:
+        end = max(end, predicted.index.max())
+        for name, ratios in predicted.div(predicted["serial"], axis="index").drop(columns="serial").items():
+            style = POLICY_STYLES[str(name)] | {"marker": ""}
+            ax.plot(ratios, **style, linewidth=0.8)
+            labels.append((ratios.iloc[-1], f"{name}, mean as predicted", style["color"]))
     ax.axhline(1, color="black", linewidth=1.2)
     ax.text(0.005, 1, "as serial", transform=ax.get_yaxis_transform(), va="bottom", fontsize="small")
-    ax.set(xlim=(0.8 * least, 1.05 * most), ylim=(0, top))
+    ax.set(xlim=(0, 1.05 * end), ylim=(0, top))
     if cut:
         ax.set_ylabel("latency, in multiples of serial's (bars cut at the top)")
     figure.label_at_right(ax, labels)

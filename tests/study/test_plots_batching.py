@@ -73,7 +73,7 @@ def test_gantts_hold_the_same_requests_on_one_scale(made: SimpleNamespace, n: in
     finding = f"{drawn} requests took on average 0.5 s continuous, 1 s dynamic, 2 s serial"
     assert texts(ax).startswith(f"tiny model, not SDXL: {finding}")
     assert [panel.get_title("left").split(":")[0] for panel in panels] == ["serial", "dynamic", "continuous"]
-    assert panels[0].get_title("left") == "serial: 2 s on average,\n78 % of it waiting"
+    assert panels[0].get_title("left") == "serial: 2 s on average, 78 % of it waiting"
     assert len({panel.get_xlim() for panel in panels}) == len({panel.get_ylim() for panel in panels}) == 1
     assert panels[0].get_xlim() == pytest.approx((4.0, 4.0 + drawn - 1 + 2.0))
     assert {len(bars) for panel in panels for bars in panel.containers} == {drawn}
@@ -143,6 +143,11 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     assert "cut at the top" in ax.get_ylabel()
     assert ax.get_ylim()[1] < 2
     plots.save(ax, tmp_path / "figure")
+    predicted = pd.DataFrame({"serial": [1.0, 2.0], "dynamic": [1.1, 1.0]}, index=[0.5, 5.0])
+    both = plots.gain(gains=frame, predicted=predicted, record=made.record())
+    assert both.lines[-2].get_ydata().tolist() == [1.1, 0.5]
+    assert "dynamic, mean as predicted" in texts(both)
+    assert both.get_xlim()[1] > 5
     one = plots.gain(gains=frame[4:], record=made.record())
     assert "no run carries a mean at the highest rate" in texts(one)
     assert "cut" not in one.get_ylabel()
