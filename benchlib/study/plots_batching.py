@@ -174,8 +174,8 @@ def gain(
 ) -> Axes:
     """Latency over that of serial batching at the same rate, with 95 % intervals: `gains` as of comparison.gains().
 
-    Means are filled, 95th percentiles hollow. Where `predicted` gives mean latencies by rate (its index, 1/s) and policy
-    (a column each, "serial" among them), these are thin lines. `record` is that of any of the runs.
+    Means are filled, 95th percentiles hollow. `predicted`, mean latencies by rate (its index, 1/s) and policy (a column
+    each, "serial" among them), becomes thin lines. `record` is that of any of the runs.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
@@ -197,10 +197,10 @@ def gain(
         labels.append((rows["ratio"].iloc[-1], words, style["color"]))
     if predicted is not None:
         end = max(end, predicted.index.max())
-        for name, ratios in predicted.div(predicted["serial"], axis="index").drop(columns="serial").items():
-            style = POLICY_STYLES[str(name)] | {"marker": ""}
+        for policy, ratios in predicted.div(predicted["serial"], axis="index").drop(columns="serial").items():
+            style = POLICY_STYLES[str(policy)] | {"marker": ""}
             ax.plot(ratios, **style, linewidth=0.8)
-            labels.append((ratios.iloc[-1], f"{name}, mean as predicted", style["color"]))
+            labels.append((ratios.iloc[-1], f"{policy}, mean as predicted", style["color"]))
     ax.axhline(1, color="black", linewidth=1.2)
     ax.text(0.005, 1, "as serial", transform=ax.get_yaxis_transform(), va="bottom", fontsize="small")
     ax.set(xlim=(0, 1.05 * end), ylim=(0, top))
