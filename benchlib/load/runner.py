@@ -286,15 +286,11 @@ class _Reader:
         self.latencies_s.sort()  # kept sorted, a new sort is quick; this process may be the server's
         known_s, rank = self.latencies_s, -(-95 * self.measured // 100)  # rounded up
         measuring_s = elapsed_s - self.plan.warmup_s
-        return Progress(
-            elapsed_s,
-            self.done,
-            self.errors,
-            images_per_s=self.images / measuring_s if measuring_s > 0 else None,
-            median_latency_s=statistics.median(known_s) if known_s else None,
-            p95_latency_s=known_s[rank - 1] if self.measured >= 20 and rank <= len(known_s) else None,
-            time_left_s=self._time_left_s(elapsed_s),
-        )
+        images_per_s = self.images / measuring_s if measuring_s > 0 else None
+        median_s = statistics.median(known_s) if known_s else None
+        p95_s = known_s[rank - 1] if self.measured >= 20 and rank <= len(known_s) else None
+        left_s = self._time_left_s(elapsed_s)
+        return Progress(elapsed_s, self.done, self.errors, images_per_s, median_s, p95_s, left_s)
 
     def _time_left_s(self, elapsed_s: float) -> float | None:
         plan, measuring_s = self.plan, elapsed_s - self.plan.warmup_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchlib.serving.policies import SimulatedTask, Size, StepTimes, make_policy, simulate
+from benchlib.serving.policies import SimulatedTask, StepTimes, make_policy, simulate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,39 +19,23 @@ def predict_latency(requests: pd.DataFrame, spec: Mapping[str, Any], *, batching
 
     Of `requests`, such as a run's, the moment `scheduled_s`, size, steps and guidance are read (None: with guidance).
     `batching` is another policy than the server's own: then `spec` must be of one that measured batches. Raises
-    ValueError for a size that the server did not measure, and where it does not tell step times.
+    ValueError for a size whose step times the spec does not tell.
     """
-    if not (told := spec.get("step_times")):
-        raise ValueError("spec holds no step_times: pass the spec of a server that serve() made")
-    known = {size: _step_times(curves) for size, curves in told.items()}
-
-    def times(size: Size) -> StepTimes:
-        name = "{}x{}".format(*size)
-        if name not in known:
-            raise ValueError(
-                f"requests: {name} pixels were not measured, only {', '.join(known)}; see serve(sizes=...)"
-            )
-        return known[name]
-
-    policy = make_policy(
-        batching or spec["batching"],
-        times,
-        max_batch_size=spec["max_batch_size"],
-        max_wait_s=spec["max_wait_ms"] / 1000,
-    )
-    columns = ["width", "height", "num_inference_steps", "scheduled_s"]
-    unguided = (
-        requests["guidance_scale"].le(1).fillna(False) if "guidance_scale" in requests else [False] * len(requests)
-    )
+    known = dict[Any, StepTimes]()
+    for size, curves in (spec.get("step_times") or {}).items():
+        plain = {part: {int(n): s for n, s in curve.items()} for part, curve in curves.items()}
+        known[tuple(map(int, size.split("x")))] = StepTimes(**plain)
+    columns = requests[["width", "height", "num_inference_steps", "scheduled_s"]].itertuples(index=False)
+    guidance = requests["guidance_scale"] if "guidance_scale" in requests else [None] * len(requests)
     tasks = [
-        SimulatedTask((int(width), int(height)), 1 if alone else 2, int(steps), float(due_s))
-        for (width, height, steps, due_s), alone in zip(
-            requests[columns].itertuples(index=False), unguided, strict=True
-        )
+        SimulatedTask((int(width), int(height)), 1 if scale is not None and scale <= 1 else 2, int(steps), float(due_s))
+        for (width, height, steps, due_s), scale in zip(columns, guidance, strict=True)
     ]
-    finished = simulate(policy, tasks, times)
-    return requests["scheduled_s"].astype(float) * 0 + [one.done_s - one.arrived_s for one in finished]
-
-
-def _step_times(curves: Mapping[str, Mapping[str, float]]) -> StepTimes:
-    return StepTimes(**{part: {int(n): s for n, s in curve.items()} for part, curve in curves.items()})
+    if missing := {task.size for task in tasks} - known.keys():
+        raise ValueError(
+            f"requests: spec has no step times of {sorted(missing)} pixels; serve(sizes=...) measures them"
+        )
+    most, wait_s = spec["max_batch_size"], spec["max_wait_ms"] / 1000
+    policy = make_policy(batching or spec["batching"], known.__getitem__, max_batch_size=most, max_wait_s=wait_s)
+    took_s = [one.done_s - one.arrived_s for one in simulate(policy, tasks, known.__getitem__)]
+    return 0 * requests["scheduled_s"] + took_s  # a Series with the index of `requests`, without importing pandas

@@ -29,47 +29,37 @@ POLICY_STYLES: dict[str, dict[str, Any]] = {
 def step_time_curve(*, step_times: Mapping[str, Any], record: dict[str, Any], ax: Axes | None = None) -> Axes:
     """Images per second and, in a panel below, milliseconds per denoising step, against the guided requests in a batch.
 
-    `step_times` is a server's (`server.spec`), each the least of a few calls, so without interval. Images are of the
-    showcase's number of steps in `record`, all begun at once. The upper panel is returned; an `ax` that is given must
-    be of a grid, as pyplot.subplots makes it.
+    Of `step_times` (a server's spec has them), those of the showcase in `record` are drawn: each the least of a few
+    calls, so without interval. Images are of its number of steps, all begun at once. The upper panel is returned; an
+    `ax` that is given must be of a grid, as pyplot.subplots makes it.
     """
     upper = figure.axes(ax, height=6)
-    target = record["spec"]["target"]
-    if not step_times or not target["showcase"]:
-        return figure.no_data(upper, record, "what a batch costs", "the server measured no step times")
-    lower, steps = figure.panel_below(upper), target["showcase"]["num_inference_steps"]
-    found, batches = list[tuple[float, int, str]](), set[int]()
-    above, below = list[tuple[float, str, str]](), list[tuple[float, str, str]]()  # what is written at the lines' ends
-    for place, (size, curves) in enumerate(step_times.items()):
-        colour, marker = ((figure.BLUE, "o"), (figure.RED, "s"), (figure.GREEN, "D"))[place % 3]
-        batch = sorted(int(rows) // 2 for rows in curves["step_s"] if int(rows) % 2 == 0)
-        step_s = np.array([curves["step_s"][str(2 * n)] for n in batch])
-        around_s = [curves["encode_s"][str(n)] + curves["decode_s"][str(n)] for n in batch]
-        images_per_s = batch / (around_s + steps * step_s)
-        no_gain_s = step_s[0] * np.array(batch)
-        upper.plot(batch, images_per_s, color=colour, marker=marker, linewidth=2)
-        lower.plot(batch, 1000 * step_s, color=colour, marker=marker, linewidth=2)
-        lower.plot(batch, 1000 * no_gain_s, ":", color=colour, linewidth=1.2)
-        above.append((images_per_s[-1], f"{size} pixels", colour))
-        below.append((1000 * step_s[-1], f"{size} pixels", colour))
-        if len(batch) > 1:
-            below.append((1000 * no_gain_s[-1], "if batches gained nothing", colour))
-        best = int(images_per_s.argmax())
-        found.append((float(images_per_s[best] / images_per_s[0]), batch[best], size))
-        batches |= {*batch}
-    for panel, label, ends in ((upper, f"images/s, of {steps} steps", above), (lower, "one denoising step, ms", below)):
-        panel.set(ylabel=label, ylim=(0, 1.1 * panel.get_ylim()[1]), xticks=sorted(batches))
-        figure.label_at_right(panel, ends)
+    showcase = record["spec"]["target"]["showcase"] or {"width": None, "height": None}
+    if not (curves := step_times.get("{width}x{height}".format(**showcase))):
+        return figure.no_data(upper, record, "what a batch costs", "the server measured no step times of its showcase")
+    lower, steps = figure.panel_below(upper), showcase["num_inference_steps"]
+    batch = sorted(int(rows) // 2 for rows in curves["step_s"] if int(rows) % 2 == 0)
+    step_s = np.array([curves["step_s"][str(2 * n)] for n in batch])
+    around_s = [curves["encode_s"][str(n)] + curves["decode_s"][str(n)] for n in batch]
+    images_per_s = batch / (around_s + steps * step_s)
+    no_gain_ms = 1000 * step_s[0] * np.array(batch)
+    upper.plot(batch, images_per_s, "o-", color=figure.BLUE, linewidth=2)
+    lower.plot(batch, 1000 * step_s, "o-", color=figure.BLUE, linewidth=2)
+    lower.plot(batch, no_gain_ms, ":", color=figure.GREY)
+    for panel, label in ((upper, f"images/s, of {steps} steps"), (lower, "one denoising step, ms")):
+        panel.set(ylabel=label, ylim=(0, 1.1 * panel.get_ylim()[1]), xticks=batch)
     lower.set_xlabel("images in the batch, each with guidance (two rows in the UNet)")
-    gain, n, size = max(found)
-    finding = f"a batch of {n} makes {number(gain)} times the images/s of one image at a time"
-    if max(batches) == 1:
+    ends = [(1000 * step_s[-1], "measured", figure.BLUE), (no_gain_ms[-1], "if batches gained nothing", figure.GREY)]
+    figure.label_at_right(lower, ends)
+    best = int(images_per_s.argmax())
+    times = f"{number(images_per_s[best] / images_per_s[0])} times the images/s of one image at a time"
+    finding = f"a batch of {batch[best]} makes {times}"
+    if len(batch) == 1:
         finding = "only one image at a time was measured: what a batch would gain is not known"
-    elif gain < 1.05:
-        finding = f"batches gain next to nothing: at most {number(gain)} times the images/s of one image at a time"
-    told = "; ".join(f"{pixels} pixels: at most {number(times)} times as many with {m}" for times, m, pixels in found)
-    alt = f"Lines over the batch's size: images per second above, time of a step below. {told}."
+    elif images_per_s[best] < 1.05 * images_per_s[0]:
+        finding = f"batches gain next to nothing: at most {times}"
     of = "the least of up to six calls each, when the server started"
+    alt = "Lines over the number of images in a batch: images per second above, the time of one step below."
     return figure.finish(upper, record, finding, alt, of=of, lowest=lower)
 
 
@@ -112,7 +102,7 @@ def gantts(
     place = cast(SubplotSpec, ax.get_subplotspec()).subgridspec(len(ratios), 1, height_ratios=ratios)
     ax.set_subplotspec(place[0])
     ax.set_axis_off()
-    panels, keys, took_s, ends_s = list[Axes](), dict[str, Any](), dict[str, float](), list[float]()
+    panels, keys, took_s, ends_s = list[Axes](), dict[str, Any](), list[tuple[float, str]](), list[float]()
     for row, (name, frame) in enumerate(requests.items(), 1):
         panels.append(panel := ax.figure.add_subplot(place[row], sharex=panels[0] if panels else None))
         drawn = _draw_lanes(panel, frame, lanes)
@@ -121,12 +111,12 @@ def gantts(
         panel.tick_params(labelbottom=row == len(requests))
         keys |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
         if len(drawn):
-            took_s[name] = drawn["latency_s"].mean()
+            took_s.append((drawn["latency_s"].mean(), name))
             ends_s += panel.get_xlim()
     panels[-1].set(xlim=(min(ends_s), max(ends_s)), xlabel="time since the start of each run, s")
     order = [name for name, *_ in figure.PART_STYLES.values() if name in keys]
     ax.legend([keys[name] for name in order], order, loc="upper left", bbox_to_anchor=(-0.01, 1.2), ncols=4)
-    means = ", ".join(f"{number(mean)} s {name}" for name, mean in sorted(took_s.items(), key=lambda pair: pair[1]))
+    means = ", ".join(f"{number(mean)} s {name}" for mean, name in sorted(took_s))
     n = max(len(statistics.measured(frame).head(lanes)) for frame in requests.values())
     alt = f"A panel each for {', '.join(requests)}: a bar for each of {n} requests over time, coloured by part."
     of = f"study {record['study']}, a run of each"
@@ -150,7 +140,7 @@ def latency_cdf(*, requests: Mapping[str, pd.DataFrame], record: dict[str, Any],
     by_mean = sorted(series, key=lambda name: -series[name].mean())
     for place, name in enumerate(by_mean):  # the slowest first, its label lowest
         known, n = np.sort(series[name].dropna()), len(series[name])
-        style = POLICY_STYLES.get(name, {"color": figure.PURPLE, "linestyle": "-.", "marker": "^"})
+        style = POLICY_STYLES[name]
         percent = 100 * np.arange(len(known) + 1) / n
         x = np.concatenate([[0], known, [1.03 * longest_s]])
         ax.step(x, [*percent, percent[-1]], where="post", linewidth=2, **style | {"marker": ""})
@@ -160,12 +150,12 @@ def latency_cdf(*, requests: Mapping[str, pd.DataFrame], record: dict[str, Any],
         boxed: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
         ax.annotate(label, spot, (8, 0), textcoords="offset points", va="center", color=style["color"], bbox=boxed)
     ax.set(xlim=(0, 1.03 * longest_s), ylim=(0, 103))
-    halves = {name: statistics.percentile(series[name], 0.5) for name in reversed(by_mean)}
-    means = ", ".join(f"{number(half)} s {name}" for name, half in halves.items() if half is not None)
-    told = "; ".join(f"{name} {number(series[name].mean())} s on average of {len(series[name])}" for name in halves)
-    finding = f"half of the requests took at most {means}" if means else "too few requests for a median"
+    halves = [(name, statistics.percentile(series[name], 0.5)) for name in reversed(by_mean)]
+    told = ", ".join(f"{number(half)} s {name}" for name, half in halves if half is not None)
+    finding = f"half of the requests took at most {told}" if told else "too few requests for a median"
     of = f"study {record['study']}, {sum(map(len, series.values()))} requests"
-    return figure.finish(ax, record, finding, f"Stairs from 0 to 100 % over latency: {told}.", of=of)
+    alt = f"A stair from 0 to 100 % over latency for each of {', '.join(series)}."
+    return figure.finish(ax, record, finding, alt, of=of)
 
 
 @figure.styled
