@@ -190,7 +190,7 @@ def gain(
         for policy, ratios in predicted.div(predicted["serial"], axis="index").drop(columns="serial").items():
             style = POLICY_STYLES[str(policy)] | {"marker": ""}
             ax.plot(ratios, **style, linewidth=0.8)
-            labels.append((ratios.iloc[-1], f"{policy}, mean as predicted", style["color"]))
+            labels.append((ratios.iloc[-1], f"{policy}, mean, long run as predicted", style["color"]))
     ax.axhline(1, color="black", linewidth=1.2)
     ax.text(0.005, 1, "as serial", transform=ax.get_yaxis_transform(), va="bottom", fontsize="small")
     ax.set(xlim=(0, 1.05 * end), ylim=(0, top))

@@ -146,7 +146,7 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     predicted = pd.DataFrame({"serial": [1.0, 2.0], "dynamic": [1.1, 1.0]}, index=[0.5, 5.0])
     both = plots.gain(gains=frame, predicted=predicted, record=made.record())
     assert both.lines[-2].get_ydata().tolist() == [1.1, 0.5]
-    assert "dynamic, mean as predicted" in texts(both)
+    assert "dynamic, mean, long run as predicted" in texts(both)
     assert both.get_xlim()[1] > 5
     one = plots.gain(gains=frame[4:], record=made.record())
     assert "no run carries a mean at the highest rate" in texts(one)
