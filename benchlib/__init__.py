@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
     from benchlib.search import find_capacity
+    from benchlib.serving.forecast import predict_latency
     from benchlib.serving.pipeline import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
     from benchlib.study import plots
-    from benchlib.study.comparison import compare
+    from benchlib.study.comparison import compare, gains
     from benchlib.study.store import Run, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
@@ -27,11 +28,12 @@ _NAMES = {
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
     "benchlib.search": ("find_capacity",),
+    "benchlib.serving.forecast": ("predict_latency",),
     "benchlib.serving.pipeline": ("load_pipeline",),
     "benchlib.serving.schemas": ("GenerateRequest",),
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.study": ("plots",),
-    "benchlib.study.comparison": ("compare",),
+    "benchlib.study.comparison": ("compare", "gains"),
     "benchlib.study.store": ("Run", "load_run", "load_study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
@@ -39,8 +41,8 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp", "Trace", "Workload",
-    "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "plots",
-    "process_memory_gib",
+    "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "gains",
+    "predict_latency", "plots", "process_memory_gib",
 ]  # fmt: skip
 
 

@@ -159,7 +159,7 @@ class Writer:
             sampler.stop()
             return self._keep(folder, status, None if outcome is None else asdict(outcome), sampler, error)
 
-        with _shown() if self.on_progress is None else nullcontext(self.on_progress) as show:
+        with _shown(sampler) if self.on_progress is None else nullcontext(self.on_progress) as show:
             try:
                 if server is not None:
                     sampler.start()
@@ -220,7 +220,7 @@ def so_far(folder: Path) -> Study:
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[Progress], None]]:
+def _shown(sampler: telemetry.Sampler) -> Iterator[Callable[[Progress], None]]:
     """A bar where somebody watches, plain lines in a log."""
     # jupyter_server names the session of a kernel that a person opened; papermill's kernels have none.
     in_notebook = "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
@@ -230,7 +230,7 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
 
             def draw(progress: Progress) -> None:
                 bar.n = progress.elapsed_s / (progress.elapsed_s + (progress.time_left_s or 0.0) or 1.0)
-                bar.set_postfix_str(_words(progress))
+                bar.set_postfix_str(_words(progress, sampler))
 
             yield draw
         return
@@ -240,14 +240,22 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
         nonlocal due_s
         if progress.elapsed_s >= due_s:
             due_s = progress.elapsed_s + LOG_LINE_EVERY_S
-            print(_words(progress), flush=True)
+            print(_words(progress, sampler), flush=True)
 
     yield write
 
 
-def _words(progress: Progress) -> str:
-    median = "-" if progress.median_latency_s is None else f"{progress.median_latency_s:.3g} s"
-    left = "" if progress.time_left_s is None else f", {progress.time_left_s:.0f} s left"
-    if progress.time_left_s == 0:
-        left = ", waiting for the last ones"
-    return f"{progress.elapsed_s:.0f} s: {progress.done} done, {progress.errors} errors, median {median}{left}"
+def _words(progress: Progress, sampler: telemetry.Sampler) -> str:
+    words = [f"{progress.elapsed_s:.0f} s: {progress.done} done"]
+    if progress.images_per_s:
+        words.append(f"{progress.images_per_s:.3g} images/s")
+    if progress.p95_latency_s is not None:
+        words.append(f"p95 {progress.p95_latency_s:.3g} s")
+    elif progress.median_latency_s is not None:
+        words.append(f"median {progress.median_latency_s:.3g} s")
+    words += [f"{gib:.2f} GiB{where}" for where, gib in sampler.memory_gib.items()]
+    if progress.errors:
+        words.append(f"{progress.errors} errors")
+    if progress.time_left_s is not None:
+        words.append(f"{progress.time_left_s:.0f} s left" if progress.time_left_s else "waiting for the last ones")
+    return ", ".join(words)

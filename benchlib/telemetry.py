@@ -118,6 +118,13 @@ class Sampler:
         samples["time_s"] -= self.zero_s
         return samples
 
+    @property
+    def memory_gib(self) -> dict[str, float]:
+        """The last sample in GiB, by where: "" the process, and what torch has reserved " on the GPU"; {} before."""
+        last = dict(zip(COLUMNS, self._samples[-1], strict=True)) if self._samples else {}
+        asked = {"": last.get("rss_gib"), " on the GPU": last.get("cuda_reserved_gib")}
+        return {where: gib for where, gib in asked.items() if gib is not None}
+
     def _sample_until_stopped(self) -> None:
         began_s, began_cpu_s = time.monotonic(), time.thread_time()
         due_s = began_s

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pandas as pd
 import psutil
@@ -14,7 +15,8 @@ import pytest
 
 import benchlib
 from benchlib import ClosedLoop, Workload, load_run, load_study, run_load, telemetry
-from benchlib.load.runner import GeneratorError
+from benchlib.bench import _words
+from benchlib.load.runner import GeneratorError, Progress
 from benchlib.study.store import ROW_DTYPES
 from benchlib.telemetry import COLUMNS
 
@@ -169,7 +171,7 @@ def test_progress_is_plain_lines_where_nobody_watches(fake, tmp_path, monkeypatc
     assert printed
     for line in printed.splitlines():
         ends = r"(, \d+ s left|, waiting for the last ones)?"
-        assert re.fullmatch(r"\d+ s: \d+ done, 0 errors, median (-|[\d.]+ s)" + ends, line)
+        assert re.fullmatch(r"\d+ s: \d+ done(, [\d.]+ images/s)?(, median [\d.]+ s)?" + ends, line)
 
 
 def test_a_busy_machine_is_said_and_recorded(fake, tmp_path, monkeypatch, capsys):
@@ -185,7 +187,25 @@ def test_progress_is_a_bar_in_a_live_notebook(fake, tmp_path, monkeypatch, capsy
     run_load(fake.url, ClosedLoop(1), duration_s=0.2, results=tmp_path)
     printed, errors = capsys.readouterr()
     assert printed == ""
-    assert re.search(r"100%\|.*\d+ done, 0 errors, median 0\.\d+ s", errors)
+    assert re.search(r"100%\|.*\d+ done, [\d.]+ images/s, median 0\.\d+ s, waiting for the last ones", errors)
+
+
+def test_progress_tells_what_a_person_watches_for():
+    sampler = telemetry.Sampler(os.getpid())
+    early = Progress(1.0, 3, 0, None, None, None, None)
+    assert _words(early, sampler) == "1 s: 3 done"
+    sampler._samples += [(0.0, 1.5, *[None] * (len(COLUMNS) - 2)), (0.2, 1.25, 9.0, 6.5, 8.0, *[None] * 8)]
+    late = Progress(61.2, 230, 2, 3.8312, 0.9, 1.2345, 18.6)
+    words = "61 s: 230 done, 3.83 images/s, p95 1.23 s, 1.25 GiB, 8.00 GiB on the GPU, 2 errors, 19 s left"
+    assert _words(late, sampler) == words
+    assert "median 0.9 s, " in _words(replace(late, p95_latency_s=None), sampler)
+    assert _words(replace(late, time_left_s=0.0), sampler).endswith("2 errors, waiting for the last ones")
+
+
+def test_progress_shows_the_memory_of_a_server_of_ours(tiny, tmp_path, capsys):
+    with benchlib.serve(tiny, name="test_bench") as server:
+        run_load(server, ClosedLoop(2), Workload(num_inference_steps=1), requests=6, results=tmp_path)
+    assert re.search(r" done,.* \d\.\d\d GiB", capsys.readouterr().out)
 
 
 def test_progress_goes_to_whoever_asks_for_it(fake, tmp_path, capsys):

@@ -107,14 +107,17 @@ class LoadPlan:
 class Progress:
     """How far a run is: requests `done` (warm-up included; `errors` among them failed), seconds since its start.
 
-    `median_latency_s` is of the measured requests that succeeded, `time_left_s` until the last is scheduled; each is
-    None while it is unknown.
+    Of those after the warm-up: `images_per_s` so far, `median_latency_s` of the images, and `p95_latency_s` of all (one
+    that failed is longer than any image), from 20 on. `time_left_s` is until the last is scheduled. Each is None while
+    it is unknown.
     """
 
     elapsed_s: float
     done: int
     errors: int
+    images_per_s: float | None
     median_latency_s: float | None
+    p95_latency_s: float | None
     time_left_s: float | None
 
 
@@ -267,7 +270,7 @@ class _Reader:
 
     def __init__(self, plan: LoadPlan, rows: IO[bytes]) -> None:
         self.plan, self.rows, self.unread = plan, rows, b""
-        self.done = self.errors = self.measured = 0
+        self.done = self.errors = self.measured = self.images = 0
         self.latencies_s: list[float] = []
 
     def progress(self, elapsed_s: float) -> Progress:
@@ -275,13 +278,19 @@ class _Reader:
         for row in map(json.loads, lines):
             self.done += row["done_s"] is not None
             self.errors += row["done_s"] is not None and row["error"] is not None
+            self.images += row["error"] is None and row["done_s"] >= self.plan.warmup_s
             if row["phase"] == "measure":
                 self.measured += 1
                 if row["error"] is None:
                     self.latencies_s.append(row["latency_s"])
         self.latencies_s.sort()  # kept sorted, a new sort is quick; this process may be the server's
-        median_s = statistics.median(self.latencies_s) if self.latencies_s else None
-        return Progress(elapsed_s, self.done, self.errors, median_s, self._time_left_s(elapsed_s))
+        known_s, rank = self.latencies_s, -(-95 * self.measured // 100)  # rounded up
+        measuring_s = elapsed_s - self.plan.warmup_s
+        images_per_s = self.images / measuring_s if measuring_s > 0 else None
+        median_s = statistics.median(known_s) if known_s else None
+        p95_s = known_s[rank - 1] if self.measured >= 20 and rank <= len(known_s) else None
+        left_s = self._time_left_s(elapsed_s)
+        return Progress(elapsed_s, self.done, self.errors, images_per_s, median_s, p95_s, left_s)
 
     def _time_left_s(self, elapsed_s: float) -> float | None:
         plan, measuring_s = self.plan, elapsed_s - self.plan.warmup_s

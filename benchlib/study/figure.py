@@ -23,12 +23,25 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
+from benchlib.study import statistics
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Colours that colour-blind people can tell apart: Okabe & Ito, "Color Universal Design" (2008).
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B6B6B"
+
+PART_STYLES = {  # of a request's latency: name, colour, hatch
+    "queue": ("waiting in the queue", ORANGE, "//"),
+    "wait": ("waiting for other images", YELLOW, ".."),
+    "encode": ("encoding the prompt", SKY, ""),
+    "denoise": ("denoising", BLUE, ""),
+    "decode": ("decoding the image", GREEN, "\\\\"),
+    "image": ("writing the image file", PURPLE, "xx"),
+    statistics.OTHER: ("in the server, not told apart", "#D0D0D0", ""),
+    statistics.REST: ("network and client", GREY, ""),
+}
 
 _TICKS: Any = {"nbins": 8, "steps": [1, 2, 5, 10]}  # 0, 5, 10 rather than 0.0, 2.5, 5.0
 _STYLE: Any = {

@@ -16,25 +16,15 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure, statistics
 from benchlib.study.figure import Picture, number, picture, save, show, whole_ticks
+from benchlib.study.plots_batching import LATENCY, gain, gantt, gantts, latency_cdf, step_time_curve
 from benchlib.study.plots_load import goodput_curve, hockey_stick, queue_share
 
 __all__ = [
-    "Picture", "gantt", "goodput_curve", "hockey_stick", "latency_distribution", "latency_over_time", "latency_parts",
-    "load_curve", "memory_over_time", "picture", "queue_share", "save", "show",
+    "Picture", "gain", "gantt", "gantts", "goodput_curve", "hockey_stick", "latency_cdf",
+    "latency_distribution", "latency_over_time", "latency_parts", "load_curve", "memory_over_time", "picture",
+    "queue_share", "save", "show", "step_time_curve",
 ]  # fmt: skip
 
-PART_STYLES = {
-    "queue": ("waiting in the queue", figure.ORANGE, "//"),
-    "wait": ("waiting for other images", figure.YELLOW, ".."),
-    "encode": ("encoding the prompt", figure.SKY, ""),
-    "denoise": ("denoising", figure.BLUE, ""),
-    "decode": ("decoding the image", figure.GREEN, "\\\\"),
-    "image": ("writing the image file", figure.PURPLE, "xx"),
-    statistics.OTHER: ("in the server, not told apart", "#D0D0D0", ""),
-    statistics.REST: ("network and client", figure.GREY, ""),
-}
-LATENCY = "latency (from request to image), s"
-LANES = 30
 DRIFTED = "latency still drifted: no percentile is given"
 
 
@@ -135,14 +125,14 @@ def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     mean_s = parts.mean()
     total_s = mean_s.sum()
     percent = 100 * mean_s / total_s
-    drawn = [part for part in PART_STYLES if percent[part] >= 0.5]
+    drawn = [part for part in figure.PART_STYLES if percent[part] >= 0.5]
     groups = n if n <= 120 else 60
     edges = np.arange(groups + 1) * n // groups
     order = parts.sum(axis="columns").argsort()
     bars = parts.iloc[order].groupby(np.repeat(np.arange(groups), np.diff(edges))).mean()
     bottom = np.zeros(groups)
     for part in drawn:
-        name, colour, hatch = PART_STYLES[part]
+        name, colour, hatch = figure.PART_STYLES[part]
         label = f"{name}: {number(mean_s[part])} s, {percent[part]:.0f} %"
         style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
         ax.bar(edges[:-1], bars[part], np.diff(edges), bottom, align="edge", label=label, **style)
@@ -153,44 +143,11 @@ def latency_parts(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | 
         ax.set_xlabel(f"requests, fastest to slowest; each bar: the mean of about {n / groups:.0f}")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, title="average, from 0.5 % up", alignment="left")
     largest = sorted(drawn, key=lambda part: -mean_s[part])[:2]
-    of_it = " and ".join(f"{percent[part]:.0f} % {PART_STYLES[part][0]}" for part in largest)
+    of_it = " and ".join(f"{percent[part]:.0f} % {figure.PART_STYLES[part][0]}" for part in largest)
     alt = f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
     finding = f"an image took {number(total_s)} s on average: {of_it}"
     if statistics.is_steady(record, requests) is False:
         finding += "; latency still drifted"
-    return figure.finish(ax, record, finding, alt)
-
-
-@figure.styled
-def gantt(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
-    """The first LANES measured images, a lane each, from the moment of the request to the image, in seconds.
-
-    A server tells how long each part took, not when it was: waiting between the steps is drawn after them.
-    """
-    ax = figure.axes(ax, height=5.4)
-    ax.set(xlabel="time since the start of the run, s", ylabel="requests, first to last")
-    first = requests.sort_values("scheduled_s")
-    parts = statistics.latency_parts(first).fillna(0).clip(lower=0).iloc[:LANES]
-    n = len(parts)
-    if not n:
-        return figure.no_data(ax, record, "when each image was made", "no image whose server told how its time went")
-    lanes, of_all = np.arange(n), parts.sum().sum()
-    begin = left = first.loc[parts.index, "scheduled_s"].to_numpy()
-    for part in ("queue", "encode", "denoise", "wait", "decode", "image", statistics.OTHER, statistics.REST):
-        if parts[part].sum() >= 0.005 * of_all:
-            name, colour, hatch = PART_STYLES[part]
-            style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
-            ax.barh(lanes + 1, parts[part], 0.8, left, label=name, **style)
-        left = left + parts[part].to_numpy()
-    ax.set(ylim=(n + 0.6, 0.4), xlim=(begin.min(), left.max()))
-    whole_ticks(ax.yaxis)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
-    waited = 100 * (parts["queue"] + parts["wait"]).sum() / of_all
-    finding = f"an image took {number(of_all / n)} s on average, {waited:.0f} % of it waiting"
-    batch = first.loc[parts.index, "batch_size"].mean()
-    if batch >= 1:  # NaN is not: another server told nothing
-        finding += f"; each step moved {number(batch)} {'images' if batch > 1 else 'image'} on"
-    alt = f"Bars over time: {n:,} requests, a lane each, from the request to the image, coloured by part."
     return figure.finish(ax, record, finding, alt)
 
 

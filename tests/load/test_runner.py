@@ -1,5 +1,6 @@
 """The real Locust child against a server that knows what it was sent."""
 
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
-from benchlib.load.runner import GeneratorError, LoadInterrupted, LoadPlan, Progress, generate_load
+from benchlib.load.runner import GeneratorError, LoadInterrupted, LoadPlan, Progress, _Reader, generate_load
 from benchlib.load.workload import Workload
 
 from .conftest import is_gone, read_rows, wait_until
@@ -87,8 +88,24 @@ def test_every_request_has_one_row_and_it_is_true(serve, load):
     last = progress[-1]
     assert (last.done, last.errors, last.time_left_s) == (len(rows), 0, 0.0)
     assert ok_s[0] < last.median_latency_s < ok_s[-1]
+    assert last.p95_latency_s == ok_s[-(-95 * len(ok_s) // 100) - 1]
+    images = sum(row["done_s"] >= 0.5 for row in rows)
+    assert last.images_per_s == pytest.approx(images / (last.elapsed_s - 0.5))
     assert len(progress) <= 2 + last.elapsed_s / 0.5
     assert len({request["connection"] for request in seen.values()}) == 3, "connections are kept"
+
+
+@pytest.mark.parametrize(
+    ("images", "failures", "p95_s"), [(19, 0, None), (20, 0, 19), (39, 1, 38), (19, 1, 19), (18, 2, None)]
+)
+def test_progress_gives_a_p95_where_so_many_requests_carry_one(images, failures, p95_s):
+    row = {"phase": "measure", "done_s": 1.0, "error": None}
+    rows = [row | {"latency_s": float(took)} for took in range(images, 0, -1)]
+    rows += [row | {"latency_s": 0.1, "error": "HTTP 503"}] * failures
+    plan = LoadPlan("http://localhost", ClosedLoop(2), Workload("a cat"), duration_s=60)
+    told = _Reader(plan, io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))).progress(2.0)
+    assert (told.done, told.errors, told.images_per_s) == (images + failures, failures, images / 2)
+    assert told.p95_latency_s == p95_s
 
 
 def test_a_user_thinks_between_an_answer_and_its_next_request(serve, load):

@@ -1,13 +1,16 @@
 """Comparison against ratios worked out by hand, its verdicts, and what it refuses to compare."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchlib.study.comparison import compare, over_runs
+from benchlib.study.comparison import compare, gains, over_runs
 from benchlib.study.statistics import summarise
+from benchlib.study.store import Run
 from benchmarks.coverage import called, pairs
 
 
@@ -111,3 +114,45 @@ def test_suspects_are_listed(made: SimpleNamespace) -> None:
 def test_planted_regressions_are_caught_and_nothing_else() -> None:
     assert called(pairs(0, 20, 1), "slower", "more") <= 1
     assert called(pairs(0.1, 20, 2), "slower") >= 19
+
+
+def open_runs(
+    made: SimpleNamespace, took_s: list[float], batching: str, rate: float = 2.0, **changes: Any
+) -> list[Run]:
+    """Runs with the seeds 0, 1, ..., of 20 requests each, which take as long as `took_s` says of the run."""
+    spec = {"arrivals": {"kind": "open_loop", "rate": rate}}
+    runs = []
+    for seed, took in enumerate(took_s):
+        record, *frames = made.run([took] * 20, target={"batching": batching}, spec=spec | {"seed": seed}, **changes)
+        runs.append(Run(record, *frames, Path("run")))
+    return runs
+
+
+def test_gains_compare_runs_of_one_seed_and_rate(made: SimpleNamespace) -> None:
+    serial, other = open_runs(made, [1.0, 4.0, 2.0], "serial"), open_runs(made, [0.5, 2.2, 0.9], "continuous")
+    slow = open_runs(made, [1.0, 3.0], "serial", rate=1.0) + open_runs(made, [1.1, 2.9], "continuous", rate=1.0)
+    alone = open_runs(made, [1.0], "dynamic", rate=9.0)
+    found = gains([*reversed(other), *serial, *slow, *alone])
+    keys = [(rate, figure) for rate in (1.0, 2.0) for figure in ("latency_mean_s", "latency_p95_s")]
+    assert list(zip(found["rate"], found["figure"], strict=True)) == keys
+    assert (found["batching"] == "continuous").all()
+    logs = np.log([0.5, 0.55, 0.45])
+    half = 4.302653 * logs.std(ddof=1) / np.sqrt(3)
+    last = found.iloc[-1]
+    assert (last["pairs"], last["verdict"]) == (3, "lower")
+    assert last["ratio"] == pytest.approx(np.exp(logs.mean()))
+    assert last["interval"] == pytest.approx((np.exp(logs.mean() - half), np.exp(logs.mean() + half)))
+    assert found["verdict"].tolist()[:2] == ["not shown", "not shown"]
+    swapped = gains([*serial, *other], over="continuous")
+    assert swapped["verdict"].tolist() == ["higher", "higher"]
+    assert swapped["ratio"].tolist() == pytest.approx([1 / last["ratio"]] * 2)
+
+
+def test_gains_of_one_pair_have_no_interval_and_of_invalid_runs_there_are_none(made: SimpleNamespace) -> None:
+    serial, other = open_runs(made, [1.0], "serial"), open_runs(made, [0.5], "dynamic")
+    one = gains([*serial, *other]).iloc[0]
+    assert (one["pairs"], one["interval"], one["verdict"]) == (1, None, "not shown")
+    assert one["ratio"] == pytest.approx(0.5)
+    invalid = open_runs(made, [0.5], "dynamic", status="interrupted")
+    assert gains([*serial, *invalid]).empty
+    assert gains([]).columns.tolist() == gains([*serial, *other]).columns.tolist()
