@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure, statistics
 from benchlib.study.figure import Picture, number, picture, save, show, whole_ticks
+from benchlib.study.plots_compare import forest, nights
 
 __all__ = [
-    "Picture", "gantt", "latency_distribution", "latency_over_time", "latency_parts", "load_curve", "memory_over_time",
-    "picture", "save", "show",
+    "Picture", "forest", "gantt", "latency_distribution", "latency_over_time", "latency_parts", "load_curve",
+    "memory_over_time", "nights", "picture", "save", "show",
 ]  # fmt: skip
 
 PART_STYLES = {
