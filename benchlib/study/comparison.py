@@ -168,7 +168,7 @@ def compare_studies(studies: Sequence[Study], *, allow: Iterable[str] = (), min_
     table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["a", "b", "ratio", "low", "high"], float))
     last = table[table["study"] == names[-1]]
     verdict, which = _overall(last)
-    told = "; ".join(_words(row) for row in _records(which))
+    told = "; ".join(dict.fromkeys(_words(row) for row in _records(which)))
     answer = f"{names[-1]} against {names[0]}: {verdict}" + (f": {told}" if told else "")
     return Series(table, names, changes, suspects, verdict, answer)
 
