@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchlib.serving.server import Server, serve
     from benchlib.study import plots
     from benchlib.study.comparison import compare, compare_studies
-    from benchlib.study.store import Run, load_run, load_study
+    from benchlib.study.store import Run, Study, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
 
@@ -32,15 +32,15 @@ _NAMES = {
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.study": ("plots",),
     "benchlib.study.comparison": ("compare", "compare_studies"),
-    "benchlib.study.store": ("Run", "load_run", "load_study"),
+    "benchlib.study.store": ("Run", "Study", "load_run", "load_study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp", "Trace", "Workload",
-    "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "compare_studies",
-    "plots", "process_memory_gib",
+    "run_load", "Run", "Study", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare",
+    "compare_studies", "plots", "process_memory_gib",
 ]  # fmt: skip
 
 

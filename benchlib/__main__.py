@@ -13,7 +13,6 @@ def main(arguments: list[str] | None = None) -> int:
     from benchlib.report import write_report
     from benchlib.serving.app import Settings
     from benchlib.serving.server import serve_alone
-    from benchlib.study.store import results_dir
 
     about = "Serve Stable Diffusion XL to be measured, or show what was measured."
     parser = argparse.ArgumentParser(prog="python -m benchlib", description=about)
@@ -35,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     if given.pop("command") == "report":
         try:
-            print(write_report(results_dir(given["results"])))
+            print(write_report(given["results"]))
         except (OSError, ValueError) as error:
             report.error(str(error))
         return 0

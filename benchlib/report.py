@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
+
+from benchlib.study.store import results_dir
 
 HEADLINES = ("forest", "nights", "capacity", "load_curve", "latency_distribution")
 """The figures that are shown first; the others come by name, MOST at most."""
@@ -41,11 +44,12 @@ h2, p {{ margin: 0 0 .4rem; }} h2 {{ font-size: 1.2rem; }} small, .quiet {{ colo
 """
 
 
-def write_report(results: Path) -> Path:
-    """Writes index.html into `results` and returns its path. Raises ValueError where there is no such folder.
+def write_report(results: str | os.PathLike[str] | None = None) -> Path:
+    """Writes index.html into `results` (see `store.results_dir`) and returns its path.
 
-    A study that can't be read is listed as broken, with the reason.
+    A study that can't be read is listed as broken, with the reason. Raises ValueError where there is no such folder.
     """
+    results = results_dir(results)
     if not results.is_dir():
         raise ValueError(f"results: {results} is no folder; name the one that runs write to")
     folders = (path for path in results.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -41,7 +41,8 @@ def job(made: SimpleNamespace, factor: float = 1.0, runs: int = 5, **changes: An
         told = summary.copy()
         told[list(speeds)] = [1.0 * scale] * len(speeds)
         told["throughput_images_per_s"] = 10 / scale
-        return SimpleNamespace(record=made.record(**changes), summary=lambda: told)
+        record = made.record(**changes)
+        return SimpleNamespace(record=record, spec=record["spec"], summary=lambda: told)
 
     return [one(index) for index in range(runs)]
 
