@@ -30,7 +30,6 @@ def forest(
     table: pd.DataFrame,
     record: dict[str, Any],
     against: str,
-    answer: str = "",
     min_effect: float = 0.05,
     ax: Axes | None = None,
 ) -> Axes:
@@ -57,8 +56,16 @@ def forest(
     ax.axvline(1, color="black", linewidth=1)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     ax.set_xlabel(f"times that of {against}; lines: 95 % intervals; band: within {100 * min_effect:g} %")
+    ax.figure.draw_without_rendering()  # the labels take room of the axes, and a title is as wide as these are
     told = "; ".join(f"{name} {_words(line)}" for name, line in zip(names, lines, strict=True))
-    finding = answer or f"ratios to {against}"
+    kinds = [_KINDS.get(line["verdict"], _NONE)[0] for line in lines]
+    kind = next(kind for kind in ("worse", "inconclusive", "better", "no difference") if kind in kinds)
+    most = max((line for line in lines if _KINDS.get(line["verdict"], _NONE)[0] == kind), key=_distance)
+    said = {"worse": "worse than", "better": "better than", "inconclusive": "not shown to differ from"}
+    who = " and ".join(dict.fromkeys(line["study"] for line in lines)) if shown["study"].nunique() < 3 else "all"
+    finding = f"{who} {said.get(kind, 'no different from')} {against} in {kinds.count(kind)} of {len(kinds)} figures"
+    if kind != "no difference":
+        finding += f", most in {names[lines.index(most)]}: {_words(most)}"
     if len(shown) < len(known):
         finding += f"; the {MOST} of {len(known)} furthest from 1"
     return figure.finish(ax, record, finding, f"Forest plot of ratios: {told}.", of=_of(shown, against))
@@ -106,8 +113,9 @@ def nights(
         ax.axvline(place[study] - 0.5, color=figure.ORANGE, linestyle=":", linewidth=1.5)
         more = f" and {len(changes[study]) - 1} more" if len(changes[study]) > 1 else ""
         if len(changed) <= 8:
-            at = {"rotation": 90, "ha": "right", "va": "bottom", "transform": ax.get_xaxis_transform()}
-            ax.text(place[study] - 0.5, 0.02, changes[study][0] + more, fontsize=7.5, color="#8A5F00", **at)
+            at: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "bottom", "transform": ax.get_xaxis_transform()}
+            at["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            ax.text(place[study] - 0.53, 0.02, changes[study][0] + more, fontsize=7.5, color="#8A5F00", **at)
     ticks = range(0, len(studies), -(-len(studies) // 12))
     turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(studies) > 5 else {}
     ax.set_xticks(ticks, [studies[tick] for tick in ticks], **turned)
@@ -124,6 +132,10 @@ def nights(
 def _end(row: Mapping[Any, Any], end: str) -> float:
     """The end of the interval, or the ratio itself where there is none."""
     return float(row["ratio"] if pd.isna(row[end]) else row[end])
+
+
+def _distance(row: Mapping[Any, Any]) -> float:
+    return abs(float(np.log(row["ratio"])))
 
 
 def _words(row: Mapping[Any, Any]) -> str:
