@@ -102,6 +102,8 @@ def _about(folder: Path, records: list[dict[str, Any]]) -> Iterator[str]:
         rows = list(csv.DictReader(file))
     valid = sum(row["valid"] == "True" for row in rows)
     yield _p(f"{valid} of {len(records)} runs valid", "" if valid == len(records) else "bad")
+    if len(rows) < len(records):
+        yield _p("a run without a line in summary.csv is going on, or was killed", "bad")
     yield from (_p(reason, "bad") for reason in dict.fromkeys(row["invalid_reason"] for row in rows) if reason)
     if (path := folder / "verdict.json").exists():
         verdict = json.loads(path.read_bytes())
@@ -131,7 +133,7 @@ def _links(folder: Path) -> Iterator[str]:
     yield f"<p>{' · '.join(shown)}</p>"
     if runs := [path.parent for path in sorted(folder.glob("*/run.json"), reverse=True)]:
         items = "".join(f'<li><a href="{_url(folder, run)}/">{escape(run.name)}</a></li>' for run in runs)
-        yield f"<details><summary>{len(runs)} runs</summary><ul>{items}</ul></details>"
+        yield f"<details><summary>{len(runs)} run{'s' * (len(runs) > 1)}</summary><ul>{items}</ul></details>"
 
 
 def _url(folder: Path, path: Path) -> str:

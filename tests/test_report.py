@@ -123,11 +123,15 @@ def test_at_most_five_pictures_each_with_its_own_alt_text(page):
 def test_a_broken_study_says_why_and_stops_nothing(results):
     (results / "2026-11-24 night" / "summary.csv").unlink()
     (results / "theirs" / "verdict.json").write_text("[]")
+    assert "TypeError" in Page(write_report(results)).text
     (results / "empty").mkdir()
     draw(results / "damaged", "works")
     (results / "damaged" / "figures" / "no_picture.png").write_text("text")
+    measure(results, "theirs")
+    (results / "theirs" / "verdict.json").unlink()
     page = Page(write_report(results))
-    assert page.text.count("broken:") == 4
+    assert "is going on, or was killed" in page.text
+    assert page.text.count("broken:") == 3
     assert "run.json is damaged: Expecting property name" in page.text
     assert "it holds no run" in page.text
     assert "no_picture.png can't be read" in page.text

@@ -6,11 +6,12 @@ Knows the table that `comparison.compare_studies` makes. Ignorant of runs and of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchlib.study import figure
 from benchlib.study.comparison import FIGURES
@@ -48,15 +49,16 @@ def forest(
     names = [", ".join([*(str(line[column]) for column in several), FIGURES[line["figure"]]]) for line in lines]
     for place, line in enumerate(lines):
         _, colour, marker = _KINDS.get(line["verdict"], _NONE)
-        beyond = [[line["ratio"] - _end(line, "low")], [_end(line, "high") - line["ratio"]]]
-        ax.errorbar(line["ratio"], place, xerr=beyond, fmt=marker, color=colour, markersize=7, capsize=3)
+        ax.errorbar(line["ratio"], place, xerr=_beyond(line), fmt=marker, color=colour, markersize=7, capsize=3)
         words = f"{number(line['ratio'])} times: {line['verdict'].replace('%', ' %')}"
         ax.text(1.01, place, words, transform=ax.get_yaxis_transform(), va="center", fontsize="small", color=colour)
     ax.axvspan(1 / (1 + min_effect), 1 + min_effect, color=figure.SKY, alpha=0.25, linewidth=0)
     ax.axvline(1, color="black", linewidth=1)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     ax.set_xlabel(f"times that of {against}; lines: 95 % intervals; band: within {100 * min_effect:g} %")
-    ax.figure.draw_without_rendering()  # the labels take room of the axes, and a title is as wide as these are
+    cast(
+        Figure, ax.figure.figure
+    ).draw_without_rendering()  # the labels take room of the axes, and a title is as wide as these are
     told = "; ".join(f"{name} {_words(line)}" for name, line in zip(names, lines, strict=True))
     kinds = [_KINDS.get(line["verdict"], _NONE)[0] for line in lines]
     kind = next(kind for kind in ("worse", "inconclusive", "better", "no difference") if kind in kinds)
@@ -100,9 +102,8 @@ def nights(
         line = ("-", "--", "-.", ":")[index % 4]
         ax.plot([0, *x], [1, *rows["ratio"]], line, color=colour, linewidth=1.5, label=load)
         for at, row in zip(x, rows.to_dict("records"), strict=True):
-            beyond = [[row["ratio"] - _end(row, "low")], [_end(row, "high") - row["ratio"]]]
             marker = _KINDS.get(row["verdict"], _NONE)[2]
-            ax.errorbar(at, row["ratio"], yerr=beyond, fmt=marker, color=colour, markersize=6, capsize=3)
+            ax.errorbar(at, row["ratio"], yerr=_beyond(row), fmt=marker, color=colour, markersize=6, capsize=3)
         if rows["study"].iloc[-1] == last:
             ends[load] = rows.iloc[-1].to_dict()
     for kind, _, marker in dict.fromkeys(_KINDS.get(verdict, _NONE) for verdict in found["verdict"]):
@@ -113,9 +114,14 @@ def nights(
         ax.axvline(place[study] - 0.5, color=figure.ORANGE, linestyle=":", linewidth=1.5)
         more = f" and {len(changes[study]) - 1} more" if len(changes[study]) > 1 else ""
         if len(changed) <= 8:
-            at: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "bottom", "transform": ax.get_xaxis_transform()}
-            at["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-            ax.text(place[study] - 0.53, 0.02, changes[study][0] + more, fontsize=7.5, color="#8A5F00", **at)
+            style: dict[str, Any] = {
+                "rotation": 90,
+                "ha": "right",
+                "va": "bottom",
+                "transform": ax.get_xaxis_transform(),
+            }
+            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            ax.text(place[study] - 0.53, 0.02, changes[study][0] + more, fontsize=7.5, color="#8A5F00", **style)
     ticks = range(0, len(studies), -(-len(studies) // 12))
     turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(studies) > 5 else {}
     ax.set_xticks(ticks, [studies[tick] for tick in ticks], **turned)
@@ -129,9 +135,10 @@ def nights(
     return figure.finish(ax, record, finding, alt, of=_of(found, first))
 
 
-def _end(row: Mapping[Any, Any], end: str) -> float:
-    """The end of the interval, or the ratio itself where there is none."""
-    return float(row["ratio"] if pd.isna(row[end]) else row[end])
+def _beyond(row: Mapping[Any, Any]) -> list[list[float]]:
+    """How far the interval goes to either side of the ratio: nowhere where there is none."""
+    low, high = (row["ratio"] if pd.isna(row[end]) else row[end] for end in ("low", "high"))
+    return [[row["ratio"] - low], [high - row["ratio"]]]
 
 
 def _distance(row: Mapping[Any, Any]) -> float:
