@@ -6,12 +6,11 @@ Knows the table that `comparison.compare_studies` makes. Ignorant of runs and of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchlib.study import figure
 from benchlib.study.comparison import FIGURES
