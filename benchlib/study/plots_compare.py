@@ -55,9 +55,8 @@ def forest(
     ax.axvline(1, color="black", linewidth=1)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     ax.set_xlabel(f"times that of {against}; lines: 95 % intervals; band: within {100 * min_effect:g} %")
-    cast(
-        Figure, ax.figure.figure
-    ).draw_without_rendering()  # the labels take room of the axes, and a title is as wide as these are
+    # The labels take room of the axes, and a title is as wide as these are.
+    ax.figure.figure.draw_without_rendering()
     told = "; ".join(f"{name} {_words(line)}" for name, line in zip(names, lines, strict=True))
     kinds = [_KINDS.get(line["verdict"], _NONE)[0] for line in lines]
     kind = next(kind for kind in ("worse", "inconclusive", "better", "no difference") if kind in kinds)
@@ -113,14 +112,10 @@ def nights(
         ax.axvline(place[study] - 0.5, color=figure.ORANGE, linestyle=":", linewidth=1.5)
         more = f" and {len(changes[study]) - 1} more" if len(changes[study]) > 1 else ""
         if len(changed) <= 8:
-            style: dict[str, Any] = {
-                "rotation": 90,
-                "ha": "right",
-                "va": "bottom",
-                "transform": ax.get_xaxis_transform(),
-            }
-            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-            ax.text(place[study] - 0.53, 0.02, changes[study][0] + more, fontsize=7.5, color="#8A5F00", **style)
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            style: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": 7.5, "bbox": box}
+            style["transform"] = ax.get_xaxis_transform()
+            ax.text(place[study] - 0.53, 0.02, changes[study][0] + more, color="#8A5F00", **style)
     ticks = range(0, len(studies), -(-len(studies) // 12))
     turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(studies) > 5 else {}
     ax.set_xticks(ticks, [studies[tick] for tick in ticks], **turned)
