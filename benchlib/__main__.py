@@ -1,4 +1,4 @@
-"""`python -m benchlib serve`: argument parsing only."""
+"""`python -m benchlib serve` and `report`: argument parsing only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 2 for bad arguments, 1 where the server could not start."""
+    from benchlib.report import write_report
     from benchlib.serving.app import Settings
     from benchlib.serving.server import serve_alone
 
-    parser = argparse.ArgumentParser(prog="python -m benchlib", description="Serve Stable Diffusion XL to be measured.")
+    about = "Serve Stable Diffusion XL to be measured, or show what was measured."
+    parser = argparse.ArgumentParser(prog="python -m benchlib", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
         "serve",
@@ -25,8 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--port", default=8000, type=int, help="port to listen on; 0 for a free one")
     for name, field in Settings.model_fields.items():
         serve.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description)
+    report = commands.add_parser("report", help="write index.html, a page of all results")
+    report.add_argument(
+        "--results", help="folder of the studies; by default BENCHLIB_RESULTS or the project's results/"
+    )
     given = vars(parser.parse_args(arguments))
-    host, port, _ = given.pop("host"), given.pop("port"), given.pop("command")
+    if given.pop("command") == "report":
+        try:
+            print(write_report(given["results"]))
+        except (OSError, ValueError) as error:
+            report.error(str(error))
+        return 0
+    host, port = given.pop("host"), given.pop("port")
     try:
         settings = Settings(**given)
     except ValidationError as error:

@@ -6,6 +6,7 @@ figures (statistics.py) and the quantiles (estimates.py) are found.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import pandas as pd
 
 from benchlib.study import estimates
 from benchlib.study.estimates import Interval
+from benchlib.study.store import check_names
 
 if TYPE_CHECKING:
-    from benchlib.study.store import Run
+    from benchlib.study.store import Run, Study
 
 
 def over_runs(
@@ -55,17 +57,24 @@ class Comparison:
 
 COMPARED = {"latency_p50_s": "slower", "latency_p95_s": "slower", "throughput_images_per_s": "faster", "memory": "more"}
 """The figures that compare() compares, and what a rise of each is called."""
+FIGURES = {
+    "latency_p50_s": "median latency", "latency_p95_s": "p95 latency", "throughput_images_per_s": "throughput",
+    "memory": "memory",
+}  # fmt: skip
+"""What a reader is told that they are."""
 _OPPOSITE = {"slower": "faster", "faster": "slower", "more": "less"}
 
 
-def compare(a: Sequence[Run], b: Sequence[Run], *, allow: Iterable[str] = (), min_effect: float = 0.05) -> Comparison:
+def compare(
+    a: Sequence[Run], b: Sequence[Run], *, allow: Iterable[str] = (), min_effect: float = 0.05, of: int = 1
+) -> Comparison:
     """How runs `b` differ from runs `a` of the same load, each a list of repetitions.
 
-    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs, at 95 % for all figures together
-    (Bonferroni). "faster" or "slower" (memory: "less", "more"): the interval leaves out 1 and the ratio is beyond
-    `min_effect`. "no difference beyond 5 %": the interval lies within `min_effect`. Else "inconclusive", as with one
-    run on a side: how runs differ from one another (Kalibera & Jones, ISMM 2013) can't be seen in one. "invalid": a run
-    is. Memory is the server's CUDA peak, or without one its RSS.
+    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs, at 95 % for all figures together, and
+    for all `of` comparisons that are judged together (Bonferroni). "faster" or "slower" (memory: "less", "more"): the
+    interval leaves out 1 and the ratio is beyond `min_effect`. "no difference beyond 5 %": the interval lies within
+    `min_effect`. Else "inconclusive", as with one run on a side: how runs differ from one another (Kalibera & Jones,
+    ISMM 2013) can't be seen in one. "invalid": a run is. Memory is the server's CUDA peak, or without one its RSS.
 
     Raises ValueError that names what differs where runs are not of one "machine", "model", "workload", "arrivals" and
     "api", unless `allow` names it. Other differences (packages, driver, commit, settings) are listed as suspects.
@@ -91,7 +100,7 @@ def compare(a: Sequence[Run], b: Sequence[Run], *, allow: Iterable[str] = (), mi
         elif any(value is None or value <= 0 for value in values):
             row["note"] = "a run does not carry this figure"
         else:
-            row |= _ratio([float(v) for v in values if v], len(a), rise, min_effect)
+            row |= _ratio([float(v) for v in values if v], len(a), rise, min_effect, of)
         rows.append(row)
     table = pd.DataFrame(rows).set_index("figure")
     speeds = table.loc[[name for name in COMPARED if name != "memory"], "verdict"].tolist()
@@ -132,7 +141,107 @@ def gains(runs: Iterable[Run], *, over: str = "serial") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["rate", "batching", "figure", "pairs", "ratio", "interval", "verdict"])
 
 
-def _ratio(values: list[float], split: int, rise: str, min_effect: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Series:
+    """`table`: a row per study but the first, load and figure, with `ratio` to the first study, `low` and `high` of its
+    interval, `verdict` and `note`; `changes`: packages that differ from the study before; `suspects`: what else differs
+    between the first and the last; `verdict` and `answer`: of the last."""
+
+    table: pd.DataFrame
+    studies: tuple[str, ...]
+    changes: dict[str, tuple[str, ...]]
+    suspects: tuple[str, ...]
+    verdict: str
+    answer: str
+
+    def to_json(self) -> str:
+        """What a report or another program needs to know of the last study."""
+        first, *_, last = self.studies
+        rows = self.table[self.table["study"] == last].drop(columns="study").to_json(orient="records")
+        told = {"study": last, "against": first, "verdict": self.verdict, "answer": self.answer}
+        return json.dumps({**told, "suspects": self.suspects, "figures": json.loads(rows)}, indent=2) + "\n"
+
+
+def compare_studies(studies: Sequence[Study], *, allow: Iterable[str] = (), min_effect: float = 0.05) -> Series:
+    """Every study against the first, load by load; runs of one load (label, or else arrivals) are its repetitions.
+
+    The interval of each ratio is of 95 % for all loads and figures of a study together; see `compare`. `verdict` is
+    "invalid" where a run is or where a load of the first study is missing in the last, else "worse" (slower, or more
+    memory), "inconclusive", "better" or "no difference". Raises ValueError as `compare` does, and for fewer than two
+    studies, two of one name, or no load in common.
+    """
+    names = tuple(study.path.name for study in studies)
+    if len(set(names)) < len(names):
+        names = tuple(f"{study.path.parent.name}/{study.path.name}" for study in studies)
+    if len(studies) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"studies: give two or more of different names, the oldest first, not {', '.join(names)}")
+    allow, rows, changes, suspects = tuple(allow), list[dict[str, Any]](), {}, tuple[str, ...]()
+    baseline = _by_load(studies[0])
+    for before, study, name in zip(studies, studies[1:], names[1:], strict=False):
+        loads, suspects = _by_load(study), ()
+        if not baseline.keys() & loads.keys():
+            told = f"{', '.join(baseline)} and {', '.join(loads)}"
+            raise ValueError(f"studies: {names[0]} and {name} have no load in common ({told}): give like ones a label")
+        for load, runs in baseline.items():
+            if load not in loads:
+                rows.append({"study": name, "load": load, "verdict": "invalid", "note": "this load was not measured"})
+                continue
+            try:
+                found = compare(runs, loads[load], allow=allow, min_effect=min_effect, of=len(baseline))
+            except ValueError as error:
+                raise ValueError(f"{name}, {load}: {error}") from error
+            suspects = found.suspects
+            for row in _records(found.table.reset_index()):
+                low, high = row.pop("interval") or (None, None)
+                rows.append({"study": name, "load": load, "low": low, "high": high} | row)
+        of_packages = _suspects(before.runs[-1].record, study.runs[-1].record, [])
+        changes[name] = tuple(s.removeprefix("packages.") for s in of_packages if s.startswith("packages."))
+    columns = ["study", "load", "figure", "a", "b", "ratio", "low", "high", "verdict", "note"]
+    table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["a", "b", "ratio", "low", "high"], float))
+    last = table[table["study"] == names[-1]]
+    verdict, which = _overall(last)
+    told = "; ".join(dict.fromkeys(_words(row) for row in _records(which)))
+    answer = f"{names[-1]} against {names[0]}: {verdict}" + (f": {told}" if told else "")
+    return Series(table, names, changes, suspects, verdict, answer)
+
+
+def _by_load(study: Study) -> dict[str, list[Run]]:
+    """The runs of each load, called by its label or arrivals and by the settings that vary within the study."""
+    targets = [run.spec["target"] for run in study.runs]
+    kept = ("model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms")
+    varied = [key for key in kept if len({str(target.get(key)) for target in targets}) > 1]
+    loads: dict[str, list[Run]] = {}
+    for run, target in zip(study.runs, targets, strict=True):
+        name = check_names(study.path.name, run.spec)
+        loads.setdefault(" ".join([name, *(f"{key}={target.get(key)}" for key in varied)]), []).append(run)
+    return loads
+
+
+def _overall(last: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The verdict of a study and the rows that make it; memory that is not known leaves nothing open."""
+    known = last[(last["figure"] != "memory") | last["ratio"].notna() | (last["verdict"] == "invalid")]
+    for verdict, causes in {
+        "invalid": ["invalid"], "worse": ["slower", "more"], "inconclusive": ["inconclusive"],
+        "better": ["faster", "less"],
+    }.items():  # fmt: skip
+        if len(rows := known[known["verdict"].isin(causes)]):
+            return verdict, rows
+    return known["verdict"].iloc[0], known[:0]
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _words(row: dict[str, Any]) -> str:
+    if row["verdict"] == "invalid":
+        return f"{row['load']}: {row['note']}"
+    interval = "" if pd.isna(row["low"]) else f" ({row['low']:.3g} to {row['high']:.3g})"
+    ratio = "not known" if pd.isna(row["ratio"]) else f"{row['ratio']:.3g} times{interval}"
+    return f"{row['load']}: {FIGURES[row['figure']]} {ratio}"
+
+
+def _ratio(values: list[float], split: int, rise: str, min_effect: float, of: int) -> dict[str, Any]:
     logs = np.log(values)
     sides = logs[:split], logs[split:]
     means = [float(np.exp(side.mean())) for side in sides]
@@ -144,7 +253,7 @@ def _ratio(values: list[float], split: int, rise: str, min_effect: float) -> dic
     half = 0.0
     if sum(parts):
         df = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
-        half = estimates.t_quantile(1 - 0.025 / len(COMPARED), df) * math.sqrt(sum(parts))
+        half = estimates.t_quantile(1 - 0.025 / (of * len(COMPARED)), df) * math.sqrt(sum(parts))
     row["interval"] = math.exp(difference - half), math.exp(difference + half)
     if abs(difference) + half <= band:
         return row | {"verdict": f"no difference beyond {min_effect:.0%}"}

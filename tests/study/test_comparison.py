@@ -1,5 +1,6 @@
 """Comparison against ratios worked out by hand, its verdicts, and what it refuses to compare."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchlib.study.comparison import compare, gains, over_runs
+from benchlib.study.comparison import compare, compare_studies, gains, over_runs
 from benchlib.study.statistics import summarise
-from benchlib.study.store import Run
+from benchlib.study.store import Run, Study
 from benchmarks.coverage import called, pairs
 
 
@@ -41,7 +42,8 @@ def job(made: SimpleNamespace, factor: float = 1.0, runs: int = 5, **changes: An
         told = summary.copy()
         told[list(speeds)] = [1.0 * scale] * len(speeds)
         told["throughput_images_per_s"] = 10 / scale
-        return SimpleNamespace(record=made.record(**changes), summary=lambda: told)
+        record = made.record(**changes)
+        return SimpleNamespace(record=record, spec=record["spec"], summary=lambda: told)
 
     return [one(index) for index in range(runs)]
 
@@ -156,3 +158,88 @@ def test_gains_of_one_pair_have_no_interval_and_of_invalid_runs_there_are_none(m
     invalid = open_runs(made, [0.5], "dynamic", status="interrupted")
     assert gains([*serial, *invalid]).empty
     assert gains([]).columns.tolist() == gains([*serial, *other]).columns.tolist()
+
+
+def studies(made: SimpleNamespace, *factors: float, **changes: Any) -> list[Any]:
+    """Nights whose figures are `factors` times those of the first; `changes` to the last one's record."""
+    told = [*[{}] * (len(factors) - 1), changes]
+    return [
+        Study(Path(f"results/night-{night}"), tuple(job(made, factor, **change)))
+        for night, (factor, change) in enumerate(zip(factors, told, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, "no difference beyond 5%"), (1.2, "worse"), (0.8, "better"), (1.04, "inconclusive")]
+)
+def test_the_last_study_is_judged_against_the_first(made: SimpleNamespace, factor: float, verdict: str) -> None:
+    found = compare_studies(studies(made, 1.0, 1.5, factor))
+    assert found.verdict == verdict
+    assert found.answer.startswith(f"night-2 against night-0: {verdict}")
+    assert found.table["study"].tolist() == ["night-1"] * 4 + ["night-2"] * 4
+    assert found.table["ratio"].tolist()[4:] == pytest.approx([factor, factor, 1 / factor, factor])
+    told = json.loads(found.to_json())
+    assert (told["study"], told["against"], told["verdict"]) == ("night-2", "night-0", verdict)
+    assert len(told["figures"]) == 4
+
+
+def test_a_slow_slide_shows_against_the_first(made: SimpleNamespace) -> None:
+    steps = [1.04**night for night in range(4)]
+    nights = studies(made, *steps)
+    assert compare_studies(nights[-2:]).verdict == "inconclusive"
+    assert compare_studies(nights).verdict == "worse"
+
+
+def test_packages_are_held_against_the_night_before(made: SimpleNamespace) -> None:
+    found = compare_studies(studies(made, 1, 1, 1, packages={"python": "3.11.7", "torch": "2.14"}))
+    assert found.changes["night-1"] == ()
+    assert "torch: 2.13.0+cpu -> 2.14" in found.changes["night-2"]
+    assert "packages.torch: 2.13.0+cpu -> 2.14" in found.suspects
+
+
+def test_loads_are_compared_each_with_its_like_and_more_widely(made: SimpleNamespace) -> None:
+    both = [job(made, 1.0), job(made, 1.3, spec={"label": "busy"})]
+    a, b = (Study(Path(name), (*both[0], *both[1])) for name in ("a", "b"))
+    found = compare_studies([a, b])
+    assert found.table["load"].unique().tolist() == ["closed-4", "busy"]
+    assert found.table["ratio"].tolist() == pytest.approx([1.0] * 8)
+    alone = compare_studies([Study(Path(name), tuple(both[0])) for name in ("a", "b")])
+    assert found.table["high"].iloc[0] > alone.table["high"].iloc[0], "two loads are judged together"
+    found = compare_studies([a, Study(Path("b"), tuple(both[0]))])
+    assert (found.verdict, found.answer) == ("invalid", "b against a: invalid: busy: this load was not measured")
+
+
+def test_settings_that_vary_within_a_study_are_loads_of_their_own(made: SimpleNamespace) -> None:
+    runs = (*job(made), *job(made, 0.5, target={"batching": "dynamic"}))
+    found = compare_studies([Study(Path(name), runs) for name in ("a", "b")])
+    assert found.table["load"].unique().tolist() == ["closed-4 batching=serial", "closed-4 batching=dynamic"]
+    assert found.verdict == "no difference beyond 5%"
+
+
+def test_memory_that_is_not_known_leaves_nothing_open(made: SimpleNamespace) -> None:
+    a, b = studies(made, 1, 1.3)
+    for run in (*a.runs, *b.runs):
+        run.summary()["rss_peak_gib"] = None
+    assert compare_studies([a, b]).verdict == "worse"
+    assert compare_studies([a, a.__class__(b.path, a.runs)]).verdict == "no difference beyond 5%"
+
+
+def test_more_memory_is_worse(made: SimpleNamespace) -> None:
+    a, b = studies(made, 1, 1)
+    for run in b.runs:
+        run.summary()["rss_peak_gib"] *= 1.5
+    found = compare_studies([a, b])
+    assert (found.verdict, "memory 1.5 times" in found.answer) == ("worse", True)
+
+
+def test_studies_that_can_not_be_compared(made: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        compare_studies(studies(made, 1.0))
+    with pytest.raises(ValueError, match=r"night-1, closed-4: the runs differ in machine .*allow="):
+        compare_studies(studies(made, 1, 1, machine={"cpu": "another", "cores": 2}))
+    with pytest.raises(ValueError, match="no load in common"):
+        compare_studies(studies(made, 1, 1, spec={"label": "other"}))
+    here, there = (Study(Path(name), tuple(job(made))) for name in ("here/load", "there/load"))
+    assert compare_studies([here, there]).studies == ("here/load", "there/load")
+    with pytest.raises(ValueError, match="different names"):
+        compare_studies([here, here])

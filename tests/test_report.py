@@ -1,0 +1,159 @@
+"""The page of all results, as a browser reads it: what it shows, what it links to, and that it needs nothing else."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from benchlib.__main__ import main
+from benchlib.report import MOST, write_report
+from benchlib.study.store import create_run
+
+EMPTY = {"time_s": [0.0], "rss_gib": [0.5], "cuda_allocated_gib": [None], "cuda_reserved_gib": [None]}
+EVIL = '<script>alert("x")</script> & "quotes"'
+
+
+class Page(HTMLParser):
+    """The tags with attributes, and the text, of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.words, self.source = [], [], path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def measure(results, study, *, status="finished", **changes):
+    """A run without requests, as a server that answered nothing leaves it, or one that says that it is valid."""
+    target = {"model": "tiny", "url": "http://127.0.0.1:1"} | changes.pop("target", {})
+    spec = {"label": None, "arrivals": {"kind": "closed_loop", "users": 1}, "workload": {}, "target": target}
+    machine = {"cpu": "A CPU", "cores": 2, "memory_gib": 4.0, "gpu": None} | changes.pop("machine", {})
+    folder = create_run(results, study, {"spec": spec, "machine": machine, "packages": {}, "git": {}})
+    folder.record |= changes
+    folder.finish(status, None, pd.DataFrame(EMPTY))
+    return folder.path
+
+
+def summarised(study, *reasons):
+    rows = [{"run": f"r{i}", "valid": reason is None, "invalid_reason": reason} for i, reason in enumerate(reasons)]
+    pd.DataFrame(rows).to_csv(study / "summary.csv", index=False)
+
+
+def draw(study, name, alt="A line that falls."):
+    (study / "figures").mkdir(exist_ok=True)
+    about = PngInfo()
+    about.add_itxt("Description", alt)
+    Image.new("RGB", (60, 30)).save(study / "figures" / f"{name}.png", pnginfo=about)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Three studies: one of tiny with everything, one of a URL on another machine, and one that is damaged."""
+    nightly = tmp_path / "2026-11-24 night"
+    for _ in range(2):
+        measure(tmp_path, "load")
+    (tmp_path / "load").rename(nightly)
+    summarised(nightly, None, EVIL)
+    for name in ("a", "b", "c", "d", "forest", "load_curve", "z"):
+        draw(nightly, name, alt=f"{name}: {EVIL}")
+    (nightly / "06 compare.html").write_text("executed")
+    (nightly / "verdict.json").write_text(json.dumps({"verdict": "worse", "answer": "p95 latency 1.3 times"}))
+    measure(
+        tmp_path, "theirs", started_at="2020-01-02T03:04:05+00:00", target={"model": None}, machine={"gpu": "A <GPU>"}
+    )
+    summarised(tmp_path / "theirs", None)
+    damaged = measure(tmp_path, "damaged")
+    (damaged / "run.json").write_text("{")
+    (tmp_path / "README.md").write_text("not a study")
+    (tmp_path / ".cache").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def page(results):
+    return Page(write_report(results))
+
+
+def test_every_link_leads_somewhere_and_none_leaves_the_disk(page, results):
+    links = [attributes[key] for _, attributes in page.tags for key in ("src", "href") if key in attributes]
+    assert len(links) > 15
+    for link in links:
+        assert not link.startswith(("/", "http:", "https:", "file:")), link
+        assert (results / unquote(link)).exists(), link
+    assert {name for name, _ in page.tags}.isdisjoint({"script", "link", "iframe"})
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+
+
+def test_what_is_told_of_each_study(page):
+    assert [name for name, _ in page.tags].count("article") == 3
+    assert page.text.index("2026-11-24 night") < page.text.index("theirs") < page.text.index("damaged")
+    for words in (
+        "tiny model, not SDXL", "1 of 2 runs valid", EVIL, "p95 latency 1.3 times", "A CPU · 2 cores", "A <GPU>",
+        "2020-01-02 03:04 UTC", "model http://127.0.0.1:1", "1 of 1 runs valid", "2 runs",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert page.text.count("tiny model, not SDXL") == 1
+
+
+def test_at_most_five_pictures_each_with_its_own_alt_text(page):
+    pictures = page.all("img")
+    assert [picture["alt"].split(":")[0] for picture in pictures] == ["forest", "load_curve", "a", "b", "c"]
+    assert len(pictures) == MOST
+    assert pictures[0]["alt"] == f"forest: {EVIL}"
+    assert (pictures[0]["width"], pictures[0]["height"]) == ("60", "30")
+
+
+def test_a_broken_study_says_why_and_stops_nothing(results):
+    (results / "2026-11-24 night" / "summary.csv").unlink()
+    (results / "theirs" / "verdict.json").write_text("[]")
+    assert "TypeError" in Page(write_report(results)).text
+    (results / "empty").mkdir()
+    draw(results / "damaged", "works")
+    (results / "damaged" / "figures" / "no_picture.png").write_text("text")
+    measure(results, "theirs")
+    (results / "theirs" / "verdict.json").unlink()
+    page = Page(write_report(results))
+    assert "is going on, or was killed" in page.text
+    assert page.text.count("broken:") == 3
+    assert "run.json is damaged: Expecting property name" in page.text
+    assert "it holds no run" in page.text
+    assert "no_picture.png can't be read" in page.text
+    assert "damaged/figures/works.png" in page.source, "what can be shown is"
+
+
+def test_it_suits_a_phone_and_the_dark(page):
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert "prefers-color-scheme: dark" in page.source
+    assert "display: grid" in page.source
+
+
+def test_the_command_writes_it_and_says_where(results, capsys, tmp_path_factory):
+    assert main(["report", "--results", str(results)]) == 0
+    assert capsys.readouterr().out.strip() == str(results / "index.html")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--results", str(results / "nowhere")])
+    assert ended.value.code == 2
+    assert "is no folder" in capsys.readouterr().err
+    assert "0 studies" in Page(write_report(tmp_path_factory.mktemp("none"))).text
+
+
+def test_it_loads_nothing_heavy():
+    code = "import sys, benchlib.report; print({'torch', 'pandas', 'matplotlib', 'numpy'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).strip() == b"set()"
