@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from benchlib.serving.pipeline import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
+    from benchlib.settings import try_settings, usable_recipes
     from benchlib.study import plots
     from benchlib.study.comparison import compare
+    from benchlib.study.settings import decide
     from benchlib.study.store import Run, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
@@ -33,6 +35,8 @@ _NAMES = {
     "benchlib.study": ("plots",),
     "benchlib.study.comparison": ("compare",),
     "benchlib.study.store": ("Run", "load_run", "load_study"),
+    "benchlib.settings": ("try_settings", "usable_recipes"),
+    "benchlib.study.settings": ("decide",),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
 }
@@ -40,7 +44,7 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp", "Trace", "Workload",
     "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "plots",
-    "process_memory_gib",
+    "usable_recipes", "try_settings", "decide", "process_memory_gib",
 ]  # fmt: skip
 
 

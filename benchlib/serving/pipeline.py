@@ -38,6 +38,9 @@ from benchlib.telemetry import process_memory_gib
 logging.getLogger(StableDiffusionXLPipeline.__module__).addFilter(lambda record: "truncated" not in record.getMessage())
 
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
 @dataclass(frozen=True)
 class Timings:
     """Wall seconds of one `generate` call, the device synchronised before each reading."""
@@ -340,16 +343,7 @@ def load_pipeline(
     argument and `ModelError` where the model can't be had, each naming the remedy.
     """
     before_gib = process_memory_gib()
-    recipes = parse_recipes(recipe)
-    target = _device(device)
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype == "auto":
-        usual = "float16" if target.type == "cuda" else "float32"
-        dtype = next((one.dtype for one in recipes if one.dtype), usual)
-    if dtype not in dtypes:
-        raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {', '.join(map(repr, dtypes))}")
-    for one in recipes:
-        one.check(target, dtype)
+    recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
     if torch_threads is not None:
         if torch_threads < 1:
             raise ValueError(
@@ -359,7 +353,7 @@ def load_pipeline(
     model, reason = choose_model(model, target)
 
     def load() -> SDXLPipeline:
-        pipe = load_diffusers(model, device=target, dtype=dtypes[dtype], seed=seed)
+        pipe = load_diffusers(model, device=target, dtype=DTYPES[dtype], seed=seed)
         spec = {
             "model": model,
             "model_reason": reason,
@@ -373,6 +367,20 @@ def load_pipeline(
         return SDXLPipeline(pipe, spec=spec, recipes=recipes)
 
     return compute(load)
+
+
+def resolve(recipe: str, *, device: str = "auto", dtype: str = "auto") -> tuple[tuple[Recipe, ...], torch.device, str]:
+    """The recipes, device and dtype that `load_pipeline` would use. Raises ValueError where it would, loading nothing
+    before."""
+    recipes, target = parse_recipes(recipe), _device(device)
+    if dtype == "auto":
+        usual = "float16" if target.type == "cuda" else "float32"
+        dtype = next((one.dtype for one in recipes if one.dtype), usual)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {', '.join(map(repr, DTYPES))}")
+    for one in recipes:
+        compute(one.check, target, dtype)
+    return recipes, target, dtype
 
 
 def _device(name: str) -> torch.device:

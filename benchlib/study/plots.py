@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure, statistics
 from benchlib.study.figure import Picture, number, picture, save, show, whole_ticks
+from benchlib.study.plots_settings import decision, ladder
 
 __all__ = [
-    "Picture", "gantt", "latency_distribution", "latency_over_time", "latency_parts", "load_curve", "memory_over_time",
+    "Picture", "decision", "gantt", "ladder", "latency_distribution", "latency_over_time", "latency_parts", "load_curve", "memory_over_time",
     "picture", "save", "show",
 ]  # fmt: skip
 

@@ -233,6 +233,7 @@ def test_without_a_compiler_compile_says_so(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compiled_images_agree_and_other_batches_are_not_compiled_anew(tiny):
     counters.clear()
     pipe = load_pipeline("tiny", device="cpu", recipe="compile")
