@@ -60,10 +60,11 @@ def try_settings(
     First each recipe alone: it makes `images` images of seeds 1, 2, ... after one that is not counted. `image_s` is the
     mean time of one with its interval (from 5 images on), `start_s` loading and the first image, `psnr_db` and `ssim`
     the mean likeness to the baseline's images of the same seeds. Then a sweep (see `sweep`): `users` people keep the
-    queue full for `duration_s` or their share of `budget_min` (by default 10 images' time), `repeat` times. `images_per_s` is the mean, its interval
-    that of 5 runs or more, or the only run's own. `memory_gib` is the least of the runs' peaks, as what an earlier
-    setting left in the process is none of its own; `memory_of` says which memory: reserved on the GPU, or the process's
-    RSS. `latencies_s` are those of each run; `error` is why a setting could not be measured.
+    queue full for `duration_s` or their share of `budget_min` (by default the time of 10 images), `repeat` times.
+    `images_per_s` is the mean, its interval that of 5 runs or more, or the only run's own. `memory_gib` is the least of
+    the runs' peaks, as what an earlier setting left in the process is none of its own; `memory_of` says which memory:
+    reserved on the GPU, or the process's RSS. `latencies_s` are those of each run; `error` is why a setting could not
+    be measured.
     """
     import pandas as pd
 
@@ -96,7 +97,7 @@ def try_settings(
         )
         for recipe, batching in settings
     ]
-    return pd.DataFrame(rows).astype(object), runs
+    return pd.DataFrame(rows, dtype=object), runs
 
 
 def _alone(model: str, recipes: list[str], images: int, device: str) -> dict[str, dict[str, Any]]:

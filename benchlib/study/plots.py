@@ -19,8 +19,8 @@ from benchlib.study.figure import Picture, number, picture, save, show, whole_ti
 from benchlib.study.plots_settings import decision, ladder
 
 __all__ = [
-    "Picture", "decision", "gantt", "ladder", "latency_distribution", "latency_over_time", "latency_parts", "load_curve", "memory_over_time",
-    "picture", "save", "show",
+    "Picture", "decision", "gantt", "ladder", "latency_distribution", "latency_over_time", "latency_parts",
+    "load_curve", "memory_over_time", "picture", "save", "show",
 ]  # fmt: skip
 
 PART_STYLES = {

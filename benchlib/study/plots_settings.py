@@ -96,7 +96,7 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
         return figure.no_data(ax, record, "which setting to run", "no setting was measured")
     of_what = rows["memory_of"].iloc[0]
     ax.set(xlabel=f"peak memory ({of_what}), GiB", ylabel="images/s at a full queue")
-    for place, row in enumerate(rows.to_dict("records")):
+    for place, row in enumerate(rows[:DRAWN].to_dict("records")):
         colour, out = COLOURS[place % len(COLOURS)], row["ruled_out"]
         pair = row["images_per_s_interval"]
         label = f"{place + 1}  {row['setting']}" + (f": {out}" if out else "")
@@ -109,11 +109,11 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
             markerfacecolor="white" if out else colour,
             capsize=3,
             markersize=8,
-            label=label if place < DRAWN else None,
+            label=label,
         )
-        if place < DRAWN:
-            where = (row["memory_gib"], row["images_per_s"])
-            ax.annotate(str(place + 1), where, (6, 5), textcoords="offset points", fontsize="small")
+        where = (row["memory_gib"], row["images_per_s"])
+        ax.annotate(str(place + 1), where, (6, 5), textcoords="offset points", fontsize="small")
+    ax.plot(rows["memory_gib"][DRAWN:], rows["images_per_s"][DRAWN:], ".", color=figure.GREY)
     most_gib = float(rows["memory_gib"].max())
     least_gib = float(rows["memory_gib"].min())
     limit = f"limit {number(memory_limit_gib)} GiB"

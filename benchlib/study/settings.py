@@ -48,8 +48,8 @@ class Decision:
             shown = "is shown: their intervals lie apart" if self.shown else "is not shown"
             lines += [f"Next comes {self.runner_up}; that the first makes more images/s {shown}."]
         lines += [
-            f"For {self.target_rate:g} images/s: {self.gpus} such machine(s), each kept as full as here, which leaves no "
-            f"room for bursts. A thousand images cost {_known(self.cost_per_1000, 'of the currency of the price')} and "
+            f"For {self.target_rate:g} images/s: {self.gpus} such machine(s), each kept as full as here, with no room "
+            f"for bursts. A thousand images cost {_known(self.cost_per_1000, 'of the currency of the price')} and "
             f"take {_known(self.energy_kwh_per_1000, 'kWh of the GPU')}."
         ]
         return "\n".join(lines)
