@@ -151,51 +151,16 @@ def _no_compiler(device: torch.device, dtype: str) -> str | None:  # noqa: ARG00
     return None
 
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("baseline", "Nothing: diffusers as it comes.", True, "Nothing."),
-        Recipe("fp32", "Computes in float32.", False, "Twice the memory of 16 bits.", dtype="float32"),
-        Recipe("bf16", "Computes in bfloat16.", False, "Nothing.", dtype="bfloat16", why_not=_no_bf16),
-        Recipe(
-            "channels-last",
-            "Convolutions read pixel by pixel, not channel by channel.",
-            True,
-            "A moment.",
-            _channels_last,
-        ),
-        Recipe(
-            "fused-qkv",
-            "Attention makes queries, keys and values by one matrix product in place of three.",
-            True,
-            "Memory: the joined matrices stand beside the parts.",
-            _fused_qkv,
-            why_not=_no_fusing,
-        ),
-        Recipe(
-            "vae-bf16",
-            "The VAE decodes in bfloat16.",
-            False,
-            "A second copy of the VAE.",
-            _vae_bf16,
-            why_not=_no_vae_bf16,
-        ),
-        Recipe(
-            "vae-tiling",
-            "Decodes overlapping tiles of half the model's side, and blends them.",
-            False,
-            "Nothing.",
-            _vae_tiling,
-        ),
-        Recipe("vae-slicing", "Decodes the images of a batch one after the other.", True, "Nothing.", _vae_slicing),
-        Recipe(
-            "compile",
-            "UNet and VAE decoder are compiled by torch.compile (inductor).",
-            True,
-            "Minutes at the first image of a kind; seconds where inductor's cache has it.",
-            _compile,
-            why_not=_no_compiler,
-        ),
-    )
-}
+_ALL = (
+    Recipe("baseline", "Nothing: diffusers as it comes.", True, "Nothing."),
+    Recipe("fp32", "Computes in float32.", False, "Twice the memory of 16 bits.", dtype="float32"),
+    Recipe("bf16", "Computes in bfloat16.", False, "Nothing.", dtype="bfloat16", why_not=_no_bf16),
+    Recipe("channels-last", "Convolutions read pixel by pixel.", True, "A moment.", _channels_last),
+    Recipe("fused-qkv", "Q, K and V in one product.", True, "A second copy of them.", _fused_qkv, why_not=_no_fusing),
+    Recipe("vae-bf16", "Decodes in bfloat16.", False, "A second VAE.", _vae_bf16, why_not=_no_vae_bf16),
+    Recipe("vae-tiling", "Decodes overlapping tiles and blends them.", False, "Nothing.", _vae_tiling),
+    Recipe("vae-slicing", "Decodes a batch image by image.", True, "Nothing.", _vae_slicing),
+    Recipe("compile", "Inductor compiles UNet and decoder.", True, "Minutes, once.", _compile, why_not=_no_compiler),
+)
+RECIPES = {recipe.name: recipe for recipe in _ALL}
 """By name, in the order in which they are applied: what compiles comes last."""

@@ -14,9 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchlib.study import figure
-from benchlib.study.estimates import Interval
 from benchlib.study.figure import number
-from benchlib.study.settings import Decision
+from benchlib.study.settings import Decision, apart
 
 COLOURS = (
     figure.BLUE, figure.ORANGE, figure.GREEN, figure.RED, figure.PURPLE, figure.SKY, "#000000", figure.YELLOW,
@@ -73,8 +72,8 @@ def ladder(*, settings: pd.DataFrame, record: dict[str, Any], ax: Axes | None = 
     speed.set_yticks(heights, [name.replace(", ", ",\n") for name in names], fontsize="small")
     finding = f"{best['setting']}: {number(best['images_per_s'])} images/s at a full queue, the most measured"
     if len(rows) > 1:
-        apart = _apart(best["images_per_s_interval"], rows.iloc[1]["images_per_s_interval"])
-        finding += "" if apart else "; that it beats the next is not shown"
+        is_apart = apart(best["images_per_s_interval"], rows.iloc[1]["images_per_s_interval"])
+        finding += "" if is_apart else "; that it beats the next is not shown"
     else:
         finding = f"{best['setting']}: {number(best['images_per_s'])} images/s at a full queue"
     alt = f"Bars and dots of {len(rows):,} settings, from {number(worst['images_per_s'])} to "
@@ -147,10 +146,6 @@ def _beyond(values: Any, intervals: Any) -> Any:
     """How far each interval goes below and above its value: (2, n). NaN draws nothing."""
     pairs = [pair or (math.nan, math.nan) for pair in intervals]
     return np.abs(np.transpose(pairs) - np.asarray(values))
-
-
-def _apart(a: Interval, b: Interval) -> bool:
-    return a is not None and b is not None and (a[0] > b[1] or b[0] > a[1])
 
 
 def _of(record: dict[str, Any], settings: pd.DataFrame) -> str:

@@ -94,7 +94,7 @@ def decide(
     return Decision(
         best=best["setting"],
         runner_up=second["setting"] if second else None,
-        shown=_apart(best["images_per_s_interval"], second["images_per_s_interval"]) if second else None,
+        shown=apart(best["images_per_s_interval"], second["images_per_s_interval"]) if second else None,
         table=table,
         slo=slo,
         target_rate=target_rate,
@@ -126,5 +126,6 @@ def _known(value: float | None, unit: str) -> str:
     return "an unknown amount" if value is None else f"{value:.3g} {unit}"
 
 
-def _apart(a: Interval, b: Interval) -> bool | None:
+def apart(a: Interval, b: Interval) -> bool | None:
+    """Whether two intervals leave a gap; None where one is not known."""
     return None if a is None or b is None else a[0] > b[1] or b[0] > a[1]
