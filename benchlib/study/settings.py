@@ -48,7 +48,7 @@ class Decision:
             shown = "is shown: their intervals lie apart" if self.shown else "is not shown"
             lines += [f"Next comes {self.runner_up}; that the first makes more images/s {shown}."]
         lines += [
-            f"For {self.target_rate:g} images/s: {self.gpus} such machine(s), each kept as full as here, with no room "
+            f"For {self.target_rate:g} images/s: {self.gpus or 'an unknown number of'} such machine(s), each kept as full as here, with no room "
             f"for bursts. A thousand images cost {_known(self.cost_per_1000, 'of the currency of the price')} and "
             f"take {_known(self.energy_kwh_per_1000, 'kWh of the GPU')}."
         ]
@@ -90,7 +90,8 @@ def decide(
     best: dict[Any, Any] = left[0]
     second: dict[Any, Any] | None = left[1] if len(left) > 1 else None
     rate = (best["images_per_s_interval"] or (best["images_per_s"],))[0]
-    gpus, energy_j = math.ceil(target_rate / rate), best["energy_per_image_j"]
+    gpus = math.ceil(target_rate / rate) if rate > 0 else None
+    energy_j = best["energy_per_image_j"]
     return Decision(
         best=best["setting"],
         runner_up=second["setting"] if second else None,
@@ -99,7 +100,9 @@ def decide(
         slo=slo,
         target_rate=target_rate,
         gpus=gpus,
-        cost_per_1000=None if price_per_hour is None else 1000 * gpus * price_per_hour / 3600 / target_rate,
+        cost_per_1000=None
+        if price_per_hour is None or gpus is None
+        else 1000 * gpus * price_per_hour / 3600 / target_rate,
         energy_kwh_per_1000=None if energy_j is None else 1000 * energy_j / 3.6e6,
     )
 
@@ -113,6 +116,8 @@ def _verdict(goal: Slo, runs: list[list[float]]) -> str:
 def _ruled_out(row: dict[Any, Any], memory_limit_gib: float, exact_only: bool) -> str | None:
     if row["error"]:
         return str(row["error"])
+    if not row["images_per_s"]:
+        return "made no image while it was measured"
     if row["verdict"] == "missed":
         return "misses the promise"
     if exact_only and not row["exact"]:

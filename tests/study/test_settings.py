@@ -94,3 +94,12 @@ def test_the_frame_given_stays_as_it_was(setting):
     before = frame.copy()
     decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0)
     pd.testing.assert_frame_equal(frame, before)
+
+
+def test_without_an_image_or_a_bound_above_zero_no_fleet_is_named(setting):
+    frame = setting.frame(setting.row("a", 0.0, images_per_s_interval=None))
+    assert decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0).best is None
+    frame = setting.frame(setting.row("a", 1.0, images_per_s_interval=(-0.1, 2.1)))
+    decision = decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0, price_per_hour=1.0)
+    assert (decision.best, decision.gpus, decision.cost_per_1000) == ("a, serial", None, None)
+    assert "an unknown number of such machine(s)" in str(decision)
