@@ -48,7 +48,8 @@ class Decision:
             shown = "is shown: their intervals lie apart" if self.shown else "is not shown"
             lines += [f"Next comes {self.runner_up}; that the first makes more images/s {shown}."]
         lines += [
-            f"For {self.target_rate:g} images/s: {self.gpus or 'an unknown number of'} such machine(s), each kept as full as here, with no room "
+            f"For {self.target_rate:g} images/s: {self.gpus or 'an unknown number of'} such machine(s), "
+            f"each kept as full as here, with no room "
             f"for bursts. A thousand images cost {_known(self.cost_per_1000, 'of the currency of the price')} and "
             f"take {_known(self.energy_kwh_per_1000, 'kWh of the GPU')}."
         ]
