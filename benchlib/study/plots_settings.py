@@ -111,7 +111,8 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
             label=label,
         )
         where = (row["memory_gib"], row["images_per_s"])
-        ax.annotate(str(place + 1), where, (6, 5), textcoords="offset points", fontsize="small")
+        beside = (-13, -10) if place % 2 else (6, 5)  # neighbours in rank may stand in one place
+        ax.annotate(str(place + 1), where, beside, textcoords="offset points", fontsize="small")
     ax.plot(rows["memory_gib"][DRAWN:], rows["images_per_s"][DRAWN:], ".", color=figure.GREY)
     most_gib = float(rows["memory_gib"].max())
     least_gib = float(rows["memory_gib"].min())
