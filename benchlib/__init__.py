@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from benchlib.serving.pipeline import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
+    from benchlib.settings import try_settings, usable_recipes
     from benchlib.study import plots
     from benchlib.study.comparison import compare, compare_studies, gains
+    from benchlib.study.settings import decide
     from benchlib.study.store import Run, Study, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
@@ -33,7 +35,9 @@ _NAMES = {
     "benchlib.serving.schemas": ("GenerateRequest",),
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.study": ("plots",),
+    "benchlib.settings": ("try_settings", "usable_recipes"),
     "benchlib.study.comparison": ("compare", "gains", "compare_studies"),
+    "benchlib.study.settings": ("decide",),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
@@ -42,7 +46,8 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp", "Trace", "Workload",
     "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "gains",
-    "predict_latency", "plots", "process_memory_gib", "Study", "compare_studies",
+    "predict_latency", "plots", "process_memory_gib", "Study", "compare_studies", "usable_recipes",
+    "try_settings", "decide",
 ]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     )
     device: str = Field(default="auto", description="auto (CUDA, else the CPU), cpu, cuda, cuda:1, mps")
     dtype: str = Field(default="auto", description="auto (float16 on CUDA, else float32), float32, float16, bfloat16")
-    recipe: Literal["baseline"] = Field(default="baseline", description="named optimisations; only baseline as yet")
+    recipe: str = Field(default="baseline", description="named optimisations, such as channels-last+vae-tiling")
     batching: Literal["serial", "dynamic", "continuous"] = Field(
         default="continuous", description="how requests share the model: serial, dynamic or continuous"
     )

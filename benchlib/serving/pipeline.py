@@ -29,12 +29,16 @@ from PIL.Image import Image
 
 from benchlib.serving.compute import compute
 from benchlib.serving.models import choose_model, load_diffusers
+from benchlib.serving.recipes import Networks, Recipe, parse_recipes
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest
 from benchlib.serving.work import Batch, Schedule, Work, make_schedule
 from benchlib.telemetry import process_memory_gib
 
 # Every long prompt would be reported on stderr; that SDXL reads 77 tokens of a prompt is no news to a benchmark.
 logging.getLogger(StableDiffusionXLPipeline.__module__).addFilter(lambda record: "truncated" not in record.getMessage())
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -87,33 +91,39 @@ class SDXLPipeline:
     same image everywhere (up to the device's arithmetic).
     """
 
-    def __init__(self, pipe: StableDiffusionXLPipeline, *, spec: dict[str, Any]) -> None:
+    def __init__(
+        self, pipe: StableDiffusionXLPipeline, *, spec: dict[str, Any], recipes: tuple[Recipe, ...] = ()
+    ) -> None:
         if pipe.unet.config.time_cond_proj_dim is not None:
             raise ValueError("model: a UNet with embedded guidance (LCM) is not supported; give a plain SDXL model")
         self._pipe = pipe
         self.device = pipe.unet.device
         self._schedules: dict[int, tuple[Schedule, Any]] = {}
         self._batch: Batch | None = None  # of the latest step
-        # An fp16 VAE overflows, so the stock call casts it up and back around each decode. Here it is cast once, into a
-        # VAE of our own; `diffusers` gets its own back.
-        self._upcast = pipe.vae.dtype == torch.float16 and bool(pipe.vae.config.force_upcast)
-        self._vae = copy.deepcopy(pipe.vae).float() if self._upcast else pipe.vae
+        networks = Networks.of(pipe, recipes)
+        self._unet, self._vae = networks.unet, networks.vae
+        # An fp16 VAE overflows, so the stock call casts it up and back around each decode. Here it is cast once, and
+        # `diffusers` gets a copy that was cast back.
+        self._upcast = self._vae.dtype == torch.float16 and bool(self._vae.config.force_upcast)
+        self._stock_vae = pipe.vae
         if self._upcast:
+            self._vae.float()
             pipe.vae = None
-        networks = (pipe.unet, pipe.text_encoder, pipe.text_encoder_2, self._vae)
-        parameters = [p for network in networks for p in network.parameters()]
+        stock = (pipe.unet, pipe.text_encoder, pipe.text_encoder_2, self._stock_vae)
+        held = {p for network in (*stock, self._unet, self._vae) for p in network.parameters()}
         side = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.spec = spec | {
-            "model_params": sum(p.numel() for p in parameters),
-            "weights_gib": sum(p.numel() * p.element_size() for p in parameters) / 2**30,
+            "model_params": sum(p.numel() for network in stock for p in network.parameters()),
+            "weights_gib": sum(p.numel() * p.element_size() for p in held) / 2**30,
             "showcase": {"width": side, "height": side, "num_inference_steps": 8 if spec["model"] == "tiny" else 20},
         }
 
     @cached_property
     def diffusers(self) -> StableDiffusionXLPipeline:
-        """A stock StableDiffusionXLPipeline over the same weights, behaving as stock."""
+        """A stock StableDiffusionXLPipeline over the same weights, behaving as stock; what recipes share with it:
+        `Networks.of`."""
         if self._upcast:
-            self._pipe.vae = copy.deepcopy(self._vae).half()
+            self._pipe.vae = copy.deepcopy(self._stock_vae).half()
         return self._pipe
 
     @torch.inference_mode()
@@ -199,7 +209,7 @@ class SDXLPipeline:
         self._batch = None  # one that failed is not taken up again
 
         def predict(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            noise: torch.Tensor = self._pipe.unet(
+            noise: torch.Tensor = self._unet(
                 latents,
                 timesteps,
                 encoder_hidden_states=batch.text,
@@ -283,6 +293,10 @@ class SDXLPipeline:
         """
         if self.device.type != "cpu":
             return True
+        if self._vae.use_slicing:
+            images = 1
+        if self._vae.use_tiling:
+            width, height = (min(side, self._vae.tile_sample_min_size) for side in (width, height))
         widest: int = self._vae.config.block_out_channels[:2][-1]
         needed: int = images * width * height * 4 * widest * self._vae.dtype.itemsize
         return bool(needed <= psutil.virtual_memory().available)
@@ -323,19 +337,13 @@ def load_pipeline(
 ) -> SDXLPipeline:
     """Load `model` ("tiny", "sdxl", "sdxl-random", "auto", a hub id, a folder or a .safetensors file).
 
-    `device="auto"` is CUDA where there is one, else the CPU; `dtype="auto"` is float16 on CUDA, else float32. `seed`
-    draws the weights of the random models. `torch_threads` sets the CPU threads of torch for the whole process. Raises
-    ValueError for a bad argument and `ModelError` where the model can't be had, each naming the remedy.
+    `device="auto"` is CUDA where there is one, else the CPU; `dtype="auto"` is float16 on CUDA, else float32, unless
+    the recipe sets one. `recipe` names optimisations, joined with "+" (recipes.py). `seed` draws the weights of the
+    random models. `torch_threads` sets the CPU threads of torch for the whole process. Raises ValueError for a bad
+    argument and `ModelError` where the model can't be had, each naming the remedy.
     """
     before_gib = process_memory_gib()
-    if recipe != "baseline":
-        raise ValueError(f"recipe: {recipe!r} is not known; use 'baseline'")
-    target = _device(device)
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype == "auto":
-        dtype = "float16" if target.type == "cuda" else "float32"
-    if dtype not in dtypes:
-        raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {', '.join(map(repr, dtypes))}")
+    recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
     if torch_threads is not None:
         if torch_threads < 1:
             raise ValueError(
@@ -345,7 +353,7 @@ def load_pipeline(
     model, reason = choose_model(model, target)
 
     def load() -> SDXLPipeline:
-        pipe = load_diffusers(model, device=target, dtype=dtypes[dtype], seed=seed)
+        pipe = load_diffusers(model, device=target, dtype=DTYPES[dtype], seed=seed)
         spec = {
             "model": model,
             "model_reason": reason,
@@ -356,9 +364,23 @@ def load_pipeline(
             "torch_threads": torch.get_num_threads(),
             "memory_before_load_gib": before_gib,
         }
-        return SDXLPipeline(pipe, spec=spec)
+        return SDXLPipeline(pipe, spec=spec, recipes=recipes)
 
     return compute(load)
+
+
+def resolve(recipe: str, *, device: str = "auto", dtype: str = "auto") -> tuple[tuple[Recipe, ...], torch.device, str]:
+    """The recipes, device and dtype that `load_pipeline` would use. Raises ValueError where it would, loading nothing
+    before."""
+    recipes, target = parse_recipes(recipe), _device(device)
+    if dtype == "auto":
+        usual = "float16" if target.type == "cuda" else "float32"
+        dtype = next((one.dtype for one in recipes if one.dtype), usual)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {', '.join(map(repr, DTYPES))}")
+    for one in recipes:
+        compute(one.check, target, dtype)
+    return recipes, target, dtype
 
 
 def _device(name: str) -> torch.device:

@@ -19,11 +19,12 @@ from benchlib.study.figure import Picture, number, picture, save, show, whole_ti
 from benchlib.study.plots_batching import LATENCY, gain, gantt, gantts, latency_cdf, step_time_curve
 from benchlib.study.plots_compare import forest, nights
 from benchlib.study.plots_load import goodput_curve, hockey_stick, queue_share
+from benchlib.study.plots_settings import decision, ladder
 
 __all__ = [
-    "Picture", "forest", "gain", "gantt", "gantts", "goodput_curve", "hockey_stick", "latency_cdf",
-    "latency_distribution", "latency_over_time", "latency_parts", "load_curve", "memory_over_time", "nights",
-    "picture", "queue_share", "save", "show", "step_time_curve",
+    "Picture", "decision", "forest", "gain", "gantt", "gantts", "goodput_curve", "hockey_stick", "ladder",
+    "latency_cdf", "latency_distribution", "latency_over_time", "latency_parts", "load_curve",
+    "memory_over_time", "nights", "picture", "queue_share", "save", "show", "step_time_curve",
 ]  # fmt: skip
 
 DRIFTED = "latency still drifted: no percentile is given"

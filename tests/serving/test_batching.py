@@ -135,14 +135,14 @@ def test_a_step_that_fails_moves_nobody_and_can_be_taken_again(tiny, scheduler, 
     works = compute(pipe.encode, MIXED)
     compute(pipe.step, works)
     before = [work.latents for work in works]
-    unet = pipe._pipe.unet
+    unet = pipe._unet
 
     def short_of_memory(*args, **options):
         unet.forward(*args, **options)
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipe._pipe, "unet", short_of_memory)
+        patch.setattr(pipe, "_unet", short_of_memory)
         with pytest.raises(torch.OutOfMemoryError):
             compute(pipe.step, works)
     assert [work.steps_done for work in works] == [1, 1, 1]

@@ -154,3 +154,34 @@ def made() -> SimpleNamespace:
         simulate=simulate,
         telemetry=make_telemetry,
     )
+
+
+def make_setting(recipe: str, images_per_s: float | None, **changes: Any) -> dict[str, Any]:
+    """A setting that was served serially, each of 100 requests in 1 s."""
+    return {
+        "setting": f"{recipe}, serial",
+        "recipe": recipe,
+        "batching": "serial",
+        "exact": True,
+        "start_s": 2.0,
+        "image_s": 0.2,
+        "image_s_interval": (0.19, 0.21),
+        "psnr_db": 90.0,
+        "ssim": 1.0,
+        "runs": 5,
+        "images_per_s": images_per_s,
+        "images_per_s_interval": None if images_per_s is None else (0.97 * images_per_s, 1.03 * images_per_s),
+        "latencies_s": [[1.0] * 100],
+        "memory_gib": 2.0,
+        "memory_of": "process RSS",
+        "energy_per_image_j": None,
+        "error": None,
+    } | changes
+
+
+@pytest.fixture(scope="session")
+def setting() -> SimpleNamespace:
+    columns = list(make_setting("baseline", 1.0))
+    return SimpleNamespace(
+        row=make_setting, frame=lambda *rows: pd.DataFrame(list(rows), columns=columns, dtype=object)
+    )

@@ -1,0 +1,246 @@
+"""Recipes on the tiny model: each takes effect, leaves the stock pipeline alone, and says why where it can't."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from benchlib.serving.pipeline import SDXLPipeline, load_pipeline
+from benchlib.serving.recipes import RECIPES, Recipe, parse_recipes
+from benchlib.serving.schemas import GenerateRequest
+from benchlib.study.faithfulness import psnr_db
+
+PSNR_DB = {  # at the least; those that are exact differ by single levels
+    "fp32": math.inf, "bf16": 30, "channels-last": 60, "fused-qkv": 60, "vae-bf16": 40, "vae-tiling": 18,
+    "vae-slicing": 60,
+}  # fmt: skip
+
+
+def request(**changes):
+    return GenerateRequest(
+        **{"prompt": "a lighthouse", "num_inference_steps": 4, "width": 128, "height": 128, "seed": 1} | changes
+    )
+
+
+def pixels(pipe, *requests):
+    return np.stack([np.asarray(image) for image in pipe.generate(list(requests) or request()).images])
+
+
+@pytest.fixture(scope="module")
+def applied():
+    """A pipeline for each recipe, loaded once."""
+    loaded = {}
+
+    def pipeline(recipe):
+        if recipe not in loaded:
+            loaded[recipe] = load_pipeline("tiny", device="cpu", recipe=recipe)
+        return loaded[recipe]
+
+    return pipeline
+
+
+@pytest.mark.parametrize("name", PSNR_DB)
+def test_its_image_is_near_the_baselines(applied, tiny, name):
+    pair, others = (request(), request(seed=2)), (request(seed=3), request(seed=4))
+    a, b, other = pixels(tiny, *pair), pixels(applied(name), *pair), pixels(tiny, *others)
+    found = min(psnr_db(one, two) for one, two in zip(a, b, strict=True))
+    assert found >= PSNR_DB[name]
+    assert found > psnr_db(a[0], other[0]) + 5, "another image is not as near"
+    assert applied(name).spec["recipe"] == name
+
+
+def test_those_called_exact_are():
+    assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
+        "baseline", "channels-last", "fused-qkv", "vae-slicing", "compile",
+    ]  # fmt: skip
+    assert all(PSNR_DB.get(name, 60) >= 60 for name, recipe in RECIPES.items() if recipe.exact)
+    assert all(PSNR_DB[name] < 60 or name == "fp32" for name, recipe in RECIPES.items() if not recipe.exact)
+
+
+def calls(monkeypatch, module, name):
+    """The shapes of the first argument of each call of `module.name` from now on."""
+    shapes, original = [], getattr(module, name)
+
+    def counted(first, *args, **options):
+        shapes.append(tuple(first.shape))
+        return original(first, *args, **options)
+
+    monkeypatch.setattr(module, name, counted)
+    return shapes
+
+
+def test_dtypes_are_those_of_the_networks(applied):
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        pipe = applied(name)
+        assert {pipe._unet.dtype, pipe._vae.dtype, pipe.diffusers.text_encoder.dtype} == {dtype}
+        assert pipe.spec["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_channels_last_is_how_the_weights_and_what_flows_lie(applied, tiny):
+    def strides(pipe):
+        """Of the weights of a convolution of each network, and of what the UNet's last one makes."""
+        made = []
+        hook = pipe._unet.conv_out.register_forward_hook(lambda *passed: made.append(passed[2]))
+        pixels(pipe)
+        hook.remove()
+        weights = [pipe._unet.conv_in.weight, pipe._vae.decoder.conv_in.weight, made[0]]
+        return [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in weights]
+
+    assert strides(applied("channels-last")) == [True] * 3
+    assert strides(tiny) == [False] * 3
+
+
+def test_fused_projections_are_what_computes(applied, tiny):
+    pipe = applied("fused-qkv")
+    attention = pipe._unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    assert attention.fused_projections
+    used = []
+    for layer in (attention.to_qkv, attention.to_q):
+        layer.register_forward_hook(lambda *passed: used.append(passed[0]))
+    pixels(pipe)
+    assert set(used) == {attention.to_qkv}
+    assert pipe._vae.decoder.mid_block.attentions[0].fused_projections
+    assert pipe.spec["model_params"] == tiny.spec["model_params"]
+    assert pipe.spec["weights_gib"] > 1.05 * tiny.spec["weights_gib"], "the joined matrices stand beside the parts"
+
+
+def test_a_bf16_vae_decodes_and_the_rest_stays(applied):
+    pipe = applied("vae-bf16")
+    assert (pipe._vae.dtype, pipe.diffusers.vae.dtype, pipe._unet.dtype) == (
+        torch.bfloat16, torch.float32, torch.float32,
+    )  # fmt: skip
+    made = []
+    hook = pipe._vae.decoder.register_forward_hook(lambda *passed: made.append(passed[2].dtype))
+    pixels(pipe)
+    hook.remove()
+    assert made == [torch.bfloat16]
+
+
+def test_tiles_are_decoded_at_the_models_own_side(applied, tiny, monkeypatch):
+    pipe = applied("vae-tiling")
+    assert pipe._vae.use_tiling
+    tiled = calls(monkeypatch, pipe._vae, "tiled_decode")
+    tiles = calls(monkeypatch, pipe._vae.decoder, "forward")
+    pixels(pipe)
+    assert tiled == [(1, 4, 16, 16)]
+    assert tiles[0] == (1, 4, 8, 8)
+    assert len(tiles) == 9
+    image = pixels(pipe, request(width=64, height=64))
+    assert len(tiled) == 1, "what fits a tile is not cut"
+    assert (image == pixels(tiny, request(width=64, height=64))).all()
+
+
+def test_slices_are_decoded_one_by_one(applied, tiny, monkeypatch):
+    pipe = applied("vae-slicing")
+    for one, batches in ((pipe, [1, 1, 1]), (tiny, [3])):
+        with monkeypatch.context() as patch:
+            seen = calls(patch, one._vae.decoder, "forward")
+            pixels(one, request(), request(seed=2), request(seed=3))
+            assert [shape[0] for shape in seen] == batches
+
+
+def test_less_memory_is_foreseen_where_less_is_decoded_at_once(applied, tiny):
+    huge = (2**15, 2**15)
+    assert not tiny.fits(*huge)
+    assert applied("vae-tiling").fits(*huge)
+    assert not tiny.fits(1024, 1024, 10**5)
+    assert applied("vae-slicing").fits(1024, 1024, 10**5)
+
+
+@pytest.mark.parametrize("name", ["channels-last", "fused-qkv", "vae-bf16", "vae-tiling", "vae-slicing"])
+def test_the_stock_pipeline_stays_stock(applied, tiny, name):
+    stock = applied(name).diffusers
+    assert (stock.vae.use_tiling, stock.vae.use_slicing) == (False, False)
+    assert type(next(iter(stock.unet.attn_processors.values()))).__name__ == "AttnProcessor2_0"
+    assert stock.vae.dtype == torch.float32
+    images = []
+    for pipe in (stock, tiny.diffusers):
+        pipe.set_progress_bar_config(disable=True)
+        options = {"num_inference_steps": 2, "width": 128, "height": 128}
+        images.append(pipe("a", generator=torch.Generator("cpu").manual_seed(1), **options).images[0])
+    assert psnr_db(*map(np.asarray, images)) > 60
+    # Only the layout of its weights is shared.
+    assert stock.unet.conv_in.weight.is_contiguous() == (name != "channels-last")
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # the stock call's own
+@pytest.mark.parametrize(("name", "own"), [("vae-tiling", torch.float32), ("vae-bf16", torch.bfloat16)])
+def test_a_16_bit_vae_that_overflows_is_reached_too(tiny, name, own):
+    stock = copy.deepcopy(tiny.diffusers)
+    stock.vae = stock.vae.half()
+    stock.vae.register_to_config(force_upcast=True)
+    pipe = SDXLPipeline(stock, spec={"model": "tiny"}, recipes=parse_recipes(name))
+    assert (pipe._vae.dtype, pipe._vae.use_tiling) == (own, name == "vae-tiling")
+    assert np.isfinite(pixels(pipe)).all()
+    assert (pipe.diffusers.vae.dtype, pipe.diffusers.vae.use_tiling) == (torch.float16, False)
+
+
+def test_several_are_applied_together_and_the_text_is_kept():
+    text = "vae-slicing+channels-last"
+    pipe = load_pipeline("tiny", device="cpu", recipe=text)
+    assert pipe.spec["recipe"] == text
+    assert pipe._vae.use_slicing
+    assert pipe._unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert [recipe.name for recipe in parse_recipes("compile+baseline+ channels-last")] == [
+        "baseline", "channels-last", "compile",
+    ]  # fmt: skip
+
+
+def test_each_says_what_it_is():
+    for name, recipe in RECIPES.items():
+        assert isinstance(recipe, Recipe)
+        assert (recipe.name, recipe.changes[-1], recipe.start[-1]) == (name, ".", ".")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"recipe": "warp"}, "recipe: 'warp' is not known; use baseline, fp32"),
+        ({"recipe": ""}, "recipe: '' is not known"),
+        ({"recipe": "vae-tiling+vae-tiling"}, "recipe: 'vae-tiling' is there twice"),
+        ({"recipe": "bf16+fp32"}, "recipe: fp32 and bf16 each set the dtype; keep one"),
+        ({"recipe": "bf16", "dtype": "float32"}, "recipe: 'bf16' computes in bfloat16, not in float32"),
+        ({"recipe": "bf16+vae-bf16"}, "recipe: 'vae-bf16' can't be used: the VAE is in bfloat16 already; leave it out"),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_loaded(options, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        load_pipeline("/no/such/model", device="cpu", **options)
+
+
+def test_a_dtype_that_agrees_with_the_recipe_is_no_conflict():
+    assert load_pipeline("tiny", device="cpu", recipe="bf16", dtype="bfloat16").spec["dtype"] == "bfloat16"
+
+
+def test_without_a_compiler_compile_says_so(tmp_path):
+    code = (
+        "import torch; from benchlib.serving.recipes import RECIPES\n"
+        "try: RECIPES['compile'].check(torch.device('cpu'), 'float32')\n"
+        "except ValueError as error: print(error)"
+    )
+    bare = os.environ | {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    bare.pop("CXX", None)
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=bare, capture_output=True, text=True)
+    assert "recipe: 'compile' can't be used: torch.compile does not work here" in ran.stdout, ran.stderr
+    assert "install a C++ compiler" in ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compiled_images_agree_and_other_batches_are_not_compiled_anew(tiny):
+    counters.clear()
+    pipe = load_pipeline("tiny", device="cpu", recipe="compile")
+    pair = request(), request(seed=2)
+    assert psnr_db(pixels(pipe, *pair)[0], pixels(tiny, *pair)[0]) > 60
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs >= 2, "the UNet's and the decoder's"
+    pixels(pipe, *pair, request(seed=3))
+    pixels(pipe, request(), request(), request(), request())
+    assert counters["stats"]["unique_graphs"] == graphs
