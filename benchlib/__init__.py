@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from benchlib.anatomy import arithmetic, dissect, watch_memory
     from benchlib.bench import Point, run_load
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from benchlib.serving.server import Server, serve
     from benchlib.study import plots
     from benchlib.study.comparison import compare
+    from benchlib.study.dissection import cost_lines, memory_growth, memory_parts
     from benchlib.study.store import Run, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
 
 _NAMES = {
+    "benchlib.anatomy": ("arithmetic", "dissect", "watch_memory"),
     "benchlib.bench": ("Point", "run_load"),
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
@@ -32,6 +35,7 @@ _NAMES = {
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.study": ("plots",),
     "benchlib.study.comparison": ("compare",),
+    "benchlib.study.dissection": ("cost_lines", "memory_growth", "memory_parts"),
     "benchlib.study.store": ("Run", "load_run", "load_study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
@@ -40,7 +44,7 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp", "Trace", "Workload",
     "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "plots",
-    "process_memory_gib",
+    "process_memory_gib", "dissect", "cost_lines", "arithmetic", "memory_parts", "watch_memory", "memory_growth",
 ]  # fmt: skip
 
 

@@ -100,12 +100,22 @@ class SDXLPipeline:
         self._vae = copy.deepcopy(pipe.vae).float() if self._upcast else pipe.vae
         if self._upcast:
             pipe.vae = None
-        networks = (pipe.unet, pipe.text_encoder, pipe.text_encoder_2, self._vae)
-        parameters = [p for network in networks for p in network.parameters()]
+        networks = {
+            "unet": pipe.unet, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2, "vae": self._vae,
+        }  # fmt: skip
+        parts = {
+            name: {
+                "params": sum(p.numel() for p in network.parameters()),
+                "gib": sum(p.numel() * p.element_size() for p in network.parameters()) / 2**30,
+                "dtype": str(network.dtype).removeprefix("torch."),
+            }
+            for name, network in networks.items()
+        }
         side = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.spec = spec | {
-            "model_params": sum(p.numel() for p in parameters),
-            "weights_gib": sum(p.numel() * p.element_size() for p in parameters) / 2**30,
+            "networks": parts,
+            "model_params": sum(part["params"] for part in parts.values()),
+            "weights_gib": sum(part["gib"] for part in parts.values()),
             "showcase": {"width": side, "height": side, "num_inference_steps": 8 if spec["model"] == "tiny" else 20},
         }
 
