@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from benchlib.anatomy import arithmetic, dissect, watch_memory
     from benchlib.bench import Point, run_load
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from benchlib.settings import try_settings, usable_recipes
     from benchlib.study import plots
     from benchlib.study.comparison import compare, compare_studies, gains
+    from benchlib.study.dissection import cost_lines, memory_growth, memory_parts
     from benchlib.study.settings import decide
     from benchlib.study.store import Run, Study, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
 
 _NAMES = {
+    "benchlib.anatomy": ("arithmetic", "dissect", "watch_memory"),
     "benchlib.bench": ("Point", "run_load"),
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
@@ -37,6 +40,7 @@ _NAMES = {
     "benchlib.study": ("plots",),
     "benchlib.settings": ("try_settings", "usable_recipes"),
     "benchlib.study.comparison": ("compare", "gains", "compare_studies"),
+    "benchlib.study.dissection": ("cost_lines", "memory_growth", "memory_parts"),
     "benchlib.study.settings": ("decide",),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
@@ -47,7 +51,8 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp", "Trace", "Workload",
     "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "gains",
     "predict_latency", "plots", "process_memory_gib", "Study", "compare_studies", "usable_recipes",
-    "try_settings", "decide",
+    "try_settings", "decide", "dissect", "cost_lines", "arithmetic", "memory_parts", "watch_memory",
+    "memory_growth",
 ]  # fmt: skip
 
 

@@ -24,6 +24,8 @@ from benchlib.load.workload import Workload
 from benchlib.study.store import Run, RunFolder, Study, check_names, create_run, load_study, lock_study, results_dir
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from benchlib.serving.server import Server
 
 # What a run says of its target: a Server knows all of it, a bare URL none.
@@ -157,7 +159,7 @@ class Writer:
 
         def finish(status: str, outcome: LoadOutcome | None, error: str | None = None) -> Run:
             sampler.stop()
-            return self._keep(folder, status, None if outcome is None else asdict(outcome), sampler, error)
+            return self.keep(folder, status, None if outcome is None else asdict(outcome), sampler.frame, error)
 
         with _shown(sampler) if self.on_progress is None else nullcontext(self.on_progress) as show:
             try:
@@ -176,18 +178,23 @@ class Writer:
     def fail(self, point: Point, error: str | None) -> None:
         """Leave a run that says why `point`, whose model or server could not be had, was not measured."""
         folder = self._create(point, point.plan("http://none"), None, {**point.load, **point.serve})
-        self._keep(folder, "failed", None, telemetry.Sampler(os.getpid()), error)
+        self.keep(folder, "failed", None, telemetry.Sampler(os.getpid()).frame, error)
 
     def _create(self, point: Point, plan: LoadPlan, url: str | None, known: Mapping[str, Any]) -> RunFolder:
         spec = plan.to_dict() | {"label": point.label}
-        spec["target"] = {"url": url} | {name: known.get(name) for name in _TARGET_FIELDS}
         del spec["url"]
+        return self.create(spec, known, url, point=point.to_dict())
+
+    def create(
+        self, spec: Mapping[str, Any], known: Mapping[str, Any], url: str | None = None, **more: Any
+    ) -> RunFolder:
+        """The folder of a run of `spec` on a target of which so much is `known`, with what the machine is and does."""
         conditions = telemetry.describe_load()
         if conditions["warning"]:
             print(conditions["warning"], flush=True)
         record = {
-            "spec": spec,
-            "point": point.to_dict(),
+            "spec": {**spec, "target": {"url": url} | {name: known.get(name) for name in _TARGET_FIELDS}},
+            **more,
             "conditions": conditions,
             "machine": telemetry.describe_machine(known.get("device")),
             "torch": telemetry.describe_torch() if known else None,
@@ -196,8 +203,9 @@ class Writer:
         }
         return create_run(self.folder.parent, self.folder.name, record)
 
-    def _keep(self, folder: RunFolder, status: str, outcome: Any, sampler: telemetry.Sampler, error: str | None) -> Run:
-        self.runs.append(run := folder.finish(status, outcome, sampler.frame, error))
+    def keep(self, folder: RunFolder, status: str, outcome: Any, samples: pd.DataFrame, error: str | None) -> Run:
+        """Ends the run in `folder`; the study's summary is renewed."""
+        self.runs.append(run := folder.finish(status, outcome, samples, error))
         self.study.write_summary()
         return run
 

@@ -111,8 +111,11 @@ class SDXLPipeline:
             pipe.vae = None
         stock = (pipe.unet, pipe.text_encoder, pipe.text_encoder_2, self._stock_vae)
         held = {p for network in (*stock, self._unet, self._vae) for p in network.parameters()}
+        encoders = {name: getattr(pipe, name) for name in ("text_encoder", "text_encoder_2")}
+        at_work = {"unet": self._unet, **encoders, "vae": self._vae}
         side = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.spec = spec | {
+            "networks": {name: _described(network) for name, network in at_work.items()},
             "model_params": sum(p.numel() for network in stock for p in network.parameters()),
             "weights_gib": sum(p.numel() * p.element_size() for p in held) / 2**30,
             "showcase": {"width": side, "height": side, "num_inference_steps": 8 if spec["model"] == "tiny" else 20},
@@ -397,6 +400,16 @@ def _device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device: 'mps' is not there; use 'auto'")
     return device
+
+
+def _described(network: torch.nn.Module) -> dict[str, Any]:
+    """What a network holds: parameters, GiB of them, and the type of the largest."""
+    parameters = list(network.parameters())
+    return {
+        "params": sum(p.numel() for p in parameters),
+        "gib": sum(p.numel() * p.element_size() for p in parameters) / 2**30,
+        "dtype": str(max(parameters, key=torch.Tensor.numel).dtype).removeprefix("torch."),
+    }
 
 
 def _peak_rss_gib() -> float:

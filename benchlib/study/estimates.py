@@ -158,6 +158,40 @@ def runs_interval(values: Sequence[float]) -> Interval:
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
+def line(x: Iterable[float], y: Iterable[float]) -> tuple[float, Interval, float, Interval] | None:
+    """Intercept and slope of y on x by ordinary least squares, each with its interval by Student's t.
+
+    The interval takes y's errors as independent and alike; it is None where fewer than 3 degrees of freedom are left,
+    and the line is where x has fewer than two values. Source: Draper & Smith, "Applied Regression Analysis", 1.4.
+    """
+    xs, ys = np.asarray(list(x), dtype=float), np.asarray(list(y), dtype=float)
+    spread, df = float(((xs - xs.mean()) ** 2).sum()) if len(xs) else 0.0, len(xs) - 2
+    if not spread:
+        return None
+    slope = float(((xs - xs.mean()) * ys).sum()) / spread
+    intercept = float(ys.mean()) - slope * float(xs.mean())
+    if df < 3:
+        return intercept, None, slope, None
+    error = t_quantile(0.975, df) * math.sqrt(float(((ys - intercept - slope * xs) ** 2).sum()) / df)
+    beside, along = error * math.sqrt(1 / len(xs) + float(xs.mean()) ** 2 / spread), error / math.sqrt(spread)
+    return intercept, (intercept - beside, intercept + beside), slope, (slope - along, slope + along)
+
+
+def growth(values: Iterable[float]) -> tuple[float, Interval] | None:
+    """By how much `values` grow from one to the next, and the interval; None for fewer than 40.
+
+    The first quarter is left out, as caches fill. The rest is cut into 10 blocks, and the differences between the means
+    of successive blocks are taken as independent: a level that wanders or jumps has few of them, and so shows nothing,
+    where a line through all values would take it for a trend.
+    """
+    series = np.asarray(list(values), dtype=float)
+    size = (len(series) - len(series) // 4) // 10
+    if len(series) < 40:
+        return None
+    steps = np.diff(series[-10 * size :].reshape(10, size).mean(axis=1)) / size
+    return float(steps.mean()), runs_interval(list(steps))
+
+
 def mser5(values: Iterable[float]) -> int:
     """How many of the first values belong to the start-up: MSER-5's cut, a multiple of 5, at most half of them.
 

@@ -45,6 +45,7 @@ ROW_DTYPES = (
     }
     | dict.fromkeys(["queue_s", "wait_s", "encode_s", "denoise_s", "decode_s", "image_s", "total_s"], "float64")
     | dict.fromkeys(["batch_size", "service_s", "server_peak_gib"], "float64")
+    | dict.fromkeys(["encode_peak_gib", "denoise_peak_gib", "decode_peak_gib"], "float64")
 )
 """Columns of a run's requests, in order. Null is NaN in float64 and pd.NA elsewhere; seeds stay exact to 2**63 - 1."""
 
