@@ -31,10 +31,11 @@ workbook: .venv/ready
 	  name=$$(basename $$notebook .ipynb); folder="$(RESULTS)/$${name#*_}"; mkdir -p "$$folder"; \
 	  echo "Running $$notebook with the $(MODEL) model"; \
 	  $(BIN)/papermill $$notebook "$$folder/$$name.ipynb" --kernel python3 --no-progress-bar --log-output \
-	    -p model $(MODEL) -p profile $(PROFILE) -p results_dir "$(RESULTS)" || { status=1; echo "FAILED: $$notebook"; }; \
+	    -p model $(MODEL) -p profile $(PROFILE) -p results_dir "$(RESULTS)" $(if $(BUDGET_MIN),-p budget_min $(BUDGET_MIN)) || { status=1; echo "FAILED: $$notebook"; }; \
 	  $(BIN)/jupyter nbconvert --to html --log-level ERROR "$$folder/$$name.ipynb" || status=1; \
 	  echo "Look at $$folder/$$name.html and $$folder/figures/"; \
-	done; exit $$status
+	done; \
+	$(BIN)/python -m benchlib report --results "$(RESULTS)" || status=1; exit $$status
 
 test: .venv/ready
 	$(BIN)/pytest

@@ -1,11 +1,15 @@
-"""Each notebook's form, and the first one executed as a stranger does it: by plain papermill, from another folder."""
+"""Each notebook's form, and each executed once as a stranger does it: by plain papermill, from another folder."""
 
 import ast
+import json
+import re
 import subprocess
 import sys
 import time
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import nbformat
@@ -18,7 +22,20 @@ from benchlib import load_study
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FIGURES = {"latency_over_time", "latency_distribution", "latency_parts", "load_curve", "memory_over_time"}
+# What papermill is given, so that a run takes seconds and says what a short run can; and the figures that come of it.
+RUNS = {
+    "01_quickstart": (
+        {"users": 2, "duration_s": 4},
+        {"latency_over_time", "latency_distribution", "latency_parts", "load_curve", "memory_over_time"},
+    ),
+    "03_load": ({"users": [1, 2], "budget_min": 0.5}, {"load_curve", "queue_share", "hockey_stick", "goodput"}),
+    "04_batching": (
+        {"budget_min": 0.3, "repeat": 2},
+        {"step_time_curve", "gantts", "latency_cdf", "gain"},
+    ),
+    "05_settings": ({}, {"ladder", "decision"}),
+    "06_compare": ({"budget_min": 0.2}, {"forest", "nights"}),
+}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -57,51 +74,83 @@ def test_it_opens_with_a_question(notebook):
     assert "?" in first.source
 
 
+class Executed(NamedTuple):
+    """A notebook after papermill, run in a folder that was empty; the folder of its results; and its figures' names."""
+
+    path: Path
+    results: Path
+    figures: set[str]
+
+
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The quickstart after papermill, run in an empty folder; and the folder of its results."""
-    here, results = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("results")
-    options = ["-p", "model", "tiny", "-p", "users", "2", "-p", "duration_s", "4", "-p", "results_dir"]
-    command = [BIN / "papermill", ROOT / "notebooks/01_quickstart.ipynb", "executed.ipynb", *options, results]
-    began_s = time.monotonic()
-    ran = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    print(f"papermill took {time.monotonic() - began_s:.1f} s")
-    assert ran.returncode == 0, ran.stderr
-    assert [path.name for path in here.iterdir()] == ["executed.ipynb"]
-    return here / "executed.ipynb", results / "quickstart"
+def execute(tmp_path_factory):
+    """Executes the notebook of a name, once however often it is asked for."""
+
+    @cache
+    def executed(name):
+        here, results = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("results")
+        options, figures = RUNS[name]
+        command = [BIN / "papermill", ROOT / f"notebooks/{name}.ipynb", f"{name}.ipynb", "--no-progress-bar"]
+        command += ["-y", json.dumps(options | {"model": "tiny", "results_dir": str(results)})]
+        began_s = time.monotonic()
+        ran = subprocess.run(command, cwd=here, capture_output=True, text=True)
+        print(f"papermill took {time.monotonic() - began_s:.1f} s")
+        assert ran.returncode == 0, ran.stderr
+        assert [path.name for path in here.iterdir()] == [f"{name}.ipynb"]
+        return Executed(here / f"{name}.ipynb", results, figures)
+
+    return executed
+
+
+@pytest.fixture(params=[path.stem for path in NOTEBOOKS])
+def executed(request, execute):
+    return execute(request.param)
 
 
 def test_papermill_runs_it_without_an_error_or_a_warning(executed):
-    for cell in code_cells(nbformat.read(executed[0], as_version=4)):
+    for cell in code_cells(nbformat.read(executed.path, as_version=4)):
         assert cell.execution_count is not None
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr", output.text
 
 
-def test_its_run_is_the_one_that_was_asked_for(executed):
-    run, *others = load_study(executed[1]).runs
+def test_it_ends_with_an_answer_in_words(executed):
+    heading, answer = nbformat.read(executed.path, as_version=4).cells[-2:]
+    assert heading.source == "## The answer"
+    text = "".join(output.text for output in answer.outputs if output.output_type == "stream")
+    assert len(text.split()) > 12
+    assert re.search(r"\d", text), "from the run's own figures"
+
+
+def test_the_quickstarts_run_is_the_one_that_was_asked_for(execute):
+    study = execute("01_quickstart").results / "quickstart"
+    run, *others = load_study(study).runs
     assert [other.spec["arrivals"]["users"] for other in others] == [1, 2, 4]
     assert (run.record["status"], run.record["error"]) == ("finished", None)
     assert (run.spec["target"]["model"], run.spec["arrivals"]["users"], run.spec["duration_s"]) == ("tiny", 2, 4)
     assert run.requests["error"].isna().all()
     assert run.summary()["valid"]
     assert len(run.telemetry) > 5
-    assert pd.read_csv(executed[1] / "summary.csv")["run"].tolist() == [one.record["run"] for one in [run, *others]]
+    assert pd.read_csv(study / "summary.csv")["run"].tolist() == [one.record["run"] for one in [run, *others]]
 
 
 def test_its_figures_are_pictures_that_say_what_they_show(executed):
-    folder = executed[1] / "figures"
-    assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    for name in FIGURES:
-        with Image.open(folder / f"{name}.png") as picture:
+    pictures = list(executed.results.glob("*/figures/*"))
+    assert {path.name for path in pictures} == {
+        f"{name}.{kind}" for name in executed.figures for kind in ("png", "svg")
+    }
+    for path in pictures:
+        if path.suffix == ".svg":
+            svg = ElementTree.parse(path).getroot()
+            assert svg.tag.endswith("}svg")
+            assert len(list(svg.iter("{http://www.w3.org/2000/svg}path"))) > 20
+            continue
+        with Image.open(path) as picture:
             assert min(picture.size) > 600
             assert len(picture.convert("RGB").getcolors(2**24)) > 50, "not an empty page"
             assert picture.text["Title"].startswith("tiny model, not SDXL")
             assert len(picture.text["Description"]) > 80
-        svg = ElementTree.parse(folder / f"{name}.svg").getroot()
-        assert svg.tag.endswith("}svg")
-        assert len(list(svg.iter("{http://www.w3.org/2000/svg}path"))) > 20
 
 
 class Images(HTMLParser):
@@ -117,11 +166,12 @@ class Images(HTMLParser):
 
 
 def test_each_picture_of_the_web_page_has_a_text_for_those_who_do_not_see_it(executed):
-    command = [BIN / "jupyter", "nbconvert", "--to", "html", "--log-level", "ERROR", executed[0]]
+    command = [BIN / "jupyter", "nbconvert", "--to", "html", "--log-level", "ERROR", executed.path]
     subprocess.run(command, check=True)
     page = Images()
-    page.feed(executed[0].with_suffix(".html").read_text(encoding="utf-8"))
-    assert len(page.found) == len(FIGURES) + 1, "the plots, and the image that was made"
+    page.feed(executed.path.with_suffix(".html").read_text(encoding="utf-8"))
+    made = executed.path.read_text().count("bl.plots.picture(")
+    assert len(page.found) == len(executed.figures) + made, "the plots, and the image that was made"
     for image in page.found:
         assert image["src"].startswith("data:image/png;base64,"), "the page needs no other file"
         assert "No description" not in image["alt"], "nbconvert's own words where a cell gives none"

@@ -1,6 +1,7 @@
 """The notebook that compares, run unattended on studies that are there: what it leaves, and the status it ends with."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import nbformat
+import pytest
 
 from benchlib.study.store import create_run
 
@@ -44,3 +46,27 @@ def test_the_gate_ends_with_an_error_and_keeps_what_was_found(made: SimpleNamesp
     assert json.loads((nights[-1] / "verdict.json").read_text())["verdict"] == "worse"
     figures = {path.name for path in (nights[-1] / "figures").iterdir()}
     assert figures == {"forest.png", "forest.svg", "nights.png", "nights.svg"}
+
+
+@pytest.mark.slow
+def test_two_nights_are_measured_and_compared(tmp_path: Path) -> None:
+    settings = {"MODEL": "tiny", "USERS": "2", "DURATION_S": "3", "REPEAT": "2", "BENCHLIB_RESULTS": str(tmp_path)}
+    for night in ("2026-01-01", "2026-01-02"):
+        ran = subprocess.run(
+            [ROOT / "nightly.sh"],
+            cwd=tmp_path,
+            env=os.environ | settings | {"NIGHT": night},
+            capture_output=True,
+            text=True,
+        )
+        last = (
+            json.loads((tmp_path / night / "verdict.json").read_text()) if night > "2026-01-01" else {"verdict": None}
+        )
+        assert ran.returncode == (last["verdict"] in ("worse", "invalid")), ran.stderr
+        assert len(list((tmp_path / night).glob("*/run.json"))) == 2
+    assert (last["study"], last["against"]) == ("2026-01-02", "2026-01-01")
+    assert "2026-01-02" in (tmp_path / "index.html").read_text()
+    assert "Traceback" not in (tmp_path / "2026-01-02/06_compare.html").read_text() or last["verdict"] in (
+        "worse",
+        "invalid",
+    )
