@@ -80,9 +80,8 @@ def peak_stage(requests: pd.DataFrame) -> tuple[str | None, float, str] | None:
     peaks_gib = measured(requests)[["width", "height", *(f"{stage}_peak_gib" for stage in STAGES)]].dropna()
     if not len(peaks_gib):
         return None
-    means = peaks_gib.groupby(["width", "height"]).mean()
-    width, height = means.max(axis=1).idxmax()
-    there = peaks_gib[(peaks_gib["width"] == width) & (peaks_gib["height"] == height)]
+    sizes: dict[Any, pd.DataFrame] = dict(list(peaks_gib.groupby(["width", "height"])))
+    (width, height), there = max(sizes.items(), key=lambda pair: pair[1].mean().iloc[2:].max())
     found = {stage: estimates.runs_interval(there[f"{stage}_peak_gib"].tolist()) for stage in STAGES}
     best = max(STAGES, key=lambda stage: float(there[f"{stage}_peak_gib"].mean()))
     apart = all(

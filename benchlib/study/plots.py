@@ -17,8 +17,13 @@ from matplotlib.axes import Axes
 from benchlib.study import figure, statistics
 from benchlib.study.figure import Picture, number, picture, save, show, whole_ticks
 from benchlib.study.plots_anatomy import (
-    against_pixels, arithmetic_bars, cost_line, memory_bars, memory_trend, stage_stack,
-)  # fmt: skip
+    against_pixels,
+    arithmetic_bars,
+    cost_line,
+    memory_bars,
+    memory_trend,
+    stage_stack,
+)
 from benchlib.study.plots_batching import LATENCY, gain, gantt, gantts, latency_cdf, step_time_curve
 from benchlib.study.plots_compare import forest, nights
 from benchlib.study.plots_load import goodput_curve, hockey_stick, queue_share

@@ -53,7 +53,7 @@ def stage_stack(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | No
     ax.set_xticks(at, [f"{steps}\n{width}x\n{height}" for width, height, steps in drawn.index])
     ax.set(xlim=(-0.6, max(len(at), 3) - 0.4), ylim=(0, 1.12 * float(ends.max())))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, title="share of an image's time", alignment="left")
-    top = max(STAGES, key=lambda stage: float(means[stage].sum()))
+    top = max(STAGES, key=lambda stage: means[stage].to_numpy().sum())
     finding = f"{PART_STYLES[top][0]} takes {_span(percent[top])} % of an image's time"
     shares = "; ".join(f"{PART_STYLES[stage][0]} {_span(percent[stage])} %" for stage in STAGES)
     return figure.finish(ax, record, finding, f"Stacked bars of {len(means):,} sizes and steps: {shares}.")
@@ -71,7 +71,13 @@ def cost_line(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None
     lines = {(row["width"], row["height"]): row for row in dissection.cost_lines(requests).to_dict("records")}
     last, labels, found = float(images["num_inference_steps"].max()), [], []
     for (size, group), (colour, marker, dashes) in zip(_sizes(images)[-len(STYLES) :], STYLES, strict=False):
-        dots = {"marker": marker, "color": colour, "alpha": 0.6, "linewidths": 0, "rasterized": len(images) > 2000}
+        dots: dict[str, Any] = {
+            "marker": marker,
+            "color": colour,
+            "alpha": 0.6,
+            "linewidths": 0,
+            "rasterized": len(images) > 2000,
+        }
         ax.scatter(group["num_inference_steps"], group["total_s"], 25, **dots)
         words = (size_name(*size), f"no line, as all have {last:g} steps")
         end_s = float(group["total_s"].mean())
@@ -103,7 +109,7 @@ def against_pixels(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes |
     most = images["num_inference_steps"].max()
     by_steps = list(images.groupby("num_inference_steps"))[-len(STYLES) :]
     for (steps, group), style in zip(by_steps, STYLES, strict=False):
-        _curve(upper, group, "total_s", style, f"{steps} step{'s' * (steps != 1)}")
+        _curve(upper, group, "total_s", style, f"{steps} step{'' if steps == 1 else 's'}")
     for stage, style in zip(STAGES, STYLES, strict=False):
         if images[f"{stage}_peak_gib"].notna().any():
             _curve(lower, images, f"{stage}_peak_gib", style, PART_STYLES[stage][0])
@@ -141,7 +147,7 @@ def memory_bars(*, parts: pd.DataFrame, record: dict[str, Any], ax: Axes | None 
     bars: list[tuple[str, float, str]] = [("the model's networks", float(networks["gib"].sum()), "")] * bool(
         len(networks)
     )
-    stages = dict(zip(activations["part"], activations["gib"], strict=True))
+    stages: dict[str, float] = dict(zip(activations["part"], activations["gib"], strict=True))
     bars += [(f"added while {PART_STYLES[stage][0]}", gib, PART_STYLES[stage][1]) for stage, gib in stages.items()]
     bars += [(MEMORIES[name], gib, figure.GREY) for name, gib in zip(held["part"], held["gib"], strict=True)]
     left = 0.0
@@ -190,9 +196,10 @@ def arithmetic_bars(*, shares: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     ax.set(ylim=(len(at) - 0.4, -0.6), xlim=(0, 1.05 * max(100, ends.max())))
     ax.grid(visible=False, axis="y")
     told = [
-        f"a {part} {_told(share, pair, ' %')}" for part, share, pair in zip(shown["part"], percent, pairs, strict=True)
+        f"{part} reaches {_told(share, pair, ' %')}"
+        for part, share, pair in zip(shown["part"], percent, pairs, strict=True)
     ]
-    finding = f"of this machine's fastest matrix product, {' and '.join(told[:2])}"
+    finding = f"{' and '.join(told[:2])} of this machine's fastest matrix product"
     return figure.finish(ax, record, finding, f"Bars, with the limit at 100 %: {'; '.join(told)}.")
 
 
@@ -208,7 +215,7 @@ def memory_trend(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     growth, labels = dissection.memory_growth(telemetry).set_index("memory")["verdict"], []
     for (name, values), (colour, marker, dashes) in zip(known.items(), STYLES, strict=False):
         more = 1024 * (values - values.iloc[0]).to_numpy()
-        marks = {"marker": marker, "markevery": max(1, len(more) // 10), "markersize": 5}
+        marks: dict[str, Any] = {"marker": marker, "markevery": max(1, len(more) // 10), "markersize": 5}
         ax.plot(np.arange(1, len(more) + 1), more, dashes, color=colour, linewidth=1.5, **marks)
         labels.append((float(more[-1]), f"{MEMORIES[name]},\n{number(values.iloc[-1])} GiB at the end", colour))
     images = max(map(len, known.values()))
@@ -220,7 +227,7 @@ def memory_trend(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     )
     figure.whole_ticks(ax.xaxis)
     figure.label_at_right(ax, labels)
-    told = [f"{MEMORIES[name]} {verdict}" for name, verdict in growth.items()]
+    told = [f"{MEMORIES[str(name)]} {verdict}" for name, verdict in growth.items()]
     finding = f"{images:,} image{'s' * (images != 1)}: {'; '.join(told) or 'too few to tell growth, which takes 40'}"
     alt = f"Lines of memory after each image; growth of less than {LEAK_KIB:g} KiB an image is taken for none."
     return figure.finish(ax, record, finding, alt)
@@ -243,7 +250,9 @@ def _whiskers(
 ) -> Any:
     """Draws the intervals, and returns how far each one goes beyond its value: 0 where there is none."""
     beyond = np.abs(np.transpose([pair or (math.nan, math.nan) for pair in pairs]) - np.asarray(values))
-    places = {"x": values, "y": at, "xerr": beyond} if across else {"x": at, "y": values, "yerr": beyond}
+    places: dict[str, Any] = (
+        {"x": values, "y": at, "xerr": beyond} if across else {"x": at, "y": values, "yerr": beyond}
+    )
     ax.errorbar(**places, fmt="none", ecolor=colour, capsize=3)
     return np.nan_to_num(beyond[1])
 
@@ -257,7 +266,7 @@ def _told(value: float, interval: Interval, unit: str = "") -> str:
     return number(value) + unit + (f" ({number(interval[0])} to {number(interval[1])})" if interval else "")
 
 
-def _fixed(line: dict[str, Any]) -> str:
+def _fixed(line: dict[Any, Any]) -> str:
     interval = line["fixed_s_interval"]
     if interval and interval[0] <= 0:
         return f"a fixed cost is not shown ({number(interval[0])} to {number(interval[1])} s)"
