@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchlib.settings import try_settings, usable_recipes
     from benchlib.study import plots
     from benchlib.study.comparison import compare, compare_studies, gains
-    from benchlib.study.dissection import cost_lines, memory_growth, memory_parts
+    from benchlib.study.dissection import cost_lines, memory_growth, memory_parts, peak_stage
     from benchlib.study.settings import decide
     from benchlib.study.store import Run, Study, load_run, load_study
     from benchlib.sweeps import sweep
@@ -40,7 +40,7 @@ _NAMES = {
     "benchlib.study": ("plots",),
     "benchlib.settings": ("try_settings", "usable_recipes"),
     "benchlib.study.comparison": ("compare", "gains", "compare_studies"),
-    "benchlib.study.dissection": ("cost_lines", "memory_growth", "memory_parts"),
+    "benchlib.study.dissection": ("cost_lines", "memory_growth", "memory_parts", "peak_stage"),
     "benchlib.study.settings": ("decide",),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
@@ -52,7 +52,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "gains",
     "predict_latency", "plots", "process_memory_gib", "Study", "compare_studies", "usable_recipes",
     "try_settings", "decide", "dissect", "cost_lines", "arithmetic", "memory_parts", "watch_memory",
-    "memory_growth",
+    "memory_growth", "peak_stage",
 ]  # fmt: skip
 
 

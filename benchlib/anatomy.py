@@ -7,12 +7,14 @@ mean (study/dissection.py).
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,7 +27,7 @@ from benchlib.load.bounds import check_number
 from benchlib.serving.compute import compute
 from benchlib.serving.pipeline import SDXLPipeline
 from benchlib.serving.schemas import GenerateRequest
-from benchlib.study.dissection import MATMUL, STAGES, arithmetic_share, size_name
+from benchlib.study.dissection import MATMUL, MEMORIES, STAGES, arithmetic_share, size_name
 from benchlib.study.store import Run
 
 STUDY = "time_and_memory"
@@ -114,14 +116,15 @@ def _measure(
     with writing(results, STUDY, None) as writer:
         folder = writer.create(spec, pipe.spec, networks=pipe.spec["networks"])
         began_s = due_s = time.monotonic()
-        samples: list[dict[str, float | None]] = []
+        # All room at once: a list that gets longer would be a leak of our own.
+        samples = np.full((len(requests), 1 + len(MEMORIES)), np.nan)
         end: tuple[str, str | None] = ("finished", None)
         try:
             for number, asked in enumerate(requests):
                 row = {"index": number, "phase": "measure"} | compute(_image, pipe, asked, began_s)
                 with folder.rows_path.open("a", encoding="utf-8") as rows:
                     rows.write(json.dumps(row) + "\n")
-                samples.append({"time_s": time.monotonic() - began_s, **_memory_now(pipe)})
+                samples[number] = time.monotonic() - began_s, *_memory_now_gib(pipe)
                 if time.monotonic() > due_s + _LINE_EVERY_S:
                     due_s = time.monotonic()
                     print(f"{due_s - began_s:.0f} s: {number + 1} of {len(requests)} images", flush=True)
@@ -131,7 +134,8 @@ def _measure(
         finally:
             wall_s = time.monotonic() - began_s
             outcome = {"window_start_s": 0.0, "window_end_s": wall_s, "wall_s": wall_s}
-            frame = pd.DataFrame(samples, columns=list(telemetry.COLUMNS), dtype="float64")
+            known = pd.DataFrame(samples, columns=["time_s", *(f"{name}_gib" for name in MEMORIES)])
+            frame = known[known["time_s"].notna()].reindex(columns=list(telemetry.COLUMNS))
             run = writer.keep(folder, end[0], outcome, frame, end[1])
     return run
 
@@ -167,18 +171,14 @@ def _image(pipe: SDXLPipeline, asked: GenerateRequest, began_s: float) -> dict[s
     }
 
 
-def _memory_now(pipe: SDXLPipeline) -> dict[str, float | None]:
-    allocated_gib, reserved_gib = telemetry.cuda_memory_gib()
+def _memory_now_gib(pipe: SDXLPipeline) -> tuple[float, ...]:
+    """MEMORIES as they are now; NaN for what is not known."""
     used_gib = None
     if pipe.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(pipe.device)
         used_gib = (total - free) / telemetry.GIB
-    return {
-        "rss_gib": telemetry.process_memory_gib(),
-        "cuda_allocated_gib": allocated_gib,
-        "cuda_reserved_gib": reserved_gib,
-        "gpu_used_gib": used_gib,
-    }
+    held_gib = telemetry.process_memory_gib(), *telemetry.cuda_memory_gib(), used_gib
+    return tuple(math.nan if gib is None else gib for gib in held_gib)
 
 
 def _calls(pipe: SDXLPipeline, asked: GenerateRequest, repeat: int) -> list[dict[str, Any]]:

@@ -13,6 +13,15 @@ from benchlib.study import estimates
 
 STAGES = ("encode", "denoise", "decode")
 MATMUL = "matrix product"
+MEMORIES = {
+    "rss": "the process (RSS)",
+    "cuda_allocated": "GPU: handed out by torch",
+    "cuda_reserved": "GPU: reserved by torch",
+    "gpu_used": "GPU: in use by all programs",
+}
+"""What is sampled after each image, in GiB; each counts what the one before it does, but for the process."""
+LEAK_KIB = 1.0
+"""Growth per image that matters: it takes a million images to a GiB, and less is hard to tell from an allocator's."""
 _KIB_PER_GIB = 2**20
 
 
@@ -39,39 +48,63 @@ def cost_lines(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory_parts(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
-    """A row per part that is known: `part`, `gib`, and `params` of a network.
+    """A row per part that is known: its `kind` ("network", "activations" or "held"), `part`, `gib`, and a network's
+    `params`.
 
-    Activations are a stage's highest peak of all sizes, less what the same memory held between images. What the process
-    holds, what torch's allocator has handed out and reserved, and what the device has in use (by whomever) are those of
-    the last sample: each counts the one before as well, so they are no parts of a sum.
+    Activations are what a stage's peak rises above what the same memory held between images, where that is most: the
+    median of the images of one size and number of steps. They are not known where it does not rise, as in a process
+    that still holds what it needed before. Memory that is held (MEMORIES) is that of the last sample.
     """
     rows: list[dict[str, Any]] = [
-        {"part": name, "gib": network["gib"], "params": network["params"]}
+        {"kind": "network", "part": name, "gib": network["gib"], "params": network["params"]}
         for name, network in record["networks"].items()
     ]
     on_gpu = telemetry["cuda_allocated_gib"].notna().any()
     idle_gib = telemetry["cuda_allocated_gib" if on_gpu else "rss_gib"].median()
-    rows += [
-        {"part": f"activations, {stage}", "gib": requests[f"{stage}_peak_gib"].max() - idle_gib} for stage in STAGES
-    ]
-    for name in ("rss", "cuda_allocated", "cuda_reserved", "gpu_used"):
+    alike = measured(requests).groupby(["width", "height", "num_inference_steps"])
+    for stage in STAGES:
+        rise_gib = alike[f"{stage}_peak_gib"].median().max() - idle_gib
+        rows.append({"kind": "activations", "part": stage, "gib": rise_gib if rise_gib > 0 else None})
+    for name in MEMORIES:
         known = telemetry[f"{name}_gib"].dropna()
-        rows.append({"part": name, "gib": known.iloc[-1] if len(known) else None})
-    frame = pd.DataFrame(rows, columns=["part", "gib", "params"]).astype({"gib": float, "params": "Int64"})
+        rows.append({"kind": "held", "part": name, "gib": known.iloc[-1] if len(known) else None})
+    frame = pd.DataFrame(rows, columns=["kind", "part", "gib", "params"]).astype({"gib": float, "params": "Int64"})
     return frame[frame["gib"].notna()].reset_index(drop=True)
 
 
+def peak_stage(requests: pd.DataFrame) -> tuple[str | None, float, str] | None:
+    """The stage with the highest peak, its mean in GiB, and the size at which it is; None where no peak is known.
+
+    The stage is None where its 95 % interval does not lie above all others', or fewer than 5 images carry none.
+    """
+    peaks_gib = measured(requests)[["width", "height", *(f"{stage}_peak_gib" for stage in STAGES)]].dropna()
+    if not len(peaks_gib):
+        return None
+    sizes: dict[Any, pd.DataFrame] = dict(list(peaks_gib.groupby(["width", "height"])))
+    (width, height), there = max(sizes.items(), key=lambda pair: pair[1].mean().iloc[2:].max())
+    found = {stage: estimates.runs_interval(there[f"{stage}_peak_gib"].tolist()) for stage in STAGES}
+    best = max(STAGES, key=lambda stage: float(there[f"{stage}_peak_gib"].mean()))
+    apart = all(
+        interval is not None and (found[best] or (0, 0))[0] > interval[1]
+        for stage, interval in found.items()
+        if stage != best
+    )
+    return best if apart else None, float(there[f"{best}_peak_gib"].mean()), size_name(width, height)
+
+
 def memory_growth(telemetry: pd.DataFrame) -> pd.DataFrame:
-    """A row per memory that was sampled after each image: `kib_per_image`, its 95 % `interval`, and a `verdict`, which
-    speaks of growth only where the whole interval lies above 0 (see estimates.growth)."""
+    """A row per memory that was sampled after at least 40 images: `kib_per_image`, its 95 % `interval`, and a
+    `verdict`: growth only where the whole interval lies above LEAK_KIB, and none only where it lies below (see
+    estimates.growth)."""
     rows = []
-    for name in ("rss", "cuda_allocated", "cuda_reserved"):
+    for name in list(MEMORIES)[:3]:  # what others use on the GPU is no leak of ours
         found = estimates.growth(telemetry[f"{name}_gib"].dropna() * _KIB_PER_GIB)
         if found is not None and found[1] is not None:
             (low, high), mean = found[1], found[0]
             words = f"{mean:.3g} KiB/image ({low:.3g} to {high:.3g})"
-            verdict = f"grows by {words}" if low > 0 else f"no growth shown: {words}"
-            rows.append({"memory": name, "kib_per_image": mean, "interval": (low, high), "verdict": verdict})
+            verdict = "grows by" if low > LEAK_KIB else "does not grow:" if high < LEAK_KIB else "growth is not shown:"
+            row = {"memory": name, "kib_per_image": mean, "interval": (low, high), "verdict": f"{verdict} {words}"}
+            rows.append(row)
     return pd.DataFrame(rows, columns=["memory", "kib_per_image", "interval", "verdict"])
 
 

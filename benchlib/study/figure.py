@@ -144,7 +144,7 @@ def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
     for height, text, colour in sorted(labels):
         lowest = max(height, lowest)
         ax.text(1.01, lowest, text, color=colour, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
-        lowest += gap
+        lowest += gap * (1 + text.count("\n"))
 
 
 def finish(

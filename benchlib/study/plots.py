@@ -16,15 +16,24 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure, statistics
 from benchlib.study.figure import Picture, number, picture, save, show, whole_ticks
+from benchlib.study.plots_anatomy import (
+    against_pixels,
+    arithmetic_bars,
+    cost_line,
+    memory_bars,
+    memory_trend,
+    stage_stack,
+)
 from benchlib.study.plots_batching import LATENCY, gain, gantt, gantts, latency_cdf, step_time_curve
 from benchlib.study.plots_compare import forest, nights
 from benchlib.study.plots_load import goodput_curve, hockey_stick, queue_share
 from benchlib.study.plots_settings import decision, ladder
 
 __all__ = [
-    "Picture", "decision", "forest", "gain", "gantt", "gantts", "goodput_curve", "hockey_stick", "ladder",
-    "latency_cdf", "latency_distribution", "latency_over_time", "latency_parts", "load_curve",
-    "memory_over_time", "nights", "picture", "queue_share", "save", "show", "step_time_curve",
+    "Picture", "against_pixels", "arithmetic_bars", "cost_line", "decision", "forest", "gain", "gantt", "gantts",
+    "goodput_curve", "hockey_stick", "ladder", "latency_cdf", "latency_distribution", "latency_over_time",
+    "latency_parts", "load_curve", "memory_bars", "memory_over_time", "memory_trend", "nights", "picture",
+    "queue_share", "save", "show", "stage_stack", "step_time_curve",
 ]  # fmt: skip
 
 DRIFTED = "latency still drifted: no percentile is given"
