@@ -148,7 +148,7 @@ def test_the_attention_that_was_asked_for_is_what_runs(applied):
 
 
 def test_without_torchao_int8_says_so(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(ValueError, match="recipe: 'int8' can't be used: torchao is not installed; pip install torchao"):
         RECIPES["int8"].check(torch.device("cpu"), "float32")
 
