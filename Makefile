@@ -9,7 +9,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup workbook test check lab slow truth coverage serving policies
+.PHONY: setup workbook test check lab slow truth coverage serving policies gpu
 
 setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
@@ -62,6 +62,10 @@ serving: .venv/ready
 # Serial, dynamic and continuous batching, simulated: does continuous ever lose?
 policies: .venv/ready
 	$(BIN)/python benchmarks/policies.py
+
+# Full-size SDXL on a GPU, in parts of 9 minutes that go on where they stopped; GPU="--part latency" for one, or "--table".
+gpu: .venv/ready
+	$(BIN)/python -m benchmarks.gpu --results "$(RESULTS)/gpu" $(GPU)
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks

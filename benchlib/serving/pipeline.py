@@ -25,7 +25,7 @@ import psutil
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
 from benchlib.serving.compute import compute
 from benchlib.serving.models import choose_model, load_diffusers
@@ -246,7 +246,10 @@ class SDXLPipeline:
         pixels = vae.decode(latents, return_dict=False)[0]
         if self._pipe.watermark is not None:
             pixels = self._pipe.watermark.apply_watermark(pixels)
-        images: list[Image] = self._pipe.image_processor.postprocess(pixels, output_type="pil")
+        pixels = self._pipe.image_processor.postprocess(pixels, output_type="pt")
+        # Rounded to bytes where they are: to the stock call's values, of a quarter of its bytes, and not on one core.
+        values = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        images = [fromarray(value) for value in values]
         elapsed = self._clock() - started
         for work in batch:
             work.decode_s = elapsed

@@ -18,7 +18,7 @@ from benchlib.study.faithfulness import psnr_db
 
 PSNR_DB = {  # at the least; those that are exact differ by single levels
     "fp32": math.inf, "bf16": 30, "channels-last": 60, "fused-qkv": 60, "vae-bf16": 40, "vae-tiling": 18,
-    "vae-slicing": 60,
+    "vae-slicing": 60, "sdpa-flash": 60,
 }  # fmt: skip
 
 
@@ -57,10 +57,11 @@ def test_its_image_is_near_the_baselines(applied, tiny, name):
 
 def test_those_called_exact_are():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
-        "baseline", "channels-last", "fused-qkv", "vae-slicing", "compile",
+        "baseline", "channels-last", "fused-qkv", "vae-slicing", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient",
+        "compile", "compile-tuned", "compile-graphs", "compile-regional",
     ]  # fmt: skip
     assert all(PSNR_DB.get(name, 60) >= 60 for name, recipe in RECIPES.items() if recipe.exact)
-    assert all(PSNR_DB[name] < 60 or name == "fp32" for name, recipe in RECIPES.items() if not recipe.exact)
+    assert all(PSNR_DB.get(name, 0) < 60 or name == "fp32" for name, recipe in RECIPES.items() if not recipe.exact)
 
 
 def calls(monkeypatch, module, name):
@@ -136,6 +137,31 @@ def test_tiles_are_decoded_at_the_models_own_side(applied, tiny, monkeypatch):
     assert (image == pixels(tiny, request(width=64, height=64))).all()
 
 
+def test_the_attention_that_was_asked_for_is_what_runs(applied):
+    def attention(pipe):
+        works = pipe.encode([request()])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            pipe.step(works)
+        return {event.key for event in profile.key_averages() if "flash_attention" in event.key or "bmm" in event.key}
+
+    assert attention(applied("sdpa-flash")) == {"aten::_scaled_dot_product_flash_attention_for_cpu"}
+
+
+def test_without_torchao_int8_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
+    with pytest.raises(ValueError, match="recipe: 'int8' can't be used: torchao is not installed; pip install torchao"):
+        RECIPES["int8"].check(torch.device("cpu"), "float32")
+
+
+def test_bytes_are_those_of_the_stock_call(tiny):
+    made = torch.rand(2, 3, 64, 64, dtype=torch.bfloat16) * 2 - 1
+    stock = tiny.diffusers.image_processor.postprocess(made, output_type="pil")
+    works = tiny.encode([request(width=64, height=64)] * 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny._vae, "decode", lambda *latents, **options: (made,))  # noqa: ARG005
+        assert [np.asarray(image).tolist() for image in tiny.decode(works)] == [np.asarray(i).tolist() for i in stock]
+
+
 def test_slices_are_decoded_one_by_one(applied, tiny, monkeypatch):
     pipe = applied("vae-slicing")
     for one, batches in ((pipe, [1, 1, 1]), (tiny, [3])):
@@ -205,6 +231,22 @@ def test_each_says_what_it_is():
         ({"recipe": ""}, "recipe: '' is not known"),
         ({"recipe": "vae-tiling+vae-tiling"}, "recipe: 'vae-tiling' is there twice"),
         ({"recipe": "bf16+fp32"}, "recipe: fp32 and bf16 each set the dtype; keep one"),
+        (
+            {"recipe": "sdpa-flash+sdpa-cudnn"},
+            "recipe: sdpa-flash and sdpa-cudnn each set the attention backend; keep one",
+        ),
+        (
+            {"recipe": "compile+compile-regional"},
+            "recipe: compile and compile-regional each set the compiler; keep one",
+        ),
+        ({"recipe": "int8+fp8"}, "recipe: int8 and fp8 each set the linears; keep one"),
+        (
+            {"recipe": "sdpa-cudnn"},
+            "recipe: 'sdpa-cudnn' can't be used: torch has no such attention for float32 on cpu",
+        ),
+        ({"recipe": "bf16+fp8"}, "recipe: 'fp8' can't be used: fp8 needs a CUDA GPU of compute capability 8.9"),
+        ({"recipe": "fastest-exact"}, "recipe: 'compile-graphs' can't be used: CUDA graphs need a CUDA GPU"),
+        ({"recipe": "fastest+bf16"}, "recipe: 'bf16' is there twice"),
         ({"recipe": "bf16", "dtype": "float32"}, "recipe: 'bf16' computes in bfloat16, not in float32"),
         ({"recipe": "bf16+vae-bf16"}, "recipe: 'vae-bf16' can't be used: the VAE is in bfloat16 already; leave it out"),
     ],

@@ -1,0 +1,535 @@
+"""Measures full-size SDXL on a GPU: what each recipe is worth, and what batching and the server make of it.
+
+    python -m benchmarks.gpu --part latency --results results/gpu      # one part; each takes under 9 minutes
+    python -m benchmarks.gpu --results results/gpu                     # all parts
+    python -m benchmarks.gpu --results results/gpu --table             # the table, from what is kept
+
+Each figure is a line in <results>/<part>.jsonl as soon as it is measured. A section of a part that was ended is skipped
+when the part is run again, and one for which no time is left (`--budget`, in seconds) is left out, with a line that
+says so. Every shape is run before it is timed, the device is synchronised before a clock is read, repetitions go
+through the variants in turn, and a compilation during a measurement marks its line. Figures are medians of their
+repetitions with the 95 % interval of a median (from six on). Images are 1024x1024 in 20 guided steps if nothing else is
+said. `--model tiny --device cpu --quick` shows that all works, and measures nothing. Knows recipes, engine and server
+from outside; ignorant of how anything is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch._dynamo.utils import counters
+
+from benchlib.bench import run_load
+from benchlib.load.arrivals import OpenLoop
+from benchlib.load.workload import Workload
+from benchlib.serving.compute import compute
+from benchlib.serving.engine import Engine
+from benchlib.serving.forecast import predict_latency
+from benchlib.serving.pipeline import SDXLPipeline, load_pipeline, resolve
+from benchlib.serving.schemas import GenerateRequest
+from benchlib.serving.server import Server
+from benchlib.study.faithfulness import psnr_db, ssim
+from benchlib.study.statistics import measured
+from benchlib.telemetry import describe_git, describe_machine, describe_packages, describe_torch
+from benchmarks.serving import Figure
+
+EAGER = "bf16+channels-last+fused-qkv"
+COMPILE_S = 150.0  # to load and compile, at the most
+SEEDS = (1, 2, 3)  # of the images that are compared
+BATCHES = (1, 2, 4, 8, 16)
+BUCKETS = (2, 4, 8, 16)  # rows: two for each guided request
+MIXED = (10, 20, 30, 40, 50)
+
+
+class Book:
+    """What is measured: a file of lines for a part, how long may be measured, and how much is asked for."""
+
+    def __init__(self, part: str, options: argparse.Namespace) -> None:
+        self.part, self.options = part, options
+        self.folder = Path(options.results)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / f"{part}.jsonl"
+        self.end_s = time.monotonic() + options.budget
+        self.ended = {line["case"] for line in read(self.folder) if (line["part"], line["what"]) == (part, "ended")}
+        side = {} if options.size is None else {"width": options.size, "height": options.size}
+        self.shape: dict[str, int] = side
+
+    def write(self, case: str, what: str, value: Any, **more: Any) -> None:
+        line = {"part": self.part, "case": case, "what": what, "value": value} | more
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if what != "machine":
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{self.part}, {case}: {what} {shown}" + (f" {more}" if more else ""), flush=True)
+
+    @property
+    def left_s(self) -> float:
+        return self.end_s - time.monotonic()
+
+    def begins(self, section: str, needs_s: float = 0.0) -> bool:
+        """Whether `section` is to be measured: it was not, and there is time."""
+        if section in self.ended:
+            return False
+        if not self.options.quick and self.left_s < needs_s:
+            self.write(section, "left out", f"{self.left_s:.0f} s left, {needs_s:.0f} s needed")
+            return False
+        return True
+
+    def can(self, case: str, recipe: str) -> bool:
+        """Whether `recipe` applies here; if not, a line says why. A quick run compiles nothing."""
+        if self.options.quick and any(word in recipe for word in ("compile", "fastest")):
+            self.write(case, "left out", "a quick run compiles nothing")
+            return False
+        try:
+            resolve(recipe, device=self.options.device)
+        except ValueError as error:
+            self.write(case, "left out", str(error))
+            return False
+        return True
+
+    @contextmanager
+    def trying(self, case: str) -> Iterator[None]:
+        """What fails within leaves out `case`, with its reason, and the others go on: the machine may be lent."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever a compiler or a kernel raises
+            self.write(case, "left out", f"{type(error).__name__}: {str(error).strip()[:300]}")
+
+    def load(self, case: str, recipe: str) -> SDXLPipeline:
+        began_s = time.monotonic()
+        pipe = load_pipeline(self.options.model, device=self.options.device, recipe=recipe)
+        self.shape = self.shape or {name: pipe.spec["showcase"][name] for name in ("width", "height")}
+        self.write(case, "load_s", time.monotonic() - began_s, recipe=recipe)
+        return pipe
+
+    def requests(self, n: int = 1, *, steps: int = 20, seed: int = 1) -> list[GenerateRequest]:
+        steps = min(steps, 3) if self.options.quick else steps
+        prompt = "a lighthouse at dusk"
+        return [
+            GenerateRequest(prompt=prompt, num_inference_steps=steps, seed=seed + i, **self.shape) for i in range(n)
+        ]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All lines that are kept; one that was cut off is left out."""
+    lines = []
+    for path in sorted(folder.glob("*.jsonl")):
+        whole = path.read_text().rpartition("\n")[0]
+        lines += [json.loads(line) for line in whole.splitlines()]
+    return lines
+
+
+def compiled() -> int:
+    """Graphs that torch has compiled so far."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+def timed(book: Book, pipe: SDXLPipeline, case: str, n: int = 1, *, steps: int = 20, seed: int = 1) -> list[Any]:
+    """Write what one batch took; its images."""
+    before = compiled()
+    result = pipe.generate(book.requests(n, steps=steps, seed=seed))
+    more = {"recompiled": compiled() - before} if compiled() > before else {}
+    timings = result.timings
+    parts = {name: getattr(timings, f"{name}_s") for name in ("encode", "denoise", "decode")}
+    book.write(case, "image_s", timings.total_s / n, n=n, steps=steps, **parts, **more)
+    for step_s in timings.step_s[1:]:
+        book_step(book, case, step_s, n)
+    return [np.asarray(image) for image in result.images]
+
+
+def book_step(book: Book, case: str, step_s: float, n: int) -> None:
+    line = {"part": book.part, "case": case, "what": "step_s", "value": step_s, "n": n}
+    with book.path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def warm(book: Book, pipe: SDXLPipeline, case: str, n: int = 1) -> None:
+    """Run a shape until it neither compiles nor captures a graph any more."""
+    began_s = time.monotonic()
+    for _ in range(2):
+        pipe.generate(book.requests(n, steps=4))
+    book.write(case, "warm_s", time.monotonic() - began_s, n=n)
+
+
+@contextmanager
+def peaks(book: Book, case: str) -> Iterator[None]:
+    """Write the most GPU memory, in GiB, that was taken within, less what others had before."""
+    if not torch.cuda.is_available() or book.options.device == "cpu":
+        yield
+        return
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    yield
+    book.write(case, "allocated_gib", (torch.cuda.max_memory_allocated() - before[0]) / 2**30)
+    book.write(case, "reserved_gib", (torch.cuda.max_memory_reserved() - before[1]) / 2**30)
+
+
+def attention(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[str]:
+    """What computed the attention in a step: operators' and kernels' names, shortened."""
+
+    def step() -> Any:  # a profiler sees the operators of its own thread alone
+        works = pipe.encode(requests)
+        with torch.profiler.profile() as profile:
+            pipe.step(works)
+        return profile.key_averages()
+
+    words = ("dot_product", "flash", "fmha", "sdpa")
+    return sorted({event.key[:80] for event in compute(step) if any(w in event.key.lower() for w in words)})
+
+
+def liken(book: Book, case: str, images: Sequence[Any]) -> None:
+    """Write how near images of SEEDS are to those in fp32, which the case "fp32" leaves in a file."""
+    path = book.folder / "reference.npz"
+    if case == "fp32":
+        np.savez_compressed(path, images=np.stack(images))
+    elif path.is_file():
+        for one, two in zip(np.load(path)["images"], images, strict=True):
+            book.write(case, "psnr_db", psnr_db(one, two))
+            book.write(case, "ssim", ssim(one, two))
+
+
+# -- the parts --------------------------------------------------------------------------------------------------------
+
+
+def latency(book: Book) -> None:
+    """The ladder at batch 1: each rung is loaded, warmed and tried, then all take turns."""
+    if not book.begins("ladder"):
+        return
+    exact = book.options.exact
+    rungs = {
+        "fp32": "fp32",
+        "bf16": "bf16",
+        "bf16, channels-last, fused-qkv": EAGER,
+        "best": exact,
+        "compiled": "bf16+channels-last+compile",
+        "bf16, cuDNN attention": "bf16+sdpa-cudnn",
+        "best, cuDNN attention": f"{exact}+sdpa-cudnn",
+    }
+    pipes: dict[str, SDXLPipeline] = {}
+    for case, recipe in rungs.items():
+        needs_s = (COMPILE_S if "compile" in recipe or "fastest" in recipe else 15.0) + 60.0
+        if book.begins(case, needs_s) and book.can(case, recipe):
+            with book.trying(case):
+                with peaks(book, case):
+                    pipe = book.load(case, recipe)
+                    warm(book, pipe, case)
+                    if torch.cuda.is_available():
+                        torch.cuda.reset_peak_memory_stats()
+                    images = [timed(book, pipe, case, seed=seed)[0] for seed in SEEDS]
+                liken(book, case, images)
+                pipes[case] = pipe
+                book.write(case, "attention", attention(pipe, book.requests()))
+    rounds = 1 if book.options.quick else 7
+    longest_s = 0.0
+    for number in range(rounds):
+        began_s = time.monotonic()
+        if book.left_s < longest_s:
+            break
+        for case in list(pipes)[:: 1 if number % 2 == 0 else -1]:
+            timed(book, pipes[case], case)
+            timed(book, pipes[case], case, steps=30)
+        longest_s = max(longest_s, time.monotonic() - began_s)
+    book.write("ladder", "ended", True)
+
+
+def throughput(book: Book) -> None:
+    """Images a second with nothing but batches, and what a step takes by the batch; the best first."""
+    exact = book.options.exact
+    variants = {"compiled": exact, "fp8": f"{exact}+fp8", "eager": EAGER, "int8": f"{exact}+int8"}
+    batches = (1, 2) if book.options.quick else BATCHES
+    for case, recipe in variants.items():
+        if not (book.begins(case, 30.0 if case == "eager" else COMPILE_S) and book.can(case, recipe)):
+            continue
+        with book.trying(case):
+            offline(book, case, recipe, batches)
+        clear()
+
+
+def offline(book: Book, case: str, recipe: str, batches: Sequence[int]) -> None:
+    pipe = book.load(case, recipe)
+    shapes = [n for n in batches if case != "int8" or n in (1, 8)]
+    for n in shapes:
+        warm(book, pipe, case, n)
+    for number in range(1 if book.options.quick else 4):
+        if number > 1 and book.left_s < 60.0:
+            break
+        for n in shapes[:: 1 if number % 2 == 0 else -1]:
+            timed(book, pipe, case, n)
+    liken(book, case, [timed(book, pipe, case, seed=seed)[0] for seed in SEEDS])
+    book.write(case, "ended", True)
+
+
+def clear() -> None:
+    gc.collect()
+    compute(torch.compiler.reset)  # graphs are kept by the thread that captured them
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def serving(book: Book) -> None:
+    """One model behind the engine and the server: what these add, and what they do under load."""
+    recipe = EAGER if book.options.quick else book.options.exact
+    if not book.can("server", recipe):
+        return
+    pipe = book.load("server", recipe)
+
+    def engine(batching: str) -> Engine:
+        size = book.shape["width"], book.shape["height"]
+        return Engine(pipe, batching=batching, batch_buckets=BUCKETS, max_queue=1000, sizes=[size])
+
+    def server(one: Engine) -> Server:
+        return Server(lambda: one, host="127.0.0.1", port=0, name=one.batching, log_level="warning").start()
+
+    for n in (1, 2, 4, 8):
+        warm(book, pipe, "server", n)
+    own = engine("continuous")
+    with server(own) as continuous:
+        book.write("server", "step_times", continuous.spec["step_times"])
+        if book.begins("overhead", 60.0):
+            overhead(book, pipe, own, continuous)
+        poisson(book, continuous, 1.6)
+        mixed(book, {"continuous": continuous}, continuous.spec)
+        with server(engine("serial")) as serial:
+            mixed(book, {"serial": serial}, continuous.spec)
+        for rate in () if book.options.quick else (1.2, 0.8):
+            poisson(book, continuous, rate)
+
+
+def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> None:
+    """The same image from the pipeline, the engine and the server, in turn: wall seconds as the caller sees them."""
+    import httpx
+
+    request = book.requests()[0]
+    with httpx.Client(base_url=server.url, timeout=600) as client:
+        body = request.model_dump()
+        ways: dict[str, Callable[[], Any]] = {
+            "bare": lambda: pipe.generate(request),
+            "engine": lambda: own.submit(request).future.result(),
+            "server": lambda: client.post("/benchmark/generate", json=body).raise_for_status(),
+        }
+        for number in range(2 if book.options.quick else 12):
+            for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
+                began_s, before = time.monotonic(), compiled()
+                ways[name]()
+                took_s = time.monotonic() - began_s
+                if number:  # the first is a warm-up
+                    more = {"recompiled": compiled() - before} if compiled() > before else {}
+                    book.write("overhead", name, took_s, round=number, **more)
+    book.write("overhead", "ended", True)
+
+
+def poisson(book: Book, server: Server, rate: float) -> None:
+    """Open loop at `rate` requests a second; p99 is a request's that was measured."""
+    case, quick = f"poisson {rate}/s", book.options.quick
+    duration_s = 2.0 if quick else 120.0
+    if not book.begins(case, duration_s + 30.0):
+        return
+    before = compiled()
+    run = run_load(
+        server, OpenLoop(rate), Workload(num_inference_steps=3 if quick else 20, **book.shape), study="poisson",
+        results=book.folder, duration_s=duration_s, warmup_s=0.5 if quick else 10.0, label=f"poisson-{rate}",
+    )  # fmt: skip
+    told = run.summary()
+    for name in ("throughput_images_per_s", "latency_p50_s", "latency_p95_s", "latency_p99_s"):
+        more = {"interval": told.get(f"{name}_interval"), "valid": bool(told["valid"])}
+        book.write(case, name, told.get(name), **more, recompiled=compiled() - before)
+    book.write(case, "ended", True)
+
+
+def mixed(book: Book, servers: dict[str, Server], spec: dict[str, Any]) -> None:
+    """10 to 50 steps at 80 % of what serial can do by its step times, beside the simulator's prediction on the same."""
+    quick = book.options.quick
+    steps, duration_s = ((2, 3, 4), 2.0) if quick else (MIXED, 100.0)
+    (times,) = spec["step_times"].values()
+    alone_s = times["encode_s"]["1"] + statistics.mean(steps) * times["step_s"]["2"] + times["decode_s"]["1"]
+    for name, server in servers.items():
+        case = f"mixed, {name}"
+        if not book.begins(case, duration_s + 30.0):
+            continue
+        before = compiled()
+        run = run_load(
+            server, OpenLoop(0.8 / alone_s), Workload(num_inference_steps=list(steps), **book.shape), study="mixed",
+            results=book.folder, duration_s=duration_s, seed=1, label=f"mixed-{name}",
+        )  # fmt: skip
+        rows = measured(run.requests)
+        predicted = predict_latency(run.requests, spec, batching=name).loc[rows.index]
+        more = {"n": len(rows), "rate": 0.8 / alone_s, "recompiled": compiled() - before}
+        book.write(case, "mean_s", float(rows["latency_s"].mean()), **more)
+        book.write(case, "p95_s", float(rows["latency_s"].quantile(0.95)))
+        book.write(case, "predicted_mean_s", float(predicted.mean()))
+        book.write(case, "ended", True)
+
+
+def faithful(book: Book) -> None:
+    """How near each recipe's images are to fp32's at equal seeds; those that other parts have told are left out."""
+    known = {line["case"] for line in read(book.folder) if line["what"] == "psnr_db"}
+    if not (book.folder / "reference.npz").is_file():
+        known.discard("fp32")
+    else:
+        known.add("fp32")
+    recipes = {name: name for name in ("fp32", "bf16", "baseline", "bf16+channels-last", "bf16+fused-qkv")}
+    recipes |= {"fp8": "bf16+fp8", "int8": "bf16+int8"}
+    for case, recipe in recipes.items():
+        if case not in known and book.begins(case, 45.0) and book.can(case, recipe):
+            with book.trying(case):
+                pipe = book.load(case, recipe)
+                made = [pipe.generate(book.requests(seed=seed)) for seed in SEEDS]
+                liken(book, case, [np.asarray(one.images[0]) for one in made])
+                book.write(case, "ended", True)
+                del pipe
+            clear()
+
+
+PARTS = {"latency": latency, "throughput": throughput, "serving": serving, "faithful": faithful}
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def figures(lines: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
+    """Each row of the table: what others published, and our figure with its limit. A compilation spoils its line."""
+
+    def values(part: str, case: str, what: str, **same: Any) -> list[float]:
+        return [
+            line["value"]
+            for line in lines
+            if (line["part"], line["case"], line["what"]) == (part, case, what)
+            and all(line.get(name) == value for name, value in same.items())
+            and not line.get("recompiled")
+            and line["value"] is not None
+        ]
+
+    def of(name: str, found: list[float], published: str = "", **limits: float) -> tuple[str, Figure]:
+        return published, Figure("gpu", name, found, **limits, not_measured=None if found else "not measured")
+
+    def image(case: str, steps: int) -> list[float]:
+        return values("latency", case, "image_s", n=1, steps=steps)
+
+    def rate(case: str) -> list[float]:
+        """Of the batch with the most images a second."""
+        by_batch = [values("throughput", case, "image_s", n=n) for n in BATCHES]
+        rates = [[1 / s for s in batch] for batch in by_batch if batch]
+        return max(rates, key=statistics.median, default=[])
+
+    def ratio(name: str) -> list[float]:
+        bare = values("serving", "overhead", "bare")
+        return [one / two for one, two in zip(values("serving", "overhead", name), bare, strict=False)]
+
+    def held(one: list[float], two: list[float]) -> list[float]:
+        return [a / b for a, b in zip(one, two, strict=False)]
+
+    ladder = {
+        "fp32": "HF diffusion-fast, A100: 7.36 s",
+        "bf16": "HF diffusion-fast, A100: 3.32 s",
+        "bf16, channels-last, fused-qkv": "",
+        "bf16, cuDNN attention": "",
+        "compiled": "HF diffusion-fast, A100: 2.54 s (int8: 2.43 s)",
+        "best": "",
+        "best, cuDNN attention": "",
+    }
+    bests = ("best", "best, cuDNN attention")
+    best = min(
+        (case for case in bests if image(case, 20)), key=lambda c: statistics.median(image(c, 20)), default="best"
+    )
+    rows = [
+        of(f"one image, 20 steps, {best}: s", image(best, 20), high=0.9),
+        of(f"one image, 30 steps, {best}: s", image(best, 30), "TensorRT, H100, real weights: 1.47 s", high=1.3),
+        of("offline, compiled bf16: images/s", rate("compiled"), "60 % of the arithmetic's limit: 1.7", low=1.7),
+        of("offline, fp8: images/s", rate("fp8"), "MLPerf v5.1 closed, H200, TensorRT fp8: 2.40", low=2.4),
+        of("offline, int8: images/s", rate("int8")),
+        of("offline, eager bf16: images/s", rate("eager")),
+    ]
+    for per_s in (1.6, 1.2, 0.8):
+        published = "MLPerf v5.1 closed, H200, TensorRT fp8: 2.30/s at p99 10.7 s" if per_s == 1.6 else ""
+        limit = {"high": 10.0} if per_s == 1.6 else {}
+        rows.append(of(f"server, {per_s}/s: p99, s", values("serving", f"poisson {per_s}/s", "latency_p99_s"),
+                       published, **limit))  # fmt: skip
+    rows += [of(f"ladder, {case}, 30 steps: s", image(case, 30), published) for case, published in ladder.items()]
+    mean = {name: values("serving", f"mixed, {name}", "mean_s") for name in ("continuous", "serial")}
+    told = {name: values("serving", f"mixed, {name}", "predicted_mean_s") for name in mean}
+    rows += [
+        of("mixed: continuous over serial, mean latency", held(mean["continuous"], mean["serial"]), high=1.0),
+        of("mixed: the same as simulated", held(told["continuous"], told["serial"])),
+        of("mixed: continuous over simulated", held(mean["continuous"], told["continuous"]), low=0.85, high=1.15),
+        of("mixed: serial over simulated", held(mean["serial"], told["serial"])),
+        of("engine over bare pipeline", ratio("engine"), high=1.01),
+        of("server over bare pipeline", ratio("server"), high=1.01),
+        of("peak allocated, compiled: GiB", values("latency", "compiled", "allocated_gib"),
+           "HF diffusion-fast, A100: 8.8 GB", high=8.2),
+        of("peak allocated, best: GiB", values("latency", "best", "allocated_gib")),
+        of("peak reserved, best: GiB", values("latency", "best", "reserved_gib")),
+    ]  # fmt: skip
+    psnr: dict[str, list[float]] = {}
+    for line in lines:
+        if line["what"] == "psnr_db":
+            psnr.setdefault(f"{line['part']}, {line['case']}", []).append(line["value"])
+    plain = next((found for name, found in psnr.items() if name.endswith(", bf16")), None)
+    limit = {} if plain is None else {"low": statistics.median(plain) - 1}
+    changes = ("fp8", "int8")
+    rows += [of(f"PSNR to fp32: {name}: dB", found, **({} if name.endswith(changes) else limit))
+             for name, found in psnr.items()]  # fmt: skip
+    return rows
+
+
+def table(folder: Path) -> str:
+    lines = read(folder)
+    said = [f"{'':5}{'figure':58}{'ours':>10}  {'n':>3} {'spread':22}{'limits':14}published, not by us"]
+    for published, figure in figures(lines):
+        passed = {None: "", True: "ok", False: "MISS"}[figure.passed if figure.values else None]
+        ours = "-" if figure.value is None else f"{figure.value:.4g}"
+        ends = figure.interval or ((min(figure.values), max(figure.values)) if len(figure.values) > 1 else ())
+        spread = " to ".join(f"{end:.4g}" for end in ends)
+        bounds = [f"{sign} {end:.4g}" for sign, end in ((">=", figure.low), ("<=", figure.high)) if end is not None]
+        count = len(figure.values)
+        said.append(f"{passed:5}{figure.name:58}{ours:>10}  {count:3} {spread:22}{', '.join(bounds):14}{published}")
+    said.append("spread: the 95 % interval of the median from six repetitions on, else the least and the most")
+    curves: dict[tuple[str, int], list[float]] = {}
+    for line in lines:
+        if (line["part"], line["what"]) == ("throughput", "step_s"):
+            curves.setdefault((line["case"], line["n"]), []).append(line["value"])
+    said += [
+        f"step, {case}, batch {n}: {statistics.median(values):.4g} s" for (case, n), values in sorted(curves.items())
+    ]
+    said += [f"left out: {x['part']}, {x['case']}: {x['value']}" for x in lines if x["what"] == "left out"]
+    said += [f"compiled while measured: {x['part']}, {x['case']}, {x['what']}" for x in lines if x.get("recompiled")]
+    return "\n".join(said)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", action="append", choices=PARTS, help="one part, or more; all if not given")
+    parser.add_argument("--results", default="results/gpu", help="the folder that keeps the figures")
+    parser.add_argument("--table", action="store_true", help="print the table of what is kept, and measure nothing")
+    parser.add_argument("--model", default="sdxl-random")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--exact", default="fastest-exact", help="the recipe that counts as the best exact one")
+    parser.add_argument("--size", type=int, help="pixels of a side; the model's own if not given")
+    parser.add_argument("--budget", type=float, default=520.0, help="seconds for each part")
+    parser.add_argument("--quick", action="store_true", help="few steps and repetitions, nothing compiled")
+    options = parser.parse_args(arguments)
+    if not options.table:
+        for part in options.part or PARTS:
+            book = Book(part, options)
+            device = str(resolve("baseline", device=options.device)[1])
+            machine = {"machine": describe_machine(device), "torch": describe_torch(), "packages": describe_packages()}
+            book.write("all", "machine", machine | {"git": describe_git(Path(__file__).parent), **vars(options)})
+            PARTS[part](book)
+            clear()
+    print(table(Path(options.results)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

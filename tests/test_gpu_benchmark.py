@@ -1,0 +1,80 @@
+"""benchmarks/gpu.py: all its parts on the tiny model, and its table on planted figures."""
+
+import json
+
+import pytest
+
+from benchmarks import gpu
+
+
+def planted(folder, *lines):
+    names = ("part", "case", "what", "value")
+    written = [json.dumps(dict(zip(names, line, strict=False)) | (line[4] if len(line) > 4 else {})) for line in lines]
+    (folder / "planted.jsonl").write_text("\n".join(written) + '\n{"part": "cut o')
+    return {figure.name: figure for _, figure in gpu.figures(gpu.read(folder))}
+
+
+def test_figures_are_medians_held_to_their_limits(tmp_path):
+    image = {"n": 1, "steps": 20}
+    found = planted(
+        tmp_path,
+        *(("latency", "best", "image_s", s, image) for s in (0.7, 0.8, 0.95)),
+        ("latency", "best", "image_s", 9.0, image | {"recompiled": 1}),
+        ("latency", "best", "image_s", 1.4, image | {"steps": 30}),
+        *(("throughput", "compiled", "image_s", s, {"n": n}) for s, n in ((0.6, 1), (0.5, 8), (0.4, 8))),
+        *(("serving", "overhead", name, s) for name, s in (("bare", 1.0), ("engine", 1.005), ("server", 1.02))),
+        ("serving", "mixed, serial", "mean_s", 4.0), ("serving", "mixed, continuous", "mean_s", 3.0),
+        ("serving", "mixed, continuous", "predicted_mean_s", 2.5),
+        ("latency", "bf16", "psnr_db", 40.0), ("latency", "best", "psnr_db", 38.5),
+        ("throughput", "fp8", "psnr_db", 9.0),
+    )  # fmt: skip
+    figures = {
+        "one image, 20 steps, best: s": (0.8, True),
+        "one image, 30 steps, best: s": (1.4, False),
+        "offline, compiled bf16: images/s": (2.25, True),
+        "offline, fp8: images/s": (None, False),
+        "engine over bare pipeline": (1.005, True),
+        "server over bare pipeline": (1.02, False),
+        "mixed: continuous over serial, mean latency": (0.75, True),
+        "mixed: continuous over simulated": (1.2, False),
+        "PSNR to fp32: latency, best: dB": (38.5, False),
+        "PSNR to fp32: throughput, fp8: dB": (9.0, None),
+    }
+    for name, (value, passed) in figures.items():
+        assert (found[name].value, found[name].passed) == (pytest.approx(value), passed), name
+    table = gpu.table(tmp_path).splitlines()
+    (row,) = [line for line in table if "one image, 20 steps" in line]
+    assert row.split()[:1] + row.split()[-7:] == ["ok", "0.8", "3", "0.7", "to", "0.95", "<=", "0.9"]
+    (row,) = [line for line in table if "offline, fp8" in line]
+    assert " - " in row
+    assert "ok" not in row
+    assert "MISS" not in row
+    assert "compiled while measured: latency, best, image_s" in table
+
+
+@pytest.mark.usefixtures("idle_machine")
+def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
+    arguments = ["--model", "tiny", "--device", "cpu", "--quick", "--size", "64", "--results", str(tmp_path)]
+    assert gpu.main(arguments) == 0
+    lines = gpu.read(tmp_path)
+    assert {line["part"] for line in lines if line["what"] == "ended"} == {*gpu.PARTS}
+    attention = next(line for line in lines if line["what"] == "attention")
+    assert any("flash_attention_for_cpu" in name for name in attention["value"])
+    found = {figure.name: figure.value for _, figure in gpu.figures(lines)}
+    for name in (
+        "ladder, fp32, 30 steps: s", "offline, eager bf16: images/s", "server over bare pipeline",
+        "mixed: continuous over simulated", "PSNR to fp32: latency, bf16: dB",
+    ):  # fmt: skip
+        assert found[name] > 0, name
+    left_out = {line["case"]: line["value"] for line in lines if line["what"] == "left out"}
+    assert left_out["best"] == "a quick run compiles nothing"
+    assert "torch has no such attention" in left_out["bf16, cuDNN attention"]
+    before = sum(line["what"] != "machine" for line in lines)
+    capsys.readouterr()
+    assert gpu.main([*arguments, "--part", "latency", "--part", "faithful"]) == 0
+    again = gpu.read(tmp_path)
+    assert not any(line["what"] in ("image_s", "load_s") for line in again[len(lines) :])
+    assert sum(line["what"] == "image_s" for line in again) == sum(line["what"] == "image_s" for line in lines)
+    assert before
+    assert gpu.main([*arguments, "--table"]) == 0
+    assert "server over bare pipeline" in capsys.readouterr().out
