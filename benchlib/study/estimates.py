@@ -180,16 +180,19 @@ def line(x: Iterable[float], y: Iterable[float]) -> tuple[float, Interval, float
 def growth(values: Iterable[float]) -> tuple[float, Interval] | None:
     """By how much `values` grow from one to the next, and the interval; None for fewer than 40.
 
-    The first quarter is left out, as caches fill. The rest is cut into 10 blocks, and the differences between the means
-    of successive blocks are taken as independent: a level that wanders or jumps has few of them, and so shows nothing,
-    where a line through all values would take it for a trend.
+    The first quarter is left out, as caches fill. The rest is cut into 10 blocks, and the interval is of the
+    differences between the means of successive blocks: a level that wanders or jumps has few of them, and so shows
+    nothing, where a line through all values would take it for a trend. In a random walk two neighbouring differences
+    correlate by 1/4, so the variance of their mean is half as much again as that of independent ones.
     """
     series = np.asarray(list(values), dtype=float)
     size = (len(series) - len(series) // 4) // 10
     if len(series) < 40:
         return None
     steps = np.diff(series[-10 * size :].reshape(10, size).mean(axis=1)) / size
-    return float(steps.mean()), runs_interval(list(steps))
+    mean, spread = float(steps.mean()), math.sqrt(1.5)
+    interval = runs_interval(list(steps))
+    return mean, interval and (mean + (interval[0] - mean) * spread, mean + (interval[1] - mean) * spread)
 
 
 def mser5(values: Iterable[float]) -> int:

@@ -1,0 +1,154 @@
+"""Images taken apart: hand-checked figures, planted growth, and plots that draw them."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+
+from benchlib.study import dissection, estimates, plots
+from benchlib.telemetry import COLUMNS
+
+NETWORKS = {
+    "unet": {"params": 3_000_000, "gib": 0.5, "dtype": "float32"},
+    "vae": {"params": 400_000, "gib": 0.25, "dtype": "float32"},
+}
+
+
+def rows(images: int = 5, sizes: tuple[int, ...] = (64, 128)) -> pd.DataFrame:
+    """Images of 2, 4 and 8 steps that take 0.2 s and 0.1 s a step for each 64 pixels of the side, decoding last."""
+    found = []
+    for side in sizes:
+        for steps in (2, 4, 8):
+            for number in range(images):
+                denoise_s = 0.1 * side / 64 * steps + 0.001 * (number % 3 - 1)
+                parts = {"encode_s": 0.05, "denoise_s": denoise_s, "decode_s": 0.15}
+                peaks = {"encode_peak_gib": 1.0, "denoise_peak_gib": 1.1, "decode_peak_gib": 1.0 + 0.1 * side / 64}
+                asked = {"width": side, "height": side, "num_inference_steps": steps}
+                total_s = sum(parts.values())
+                found.append(asked | parts | peaks | {"total_s": total_s, "phase": "measure", "error": None})
+    return pd.DataFrame(found)
+
+
+def samples(rss_gib: Any) -> pd.DataFrame:
+    frame = pd.DataFrame(index=range(len(rss_gib)), columns=list(COLUMNS), dtype="float64")
+    return frame.assign(time_s=np.arange(len(rss_gib), dtype=float), rss_gib=rss_gib)
+
+
+def title(ax: Axes) -> str:
+    return ax.get_title("left").replace("\u00a0", " ").replace("\n", " ")
+
+
+# Draper & Smith's formulas by hand: x = 1..5, y = 2, 4, 5, 4, 5 has slope 0.6, intercept 2.2, residual sum of squares
+# 2.4, so s² = 0.8; the slope's standard error is sqrt(0.8 / 10), the intercept's sqrt(0.8 (1/5 + 9/10));
+# t(0.975, 3) = 3.182.
+def test_a_line_by_hand() -> None:
+    found = estimates.line([1, 2, 3, 4, 5], [2, 4, 5, 4, 5])
+    assert found is not None
+    fixed, around_fixed, slope, around_slope = found
+    assert (fixed, slope) == (pytest.approx(2.2), pytest.approx(0.6))
+    assert around_slope == pytest.approx((0.6 - 3.18245 * 0.08**0.5, 0.6 + 3.18245 * 0.08**0.5), abs=1e-4)
+    assert around_fixed == pytest.approx((2.2 - 3.18245 * 0.88**0.5, 2.2 + 3.18245 * 0.88**0.5), abs=1e-4)
+
+
+@given(st.floats(-10, 10), st.floats(-10, 10), st.lists(st.integers(1, 100), min_size=2, max_size=30, unique=True))
+def test_points_on_a_line_give_it_back(fixed: float, slope: float, xs: list[int]) -> None:
+    found = estimates.line(xs, [fixed + slope * x for x in xs])
+    assert found is not None
+    assert (found[0], found[2]) == (pytest.approx(fixed, abs=1e-6), pytest.approx(slope, abs=1e-6))
+    assert (found[1] is None) == (len(xs) < 5)
+
+
+def test_there_is_no_line_through_one_number_of_steps() -> None:
+    assert estimates.line([], []) is None
+    assert estimates.line([4, 4, 4], [1, 2, 3]) is None
+
+
+def test_cost_lines_are_of_each_size() -> None:
+    found = dissection.cost_lines(rows())
+    assert found["width"].tolist() == [64, 128]
+    assert found["per_step_s"].tolist() == pytest.approx([0.1, 0.2], abs=1e-3)
+    assert found["fixed_s"].tolist() == pytest.approx([0.2, 0.2], abs=2e-3)
+    low, high = found["per_step_s_interval"][0]
+    assert low < 0.1 < high
+
+
+def test_memory_is_told_apart(made: SimpleNamespace) -> None:
+    record = made.run([1.0])[0] | {"networks": NETWORKS}
+    parts = dissection.memory_parts(record, rows(), samples([0.9, 0.9, 0.95])).set_index(["kind", "part"])["gib"]
+    assert parts["network"].to_dict() == {"unet": 0.5, "vae": 0.25}
+    assert parts["activations"].to_dict() == pytest.approx({"encode": 0.1, "denoise": 0.2, "decode": 0.3})
+    assert parts["held"].to_dict() == {"rss": 0.95}, "no GPU, none drawn"
+
+
+def test_the_peaks_stage_is_named_where_it_stands_out() -> None:
+    images = rows()
+    assert dissection.peak_stage(images) == ("decode", pytest.approx(1.2), "128x128")
+    noisy = images.assign(decode_peak_gib=images["decode_peak_gib"] + np.tile([-0.3, 0.3], 15))
+    assert (dissection.peak_stage(noisy) or ("?",))[0] is None
+    assert dissection.peak_stage(images[:0]) is None
+
+
+def test_growth_is_found_where_it_is_planted_and_a_level_shift_is_none() -> None:
+    rng = np.random.default_rng(5)
+    noise_gib = rng.normal(0, 20 / 2**20, 300)
+    leak = dissection.memory_growth(samples(1 + np.arange(300) * 200 / 2**20 + noise_gib)).iloc[0]
+    assert leak["kib_per_image"] == pytest.approx(200, rel=0.05)
+    assert leak["verdict"].startswith("grows by 2")
+    shift = dissection.memory_growth(samples(1 + (np.arange(300) > 150) * 0.01 + noise_gib)).iloc[0]
+    assert shift["verdict"].startswith("growth is not shown")
+    still = dissection.memory_growth(samples(np.full(300, 1.0))).iloc[0]
+    assert still["verdict"].startswith("does not grow")
+    assert dissection.memory_growth(samples(np.full(39, 1.0))).empty
+
+
+def test_memory_that_wanders_is_rarely_called_growing() -> None:
+    """A random walk has no trend: a 95 % interval lies above 0 in 2.5 % of such walks, and for so few a little more."""
+    rng = np.random.default_rng(11)
+    walks = np.cumsum(rng.normal(0, 50, (400, 300)), axis=1)
+    lows = [(estimates.growth(walk) or (0, None))[1] for walk in walks]
+    wrong = sum(low is not None and low[0] > 0 for low in lows)
+    assert wrong / 400 < 0.04, wrong
+
+
+def test_the_share_of_the_limit_by_hand() -> None:
+    calls = pd.DataFrame(
+        [{"part": dissection.MATMUL, "dtype": "float32", "flop": 2e9, "time_s": t} for t in (0.01, 0.02)]
+        + [{"part": "UNet step", "dtype": "float32", "flop": 1e9, "time_s": t} for t in (0.01, 0.01, 0.01, 0.02, 0.02)]
+    )
+    (row,) = dissection.arithmetic_share(calls).to_dict("records")
+    assert (row["tflop"], row["time_s"], row["limit_tflop_per_s"]) == pytest.approx((0.001, 0.01, 0.2))
+    assert row["share"] == pytest.approx(0.4)
+    low, high = row["share_interval"]
+    assert low < 0.4 < high
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_plots_take_no_row_one_and_many(made: SimpleNamespace, count: int) -> None:
+    record = made.run([1.0])[0] | {"networks": NETWORKS}
+    images = rows(images=max(count, 1)).iloc[: count and None if count != 1 else 1]
+    for draw in (plots.stage_stack, plots.cost_line, plots.against_pixels):
+        ax = draw(requests=images, record=record)
+        assert title(ax).startswith("tiny model, not SDXL")
+        assert ("no data" in "".join(text.get_text() for text in ax.texts).lower() + title(ax).lower()) == (count == 0)
+    telemetry = samples(np.full(count, 1.0))
+    assert title(plots.memory_trend(telemetry=telemetry, record=record)).startswith("tiny model, not SDXL")
+    parts = (
+        dissection.memory_parts(record, images, telemetry)
+        if count
+        else pd.DataFrame(columns=["kind", "part", "gib", "params"])
+    )
+    assert title(plots.memory_bars(parts=parts, record=record)).startswith("tiny model, not SDXL")
+
+
+def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
+    record = made.run([1.0])[0]
+    images = rows()
+    assert "0.2" in title(plots.cost_line(requests=images, record=record))
+    assert "denoising" in title(plots.stage_stack(requests=images, record=record)).lower()
+    grown = samples(1 + np.arange(300) * 200 / 2**20)
+    assert "200 KiB" in title(plots.memory_trend(telemetry=grown, record=record))
