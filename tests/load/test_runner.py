@@ -338,7 +338,8 @@ def test_an_error_in_a_callback_ends_the_child(serve, load, tmp_path):
 
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts with &
 from benchlib.load.runner import *
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
