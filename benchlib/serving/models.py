@@ -164,20 +164,20 @@ def _with_random_weights(
 
     Matrices are uniform with variance 1 / fan-in (LeCun et al., "Efficient BackProp", 1998, section 4.6), which keeps
     activations finite at any depth; gains are 1 and biases 0. The libraries' own initialisers are passed over: theirs
-    change between versions, and with them what a seed means.
+    change between versions, and with them what a seed means. Every `dtype` rounds the same numbers, drawn in float32.
     """
     generator = torch.Generator(device)
     generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
     with init_empty_weights(include_buffers=False):
         network = build()
     for name, parameter in list(network.named_parameters()):
-        value = torch.empty(parameter.shape, device=device, dtype=dtype)
+        value = torch.empty(parameter.shape, device=device, dtype=torch.float32)
         if value.ndim > 1:
             bound = (3 / value[0].numel()) ** 0.5
             value.uniform_(-bound, bound, generator=generator)
         else:
             value.fill_(1.0 if name.endswith("weight") else 0.0)
-        set_module_tensor_to_device(network, name, device, value=value, dtype=dtype, clear_cache=False)
+        set_module_tensor_to_device(network, name, device, value=value.to(dtype), dtype=dtype, clear_cache=False)
     return network.to(device).eval().requires_grad_(False)
 
 

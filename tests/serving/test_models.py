@@ -76,6 +76,16 @@ def test_the_seed_decides_the_weights(tmp_path, monkeypatch):
     assert {name for name in first if first[name] != second[name]} >= {"unet/diffusion_pytorch_model.safetensors"}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fewer_bits_round_the_same_random_weights(dtype):
+    cpu = torch.device("cpu")
+    exact, rounded = (
+        models._with_random_weights(lambda: torch.nn.Linear(64, 64), "key", cpu, d) for d in (torch.float32, dtype)
+    )
+    assert rounded.weight.dtype == dtype
+    assert torch.equal(exact.weight.to(dtype), rounded.weight)
+
+
 def test_full_size_has_the_published_numbers_of_parameters():
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
