@@ -1,11 +1,14 @@
 """What the tests share: results and caches in a folder of their own, and one tiny pipeline."""
 
 import os
+import signal
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as benchlib.serving does, for tests that import torch before it
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started pytest with & has it ignored
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -247,13 +247,16 @@ class SDXLPipeline:
         if self._pipe.watermark is not None:
             pixels = self._pipe.watermark.apply_watermark(pixels)
         pixels = self._pipe.image_processor.postprocess(pixels, output_type="pt")
-        # Rounded to bytes where they are: to the stock call's values, of a quarter of its bytes, and not on one core.
-        values = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        images = [fromarray(value) for value in values]
+        images = self._pictures(pixels)
         elapsed = self._clock() - started
         for work in batch:
             work.decode_s = elapsed
         return images
+
+    def _pictures(self, pixels: torch.Tensor) -> list[Image]:
+        # Rounded to bytes where they are: to the stock call's values, of a quarter of its bytes, and not on one core.
+        values = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [fromarray(value) for value in values]
 
     def generate(self, request: GenerateRequest | Sequence[GenerateRequest]) -> GenerateResult:
         """Make one image a request; several requests of one size share each denoising step.
