@@ -296,5 +296,5 @@ RECIPES = {recipe.name: recipe for recipe in _ALL}
 """By name, in the order in which they are applied: what compiles comes last."""
 
 COMBINATIONS = {"fastest-exact": "bf16+channels-last+fused-qkv+compile-graphs"}
-"""Names for several: the fastest known that keep bf16's image, and that may change it."""
+"""Names for several: what should be fastest and keeps bf16's image, and what may change it. Not measured yet."""
 COMBINATIONS["fastest"] = COMBINATIONS["fastest-exact"] + "+fp8"
