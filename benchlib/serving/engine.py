@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from benchlib.serving.compute import compute
 from benchlib.serving.policies import Size, StepTimes, Turn, make_policy, until_place_s
 from benchlib.serving.schemas import GenerateRequest
-from benchlib.serving.warmup import measure
+from benchlib.serving.warmup import measure, warm
 
 if TYPE_CHECKING:
     from benchlib.serving.pipeline import PeakMemory, SDXLPipeline
@@ -112,8 +112,9 @@ class Engine:
     of each of `sizes` (pairs of width and height; the model's showcase if not given) costs: `spec["step_times"]`.
 
     At most `max_batch_size` jobs share a step, and `max_queue` wait. "dynamic" gathers a batch for `max_wait_ms`.
-    `batch_buckets` are the UNet's batch sizes in rows (two for a guided request) that a compiled model knows: smaller
-    batches are padded up to the next. `on_step(jobs, seconds)` is called after each step, on the engine's thread.
+    `batch_buckets` are the UNet's batch sizes in rows (two for a guided request) that a compiled model is made ready
+    for before it serves (2, 4, 8, ... if not given): smaller batches are padded up to the next. `on_step(jobs,
+    seconds)` is called after each step, on the engine's thread.
     """
 
     def __init__(
@@ -262,10 +263,14 @@ class Engine:
 
     def _startup(self) -> None:
         self._pipeline = pipeline = compute(self._source) if callable(self._source) else self._source
+        if pipeline.compiled and not self._buckets:
+            self._buckets = [2**n for n in range(1, (self._max_batch_size - 1).bit_length() + 2)]
         showcase = pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"]
         for size in self._sizes or [showcase]:
             most = self._max_batch_size
             self._measured[size] = compute(measure, pipeline, size, max_batch_size=most, padded=self._padded)
+            for rows in self._buckets if pipeline.compiled else ():
+                compute(warm, pipeline, size, rows)
         step_times = {
             f"{width}x{height}": {part: {str(n): s for n, s in curve.items()} for part, curve in vars(times).items()}
             for (width, height), times in self._measured.items()

@@ -100,6 +100,7 @@ class SDXLPipeline:
         self.device = pipe.unet.device
         self._schedules: dict[int, tuple[Schedule, Any]] = {}
         self._batch: Batch | None = None  # of the latest step
+        self.compiled = any(recipe.sets == "compiler" for recipe in recipes)
         networks = Networks.of(pipe, recipes)
         self._unet, self._vae = networks.unet, networks.vae
         # An fp16 VAE overflows, so the stock call casts it up and back around each decode. Here it is cast once, and

@@ -164,15 +164,21 @@ _FLAGS = {"conv_1x1_as_mm": True, "epilogue_fusion": False, "force_fuse_int_mm_w
 _TUNING = {"coordinate_descent_tuning": True, "coordinate_descent_check_all_directions": True}
 
 
+_SHAPES = 64  # most shapes (batches times image sizes) that a network is compiled for; torch gives up after 8
+
+
 def _compile(networks: Networks, more: dict[str, bool] | None = None, *, regional: bool = False) -> None:
-    """Batch and image size vary, so shapes are dynamic; a batch of one row is a case of its own to torch."""
+    """Anew for each shape: with shapes left open, inductor took over four minutes for the UNet on an H200. So that the
+    decoder has one batch for all, it gets the images one by one, which at full size costs nothing."""
+    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
     unet = networks.unet.compile_repeated_blocks if regional else networks.unet.compile
-    unet(dynamic=True, options=_FLAGS | (more or {}))
-    networks.vae.decoder.compile(dynamic=True, options=_FLAGS)
+    unet(dynamic=False, options=_FLAGS | (more or {}))
+    networks.vae.decoder.compile(dynamic=False, options=_FLAGS)
+    networks.vae.enable_slicing()
 
 
 def _compile_graphs(networks: Networks) -> None:
-    """A graph is captured for each batch that comes, of what was compiled once: the batches should be few."""
+    """A graph is captured for each shape, too."""
     _compile(networks, {"triton.cudagraphs": True})
 
 
@@ -288,7 +294,7 @@ _ALL = (
     _compiler(
         "compile-regional",
         "Inductor compiles the transformer blocks, once for all alike, and the decoder.",
-        "Half a minute.",
+        "Half a minute for each shape.",
         functools.partial(_compile, regional=True),
     ),
 )

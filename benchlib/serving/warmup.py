@@ -67,6 +67,14 @@ def measure(
     return StepTimes(_rising(step_s), _rising(encode_s), _rising(decode_s))
 
 
+def warm(pipeline: SDXLPipeline, size: Size, rows: int) -> None:
+    """Step with so many rows until nothing is compiled any more and CUDA graphs are captured: the third one replays."""
+    width, height = size
+    works = pipeline.encode([GenerateRequest(prompt="warm-up", width=width, height=height, num_inference_steps=3)])
+    for _ in range(3):
+        pipeline.step(works, rows=rows)
+
+
 def _rising(seconds: dict[int, float]) -> dict[int, float]:
     """No batch takes longer than a larger one: where it was measured so, something else ran on the machine."""
     return {n: min(s for m, s in seconds.items() if m >= n) for n in seconds}

@@ -13,6 +13,8 @@ from benchlib.serving.work import Schedule, Work
 class FakePipeline:
     """Steps take as long as the test holds `gate` clear. `calls` lists what was done, as (call, prompt)."""
 
+    compiled = False
+
     def __init__(self):
         self.gate = threading.Event()
         self.gate.set()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from benchlib.serving.engine import Engine
 from benchlib.serving.pipeline import SDXLPipeline, load_pipeline
 from benchlib.serving.recipes import RECIPES, Recipe, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
@@ -276,13 +277,20 @@ def test_without_a_compiler_compile_says_so(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_compiled_images_agree_and_other_batches_are_not_compiled_anew(tiny):
+@pytest.mark.parametrize("recipe", ["compile-regional", "compile"])
+def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
+    pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
+    engine = Engine(pipe, max_batch_size=3, sizes=[(64, 64)])
     counters.clear()
-    pipe = load_pipeline("tiny", device="cpu", recipe="compile")
-    pair = request(), request(seed=2)
-    assert psnr_db(pixels(pipe, *pair)[0], pixels(tiny, *pair)[0]) > 60
+    engine.start()
+    assert engine.settled.wait(1200)
     graphs = counters["stats"]["unique_graphs"]
-    assert graphs >= 2, "the UNet's and the decoder's"
-    pixels(pipe, *pair, request(seed=3))
-    pixels(pipe, request(), request(), request(), request())
+    assert graphs >= 4, "the UNet's for 2, 4 and 8 rows, and the decoder's"
+    changes = [{"guidance_scale": 1.0 if n == 2 else 5.0, "num_inference_steps": 2 + n} for n in range(4)]
+    asked = [request(seed=n, width=64, height=64, **changes[n]) for n in range(4)]
+    for n in (1, 2, 3, 4):
+        jobs = [engine.submit(one) for one in asked[:n]]
+        images = [np.asarray(job.future.result(60).image) for job in jobs]
     assert counters["stats"]["unique_graphs"] == graphs
+    engine.stop()
+    assert min(psnr_db(image, pixels(tiny, one)[0]) for image, one in zip(images, asked, strict=True)) > 60
