@@ -24,7 +24,8 @@ from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.warmup import measure, warm
 
 if TYPE_CHECKING:
-    from benchlib.serving.pipeline import PeakMemory, SDXLPipeline
+    from benchlib.serving.memory import PeakMemory
+    from benchlib.serving.pipeline import SDXLPipeline
     from benchlib.serving.work import Work
 
 log = logging.getLogger(__name__)

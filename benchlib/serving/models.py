@@ -224,7 +224,7 @@ def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDi
         except (LocalEntryNotFoundError, OSError, ValueError):
             continue
     _require_memory(SDXL_PARAMS, device, dtype)
-    files = _ask_hub(hub_id)
+    files = ask_hub(hub_id)
     if "model_index.json" not in files:
         raise ModelError(
             f"model: {hub_id} on the hub is no diffusers pipeline; give an SDXL model in diffusers' layout"
@@ -233,7 +233,7 @@ def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDi
     return _from_folder(fetch(variant=variants[0] if has_fp16 else None, local=False), device, dtype)
 
 
-def _ask_hub(hub_id: str) -> set[str]:
+def ask_hub(hub_id: str) -> set[str]:
     """File names of a model on the hub. Raises `ModelError` at once where the hub or the model can't be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -262,7 +262,7 @@ def _from_single_file(path: Path, device: torch.device, dtype: torch.dtype) -> S
     try:
         pipe = StableDiffusionXLPipeline.from_single_file(path, config=SDXL_HUB_ID, dtype=dtype, local_files_only=True)
     except (OSError, ValueError):
-        _ask_hub(SDXL_HUB_ID)
+        ask_hub(SDXL_HUB_ID)
         try:
             pipe = StableDiffusionXLPipeline.from_single_file(path, config=SDXL_HUB_ID, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:

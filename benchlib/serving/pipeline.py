@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import copy
 import logging
-import resource
 import secrets
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from diffusers import StableDiffusionXLPipeline
-from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image, fromarray
 
 from benchlib.serving.compute import compute
+from benchlib.serving.memory import PeakMemory, held_gib, peak_memory, reset_peak_memory
 from benchlib.serving.models import choose_model, load_diffusers
-from benchlib.serving.recipes import Networks, Recipe, parse_recipes
+from benchlib.serving.recipes import Recipe, apply_recipes, parse_recipes
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest
 from benchlib.serving.work import Batch, Schedule, Work, make_schedule
 from benchlib.telemetry import process_memory_gib
@@ -53,23 +49,6 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class PeakMemory:
-    """The most memory in use since the last reset, in GiB. `rss_gib` is the whole process's. Unknown is None."""
-
-    allocated_gib: float | None = None
-    reserved_gib: float | None = None
-    rss_gib: float | None = None
-
-    @property
-    def headline_gib(self) -> float | None:
-        return self.rss_gib if self.allocated_gib is None else self.allocated_gib
-
-    def highest(self, other: PeakMemory) -> PeakMemory:
-        """The peak over both."""
-        return max(self, other, key=lambda peak: peak.headline_gib or 0.0)
-
-
-@dataclass(frozen=True)
 class GenerateResult:
     """What `generate` made: PIL images in the order of the requests, the seeds used, the times and the memory peak."""
 
@@ -87,8 +66,8 @@ class GenerateResult:
 class SDXLPipeline:
     """An SDXL pipeline that can be driven a step at a time. Made by `load_pipeline`.
 
-    Nothing that a request sets is written to it. Noise is drawn on the CPU whatever the device, so a seed means the
-    same image everywhere (up to the device's arithmetic).
+    Nothing that a request sets is written to it. Noise is drawn on the CPU in float32 whatever the device and dtype, so
+    a seed means the same image everywhere (up to their arithmetic).
     """
 
     def __init__(
@@ -100,8 +79,10 @@ class SDXLPipeline:
         self.device = pipe.unet.device
         self._schedules: dict[int, tuple[Schedule, Any]] = {}
         self._batch: Batch | None = None  # of the latest step
-        self.compiled = any(recipe.sets == "compiler" for recipe in recipes)
-        networks = Networks.of(pipe, recipes)
+        self.compiled = any(
+            recipe.sets in ("compiler", "launches") for recipe in recipes
+        )  # so each shape is made ready
+        networks = apply_recipes(pipe, recipes)
         self._unet, self._vae = networks.unet, networks.vae
         # An fp16 VAE overflows, so the stock call casts it up and back around each decode. Here it is cast once, and
         # `diffusers` gets a copy that was cast back.
@@ -118,14 +99,14 @@ class SDXLPipeline:
         self.spec = spec | {
             "networks": {name: _described(network) for name, network in at_work.items()},
             "model_params": sum(p.numel() for network in stock for p in network.parameters()),
-            "weights_gib": sum(p.numel() * p.element_size() for p in held) / 2**30,
+            "weights_gib": held_gib(held),
             "showcase": {"width": side, "height": side, "num_inference_steps": 8 if spec["model"] == "tiny" else 20},
         }
 
     @cached_property
     def diffusers(self) -> StableDiffusionXLPipeline:
         """A stock StableDiffusionXLPipeline over the same weights, behaving as stock; what recipes share with it:
-        `Networks.of`."""
+        `apply_recipes`."""
         if self._upcast:
             self._pipe.vae = copy.deepcopy(self._stock_vae).half()
         return self._pipe
@@ -144,12 +125,10 @@ class SDXLPipeline:
                 text, pooled = torch.cat([without[0], text]), torch.cat([without[1], pooled])
             seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
             generator = torch.Generator("cpu").manual_seed(seed)
-            noise = randn_tensor(
-                (1, self._pipe.unet.config.in_channels, request.height // 8, request.width // 8),
-                generator=generator,
-                device=self.device,
-                dtype=text.dtype,
-            )
+            # In float32 and rounded, as torch 2.13's `randn` does by itself: 2.11's draws other numbers in 16 bits.
+            noise = torch.randn(
+                (1, self._pipe.unet.config.in_channels, request.height // 8, request.width // 8), generator=generator
+            ).to(self.device, text.dtype)
             schedule, scheduler = self._schedule(request.num_inference_steps)
             size = (request.height, request.width)
             work = Work(
@@ -236,7 +215,7 @@ class SDXLPipeline:
         started = self._clock()
         vae, config = self._vae, self._vae.config
         latents = torch.cat([work.latents for work in batch]).to(vae.dtype)
-        if config.latents_mean is not None and config.latents_std is not None:
+        if getattr(config, "latents_mean", None) is not None and config.latents_std is not None:
             mean, std = (
                 torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
                 for values in (config.latents_mean, config.latents_std)
@@ -312,20 +291,10 @@ class SDXLPipeline:
         return bool(needed <= psutil.virtual_memory().available)
 
     def reset_peak_memory(self) -> None:
-        """Start a new peak. Without Linux's /proc the RSS peak can't be reset and stays that of the process's life."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif self.device.type == "cpu":
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
+        reset_peak_memory(self.device)
 
     def peak_memory(self) -> PeakMemory:
-        if self.device.type == "cuda":
-            return PeakMemory(
-                allocated_gib=torch.cuda.max_memory_allocated(self.device) / 2**30,
-                reserved_gib=torch.cuda.max_memory_reserved(self.device) / 2**30,
-            )
-        return PeakMemory(rss_gib=_peak_rss_gib()) if self.device.type == "cpu" else PeakMemory()
+        return peak_memory(self.device)
 
     def _clock(self) -> float:
         """Monotonic seconds, read once the device has done all that it was given."""
@@ -388,7 +357,7 @@ def resolve(recipe: str, *, device: str = "auto", dtype: str = "auto") -> tuple[
         dtype = next((one.dtype for one in recipes if one.dtype), usual)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {', '.join(map(repr, DTYPES))}")
-    for one in recipes:
+    for one in sorted(recipes, key=lambda one: one.sets == "compiler"):  # last, as it takes seconds to try
         compute(one.check, target, dtype)
     return recipes, target, dtype
 
@@ -414,16 +383,6 @@ def _described(network: torch.nn.Module) -> dict[str, Any]:
     parameters = list(network.parameters())
     return {
         "params": sum(p.numel() for p in parameters),
-        "gib": sum(p.numel() * p.element_size() for p in parameters) / 2**30,
+        "gib": held_gib(parameters),
         "dtype": str(max(parameters, key=torch.Tensor.numel).dtype).removeprefix("torch."),
     }
-
-
-def _peak_rss_gib() -> float:
-    """Peak resident set of this process: VmHWM of /proc (resettable), else getrusage's (of its whole life)."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak * (1 if sys.platform == "darwin" else 1024) / 2**30  # getrusage(2): bytes on macOS, else KiB
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 2**30

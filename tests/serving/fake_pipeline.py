@@ -6,7 +6,7 @@ import threading
 import torch
 from PIL import Image
 
-from benchlib.serving.pipeline import PeakMemory
+from benchlib.serving.memory import PeakMemory
 from benchlib.serving.work import Schedule, Work
 
 

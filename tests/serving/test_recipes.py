@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.utils import counters
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from benchlib.serving.engine import Engine
+from benchlib.serving.optimisations import graphs_made
 from benchlib.serving.pipeline import SDXLPipeline, load_pipeline
 from benchlib.serving.recipes import RECIPES, Recipe, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
@@ -59,7 +60,7 @@ def test_its_image_is_near_the_baselines(applied, tiny, name):
 def test_those_called_exact_are():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
         "baseline", "channels-last", "fused-qkv", "vae-slicing", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient",
-        "compile", "compile-tuned", "compile-graphs", "compile-regional",
+        "compile", "compile-tuned", "compile-regional", "cudnn-tuned", "cuda-graphs",
     ]  # fmt: skip
     assert all(PSNR_DB.get(name, 60) >= 60 for name, recipe in RECIPES.items() if recipe.exact)
     assert all(PSNR_DB.get(name, 0) < 60 or name == "fp32" for name, recipe in RECIPES.items() if not recipe.exact)
@@ -82,6 +83,12 @@ def test_dtypes_are_those_of_the_networks(applied):
         pipe = applied(name)
         assert {pipe._unet.dtype, pipe._vae.dtype, pipe.diffusers.text_encoder.dtype} == {dtype}
         assert pipe.spec["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_a_seed_means_the_same_noise_in_every_dtype(applied, tiny):
+    for size in ({"width": 64, "height": 64}, {"width": 104, "height": 88}):  # of which 16 is no divisor
+        noise = [pipe.encode([request(**size)])[0].latents for pipe in (tiny, applied("bf16"))]
+        assert torch.allclose(noise[0], noise[1].float(), rtol=2**-7, atol=0)
 
 
 def test_channels_last_is_how_the_weights_and_what_flows_lie(applied, tiny):
@@ -109,7 +116,10 @@ def test_fused_projections_are_what_computes(applied, tiny):
     assert set(used) == {attention.to_qkv}
     assert pipe._vae.decoder.mid_block.attentions[0].fused_projections
     assert pipe.spec["model_params"] == tiny.spec["model_params"]
-    assert pipe.spec["weights_gib"] > 1.05 * tiny.spec["weights_gib"], "the joined matrices stand beside the parts"
+    assert pipe.spec["weights_gib"] == pytest.approx(tiny.spec["weights_gib"]), "the joined matrices are the parts"
+    parts = [attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]
+    assert torch.equal(torch.cat(parts), attention.to_qkv.weight)
+    assert [part.data_ptr() for part in parts] == [rows.data_ptr() for rows in attention.to_qkv.weight.chunk(3)]
 
 
 def test_a_bf16_vae_decodes_and_the_rest_stays(applied):
@@ -208,6 +218,31 @@ def test_a_16_bit_vae_that_overflows_is_reached_too(tiny, name, own):
     assert (pipe.diffusers.vae.dtype, pipe.diffusers.vae.use_tiling) == (torch.float16, False)
 
 
+@pytest.mark.parametrize(
+    ("name", "hub_id", "kind", "of_stock"),
+    [
+        ("vae-fp16-fix", "madebyollin/sdxl-vae-fp16-fix", AutoencoderKL, True),
+        ("tiny-vae", "madebyollin/taesdxl", AutoencoderTiny, False),
+    ],
+)
+def test_a_vae_of_the_hub_takes_the_decoders_place(tiny, tmp_path, monkeypatch, name, hub_id, kind, of_stock):
+    """From the hub's cache, as a download would leave it; of random weights here."""
+    repository = tmp_path / f"models--{hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    vae = copy.deepcopy(tiny.diffusers.vae) if of_stock else AutoencoderTiny()
+    vae.save_pretrained(repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pipe = load_pipeline("tiny", device="cpu", recipe=f"{name}+fused-qkv+vae-tiling")
+    assert type(pipe._vae) is kind
+    assert pipe._vae.use_tiling
+    assert isinstance(pipe.diffusers.vae, AutoencoderKL)
+    assert not pipe.diffusers.vae.use_tiling
+    images = pixels(pipe, request(width=64, height=64))
+    assert images.shape == (1, 64, 64, 3)
+    assert (psnr_db(images[0], pixels(tiny, request(width=64, height=64))[0]) > 60) == of_stock
+
+
 def test_several_are_applied_together_and_the_text_is_kept():
     text = "vae-slicing+channels-last"
     pipe = load_pipeline("tiny", device="cpu", recipe=text)
@@ -246,7 +281,10 @@ def test_each_says_what_it_is():
             "recipe: 'sdpa-cudnn' can't be used: torch has no such attention for float32 on cpu",
         ),
         ({"recipe": "bf16+fp8"}, "recipe: 'fp8' can't be used: fp8 needs a CUDA GPU of compute capability 8.9"),
-        ({"recipe": "fastest-exact"}, "recipe: 'compile-graphs' can't be used: CUDA graphs need a CUDA GPU"),
+        ({"recipe": "fastest-exact"}, "recipe: 'cudnn-tuned' can't be used: cuDNN needs a CUDA GPU; leave it out"),
+        ({"recipe": "cuda-graphs"}, "recipe: 'cuda-graphs' can't be used: CUDA graphs need a CUDA GPU; leave it out"),
+        ({"recipe": "tiny-vae"}, "recipe: 'tiny-vae' can't be used: 'madebyollin/taesdxl' is not cached and the hub"),
+        ({"recipe": "tiny-vae+vae-bf16"}, "recipe: vae-bf16 and tiny-vae each set the VAE; keep one"),
         ({"recipe": "fastest+bf16"}, "recipe: 'bf16' is there twice"),
         ({"recipe": "bf16", "dtype": "float32"}, "recipe: 'bf16' computes in bfloat16, not in float32"),
         ({"recipe": "bf16+vae-bf16"}, "recipe: 'vae-bf16' can't be used: the VAE is in bfloat16 already; leave it out"),
@@ -281,16 +319,16 @@ def test_without_a_compiler_compile_says_so(tmp_path):
 def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
     pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
     engine = Engine(pipe, max_batch_size=3, sizes=[(64, 64)])
-    counters.clear()
+    before = graphs_made()
     engine.start()
     assert engine.settled.wait(1200)
-    graphs = counters["stats"]["unique_graphs"]
-    assert graphs >= 4, "the UNet's for 2, 4 and 8 rows, and the decoder's"
+    graphs = graphs_made()
+    assert graphs - before >= 4, "the UNet's for 2, 4 and 8 rows, and the decoder's"
     changes = [{"guidance_scale": 1.0 if n == 2 else 5.0, "num_inference_steps": 2 + n} for n in range(4)]
     asked = [request(seed=n, width=64, height=64, **changes[n]) for n in range(4)]
     for n in (1, 2, 3, 4):
         jobs = [engine.submit(one) for one in asked[:n]]
         images = [np.asarray(job.future.result(60).image) for job in jobs]
-    assert counters["stats"]["unique_graphs"] == graphs
+    assert graphs_made() == graphs
     engine.stop()
     assert min(psnr_db(image, pixels(tiny, one)[0]) for image, one in zip(images, asked, strict=True)) > 60
