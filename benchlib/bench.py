@@ -153,13 +153,17 @@ class Writer:
         # A bare URL's process is unknown, so nothing is watched: this process's memory would pass for the server's.
         device = folder.record["spec"]["target"]["device"]
         sampler = telemetry.Sampler(os.getpid() if server is None else server.pid, device=device)
+        graphs = 0 if server is None else server.graphs_made
 
         def on_start(started_monotonic_s: float, child_pid: int) -> None:
             sampler.zero_s, sampler.generator_pid = started_monotonic_s, child_pid
 
         def finish(status: str, outcome: LoadOutcome | None, error: str | None = None) -> Run:
             sampler.stop()
-            return self.keep(folder, status, None if outcome is None else asdict(outcome), sampler.frame, error)
+            told = None if outcome is None else asdict(outcome)
+            if told and server is not None:
+                told["graphs_made"] = server.graphs_made - graphs
+            return self.keep(folder, status, told, sampler.frame, error)
 
         with _shown(sampler) if self.on_progress is None else nullcontext(self.on_progress) as show:
             try:

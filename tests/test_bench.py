@@ -99,6 +99,21 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     assert outcome["scheduled"] == outcome["finished"] == len(run.requests)
 
 
+def test_a_run_during_which_something_was_compiled_says_so(run, tiny, tmp_path):
+    from torch._dynamo.utils import counters
+
+    def compile_one(_):
+        counters["stats"]["unique_graphs"] += 1
+
+    assert run.record["outcome"]["graphs_made"] == 0
+    with benchlib.serve(tiny, name="test_bench") as server:
+        asked = Workload(width=64, height=64, num_inference_steps=2)
+        spoilt = run_load(server, ClosedLoop(1), asked, requests=2, results=tmp_path, on_progress=compile_one)
+    graphs = spoilt.record["outcome"]["graphs_made"]
+    assert graphs > 0
+    assert spoilt.summary()["invalid_reason"].startswith(f"the server compiled or recorded {graphs} graphs meanwhile")
+
+
 def test_each_image_has_a_row_that_adds_up(run, tiny):
     rows = run.requests
     assert {name: str(dtype) for name, dtype in rows.dtypes.items()} == ROW_DTYPES

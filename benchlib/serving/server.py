@@ -79,6 +79,12 @@ class Server:
         return os.getpid()
 
     @property
+    def graphs_made(self) -> int:
+        """Graphs that this process has compiled or recorded so far: a request that adds to it waited for that."""
+        optimisations = sys.modules.get("benchlib.serving.optimisations")  # without it, none was
+        return optimisations.graphs_made() if optimisations else 0
+
+    @property
     def spec(self) -> dict[str, Any]:
         """What is served: model, device, dtype, recipe, batching, weights_gib and so on. Empty before it is ready."""
         return {} if self._engine is None else self._engine.spec

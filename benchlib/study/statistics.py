@@ -334,9 +334,11 @@ def _invalid_reason(record: dict[str, Any], asked: pd.DataFrame, ok: pd.DataFram
         return "no request was scheduled in the measuring window"
     if not len(ok):
         return f"none of {len(asked)} requests got an image"
+    outcome = record["outcome"] or {}
+    if graphs := outcome.get("graphs_made"):
+        return f"the server compiled or recorded {graphs} graphs meanwhile; serve(sizes=...) makes it ready beforehand"
     if not _is_open(record):
         return None
-    outcome = record["outcome"] or {}
     lag_s, cores = outcome.get("send_lag_p99_s"), outcome.get("generator_cpu_cores")
     if lag_s is not None and lag_s > _lag_limit(ok):
         return f"the generator fell behind: the p99 of its send lag is {lag_s:.3g} s, the limit {_lag_limit(ok):.3g} s"

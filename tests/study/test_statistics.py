@@ -228,9 +228,11 @@ OPEN = {"spec": {"arrivals": {"kind": "open_loop", "rate": 10.0}}}
         ({"send_lag_p99_s": 0.0151}, OPEN, "fell behind"),
         ({"send_lag_p99_s": 0.001, "generator_cpu_cores": 0.81}, OPEN, "0.81 cores"),
         ({"send_lag_p99_s": 9.0, "generator_cpu_cores": 2.0}, {}, None),  # a closed loop waits by design
+        ({"graphs_made": 0}, {}, None),
+        ({"graphs_made": 2}, {}, "recorded 2 graphs meanwhile"),
     ],
 )
-def test_an_open_loop_is_only_as_good_as_its_generator(
+def test_a_run_is_only_as_good_as_its_generator_and_its_servers_warm_up(
     made: SimpleNamespace, outcome: dict[str, Any], changes: dict[str, Any], reason: str | None
 ) -> None:
     got = summarise(*made.run([1.0] * 50, outcome=outcome, **changes))
