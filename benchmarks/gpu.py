@@ -50,7 +50,7 @@ GRAPHS = f"{EAGER}+cudnn-tuned+cuda-graphs"
 COMPILE_S = {"regional": 60.0, "compile": 150.0, "fastest": 60.0}  # to load and compile one shape, at a guess
 SEEDS = (1, 2, 3)  # of the images that are compared
 BATCHES = (1, 2, 4, 8, 16)
-BUCKETS = (2, 4, 8, 16)  # rows: two for each guided request
+BUCKETS = (2, 8, 16)  # rows: two for each guided request
 MIXED = (10, 20, 30, 40, 50)
 
 
@@ -178,17 +178,30 @@ def peaks(book: Book, case: str) -> Iterator[None]:
     book.write(case, "reserved_gib", (torch.cuda.max_memory_reserved() - before[1]) / 2**30)
 
 
-def attention(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[str]:
-    """What computed the attention in a step: operators' and kernels' names, shortened."""
+def profiled(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> Any:
+    """Operators and kernels of a step, as torch's profiler tells them."""
 
     def step() -> Any:  # a profiler sees the operators of its own thread alone
         works = pipe.encode(requests)
+        pipe.step(works)
         with torch.profiler.profile() as profile:
             pipe.step(works)
         return profile.key_averages()
 
+    return compute(step)
+
+
+def attention(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[str]:
+    """What computed the attention in a step: operators' and kernels' names, shortened."""
     words = ("dot_product", "flash", "fmha", "sdpa")
-    return sorted({event.key[:80] for event in compute(step) if any(w in event.key.lower() for w in words)})
+    return sorted({e.key[:80] for e in profiled(pipe, requests) if any(w in e.key.lower() for w in words)})
+
+
+def kernels(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[tuple[str, int, float]]:
+    """The kernels that take most of a step: name, shortened, calls, and milliseconds on the GPU."""
+    events = [e for e in profiled(pipe, requests) if e.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda event: -event.self_device_time_total)
+    return [(event.key[:70], event.count, event.self_device_time_total / 1000) for event in events[:25]]
 
 
 def liken(book: Book, case: str, images: Sequence[Any]) -> None:
@@ -273,16 +286,16 @@ def turns(book: Book, pipes: dict[str, SDXLPipeline]) -> None:
 
 
 def throughput(book: Book) -> None:
-    """Images a second with nothing but batches, and what a step takes by the batch: what is compiled comes last."""
+    """Images a second with nothing but batches, and what a step takes by the batch."""
     exact = book.options.exact
     variants = {
-        "eager": (EAGER, (1, 2) if book.options.quick else (1, 2, 4, 8)),
         "compiled": (exact, (8, 16)),
-        "fp8": (f"{exact}+fp8", (8, 16)),
+        "fp8": (f"{exact}+fp8", (8,)),
         "int8": (f"{exact}+int8", (8,)),
+        "eager": (EAGER, (1, 2) if book.options.quick else (1, 2, 4, 8)),
     }
     for case, (recipe, batches) in variants.items():
-        if book.begins(case, starts_s(recipe) + 60.0) and book.can(case, recipe):
+        if book.begins(case, starts_s(recipe) + 30.0 * len(batches)) and book.can(case, recipe):
             with book.trying(case):
                 offline(book, case, recipe, batches)
             clear()
@@ -303,6 +316,7 @@ def offline(book: Book, case: str, recipe: str, batches: Sequence[int]) -> None:
                 break
             timed(book, pipe, case, n)
         took_s = 1.5 * (time.monotonic() - began_s)
+        book.write(case, "kernels", kernels(pipe, book.requests(n)), n=n)
     if case in ("fp8", "int8"):  # what changes the image; of the others the ladder tells
         n = batches[0]
         made = pipe.generate(book.requests(n)).images
@@ -312,7 +326,6 @@ def offline(book: Book, case: str, recipe: str, batches: Sequence[int]) -> None:
 
 def clear() -> None:
     gc.collect()
-    compute(torch.compiler.reset)  # graphs are kept by the thread that captured them
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -331,8 +344,6 @@ def serving(book: Book) -> None:
     def server(one: Engine) -> Server:
         return Server(lambda: one, host="127.0.0.1", port=0, name=one.batching, log_level="warning").start()
 
-    for n in (1, 2, 4, 8):
-        warm(book, pipe, "server", n)
     own = engine("continuous")
     with server(own) as continuous:
         book.write("server", "step_times", continuous.spec["step_times"])
@@ -358,7 +369,7 @@ def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> Non
             "engine": lambda: own.submit(request).future.result(),
             "server": lambda: client.post("/benchmark/generate", json=body).raise_for_status(),
         }
-        for number in range(2 if book.options.quick else 12):
+        for number in range(2 if book.options.quick else 9):
             for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
                 began_s, before = time.monotonic(), graphs_made()
                 ways[name]()
@@ -372,13 +383,13 @@ def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> Non
 def poisson(book: Book, server: Server, rate: float) -> None:
     """Open loop at `rate` requests a second; p99 is a request's that was measured."""
     case, quick = f"poisson {rate}/s", book.options.quick
-    duration_s = 2.0 if quick else 90.0
+    duration_s = 2.0 if quick else 70.0
     if not book.begins(case, duration_s + 30.0):
         return
     before = graphs_made()
     run = run_load(
         server, OpenLoop(rate), Workload(num_inference_steps=3 if quick else 20, **book.shape), study="poisson",
-        results=book.folder, duration_s=duration_s, warmup_s=0.5 if quick else 10.0, label=f"poisson-{rate}",
+        results=book.folder, duration_s=duration_s, warmup_s=0.5 if quick else 5.0, label=f"poisson-{rate}",
     )  # fmt: skip
     told = run.summary()
     for name in ("throughput_images_per_s", "latency_p50_s", "latency_p95_s", "latency_p99_s"):
@@ -390,7 +401,7 @@ def poisson(book: Book, server: Server, rate: float) -> None:
 def mixed(book: Book, servers: dict[str, Server], spec: dict[str, Any]) -> None:
     """10 to 50 steps at 80 % of what serial can do by its step times, beside the simulator's prediction on the same."""
     quick = book.options.quick
-    steps, duration_s = ((2, 3, 4), 2.0) if quick else (MIXED, 80.0)
+    steps, duration_s = ((2, 3, 4), 2.0) if quick else (MIXED, 60.0)
     (times,) = spec["step_times"].values()
     alone_s = times["encode_s"]["1"] + statistics.mean(steps) * times["step_s"]["2"] + times["decode_s"]["1"]
     for name, server in servers.items():

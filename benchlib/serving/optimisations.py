@@ -113,8 +113,11 @@ def int8(ao: Any) -> Any:
 
 
 def fp8(ao: Any) -> Any:
-    """A scale for each row: it is found in the pass that makes the row, where one for all needs a pass of its own."""
-    return ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow(), set_inductor_config=False)
+    """A scale for each row: it is found in the pass that makes the row, where one for all needs a pass of its own. An
+    empty negative prompt is rows of zeros, whose scale would be 0, and 0 / 0 the image: hence the lower bound."""
+    return ao.Float8DynamicActivationFloat8WeightConfig(
+        granularity=ao.PerRow(), activation_value_lb=1e-6, set_inductor_config=False
+    )
 
 
 # Those of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast); int8 products are not left in int32.
