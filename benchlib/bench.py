@@ -21,6 +21,7 @@ from benchlib.load.arrivals import Arrivals
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, LoadPlan, Progress, generate_load
 from benchlib.load.workload import Workload
+from benchlib.serving.compute import compute
 from benchlib.study.store import Run, RunFolder, Study, check_names, create_run, load_study, lock_study, results_dir
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Writer:
             **more,
             "conditions": conditions,
             "machine": telemetry.describe_machine(known.get("device")),
-            "torch": telemetry.describe_torch() if known else None,
+            "torch": compute(telemetry.describe_torch) if known else None,
             "packages": telemetry.describe_packages(),
             "git": telemetry.describe_git(Path(__file__).parent),
         }

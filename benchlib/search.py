@@ -55,6 +55,7 @@ def find_capacity(
     study: str = "capacity",
     results: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    api: str = "benchmark",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Capacity:
     """The highest rate (requests/s, Poisson) at which `target` meets `slo`, with its interval: see `find_highest`.
@@ -62,7 +63,7 @@ def find_capacity(
     Each trial is a run of the study, `trial_s` seconds long or as long as `trial_requests` take to come, after a tenth
     of that to warm up, and is judged by `Slo`. It is cut where the last answers take longer than the trial did. A trial
     that was missed shows nothing where its run got images and is invalid all the same: then the generator itself fell
-    behind. No trial begins that `budget_min` minutes are too short for. Raises what `run_load` raises.
+    behind. No trial begins that `budget_min` minutes are too short for. `api` is `run_load`'s, and so is what is raised.
     """
     from benchlib.study.statistics import Slo, latencies
 
@@ -77,7 +78,7 @@ def find_capacity(
                 return None
             # Requests held back at a lower limit would pass for a generator that fell behind, and hide an overload.
             arrivals = OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT)
-            run = writer.measure(Point(arrivals, workload, target, seed=next(seeds), **times_s), target)
+            run = writer.measure(Point(arrivals, workload, target, seed=next(seeds), api=api, **times_s), target)
             verdict, summary = goal.judge(latencies(run.requests)), run.summary()
             behind = summary["ok"] and not summary["valid"]
             return "not shown" if verdict == "missed" and behind else verdict

@@ -292,6 +292,15 @@ def test_a_capacity_is_found_by_runs_that_are_kept(fake, tmp_path):
     assert len(find_capacity(fake.url, budget_min=1e-3, **options).trials) == 0
 
 
+@pytest.mark.usefixtures("by_users")
+def test_the_capacity_of_openais_route_is_found_by_asking_that(fake, tmp_path):
+    before = len(fake.seen())
+    options = {"trial_s": 0.1, "trial_requests": 1, "precision": 1, "results": tmp_path, "on_progress": quiet}
+    find_capacity(fake.url, start_rate=4, api="openai", **options)
+    assert {request["path"] for request in fake.seen()[before:]} == {"/v1/images/generations"}
+    assert {run.spec["api"] for run in load_study(tmp_path / "capacity").runs} == {"openai"}
+
+
 def test_a_generator_that_falls_behind_shows_nothing_of_the_server(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "find_highest", lambda judge, **_: judge(50.0))
 

@@ -7,6 +7,7 @@ Ignorant of routes, bodies and torch.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from starlette.exceptions import HTTPException
 from benchlib.serving.engine import Cancelled, DeadlinePassed, DoesNotFit, Done, Engine, Job, Refused
 from benchlib.serving.metrics import Metrics
 from benchlib.serving.schemas import GenerateRequest
+
+log = logging.getLogger(__name__)
 
 FILE_THREADS = 2
 WATCH_AFTER_S = (
@@ -87,7 +90,7 @@ class Desk:
                 )
                 state.jobs.append(job)
             done, ended_s = await self._wait(request, state.jobs), time.monotonic()
-            files = [] if write_file is None else await self._write(write_file, done)
+            files = [] if write_file is None else await self._write(write_file, done, state.request_id)
             return Made(state.jobs, done, files, time.monotonic() - ended_s if files else 0.0)
         except HTTPException:
             raise
@@ -142,9 +145,13 @@ class Desk:
             for watcher in watchers:
                 watcher.cancel()
 
-    async def _write(self, write_file: Callable[[Any], str], done: list[Done]) -> list[str]:
+    async def _write(self, write_file: Callable[[Any], str], done: list[Done], request_id: str) -> list[str]:
         loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(self._files, write_file, one.image) for one in done))
+        try:
+            return await asyncio.gather(*(loop.run_in_executor(self._files, write_file, one.image) for one in done))
+        except Exception as error:  # what fails inside the engine is logged there
+            log.error("request %s: its image could not be written as a file", request_id, exc_info=error)
+            raise
 
     def _explained(self, error: Exception, request_id: str) -> Unserved:
         """What HTTP says of the engine's `error`."""

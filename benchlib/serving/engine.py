@@ -291,7 +291,8 @@ class Engine:
                     elif now_s >= job.late_s:
                         self._end(job, DeadlinePassed(f"not done within the deadline of {job.deadline_s} s"))
                 if self._turn is None:
-                    self._turn = self._within_limits(self._policy.turn(tuple(self._jobs), now_s))
+                    asked_s = math.inf if self._should_exit else now_s  # nobody comes any more: no use in waiting
+                    self._turn = self._within_limits(self._policy.turn(tuple(self._jobs), asked_s))
                 turn = self._turn
                 if turn.step or turn.decode:
                     for job in cast("tuple[Job, ...]", turn.step):

@@ -149,6 +149,13 @@ def test_stopping_refuses_what_the_drain_time_leaves(engine, pipeline):
         first.future.result(10)
 
 
+def test_stopping_gathers_no_longer(start):
+    engine = start(batching="dynamic", max_wait_ms=60_000)
+    jobs = [engine.submit(ask("a")), engine.submit(ask("b", side=128))]
+    engine.stop(drain_s=20)
+    assert [job.future.result(0).work.request.prompt for job in jobs] == ["a", "b"]
+
+
 def test_a_failure_to_load_is_kept_and_refuses():
     def load():
         raise RuntimeError("no such weights")

@@ -204,3 +204,13 @@ def test_an_error_inside_ends_the_other_images_too():
         assert (raised.value.status_code, raised.value.code) == (500, "failed")
         assert "secret" not in raised.value.response.text
         client.images.generate(**SMALL)
+
+
+def test_a_file_that_cannot_be_written_is_a_500_that_the_log_explains(caplog):
+    pipeline = FakePipeline()
+    pipeline.decode = lambda works: [object() for _ in works]  # no image, so it can't be saved as one
+    with fake_client(pipeline) as client, pytest.raises(openai.InternalServerError) as failed:
+        client.images.generate(prompt="a", n=2, extra_headers={"X-Request-ID": "f-1"})
+    assert "the log says why under request id f-1" in failed.value.message
+    assert "request f-1: its image could not be written" in caplog.text
+    assert "'object' object has no attribute 'save'" in caplog.text

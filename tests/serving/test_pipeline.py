@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
+from benchlib.serving.compute import compute
 from benchlib.serving.pipeline import SDXLPipeline, load_pipeline
 from benchlib.serving.schemas import GenerateRequest
 
@@ -173,3 +174,14 @@ def test_prediction_is_of_the_right_size(tiny):
 def test_a_bad_argument_is_named_with_its_remedy(arguments, message):
     with pytest.raises(ValueError, match=f"{message}.*use"):
         load_pipeline("tiny", **arguments)
+
+
+def test_the_threads_asked_for_are_those_that_compute(tiny):
+    """Also where torch has computed before: `tiny` was loaded."""
+    was = tiny.spec["torch_threads"]
+    try:
+        for threads in (was + 1, 1):
+            spec = load_pipeline("tiny", device="cpu", torch_threads=threads).spec
+            assert spec["torch_threads"] == threads == compute(torch.get_num_threads)
+    finally:
+        compute(torch.set_num_threads, was)

@@ -95,7 +95,8 @@ def test_server_timing_adds_up_and_agrees_with_the_answer(client):
 
 def test_queueing_is_told_apart_from_work(tiny):
     with serve(tiny, name="queued", batching="serial") as server, ThreadPoolExecutor(4) as pool:
-        responses = list(pool.map(lambda _: httpx.post(f"{server.url}/benchmark/generate", json=SMALL), range(4)))
+        url = f"{server.url}/benchmark/generate"
+        responses = list(pool.map(lambda _: httpx.post(url, json=SMALL, timeout=60), range(4)))
     by_queue = sorted((server_timing(r)[0] for r in responses), key=lambda parts: parts["queue"])
     times = [r.json()["time_s"] for r in responses]
     assert by_queue[-1]["queue"] > 2 * min(times)
