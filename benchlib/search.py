@@ -63,7 +63,8 @@ def find_capacity(
     Each trial is a run of the study, `trial_s` seconds long or as long as `trial_requests` take to come, after a tenth
     of that to warm up, and is judged by `Slo`. It is cut where the last answers take longer than the trial did. A trial
     that was missed shows nothing where its run got images and is invalid all the same: then the generator itself fell
-    behind. No trial begins that `budget_min` minutes are too short for. `api` is `run_load`'s, and so is what is raised.
+    behind. No trial begins that `budget_min` minutes are too short for. `api`, and what is raised, is as `run_load` has
+    it.
     """
     from benchlib.study.statistics import Slo, latencies
 

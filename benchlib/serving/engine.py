@@ -12,14 +12,13 @@ import logging
 import math
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from benchlib.serving.compute import compute
-from benchlib.serving.policies import Size, StepTimes, Turn, make_policy, until_place_s
+from benchlib.serving.policies import Measured, Size, Turn, make_policy, until_place_s
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.warmup import measure, warm
 
@@ -129,6 +128,8 @@ class Engine:
         batch_buckets: Sequence[int] | None = None,
         sizes: Sequence[Size] | None = None,
     ) -> None:
+        self._measured = Measured()
+        self._times = self._measured.__getitem__
         self._policy = make_policy(batching, self._times, max_batch_size=max_batch_size, max_wait_s=max_wait_ms / 1000)
         if max_queue < 1:
             raise ValueError(f"max_queue: {max_queue} is too few; use 1 or more")
@@ -138,7 +139,6 @@ class Engine:
         self.max_queue = max_queue
         self.on_step: Callable[[int, float], None] = lambda jobs, seconds: None  # noqa: ARG005
         self.busy_s = 0.0  # of encode, step and decode calls
-        self.running = 0  # jobs that share the step under way
         self.state: State = "loading"
         self.failure: BaseException | None = None
         self.settled = threading.Event()
@@ -153,12 +153,11 @@ class Engine:
         self._buckets = sorted(batch_buckets or ())
         self._sizes = sizes
         self._source = source
-        self._pipeline: SDXLPipeline | None = None
-        self._measured: dict[Size, StepTimes] = {}  # at warm-up
-        self._known: dict[Size, StepTimes] = {}  # and scaled from there
+        self._pipeline: SDXLPipeline  # from the start-up to the shutdown
         self._limits: dict[tuple[str, Size], int] = {}  # most jobs in one call, where more ran out of memory
         self._jobs: list[Job] = []  # waiting and begun, in the order of arrival
         self._turn: Turn | None = None  # holds until a job comes, ends its steps or leaves
+        self._stepping: tuple[Job, ...] = ()  # in the step under way
         self._place_s: float | None = None  # when the full queue should have a place, if nobody came since
         self._change = threading.Condition()
         self._should_exit = False
@@ -169,6 +168,11 @@ class Engine:
         """Jobs in the queue now: those that have not been begun."""
         return sum(not job.begun for job in tuple(self._jobs))
 
+    @property
+    def running(self) -> int:
+        """Jobs that share the step under way."""
+        return len(self._stepping)
+
     def start(self) -> None:
         """Begin to load. Does nothing where it has begun."""
         if self._thread.ident is None:
@@ -178,7 +182,7 @@ class Engine:
         self,
         request: GenerateRequest,
         *,
-        request_id: str | None = None,
+        request_id: str = "without an id",
         arrived_s: float | None = None,
         deadline_s: float | None = None,
     ) -> Job:
@@ -187,12 +191,7 @@ class Engine:
         A job that is not done `deadline_s` after it arrived ends with `DeadlinePassed`.
         """
         now_s = time.monotonic()
-        job = Job(
-            request=request,
-            request_id=request_id or uuid.uuid4().hex,
-            arrived_s=now_s if arrived_s is None else arrived_s,
-            deadline_s=deadline_s,
-        )
+        job = Job(request, request_id, now_s if arrived_s is None else arrived_s, deadline_s)
         with self._change:
             if self.state == "loading":
                 raise Refused("the model is still loading; wait for /ready", retry_after_s=1.0)
@@ -206,9 +205,9 @@ class Engine:
                 self._turn = self._place_s = None
                 self._change.notify()
                 return job
-            ahead, place_s = tuple(self._jobs), self._place_s
+            ahead, stepping, place_s = tuple(self._jobs), self._stepping, self._place_s
         if place_s is None or place_s < now_s:
-            place_s = now_s + until_place_s(self._policy, ahead, now_s, self._times, self.max_queue)
+            place_s = now_s + until_place_s(self._policy, ahead, stepping, now_s, self._times, self.max_queue)
             self._place_s = place_s
         raise Refused(f"the queue is full ({self.max_queue} wait)", retry_after_s=place_s - now_s)
 
@@ -272,11 +271,7 @@ class Engine:
             self._measured[size] = compute(measure, pipeline, size, max_batch_size=most, padded=self._padded)
             for rows in self._buckets if pipeline.compiled else ():
                 compute(warm, pipeline, size, rows)
-        step_times = {
-            f"{width}x{height}": {part: {str(n): s for n, s in curve.items()} for part, curve in vars(times).items()}
-            for (width, height), times in self._measured.items()
-        }
-        self.spec = pipeline.spec | self._settings | {"step_times": step_times}
+        self.spec = pipeline.spec | self._settings | {"step_times": self._measured.told()}
         self.state = "ready"
         self.settled.set()
 
@@ -295,11 +290,11 @@ class Engine:
                     self._turn = self._within_limits(self._policy.turn(tuple(self._jobs), asked_s))
                 turn = self._turn
                 if turn.step or turn.decode:
-                    for job in cast("tuple[Job, ...]", turn.step):
+                    self._stepping = cast("tuple[Job, ...]", turn.step)
+                    for job in self._stepping:
                         job.admitted_s = job.admitted_s or now_s
-                    self.running = len(turn.step)
                     return turn
-                self._turn, self.running = None, 0
+                self._turn, self._stepping = None, ()
                 if not wait or (self._should_exit and not self._jobs):
                     return None
                 until_s = min([turn.wait_until_s or math.inf, *(job.late_s for job in self._jobs)])
@@ -309,14 +304,13 @@ class Engine:
         """Fewer at once where as many have run out of memory, or on a CPU would do so in the decoder."""
         step = turn.step and turn.step[: self._limits.get(("step", turn.step[0].size))]
         decode = turn.decode and turn.decode[: self._limits.get(("decode", turn.decode[0].size))]
-        while len(decode) > 1 and self._pipeline and not self._pipeline.fits(*decode[0].size, len(decode)):
+        while len(decode) > 1 and not self._pipeline.fits(*decode[0].size, len(decode)):
             decode = decode[: len(decode) // 2]
         return replace(turn, step=step, decode=decode)
 
     def _step(self, jobs: Sequence[Job]) -> None:
         """Encode those of `jobs` that have just begun, together, then move all on by one denoising step."""
         pipeline = self._pipeline
-        assert pipeline is not None
         if new := [job for job in jobs if job.work is None]:
             if not pipeline.fits(*new[0].size):
                 for job in new:
@@ -336,10 +330,8 @@ class Engine:
             self._turn = None
 
     def _decode(self, jobs: Sequence[Job]) -> None:
-        pipeline = self._pipeline
-        assert pipeline is not None
         works = [job.work for job in jobs if job.work is not None]
-        images = self._call("decode", jobs, lambda: pipeline.decode(works))
+        images = self._call("decode", jobs, lambda: self._pipeline.decode(works))
         if images is None:
             return
         for job, work, image in zip(jobs, works, images, strict=True):
@@ -350,7 +342,6 @@ class Engine:
         """Call the pipeline for `jobs`. None where it raised: then they have ended, or fewer will be tried next."""
         import torch
 
-        assert self._pipeline is not None
         self._pipeline.reset_peak_memory()
         started = time.monotonic()
         try:
@@ -377,10 +368,10 @@ class Engine:
     def _shutdown(self) -> None:
         with self._change:
             self.state = "stopped"
-            self.running = 0
+            self._stepping = ()
             for job in tuple(self._jobs):
                 self._end(job, Refused("the server is stopping"))
-        self._pipeline = None
+        del self._pipeline
         if callable(self._source):
             import torch
 
@@ -402,14 +393,6 @@ class Engine:
     def _padded(self, rows: int) -> int | None:
         """Rows of the next bucket, or None where there is none to fill."""
         return next((bucket for bucket in self._buckets if bucket >= rows), None)
-
-    def _times(self, size: Size) -> StepTimes:
-        """What `size` costs: as measured, else as the nearest measured one, in proportion to the pixels."""
-        if size not in self._known:
-            pixels = size[0] * size[1]
-            near = min(self._measured, key=lambda other: abs(math.log(other[0] * other[1] / pixels)))
-            self._known[size] = self._measured[near].scaled(pixels / (near[0] * near[1]))
-        return self._known[size]
 
 
 def _does_not_fit(job: Job) -> DoesNotFit:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchlib.serving.policies import SimulatedTask, StepTimes, make_policy, simulate
+from benchlib.serving.policies import Measured, SimulatedTask, make_policy, simulate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,10 +21,7 @@ def predict_latency(requests: pd.DataFrame, spec: Mapping[str, Any], *, batching
     `batching` is another policy than the server's own: then `spec` must be of one that measured batches. Raises
     ValueError for a size whose step times the spec does not tell.
     """
-    known = dict[Any, StepTimes]()
-    for size, curves in (spec.get("step_times") or {}).items():
-        plain = {part: {int(n): s for n, s in curve.items()} for part, curve in curves.items()}
-        known[tuple(map(int, size.split("x")))] = StepTimes(**plain)
+    known = Measured.of(spec.get("step_times") or {})
     columns = requests[["width", "height", "num_inference_steps", "scheduled_s"]].itertuples(index=False)
     guidance = requests["guidance_scale"] if "guidance_scale" in requests else [None] * len(requests)
     tasks = [

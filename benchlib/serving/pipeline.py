@@ -318,7 +318,7 @@ def load_pipeline(
 
     `device="auto"` is CUDA where there is one, else the CPU; `dtype="auto"` is float16 on CUDA, else float32, unless
     the recipe sets one. `recipe` names optimisations, joined with "+" (recipes.py). `seed` draws the weights of the
-    random models. `torch_threads` sets the CPU threads of torch, for all that this process computes. Raises ValueError for a bad
+    random models. `torch_threads` sets the CPU threads of torch for the whole process. Raises ValueError for a bad
     argument and `ModelError` where the model can't be had, each naming the remedy.
     """
     before_gib = process_memory_gib()

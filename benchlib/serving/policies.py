@@ -9,8 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, inf
-from typing import Protocol, cast
+from math import ceil, inf, log
+from typing import Any, Protocol, cast
 
 Size = tuple[int, int]
 PATIENCE = 3.0  # how far a request may be overtaken, in multiples of its own time alone
@@ -65,6 +65,32 @@ class StepTimes:
             encode_s=self.encode_s,
             decode_s={requests: s * pixels_ratio for requests, s in self.decode_s.items()},
         )
+
+
+class Measured(dict[Size, StepTimes]):
+    """What each size costs: as measured, else as the nearest measured one, in proportion to the pixels."""
+
+    def __missing__(self, size: Size) -> StepTimes:
+        pixels = size[0] * size[1]
+        near = min(self, key=lambda other: abs(log(other[0] * other[1] / pixels)))
+        return self[near].scaled(pixels / (near[0] * near[1]))
+
+    def told(self) -> dict[str, Any]:
+        """JSON-able, as "step_times" of a server's spec: {"64x64": {"step_s": {"1": 0.01, ...}, ...}, ...}."""
+        return {
+            f"{width}x{height}": {part: {str(n): s for n, s in curve.items()} for part, curve in vars(times).items()}
+            for (width, height), times in self.items()
+        }
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Measured:
+        """What was `told`."""
+        known = cls()
+        for size, curves in told.items():
+            width, height = size.split("x")
+            plain = {part: {int(n): s for n, s in curve.items()} for part, curve in curves.items()}
+            known[int(width), int(height)] = StepTimes(**plain)
+        return known
 
 
 Times = Callable[[Size], StepTimes]
@@ -265,8 +291,15 @@ def simulate(policy: Policy, tasks: Sequence[Task], times: Times, *, now_s: floa
     return [finished[place] for place in range(len(tasks))]
 
 
-def until_place_s(policy: Policy, tasks: Sequence[Task], now_s: float, times: Times, max_queue: int) -> float:
-    """Seconds from `now_s` until fewer than `max_queue` of `tasks` wait (are not begun) if nobody else comes."""
-    begins = [f.begun_s for f in simulate(policy, tasks, times, now_s=now_s) if f.begun_s is not None]
+def until_place_s(
+    policy: Policy, tasks: Sequence[Task], stepping: Sequence[Task], now_s: float, times: Times, max_queue: int
+) -> float:
+    """Seconds from `now_s` until fewer than `max_queue` of `tasks` wait (are not begun) if nobody else comes.
+
+    A step of those `stepping` begins now, whatever the policy says.
+    """
+    step_s = times(stepping[0].size).step(sum(task.rows for task in stepping)) if stepping else 0.0
+    after = [SimulatedTask(t.size, t.rows, t.steps_left - (t in stepping), t.arrived_s, t.begun) for t in tasks]
+    begins = [f.begun_s for f in simulate(policy, after, times, now_s=now_s + step_s) if f.begun_s is not None]
     excess = len(begins) - max_queue
     return sorted(begins)[excess] - now_s if excess >= 0 else 0.0

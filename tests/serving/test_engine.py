@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchlib.serving.engine import Cancelled, DeadlinePassed, DoesNotFit, Engine, Refused
+from benchlib.serving.policies import StepTimes
 from benchlib.serving.schemas import GenerateRequest
 from tests.serving.fake_pipeline import FakePipeline
 
@@ -358,6 +359,60 @@ def test_a_refusal_says_when_a_place_should_come_free(start, pipeline, batching)
         assert 0.05 < refusal.value.retry_after_s < 0.11
     engine.cancel(waiting[0])
     engine.submit(ask("in its place"))
+
+
+class OnItsOwnClock(FakePipeline):
+    """Its calls take what its curves say, by a clock that nothing else moves."""
+
+    def __init__(self, step_s):
+        super().__init__()
+        self.now_s, self.curves = 1000.0, StepTimes(step_s, {1: 0.25, 2: 0.5}, {1: 2.0, 2: 3.0})
+
+    def monotonic(self):
+        return self.now_s
+
+    def took(self, seconds):
+        self.now_s += seconds
+        return seconds
+
+    def encode(self, requests):
+        works, encode_s = super().encode(requests), self.took(self.curves.encode(len(requests)))
+        for work in works:
+            work.encode_s = encode_s
+        return works
+
+    def step(self, works, *, rows=None):
+        super().step(works, rows=rows)
+        return self.took(self.curves.step(2 * len(works)))
+
+    def decode(self, works):
+        images, decode_s = super().decode(works), self.took(self.curves.decode(len(works)))
+        for work in works:
+            work.decode_s = decode_s
+        return images
+
+
+@pytest.mark.parametrize("batching", ["serial", "dynamic", "continuous"])
+@pytest.mark.parametrize("step_s", [{1: 0.75, 2: 1.0, 4: 1.25}, {1: 0.5, 2: 1.0, 4: 2.0}], ids=["gain", "no gain"])
+@pytest.mark.parametrize("steps", [(9, 7, 4), (1, 30, 2), (30, 20, 25)])
+def test_retry_after_is_when_a_place_comes_free(batching, step_s, steps, monkeypatch):
+    pipeline = OnItsOwnClock(step_s)
+    monkeypatch.setattr("benchlib.serving.engine.time", pipeline)
+    engine = Engine(pipeline, batching=batching, max_batch_size=2, max_wait_ms=0.0, max_queue=2)
+    engine.start()
+    assert engine.settled.wait(10)
+    running = hold(pipeline, engine, steps=steps[0])
+    waiting = [engine.submit(ask("next", n)) for n in steps[1:]]
+    with pytest.raises(Refused) as refusal:
+        engine.submit(ask("too many"))
+    refused_s = pipeline.now_s
+    pipeline.gate.set()
+    for job in (running, *waiting):
+        job.future.result(10)
+    engine.stop()
+    after_s = min(job.admitted_s for job in waiting) - refused_s
+    assert refusal.value.retry_after_s == after_s
+    assert batching == "continuous" or after_s >= steps[0] + 2
 
 
 def test_an_engine_that_breaks_leaves_nobody_waiting(start, monkeypatch):

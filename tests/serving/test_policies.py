@@ -98,7 +98,9 @@ def test_leavers_of_another_size_or_too_many_wait_for_the_next_turn():
 def test_a_place_is_free_when_enough_have_begun():
     tasks = [task(0, 3), task(0, 2), task(0, 1)]
     policy = make_policy("serial", lambda _: FREE, max_batch_size=1, max_wait_s=0)
-    assert [until_place_s(policy, tasks, 10.0, lambda _: FREE, n) for n in (4, 3, 2, 1)] == [0, 0, 3, 5]
+    assert [until_place_s(policy, tasks, [], 10.0, lambda _: FREE, n) for n in (4, 3, 2, 1)] == [0, 0, 3, 5]
+    stepping = SimulatedTask(SMALL, 1, 2, 0.0, begun=True)
+    assert until_place_s(policy, [*tasks, stepping], [stepping], 10.0, lambda _: FREE, 3) == 1
 
 
 def test_times_are_interpolated():
