@@ -82,7 +82,7 @@ def nothing() -> FastAPI:
             return [image] * len(works)
 
     image = Image.new("RGB", (8, 8))
-    return create_app(Engine(NoTime()))
+    return create_app(Engine(NoTime))
 
 
 def route() -> FastAPI:

@@ -28,8 +28,11 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
+import pandas as pd
+
 from benchlib.load.arrivals import ClosedLoop, OpenLoop
 from benchlib.load.workload import Workload
+from benchlib.serving.forecast import predict_latency
 from benchlib.study.estimates import order_ranks
 from benchlib.telemetry import describe_load
 from benchmarks.sides import LITSERVE, OURS, DidNotStart, Measured, Side, back_to_back, load, start
@@ -108,6 +111,15 @@ class Bench:
         words = f"{one} {'less' if apart else 'over'} {other}: {of}"
         return Figure(case, words, values, **limits, not_measured=self._why(case, one) or self._why(case, other))
 
+    def forecast(self, case: str, name: str) -> Figure:
+        """The mean latency over that of the simulator, which is told the step times that the side itself measured."""
+        values = [
+            run.mean_s / float(predict_latency(pd.DataFrame(run.rows), self.sides[name].spec).mean())
+            for run in ([] if self._why(case, name) else self.runs[case][name])
+        ]
+        limits: dict[str, Any] = {"low": 0.85, "high": 1.15, "by_interval": True}
+        return Figure(case, f"{name} over its forecast: mean_s", values, **limits, not_measured=self._why(case, name))
+
     def failed(self) -> Figure:
         runs = [run for case in self.runs.values() for several in case.values() for run in several]
         return Figure("all", "requests that failed", [sum(run.failed for run in runs)], high=0)
@@ -184,7 +196,7 @@ def mixed(bench: Bench) -> list[Figure]:
         figures += [bench.against(case, "continuous", "serial", of, high=0.5)]
         figures += [bench.against(case, "continuous", "dynamic", of, high=1.0)]
         figures += [bench.against(case, "dynamic", "serial", of)]
-    return figures
+    return figures + [bench.forecast(case, name) for name in OURS]
 
 
 def nothing(bench: Bench) -> list[Figure]:

@@ -17,7 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ MAX_BATCH = 8
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: images a second in its window, the latency of each request, how many failed, the generator's share."""
+    """One run: images a second in its window, the latency of each request, how many failed, the generator's share, and
+    the generator's rows."""
 
     images_per_s: float
     latencies_s: list[float]
     failed: int = 0
     generator_cpu_cores: float | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def mean_s(self) -> float:
@@ -59,10 +61,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Side:
-    """A process that stands still but within `awake`."""
+    """A process that stands still but within `awake`, and what ours says of itself."""
 
     process: subprocess.Popen[bytes]
     url: str
+    spec: dict[str, Any]
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -89,6 +92,7 @@ def start(name: str, threads: int | None) -> Iterator[Side]:
         module, ready = ["benchlib", "serve"], "ready"
         environment |= {"BENCHLIB_MODEL": "tiny", "BENCHLIB_DEVICE": "cpu", "BENCHLIB_BATCHING": name}
         environment |= {"BENCHLIB_MAX_BATCH_SIZE": str(MAX_BATCH), "BENCHLIB_MAX_QUEUE": "1000"}
+        environment |= {"BENCHLIB_SIZES": "64x64"}
     elif name in LITSERVE:
         module, ready = ["benchmarks.litserve_rival", f"--batch-timeout={LITSERVE[name]}"], "health"
         module += [f"--max-batch-size={MAX_BATCH}"]
@@ -102,11 +106,13 @@ def start(name: str, threads: int | None) -> Iterator[Side]:
         subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, start_new_session=True, **pipes) as process,
     ):
         try:
-            side = Side(process, f"http://127.0.0.1:{port}")
-            if not (_says_ready(process) if name == "loop" else _answers(process, f"{side.url}/{ready}")):
+            url = f"http://127.0.0.1:{port}"
+            answer = process.stdout.readline() if process.stdout else _answer(process, f"{url}/{ready}")
+            if not answer:
                 errors.seek(0)
                 last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
                 raise DidNotStart(last[0] if last else "it gave no answer")
+            side = Side(process, url, json.loads(answer)["spec"] if name in OURS else {})
             with side.awake():
                 pass
             yield side
@@ -115,19 +121,14 @@ def start(name: str, threads: int | None) -> Iterator[Side]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _says_ready(process: subprocess.Popen[bytes]) -> bool:
-    assert process.stdout
-    return process.stdout.readline() == b"ready\n"
-
-
-def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
-    """Whether it answers 200 within START_S; False as soon as it has ended."""
+def _answer(process: subprocess.Popen[bytes], url: str) -> bytes:
+    """What it answers with 200 within START_S; nothing as soon as it has ended."""
     end_s = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < end_s:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return True
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            return bytes(answer.read())
         time.sleep(0.1)
-    return False
+    return b""
 
 
 def load(
@@ -146,6 +147,7 @@ def load(
         latencies_s=[row["latency_s"] for row in good if row["phase"] == "measure"],
         failed=len(rows) - len(good),
         generator_cpu_cores=outcome.generator_cpu_cores,
+        rows=rows,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import serving, sides
 from benchmarks.serving import Bench, Figure
-from benchmarks.sides import Measured
+from benchmarks.sides import Measured, Side
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,19 @@ def test_figures_are_of_one_repetition_each_and_a_missing_side_is_told():
     assert (missing.not_measured, missing.passed) == ("not installed", False)
     runs["b"].append(Measured(0.0, []))
     assert bench.told("case", "b", "p95_s").not_measured == "a run had no answer within its window"
+
+
+def test_what_was_measured_is_held_against_the_forecast_for_the_very_rows():
+    curves = {"step_s": {"2": 0.1}, "encode_s": {"1": 0.0}, "decode_s": {"1": 0.0}}
+    spec = {"batching": "serial", "max_batch_size": 1, "max_wait_ms": 0.0, "step_times": {"64x64": curves}}
+    asked = {"width": 64, "height": 64, "num_inference_steps": 10, "guidance_scale": None}
+    rows = [asked | {"scheduled_s": due_s} for due_s in (0.0, 0.5)]  # done at 1 s and 2 s
+    runs = {"serial": [Measured(1.0, [1.0, 1.75], rows=rows)]}
+    bench = Bench({"serial": Side(None, "", spec)}, {"dynamic": "left out"}, 1, 1.0, {"case": runs})
+    figure = bench.forecast("case", "serial")
+    assert figure.values == pytest.approx([1.375 / 1.25])
+    assert (figure.low, figure.high, figure.by_interval) == (0.85, 1.15, True)
+    assert bench.forecast("case", "dynamic").not_measured == "left out"
 
 
 def test_rounds_go_back_and_forth():

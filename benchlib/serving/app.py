@@ -136,7 +136,8 @@ def create_app(engine: Engine, *, deadline_s: float | None = None, max_pixel_ste
     @app.get("/ready", responses={503: {"model": Readiness}})
     async def ready(response: Response) -> Readiness:
         response.status_code = 200 if engine.state == "ready" else 503
-        return Readiness(status=engine.state, detail=None if engine.failure is None else str(engine.failure))
+        detail = None if engine.failure is None else str(engine.failure)
+        return Readiness(status=engine.state, detail=detail, spec=engine.spec or None)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -45,7 +45,10 @@ class Refused(RuntimeError):
 
 
 class DoesNotFit(RuntimeError):
-    """The device has too little memory for this job alone."""
+    """The device has too little memory for one image of this size."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__(f"{size[0]}x{size[1]} does not fit in the device's memory; ask for less")
 
 
 class Cancelled(RuntimeError):
@@ -149,7 +152,7 @@ class Engine:
             "max_wait_ms": max_wait_ms,
             "max_queue": max_queue,
         }
-        self._max_batch_size = 1 if batching == "serial" else max_batch_size
+        self._most = 1 if batching == "serial" else max_batch_size
         self._buckets = sorted(batch_buckets or ())
         self._sizes = sizes
         self._source = source
@@ -264,14 +267,16 @@ class Engine:
     def _startup(self) -> None:
         self._pipeline = pipeline = compute(self._source) if callable(self._source) else self._source
         if pipeline.compiled and not self._buckets:
-            self._buckets = [2**n for n in range(1, (self._max_batch_size - 1).bit_length() + 2)]
+            self._buckets = [2**n for n in range(1, (self._most - 1).bit_length() + 2)]
         showcase = pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"]
         for size in self._sizes or [showcase]:
-            most = self._max_batch_size
-            self._measured[size] = compute(measure, pipeline, size, max_batch_size=most, padded=self._padded)
+            self._measured[size] = compute(measure, pipeline, size, max_batch_size=self._most, padded=self._padded)
             for rows in self._buckets if pipeline.compiled else ():
                 compute(warm, pipeline, size, rows)
         self.spec = pipeline.spec | self._settings | {"step_times": self._measured.told()}
+        if callable(self._source):
+            gc.collect()
+            gc.freeze()  # to walk all that loading made takes the collector 0.2 s, in which nobody is answered
         self.state = "ready"
         self.settled.set()
 
@@ -314,7 +319,7 @@ class Engine:
         if new := [job for job in jobs if job.work is None]:
             if not pipeline.fits(*new[0].size):
                 for job in new:
-                    self._end(job, _does_not_fit(job))
+                    self._end(job, DoesNotFit(job.size))
                 return
             works = self._call("step", new, lambda: pipeline.encode([job.request for job in new]))
             if works is None:
@@ -351,7 +356,7 @@ class Engine:
             self._turn = None
             self._limits[part, jobs[0].size] = max(1, len(jobs) // 2)
             if len(jobs) == 1:
-                self._end(jobs[0], _does_not_fit(jobs[0]))
+                self._end(jobs[0], DoesNotFit(jobs[0].size))
         except Exception as error:  # it ends these jobs only; the app reports it and the log explains it
             log.error("request %s failed", ", ".join(job.request_id for job in jobs), exc_info=error)
             for job in jobs:
@@ -375,9 +380,9 @@ class Engine:
         if callable(self._source):
             import torch
 
+            gc.unfreeze()
             gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
@@ -393,8 +398,3 @@ class Engine:
     def _padded(self, rows: int) -> int | None:
         """Rows of the next bucket, or None where there is none to fill."""
         return next((bucket for bucket in self._buckets if bucket >= rows), None)
-
-
-def _does_not_fit(job: Job) -> DoesNotFit:
-    width, height = job.size
-    return DoesNotFit(f"{width}x{height} does not fit in the device's memory; ask for less")

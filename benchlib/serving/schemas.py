@@ -5,7 +5,7 @@ Knows bounds. Ignorant of torch, of engines and of how HTTP carries these models
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,6 +65,9 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     status: Literal["loading", "ready", "failed", "stopped"]
     detail: str | None = None
+    spec: dict[str, Any] | None = Field(
+        default=None, description="once ready: what is served, and the step times that were measured before"
+    )
 
 
 class Problem(BaseModel):

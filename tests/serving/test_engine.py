@@ -177,6 +177,7 @@ def test_an_owned_pipeline_is_freed():
 
     def load():
         made = FakePipeline()
+        made.itself = made  # so that only the collector can free it
         references.append(weakref.ref(made))
         return made
 
@@ -303,12 +304,14 @@ def test_what_the_estimate_says_does_not_fit_is_refused_before_anything_is_made(
     with pytest.raises(DoesNotFit, match="128x128 does not fit"):
         engine.submit(ask("huge", side=128)).future.result(10)
     assert pipeline.calls == []
+    pipeline.most_decodes = 2  # more would be tried again, and so be seen twice
     hold(pipeline, engine, steps=1)
     jobs = [engine.submit(ask(str(i), steps=1)) for i in range(4)]
     pipeline.gate.set()
     for job in jobs:
         job.future.result(10)
     assert (4, None) in pipeline.batches  # the decoder takes the memory, so only it is fed in smaller batches
+    assert sum(call == "decode" for call, _ in pipeline.calls) == 5
 
 
 def test_an_error_reaches_the_members_of_its_batch_only(start, pipeline):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import threading
 import time
 from contextlib import contextmanager
 
@@ -206,11 +207,17 @@ def test_an_error_inside_ends_the_other_images_too():
         client.images.generate(**SMALL)
 
 
+class Unwritable:
+    def save(self, *_):
+        raise OSError(f"no room on {threading.current_thread().name}")
+
+
 def test_a_file_that_cannot_be_written_is_a_500_that_the_log_explains(caplog):
+    """And it was tried on a thread of its own: neither on the event loop's nor on the engine's."""
     pipeline = FakePipeline()
-    pipeline.decode = lambda works: [object() for _ in works]  # no image, so it can't be saved as one
+    pipeline.decode = lambda works: [Unwritable() for _ in works]
     with fake_client(pipeline) as client, pytest.raises(openai.InternalServerError) as failed:
         client.images.generate(prompt="a", n=2, extra_headers={"X-Request-ID": "f-1"})
     assert "the log says why under request id f-1" in failed.value.message
     assert "request f-1: its image could not be written" in caplog.text
-    assert "'object' object has no attribute 'save'" in caplog.text
+    assert "OSError: no room on benchlib-files" in caplog.text

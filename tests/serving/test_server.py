@@ -93,15 +93,20 @@ def test_server_timing_adds_up_and_agrees_with_the_answer(client):
         assert total < response.elapsed.total_seconds()
 
 
-def test_queueing_is_told_apart_from_work(tiny):
-    with serve(tiny, name="queued", batching="serial") as server, ThreadPoolExecutor(4) as pool:
+@pytest.mark.parametrize("batching", ["serial", "continuous"])
+def test_queueing_is_told_apart_from_work(tiny, batching):
+    with serve(tiny, name="queued", batching=batching) as server, ThreadPoolExecutor(4) as pool:
         url = f"{server.url}/benchmark/generate"
         responses = list(pool.map(lambda _: httpx.post(url, json=SMALL, timeout=60), range(4)))
-    by_queue = sorted((server_timing(r)[0] for r in responses), key=lambda parts: parts["queue"])
-    times = [r.json()["time_s"] for r in responses]
-    assert by_queue[-1]["queue"] > 2 * min(times)
-    for parts in by_queue:
-        assert parts["total"] == pytest.approx(sum(parts.values()) - parts["total"], rel=0.01, abs=0.001)
+    parts = [server_timing(response)[0] for response in responses]
+    for part, response in zip(parts, responses, strict=True):
+        assert min(part.values()) >= 0
+        assert part["total"] == pytest.approx(sum(part.values()) - part["total"], rel=0.01, abs=0.001)
+        work_s = part["encode"] + part["denoise"] + part["decode"]
+        assert work_s == pytest.approx(response.json()["time_s"], abs=1e-6)
+        assert part["total"] < response.elapsed.total_seconds()
+    if batching == "serial":
+        assert max(part["queue"] for part in parts) > 2 * min(response.json()["time_s"] for response in responses)
 
 
 def test_a_seed_is_used_told_and_repeated(client):
@@ -139,9 +144,9 @@ def test_request_ids_are_taken_or_made(client):
     assert client.get("/health", headers={"X-Request-ID": "x" * 500}).headers["x-request-id"] != "x" * 500
 
 
-def test_health_ready_and_docs(client):
+def test_health_ready_and_docs(client, server):
     assert client.get("/health").json() == {"status": "alive"}
-    assert client.get("/ready").json() == {"status": "ready", "detail": None}
+    assert client.get("/ready").json() == {"status": "ready", "detail": None, "spec": server.spec}
     assert "swagger" in client.get("/docs").text.lower()
     assert client.get("/openapi.json").json()["paths"].keys() == {
         "/benchmark/generate", "/v1/images/generations", "/v1/models", "/health", "/ready", "/metrics",
@@ -427,6 +432,7 @@ def test_python_m_benchlib_serve():
         early = httpx.post(f"{url}/benchmark/generate", json=SMALL)
         assert early.status_code == 503
         assert "loading" in early.json()["detail"]
+        assert httpx.get(f"{url}/ready").json()["spec"] is None
         assert 503 in wait_ready(url)
         assert httpx.post(f"{url}/benchmark/generate", json=SMALL, timeout=60).json()["prompt"] == "a lighthouse"
     text = "".join(lines)
