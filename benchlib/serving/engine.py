@@ -315,20 +315,19 @@ class Engine:
 
     def _step(self, jobs: Sequence[Job]) -> None:
         """Encode those of `jobs` that have just begun, together, then move all on by one denoising step."""
-        pipeline = self._pipeline
         if new := [job for job in jobs if job.work is None]:
-            if not pipeline.fits(*new[0].size):
+            if not self._pipeline.fits(*new[0].size):
                 for job in new:
                     self._end(job, DoesNotFit(job.size))
                 return
-            works = self._call("step", new, lambda: pipeline.encode([job.request for job in new]))
+            works = self._call("step", new, lambda: self._pipeline.encode([job.request for job in new]))
             if works is None:
                 return
             for job, work in zip(new, works, strict=True):
                 job.work = work
         batch = [job.work for job in jobs if job.work is not None]
-        padding = {} if (rows := self._padded(sum(job.rows for job in jobs))) is None else {"rows": rows}
-        seconds = self._call("step", jobs, lambda: pipeline.step(batch, **padding))
+        rows = self._padded(sum(job.rows for job in jobs))
+        seconds = self._call("step", jobs, lambda: self._pipeline.step(batch, rows=rows))
         if seconds is not None:
             self.on_step(len(jobs), seconds)
         if any(work.finished for work in batch):
