@@ -255,6 +255,15 @@ def test_warm_up_measures_growing_batches_and_says_so(start):
     assert engine._times((256, 64)).step(2) == 0.002  # of the nearest in pixels, in proportion
 
 
+def test_what_is_padded_to_a_bucket_takes_as_long_as_a_full_one(start, pipeline, monkeypatch):
+    """Two requests in a bucket of eight rows gain nothing, four do: so the search must not stop at two."""
+    step = pipeline.step
+    monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * (1 + rows))
+    engine = start(batching="continuous", batch_buckets=[2, 8], max_batch_size=4)
+    curve = engine.spec["step_times"]["64x64"]["step_s"]
+    assert curve == pytest.approx({"1": 0.003, "2": 0.003, "3": 0.009, "8": 0.009})
+
+
 def test_batches_are_padded_up_to_the_next_bucket(start, pipeline):
     engine = start(batching="continuous", batch_buckets=[4, 1])
     hold(pipeline, engine, steps=1)
