@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import statistics
 import sys
 import time
@@ -43,13 +42,12 @@ from benchlib.serving.server import Server
 from benchlib.study.faithfulness import psnr_db, ssim
 from benchlib.study.statistics import measured
 from benchlib.telemetry import describe_git, describe_machine, describe_packages, describe_torch
-from benchmarks.serving import Figure
+from benchmarks.gpu_table import draw, read, table
 
 EAGER = "bf16+channels-last+fused-qkv"
 GRAPHS = f"{EAGER}+cudnn-tuned+cuda-graphs"
 COMPILE_S = {"regional": 60.0, "compile": 150.0, "fastest": 60.0}  # to load and compile one shape, at a guess
 SEEDS = (1, 2, 3)  # of the images that are compared
-BATCHES = (1, 2, 4, 8, 16)
 BUCKETS = (2, 8, 16)  # rows: two for each guided request
 MIXED = (10, 20, 30, 40, 50)
 
@@ -126,15 +124,6 @@ class Book:
 def starts_s(recipe: str) -> float:
     """Seconds to load and warm, with which to decide whether there is time."""
     return next((seconds for word, seconds in COMPILE_S.items() if word in recipe), 20.0)
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """All lines that are kept; one that was cut off is left out."""
-    lines = []
-    for path in sorted(folder.glob("*.jsonl")):
-        whole = path.read_text().rpartition("\n")[0]
-        lines += [json.loads(line) for line in whole.splitlines()]
-    return lines
 
 
 def timed(book: Book, pipe: SDXLPipeline, case: str, n: int = 1, *, steps: int = 20, seed: int = 1) -> list[Any]:
@@ -445,138 +434,12 @@ def faithful(book: Book) -> None:
 PARTS = {"latency": latency, "throughput": throughput, "serving": serving, "faithful": faithful}
 
 
-# -- the table --------------------------------------------------------------------------------------------------------
-
-
-def figures(lines: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
-    """Each row of the table: what others published, and our figure with its limit. A compilation spoils its line."""
-
-    def values(part: str, case: str, what: str, **same: Any) -> list[float]:
-        return [
-            line["value"]
-            for line in lines
-            if (line["part"], line["case"], line["what"]) == (part, case, what)
-            and all(line.get(name) == value for name, value in same.items())
-            and not line.get("recompiled")
-            and line["value"] is not None
-        ]
-
-    def of(name: str, found: list[float], published: str = "", **limits: float) -> tuple[str, Figure]:
-        return published, Figure("gpu", name, found, **limits, not_measured=None if found else "not measured")
-
-    def image(case: str, steps: int) -> list[float]:
-        return values("latency", case, "image_s", n=1, steps=steps)
-
-    def rate(case: str) -> list[float]:
-        """Of the batch with the most images a second."""
-        by_batch = [values("throughput", case, "image_s", n=n) for n in BATCHES]
-        rates = [[1 / s for s in batch] for batch in by_batch if batch]
-        return max(rates, key=statistics.median, default=[])
-
-    def ratio(name: str) -> list[float]:
-        bare = values("serving", "overhead", "bare")
-        return [one / two for one, two in zip(values("serving", "overhead", name), bare, strict=False)]
-
-    def held(one: list[float], two: list[float]) -> list[float]:
-        return [a / b for a, b in zip(one, two, strict=False)]
-
-    ladder = {
-        "fp32": "HF diffusion-fast, A100: 7.36 s",
-        "bf16": "HF diffusion-fast, A100: 3.32 s",
-        "bf16, channels-last, fused-qkv": "",
-        "bf16, cuDNN tuned": "",
-        "bf16, CUDA graphs": "",
-        "bf16, CUDA graphs, cuDNN attention": "",
-        "compiled": "HF diffusion-fast, A100: 2.54 s",
-        "best": "",
-        "best, cuDNN attention": "",
-        "best, int8": "HF diffusion-fast, A100: 2.43 s",
-        "best, fp8": "",
-    }
-    bests = ("best", "best, cuDNN attention", "bf16, CUDA graphs", "bf16, CUDA graphs, cuDNN attention", "compiled")
-    best = min(
-        (case for case in bests if image(case, 20)), key=lambda c: statistics.median(image(c, 20)), default="best"
-    )
-    rows = [
-        of(f"one image, 20 steps, {best}: s", image(best, 20), high=0.9),
-        of(f"one image, 30 steps, {best}: s", image(best, 30), "TensorRT, H100, real weights: 1.47 s", high=1.3),
-        of("offline, compiled bf16: images/s", rate("compiled"), "60 % of the arithmetic's limit: 1.7", low=1.7),
-        of("offline, fp8: images/s", rate("fp8"), "MLPerf v5.1 closed, H200, TensorRT fp8: 2.40", low=2.4),
-        of("offline, int8: images/s", rate("int8")),
-        of("offline, eager bf16: images/s", rate("eager")),
-    ]
-    for per_s in (1.6, 1.2, 0.8):
-        published = "MLPerf v5.1 closed, H200, TensorRT fp8: 2.30/s at p99 10.7 s" if per_s == 1.6 else ""
-        limit = {"high": 10.0} if per_s == 1.6 else {}
-        rows.append(of(f"server, {per_s}/s: p99, s", values("serving", f"poisson {per_s}/s", "latency_p99_s"),
-                       published, **limit))  # fmt: skip
-    rows += [of(f"ladder, {case}, 30 steps: s", image(case, 30), published) for case, published in ladder.items()]
-    mean = {name: values("serving", f"mixed, {name}", "mean_s") for name in ("continuous", "serial")}
-    told = {name: values("serving", f"mixed, {name}", "predicted_mean_s") for name in mean}
-    rows += [
-        of("mixed: continuous over serial, mean latency", held(mean["continuous"], mean["serial"]), high=1.0),
-        of("mixed: the same as simulated", held(told["continuous"], told["serial"])),
-        of("mixed: continuous over simulated", held(mean["continuous"], told["continuous"]), low=0.85, high=1.15),
-        of("mixed: serial over simulated", held(mean["serial"], told["serial"])),
-        of("engine over bare pipeline", ratio("engine"), high=1.01),
-        of("server over bare pipeline", ratio("server"), high=1.01),
-        of("peak allocated, best: GiB", values("latency", "best", "allocated_gib"),
-           "HF diffusion-fast, A100: 8.8 GB", high=8.2),
-        of("peak allocated, bf16: GiB", values("latency", "bf16", "allocated_gib")),
-        of("peak reserved, best: GiB", values("latency", "best", "reserved_gib")),
-    ]  # fmt: skip
-    psnr: dict[str, list[float]] = {}
-    for line in lines:
-        if line["what"] == "psnr_db":
-            psnr.setdefault(f"{line['part']}, {line['case']}", []).append(line["value"])
-    plain = next((found for name, found in psnr.items() if name.endswith(", bf16")), None)
-    limit = {} if plain is None else {"low": statistics.median(plain) - 1}
-    changes = ("fp8", "int8")
-    rows += [of(f"PSNR to fp32: {name}: dB", found, **({} if name.endswith(changes) else limit))
-             for name, found in psnr.items()]  # fmt: skip
-    return rows
-
-
-def verdict(figure: Figure, ends: Sequence[float]) -> str:
-    """Whether the limits hold for all that the figure may be: "ok", "MISS", or else "not shown"."""
-    if not figure.values or figure.passed is None:
-        return ""
-    least, most = min(ends, default=figure.values[0]), max(ends, default=figure.values[0])
-    low, high = -math.inf if figure.low is None else figure.low, math.inf if figure.high is None else figure.high
-    if low <= least and most <= high:
-        return "ok"
-    return "MISS" if most < low or least > high else "not shown"
-
-
-def table(folder: Path) -> str:
-    lines = read(folder)
-    said = [f"{'':10}{'figure':58}{'ours':>10}  {'n':>3} {'spread':22}{'limits':14}published, not by us"]
-    for published, figure in figures(lines):
-        ours = "-" if figure.value is None else f"{figure.value:.4g}"
-        ends = figure.interval or ((min(figure.values), max(figure.values)) if len(figure.values) > 1 else ())
-        passed = verdict(figure, ends)
-        spread = " to ".join(f"{end:.4g}" for end in ends)
-        bounds = [f"{sign} {end:.4g}" for sign, end in ((">=", figure.low), ("<=", figure.high)) if end is not None]
-        count = len(figure.values)
-        said.append(f"{passed:10}{figure.name:58}{ours:>10}  {count:3} {spread:22}{', '.join(bounds):14}{published}")
-    said.append("spread: the 95 % interval of the median from six repetitions on, else the least and the most")
-    curves: dict[tuple[str, int], list[float]] = {}
-    for line in lines:
-        if (line["part"], line["what"]) == ("throughput", "step_s"):
-            curves.setdefault((line["case"], line["n"]), []).append(line["value"])
-    said += [
-        f"step, {case}, batch {n}: {statistics.median(values):.4g} s" for (case, n), values in sorted(curves.items())
-    ]
-    said += [f"left out: {x['part']}, {x['case']}: {x['value']}" for x in lines if x["what"] == "left out"]
-    said += [f"compiled while measured: {x['part']}, {x['case']}, {x['what']}" for x in lines if x.get("recompiled")]
-    return "\n".join(said)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=PARTS, help="one part, or more; all if not given")
     parser.add_argument("--results", default="results/gpu", help="the folder that keeps the figures")
     parser.add_argument("--table", action="store_true", help="print the table of what is kept, and measure nothing")
+    parser.add_argument("--draw", action="store_true", help="draw what is kept into its folder, and measure nothing")
     parser.add_argument("--model", default="sdxl-random")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--exact", default="fastest-exact", help="the recipe that counts as the best exact one")
@@ -584,14 +447,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=520.0, help="seconds for each part")
     parser.add_argument("--quick", action="store_true", help="few steps and repetitions, nothing compiled")
     options = parser.parse_args(arguments)
-    if not options.table:
+    if not (options.table or options.draw):
         for part in options.part or PARTS:
             book = Book(part, options)
             device = str(resolve("baseline", device=options.device)[1])
             machine = {"machine": describe_machine(device), "torch": describe_torch(), "packages": describe_packages()}
-            book.write("all", "machine", machine | {"git": describe_git(Path(__file__).parent), **vars(options)})
+            asked = {name: value for name, value in vars(options).items() if name != "results"}
+            book.write("all", "machine", machine | {"git": describe_git(Path(__file__).parent), **asked})
             PARTS[part](book)
             clear()
+    if options.draw:
+        draw(Path(options.results))
     print(table(Path(options.results)))
     return 0
 

@@ -1,17 +1,19 @@
 """benchmarks/gpu.py: all its parts on the tiny model, and its table on planted figures."""
 
 import json
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_table
 
 
 def planted(folder, *lines):
     names = ("part", "case", "what", "value")
     written = [json.dumps(dict(zip(names, line, strict=False)) | (line[4] if len(line) > 4 else {})) for line in lines]
     (folder / "planted.jsonl").write_text("\n".join(written) + '\n{"part": "cut o')
-    return {figure.name: figure for _, figure in gpu.figures(gpu.read(folder))}
+    return {figure.name: figure for _, figure in gpu_table.figures(gpu_table.read(folder))}
 
 
 def test_figures_are_medians_held_to_their_limits(tmp_path):
@@ -42,7 +44,7 @@ def test_figures_are_medians_held_to_their_limits(tmp_path):
     }
     for name, (value, passed) in figures.items():
         assert (found[name].value, found[name].passed) == (pytest.approx(value), passed), name
-    table = gpu.table(tmp_path).splitlines()
+    table = gpu_table.table(tmp_path).splitlines()
     (row,) = [line for line in table if "one image, 20 steps" in line]
     assert row.split()[:2] + row.split()[-7:] == ["not", "shown", "0.8", "3", "0.7", "to", "0.95", "<=", "0.9"]
     (row,) = [line for line in table if "engine over bare" in line]
@@ -60,11 +62,11 @@ def test_figures_are_medians_held_to_their_limits(tmp_path):
 def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
     arguments = ["--model", "tiny", "--device", "cpu", "--quick", "--size", "64", "--results", str(tmp_path)]
     assert gpu.main(arguments) == 0
-    lines = gpu.read(tmp_path)
+    lines = gpu_table.read(tmp_path)
     assert {line["part"] for line in lines if line["what"] == "ended"} == {*gpu.PARTS}
     attention = next(line for line in lines if line["what"] == "attention")
     assert any("flash_attention_for_cpu" in name for name in attention["value"])
-    found = {figure.name: figure.value for _, figure in gpu.figures(lines)}
+    found = {figure.name: figure.value for _, figure in gpu_table.figures(lines)}
     for name in (
         "ladder, fp32, 30 steps: s", "offline, eager bf16: images/s", "server over bare pipeline",
         "mixed: continuous over simulated", "PSNR to fp32: latency, bf16: dB",
@@ -75,8 +77,31 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
     assert "needs a CUDA GPU" in left_out["bf16, CUDA graphs"]
     capsys.readouterr()
     assert gpu.main([*arguments, "--part", "latency", "--part", "faithful"]) == 0
-    again = gpu.read(tmp_path)
+    again = gpu_table.read(tmp_path)
     for what in ("image_s", "load_s"):
         assert sum(line["what"] == what for line in again) == sum(line["what"] == what for line in lines), what
     assert gpu.main([*arguments, "--table"]) == 0
     assert "server over bare pipeline" in capsys.readouterr().out
+
+
+def test_what_is_kept_is_drawn_and_told(tmp_path):
+    """The measured reference: its pictures carry what was found as alt text, and its table the verdicts."""
+    folder = Path(__file__).parents[1] / "results" / "reference-h100"
+    for path in folder.glob("*.jsonl"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    drawn = gpu_table.draw(tmp_path)
+    assert [path.name for path in drawn] == [
+        f"{name}.{kind}" for name in ("ladder", "throughput", "kernels") for kind in ("png", "svg")
+    ]
+    with Image.open(tmp_path / "figures" / "ladder.png") as picture:
+        assert "fp32 9.39 s" in picture.info["Description"]
+    verdicts = {line[10:66].strip(): line[:10].strip() for line in gpu_table.table(tmp_path).splitlines()}
+    assert verdicts["one image, 20 steps, best: s"] == "ok"
+    assert verdicts["offline, compiled bf16: images/s"] == "MISS"
+    assert verdicts["server over bare pipeline"] == "not shown"
+
+
+def test_nothing_measured_is_nothing_drawn(tmp_path):
+    lines = [{"part": "latency", "case": "all", "what": "machine", "value": {"model": "sdxl-random"}}]
+    (tmp_path / "latency.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert gpu_table.draw(tmp_path) == []
