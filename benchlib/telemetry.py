@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,7 +275,11 @@ def describe_load(watch_s: float = 0.25) -> dict[str, Any]:
 
 def describe_packages() -> dict[str, str | None]:
     """Versions of Python, of benchlib and of what its metadata requires; None for what is not installed."""
-    requirements = [r for r in metadata.requires("benchlib") or [] if "extra ==" not in r]
+    try:
+        requirements = [r for r in metadata.requires("benchlib") or [] if "extra ==" not in r]
+    except metadata.PackageNotFoundError:  # run from its source tree, without an installation
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+        requirements = project["project"]["dependencies"]
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ["benchlib", *(re.split(r"[^\w.-]", requirement)[0] for requirement in requirements)]:
         try:

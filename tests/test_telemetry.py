@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,6 +224,15 @@ def test_machine_and_packages() -> None:
     packages = describe_packages()
     assert {"python", "benchlib", "torch", "diffusers", "pydantic-settings"} <= packages.keys()
     assert "pytest" not in packages
+
+
+def test_a_source_tree_that_is_not_installed_tells_its_packages_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    known = describe_packages()
+    monkeypatch.setattr("importlib.metadata.requires", not_installed)
+    assert describe_packages() == known
 
 
 def test_container_memory_limit(tmp_path: Path) -> None:
