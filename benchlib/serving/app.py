@@ -207,7 +207,7 @@ def engine_from(settings: Settings) -> Engine:
         log.info("Serving %(model)s on %(device)s in %(dtype)s: %(model_reason)s.", pipe.spec)
         usual = GenerateRequest(prompt="-")
         # On a CPU a step at full size takes as long as starting up; cost grows faster than pixels, so this bounds it.
-        shrink, words = (2, "at least") if pipe.device.type == "cpu" else (1, "about")
+        shrink, words = (4, "at least") if pipe.device.type == "cpu" else (1, "about")
         cost_s = shrink**2 * pipe.predict_s(usual.width // shrink, usual.height // shrink, usual.num_inference_steps)
         size = (usual.width, usual.height, usual.num_inference_steps)
         log.info("An image of %dx%d at %d steps will take %s %.2g s here.", *size, words, cost_s)

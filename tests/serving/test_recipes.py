@@ -318,12 +318,12 @@ def test_without_a_compiler_compile_says_so(tmp_path):
 @pytest.mark.parametrize("recipe", ["compile-regional", "compile"])
 def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
     pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
-    engine = Engine(pipe, max_batch_size=3, sizes=[(64, 64)])
+    engine = Engine(pipe, max_batch_size=2, sizes=[(64, 64)])
     before = graphs_made()
     engine.start()
     assert engine.settled.wait(1200)
     graphs = graphs_made()
-    assert graphs - before >= 4, "the UNet's for 2, 4 and 8 rows, and the decoder's"
+    assert graphs - before >= 3, "the UNet's for 2 and 4 rows, and the decoder's"
     changes = [{"guidance_scale": 1.0 if n == 2 else 5.0, "num_inference_steps": 2 + n} for n in range(4)]
     asked = [request(seed=n, width=64, height=64, **changes[n]) for n in range(4)]
     for n in (1, 2, 3, 4):
