@@ -4,6 +4,7 @@ import mmap
 
 import pandas as pd
 import pytest
+import torch
 
 from benchlib import arithmetic, dissect, load_pipeline, load_run, watch_memory
 from benchlib.study.dissection import MATMUL, STAGES, memory_growth
@@ -84,6 +85,15 @@ def test_the_arithmetic_is_counted_and_grows_with_the_image(pipe, run):
     small, large = (shares[size].loc["VAE decode", "tflop"] for size in (64, 128))
     assert 3.9 < large / small < 4.5, "convolutions grow with the pixels, attention faster"
     assert (shares[128]["share"] > 0).all()
+
+
+def test_of_compiled_networks_the_stock_ones_are_counted(run, monkeypatch):
+    pipe = load_pipeline("tiny", dtype="float16", device="cpu")
+    before = arithmetic(pipe, run, size=64, repeat=1)
+    monkeypatch.setattr(pipe, "compiled", True)
+    assert (arithmetic(pipe, run, size=64, repeat=1)["tflop"] == before["tflop"]).all()
+    assert pipe.diffusers.vae.dtype == torch.float16
+    assert pipe._vae.dtype == torch.float32
 
 
 @pytest.mark.parametrize("bad", [{"repeat": 0}, {"sizes": []}, {"steps": []}])

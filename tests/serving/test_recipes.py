@@ -245,7 +245,7 @@ def test_a_vae_of_the_hub_takes_the_decoders_place(tiny, tmp_path, monkeypatch, 
 
 
 class Replayed(_Graphed):
-    """Records the call itself in place of CUDA's launches: a replay reads the same places and writes the same answer."""
+    """Records the call itself in place of CUDA's launches; a replay reads the same places, writes the same answer."""
 
     def _record(self, places, names):
         def call():
