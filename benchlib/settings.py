@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchlib.bench import so_far
 from benchlib.load.arrivals import ClosedLoop
+from benchlib.load.workload import Workload
 from benchlib.study.store import Run, results_dir
 from benchlib.sweeps import sweep
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from benchlib.serving.pipeline import SDXLPipeline
 
 BASELINE = "baseline"
-LEAST_S = 3.0  # of a run
 
 
 def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
@@ -46,7 +46,8 @@ def try_settings(
     model: str,
     settings: Sequence[tuple[str, str]],
     *,
-    users: int = 3,
+    users: Sequence[int] = (3,),
+    num_inference_steps: int | None = None,
     duration_s: float | None = None,
     budget_min: float | None = None,
     repeat: int = 1,
@@ -55,52 +56,56 @@ def try_settings(
     results: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> tuple[pd.DataFrame, tuple[Run, ...]]:
-    """Measure each (recipe, batching) of `settings`, anew at each call; a frame with a row for each, and the runs.
+    """Measure each (recipe, batching) of `settings` with each number of `users`, anew at each call; a frame with a row
+    for each, and the runs.
 
     First each recipe alone: it makes `images` images of seeds 1, 2, ... after one that is not counted. `image_s` is the
     mean time of one with its interval (from 5 images on), `start_s` loading and the first image, `psnr_db` and `ssim`
-    the mean likeness to the baseline's images of the same seeds. Then a sweep (see `sweep`): `users` people keep the
-    queue full for `duration_s` or their share of `budget_min` (by default the time of 10 images), `repeat` times.
-    `images_per_s` is the mean, its interval that of 5 runs or more, or the only run's own. `memory_gib` is the least of
-    the runs' peaks, as what an earlier setting left in the process is none of its own; `memory_of` says which memory:
-    reserved on the GPU, or the process's RSS. `latencies_s` are those of each run; `error` is why a setting could not
-    be measured.
+    the mean likeness to the baseline's images of the same seeds. Then a sweep (see `sweep`): `users` people who ask
+    again at once, for `duration_s` or their share of `budget_min` (by default as long as 80 images take alone, but 3 to
+    8 s, or 10 images), `repeat` times. `images_per_s` is the mean, its interval that of 5 runs or more, or the only
+    run's own. `memory_gib` is the least of the runs' peaks, as what an earlier setting left in the process is none of
+    its own; `memory_of` says which memory: reserved on the GPU, or the process's RSS. `latencies_s` are those of each
+    run; `error` is why a setting could not be measured.
     """
     import pandas as pd
 
     before = len(so_far(results_dir(results) / study).runs)
-    alone = _alone(model, list(dict.fromkeys([BASELINE, *(recipe for recipe, _ in settings)])), images, device)
+    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
+    alone = _alone(model, list(dict.fromkeys([BASELINE, *(recipe for recipe, _ in settings)])), images, device, steps)
     if duration_s is None and budget_min is None:
-        duration_s = max(LEAST_S, 10 * alone[BASELINE]["image_s"])
+        image_s = alone[BASELINE]["image_s"]
+        duration_s = max(10 * image_s, min(max(80 * image_s, 3.0), 8.0))
+    cases = [(recipe, batching, people) for recipe, batching in settings for people in users]
     points = [
         {
-            "arrivals": ClosedLoop(users),
+            "arrivals": ClosedLoop(people),
+            "workload": Workload(**steps),
             "load": {"model": model, "recipe": recipe, "device": device},
             "serve": {"batching": batching},
             "duration_s": duration_s,
-            "warmup_s": max(1.0, users * alone[recipe]["image_s"]),
+            "warmup_s": max(1.0, people * alone[recipe]["image_s"]),
         }
-        for recipe, batching in settings
+        for recipe, batching, people in cases
     ]
     made = sweep(points, study=study, repeat=repeat, budget_min=budget_min, resume=False, results=results)
     runs = made.runs[before:]
+    of: dict[Any, list[Run]] = {case: [] for case in cases}
+    for run in runs:
+        point = run.record["point"]
+        of[point["load"]["recipe"], point["serve"]["batching"], point["arrivals"]["users"]].append(run)
     rows = [
-        {"setting": f"{recipe}, {batching}", "recipe": recipe, "batching": batching}
+        {"setting": f"{recipe}, {batching}", "recipe": recipe, "batching": batching, "users": people}
         | alone[recipe]
-        | _served(
-            [
-                run
-                for run in runs
-                if (run.record["point"]["load"]["recipe"], run.record["point"]["serve"]["batching"])
-                == (recipe, batching)
-            ]
-        )
-        for recipe, batching in settings
+        | _served(of[recipe, batching, people])
+        for recipe, batching, people in cases
     ]
     return pd.DataFrame(rows, dtype=object), runs
 
 
-def _alone(model: str, recipes: list[str], images: int, device: str) -> dict[str, dict[str, Any]]:
+def _alone(
+    model: str, recipes: list[str], images: int, device: str, steps: dict[str, int]
+) -> dict[str, dict[str, Any]]:
     """What each recipe does without a server. One model at a time is in memory: two may not fit."""
     import numpy as np
 
@@ -115,9 +120,9 @@ def _alone(model: str, recipes: list[str], images: int, device: str) -> dict[str
         print(f"{recipe}: {images} images", flush=True)
         began_s = time.monotonic()
         pipe = load_pipeline(model, recipe=recipe, device=device)
-        _image(pipe, 0)
+        _image(pipe, 0, steps)
         start_s = time.monotonic() - began_s
-        results = [_image(pipe, seed) for seed in range(1, images + 1)]
+        results = [_image(pipe, seed, steps) for seed in range(1, images + 1)]
         pixels = [np.asarray(result.images[0]) for result in results]
         reference = reference or pixels
         taken_s = [result.timings.total_s for result in results]
@@ -134,10 +139,10 @@ def _alone(model: str, recipes: list[str], images: int, device: str) -> dict[str
     return found
 
 
-def _image(pipe: SDXLPipeline, seed: int) -> Any:
+def _image(pipe: SDXLPipeline, seed: int, steps: dict[str, int]) -> Any:
     from benchlib.serving.schemas import GenerateRequest
 
-    return pipe.generate(GenerateRequest(prompt="a lighthouse at dusk", seed=seed, **pipe.spec["showcase"]))
+    return pipe.generate(GenerateRequest(prompt="a lighthouse at dusk", seed=seed, **pipe.spec["showcase"] | steps))
 
 
 def _served(runs: list[Run]) -> dict[str, Any]:

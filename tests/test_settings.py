@@ -14,7 +14,9 @@ SETTINGS = [("baseline", "serial"), ("vae-tiling", "serial"), ("baseline", "swif
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    return *try_settings("tiny", SETTINGS, users=2, images=2, results=results, device="cpu"), results
+    return *try_settings(
+        "tiny", SETTINGS, users=(2,), images=2, num_inference_steps=2, results=results, device="cpu"
+    ), results
 
 
 def test_each_setting_has_a_row(tried):

@@ -241,8 +241,8 @@ def _sizes(images: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
 def _curve(ax: Axes, images: pd.DataFrame, column: str, style: tuple[str, str, str], label: str) -> None:
     groups = images.groupby("pixels")[column]
     means, (colour, marker, dashes) = groups.mean(), style
-    ax.plot(means.index, means, dashes, marker=marker, color=colour, linewidth=1.5, markersize=5, label=label)
     _whiskers(ax, means.index, means, [estimates.runs_interval(group.tolist()) for _, group in groups], colour=colour)
+    ax.plot(means.index, means, dashes, marker=marker, color=colour, linewidth=1.5, markersize=5, label=label)
 
 
 def _whiskers(

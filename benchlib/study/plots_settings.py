@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure
 from benchlib.study.figure import number
-from benchlib.study.settings import Decision, apart
+from benchlib.study.settings import Decision, apart, told
 
 COLOURS = (
     figure.BLUE, figure.ORANGE, figure.GREEN, figure.RED, figure.PURPLE, figure.SKY, "#000000", figure.YELLOW,
@@ -27,15 +27,17 @@ SAME_DB = 100.0
 
 @figure.styled
 def ladder(*, settings: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
-    """The settings, fastest first, with images/s at a full queue, seconds of one image alone, and PSNR in dB to the
+    """The settings, fastest first, with images/s of the most users, seconds of one image alone, and PSNR in dB to the
     baseline's images with SSIM beside it. Lines are 95 % intervals; where none is drawn there is none. The DRAWN
     fastest. The Axes returned holds the title, its child_axes the three columns.
     """
-    ax = figure.axes(ax, height=2.6 + 0.3 * min(DRAWN, max(1, len(settings))))
-    rows = settings[settings["images_per_s"].notna()].sort_values("images_per_s", ascending=False)
+    rows = settings[settings["images_per_s"].notna() & (settings["users"] == settings["users"].max())]
+    rows = rows.sort_values("images_per_s", ascending=False)
+    ax = figure.axes(ax, height=2.6 + 0.3 * min(DRAWN, max(1, len(rows))))
     if not len(rows):
         return figure.no_data(ax, record, "what settings give and take", "no setting was measured")
     best, worst, shown = rows.iloc[0], rows.iloc[-1], rows.iloc[:DRAWN]
+    load = f"with {best['users']} user{'s' * (best['users'] > 1)}"
     heights = [float(height) for height in range(len(shown))]
     speed, alone, near = (
         ax.inset_axes((left, 0, width, 1)) for left, width in ((0.19, 0.3), (0.52, 0.19), (0.74, 0.26))
@@ -61,7 +63,7 @@ def ladder(*, settings: pd.DataFrame, record: dict[str, Any], ax: Axes | None = 
         near.text(value, height, f"  {text}  ", va="center", ha="right" if value > 55 else "left", fontsize="small")
     near.set_xlim(0, 1.04 * SAME_DB)
     for panel, label in (
-        (speed, "images/s at a full queue\n(blue ●: keeps the image,\norange ◆: changes it)"),
+        (speed, f"images/s {load}\n(blue ●: keeps the image,\norange ◆: changes it)"),
         (alone, "time of one image\nalone, s"),
         (near, "PSNR to the baseline's images,\ndB (more is nearer; a difference\nabove 40 dB is hard to see)"),
     ):
@@ -70,23 +72,22 @@ def ladder(*, settings: pd.DataFrame, record: dict[str, Any], ax: Axes | None = 
         panel.grid(visible=False, axis="y")
     names = [f"{name} {'●' if same else '◆'}" for name, same in zip(shown["setting"], kept, strict=True)]
     speed.set_yticks(heights, [name.replace(", ", ",\n") for name in names], fontsize="small")
-    finding = f"{best['setting']}: {number(best['images_per_s'])} images/s at a full queue, the most measured"
+    finding = f"{best['setting']}: {number(best['images_per_s'])} images/s {load}"
     if len(rows) > 1:
         is_apart = apart(best["images_per_s_interval"], rows.iloc[1]["images_per_s_interval"])
-        finding += "" if is_apart else "; that it beats the next is not shown"
-    else:
-        finding = f"{best['setting']}: {number(best['images_per_s'])} images/s at a full queue"
+        finding += ", the most measured" + ("" if is_apart else "; that it beats the next is not shown")
     alt = f"Bars and dots of {len(rows):,} settings, from {number(worst['images_per_s'])} to "
     alt += f"{number(best['images_per_s'])} images/s, with the time of one image and its likeness to the baseline's."
-    return figure.finish(ax, record, finding, alt, of=_of(record, settings), lowest=speed)
+    return figure.finish(ax, record, finding, alt, of=_of(record, rows), lowest=speed)
 
 
 @figure.styled
 def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, Any], ax: Axes | None = None) -> Axes:
-    """Capacity within the promise, in images/s, against peak memory in GiB, of a `decide`d frame.
+    """Capacity within the promise, at least so many images/s, against peak memory in GiB, of a `decide`d frame.
 
-    Colour for the setting, circle where the image is kept and diamond where it changes, hollow where the setting is
-    ruled out. The DRAWN best are named. A limit far off is told, not drawn.
+    Colour for the setting, circle where the image is kept and diamond where it changes, hollow where the promise is not
+    shown to be kept, or the setting is ruled out: these are the images/s of its best load. The DRAWN best are named. A
+    limit far off is told, not drawn.
     """
     ax = figure.axes(ax)
     table = decision.table
@@ -94,11 +95,15 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
     if not len(rows):
         return figure.no_data(ax, record, "which setting to run", "no setting was measured")
     of_what = rows["memory_of"].iloc[0]
-    ax.set(xlabel=f"peak memory ({of_what}), GiB", ylabel="images/s at a full queue")
+    capacity = f"capacity within {decision.slo}:\nimages/s, at least"
+    if not (rows["verdict"] == "met").any():
+        capacity = f"images/s of a closed loop\n(not shown to keep {decision.slo})"
+    ax.set(xlabel=f"peak memory ({of_what}), GiB", ylabel=capacity)
     for place, row in enumerate(rows[:DRAWN].to_dict("records")):
         colour, out = COLOURS[place % len(COLOURS)], row["ruled_out"]
+        out = out or (None if row["verdict"] == "met" else "promise not shown")
         pair = row["images_per_s_interval"]
-        label = f"{place + 1}  {row['setting']}" + (f": {out}" if out else "")
+        label = f"{place + 1}  {row['setting']}, {row['users']} users" + (f":\n{out}" if out else "")
         ax.errorbar(
             row["memory_gib"],
             row["images_per_s"],
@@ -128,15 +133,17 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
         ax.text(0.99, 0.03, f"{limit}: far to the right →", transform=ax.transAxes, color=figure.RED, ha="right")
     ax.set_xlim(left, right)
     ax.set_ylim(0, 1.15 * ax.get_ylim()[1])
-    keys = {"fontsize": "small", "alignment": "left", "title": "● keeps the image, ◆ changes it\nhollow: ruled out"}
+    keys = {
+        "fontsize": "small",
+        "alignment": "left",
+        "title": "● keeps the image, ◆ changes it\nhollow: for the reason told",
+    }
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), **keys)
     if decision.best is None:
         finding = "no setting is left: each one is ruled out"
     else:
         best = rows[rows["setting"] == decision.best].iloc[0]
-        finding = f"run {decision.best}: {number(best['images_per_s'])} images/s in {number(best['memory_gib'])} GiB"
-        if best["verdict"] != "met":
-            finding += "; that it keeps the promise is not shown"
+        finding = f"run {decision.best}: {told(best, decision.slo)}; {number(best['memory_gib'])} GiB"
         if decision.runner_up and not decision.shown:
             finding += f"; that it beats {decision.runner_up} is not shown"
     alt = f"Dots: images/s over peak memory of {len(rows):,} settings; {limit}."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -19,11 +20,11 @@ from benchlib.study.statistics import Slo
 class Decision:
     """The setting to run and the next one, by name; None where there is none.
 
-    `shown`: whether the intervals of their capacities lie apart; None where one has no interval. `table` is the frame
-    with `verdict` on the promise, `capacity_images_per_s` (None where the promise is missed), its `_interval`, and
-    `ruled_out` (the reason, or None), best first. `gpus` is how many devices make `target_rate` images/s, by the low
-    end of the interval where there is one; `cost_per_1000` images is of that fleet at that rate, in the currency of the
-    price; `energy_kwh_per_1000` is what the GPU took. Unknown is None.
+    `shown`: whether the intervals of their images/s lie apart; None where one has no interval. `table` has each setting
+    at its best load, with `verdict` on the promise and `ruled_out` (the reason, or None), best first. `gpus` is how
+    many devices make `target_rate` images/s, by the low end of the interval where there is one; `cost_per_1000` images
+    is of that fleet at that rate, in the currency of the price; `energy_kwh_per_1000` is what the GPU took. Unknown is
+    None.
     """
 
     best: str | None
@@ -41,19 +42,27 @@ class Decision:
         if self.best is None:
             return f"None of the settings can be run: {', '.join(self.table['ruled_out'].unique())}."
         best = self.table.iloc[0]
-        lines = [f"Run {self.best}: {best['images_per_s']:.3g} images/s at a full queue, {best['memory_gib']:.3g} GiB."]
-        kept = "was met" if best["verdict"] == "met" else "is not shown to be kept: measure longer"
-        lines += [f'The promise "{self.slo}" {kept}.']
+        lines = [f"Run {self.best}: {told(best, self.slo)}. It takes {best['memory_gib']:.3g} GiB."]
         if self.runner_up:
             shown = "is shown: their intervals lie apart" if self.shown else "is not shown"
-            lines += [f"Next comes {self.runner_up}; that the first makes more images/s {shown}."]
-        lines += [
-            f"For {self.target_rate:g} images/s: {self.gpus or 'an unknown number of'} such machine(s), "
-            f"each kept as full as here, with no room "
-            f"for bursts. A thousand images cost {_known(self.cost_per_1000, 'of the currency of the price')} and "
-            f"take {_known(self.energy_kwh_per_1000, 'kWh of the GPU')}."
-        ]
+            lines += [f"Next comes {self.runner_up}: {told(self.table.iloc[1], self.slo)}."]
+            lines += [f"That the first makes more images/s {shown}."]
+        cost = "is not known without price_per_hour" if self.cost_per_1000 is None else f"is {self.cost_per_1000:.3g}"
+        energy = "is not known, as no GPU told its power"
+        if self.energy_kwh_per_1000 is not None:
+            energy = f"is {self.energy_kwh_per_1000:.3g} kWh of the GPU"
+        fleet = f"For {self.target_rate:g} images/s: {self.gpus or 'an unknown number of'} such machine(s)"
+        lines += [f"{fleet}, if each is kept as busy as here, with no room for bursts."]
+        lines += [f"Of a thousand images the cost {cost}, and the energy {energy}."]
         return "\n".join(lines)
+
+
+def told(row: Any, slo: str) -> str:
+    """What a row of the table says of its setting's capacity, in words."""
+    rate, users = f"{row['images_per_s']:.3g} images/s", f"{row['users']} user{'s' * (row['users'] > 1)}"
+    if row["verdict"] == "met":
+        return f"at least {rate} within {slo}, for {users} who ask again at once"
+    return f"{rate} for {users} who ask again at once; that {slo} is kept is not shown"
 
 
 def decide(
@@ -67,9 +76,11 @@ def decide(
 ) -> Decision:
     """Choose the setting of the highest capacity that is not ruled out.
 
-    Capacity is the images/s at a full queue, as long as these requests don't show that `slo` is missed. Ruled out are
-    also settings over `memory_limit_gib` or of unknown memory, and with `exact_only` those that change the image.
-    Raises ValueError for a `slo` that can't be read, and a target rate or price that is not above 0.
+    Capacity within `slo` is at least the most images/s of a load for which the setting's requests, of all its runs,
+    show the promise kept. A setting without such a load comes after all that have one, at its best load that is not
+    shown to miss the promise; without one of these it is ruled out, as are settings over `memory_limit_gib` or of
+    unknown memory, and with `exact_only` those that change the image. Raises ValueError for a `slo` that can't be read,
+    and a target rate or price that is not above 0.
     """
     goal = Slo.parse(slo)
     for name, value in (("target_rate", target_rate), ("price_per_hour", price_per_hour)):
@@ -78,13 +89,9 @@ def decide(
     table = settings.assign(verdict=[_verdict(goal, runs) for runs in settings["latencies_s"]])
     reasons = [_ruled_out(row, memory_limit_gib, exact_only) for row in table.to_dict("records")]
     table["ruled_out"] = pd.Series(reasons, index=table.index, dtype=object)
-    missed = (table["verdict"] == "missed").to_numpy()
-    for name in ("images_per_s", "images_per_s_interval"):
-        kept = [None if gone else value for gone, value in zip(missed, table[name], strict=True)]
-        table[f"capacity_{name}"] = pd.Series(kept, index=table.index, dtype=object)
-    order = table["images_per_s"].astype(float).sort_values(ascending=False, kind="stable").index
-    table = table.loc[order]
-    table = pd.concat([table[table["ruled_out"].isna()], table[table["ruled_out"].notna()]])
+    order = pd.DataFrame({"out": table["ruled_out"].notna(), "open": table["verdict"] != "met"})
+    order["slow"] = -table["images_per_s"].astype(float)
+    table = table.loc[order.sort_values(["out", "open", "slow"], kind="stable").index].drop_duplicates("setting")
     left = table[table["ruled_out"].isna()].to_dict("records")
     if not left:
         return Decision(None, None, None, table, slo, target_rate, None, None, None)
@@ -109,9 +116,10 @@ def decide(
 
 
 def _verdict(goal: Slo, runs: list[list[float]]) -> str:
-    """Of all runs: one that shows that the promise is missed outweighs those that show that it is met."""
-    verdicts = {goal.judge(latencies_s) for latencies_s in runs}
-    return next((verdict for verdict in ("missed", "met") if verdict in verdicts), "not shown")
+    """Of all runs together, unless one shows by itself that the promise is missed."""
+    if any(goal.judge(latencies_s) == "missed" for latencies_s in runs):
+        return "missed"
+    return goal.judge(chain.from_iterable(runs))
 
 
 def _ruled_out(row: dict[Any, Any], memory_limit_gib: float, exact_only: bool) -> str | None:
@@ -126,10 +134,6 @@ def _ruled_out(row: dict[Any, Any], memory_limit_gib: float, exact_only: bool) -
     if row["memory_gib"] is None:
         return "its memory is not known"
     return "needs too much memory" if row["memory_gib"] > memory_limit_gib else None
-
-
-def _known(value: float | None, unit: str) -> str:
-    return "an unknown amount" if value is None else f"{value:.3g} {unit}"
 
 
 def apart(a: Interval, b: Interval) -> bool | None:

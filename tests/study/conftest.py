@@ -144,6 +144,32 @@ def make_run(latency_s: Any, *, gap_s: float = 0.1, **changes: Any) -> tuple[Any
     return make_record(outcome=outcome, **changes), make_requests(rows[::-1]), make_telemetry(3)  # rows by any order
 
 
+NETWORKS = {
+    "unet": {"params": 3_000_000, "gib": 0.5, "dtype": "float32"},
+    "vae": {"params": 400_000, "gib": 0.25, "dtype": "float32"},
+}
+
+
+def make_images(images: int = 5, sizes: tuple[int, ...] = (64, 128)) -> pd.DataFrame:
+    """Images of 2, 4 and 8 steps that take 0.2 s and 0.1 s a step for each 64 pixels of the side, decoding last."""
+    found = []
+    for side in sizes:
+        for steps in (2, 4, 8):
+            for number in range(images):
+                denoise_s = 0.1 * side / 64 * steps + 0.001 * (number % 3 - 1)
+                parts = {"encode_s": 0.05, "denoise_s": denoise_s, "decode_s": 0.15}
+                peaks = {"encode_peak_gib": 1.0, "denoise_peak_gib": 1.1, "decode_peak_gib": 1.0 + 0.1 * side / 64}
+                asked = {"width": side, "height": side, "num_inference_steps": steps}
+                total_s = sum(parts.values())
+                found.append(asked | parts | peaks | {"total_s": total_s, "phase": "measure", "error": None})
+    return pd.DataFrame(found)
+
+
+def make_samples(rss_gib: Any) -> pd.DataFrame:
+    frame = pd.DataFrame(index=range(len(rss_gib)), columns=list(COLUMNS), dtype="float64")
+    return frame.assign(time_s=np.arange(len(rss_gib), dtype=float), rss_gib=rss_gib)
+
+
 @pytest.fixture(scope="session")
 def made() -> SimpleNamespace:
     return SimpleNamespace(
@@ -153,6 +179,9 @@ def made() -> SimpleNamespace:
         run=make_run,
         simulate=simulate,
         telemetry=make_telemetry,
+        networks=NETWORKS,
+        images=make_images,
+        samples=make_samples,
     )
 
 
@@ -162,6 +191,7 @@ def make_setting(recipe: str, images_per_s: float | None, **changes: Any) -> dic
         "setting": f"{recipe}, serial",
         "recipe": recipe,
         "batching": "serial",
+        "users": 3,
         "exact": True,
         "start_s": 2.0,
         "image_s": 0.2,

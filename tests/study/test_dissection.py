@@ -1,7 +1,6 @@
 """Images taken apart: hand-checked figures, planted growth, and plots that draw them."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,32 +10,6 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
 from benchlib.study import dissection, estimates, plots
-from benchlib.telemetry import COLUMNS
-
-NETWORKS = {
-    "unet": {"params": 3_000_000, "gib": 0.5, "dtype": "float32"},
-    "vae": {"params": 400_000, "gib": 0.25, "dtype": "float32"},
-}
-
-
-def rows(images: int = 5, sizes: tuple[int, ...] = (64, 128)) -> pd.DataFrame:
-    """Images of 2, 4 and 8 steps that take 0.2 s and 0.1 s a step for each 64 pixels of the side, decoding last."""
-    found = []
-    for side in sizes:
-        for steps in (2, 4, 8):
-            for number in range(images):
-                denoise_s = 0.1 * side / 64 * steps + 0.001 * (number % 3 - 1)
-                parts = {"encode_s": 0.05, "denoise_s": denoise_s, "decode_s": 0.15}
-                peaks = {"encode_peak_gib": 1.0, "denoise_peak_gib": 1.1, "decode_peak_gib": 1.0 + 0.1 * side / 64}
-                asked = {"width": side, "height": side, "num_inference_steps": steps}
-                total_s = sum(parts.values())
-                found.append(asked | parts | peaks | {"total_s": total_s, "phase": "measure", "error": None})
-    return pd.DataFrame(found)
-
-
-def samples(rss_gib: Any) -> pd.DataFrame:
-    frame = pd.DataFrame(index=range(len(rss_gib)), columns=list(COLUMNS), dtype="float64")
-    return frame.assign(time_s=np.arange(len(rss_gib), dtype=float), rss_gib=rss_gib)
 
 
 def title(ax: Axes) -> str:
@@ -68,8 +41,8 @@ def test_there_is_no_line_through_one_number_of_steps() -> None:
     assert estimates.line([4, 4, 4], [1, 2, 3]) is None
 
 
-def test_cost_lines_are_of_each_size() -> None:
-    found = dissection.cost_lines(rows())
+def test_cost_lines_are_of_each_size(made: SimpleNamespace) -> None:
+    found = dissection.cost_lines(made.images())
     assert found["width"].tolist() == [64, 128]
     assert found["per_step_s"].tolist() == pytest.approx([0.1, 0.2], abs=1e-3)
     assert found["fixed_s"].tolist() == pytest.approx([0.2, 0.2], abs=2e-3)
@@ -78,32 +51,54 @@ def test_cost_lines_are_of_each_size() -> None:
 
 
 def test_memory_is_told_apart(made: SimpleNamespace) -> None:
-    record = made.run([1.0])[0] | {"networks": NETWORKS}
-    parts = dissection.memory_parts(record, rows(), samples([0.9, 0.9, 0.95])).set_index(["kind", "part"])["gib"]
+    record = made.run([1.0])[0] | {"networks": made.networks}
+    parts = dissection.memory_parts(record, made.images(), made.samples([0.9, 0.9, 0.95])).set_index(["kind", "part"])[
+        "gib"
+    ]
     assert parts["network"].to_dict() == {"unet": 0.5, "vae": 0.25}
     assert parts["activations"].to_dict() == pytest.approx({"encode": 0.1, "denoise": 0.2, "decode": 0.3})
     assert parts["held"].to_dict() == {"rss": 0.95}, "no GPU, none drawn"
 
 
-def test_the_peaks_stage_is_named_where_it_stands_out() -> None:
-    images = rows()
+def test_the_peaks_stage_is_named_where_it_stands_out(made: SimpleNamespace) -> None:
+    images = made.images()
     assert dissection.peak_stage(images) == ("decode", pytest.approx(1.2), "128x128")
     noisy = images.assign(decode_peak_gib=images["decode_peak_gib"] + np.tile([-0.3, 0.3], 15))
     assert (dissection.peak_stage(noisy) or ("?",))[0] is None
     assert dissection.peak_stage(images[:0]) is None
 
 
-def test_growth_is_found_where_it_is_planted_and_a_level_shift_is_none() -> None:
+def test_growth_is_found_where_it_is_planted_and_a_level_shift_is_none(made: SimpleNamespace) -> None:
     rng = np.random.default_rng(5)
     noise_gib = rng.normal(0, 20 / 2**20, 300)
-    leak = dissection.memory_growth(samples(1 + np.arange(300) * 200 / 2**20 + noise_gib)).iloc[0]
+    leak = dissection.memory_growth(made.samples(1 + np.arange(300) * 200 / 2**20 + noise_gib)).iloc[0]
     assert leak["kib_per_image"] == pytest.approx(200, rel=0.05)
     assert leak["verdict"].startswith("grows by 2")
-    shift = dissection.memory_growth(samples(1 + (np.arange(300) > 150) * 0.01 + noise_gib)).iloc[0]
+    shift = dissection.memory_growth(made.samples(1 + (np.arange(300) > 150) * 0.01 + noise_gib)).iloc[0]
     assert shift["verdict"].startswith("growth is not shown")
-    still = dissection.memory_growth(samples(np.full(300, 1.0))).iloc[0]
+    still = dissection.memory_growth(made.samples(np.full(300, 1.0))).iloc[0]
     assert still["verdict"].startswith("does not grow")
-    assert dissection.memory_growth(samples(np.full(39, 1.0))).empty
+    assert dissection.memory_growth(made.samples(np.full(39, 1.0))).empty
+
+
+CLEAN = {  # memory of 300 images without a leak, KiB
+    "level": lambda _: 0,
+    "steps": lambda rng: (np.arange(300) >= rng.integers(0, 300, (3, 1))).T @ rng.exponential(512, 3),
+    "wandering": lambda rng: np.cumsum(rng.normal(0, 20, 300)),
+    "filling": lambda _: 8192 * (1 - np.exp(-np.arange(300) / 30)),
+    "slowly filling": lambda _: 8192 * (1 - np.exp(-np.arange(300) / 60)),
+}
+
+
+@pytest.mark.parametrize(("kind", "caught"), [(kind, 0.8 if kind == "steps" else 0.99) for kind in CLEAN])
+def test_growth_is_told_from_what_clean_memory_does(kind: str, caught: float) -> None:
+    """LEAK_KIB's figures, with 10 KiB an image for the leak."""
+    rng = np.random.default_rng(3)
+    clean = [4 * rng.normal(0, 5, 300).round() + CLEAN[kind](rng) for _ in range(200)]
+    for leak_kib, least, most in ((0, 0, 0.01), (10, caught, 1)):
+        lows = [(estimates.growth(kib + leak_kib * np.arange(300)) or (0, None))[1] for kib in clean]
+        growing = np.mean([low is not None and low[0] > dissection.LEAK_KIB for low in lows])
+        assert least <= growing <= most, growing
 
 
 def test_memory_that_wanders_is_rarely_called_growing() -> None:
@@ -129,13 +124,13 @@ def test_the_share_of_the_limit_by_hand() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 300])
 def test_plots_take_no_row_one_and_many(made: SimpleNamespace, count: int) -> None:
-    record = made.run([1.0])[0] | {"networks": NETWORKS}
-    images = rows(images=max(count, 1)).iloc[: count and None if count != 1 else 1]
+    record = made.run([1.0])[0] | {"networks": made.networks}
+    images = made.images(images=max(count, 1)).iloc[: count and None if count != 1 else 1]
     for draw in (plots.stage_stack, plots.cost_line, plots.against_pixels):
         ax = draw(requests=images, record=record)
         assert title(ax).startswith("tiny model, not SDXL")
         assert ("no data" in "".join(text.get_text() for text in ax.texts).lower() + title(ax).lower()) == (count == 0)
-    telemetry = samples(np.full(count, 1.0))
+    telemetry = made.samples(np.full(count, 1.0))
     assert title(plots.memory_trend(telemetry=telemetry, record=record)).startswith("tiny model, not SDXL")
     parts = (
         dissection.memory_parts(record, images, telemetry)
@@ -147,8 +142,8 @@ def test_plots_take_no_row_one_and_many(made: SimpleNamespace, count: int) -> No
 
 def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
     record = made.run([1.0])[0]
-    images = rows()
+    images = made.images()
     assert "0.2" in title(plots.cost_line(requests=images, record=record))
     assert "denoising" in title(plots.stage_stack(requests=images, record=record)).lower()
-    grown = samples(1 + np.arange(300) * 200 / 2**20)
+    grown = made.samples(1 + np.arange(300) * 200 / 2**20)
     assert "200 KiB" in title(plots.memory_trend(telemetry=grown, record=record))

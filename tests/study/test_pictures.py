@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Affine2D
 
 from benchlib.study import plots
+from benchlib.study.dissection import memory_parts
 from benchlib.study.store import Run, Study
 
 DPI = 50
@@ -56,6 +58,30 @@ def users(made: SimpleNamespace) -> dict[str, Any]:
     return {"summary": study.summary, "record": study.runs[0].record}
 
 
+def apart(made: SimpleNamespace) -> dict[str, Any]:
+    """Images taken apart, each a little slower and larger than the one before."""
+    images = made.images().assign(total_s=lambda frame: frame["total_s"] * np.linspace(0.95, 1.05, len(frame)))
+    images["decode_peak_gib"] += np.linspace(0, 0.02, len(images))
+    return {"requests": images, "record": made.record(networks=made.networks)}
+
+
+def parts(made: SimpleNamespace) -> dict[str, Any]:
+    run = apart(made)
+    return {"parts": memory_parts(run["record"], run["requests"], made.samples([0.9, 0.95])), "record": run["record"]}
+
+
+def shares(made: SimpleNamespace) -> dict[str, Any]:
+    known = {"dtype": "float32", "limit_tflop_per_s": 0.2}
+    steps = known | {"part": "UNet step", "tflop_per_s": 0.08, "share": 0.4, "share_interval": (0.35, 0.45)}
+    decodes = known | {"part": "VAE decode", "tflop_per_s": 0.15, "share": 0.75, "share_interval": (0.6, 0.9)}
+    return {"shares": pd.DataFrame([steps, decodes]), "record": made.record()}
+
+
+def trend(made: SimpleNamespace) -> dict[str, Any]:
+    rss_gib = 0.9 + (4096 * (1 - np.exp(-np.arange(300) / 30)) + 20 * np.arange(300)) / 2**20
+    return {"telemetry": made.samples(rss_gib), "record": made.record()}
+
+
 PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[str, Any]], dict[str, Any]]] = {
     "latency_over_time": (plots.latency_over_time, rows, {}),
     "latency_distribution": (plots.latency_distribution, rows, {}),
@@ -66,6 +92,12 @@ PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[
     "queue_share": (plots.queue_share, users, {}),
     "hockey_stick": (plots.hockey_stick, rates, {"slo": SLO, "capacity": (2.6, 3.4)}),
     "goodput_curve": (plots.goodput_curve, rates, {"slo": SLO}),
+    "stage_stack": (plots.stage_stack, apart, {}),
+    "cost_line": (plots.cost_line, apart, {}),
+    "against_pixels": (plots.against_pixels, apart, {}),
+    "memory_bars": (plots.memory_bars, parts, {}),
+    "arithmetic_bars": (plots.arithmetic_bars, shares, {}),
+    "memory_trend": (plots.memory_trend, trend, {}),
 }
 
 
