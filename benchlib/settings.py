@@ -80,7 +80,7 @@ def try_settings(
     points = [
         {
             "arrivals": ClosedLoop(people),
-            "workload": Workload(**steps),
+            "workload": Workload(num_inference_steps=num_inference_steps),
             "load": {"model": model, "recipe": recipe, "device": device},
             "serve": {"batching": batching},
             "duration_s": duration_s,

@@ -97,17 +97,16 @@ def peak_stage(requests: pd.DataFrame) -> tuple[str | None, float, str] | None:
 
 def memory_growth(telemetry: pd.DataFrame) -> pd.DataFrame:
     """A row per memory that was sampled after at least 40 images: `kib_per_image`, its 95 % `interval`, and a
-    `verdict`: growth only where the whole interval lies above LEAK_KIB, and none only where it lies below (see
+    `verdict`: a leak only where the whole interval lies above LEAK_KIB, and none only where it lies below (see
     estimates.growth)."""
     rows = []
     for name in list(MEMORIES)[:3]:  # what others use on the GPU is no leak of ours
         found = estimates.growth(telemetry[f"{name}_gib"].dropna() * _KIB_PER_GIB)
         if found is not None and found[1] is not None:
             (low, high), mean = found[1], found[0]
-            words = f"{mean:.3g} KiB/image ({low:.3g} to {high:.3g})"
-            verdict = "grows by" if low > LEAK_KIB else "does not grow:" if high < LEAK_KIB else "growth is not shown:"
-            row = {"memory": name, "kib_per_image": mean, "interval": (low, high), "verdict": f"{verdict} {words}"}
-            rows.append(row)
+            verdict = "leaks" if low > LEAK_KIB else "does not leak" if high < LEAK_KIB else "is not shown to leak"
+            words = f"{verdict} ({low:.3g} to {high:.3g} KiB/image)"
+            rows.append({"memory": name, "kib_per_image": mean, "interval": (low, high), "verdict": words})
     return pd.DataFrame(rows, columns=["memory", "kib_per_image", "interval", "verdict"])
 
 

@@ -229,19 +229,20 @@ def load_curve(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | None
     if not len(runs):
         return figure.no_data(upper, record, "throughput and latency by load", "no valid run at a known load")
     lower = figure.panel_below(upper)
-    load = runs[by].astype(float)
+    load, labels = runs[by].astype(float), []
     for panel, name, label, colour, marker in (
-        (upper, "throughput_images_per_s", "throughput", figure.GREEN, "D"),
-        (lower, "latency_p95_s", "95 % took at most", figure.RED, "s"),
-        (lower, "latency_p50_s", "half took at most (median)", figure.BLUE, "o"),
+        (upper, "throughput_images_per_s", "", figure.GREEN, "D"),
+        (lower, "latency_p95_s", "95 % took\nat most this", figure.RED, "s"),
+        (lower, "latency_p50_s", "half took\nat most this", figure.BLUE, "o"),
     ):
         values = runs[name].astype(float)
         if values.notna().any():
             pairs = [pair or (value, value) for pair, value in zip(runs[f"{name}_interval"], values, strict=True)]
             beyond = np.abs(np.transpose(pairs) - values.to_numpy())
-            panel.errorbar(load, values, beyond, fmt=marker, color=colour, capsize=3, markersize=5, label=label)
+            panel.errorbar(load, values, beyond, fmt=marker, color=colour, capsize=3, markersize=5)
             means = values.groupby(load).mean().dropna()
             panel.plot(means.index, means, color=colour, linewidth=1.5)
+            labels += [(float(means.iloc[-1]), label, colour)] * (panel is lower)
     for drifted in load[runs["state"] == "unstable"].unique():
         place: Any = lower.get_xaxis_transform()
         lower.text(drifted, 0.03, "latency drifted,\nno percentile", transform=place, ha="center", fontsize="small")
@@ -251,8 +252,7 @@ def load_curve(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | None
     lower.set_xlim(0, 1.08 * load.max())
     if by == "users":
         whole_ticks(lower.xaxis)
-    if lower.get_legend_handles_labels()[0]:
-        lower.legend(loc="upper left", reverse=True)
+    figure.label_at_right(lower, labels)
     means = runs["throughput_images_per_s"].astype(float).groupby(load).mean()
     images_per_s: dict[float, float] = dict(zip(means.index, means, strict=True))
     words = {at: f"{number(at)} user{'s' * (at != 1)}" if by == "users" else f"{number(at)} requests/s" for at in load}

@@ -84,8 +84,7 @@ def cost_line(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None
         if line := lines.get(size):
             end_s = line["fixed_s"] + line["per_step_s"] * last
             ax.plot([0, last], [line["fixed_s"], end_s], dashes, color=colour, linewidth=1.5)
-            step = f"{_told(line['per_step_s'], line['per_step_s_interval'])} s a step"
-            words = (size_name(*size), f"{step}, {_fixed(line)}")
+            words = (size_name(*size), f"{_cost(line, 'per_step_s')}, {_cost(line, 'fixed_s')}")
         labels.append((end_s, f"{words[0]}:\n{words[1].replace(', ', chr(10))}", colour))
         found.append(": ".join(words))
     ax.set(xlim=(0, 1.03 * last), ylim=(min(0, ax.get_ylim()[0]), 1.05 * float(images["total_s"].max())))
@@ -108,18 +107,21 @@ def against_pixels(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes |
     images = images.assign(pixels=images["width"].astype(float) * images["height"].astype(float) / 1e6)
     most = images["num_inference_steps"].max()
     by_steps = list(images.groupby("num_inference_steps"))[-len(STYLES) :]
-    for (steps, group), style in zip(by_steps, STYLES, strict=False):
+    times = [
         _curve(upper, group, "total_s", style, f"{steps} step{'' if steps == 1 else 's'}")
-    for stage, style in zip(STAGES, STYLES, strict=False):
-        if images[f"{stage}_peak_gib"].notna().any():
-            _curve(lower, images, f"{stage}_peak_gib", style, PART_STYLES[stage][0])
+        for (steps, group), style in zip(by_steps, STYLES, strict=False)
+    ]
+    peaks = [
+        _curve(lower, images, f"{stage}_peak_gib", style, PART_STYLES[stage][0])
+        for stage, style in zip(STAGES, STYLES, strict=False)
+        if images[f"{stage}_peak_gib"].notna().any()
+    ]
     memory = "torch on the GPU" if str(record["spec"]["target"]["device"]).startswith("cuda") else "the whole process"
     upper.set(ylabel="time of an image, s", ylim=(0, None))
     lower.set(ylabel=f"peak memory of\n{memory}, GiB", xlabel="size of the image, millions of pixels")
-    lower.set_xlim(0, 1.05 * images["pixels"].max())
-    for panel in (upper, lower):
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
+    lower.set_xlim(0, 1.02 * images["pixels"].max())
+    figure.label_at_right(upper, times)
+    figure.label_at_right(lower, peaks)
     peak = dissection.peak_stage(requests)
     mean_s = [float(group["total_s"].mean()) for _, group in _sizes(images[images["num_inference_steps"] == most])]
     names = [size_name(*size) for size, _ in _sizes(images[images["num_inference_steps"] == most])]
@@ -129,8 +131,8 @@ def against_pixels(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes |
     if peak is None:
         finding += "; peak memory is not known here"
     else:
-        where = f"comes while {PART_STYLES[peak[0]][0]}" if peak[0] else "is of a stage that is not shown"
-        finding += f"; peak memory, {number(peak[1])} GiB at {peak[2]}, {where}"
+        where = f"while {PART_STYLES[peak[0]][0]}" if peak[0] else "in which stage is not shown"
+        finding += f"; memory peaks at {number(peak[1])} GiB, at {peak[2]}, {where}"
     alt = f"Time over peak memory of each stage, by pixels, for {len(images):,} images."
     return figure.finish(upper, record, finding, alt, lowest=lower)
 
@@ -228,8 +230,8 @@ def memory_trend(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     figure.whole_ticks(ax.xaxis)
     figure.label_at_right(ax, labels)
     told = [f"{MEMORIES[str(name)]} {verdict}" for name, verdict in growth.items()]
-    finding = f"{images:,} image{'s' * (images != 1)}: {'; '.join(told) or 'too few to tell growth, which takes 40'}"
-    alt = f"Lines of memory after each image; growth of less than {LEAK_KIB:g} KiB an image is taken for none."
+    finding = f"{images:,} image{'s' * (images != 1)}: {'; '.join(told) or 'too few to tell a leak, which takes 40'}"
+    alt = f"Lines of memory after each image; less than {LEAK_KIB:g} KiB more an image is no leak."
     return figure.finish(ax, record, finding, alt)
 
 
@@ -238,11 +240,15 @@ def _sizes(images: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     return sorted(images.groupby(["width", "height"]), key=lambda pair: (pair[0][0] * pair[0][1], pair[0]))
 
 
-def _curve(ax: Axes, images: pd.DataFrame, column: str, style: tuple[str, str, str], label: str) -> None:
+def _curve(
+    ax: Axes, images: pd.DataFrame, column: str, style: tuple[str, str, str], label: str
+) -> tuple[float, str, str]:
+    """Draws means and intervals, and returns the line's label as label_at_right takes it."""
     groups = images.groupby("pixels")[column]
     means, (colour, marker, dashes) = groups.mean(), style
     _whiskers(ax, means.index, means, [estimates.runs_interval(group.tolist()) for _, group in groups], colour=colour)
-    ax.plot(means.index, means, dashes, marker=marker, color=colour, linewidth=1.5, markersize=5, label=label)
+    ax.plot(means.index, means, dashes, marker=marker, color=colour, linewidth=1.5, markersize=5)
+    return float(means.iloc[-1]), label, colour
 
 
 def _whiskers(
@@ -266,8 +272,10 @@ def _told(value: float, interval: Interval, unit: str = "") -> str:
     return number(value) + unit + (f" ({number(interval[0])} to {number(interval[1])})" if interval else "")
 
 
-def _fixed(line: dict[Any, Any]) -> str:
-    interval = line["fixed_s_interval"]
-    if interval and interval[0] <= 0:
-        return f"a fixed cost is not shown ({number(interval[0])} to {number(interval[1])} s)"
-    return f"{_told(line['fixed_s'], interval)} s for any number"
+def _cost(line: dict[Any, Any], name: str) -> str:
+    what, words = {"per_step_s": ("the cost of a step", "{} s a step"), "fixed_s": ("a fixed cost", "plus {} s")}[name]
+    interval = line[f"{name}_interval"]
+    if interval and interval[0] > 0:
+        return words.format(_told(line[name], interval))
+    span = f"{number(interval[0])} to {number(interval[1])} s" if interval else "too few images"
+    return f"{what} is not shown ({span})"

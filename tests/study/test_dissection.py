@@ -73,11 +73,11 @@ def test_growth_is_found_where_it_is_planted_and_a_level_shift_is_none(made: Sim
     noise_gib = rng.normal(0, 20 / 2**20, 300)
     leak = dissection.memory_growth(made.samples(1 + np.arange(300) * 200 / 2**20 + noise_gib)).iloc[0]
     assert leak["kib_per_image"] == pytest.approx(200, rel=0.05)
-    assert leak["verdict"].startswith("grows by 2")
+    assert leak["verdict"].startswith("leaks (")
     shift = dissection.memory_growth(made.samples(1 + (np.arange(300) > 150) * 0.01 + noise_gib)).iloc[0]
-    assert shift["verdict"].startswith("growth is not shown")
+    assert shift["verdict"].startswith("is not shown to leak")
     still = dissection.memory_growth(made.samples(np.full(300, 1.0))).iloc[0]
-    assert still["verdict"].startswith("does not grow")
+    assert still["verdict"].startswith("does not leak")
     assert dissection.memory_growth(made.samples(np.full(39, 1.0))).empty
 
 
@@ -146,4 +146,4 @@ def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
     assert "0.2" in title(plots.cost_line(requests=images, record=record))
     assert "denoising" in title(plots.stage_stack(requests=images, record=record)).lower()
     grown = made.samples(1 + np.arange(300) * 200 / 2**20)
-    assert "200 KiB" in title(plots.memory_trend(telemetry=grown, record=record))
+    assert "leaks (200 to 200 KiB/image)" in title(plots.memory_trend(telemetry=grown, record=record))
