@@ -46,13 +46,13 @@ def hockey_stick(
         return figure.no_data(ax, record, f"{name} by offered load", "no valid run of an open loop")
     curve = _curve(runs, "rate", f"latency_{name}_s")
     told = _draw(ax, curve, figure.BLUE, f"{100 * goal.q:g} % took at most")
-    last, highest_s = 1.08 * runs["rate"].max(), np.nanmax([*curve["mean"], *curve["high"], goal.latency_s])
+    took_s = runs[f"latency_{name}_s"].astype(float).where(runs["rate"].isin(told))
+    last, highest_s = 1.08 * runs["rate"].max(), np.nanmax([*took_s, *curve["high"], goal.latency_s])
     ax.set(xlim=(0, last), ylim=(0, 1.2 * highest_s))
     for verdict, (label, marker, face, edge) in VERDICTS.items():
-        some = runs[runs["verdict"].eq(verdict) & runs["rate"].isin(told)]
+        some = took_s[runs["verdict"].eq(verdict)].dropna()
         if len(some):
-            took_s = some[f"latency_{name}_s"].astype(float)
-            ax.scatter(some["rate"], took_s, 36, face, marker=marker, edgecolor=edge, label=label, zorder=3)
+            ax.scatter(runs["rate"][some.index], some, 36, face, marker=marker, edgecolor=edge, label=label, zorder=3)
     if silent := [rate for rate in curve.index if rate not in told]:
         label = f"no {name}: latency drifted, or too few images"
         ax.scatter(silent, [0.03 * highest_s] * len(silent), marker="x", color=figure.GREY, label=label)
