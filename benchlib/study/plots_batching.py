@@ -201,7 +201,9 @@ def gain(
     said = "; ".join(_gained(row) for row in each if row["rate"] == most and row["figure"] == "latency_mean_s")
     finding = f"at {number(most)} requests/s, {said}" if said else "no run carries a mean at the highest rate"
     told = ". ".join(f"At {number(row['rate'])}/s {_gained(row)}" for row in each)
-    of = f"study {record['study']}, at most {gains['pairs'].max()} runs of each; bars: 95 % intervals"
+    pairs = gains["pairs"].max()
+    bars = f" at most {pairs} runs of each; bars: 95 % intervals" if pairs > 1 else " one run of each, so no interval"
+    of = f"study {record['study']},{bars}"
     return figure.finish(ax, record, finding, f"Marks with bars, by rate. {told}.", of=of)
 
 
