@@ -239,11 +239,11 @@ def _shown(sampler: telemetry.Sampler) -> Iterator[Callable[[Progress], None]]:
     in_notebook = "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
     if in_notebook or sys.stderr.isatty():
         # In parts of the whole, for a notebook's bar keeps the length that it began with.
-        with tqdm(bar_format="{l_bar}{bar}|{postfix}", total=1.0) as bar:
+        with tqdm(bar_format="{percentage:3.0f}% {bar} {desc}", total=1.0) as bar:
 
             def draw(progress: Progress) -> None:
                 bar.n = progress.elapsed_s / (progress.elapsed_s + (progress.time_left_s or 0.0) or 1.0)
-                bar.set_postfix_str(_words(progress, sampler))
+                bar.set_description_str(_words(progress, sampler))
 
             yield draw
         return

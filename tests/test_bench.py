@@ -202,7 +202,7 @@ def test_progress_is_a_bar_in_a_live_notebook(fake, tmp_path, monkeypatch, capsy
     run_load(fake.url, ClosedLoop(1), duration_s=0.2, results=tmp_path)
     printed, errors = capsys.readouterr()
     assert printed == ""
-    assert re.search(r"100%\|.*\d+ done, [\d.]+ images/s, median 0\.\d+ s, waiting for the last ones", errors)
+    assert re.search(r"100% \S.* \d+ s: \d+ done, [\d.]+ images/s, median 0\.\d+ s, waiting for the last ones", errors)
 
 
 def test_progress_tells_what_a_person_watches_for():
