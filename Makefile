@@ -9,7 +9,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup workbook test check lab slow truth coverage serving policies gpu
+.PHONY: setup workbook test check lab slow truth coverage serving policies gpu live reference
 
 setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
@@ -66,6 +66,16 @@ policies: .venv/ready
 # Full-size SDXL on a GPU, in parts of 9 minutes that go on where they stopped; GPU="--part latency" for one, or "--table".
 gpu: .venv/ready
 	$(BIN)/python -m benchmarks.gpu --results "$(RESULTS)/gpu" $(GPU)
+
+# The live line of a run: is it seen in what is measured?
+live: .venv/ready
+	$(BIN)/python -m benchmarks.live_line
+
+# What README shows, anew: a workbook of the tiny model on a machine with nothing else to do, kept small for git.
+reference: .venv/ready
+	rm -rf build/reference
+	$(MAKE) workbook MODEL=tiny PROFILE=quick RESULTS="$(CURDIR)/build/reference"
+	$(BIN)/python -m benchmarks.reference build/reference results/reference-cpu
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 import re
 import textwrap
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from matplotlib import pyplot, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -130,6 +132,16 @@ def _alt(figure: Figure) -> str:
 def number(value: float) -> str:
     """Three digits, none of them beyond the thousandths: nobody asks for more of a second or a GiB."""
     return f"{round(value, 3):.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def beyond(values: Any, intervals: Any) -> Any:
+    """How far each interval goes below and above its value: (2, n). NaN, where there is none, draws nothing."""
+    pairs = [(math.nan, math.nan) if pair is None else pair for pair in intervals]
+    return np.abs(np.transpose(pairs) - np.asarray(values, dtype=float))
+
+
+def study_of(record: dict[str, Any], count: int, what: str) -> str:
+    return f"study {record['study']}, {count:,} {what}{'s' * (count != 1)}"
 
 
 def no_data(ax: Axes, record: dict[str, Any], subject: str, reason: str) -> Axes:

@@ -1,4 +1,4 @@
-"""Frames to pictures: five plots of one run and one of a study, in one style (figure.py).
+"""Frames to pictures: plots of one run, and the names of all the others, in one style (figure.py).
 
 Knows what a reader must be told of each. Ignorant of where runs are stored and of how they were measured: a function
 takes a run's frames and record, draws on `ax` (or on a figure of its own) and returns the Axes, whose label is the alt
@@ -7,7 +7,6 @@ text.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from benchlib.study.plots_anatomy import (
 )
 from benchlib.study.plots_batching import LATENCY, gain, gantt, gantts, latency_cdf, step_time_curve
 from benchlib.study.plots_compare import forest, nights
-from benchlib.study.plots_load import goodput_curve, hockey_stick, queue_share
+from benchlib.study.plots_load import goodput_curve, hockey_stick, load_curve, queue_share
 from benchlib.study.plots_settings import decision, ladder
 
 __all__ = [
@@ -212,70 +211,6 @@ def memory_over_time(
         finding += f"; the model's weights are {number(weights_gib)} GiB"
     alt = f"Lines over {number(time_s.max())} s: {'; '.join(text for _, text, _ in labels)}."
     return figure.finish(ax, record, finding, alt)
-
-
-@figure.styled
-def load_curve(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
-    """Throughput and, in a panel below it, latency against the users of closed loops, or else the rate of open ones.
-
-    `summary` is a Study's, a row per run, and `record` that of any of its runs. Each valid run is a mark, with its 95 %
-    intervals where it has them; lines go through the means of runs at the same load. The upper panel is returned. An
-    `ax` that is given makes room for the lower one, so it must be of a grid, as pyplot.subplots makes it.
-    """
-    upper = figure.axes(ax, height=6)
-    by = "users" if "users" in summary and summary["users"].notna().any() else "rate"
-    asked = summary[summary[by].notna()] if by in summary else summary[:0]
-    runs = asked[asked["valid"].astype(bool) & asked["throughput_images_per_s"].notna()] if len(asked) else asked
-    if not len(runs):
-        return figure.no_data(upper, record, "throughput and latency by load", "no valid run at a known load")
-    lower = figure.panel_below(upper)
-    load, labels = runs[by].astype(float), []
-    for panel, name, label, colour, marker in (
-        (upper, "throughput_images_per_s", "", figure.GREEN, "D"),
-        (lower, "latency_p95_s", "95 % took\nat most this", figure.RED, "s"),
-        (lower, "latency_p50_s", "half took\nat most this", figure.BLUE, "o"),
-    ):
-        values = runs[name].astype(float)
-        if values.notna().any():
-            pairs = [pair or (value, value) for pair, value in zip(runs[f"{name}_interval"], values, strict=True)]
-            beyond = np.abs(np.transpose(pairs) - values.to_numpy())
-            panel.errorbar(load, values, beyond, fmt=marker, color=colour, capsize=3, markersize=5)
-            means = values.groupby(load).mean().dropna()
-            panel.plot(means.index, means, color=colour, linewidth=1.5)
-            labels += [(float(means.iloc[-1]), label, colour)] * (panel is lower)
-    for drifted in load[runs["state"] == "unstable"].unique():
-        place: Any = lower.get_xaxis_transform()
-        lower.text(drifted, 0.03, "latency drifted,\nno percentile", transform=place, ha="center", fontsize="small")
-    for panel, label in ((upper, "throughput, images/s"), (lower, "latency, s")):
-        panel.set(ylabel=label, ylim=(0, 1.1 * panel.get_ylim()[1]))
-    lower.set_xlabel("users, each waiting for an image before asking again" if by == "users" else "requests sent, 1/s")
-    lower.set_xlim(0, 1.08 * load.max())
-    if by == "users":
-        whole_ticks(lower.xaxis)
-    figure.label_at_right(lower, labels)
-    means = runs["throughput_images_per_s"].astype(float).groupby(load).mean()
-    images_per_s: dict[float, float] = dict(zip(means.index, means, strict=True))
-    words = {at: f"{number(at)} user{'s' * (at != 1)}" if by == "users" else f"{number(at)} requests/s" for at in load}
-    if flat := _plateau(images_per_s):
-        mean = sum(images_per_s[at] for at in flat) / len(flat)
-        finding = f"throughput levels off at {number(mean)} images/s from {words[flat[0]]} on"
-    else:
-        best = max(images_per_s, key=lambda at: images_per_s[at])
-        finding = f"throughput was at most {number(images_per_s[best])} images/s, with {words[best]}"
-    if len(runs) < len(asked):
-        finding += f"; {len(asked) - len(runs)} of {len(asked)} runs left out as not valid"
-    points = "; ".join(f"{number(images)} images/s with {words[at]}" for at, images in images_per_s.items())
-    of = f"study {record['study']}, {len(runs)} run{'s' * (len(runs) > 1)}"
-    return figure.finish(upper, record, finding, f"Throughput over latency, by load: {points}.", of=of, lowest=lower)
-
-
-def _plateau(images_per_s: dict[float, float]) -> list[float]:
-    """The loads, rising, from which on throughput stays within 5 % of its highest; none where it did not grow before,
-    or where they span less than a quarter more load, for then the data show no levelling off."""
-    high = max(images_per_s.values())
-    last_below = max((at for at, images in images_per_s.items() if images < 0.95 * high), default=math.inf)
-    flat = sorted(at for at in images_per_s if at > last_below)
-    return flat if flat and flat[-1] >= 1.25 * flat[0] else []
 
 
 def _finding(latency_s: pd.Series, said_of_images: str) -> str:

@@ -6,7 +6,6 @@ they were measured. Whiskers are 95 % intervals; where none is drawn there is no
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -255,7 +254,7 @@ def _whiskers(
     ax: Axes, at: Any, values: Any, pairs: list[Interval], *, across: bool = False, colour: str = "black"
 ) -> Any:
     """Draws the intervals, and returns how far each one goes beyond its value: 0 where there is none."""
-    beyond = np.abs(np.transpose([pair or (math.nan, math.nan) for pair in pairs]) - np.asarray(values))
+    beyond = figure.beyond(values, pairs)
     places: dict[str, Any] = (
         {"x": values, "y": at, "xerr": beyond} if across else {"x": at, "y": values, "yerr": beyond}
     )

@@ -153,7 +153,7 @@ def latency_cdf(*, requests: Mapping[str, pd.DataFrame], record: dict[str, Any],
     halves = [(name, statistics.percentile(series[name], 0.5)) for name in reversed(by_mean)]
     told = ", ".join(f"{number(half)} s {name}" for name, half in halves if half is not None)
     finding = f"half of the requests took at most {told}" if told else "too few requests for a median"
-    of = f"study {record['study']}, {sum(map(len, series.values()))} requests"
+    of = figure.study_of(record, sum(map(len, series.values())), "request")
     alt = f"A stair from 0 to 100 % over latency for each of {', '.join(series)}."
     return figure.finish(ax, record, finding, alt, of=of)
 

@@ -1,4 +1,4 @@
-"""Plots of one server under many loads: latency and goodput against the offered rate, queueing against users.
+"""Plots of one server under many loads: throughput, latency, goodput and queueing against users or the offered rate.
 
 Knows what a reader must be told of each. Takes a study's `summary`, a row per run, or `Study.judge`'s where a promise
 is judged, and the `record` of any of its runs. Ignorant of how loads are chosen and of how a capacity is found.
@@ -23,6 +23,57 @@ VERDICTS = {
     "missed": ("a run that shows it broken", "X", figure.RED, figure.RED),
 }
 Ends = tuple[float | None, float | None]
+
+
+@figure.styled
+def load_curve(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
+    """Throughput and, in a panel below it, latency against the users of closed loops, or else the rate of open ones.
+
+    `summary` is a Study's, a row per run, and `record` that of any of its runs. Each valid run is a mark, with its 95 %
+    intervals where it has them; lines go through the means of runs at the same load. The upper panel is returned. An
+    `ax` that is given makes room for the lower one, so it must be of a grid, as pyplot.subplots makes it.
+    """
+    upper = figure.axes(ax, height=6)
+    by = "users" if "users" in summary and summary["users"].notna().any() else "rate"
+    runs, left_out = _valid(summary, by, "throughput_images_per_s")
+    if not len(runs):
+        return figure.no_data(upper, record, "throughput and latency by load", "no valid run at a known load")
+    lower = figure.panel_below(upper)
+    load, labels = runs[by].astype(float), []
+    for panel, name, label, colour, marker in (
+        (upper, "throughput_images_per_s", "", figure.GREEN, "D"),
+        (lower, "latency_p95_s", "95 % took\nat most this", figure.RED, "s"),
+        (lower, "latency_p50_s", "half took\nat most this", figure.BLUE, "o"),
+    ):
+        values = runs[name].astype(float)
+        if values.notna().any():
+            beyond = figure.beyond(values, runs[f"{name}_interval"])
+            panel.errorbar(load, values, beyond, fmt=marker, color=colour, capsize=3, markersize=5)
+            means = values.groupby(load).mean().dropna()
+            panel.plot(means.index, means, color=colour, linewidth=1.5)
+            labels += [(float(means.iloc[-1]), label, colour)] * (panel is lower)
+    for drifted in load[runs["state"] == "unstable"].unique():
+        place: Any = lower.get_xaxis_transform()
+        lower.text(drifted, 0.03, "latency drifted,\nno percentile", transform=place, ha="center", fontsize="small")
+    for panel, label in ((upper, "throughput, images/s"), (lower, "latency, s")):
+        panel.set(ylabel=label, ylim=(0, 1.1 * panel.get_ylim()[1]))
+    lower.set_xlabel("users, each waiting for an image before asking again" if by == "users" else "requests sent, 1/s")
+    lower.set_xlim(0, 1.08 * load.max())
+    if by == "users":
+        whole_ticks(lower.xaxis)
+    figure.label_at_right(lower, labels)
+    means = runs["throughput_images_per_s"].astype(float).groupby(load).mean()
+    images_per_s: dict[float, float] = dict(zip(means.index, means, strict=True))
+    words = {at: f"{number(at)} user{'s' * (at != 1)}" if by == "users" else f"{number(at)} requests/s" for at in load}
+    if flat := _plateau(images_per_s):
+        mean = sum(images_per_s[at] for at in flat) / len(flat)
+        finding = f"throughput levels off at {number(mean)} images/s from {words[flat[0]]} on"
+    else:
+        best = max(images_per_s, key=lambda at: images_per_s[at])
+        finding = f"throughput was at most {number(images_per_s[best])} images/s, with {words[best]}"
+    points = "; ".join(f"{number(images)} images/s with {words[at]}" for at, images in images_per_s.items())
+    alt, of = f"Throughput over latency, by load: {points}.", figure.study_of(record, len(runs), "run")
+    return figure.finish(upper, record, finding + left_out, alt, of=of, lowest=lower)
 
 
 @figure.styled
@@ -107,8 +158,7 @@ def queue_share(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | Non
     """How much of all latency, in percent, was waiting in the server's queue, against the users of closed loops."""
     ax = figure.axes(ax)
     ax.set(xlabel="users, each waiting for an image before asking again", ylabel="share of latency in the queue, %")
-    runs, left_out = _valid(summary, "users")
-    runs = runs[runs["queue_share"].notna()] if len(runs) else runs
+    runs, left_out = _valid(summary, "users", "queue_share")
     if not len(runs):
         return figure.no_data(ax, record, "waiting in the queue", "no valid run of users whose server told its queue")
     runs = runs.assign(percent=100 * runs["queue_share"].astype(float))
@@ -121,10 +171,21 @@ def queue_share(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | Non
     return _finish(ax, record, runs, finding + left_out, f"By load: {'; '.join(seen)}.")
 
 
-def _valid(summary: pd.DataFrame, by: str) -> tuple[pd.DataFrame, str]:
-    """The valid runs at a known load, lightest first, and the words for those that are left out."""
+def _plateau(images_per_s: dict[float, float]) -> list[float]:
+    """The loads, rising, from which on throughput stays within 5 % of its highest; none where it did not grow before,
+    or where they span less than a quarter more load, for then the data show no levelling off."""
+    high = max(images_per_s.values())
+    last_below = max((at for at, images in images_per_s.items() if images < 0.95 * high), default=math.inf)
+    flat = sorted(at for at in images_per_s if at > last_below)
+    return flat if flat and flat[-1] >= 1.25 * flat[0] else []
+
+
+def _valid(summary: pd.DataFrame, by: str, known: str = "valid") -> tuple[pd.DataFrame, str]:
+    """The valid runs at a known load that have a figure `known`, lightest first, and the words for those left out."""
     asked = summary[summary[by].notna()] if by in summary else summary[:0]
-    runs = asked[asked["valid"].astype(bool)].sort_values(by, kind="stable") if len(asked) else asked
+    if not len(asked):
+        return asked, ""
+    runs = asked[asked["valid"].astype(bool) & asked[known].notna()].sort_values(by, kind="stable")
     return runs, f"; {len(asked) - len(runs)} of {len(asked)} runs left out as not valid" * (len(runs) < len(asked))
 
 
@@ -143,7 +204,7 @@ def _curve(runs: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
 def _draw(ax: Axes, curve: pd.DataFrame, colour: str, label: str, unless: str = FEW_ROWS) -> dict[float, float]:
     """A line through the means and a band between the intervals; where there are none, the legend says so. Returns the
     means that are known, by load."""
-    beyond = curve[["low", "high"]].sub(curve["mean"], axis="index").abs().to_numpy().T
+    beyond = figure.beyond(curve["mean"], curve[["low", "high"]].to_numpy())
     ax.fill_between(curve.index, curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
     ax.errorbar(curve.index, curve["mean"], beyond, fmt="none", color=colour, capsize=3)
     label += ", with 95 % interval" if curve["low"].notna().any() else f" ({unless})"
@@ -156,5 +217,5 @@ def _finish(ax: Axes, record: dict[str, Any], runs: pd.DataFrame, finding: str, 
     """With the legend between plot and title, three entries a line."""
     entries = len(ax.get_legend_handles_labels()[0])
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3, fontsize="small", columnspacing=1.2)
-    of = f"study {record['study']}, {len(runs)} run{'s' * (len(runs) > 1)}"
+    of = figure.study_of(record, len(runs), "run")
     return figure.finish(ax, record, finding, alt, of=of, pad=10 + 13 * math.ceil(entries / 3))

@@ -6,10 +6,8 @@ how they were measured.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -50,7 +48,9 @@ def ladder(*, settings: pd.DataFrame, record: dict[str, Any], ax: Axes | None = 
             panel.barh(heights, values, 0.7, color=[figure.BLUE if same else figure.ORANGE for same in kept])
         else:
             panel.plot(values, heights, "o", color="black", markersize=4)
-        panel.errorbar(values, heights, xerr=_beyond(values, shown[f"{name}_interval"]), fmt="none", ecolor="black")
+        panel.errorbar(
+            values, heights, xerr=figure.beyond(values, shown[f"{name}_interval"]), fmt="none", ecolor="black"
+        )
         ends = [pair[1] if pair else value for value, pair in zip(values, shown[f"{name}_interval"], strict=True)]
         for value, end, height in zip(values, ends, heights, strict=True):
             panel.text(end, height, f"  {number(value)}", va="center", fontsize="small")
@@ -78,7 +78,7 @@ def ladder(*, settings: pd.DataFrame, record: dict[str, Any], ax: Axes | None = 
         finding += ", the most measured" + ("" if is_apart else "; that it beats the next is not shown")
     alt = f"Bars and dots of {len(rows):,} settings, from {number(worst['images_per_s'])} to "
     alt += f"{number(best['images_per_s'])} images/s, with the time of one image and its likeness to the baseline's."
-    return figure.finish(ax, record, finding, alt, of=_of(record, rows), lowest=speed)
+    return figure.finish(ax, record, finding, alt, of=figure.study_of(record, len(rows), "setting"), lowest=speed)
 
 
 @figure.styled
@@ -107,7 +107,7 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
         ax.errorbar(
             row["memory_gib"],
             row["images_per_s"],
-            _beyond([row["images_per_s"]], [pair]),
+            figure.beyond([row["images_per_s"]], [pair]),
             fmt="o" if row["exact"] else "D",
             color=colour,
             markerfacecolor="white" if out else colour,
@@ -147,14 +147,4 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
         if decision.runner_up and not decision.shown:
             finding += f"; that it beats {decision.runner_up} is not shown"
     alt = f"Dots: images/s over peak memory of {len(rows):,} settings; {limit}."
-    return figure.finish(ax, record, finding, alt, of=_of(record, table))
-
-
-def _beyond(values: Any, intervals: Any) -> Any:
-    """How far each interval goes below and above its value: (2, n). NaN draws nothing."""
-    pairs = [pair or (math.nan, math.nan) for pair in intervals]
-    return np.abs(np.transpose(pairs) - np.asarray(values))
-
-
-def _of(record: dict[str, Any], settings: pd.DataFrame) -> str:
-    return f"study {record['study']}, {len(settings)} setting{'s' * (len(settings) != 1)}"
+    return figure.finish(ax, record, finding, alt, of=figure.study_of(record, len(table), "setting"))
