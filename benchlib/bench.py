@@ -37,6 +37,7 @@ _TARGET_FIELDS = (
 _MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
 _RUN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
 LOG_LINE_EVERY_S = 5.0
+DRAINING = "waiting for the last ones"
 
 
 def run_load(
@@ -246,6 +247,7 @@ def _shown(sampler: telemetry.Sampler) -> Iterator[Callable[[Progress], None]]:
                 bar.set_description_str(_words(progress, sampler))
 
             yield draw
+            bar.set_description_str(bar.desc.removesuffix(f", {DRAINING}"))  # it stays when all is over
         return
     due_s = 0.0
 
@@ -270,5 +272,5 @@ def _words(progress: Progress, sampler: telemetry.Sampler) -> str:
     if progress.errors:
         words.append(f"{progress.errors} errors")
     if progress.time_left_s is not None:
-        words.append(f"{progress.time_left_s:.0f} s left" if progress.time_left_s else "waiting for the last ones")
+        words.append(f"{progress.time_left_s:.0f} s left" if progress.time_left_s else DRAINING)
     return ", ".join(words)
