@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchlib.study.store import results_dir
 
-HEADLINES = ("forest", "nights", "capacity", "load_curve", "latency_distribution")
+HEADLINES = ("forest", "nights", "decision", "hockey_stick", "gain", "load_curve", "latency_distribution")
 """The figures that are shown first; the others come by name, MOST at most."""
 MOST = 5
 

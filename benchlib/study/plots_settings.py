@@ -60,7 +60,7 @@ def ladder(*, settings: pd.DataFrame, record: dict[str, Any], ax: Axes | None = 
         marker, colour = ("o", figure.BLUE) if same else ("D", figure.ORANGE)
         near.plot(value, height, marker, color=colour, markersize=6)
         text = "the same" if value == SAME_DB else f"SSIM {likeness:.3f}"
-        near.text(value, height, f"  {text}  ", va="center", ha="right" if value > 55 else "left", fontsize="small")
+        near.text(value, height, f"   {text}   ", va="center", ha="right" if value > 55 else "left", fontsize="small")
     near.set_xlim(0, 1.04 * SAME_DB)
     for panel, label in (
         (speed, f"images/s {load}\n(blue ●: keeps the image,\norange ◆: changes it)"),
@@ -75,7 +75,7 @@ def ladder(*, settings: pd.DataFrame, record: dict[str, Any], ax: Axes | None = 
     finding = f"{best['setting']}: {number(best['images_per_s'])} images/s {load}"
     if len(rows) > 1:
         is_apart = apart(best["images_per_s_interval"], rows.iloc[1]["images_per_s_interval"])
-        finding += ", the most measured" + ("" if is_apart else "; that it beats the next is not shown")
+        finding += ", the most measured" + ("" if is_apart else "; not shown to beat the next")
     alt = f"Bars and dots of {len(rows):,} settings, from {number(worst['images_per_s'])} to "
     alt += f"{number(best['images_per_s'])} images/s, with the time of one image and its likeness to the baseline's."
     return figure.finish(ax, record, finding, alt, of=figure.study_of(record, len(rows), "setting"), lowest=speed)
@@ -126,11 +126,12 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
     left = min(least_gib - 0.15 * (most_gib - least_gib), 0.98 * least_gib)
     if memory_limit_gib < most_gib + 2 * (most_gib - least_gib) + 0.1 * most_gib:
         ax.axvline(memory_limit_gib, color=figure.RED, linestyle="--", linewidth=1.5)
-        side = (memory_limit_gib, 0.03), ax.get_xaxis_transform()
-        ax.annotate(f"{limit} ", side[0], xycoords=side[1], color=figure.RED, fontsize="small", ha="right")
+        style: dict[str, Any] = {"color": figure.RED, "fontsize": "small", "ha": "right", "va": "top"}
+        ax.text(memory_limit_gib, 0.98, f"{limit} ", transform=ax.get_xaxis_transform(), **style)
         left, right = min(left, 0.98 * memory_limit_gib), max(right, 1.02 * memory_limit_gib)
     else:
-        ax.text(0.99, 0.03, f"{limit}: far to the right →", transform=ax.transAxes, color=figure.RED, ha="right")
+        far = f"{limit}: far to the right →"
+        ax.text(0.99, 0.98, far, transform=ax.transAxes, color=figure.RED, ha="right", va="top")
     ax.set_xlim(left, right)
     ax.set_ylim(0, 1.15 * ax.get_ylim()[1])
     keys = {
@@ -145,6 +146,6 @@ def decision(*, decision: Decision, memory_limit_gib: float, record: dict[str, A
         best = rows[rows["setting"] == decision.best].iloc[0]
         finding = f"run {decision.best}: {told(best, decision.slo)}; {number(best['memory_gib'])} GiB"
         if decision.runner_up and not decision.shown:
-            finding += f"; that it beats {decision.runner_up} is not shown"
+            finding += f"; not shown to beat {decision.runner_up}"
     alt = f"Dots: images/s over peak memory of {len(rows):,} settings; {limit}."
     return figure.finish(ax, record, finding, alt, of=figure.study_of(record, len(table), "setting"))

@@ -61,8 +61,8 @@ def told(row: Any, slo: str) -> str:
     """What a row of the table says of its setting's capacity, in words."""
     rate, users = f"{row['images_per_s']:.3g} images/s", f"{row['users']} user{'s' * (row['users'] > 1)}"
     if row["verdict"] == "met":
-        return f"at least {rate} within {slo}, for {users} who ask again at once"
-    return f"{rate} for {users} who ask again at once; that {slo} is kept is not shown"
+        return f"at least {rate} within {slo}, with {users}"
+    return f"{rate} with {users}, not shown to keep {slo}"
 
 
 def decide(

@@ -43,16 +43,14 @@ def test_too_few_requests_neither_rule_out_nor_show(setting):
         setting.frame(setting.row("a", 5.0, latencies_s=[[1.0] * 20])), slo="p95 < 2 s", memory_limit_gib=4.0
     )
     assert (decision.best, decision.runner_up, decision.shown) == ("a, serial", None, None)
-    assert "Run a, serial: 5 images/s for 3 users who ask again at once; that p95 < 2 s is kept is not shown." in str(
-        decision
-    )
+    assert "Run a, serial: 5 images/s with 3 users, not shown to keep p95 < 2 s." in str(decision)
 
 
 def test_requests_of_all_runs_show_together_what_one_run_is_too_short_for(setting):
     frame = setting.frame(setting.row("a", 5.0, latencies_s=[[1.0] * 20] * 5))
     decision = decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0)
     assert decision.table["verdict"].tolist() == ["met"]
-    assert "Run a, serial: at least 5 images/s within p95 < 2 s, for 3 users who ask again at once." in str(decision)
+    assert "Run a, serial: at least 5 images/s within p95 < 2 s, with 3 users." in str(decision)
 
 
 def test_a_setting_stands_at_its_best_load_that_is_shown_to_keep_the_promise(setting):
