@@ -151,11 +151,12 @@ def no_data(ax: Axes, record: dict[str, Any], subject: str, reason: str) -> Axes
 
 
 def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
-    """Writes (height, text, colour) where lines end, moved up where one would cover the one below."""
+    """Writes (height, text, colour) where lines end, moved up where one would cover the one below, and for a line that
+    leaves the axes at their top."""
     lowest, top = ax.get_ylim()
     gap = (top - lowest) * 14 * ax.figure.dpi / 72 / ax.get_window_extent().height  # 14 points: a small line, and air
     for height, text, colour in sorted(labels):
-        lowest = max(height, lowest)
+        lowest = max(min(height, top), lowest)
         ax.text(1.01, lowest, text, color=colour, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
         lowest += gap * (1 + text.count("\n"))
 

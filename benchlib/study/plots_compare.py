@@ -65,7 +65,7 @@ def forest(
     who = " and ".join(dict.fromkeys(line["study"] for line in lines)) if shown["study"].nunique() < 3 else "all"
     finding = f"{who} {said.get(kind, 'no different from')} {against} in {kinds.count(kind)} of {len(kinds)} figures"
     if kind != "no difference":
-        finding += f", most in {names[lines.index(most)]}: {_words(most)}"
+        finding += f", most in {names[lines.index(most)]}: {_ratio(most)}"
     if len(shown) < len(known):
         finding += f"; the {MOST} of {len(known)} furthest from 1"
     return figure.finish(ax, record, finding, f"Forest plot of ratios: {told}.", of=_of(shown, against))
@@ -139,10 +139,14 @@ def _distance(row: Mapping[Any, Any]) -> float:
     return abs(float(np.log(row["ratio"])))
 
 
-def _words(row: Mapping[Any, Any]) -> str:
+def _ratio(row: Mapping[Any, Any]) -> str:
     interval = "no interval" if pd.isna(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
+    return f"{number(row['ratio'])} times ({interval})"
+
+
+def _words(row: Mapping[Any, Any]) -> str:
     verdict = {"inconclusive": "not shown to differ"}.get(row["verdict"], row["verdict"].replace("%", " %"))
-    return f"{number(row['ratio'])} times ({interval}), {verdict}"
+    return f"{_ratio(row)}, {verdict}"
 
 
 def _of(rows: pd.DataFrame, first: str) -> str:

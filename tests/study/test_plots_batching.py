@@ -143,11 +143,13 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     assert "cut at the top" in ax.get_ylabel()
     assert ax.get_ylim()[1] < 2
     plots.save(ax, tmp_path / "figure")
-    predicted = pd.DataFrame({"serial": [1.0, 2.0], "dynamic": [1.1, 1.0]}, index=[0.5, 5.0])
+    ratios = {"serial": [1.0, 2.0], "continuous": [1.0, 900.0], "dynamic": [1.1, 1.0]}
+    predicted = pd.DataFrame(ratios, index=[0.5, 5.0])
     both = plots.gain(gains=frame, predicted=predicted, record=made.record())
     assert both.lines[-2].get_ydata().tolist() == [1.1, 0.5]
     assert "dynamic, mean, long run as predicted" in texts(both)
     assert both.get_xlim()[1] > 5
+    plots.save(both, tmp_path / "predicted")  # a label far above the axes would leave them no room
     one = plots.gain(gains=frame[4:], record=made.record())
     assert "no run carries a mean at the highest rate" in texts(one)
     assert "cut" not in one.get_ylabel()
