@@ -23,13 +23,13 @@ from benchlib.study.plots_anatomy import (
     memory_trend,
     stage_stack,
 )
-from benchlib.study.plots_batching import LATENCY, gain, gantt, gantts, latency_cdf, step_time_curve
+from benchlib.study.plots_batching import LATENCY, gain, gantts, latency_cdf, step_time_curve
 from benchlib.study.plots_compare import forest, nights
 from benchlib.study.plots_load import goodput_curve, hockey_stick, load_curve, queue_share
 from benchlib.study.plots_settings import decision, ladder
 
 __all__ = [
-    "Picture", "against_pixels", "arithmetic_bars", "cost_line", "decision", "forest", "gain", "gantt", "gantts",
+    "Picture", "against_pixels", "arithmetic_bars", "cost_line", "decision", "forest", "gain", "gantts",
     "goodput_curve", "hockey_stick", "ladder", "latency_cdf", "latency_distribution", "latency_over_time",
     "latency_parts", "load_curve", "memory_bars", "memory_over_time", "memory_trend", "nights", "picture",
     "queue_share", "save", "show", "stage_stack", "step_time_curve",

@@ -16,7 +16,6 @@ from matplotlib.gridspec import SubplotSpec
 from benchlib.study import figure, statistics
 from benchlib.study.figure import number, whole_ticks
 
-LANES = 30
 LATENCY = "latency (from request to image), s"
 POLICY_STYLES: dict[str, dict[str, Any]] = {
     "serial": {"color": figure.GREY, "linestyle": ":", "marker": "o"},
@@ -64,32 +63,14 @@ def step_time_curve(*, step_times: Mapping[str, Any], record: dict[str, Any], ax
 
 
 @figure.styled
-def gantt(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None) -> Axes:
-    """The first LANES measured requests, a lane each, from the moment of the request to the image, in seconds.
-
-    A server tells how long each part took, not when it was: waiting between the steps is drawn after them. The lane of
-    a request without an image is empty.
-    """
-    ax = figure.axes(ax, height=5.4)
-    ax.set(xlabel="time since the start of the run, s", ylabel="requests, first to last")
-    drawn = _draw_lanes(ax, requests, LANES)
-    if not len(drawn):
-        return figure.no_data(ax, record, "when each image was made", "no image whose server told how its time went")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
-    finding = f"an image took {_took(drawn)}"
-    batch = drawn["batch_size"].mean()
-    if batch >= 1:  # NaN is not: another server told nothing
-        finding += f"; each step moved {number(batch)} {'images' if batch > 1 else 'image'} on"
-    alt = f"Bars over time: {len(drawn):,} requests, a lane each, from the request to the image, coloured by part."
-    return figure.finish(ax, record, finding, alt)
-
-
-@figure.styled
 def gantts(
     *, requests: Mapping[str, pd.DataFrame], record: dict[str, Any], lanes: int = 20, ax: Axes | None = None
 ) -> Axes:
-    """The first `lanes` requests under each policy, drawn as by gantt() in panels one above the other.
+    """The first `lanes` measured requests under each policy, in panels one above the other: a lane each, from the
+    moment of the request to the image.
 
+    A server tells how long each part took, not when it was: waiting between the steps is drawn after them. The lane of
+    a request without an image is empty.
     `requests` has a run's by its policy's name, each asked for the same at the same moments: a lane is one request in
     all panels, and time has one scale. `record` is that of any of the runs. The Axes around the panels is returned; an
     `ax` that is given must be of a grid, as pyplot.subplots makes it.

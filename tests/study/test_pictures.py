@@ -30,6 +30,11 @@ def rows(made: SimpleNamespace) -> dict[str, Any]:
     return {"requests": made.requests(made.simulate(90, failed=0.05, censored=2)), "record": made.record()}
 
 
+def rush(made: SimpleNamespace) -> dict[str, Any]:
+    run = rows(made)
+    return {"requests": {"serial": run["requests"], "continuous": run["requests"][10:]}, "record": run["record"]}
+
+
 def memory(made: SimpleNamespace) -> dict[str, Any]:
     target = {"model": "sdxl", "device": "cuda:0", "weights_gib": 6.46}
     requests = made.requests([made.row(server_peak_gib=11.5)])
@@ -86,7 +91,7 @@ PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[
     "latency_over_time": (plots.latency_over_time, rows, {}),
     "latency_distribution": (plots.latency_distribution, rows, {}),
     "latency_parts": (plots.latency_parts, rows, {}),
-    "gantt": (plots.gantt, rows, {}),
+    "gantts": (plots.gantts, rush, {}),
     "memory_over_time": (plots.memory_over_time, memory, {}),
     "load_curve": (plots.load_curve, users, {}),
     "queue_share": (plots.queue_share, users, {}),
@@ -126,8 +131,7 @@ def test_a_line_or_bar_that_is_gone_or_moved_is_another_picture(
     name: str, change: str, made: SimpleNamespace, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     figure = draw(name, made)
-    ax = figure.axes[0]
-    mark = [*ax.patches, *ax.lines][-1]
+    mark = next(marks for ax in figure.axes if (marks := [*ax.patches, *ax.lines]))[-1]
     if change == "gone":
         mark.set_visible(False)
     else:

@@ -21,7 +21,7 @@ from PIL import Image
 from benchlib.study import plots
 from benchlib.study.store import Run, Study
 
-OF_REQUESTS = [plots.latency_over_time, plots.latency_distribution, plots.latency_parts, plots.gantt]
+OF_REQUESTS = [plots.latency_over_time, plots.latency_distribution, plots.latency_parts]
 TIMEOUT = {"error": "timeout", "http_status": None, "latency_s": 600.0, "done_s": 605.0, "total_s": None}
 
 
@@ -183,24 +183,6 @@ def test_a_run_that_drifted_is_given_no_percentile(made: SimpleNamespace) -> Non
         ramp = record["spec"] | {"arrivals": {"kind": "ramp"}}
         assert "drifted" not in texts(plot(requests=drifting, record=record | {"spec": ramp}))
     assert "; latency still drifted" in texts(plots.latency_parts(requests=drifting, record=record)).replace("\n", " ")
-
-
-def test_a_gantt_has_a_lane_for_each_of_the_first_images(made: SimpleNamespace) -> None:
-    late, early = made.row(0, scheduled_s=9.0, batch_size=3.0), made.row(1, scheduled_s=4.0, batch_size=2.0)
-    ax = plots.gantt(requests=made.requests([late, made.row(2, **TIMEOUT), early]), record=made.record())
-    said = texts(ax).replace("\n", " ")
-    assert said.startswith(
-        "tiny model, not SDXL: an image took 1 s on average, 50 % of it waiting; each step moved 2.5 images on"
-    )
-    assert "waiting for other images" not in said
-    bars = {bars.get_label(): [(bar.get_x(), bar.get_width()) for bar in bars] for bars in ax.containers}
-    assert bars["waiting in the queue"] == [(4.0, 0.5), (9.0, 0.5)]
-    assert [left for left, _ in bars["denoising"]] == pytest.approx([4.55, 9.55])
-    assert [left + width for left, width in bars["network and client"]] == pytest.approx([5.0, 10.0])
-    many = made.requests([made.row(i, batch_size=None) for i in range(100)])
-    ax = plots.gantt(requests=many, record=made.record())
-    assert len(ax.containers[0]) == 30
-    assert "each step moved" not in texts(ax)
 
 
 def test_what_got_no_image_is_marked_and_said(made: SimpleNamespace) -> None:

@@ -84,6 +84,16 @@ def test_gantts_hold_the_same_requests_on_one_scale(made: SimpleNamespace, n: in
     assert svg.stat().st_size < 500_000
 
 
+def test_bars_stand_one_after_the_other_from_the_moment_of_the_request(made: SimpleNamespace) -> None:
+    frame = made.requests([made.row(0, scheduled_s=9.0), made.row(1, scheduled_s=4.0)])
+    panel = plots.gantts(requests={"serial": frame}, record=made.record()).figure.axes[1]
+    bars = {bars.get_label(): [(bar.get_x(), bar.get_width()) for bar in bars] for bars in panel.containers}
+    assert "waiting for other images" not in bars
+    assert bars["waiting in the queue"] == [(4.0, 0.5), (9.0, 0.5)]
+    assert [left for left, _ in bars["denoising"]] == pytest.approx([4.55, 9.55])
+    assert [left + width for left, width in bars["network and client"]] == pytest.approx([5.0, 10.0])
+
+
 def test_a_request_without_an_image_leaves_its_lane_empty(made: SimpleNamespace) -> None:
     frames = policies(made, 3)
     failed = {"error": "503", "done_s": 5.1, "total_s": None, "latency_s": 0.1}
