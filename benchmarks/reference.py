@@ -26,8 +26,9 @@ def keep(source: Path, target: Path) -> float:
         for path in (study / "figures").glob("*.png"):
             with Image.open(path) as image:
                 text = PngImagePlugin.PngInfo()
-                for name in ("Title", "Description"):
-                    text.add_text(name, image.info[name])
+                for name, words in image.info.items():
+                    if name in ("Title", "Description"):
+                        text.add_itxt(name, words)
                 small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
                 small.save(there / "figures" / path.name, pnginfo=text, optimize=True)
         for run in study.glob("*/run.json") if study.name == "quickstart" else ():

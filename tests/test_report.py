@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from benchlib.__main__ import main
 from benchlib.report import MOST, write_report
 from benchlib.study.store import create_run
+from benchmarks import reference
 
 EMPTY = {"time_s": [0.0], "rss_gib": [0.5], "cuda_allocated_gib": [None], "cuda_reserved_gib": [None]}
 EVIL = '<script>alert("x")</script> & "quotes"'
@@ -157,3 +158,13 @@ def test_the_command_writes_it_and_says_where(results, capsys, tmp_path_factory)
 def test_it_loads_nothing_heavy():
     code = "import sys, benchlib.report; print({'torch', 'pandas', 'matplotlib', 'numpy'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).strip() == b"set()"
+
+
+def test_what_is_kept_for_the_readme_is_small_and_keeps_its_words(results, tmp_path):
+    kept = tmp_path / "kept"
+    (kept / "2026-11-24 night").mkdir(parents=True)
+    (kept / "2026-11-24 night" / "old.png").touch()
+    assert 0 < reference.keep(results, kept) < reference.LIMIT_MB
+    assert {path.name for path in (kept / "2026-11-24 night").iterdir()} == {"figures", "summary.csv", "verdict.json"}
+    with Image.open(kept / "2026-11-24 night/figures/forest.png") as picture:
+        assert (picture.mode, picture.size, picture.text["Description"]) == ("P", (60, 30), f"forest: {EVIL}")
