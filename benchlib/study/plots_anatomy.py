@@ -83,7 +83,8 @@ def cost_line(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None
         if line := lines.get(size):
             end_s = line["fixed_s"] + line["per_step_s"] * last
             ax.plot([0, last], [line["fixed_s"], end_s], dashes, color=colour, linewidth=1.5)
-            words = (size_name(*size), f"{_cost(line, 'per_step_s')}, {_cost(line, 'fixed_s')}")
+            costs = f"{_cost(line, 'per_step_s')}, {_cost(line, 'fixed_s')}"
+            words = (size_name(*size), costs if line["fixed_s_interval"] else "costs not shown, too few images")
         labels.append((end_s, f"{words[0]}:\n{words[1].replace(', ', chr(10))}", colour))
         found.append(": ".join(words))
     ax.set(xlim=(0, 1.03 * last), ylim=(min(0, ax.get_ylim()[0]), 1.05 * float(images["total_s"].max())))
@@ -274,7 +275,6 @@ def _told(value: float, interval: Interval, unit: str = "") -> str:
 def _cost(line: dict[Any, Any], name: str) -> str:
     what, words = {"per_step_s": ("the cost of a step", "{} s a step"), "fixed_s": ("a fixed cost", "plus {} s")}[name]
     interval = line[f"{name}_interval"]
-    if interval and interval[0] > 0:
+    if interval[0] > 0:
         return words.format(_told(line[name], interval))
-    span = f"{number(interval[0])} to {number(interval[1])} s" if interval else "too few images"
-    return f"{what} is not shown ({span})"
+    return f"{what} is not shown ({number(interval[0])} to {number(interval[1])} s)"
