@@ -62,9 +62,8 @@ def load_curve(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | None
     if by == "users":
         whole_ticks(lower.xaxis)
     figure.label_at_right(lower, labels)
-    if not labels:
-        nothing = "no percentile: too few requests, or latency drifted"
-        lower.text(0.5, 0.5, nothing, transform=lower.transAxes, ha="center", va="center")
+    if not (labels or (runs["state"] == "unstable").any()):
+        lower.text(0.5, 0.5, "too few requests for a percentile", transform=lower.transAxes, ha="center", va="center")
     means = runs["throughput_images_per_s"].astype(float).groupby(load).mean()
     images_per_s: dict[float, float] = dict(zip(means.index, means, strict=True))
     words = {at: f"{number(at)} user{'s' * (at != 1)}" if by == "users" else f"{number(at)} requests/s" for at in load}
