@@ -144,6 +144,7 @@ def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
     record = made.run([1.0])[0]
     images = made.images()
     assert "0.2" in title(plots.cost_line(requests=images, record=record))
+    assert "128x128: costs not shown, too few images" in title(plots.cost_line(requests=made.images(1), record=record))
     assert "denoising" in title(plots.stage_stack(requests=images, record=record)).lower()
     grown = made.samples(1 + np.arange(300) * 200 / 2**20)
     assert "leaks (200 to 200 KiB/image)" in title(plots.memory_trend(telemetry=grown, record=record))

@@ -134,6 +134,8 @@ def test_a_load_curve_leaves_out_what_it_can_not_know(made: SimpleNamespace) -> 
     assert texts(lower).count("latency drifted") == 3
     bars = [segment for lines in upper.collections for segment in lines.get_segments()]
     assert [(bar[0][1], bar[1][1]) for bar in bars if len(bar)] == [(4, 6), (8, 10)]
+    few = plots.load_curve(summary=drifted.assign(state=None), record=made.record()).figure.axes[1]
+    assert "too few requests for a percentile" in texts(few)
     one_invalid = plots.load_curve(summary=summary.assign(valid=[True, False, True]), record=made.record())
     assert "1 of 3 runs left out as not valid" in texts(one_invalid).replace("\n", " ")
     for none in (summary[:0], summary.assign(valid=False), summary.drop(columns="users"), pd.DataFrame()):
