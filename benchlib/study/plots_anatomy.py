@@ -83,8 +83,9 @@ def cost_line(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None
         if line := lines.get(size):
             end_s = line["fixed_s"] + line["per_step_s"] * last
             ax.plot([0, last], [line["fixed_s"], end_s], dashes, color=colour, linewidth=1.5)
-            costs = f"{_cost(line, 'per_step_s')}, {_cost(line, 'fixed_s')}"
-            words = (size_name(*size), costs if line["fixed_s_interval"] else "costs not shown, too few images")
+            words = (size_name(*size), "costs not shown, too few images")
+            if line["fixed_s_interval"]:
+                words = (size_name(*size), f"{_cost(line, 'per_step_s')}, {_cost(line, 'fixed_s')}")
         labels.append((end_s, f"{words[0]}:\n{words[1].replace(', ', chr(10))}", colour))
         found.append(": ".join(words))
     ax.set(xlim=(0, 1.03 * last), ylim=(min(0, ax.get_ylim()[0]), 1.05 * float(images["total_s"].max())))
