@@ -62,7 +62,7 @@ def try_settings(
     First each recipe alone: it makes `images` images of seeds 1, 2, ... after one that is not counted. `image_s` is the
     mean time of one with its interval (from 5 images on), `start_s` loading and the first image, `psnr_db` and `ssim`
     the mean likeness to the baseline's images of the same seeds. Then a sweep (see `sweep`): `users` people who ask
-    again at once, for `duration_s` or their share of `budget_min` (by default as long as 80 images take alone, but 3 to
+    again at once, for `duration_s` or their share of `budget_min` (by default as long as 80 images take alone, but 5 to
     8 s, or 10 images), `repeat` times. `images_per_s` is the mean, its interval that of 5 runs or more, or the only
     run's own. `memory_gib` is the least of the runs' peaks, as what an earlier setting left in the process is none of
     its own; `memory_of` says which memory: reserved on the GPU, or the process's RSS. `latencies_s` are those of each
@@ -75,7 +75,7 @@ def try_settings(
     alone = _alone(model, list(dict.fromkeys([BASELINE, *(recipe for recipe, _ in settings)])), images, device, steps)
     if duration_s is None and budget_min is None:
         image_s = alone[BASELINE]["image_s"]
-        duration_s = max(10 * image_s, min(max(80 * image_s, 3.0), 8.0))
+        duration_s = max(10 * image_s, min(max(80 * image_s, 5.0), 8.0))
     cases = [(recipe, batching, people) for recipe, batching in settings for people in users]
     points = [
         {

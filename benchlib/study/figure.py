@@ -182,7 +182,11 @@ def finish(
         title = f"tiny model, not SDXL: {finding}"
     model = " ".join(str(target[key]) for key in ("model", "dtype", "device") if target[key]) or target["url"]
     asked = [spec["workload"].get(key) for key in ("width", "height", "num_inference_steps")]
-    image = "{}x{} pixels, {} steps".format(*asked) if all(isinstance(value, int) for value in asked) else ""
+    image = (
+        "{}x{} pixels, {} step{}".format(*asked, "s" * (asked[2] != 1))
+        if all(isinstance(value, int) for value in asked)
+        else ""
+    )
     arrivals = (
         ", ".join(f"{key} {value}" for key, value in spec["arrivals"].items() if value)
         .removeprefix("kind ")
