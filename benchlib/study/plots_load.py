@@ -42,8 +42,8 @@ def load_curve(*, summary: pd.DataFrame, record: dict[str, Any], ax: Axes | None
     load, labels = runs[by].astype(float), []
     for panel, name, label, colour, marker in (
         (upper, "throughput_images_per_s", "", figure.GREEN, "D"),
-        (lower, "latency_p95_s", "95 % took\nat most this", figure.RED, "s"),
-        (lower, "latency_p50_s", "half took\nat most this", figure.BLUE, "o"),
+        (lower, "latency_p95_s", "95 % within this", figure.RED, "s"),
+        (lower, "latency_p50_s", "half within this", figure.BLUE, "o"),
     ):
         values = runs[name].astype(float)
         if values.notna().any():

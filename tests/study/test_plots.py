@@ -118,8 +118,8 @@ def test_a_load_curve_says_no_more_than_it_shows(
     assert ax is upper
     assert texts(upper).replace("\n", " ") == f"tiny model, not SDXL: {finding}"
     assert f"study quickstart, {len(points)} run" in texts(lower)
-    assert "half took\nat most this" in texts(lower)
-    assert "95 % took\nat most this" in texts(lower)
+    assert "half within this" in texts(lower)
+    assert "95 % within this" in texts(lower)
     assert upper.get_ylim()[0] == lower.get_ylim()[0] == 0
     png, _ = plots.save(ax, tmp_path / "figure")
     assert png.stat().st_size > 10_000
