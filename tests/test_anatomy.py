@@ -62,7 +62,7 @@ def test_what_was_measured_before_an_interruption_is_kept(pipe, tmp_path, monkey
     assert len(kept.requests) == 4
 
 
-def test_a_planted_leak_is_called_growth(pipe, tmp_path, monkeypatch):
+def test_a_planted_leak_is_called_one(pipe, tmp_path, monkeypatch):
     decode, hoard = pipe.decode, []
 
     def leaking(works):
@@ -73,7 +73,7 @@ def test_a_planted_leak_is_called_growth(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(pipe, "decode", leaking)
     growth = memory_growth(watch_memory(pipe, images=80, steps=1, results=tmp_path).telemetry).set_index("memory")
     assert growth.loc["rss", "kib_per_image"] == pytest.approx(LEAK_BYTES / 1024, rel=0.2)
-    assert growth.loc["rss", "verdict"].startswith("grows by")
+    assert growth.loc["rss", "verdict"].startswith("leaks (")
 
 
 def test_the_arithmetic_is_counted_and_grows_with_the_image(pipe, run):
