@@ -38,7 +38,8 @@ from benchlib.telemetry import describe_load
 from benchmarks.sides import LITSERVE, OURS, DidNotStart, Measured, Side, back_to_back, load, start
 
 SMALL = Workload("a lighthouse at dusk", width=64, height=64, num_inference_steps=8)
-MIXED = Workload("a lighthouse at dusk", width=64, height=64, num_inference_steps=list(range(4, 41, 4)))
+STEPS = range(4, 41, 4)
+MIXED = Workload("a lighthouse at dusk", width=64, height=64, num_inference_steps=list(STEPS))
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,29 @@ class Bench:
         words = f"{one} {'less' if apart else 'over'} {other}: {of}"
         return Figure(case, words, values, **limits, not_measured=self._why(case, one) or self._why(case, other))
 
+    def slowdown(self, case: str) -> Figure:
+        """What an image alone took in each serial run, its queueing left out, over what the step times of warm-up say:
+        beside a load generator, and whatever the machine does meanwhile, torch is slower than it was then."""
+        values, why = [], self._why(case, "serial") or self._why(case, "continuous")
+        for run in [] if why else self.runs[case]["serial"]:
+            rows = pd.DataFrame(run.rows)
+            apart = rows.assign(scheduled_s=1e6 * rows.index)
+            alone_s = predict_latency(apart, self.sides["continuous"].spec, batching="serial")
+            values.append(float((rows["total_s"] - rows["queue_s"]).sum() / alone_s.sum()))
+        return Figure(case, "serial's work over its step times", values, not_measured=why)
+
     def forecast(self, case: str, name: str) -> Figure:
-        """The mean latency over that of the simulator, which is told the step times that the side itself measured."""
-        values = [
-            run.mean_s / float(predict_latency(pd.DataFrame(run.rows), self.sides[name].spec).mean())
-            for run in ([] if self._why(case, name) else self.runs[case][name])
-        ]
+        """The mean latency over that of the simulator on the same requests, which is told the step times that the
+        continuous side measured at its start, and the round's slowdown."""
+        slowdown, values = self.slowdown(case), []
+        why = self._why(case, name) or slowdown.not_measured
+        for run, slower in zip([] if why else self.runs[case][name], slowdown.values, strict=False):
+            rows = pd.DataFrame(run.rows)
+            faster = rows.assign(scheduled_s=rows["scheduled_s"] / slower)
+            predicted_s = slower * predict_latency(faster, self.sides["continuous"].spec, batching=name)
+            values.append(run.mean_s / float(predicted_s.mean()))
         limits: dict[str, Any] = {"low": 0.85, "high": 1.15, "by_interval": True}
-        return Figure(case, f"{name} over its forecast: mean_s", values, **limits, not_measured=self._why(case, name))
+        return Figure(case, f"{name} over its forecast: mean_s", values, **limits, not_measured=why)
 
     def failed(self) -> Figure:
         runs = [run for case in self.runs.values() for several in case.values() for run in several]
@@ -179,24 +195,28 @@ def users(bench: Bench) -> list[Figure]:
 
 
 def mixed(bench: Bench) -> list[Figure]:
-    """4 to 40 steps, Poisson arrivals at 80 % of what the serial server can do: the same arrivals for all policies."""
+    """4 to 40 steps, Poisson arrivals at 80 % of what the serial server can do in that round, the same for all."""
     case = "mixed"
     if "serial" not in bench.sides:
         return [Figure(case, "all", [], low=1, not_measured=bench.missing["serial"])]
-    full = load(bench.sides["serial"], ClosedLoop(4), MIXED, duration_s=16 * bench.scale, warmup_s=1.0)
+    capacities: list[float] = []
 
-    def run(side: Side, seed: int) -> Measured:
-        arrivals = OpenLoop(0.8 * full.images_per_s)
-        return load(side, arrivals, MIXED, duration_s=18 * bench.scale, warmup_s=0.0, seed=seed)
+    def run(side: Side, number: int) -> Measured:
+        if number == len(capacities):  # a new round: how fast is the machine now?
+            full = load(bench.sides["serial"], ClosedLoop(4), MIXED, duration_s=8 * bench.scale, warmup_s=1.0)
+            drawn = statistics.mean(row["num_inference_steps"] for row in full.rows)
+            capacities.append(full.images_per_s * drawn / statistics.mean(STEPS))
+        arrivals = OpenLoop(0.8 * capacities[number])
+        return load(side, arrivals, MIXED, duration_s=18 * bench.scale, warmup_s=0.0, seed=number)
 
     bench.interleave(case, {name: (name, run) for name in OURS})
-    figures = [Figure(case, "serial, queue never empty: images_per_s", [full.images_per_s])]
+    figures = [Figure(case, "serial, queue never empty: images_per_s", capacities)]
     for of in ("mean_s", "p95_s"):
         figures += [bench.told(case, name, of) for name in OURS]
         figures += [bench.against(case, "continuous", "serial", of, high=0.5)]
         figures += [bench.against(case, "continuous", "dynamic", of, high=1.0)]
         figures += [bench.against(case, "dynamic", "serial", of)]
-    return figures + [bench.forecast(case, name) for name in OURS]
+    return [*figures, bench.slowdown(case), *(bench.forecast(case, name) for name in OURS)]
 
 
 def nothing(bench: Bench) -> list[Figure]:

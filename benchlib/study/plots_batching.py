@@ -37,8 +37,8 @@ def step_time_curve(*, step_times: Mapping[str, Any], record: dict[str, Any], ax
     if not (curves := step_times.get("{width}x{height}".format(**showcase))):
         return figure.no_data(upper, record, "what a batch costs", "the server measured no step times of its showcase")
     lower, steps = figure.panel_below(upper), showcase["num_inference_steps"]
-    batch = sorted(int(rows) // 2 for rows in curves["step_s"] if int(rows) % 2 == 0)
-    step_s = np.array([curves["step_s"][str(2 * n)] for n in batch])
+    batch, rows = (sorted(map(int, curves[part])) for part in ("encode_s", "step_s"))
+    step_s = np.interp([2 * n for n in batch], rows, [curves["step_s"][str(n)] for n in rows])
     around_s = [curves["encode_s"][str(n)] + curves["decode_s"][str(n)] for n in batch]
     images_per_s = batch / (around_s + steps * step_s)
     no_gain_ms = 1000 * step_s[0] * np.array(batch)

@@ -182,6 +182,7 @@ def made() -> SimpleNamespace:
         networks=NETWORKS,
         images=make_images,
         samples=make_samples,
+        setting=make_setting,
     )
 
 

@@ -20,6 +20,7 @@ from matplotlib.transforms import Affine2D
 
 from benchlib.study import plots
 from benchlib.study.dissection import memory_parts
+from benchlib.study.settings import decide
 from benchlib.study.store import Run, Study
 
 DPI = 50
@@ -87,6 +88,41 @@ def trend(made: SimpleNamespace) -> dict[str, Any]:
     return {"telemetry": made.samples(rss_gib), "record": made.record()}
 
 
+def gains(made: SimpleNamespace) -> dict[str, Any]:
+    told = [
+        (2.0, "continuous", "latency_mean_s", 3, 0.9, (0.5, 1.6), "not shown"),
+        (4.0, "continuous", "latency_mean_s", 3, 0.4, (0.3, 0.6), "lower"),
+        (2.0, "dynamic", "latency_mean_s", 3, 1.2, (1.1, 1.3), "higher"),
+        (4.0, "dynamic", "latency_mean_s", 1, 0.8, None, "not shown"),
+    ]
+    columns = ["rate", "batching", "figure", "pairs", "ratio", "interval", "verdict"]
+    predicted = pd.DataFrame({"serial": [1.0, 2.0], "continuous": [0.9, 0.7], "dynamic": [1.2, 1.7]}, index=[1.0, 4.5])
+    return {"gains": pd.DataFrame(told, columns=columns), "predicted": predicted, "record": made.record()}
+
+
+def tried(made: SimpleNamespace) -> dict[str, Any]:
+    rows = [
+        made.setting("baseline", 5.0, psnr_db=100.0),
+        made.setting("bf16", 8.0, exact=False, psnr_db=35.0, ssim=0.951, memory_gib=1.5),
+        made.setting("compile", 7.0, latencies_s=[[9.0] * 100], psnr_db=88.0, memory_gib=2.5),
+    ]
+    return {"settings": pd.DataFrame(rows, dtype=object), "record": made.record()}
+
+
+def decided(made: SimpleNamespace) -> dict[str, Any]:
+    run = tried(made)
+    return {"decision": decide(run["settings"], slo="p95 < 2 s", memory_limit_gib=2.6), "record": run["record"]}
+
+
+def nightly(made: SimpleNamespace) -> dict[str, Any]:
+    rows = [
+        {"study": f"night-{night}", "load": load, "figure": "latency_p95_s", "ratio": ratio, "low": ratio - 0.02,
+         "high": ratio + 0.03, "verdict": "slower" if ratio > 1.1 else "no difference"}
+        for night, ratio in ((1, 1.01), (2, 0.98), (3, 1.2)) for load in ("closed-4", "closed-8")
+    ]  # fmt: skip
+    return {"table": pd.DataFrame(rows), "record": made.record()}
+
+
 PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[str, Any]], dict[str, Any]]] = {
     "latency_over_time": (plots.latency_over_time, rows, {}),
     "latency_distribution": (plots.latency_distribution, rows, {}),
@@ -103,7 +139,17 @@ PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[
     "memory_bars": (plots.memory_bars, parts, {}),
     "arithmetic_bars": (plots.arithmetic_bars, shares, {}),
     "memory_trend": (plots.memory_trend, trend, {}),
+    "latency_cdf": (plots.latency_cdf, rush, {}),
+    "gain": (plots.gain, gains, {}),
+    "ladder": (plots.ladder, tried, {}),
+    "decision": (plots.decision, decided, {"memory_limit_gib": 2.6}),
+    "forest": (plots.forest, nightly, {"against": "night-0"}),
+    "nights": (plots.nights, nightly, {"studies": [f"night-{night}" for night in range(4)]}),
 }
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [panel for ax in figure.axes for panel in (ax, *ax.child_axes) if isinstance(panel, Axes)]
 
 
 def draw(name: str, made: SimpleNamespace) -> Figure:
@@ -112,7 +158,7 @@ def draw(name: str, made: SimpleNamespace) -> Figure:
     figure = plot(**data(made), **options).figure
     assert isinstance(figure, Figure)
     figure.set_layout_engine("none")
-    for ax in figure.axes:
+    for ax in panels(figure):
         ax.tick_params(labelbottom=False, labelleft=False)
     for words in [*figure.findobj(Text), *figure.findobj(Legend)]:
         words.set_visible(False)
@@ -131,7 +177,9 @@ def test_a_line_or_bar_that_is_gone_or_moved_is_another_picture(
     name: str, change: str, made: SimpleNamespace, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     figure = draw(name, made)
-    mark = next(marks for ax in figure.axes if (marks := [*ax.patches, *ax.lines]))[-1]
+    marks = [[*ax.patches, *(line for line in ax.lines if len(line.get_xdata()))] for ax in panels(figure)]
+    first = next(of_panel for of_panel in marks if of_panel)
+    mark = max(first, key=lambda one: one.get_window_extent().width)
     if change == "gone":
         mark.set_visible(False)
     else:
