@@ -179,7 +179,8 @@ def test_a_line_or_bar_that_is_gone_or_moved_is_another_picture(
     figure = draw(name, made)
     marks = [[*ax.patches, *(line for line in ax.lines if len(line.get_xdata()))] for ax in panels(figure)]
     first = next(of_panel for of_panel in marks if of_panel)
-    mark = max(first, key=lambda one: one.get_window_extent().width)
+    wide = [one for one in first if one.get_window_extent().width > 0.02 * figure.bbox.width]
+    mark = (wide or first)[-1]
     if change == "gone":
         mark.set_visible(False)
     else:
