@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from benchlib.serving.engine import Engine
 from benchlib.serving.optimisations import _Graphed, graphs_made
 from benchlib.serving.pipeline import SDXLPipeline, load_pipeline
-from benchlib.serving.recipes import RECIPES, Recipe, parse_recipes
+from benchlib.serving.recipes import COMBINATIONS, RECIPES, Recipe, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.faithfulness import psnr_db
 
@@ -60,11 +60,13 @@ def test_its_image_is_near_the_baselines(applied, tiny, name):
 
 def test_those_called_exact_are():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
-        "baseline", "channels-last", "fused-qkv", "vae-slicing", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient",
-        "compile", "compile-tuned", "compile-regional", "cudnn-tuned", "cuda-graphs",
+        "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-flash", "sdpa-cudnn",
+        "sdpa-efficient", "compile", "compile-tuned", "compile-regional", "cudnn-tuned", "cuda-graphs",
     ]  # fmt: skip
-    assert all(PSNR_DB.get(name, 60) >= 60 for name, recipe in RECIPES.items() if recipe.exact)
-    assert all(PSNR_DB.get(name, 0) < 60 or name == "fp32" for name, recipe in RECIPES.items() if not recipe.exact)
+    assert all(PSNR_DB.get(name, 60) >= PSNR_DB["bf16"] for name, recipe in RECIPES.items() if recipe.exact)
+    assert all(PSNR_DB.get(name, 0) < PSNR_DB["bf16"] for name, recipe in RECIPES.items() if not recipe.exact)
+    assert all(one.exact for one in parse_recipes(COMBINATIONS["fastest-exact"]))
+    assert not all(one.exact for one in parse_recipes(COMBINATIONS["fastest"]))
 
 
 def calls(monkeypatch, module, name):
