@@ -46,7 +46,7 @@ def test_what_was_measured_is_held_against_the_forecast_for_the_very_rows():
     curves = {"step_s": {"2": 0.1}, "encode_s": {"1": 0.0}, "decode_s": {"1": 0.0}}
     spec = {"batching": "serial", "max_batch_size": 1, "max_wait_ms": 0.0, "step_times": {"64x64": curves}}
     asked = {"width": 64, "height": 64, "num_inference_steps": 10, "guidance_scale": None}
-    told = {"queue_s": 0.3, "total_s": 2.3}  # twice as slow as at warm-up: done at 2 s and 4 s
+    told = {"phase": "measure", "queue_s": 0.3, "total_s": 2.3}  # twice as slow as at warm-up: done at 2 s and 4 s
     rows = [asked | told | {"scheduled_s": due_s} for due_s in (0.0, 0.5)]
     runs = {"serial": [Measured(1.0, [2.0, 4.0], rows=rows)], "continuous": [Measured(1.0, [2.0, 4.0], rows=rows)]}
     up = {"serial": Side(None, "", {}), "continuous": Side(None, "", spec)}
