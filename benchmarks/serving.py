@@ -1,6 +1,6 @@
 """Holds benchlib's server against the stock pipeline, a careful naive server, LitServe and a bare route.
 
-    python -m benchmarks.serving                # all parts, some 25 minutes
+    python -m benchmarks.serving                # all parts, some 17 minutes
     python -m benchmarks.serving one users      # parts by name: one, users, mixed, nothing
     python -m benchmarks.serving --quick        # a minute: shows that all works, judges nothing well
 
@@ -207,7 +207,7 @@ def mixed(bench: Bench) -> list[Figure]:
             drawn = statistics.mean(row["num_inference_steps"] for row in full.rows)
             capacities.append(full.images_per_s * drawn / statistics.mean(STEPS))
         arrivals = OpenLoop(0.8 * capacities[number])
-        return load(side, arrivals, MIXED, duration_s=30 * bench.scale, warmup_s=8 * bench.scale, seed=number)
+        return load(side, arrivals, MIXED, duration_s=18 * bench.scale, warmup_s=0.0, seed=number)
 
     bench.interleave(case, {name: (name, run) for name in OURS})
     figures = [Figure(case, "serial, queue never empty: images_per_s", capacities)]
