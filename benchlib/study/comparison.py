@@ -244,13 +244,14 @@ def _words(row: dict[str, Any]) -> str:
 def _ratio(values: list[float], split: int, rise: str, min_effect: float, of: int) -> dict[str, Any]:
     logs = np.log(values)
     sides = logs[:split], logs[split:]
-    means = [float(np.exp(side.mean())) for side in sides]
-    row: dict[str, Any] = {"a": means[0], "b": means[1], "ratio": means[1] / means[0]}
+    difference = float(sides[1].mean() - sides[0].mean())
+    # Of the difference, not of the means: rounded otherwise, it may lie outside an interval of no width.
+    row: dict[str, Any] = {"ratio": math.exp(difference)}
+    row |= {name: float(np.exp(side.mean())) for name, side in zip("ab", sides, strict=True)}
     if min(map(len, sides)) < 2:
         return row | {"note": "one run on a side: repeat it (5 times are good)"}
     parts = [float(side.var(ddof=1)) / len(side) for side in sides]
-    band, difference = math.log1p(min_effect), float(sides[1].mean() - sides[0].mean())
-    half = 0.0
+    band, half = math.log1p(min_effect), 0.0
     if sum(parts):
         df = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
         half = estimates.t_quantile(1 - 0.025 / (of * len(COMPARED)), df) * math.sqrt(sum(parts))

@@ -1,5 +1,6 @@
 """Comparison against ratios worked out by hand, its verdicts, and what it refuses to compare."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchlib.study.comparison import compare, compare_studies, gains, over_runs
+from benchlib.study.comparison import _ratio, compare, compare_studies, gains, over_runs
 from benchlib.study.statistics import summarise
 from benchlib.study.store import Run, Study
 from benchmarks.coverage import called, pairs
@@ -243,3 +244,13 @@ def test_studies_that_can_not_be_compared(made: SimpleNamespace) -> None:
     assert compare_studies([here, there]).studies == ("here/load", "there/load")
     with pytest.raises(ValueError, match="different names"):
         compare_studies([here, here])
+
+
+@pytest.mark.parametrize("rise", ["slower", "more"])
+def test_a_ratio_lies_in_its_interval_also_where_that_has_no_width(rise: str) -> None:
+    """Runs that are all alike have no spread, and a last digit decides."""
+    for a, b in itertools.product((0.1, 0.3, 0.577, 1.1, 7.3), repeat=2):
+        row = _ratio([a] * 4 + [b] * 4, 4, rise, 0.05, 3)
+        low, high = row["interval"]
+        assert low <= row["ratio"] <= high
+        assert row["ratio"] == pytest.approx(b / a)
