@@ -202,8 +202,8 @@ def _interval(figure: Figure) -> tuple[float, float]:
 def _bars(ax: Any, names: Sequence[str], shown: Sequence[Figure], colours: Sequence[str]) -> None:
     values = [figure.value or 0.0 for figure in shown]
     ends = [_interval(figure) for figure in shown]
-    beyond = np.abs(np.transpose(ends) - np.asarray(values))
-    ax.barh(range(len(shown)), values, 0.55, xerr=beyond, color=colours, capsize=3, ecolor="black")
+    whiskers = style.beyond(values, ends)
+    ax.barh(range(len(shown)), values, 0.55, xerr=whiskers, color=colours, capsize=3, ecolor="black")
     for place, (value, (_, high)) in enumerate(zip(values, ends, strict=True)):
         ax.text(high, place, f"  {style.number(value)}", va="center", fontsize="small")
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
