@@ -10,12 +10,17 @@ import copy
 import functools
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,8 +38,21 @@ class Networks:
 
 
 def channels_last(networks: Networks) -> None:
+    """Also between a transformer and what follows: diffusers' lays its answer out by channels again, which is undone
+    by the next convolution."""
     for network in (networks.unet, networks.vae):
         network.to(memory_format=torch.channels_last)
+    for module in networks.unet.modules():
+        if isinstance(module, Transformer2DModel) and module.use_linear_projection:
+            module._get_output_for_continuous_inputs = MethodType(_out_of_tokens, module)
+
+
+def _out_of_tokens(
+    transformer: Any, hidden_states: torch.Tensor, residual: torch.Tensor, height: int, width: int, **_: int
+) -> torch.Tensor:
+    """What Transformer2DModel does after its blocks: tokens, pixel by pixel, are an image in channels-last as it is."""
+    tokens: torch.Tensor = transformer.proj_out(hidden_states)
+    return tokens.view(len(tokens), height, width, -1).permute(0, 3, 1, 2) + residual
 
 
 def fused_qkv(networks: Networks) -> None:
@@ -126,7 +144,7 @@ TUNING = {"coordinate_descent_tuning": True, "coordinate_descent_check_all_direc
 
 
 _SHAPES = 1024  # most graphs of one function: layers' shapes times batches times image sizes; torch gives up after 8
-_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # nearly all of the work, and few kinds of them
+_BLOCKS = (Transformer2DModel, ResnetBlock2D, Downsample2D, Upsample2D)  # nearly all of the work, and few kinds of them
 
 
 def compiled(networks: Networks, more: dict[str, bool] | None = None, *, regional: bool = False) -> None:
@@ -134,11 +152,33 @@ def compiled(networks: Networks, more: dict[str, bool] | None = None, *, regiona
     decoder has one batch for all, it gets the images one by one, which at full size costs nothing."""
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(torch._dynamo.config, limit, max(_SHAPES, getattr(torch._dynamo.config, limit)))
-    whole = [networks.unet, networks.vae.decoder]
-    blocks = [module for network in whole for module in network.modules() if type(module).__name__ in _BLOCKS]
-    for module in blocks if regional else whole:
+    # diffusers asks for torch's version within a forward, and remembers the answer; it is the same each time.
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
+    blocks = [module for module in networks.unet.modules() if isinstance(module, _BLOCKS)]
+    for module in [*(blocks if regional else [networks.unet]), networks.vae.decoder]:
+        for norm in module.modules():
+            if isinstance(norm, torch.nn.GroupNorm):
+                norm.forward = MethodType(_group_norm, norm)  # type: ignore[method-assign]
         module.compile(dynamic=False, options=_FLAGS | (more or {}))
     networks.vae.enable_slicing()
+
+
+def _group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+    """GroupNorm of (n, channels, ...), its statistics taken of each channel and then joined (Chan, Golub and LeVeque,
+    Algorithms for computing the sample variance, 1983). In channels-last a group's few channels lie scattered, and
+    inductor reads them one by one; all channels of a pixel lie together."""
+    wide, groups = x.float(), (x.shape[0], norm.num_groups, -1)
+    variances, means = (of.view(groups) for of in torch.var_mean(wide, tuple(range(2, x.dim())), correction=0))
+    mean = means.mean(2, keepdim=True)
+    variance = variances.mean(2, keepdim=True) + (means - mean).square().mean(2, keepdim=True)
+
+    def of_channels(values: torch.Tensor) -> torch.Tensor:
+        return values.expand_as(means).reshape(x.shape[:2] + (1,) * (x.dim() - 2))
+
+    made = (wide - of_channels(mean)) * of_channels((variance + norm.eps).rsqrt())
+    if norm.weight is not None:
+        made = made * of_channels(norm.weight.view(groups[1:])) + of_channels(norm.bias.view(groups[1:]))
+    return made.to(x.dtype)
 
 
 class _Tuned(torch.nn.Module):

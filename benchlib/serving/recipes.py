@@ -137,8 +137,8 @@ _ALL = (
     ),
     _compiler(
         "compile-regional",
-        "Inductor compiles the blocks of UNet and decoder, once for all alike.",
-        "A minute for each shape.",
+        "Inductor compiles the UNet's blocks, once for all alike, and the decoder.",
+        "A minute or two for each shape.",
         partial(do.compiled, regional=True),
     ),
     Recipe(

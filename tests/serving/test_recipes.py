@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from benchlib.serving.engine import Engine
-from benchlib.serving.optimisations import _Graphed, graphs_made
+from benchlib.serving.optimisations import _Graphed, _group_norm, graphs_made
 from benchlib.serving.pipeline import SDXLPipeline, load_pipeline
 from benchlib.serving.recipes import COMBINATIONS, RECIPES, Recipe, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
@@ -96,16 +96,38 @@ def test_a_seed_means_the_same_noise_in_every_dtype(applied, tiny):
 
 def test_channels_last_is_how_the_weights_and_what_flows_lie(applied, tiny):
     def strides(pipe):
-        """Of the weights of a convolution of each network, and of what the UNet's last one makes."""
-        made = []
-        hook = pipe._unet.conv_out.register_forward_hook(lambda *passed: made.append(passed[2]))
+        """Of the weights of a convolution of each network, and of what a transformer and the UNet's last one make."""
+        made, unet = [], pipe._unet
+        hooks = [
+            module.register_forward_hook(lambda *passed: made.append(passed[2]))
+            for module in (unet.mid_block.attentions[0], unet.conv_out)
+        ]
         pixels(pipe)
-        hook.remove()
-        weights = [pipe._unet.conv_in.weight, pipe._vae.decoder.conv_in.weight, made[0]]
-        return [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in weights]
+        for hook in hooks:
+            hook.remove()
+        tensors = [unet.conv_in.weight, pipe._vae.decoder.conv_in.weight, made[0][0], made[1]]
+        return [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors]
 
-    assert strides(applied("channels-last")) == [True] * 3
-    assert strides(tiny) == [False] * 3
+    assert strides(applied("channels-last")) == [True] * 4
+    assert strides(tiny) == [False] * 4
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 7), (1, 8, 64), (3, 4, 1, 1)])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_group_norm_by_channels_is_group_norm(shape, affine, offset):
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(2, shape[1], affine=affine)
+    if affine:
+        norm.weight.data, norm.bias.data = torch.randn(shape[1]), torch.randn(shape[1])
+    x = torch.randn(shape) * (1 + torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2))) + offset
+    exact = norm.double()(x.double())
+    norm.float()
+    error, torchs_error = ((made - exact).abs().max() for made in (_group_norm(norm, x), norm(x)))
+    assert error <= 2 * torchs_error + 2e-6
+    half = x.bfloat16()
+    assert _group_norm(norm, half).dtype == torch.bfloat16
+    assert torch.allclose(_group_norm(norm, half).float(), norm(half.float()), rtol=2**-7, atol=2e-3)
 
 
 def test_fused_projections_are_what_computes(applied, tiny):
@@ -344,6 +366,7 @@ def test_without_a_compiler_compile_says_so(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("recipe", ["compile-regional", "compile"])
 def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
+    torch.compiler.reset()  # a decoder that another test compiled would be taken
     pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
     engine = Engine(pipe, max_batch_size=2, sizes=[(64, 64)])
     before = graphs_made()
