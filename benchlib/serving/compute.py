@@ -18,10 +18,29 @@ T = TypeVar("T")
 
 _NAME = "benchlib-torch"
 _executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=_NAME)
+_change = threading.Lock()
+_waiting = 0
 
 
 def compute(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call `function` on the torch thread, after what is under way there; return or raise what it does."""
     if threading.current_thread().name.startswith(_NAME):
         return function(*args, **kwargs)
-    return _executor.submit(function, *args, **kwargs).result()
+
+    def begin() -> T:
+        _count(-1)
+        return function(*args, **kwargs)
+
+    _count(1)
+    return _executor.submit(begin).result()
+
+
+def others_wait() -> bool:
+    """Whether somebody waits for the torch thread: then what runs there, and could go on, had better stop."""
+    return _waiting > 0
+
+
+def _count(change: int) -> None:
+    global _waiting
+    with _change:
+        _waiting += change

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from benchlib.serving.compute import compute
+from benchlib.serving.compute import compute, others_wait
 from benchlib.serving.policies import Measured, Size, Turn, make_policy, until_place_s
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.warmup import measure, warm
@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "failed", "stopped"]
 T = TypeVar("T")
-
-HOLD_S = 0.02
-"""How long turns are taken in one go: to hand each to the torch thread takes longer than a small model's step."""
 
 
 class Refused(RuntimeError):
@@ -255,14 +252,14 @@ class Engine:
             self._shutdown()
 
     def _take_turns(self, turn: Turn | None) -> None:
-        """On the torch thread: this turn and those after it, until there is none or others may have the thread."""
-        until_s = time.monotonic() + HOLD_S
+        """On the torch thread: this turn and those after it, until there is none or others want the thread: to hand
+        it each turn takes longer than a small model's step."""
         while turn:
             if turn.decode:
                 self._decode(cast("tuple[Job, ...]", turn.decode))
             if turn.step:
                 self._step(cast("tuple[Job, ...]", turn.step))
-            turn = self._next_turn(wait=False) if time.monotonic() < until_s else None
+            turn = None if others_wait() else self._next_turn(wait=False)
 
     def _startup(self) -> None:
         self._pipeline = pipeline = compute(self._source) if callable(self._source) else self._source

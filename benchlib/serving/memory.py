@@ -43,10 +43,8 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def peak_memory(device: torch.device) -> PeakMemory:
     if device.type == "cuda":
-        return PeakMemory(
-            allocated_gib=torch.cuda.max_memory_allocated(device) / 2**30,
-            reserved_gib=torch.cuda.max_memory_reserved(device) / 2**30,
-        )
+        told = torch.cuda.memory_stats_as_nested_dict(device)  # `max_memory_allocated` flattens and sorts it, each time
+        return PeakMemory(*(told[f"{kind}_bytes"]["all"]["peak"] / 2**30 for kind in ("allocated", "reserved")))
     return PeakMemory(rss_gib=_peak_rss_gib()) if device.type == "cpu" else PeakMemory()
 
 

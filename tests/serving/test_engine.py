@@ -4,10 +4,12 @@ import gc
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from benchlib.serving.compute import compute, others_wait
 from benchlib.serving.engine import Cancelled, DeadlinePassed, DoesNotFit, Engine, Refused
 from benchlib.serving.policies import StepTimes
 from benchlib.serving.schemas import GenerateRequest
@@ -70,6 +72,19 @@ def test_jobs_run_whole_in_the_order_of_arrival(engine, pipeline):
     after_warm_up = [call for call in pipeline.calls if call[1] != "warm-up"]
     assert [prompt for _, prompt in after_warm_up] == ["first"] * 4 + ["second"] * 4 + ["third"] * 4
     assert first.arrived_s <= first.admitted_s <= others[0].admitted_s <= others[1].admitted_s
+
+
+def test_who_wants_the_torch_thread_need_not_wait_for_the_whole_job(engine, pipeline):
+    job = hold(pipeline, engine, steps=50)
+    with ThreadPoolExecutor(1) as other:
+        wanted = other.submit(compute, lambda: len(pipeline.batches))
+        while not others_wait():
+            time.sleep(0.001)
+        stood_at = len(pipeline.batches)
+        pipeline.gate.set()
+        assert wanted.result(10) == stood_at
+    assert job.future.result(10).work.steps_done == 50
+    assert not others_wait()
 
 
 def test_a_full_queue_refuses_with_an_estimate_and_a_free_place_takes_again(engine, pipeline):
