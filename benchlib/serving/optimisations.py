@@ -155,10 +155,10 @@ def compiled(networks: Networks, more: dict[str, bool] | None = None, *, regiona
     # diffusers asks for torch's version within a forward, and remembers the answer; it is the same each time.
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
     blocks = [module for module in networks.unet.modules() if isinstance(module, _BLOCKS)]
+    for norm in networks.vae.decoder.modules():
+        if isinstance(norm, torch.nn.GroupNorm):
+            norm.forward = MethodType(_group_norm, norm)  # type: ignore[method-assign]
     for module in [*(blocks if regional else [networks.unet]), networks.vae.decoder]:
-        for norm in module.modules():
-            if isinstance(norm, torch.nn.GroupNorm):
-                norm.forward = MethodType(_group_norm, norm)  # type: ignore[method-assign]
         module.compile(dynamic=False, options=_FLAGS | (more or {}))
     networks.vae.enable_slicing()
 
@@ -166,7 +166,8 @@ def compiled(networks: Networks, more: dict[str, bool] | None = None, *, regiona
 def _group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
     """GroupNorm of (n, channels, ...), its statistics taken of each channel and then joined (Chan, Golub and LeVeque,
     Algorithms for computing the sample variance, 1983). In channels-last a group's few channels lie scattered, and
-    inductor reads them one by one; all channels of a pixel lie together."""
+    inductor reads them one by one; all channels of a pixel lie together: of an image of its own, as the decoder has,
+    an H100 made it in 0.3 of the time, of the UNet's 32 rows in 1.0 to 1.2."""
     wide, groups = x.float(), (x.shape[0], norm.num_groups, -1)
     variances, means = (of.view(groups) for of in torch.var_mean(wide, tuple(range(2, x.dim())), correction=0))
     mean = means.mean(2, keepdim=True)
