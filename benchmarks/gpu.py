@@ -278,7 +278,7 @@ def throughput(book: Book) -> None:
     """Images a second with nothing but batches, and what a step takes by the batch."""
     exact = book.options.exact
     variants = {
-        "compiled": (exact, (8, 16)),
+        "compiled": (exact, (8,)),
         "fp8": (f"{exact}+fp8", (8,)),
         "int8": (f"{exact}+int8", (8,)),
         "eager": (EAGER, (1, 2) if book.options.quick else (1, 2, 4, 8)),
