@@ -48,7 +48,7 @@ EAGER = "bf16+channels-last+fused-qkv"
 GRAPHS = f"{EAGER}+cudnn-tuned+cuda-graphs"
 COMPILE_S = {"regional": 90.0, "compile": 150.0, "fastest": 90.0}  # to load and compile one shape, at a guess
 SEEDS = (1, 2, 3)  # of the images that are compared
-BUCKETS = (2, 8, 16)  # rows: two for each guided request
+BUCKETS = (2, 16)  # rows: two for each guided request; on an H100 eight rows were no faster than four times two
 MIXED = (10, 20, 30, 40, 50)
 
 
@@ -370,7 +370,8 @@ def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> Non
 
 
 def poisson(book: Book, server: Server, rate: float) -> None:
-    """Open loop at `rate` requests a second; p99 is a request's that was measured."""
+    """Open loop at `rate` requests a second; p99 is a request's that was measured. Of the first seeds, 1 is the one
+    whose requests come nearest to as many as were asked for."""
     case, quick = f"poisson {rate}/s", book.options.quick
     duration_s = 2.0 if quick else 70.0
     if not book.begins(case, duration_s + 30.0):
@@ -378,9 +379,10 @@ def poisson(book: Book, server: Server, rate: float) -> None:
     before = graphs_made()
     run = run_load(
         server, OpenLoop(rate), Workload(num_inference_steps=3 if quick else 20, **book.shape), study="poisson",
-        results=book.folder, duration_s=duration_s, warmup_s=0.5 if quick else 5.0, label=f"poisson-{rate}",
+        results=book.folder, duration_s=duration_s, warmup_s=0.5 if quick else 5.0, seed=1, label=f"poisson-{rate}",
     )  # fmt: skip
     told = run.summary()
+    book.write(case, "rate_per_s", len(measured(run.requests)) / duration_s)
     for name in ("throughput_images_per_s", "latency_p50_s", "latency_p95_s", "latency_p99_s"):
         more = {"interval": told.get(f"{name}_interval"), "valid": bool(told["valid"])}
         book.write(case, name, told.get(name), **more, recompiled=graphs_made() - before)

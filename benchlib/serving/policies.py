@@ -17,27 +17,25 @@ PATIENCE = 3.0  # how far a request may be overtaken, in multiples of its own ti
 
 
 def _at(curve: Mapping[int, float], n: int) -> float:
-    """Seconds at `n`, on straight lines between what was measured; a single figure is taken to grow with `n`."""
+    """Seconds at `n`, on straight lines between what was measured. Beyond, they grow with `n`: where warm-up went no
+    further, more at once were hardly better than one batch after the other, and the last slope may be a bucket's, 0."""
     if n in curve:
         return curve[n]
     known = sorted(curve)
     if n < known[0]:
         return curve[known[0]]
-    if len(known) == 1:
-        return curve[known[0]] * n / known[0]
-    right = min(bisect_left(known, n), len(known) - 1)
+    if n > known[-1]:
+        return curve[known[-1]] * n / known[-1]
+    right = bisect_left(known, n)
     low, high = known[right - 1], known[right]
-    slope = (curve[high] - curve[low]) / (high - low)
-    if n > high:  # noise may make the last slope fall, and no batch is free
-        return curve[high] + max(slope, 0.0) * (n - high)
-    return curve[low] + slope * (n - low)
+    return curve[low] + (curve[high] - curve[low]) / (high - low) * (n - low)
 
 
 @dataclass(frozen=True)
 class StepTimes:
     """What one size costs, in seconds: `step_s` by rows in the UNet's batch, the other two by number of requests.
 
-    Between what was measured times are interpolated; beyond, the last slope goes on. ValueError for an empty curve.
+    Between what was measured times are interpolated; beyond, they grow in proportion. ValueError for an empty curve.
     """
 
     step_s: Mapping[int, float]

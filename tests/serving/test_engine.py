@@ -270,13 +270,14 @@ def test_warm_up_measures_growing_batches_and_says_so(start):
     assert engine._times((256, 64)).step(2) == 0.002  # of the nearest in pixels, in proportion
 
 
-def test_what_is_padded_to_a_bucket_takes_as_long_as_a_full_one(start, pipeline, monkeypatch):
-    """Two requests in a bucket of eight rows gain nothing, four do: so the search must not stop at two."""
+def test_each_bucket_is_measured_full_and_what_is_padded_to_it_takes_as_long(start, pipeline, monkeypatch):
+    """Also where more at once gain nothing: two requests in a bucket of eight rows, and eight in one of sixteen."""
     step = pipeline.step
-    monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * (1 + rows))
-    engine = start(batching="continuous", batch_buckets=[2, 8], max_batch_size=4)
+    monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * rows)
+    engine = start(batching="continuous", batch_buckets=[2, 8, 16], max_batch_size=8)
     curve = engine.spec["step_times"]["64x64"]["step_s"]
-    assert curve == pytest.approx({"1": 0.003, "2": 0.003, "3": 0.009, "8": 0.009})
+    assert curve == pytest.approx({"1": 0.002, "2": 0.002, "3": 0.008, "8": 0.008, "9": 0.016, "16": 0.016})
+    assert engine._times((64, 64)).step(32) == pytest.approx(0.032), "beyond, no batch is free"
 
 
 def test_batches_are_padded_up_to_the_next_bucket(start, pipeline):
