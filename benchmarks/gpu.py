@@ -190,7 +190,7 @@ def kernels(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[tuple[s
     """The kernels that take most of a step: name, shortened, calls, and milliseconds on the GPU."""
     events = [e for e in profiled(pipe, requests) if e.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: -event.self_device_time_total)
-    return [(event.key[:70], event.count, event.self_device_time_total / 1000) for event in events[:25]]
+    return [(event.key[:70], event.count, event.self_device_time_total / 1000) for event in events[:60]]
 
 
 def liken(book: Book, case: str, images: Sequence[Any]) -> None:

@@ -1,6 +1,7 @@
 """benchmarks/gpu.py: all its parts on the tiny model, and its table on planted figures."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -94,10 +95,14 @@ def test_what_is_kept_is_drawn_and_told(tmp_path):
         f"{name}.{kind}" for name in ("ladder", "throughput", "kernels") for kind in ("png", "svg")
     ]
     with Image.open(tmp_path / "figures" / "ladder.png") as picture:
-        assert "fp32 9.39 s" in picture.info["Description"]
+        assert "fp32 9.02 s" in picture.info["Description"]
     verdicts = {line[10:66].strip(): line[:10].strip() for line in gpu_table.table(tmp_path).splitlines()}
     assert verdicts["one image, 20 steps, best: s"] == "ok"
-    assert verdicts["offline, compiled bf16: images/s"] == "MISS"
+    with Image.open(tmp_path / "figures" / "kernels.png") as picture:
+        (line,) = [one for one in gpu_table.read(tmp_path) if (one["case"], one["what"]) == ("fp8", "kernels")]
+        parts = re.search("fp8: ([^;]*)[.]", picture.info["Description"])[1]
+        assert sum(map(float, re.findall("([0-9.]+) ms", parts))) == pytest.approx(1000 * 0.2054 / line["n"], rel=0.01)
+    assert verdicts["offline, fp8: images/s"] == "MISS"
     assert verdicts["server over bare pipeline"] == "not shown"
 
 
