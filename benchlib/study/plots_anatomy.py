@@ -55,7 +55,7 @@ def stage_stack(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | No
     top = max(STAGES, key=lambda stage: means[stage].to_numpy().sum())
     finding = f"{PART_STYLES[top][0]} takes {_span(percent[top])} % of an image's time"
     shares = "; ".join(f"{PART_STYLES[stage][0]} {_span(percent[stage])} %" for stage in STAGES)
-    return figure.finish(ax, record, finding, f"Stacked bars of {len(means):,} sizes and steps: {shares}.")
+    return _finish(ax, record, finding, f"Stacked bars of {len(means):,} sizes and steps: {shares}.")
 
 
 @figure.styled
@@ -93,7 +93,7 @@ def cost_line(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None
     figure.whole_ticks(ax.xaxis)
     figure.label_at_right(ax, labels)
     alt = f"Dots and lines, time up to {whole} s by steps up to {last:g}: {'; '.join(found)}."
-    return figure.finish(ax, record, found[-1], alt)
+    return _finish(ax, record, found[-1], alt)
 
 
 @figure.styled
@@ -135,7 +135,7 @@ def against_pixels(*, requests: pd.DataFrame, record: dict[str, Any], ax: Axes |
         where = f"while {PART_STYLES[peak[0]][0]}" if peak[0] else "in which stage is not shown"
         finding += f"; memory peaks at {number(peak[1])} GiB, at {peak[2]}, {where}"
     alt = f"Time over peak memory of each stage, by pixels, for {len(images):,} images."
-    return figure.finish(upper, record, finding, alt, lowest=lower)
+    return _finish(upper, record, finding, alt, lowest=lower)
 
 
 @figure.styled
@@ -174,7 +174,7 @@ def memory_bars(*, parts: pd.DataFrame, record: dict[str, Any], ax: Axes | None 
         stage = max(stages, key=lambda one: stages[one])
         findings += [f"{PART_STYLES[stage][0]} adds the most, {number(stages[stage])} GiB"]
     said = "; ".join(f"{name} {number(gib)}" for name, gib, _ in bars)
-    return figure.finish(ax, record, "; ".join(findings) or said, f"Bars in GiB: {said}.")
+    return _finish(ax, record, "; ".join(findings) or said, f"Bars in GiB: {said}.")
 
 
 @figure.styled
@@ -203,7 +203,7 @@ def arithmetic_bars(*, shares: pd.DataFrame, record: dict[str, Any], ax: Axes | 
         for part, share, pair in zip(shown["part"], percent, pairs, strict=True)
     ]
     finding = f"{' and '.join(told[:2])} of this machine's fastest matrix product"
-    return figure.finish(ax, record, finding, f"Bars, with the limit at 100 %: {'; '.join(told)}.")
+    return _finish(ax, record, finding, f"Bars, with the limit at 100 %: {'; '.join(told)}.")
 
 
 @figure.styled
@@ -233,7 +233,12 @@ def memory_trend(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axes | 
     told = [f"{MEMORIES[str(name)]} {verdict}" for name, verdict in growth.items()]
     finding = f"{images:,} image{'s' * (images != 1)}: {'; '.join(told) or 'too few to tell a leak, which takes 40'}"
     alt = f"Lines of memory after each image; less than {LEAK_KIB:g} KiB more an image is no leak."
-    return figure.finish(ax, record, finding, alt)
+    return _finish(ax, record, finding, alt)
+
+
+def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, **options: Any) -> Axes:
+    of = f"run {record['run']}, one image at a time without a server"
+    return figure.finish(ax, record, finding, alt, of=of, **options)
 
 
 def _sizes(images: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:

@@ -88,6 +88,14 @@ def trend(made: SimpleNamespace) -> dict[str, Any]:
     return {"telemetry": made.samples(rss_gib), "record": made.record()}
 
 
+def curve(made: SimpleNamespace) -> dict[str, Any]:
+    around = {"1": 0.1, "2": 0.2, "4": 0.4, "8": 0.8}
+    step_s = {"1": 0.03, "2": 0.05, "4": 0.07, "8": 0.1, "16": 0.19}
+    showcase = {"width": 128, "height": 128, "num_inference_steps": 10}
+    step_times = {"128x128": {"step_s": step_s, "encode_s": around, "decode_s": around}}
+    return {"step_times": step_times, "record": made.record(target={"showcase": showcase})}
+
+
 def gains(made: SimpleNamespace) -> dict[str, Any]:
     told = [
         (2.0, "continuous", "latency_mean_s", 3, 0.9, (0.5, 1.6), "not shown"),
@@ -139,6 +147,7 @@ PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[
     "memory_bars": (plots.memory_bars, parts, {}),
     "arithmetic_bars": (plots.arithmetic_bars, shares, {}),
     "memory_trend": (plots.memory_trend, trend, {}),
+    "step_time_curve": (plots.step_time_curve, curve, {}),
     "latency_cdf": (plots.latency_cdf, rush, {}),
     "gain": (plots.gain, gains, {}),
     "ladder": (plots.ladder, tried, {}),
