@@ -197,7 +197,7 @@ def finish(
     arrivals, of = ("", of) if of else (arrivals, f"run {record['run']}")
     lines = (model, image, arrivals), (hardware, machine["gpu"]), (of, machine["os"], versions)
     small = "\n".join(" · ".join(part for part in line if part) for line in lines)
-    unbroken = re.sub(r"(?<=\d) (?=s\b|GiB|%|users?\b|images)", "\u00a0", title)
+    unbroken = re.sub(r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images)", "\u00a0", title)
     width = int(0.18 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
     even = len(unbroken) // (1 + len(unbroken) // width) + 8  # lines of like length: no last word alone on the second
     ax.set_title(textwrap.fill(unbroken, min(width, even)), pad=pad)
