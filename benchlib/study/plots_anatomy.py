@@ -237,8 +237,8 @@ def memory_trend(*, telemetry: pd.DataFrame, record: dict[str, Any], ax: Axes | 
 
 
 def _finish(ax: Axes, record: dict[str, Any], finding: str, alt: str, **options: Any) -> Axes:
-    of = f"run {record['run']}, one image at a time without a server"
-    return figure.finish(ax, record, finding, alt, of=of, **options)
+    made = {"arrivals": {"kind": "one image at a time, without a server"}}  # the record has a closed loop of one user
+    return figure.finish(ax, record | {"spec": record["spec"] | made}, finding, alt, **options)
 
 
 def _sizes(images: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
