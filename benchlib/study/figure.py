@@ -130,8 +130,8 @@ def _alt(figure: Figure) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, none of them beyond the thousandths: nobody asks for more of a second or a GiB."""
-    return f"{round(value, 3):.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    """Three digits, none of them beyond the thousandths, as nobody asks for more of a second or a GiB; and no -0."""
+    return f"{round(value, 3) + 0.0:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def beyond(values: Any, intervals: Any) -> Any:

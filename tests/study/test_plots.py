@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from benchlib.study import plots
+from benchlib.study import figure, plots
 from benchlib.study.store import Run, Study
 
 OF_REQUESTS = [plots.latency_over_time, plots.latency_distribution, plots.latency_parts]
@@ -256,3 +256,19 @@ def test_works_without_a_display(tmp_path: Path) -> None:
         subprocess.run(command, env={"MPLCONFIGDIR": str(tmp_path)}, capture_output=True, text=True, check=True).stdout
         == "set()\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.12345, "0.123"),
+        (0.00049, "0"),
+        (-0.00049, "0"),
+        (-0.0016, "-0.002"),
+        (999.4, "999"),
+        (999.9, "1,000"),
+        (1234.5, "1,234"),
+    ],
+)
+def test_numbers_are_of_three_digits(value: float, words: str) -> None:
+    assert figure.number(value) == words
