@@ -25,8 +25,9 @@ def measure(
     """Times of 1, 2, 4, ... guided requests at once, while twice as many make 5 % more images a second, and fit.
 
     Where batches are made, also one row: a request without guidance. `padded` tells how many rows the UNet is given for
-    so many, or None for no padding: all that are padded to as many take as long, and each bucket is measured, full, as
-    it has to be made ready anyway. Raises what the pipeline does where a single image fails.
+    so many, or None for no padding: all that are padded to as many take as long, and each bucket that a batch can come
+    to is measured, with as many requests as fit, as it has to be made ready anyway. Raises what the pipeline does where
+    a single image fails.
     """
     import torch
 
@@ -57,17 +58,21 @@ def measure(
 
     if max_batch_size > 1:
         measure_batch(1, 0.0)
-    n, per_image_s = 1, measure_batch(1, 7.5)
-    while (n := 2 * n) <= max_batch_size and pipeline.fits(*size, n):
-        if padded(2 * n) not in (None, 2 * n):
+    per_image_s = measure_batch(1, 7.5)
+    for n in range(2, max_batch_size + 1):
+        bucket = padded(2 * n)
+        fullest = n == max_batch_size or padded(2 * n + 2) != bucket
+        if not (n.bit_count() == 1 if bucket is None else fullest):
             continue
+        if not pipeline.fits(*size, n):
+            break
         half_s = per_image_s
         try:
             per_image_s = measure_batch(n, 7.5)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
-        if padded(2 * n) is None and half_s / per_image_s < GAIN:
+        if bucket is None and half_s / per_image_s < GAIN:
             break
     return StepTimes(_rising(step_s), _rising(encode_s), _rising(decode_s))
 

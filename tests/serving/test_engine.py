@@ -280,6 +280,17 @@ def test_each_bucket_is_measured_full_and_what_is_padded_to_it_takes_as_long(sta
     assert engine._times((64, 64)).step(32) == pytest.approx(0.032), "beyond, no batch is free"
 
 
+def test_buckets_that_are_no_powers_of_two_or_can_not_be_filled_are_measured_too(start, pipeline, monkeypatch):
+    """Six rows; five, in which two guided requests leave one empty; and sixteen, of which five requests fill ten."""
+    step = pipeline.step
+    monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * rows)
+    for most_rows, most in ((6, 3), (5, 2), (16, 5)):
+        engine = start(batching="continuous", batch_buckets=[2, most_rows], max_batch_size=most)
+        curve = engine.spec["step_times"]["64x64"]["step_s"]
+        rows_s = 0.001 * most_rows
+        assert curve == pytest.approx({"1": 0.002, "2": 0.002, "3": rows_s, str(most_rows): rows_s})
+
+
 def test_batches_are_padded_up_to_the_next_bucket(start, pipeline):
     engine = start(batching="continuous", batch_buckets=[4, 1])
     hold(pipeline, engine, steps=1)
