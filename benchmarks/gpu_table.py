@@ -301,8 +301,9 @@ def _kernels(lines: Sequence[dict[str, Any]], record: dict[str, Any]) -> tuple[s
 def _by_kind(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     same = {"part": line["part"], "case": line["case"], "what": "step_s", "n": line["n"]}
     step_s = statistics.median(one["value"] for one in lines if same.items() <= one.items())
-    sums = dict.fromkeys(KINDS, 0.0)
+    sums = dict.fromkeys([*KINDS, REST], 0.0)
     for name, _, ms in line["value"]:
-        for kind in [kind for kind, words in KINDS.items() if any(word in name for word in words)][:1]:
-            sums[kind] += ms / line["n"]
-    return sums | {REST: 1000 * step_s / line["n"] - sum(sums.values())}
+        sums[next((kind for kind, words in KINDS.items() if any(word in name for word in words)), REST)] += (
+            ms / line["n"]
+        )
+    return sums | {REST: 1000 * step_s / line["n"] - sum(sums[kind] for kind in KINDS)}
