@@ -9,39 +9,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchlib.anatomy import arithmetic, dissect, watch_memory
-    from benchlib.bench import Point, run_load
+    from benchlib import plots
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
-    from benchlib.search import find_capacity
-    from benchlib.serving.forecast import predict_latency
-    from benchlib.serving.pipeline import load_pipeline
+    from benchlib.questions.anatomy.judge import cost_lines, memory_growth, memory_parts, peak_stage
+    from benchlib.questions.anatomy.measure import arithmetic, dissect, watch_memory
+    from benchlib.questions.batching.forecast import predict_latency
+    from benchlib.questions.capacity.measure import find_capacity
+    from benchlib.questions.compare.judge import compare, compare_studies, gains
+    from benchlib.questions.settings.judge import decide
+    from benchlib.questions.settings.measure import try_settings, usable_recipes
+    from benchlib.run import Point, run_load
+    from benchlib.serving.model.pipeline import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
-    from benchlib.settings import try_settings, usable_recipes
-    from benchlib.study import plots
-    from benchlib.study.comparison import compare, compare_studies, gains
-    from benchlib.study.dissection import cost_lines, memory_growth, memory_parts, peak_stage
-    from benchlib.study.settings import decide
     from benchlib.study.store import Run, Study, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
 
 _NAMES = {
-    "benchlib.anatomy": ("arithmetic", "dissect", "watch_memory"),
-    "benchlib.bench": ("Point", "run_load"),
+    "benchlib.questions.anatomy.measure": ("arithmetic", "dissect", "watch_memory"),
+    "benchlib.run": ("Point", "run_load"),
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
-    "benchlib.search": ("find_capacity",),
-    "benchlib.serving.forecast": ("predict_latency",),
-    "benchlib.serving.pipeline": ("load_pipeline",),
+    "benchlib.questions.capacity.measure": ("find_capacity",),
+    "benchlib.questions.batching.forecast": ("predict_latency",),
+    "benchlib.serving.model.pipeline": ("load_pipeline",),
     "benchlib.serving.schemas": ("GenerateRequest",),
     "benchlib.serving.server": ("Server", "serve"),
-    "benchlib.study": ("plots",),
-    "benchlib.settings": ("try_settings", "usable_recipes"),
-    "benchlib.study.comparison": ("compare", "gains", "compare_studies"),
-    "benchlib.study.dissection": ("cost_lines", "memory_growth", "memory_parts", "peak_stage"),
-    "benchlib.study.settings": ("decide",),
+    "benchlib.plots": ("plots",),
+    "benchlib.questions.settings.measure": ("try_settings", "usable_recipes"),
+    "benchlib.questions.compare.judge": ("compare", "gains", "compare_studies"),
+    "benchlib.questions.anatomy.judge": (
+        "cost_lines",
+        "memory_growth",
+        "memory_parts",
+        "peak_stage",
+    ),
+    "benchlib.questions.settings.judge": ("decide",),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
@@ -58,9 +63,11 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
-        raise AttributeError(f"module 'benchlib' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'benchlib' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     home = _HOMES[name]
-    value: object = import_module(f"{home}.plots") if name == "plots" else getattr(import_module(home), name)
+    value: object = import_module(home) if name == "plots" else getattr(import_module(home), name)
     globals()[name] = value
     return value
 

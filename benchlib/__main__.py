@@ -23,13 +23,18 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="What is not given here is read from BENCHLIB_MODEL, BENCHLIB_DEVICE and so on.",
     )
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every network")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every network"
+    )
     serve.add_argument("--port", default=8000, type=int, help="port to listen on; 0 for a free one")
     for name, field in Settings.model_fields.items():
-        serve.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description)
+        serve.add_argument(
+            f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description
+        )
     report = commands.add_parser("report", help="write index.html, a page of all results")
     report.add_argument(
-        "--results", help="folder of the studies; by default BENCHLIB_RESULTS or the project's results/"
+        "--results",
+        help="folder of the studies; by default BENCHLIB_RESULTS or the project's results/",
     )
     given = vars(parser.parse_args(arguments))
     if given.pop("command") == "report":
@@ -42,7 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}"
+            for e in error.errors()
+        )
         serve.error(problems)
     return serve_alone(settings, host=host, port=port)
 

@@ -19,7 +19,15 @@ from PIL import Image
 
 from benchlib.study.store import results_dir
 
-HEADLINES = ("forest", "nights", "decision", "hockey_stick", "gain", "load_curve", "latency_distribution")
+HEADLINES = (
+    "forest",
+    "nights",
+    "decision",
+    "hockey_stick",
+    "gain",
+    "load_curve",
+    "latency_distribution",
+)
 """The figures that are shown first; the others come by name, MOST at most."""
 MOST = 5
 
@@ -52,10 +60,14 @@ def write_report(results: str | os.PathLike[str] | None = None) -> Path:
     results = results_dir(results)
     if not results.is_dir():
         raise ValueError(f"results: {results} is no folder; name the one that runs write to")
-    folders = (path for path in results.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = (
+        path for path in results.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     cards = sorted((_card(folder) for folder in folders), key=lambda card: card[0], reverse=True)
     count = f"{len(cards)} {'study' if len(cards) == 1 else 'studies'}"
-    page = _PAGE.format(title="Results of benchlib", count=count, studies="\n".join(html for _, html in cards))
+    page = _PAGE.format(
+        title="Results of benchlib", count=count, studies="\n".join(html for _, html in cards)
+    )
     path = results / "index.html"
     path.write_text(page, encoding="utf-8", errors="replace")
     return path
@@ -70,8 +82,19 @@ def _card(folder: Path) -> tuple[str, str]:
             raise ValueError("it holds no run")
         started, parts = str(records[-1]["started_at"]), [*_about(folder, records)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        parts = [_p(f"broken: {error if isinstance(error, ValueError | OSError) else repr(error)}", "bad")]
-    lines = [f"<article><h2>{escape(folder.name)}</h2>", *parts, *_figures(folder), *_links(folder), "</article>"]
+        parts = [
+            _p(
+                f"broken: {error if isinstance(error, ValueError | OSError) else repr(error)}",
+                "bad",
+            )
+        ]
+    lines = [
+        f"<article><h2>{escape(folder.name)}</h2>",
+        *parts,
+        *_figures(folder),
+        *_links(folder),
+        "</article>",
+    ]
     return started, "\n".join(lines)
 
 
@@ -90,10 +113,18 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
 def _about(folder: Path, records: list[dict[str, Any]]) -> Iterator[str]:
     """What was measured, when, where, and what came of it."""
     last = records[-1]
-    models = dict.fromkeys(record["spec"]["target"]["model"] or record["spec"]["target"]["url"] for record in records)
+    models = dict.fromkeys(
+        record["spec"]["target"]["model"] or record["spec"]["target"]["url"] for record in records
+    )
     machine = last["machine"]
     hardware = [machine["cpu"], f"{machine['cores']} cores", machine["gpu"]]
-    yield _p(" · ".join(str(part) for part in [last["started_at"][:16].replace("T", " ") + " UTC", *hardware] if part))
+    yield _p(
+        " · ".join(
+            str(part)
+            for part in [last["started_at"][:16].replace("T", " ") + " UTC", *hardware]
+            if part
+        )
+    )
     if "tiny" in models:
         yield _p("tiny model, not SDXL", "tiny")
     if others := [str(model) for model in models if model != "tiny"]:
@@ -104,21 +135,33 @@ def _about(folder: Path, records: list[dict[str, Any]]) -> Iterator[str]:
     yield _p(f"{valid} of {len(records)} runs valid", "" if valid == len(records) else "bad")
     if len(rows) < len(records):
         yield _p("a run without a line in summary.csv is going on, or was killed", "bad")
-    yield from (_p(reason, "bad") for reason in dict.fromkeys(row["invalid_reason"] for row in rows) if reason)
+    yield from (
+        _p(reason, "bad")
+        for reason in dict.fromkeys(row["invalid_reason"] for row in rows)
+        if reason
+    )
     if (path := folder / "verdict.json").exists():
         verdict = json.loads(path.read_bytes())
-        yield _p(str(verdict["answer"]), "bad" if verdict["verdict"] in ("worse", "invalid") else "")
+        yield _p(
+            str(verdict["answer"]), "bad" if verdict["verdict"] in ("worse", "invalid") else ""
+        )
 
 
 def _figures(folder: Path) -> Iterator[str]:
     ranks = {name: rank for rank, name in enumerate(HEADLINES)}
-    paths = sorted((folder / "figures").glob("*.png"), key=lambda path: (ranks.get(path.stem, len(ranks)), path.name))
+    paths = sorted(
+        (folder / "figures").glob("*.png"),
+        key=lambda path: (ranks.get(path.stem, len(ranks)), path.name),
+    )
     yield '<div class="figures">'
     for path in paths[:MOST]:
         try:
             with Image.open(path) as image:
                 (width, height), alt = image.size, image.info.get("Description", path.stem)
-        except (OSError, SyntaxError) as error:  # what Pillow raises for a file that is no picture, or a damaged one
+        except (
+            OSError,
+            SyntaxError,
+        ) as error:  # what Pillow raises for a file that is no picture, or a damaged one
             yield _p(f"{path.name} can't be read: {error}", "bad")
             continue
         url, size = _url(folder, path), f'width="{width}" height="{height}"'
@@ -128,11 +171,18 @@ def _figures(folder: Path) -> Iterator[str]:
 
 def _links(folder: Path) -> Iterator[str]:
     """To what a reader may want to open: executed notebooks, the table, all figures, and the runs."""
-    found = [*sorted(folder.glob("*.html")), *(folder / name for name in ("summary.csv", "figures"))]
-    shown = [f'<a href="{_url(folder, path)}">{escape(path.name)}</a>' for path in found if path.exists()]
+    found = [
+        *sorted(folder.glob("*.html")),
+        *(folder / name for name in ("summary.csv", "figures")),
+    ]
+    shown = [
+        f'<a href="{_url(folder, path)}">{escape(path.name)}</a>' for path in found if path.exists()
+    ]
     yield f"<p>{' · '.join(shown)}</p>"
     if runs := [path.parent for path in sorted(folder.glob("*/run.json"), reverse=True)]:
-        items = "".join(f'<li><a href="{_url(folder, run)}/">{escape(run.name)}</a></li>' for run in runs)
+        items = "".join(
+            f'<li><a href="{_url(folder, run)}/">{escape(run.name)}</a></li>' for run in runs
+        )
         yield f"<details><summary>{len(runs)} run{'s' * (len(runs) > 1)}</summary><ul>{items}</ul></details>"
 
 

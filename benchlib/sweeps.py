@@ -16,9 +16,9 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from benchlib.bench import Point, so_far, writing
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
+from benchlib.run import Point, so_far, writing
 from benchlib.study.store import Study, check_names, results_dir
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def sweep(
         with closing(_served(todo)) as served:
             for number, (point, target, error) in enumerate(served, 1):
                 if time.monotonic() + _least_s(point) > end_s:
-                    print(f"the budget is spent and {len(todo) - number + 1} runs are left: sweep again to go on")
+                    print(
+                        f"the budget is spent and {len(todo) - number + 1} runs are left: sweep again to go on"
+                    )
                     break
                 print(f"run {number} of {len(todo)}: {_name(point)}", flush=True)
                 if target is None:
@@ -81,7 +83,9 @@ def sweep(
     return writer.study
 
 
-def _runs_asked(points: Iterable[Point | Mapping[str, Any]], repeat: int, budget_min: float | None) -> list[Point]:
+def _runs_asked(
+    points: Iterable[Point | Mapping[str, Any]], repeat: int, budget_min: float | None
+) -> list[Point]:
     """Every run of a sweep, in the order in which it is made, checked."""
     check_number("repeat", repeat, 1, whole=True)
     given, asked, seen = list(points), list[Point](), list[dict[str, Any]]()
@@ -93,7 +97,9 @@ def _runs_asked(points: Iterable[Point | Mapping[str, Any]], repeat: int, budget
         try:
             point = fields if isinstance(fields, Point) else Point(**fields)
         except TypeError as error:
-            raise ValueError(f"points[{number}] takes {', '.join(Point.__dataclass_fields__)}: {error}") from error
+            raise ValueError(
+                f"points[{number}] takes {', '.join(Point.__dataclass_fields__)}: {error}"
+            ) from error
         try:
             if budget_min is not None and point.duration_s is None and point.requests is None:
                 share_s = LOADED_SHARE * 60 * budget_min / (len(given) * repeat)
@@ -107,13 +113,21 @@ def _runs_asked(points: Iterable[Point | Mapping[str, Any]], repeat: int, budget
         except (TypeError, ValueError) as error:
             raise ValueError(f"points[{number}]: {error}") from error
         if plain in seen:
-            raise ValueError(f"points[{number}] is points[{seen.index(plain)}] again: give each a label of its own")
+            raise ValueError(
+                f"points[{number}] is points[{seen.index(plain)}] again: give each a label of its own"
+            )
         asked.append(point)
         seen.append(plain)
     models = [(point.target, point.load) for point in asked]
     asked.sort(key=lambda point: models.index((point.target, point.load)))
-    rounds = [[replace(point, seed=point.seed + number) for point in asked] for number in range(repeat)]
-    return [point for number, one in enumerate(rounds) for point in (one if number % 2 == 0 else reversed(one))]
+    rounds = [
+        [replace(point, seed=point.seed + number) for point in asked] for number in range(repeat)
+    ]
+    return [
+        point
+        for number, one in enumerate(rounds)
+        for point in (one if number % 2 == 0 else reversed(one))
+    ]
 
 
 def _served(points: list[Point]) -> Generator[tuple[Point, Server | str | None, str | None]]:
@@ -124,7 +138,7 @@ def _served(points: list[Point]) -> Generator[tuple[Point, Server | str | None, 
             continue
         import torch
 
-        from benchlib.serving.pipeline import load_pipeline
+        from benchlib.serving.model.pipeline import load_pipeline
         from benchlib.serving.server import serve
 
         pipe, error = _attempt(load_pipeline, **load)
@@ -148,7 +162,9 @@ def _attempt(make: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any,
 
 def _todo(asked: list[Point], stored: Study, resume: bool) -> list[Point]:
     """The runs that are still to be made; prints the plan, and which percentiles its runs can carry."""
-    finished = [run for run in stored.runs if run.record["status"] == "finished" and "point" in run.record]
+    finished = [
+        run for run in stored.runs if run.record["status"] == "finished" and "point" in run.record
+    ]
     done = [run.record["point"] for run in finished] if resume else []
     todo = [point for point in asked if point.to_dict() not in done]
     cases: dict[str, Point] = {}
@@ -158,9 +174,14 @@ def _todo(asked: list[Point], stored: Study, resume: bool) -> list[Point]:
         f"study {stored.path.name}: {len(cases)} points, {len(asked)} runs, {len(asked) - len(todo)} of them done; "
         f"the rest take at least {sum(map(_least_s, todo)) / 60:.1f} minutes"
     )
-    images_per_s = {_case(run.record["point"]): run.summary()["throughput_images_per_s"] for run in finished}
+    images_per_s = {
+        _case(run.record["point"]): run.summary()["throughput_images_per_s"] for run in finished
+    }
     for case, point in cases.items():
-        print(f"  {_name(point)}: {_carried(_requests_expected(point, images_per_s.get(case)))}", flush=True)
+        print(
+            f"  {_name(point)}: {_carried(_requests_expected(point, images_per_s.get(case)))}",
+            flush=True,
+        )
     return todo
 
 
@@ -175,7 +196,9 @@ def _case(point: dict[str, Any]) -> str:
 
 def _name(point: Point) -> str:
     words = check_names("study", {"label": point.label, "arrivals": point.arrivals.to_dict()})
-    return ", ".join([words, *(f"{key}={value}" for key, value in {**point.load, **point.serve}.items())])
+    return ", ".join(
+        [words, *(f"{key}={value}" for key, value in {**point.load, **point.serve}.items())]
+    )
 
 
 def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
@@ -191,8 +214,8 @@ def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
 
 
 def _carried(requests: int | None) -> str:
-    from benchlib.study.estimates import Estimates
-    from benchlib.study.statistics import carried_percentiles
+    from benchlib.study.intervals import Estimates
+    from benchlib.study.summary import carried_percentiles
 
     if requests is None:
         return "its first run will tell how many requests it gets, and so which percentiles"

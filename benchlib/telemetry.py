@@ -79,7 +79,12 @@ class Sampler:
     """
 
     def __init__(
-        self, pid: int, *, generator_pid: int | None = None, interval_s: float = 0.2, device: str | None = None
+        self,
+        pid: int,
+        *,
+        generator_pid: int | None = None,
+        interval_s: float = 0.2,
+        device: str | None = None,
     ) -> None:
         if not interval_s > 0:
             raise ValueError(f"interval_s must be more than 0 seconds, not {interval_s}: try 0.2")
@@ -88,11 +93,15 @@ class Sampler:
         self.interval_s = interval_s
         self._gpu = _Gpu.of(device)
         self.zero_s = time.monotonic()
-        self.cpu_cores: float | None = None  # what the sampling itself took, in cores, up to the last sample
+        self.cpu_cores: float | None = (
+            None  # what the sampling itself took, in cores, up to the last sample
+        )
         self._samples: list[tuple[float | None, ...]] = []
         self._previous: dict[int, tuple[float, float]] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample_until_stopped, name="benchlib-telemetry", daemon=True)
+        self._thread = threading.Thread(
+            target=self._sample_until_stopped, name="benchlib-telemetry", daemon=True
+        )
 
     def start(self) -> Sampler:
         self._thread.start()
@@ -142,7 +151,9 @@ class Sampler:
                     *(cuda_memory_gib() if self.pid == os.getpid() else (None, None)),
                 )
                 cores = (self._cores(self.pid, now_s), self._cores(self.generator_pid, now_s))
-                self._samples.append((now_s, *memory_gib, *cores, *(self._gpu.sample() if self._gpu else [None] * 6)))
+                self._samples.append(
+                    (now_s, *memory_gib, *cores, *(self._gpu.sample() if self._gpu else [None] * 6))
+                )
                 if now_s > began_s:
                     self.cpu_cores = (time.thread_time() - began_cpu_s) / (now_s - began_s)
                 due_s = max(due_s + self.interval_s, time.monotonic())
@@ -195,7 +206,11 @@ class _Gpu:
         return None if milliwatts is None else milliwatts / 1000
 
     def sample(self) -> list[float | None]:
-        nvml, memory, busy = self._nvml, self.ask("nvmlDeviceGetMemoryInfo"), self.ask("nvmlDeviceGetUtilizationRates")
+        nvml, memory, busy = (
+            self._nvml,
+            self.ask("nvmlDeviceGetMemoryInfo"),
+            self.ask("nvmlDeviceGetUtilizationRates"),
+        )
         return [
             None if memory is None else memory.used / GIB,
             None if busy is None else busy.gpu / 100,
@@ -281,7 +296,10 @@ def describe_packages() -> dict[str, str | None]:
         project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
         requirements = project["project"]["dependencies"]
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ["benchlib", *(re.split(r"[^\w.-]", requirement)[0] for requirement in requirements)]:
+    for name in [
+        "benchlib",
+        *(re.split(r"[^\w.-]", requirement)[0] for requirement in requirements),
+    ]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -293,26 +311,35 @@ def describe_git(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`commit` (its full hash) and `dirty` (whether tracked files differ from it); null outside git or without git."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": commit,
+            "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
 
 
 def _git(folder: str | os.PathLike[str], *arguments: str) -> str:
     command = ["git", "-C", os.fspath(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
 
 
 def _cuda() -> Any:
     cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
-    started = getattr(cuda, "is_initialized", bool)  # absent while another thread is half-way through `import torch`
+    started = getattr(
+        cuda, "is_initialized", bool
+    )  # absent while another thread is half-way through `import torch`
     return cuda if started() else None
 
 
 def _cpu_model() -> str | None:
     if sys.platform == "darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -325,7 +352,9 @@ def _cgroup_memory_limits(
     """Bytes that this process's cgroup and those above it allow (cgroup v2; the least of them holds)."""
     if not membership.exists():
         return []
-    own = next((line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")), "/")
+    own = next(
+        (line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")), "/"
+    )
     folder = root / own.lstrip("/")
     files = [above / "memory.max" for above in (folder, *folder.parents)]
     limits = [file.read_text().strip() for file in files if file.is_file()]

@@ -1,4 +1,4 @@
-"""How often the intervals of benchlib.study.estimates hold the truth, and how often planted regressions are caught.
+"""How often the intervals of benchlib.study.intervals hold the truth, and how often planted regressions are caught.
 
     python benchmarks/coverage.py [--simulations 4000] [--seed 2000000]
 
@@ -37,10 +37,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchlib.study.comparison import Comparison, compare
-from benchlib.study.estimates import Estimates, binomial_cdf
-from benchlib.study.statistics import Slo, summarise
+from benchlib.questions.compare.judge import Comparison, compare
+from benchlib.study.intervals import Estimates, binomial_cdf
 from benchlib.study.store import ROW_DTYPES
+from benchlib.study.summary import Slo, summarise
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 VERDICTS = ("met", "missed")
@@ -62,8 +62,12 @@ def draw(data: str, n: int, random: np.random.Generator) -> np.ndarray:
     if data == "lognormal":
         return random.lognormal(size=n)
     load, start = float(data[-3:]), 3000
-    service = random.exponential(1, n + start + 1) if data.startswith("M/M") else np.ones(n + start + 1)
-    walk = np.cumsum(service[:-1] - random.exponential(1 / load, n + start))  # Lindley: w' = max(0, w + service - gap)
+    service = (
+        random.exponential(1, n + start + 1) if data.startswith("M/M") else np.ones(n + start + 1)
+    )
+    walk = np.cumsum(
+        service[:-1] - random.exponential(1 / load, n + start)
+    )  # Lindley: w' = max(0, w + service - gap)
     return (walk - np.minimum.accumulate(np.minimum(walk, 0)) + service[1:])[start:]
 
 
@@ -88,11 +92,16 @@ def truth(data: str, q: float | None) -> float:
 
 def wait_cdf(wait: float, load: float) -> float:
     """P(an M/D/1 queue's wait, in service times, is at most `wait`): Erlang's formula."""
-    terms = ((-load * (wait - k)) ** k / math.factorial(k) * math.exp(load * (wait - k)) for k in range(int(wait) + 1))
+    terms = (
+        (-load * (wait - k)) ** k / math.factorial(k) * math.exp(load * (wait - k))
+        for k in range(int(wait) + 1)
+    )
     return (1 - load) * math.fsum(terms)
 
 
-def one(data: str, n: int, estimate: Callable[[np.ndarray], list[object]], seed: int) -> list[object]:
+def one(
+    data: str, n: int, estimate: Callable[[np.ndarray], list[object]], seed: int
+) -> list[object]:
     return estimate(draw(data, n, np.random.default_rng([seed, n])))
 
 
@@ -119,25 +128,38 @@ def coverage(data: str, n: int, simulations: int, workers: int = 1, seed: int = 
         held = sum(low <= true * (1 + 1e-9) and true <= high * (1 + 1e-9) for low, high in given)
         rows.append(
             {"data": data, "n": n, "estimate": "mean" if q is None else f"p{100 * q:g}"}
-            | {"given": len(given) / simulations, "covers": held / len(given) if len(given) >= 20 else None}
+            | {
+                "given": len(given) / simulations,
+                "covers": held / len(given) if len(given) >= 20 else None,
+            }
             | {"wrong": (len(given) - held) / simulations}
-            | {"ok": kept(len(given), held, simulations, most=0.97 if q is None else 1.0) if data in JUDGED else None}
+            | {
+                "ok": kept(len(given), held, simulations, most=0.97 if q is None else 1.0)
+                if data in JUDGED
+                else None
+            }
         )
     return pd.DataFrame(rows)
 
 
-def kept(given: int, held: int, simulations: int, *, least: float = 0.93, most: float = 1.0) -> bool:
+def kept(
+    given: int, held: int, simulations: int, *, least: float = 0.93, most: float = 1.0
+) -> bool:
     """Whether `held` of `given` intervals are within the limits: sharply, or by chance where few were given."""
     if given >= 0.1 * simulations:
         return least * given <= held <= most * given
-    return binomial_cdf(held, given, least) > 0.025 and 1 - binomial_cdf(held - 1, given, most) > 0.025
+    return (
+        binomial_cdf(held, given, least) > 0.025 and 1 - binomial_cdf(held - 1, given, most) > 0.025
+    )
 
 
 def throughput_interval(load: float, n: int, seed: int) -> tuple[float, float] | None:
     """What summarise() gives for `n` requests at `load` to a lane that takes 1 s; the truth is `load` images/s."""
     random = np.random.default_rng([seed, n])
     begin = np.cumsum(random.exponential(1 / load, n + 1000))
-    done_s = np.maximum.accumulate(begin - np.arange(n + 1000)) + np.arange(1, n + 1001)  # Lindley, unrolled
+    done_s = np.maximum.accumulate(begin - np.arange(n + 1000)) + np.arange(
+        1, n + 1001
+    )  # Lindley, unrolled
     rows = made_rows(begin, done_s, np.where(np.arange(n + 1000) < 1000, "warmup", "measure"))
     window = {"window_start_s": float(begin[1000]), "window_end_s": float(begin[-1])}
     record = made_record({"kind": "open_loop", "rate": load}, window)
@@ -152,7 +174,9 @@ def verdict(data: str, q: float, n: int, seed: int) -> str:
 def run(random: np.random.Generator, service_s: float) -> SimpleNamespace:
     """300 requests of four users in a closed loop, as compare() takes a run."""
     service = service_s * random.lognormal(sigma=0.01) * random.gamma(100, 0.01, 300)
-    done_s = np.cumsum(service)  # never idle: a user's next request is scheduled when its last is done
+    done_s = np.cumsum(
+        service
+    )  # never idle: a user's next request is scheduled when its last is done
     scheduled_s = np.append(np.zeros(4), done_s[:-4])
     window = {"window_start_s": 0.0, "window_end_s": float(done_s[-1])}
     record = made_record({"kind": "closed_loop", "users": 4}, window)
@@ -167,8 +191,12 @@ TELEMETRY = pd.DataFrame({"rss_gib": [1.0]}).assign(
 
 
 def made_rows(scheduled_s: np.ndarray, done_s: np.ndarray, phase: object) -> pd.DataFrame:
-    rows = pd.DataFrame({name: pd.Series([None] * len(done_s), dtype=dtype) for name, dtype in ROW_DTYPES.items()})
-    return rows.assign(phase=phase, scheduled_s=scheduled_s, done_s=done_s, latency_s=done_s - scheduled_s)
+    rows = pd.DataFrame(
+        {name: pd.Series([None] * len(done_s), dtype=dtype) for name, dtype in ROW_DTYPES.items()}
+    )
+    return rows.assign(
+        phase=phase, scheduled_s=scheduled_s, done_s=done_s, latency_s=done_s - scheduled_s
+    )
 
 
 def made_record(arrivals: dict[str, Any], window: dict[str, float]) -> dict[str, Any]:
@@ -181,7 +209,10 @@ def pairs(slowdown: float, count: int, seed: int) -> list[Comparison]:
     """`count` comparisons of five runs with five others whose service takes 1 + `slowdown` times as long."""
     random = np.random.default_rng(seed)
     return [
-        compare([run(random, 0.1) for _ in range(5)], [run(random, 0.1 * (1 + slowdown)) for _ in range(5)])
+        compare(
+            [run(random, 0.1) for _ in range(5)],
+            [run(random, 0.1 * (1 + slowdown)) for _ in range(5)],
+        )
         for _ in range(count)
     ]
 
@@ -192,8 +223,12 @@ def called(comparisons: list[Comparison], *verdicts: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=4000, help="series of each kind and length")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--simulations", type=int, default=4000, help="series of each kind and length"
+    )
     parser.add_argument("--seed", type=int, default=2_000_000, help="the first simulation's")
     options = parser.parse_args()
     simulations, workers = options.simulations, os.cpu_count() or 1
@@ -201,19 +236,32 @@ def main() -> int:
     for data, lengths in LENGTHS.items():
         for n in lengths:
             tables.append(coverage(data, n, simulations, workers, options.seed))
-            print(tables[-1].to_string(index=False, na_rep="-", float_format="{:.4f}".format), flush=True)
+            print(
+                tables[-1].to_string(index=False, na_rep="-", float_format="{:.4f}".format),
+                flush=True,
+            )
     table = pd.concat(tables)
     passed = {"intervals": bool((table["ok"].dropna() == True).all())}  # noqa: E712 - a column of objects
     seeds = range(options.seed, options.seed + simulations // 4)
     told: dict[str, Any] = {"throughput": {}, "verdicts": {}}
     for load, n in ((0.5, 200), (0.5, 2000), (0.8, 200), (0.8, 2000), (0.8, 10_000)):
-        found = [pair for pair in repeated(partial(throughput_interval, load, n), seeds, workers) if pair]
+        found = [
+            pair for pair in repeated(partial(throughput_interval, load, n), seeds, workers) if pair
+        ]
         held = sum(low <= load <= high for low, high in found)
-        told["throughput"][f"load {load}, n {n}"] = {"given": len(found), "of": len(seeds), "held": held}
-    passed["throughput"] = all(kept(f["given"], f["held"], f["of"]) for f in told["throughput"].values())
+        told["throughput"][f"load {load}, n {n}"] = {
+            "given": len(found),
+            "of": len(seeds),
+            "held": held,
+        }
+    passed["throughput"] = all(
+        kept(f["given"], f["held"], f["of"]) for f in told["throughput"].values()
+    )
     for data, q, n in product(JUDGED, (0.5, 0.9, 0.95), (200, 1000, 5000)):
         counts = Counter(repeated(partial(verdict, data, q, n), seeds, workers))
-        told["verdicts"][f"{data}, p{100 * q:g}, n {n}"] = {each: counts[each] / len(seeds) for each in VERDICTS}
+        told["verdicts"][f"{data}, p{100 * q:g}, n {n}"] = {
+            each: counts[each] / len(seeds) for each in VERDICTS
+        }
     passed["verdicts"] = all(max(shares.values()) <= 0.05 for shares in told["verdicts"].values())
     for name, rows in told.items():
         print(pd.DataFrame(rows).T.to_string(header=True).replace("\n", f"\n{name}: "), flush=True)

@@ -29,26 +29,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchlib.bench import run_load
 from benchlib.load.arrivals import OpenLoop
 from benchlib.load.workload import Workload
-from benchlib.serving.compute import compute
-from benchlib.serving.engine import Engine
-from benchlib.serving.forecast import predict_latency
-from benchlib.serving.optimisations import graphs_made
-from benchlib.serving.pipeline import SDXLPipeline, load_pipeline, resolve
+from benchlib.questions.batching.forecast import predict_latency
+from benchlib.run import run_load
+from benchlib.serving.engine.engine import Engine
+from benchlib.serving.model.optimisations import graphs_made
+from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline, resolve
+from benchlib.serving.model.torch_thread import compute
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import Server
-from benchlib.study.faithfulness import psnr_db, ssim
-from benchlib.study.statistics import measured
+from benchlib.study.likeness import psnr_db, ssim
+from benchlib.study.summary import measured
 from benchlib.telemetry import describe_git, describe_machine, describe_packages, describe_torch
 from benchmarks.gpu_table import draw, read, table
 
 EAGER = "bf16+channels-last+fused-qkv"
 GRAPHS = f"{EAGER}+cudnn-tuned+cuda-graphs"
-COMPILE_S = {"regional": 90.0, "compile": 150.0, "fastest": 90.0}  # to load and compile one shape, at a guess
+COMPILE_S = {
+    "regional": 90.0,
+    "compile": 150.0,
+    "fastest": 90.0,
+}  # to load and compile one shape, at a guess
 SEEDS = (1, 2, 3)  # of the images that are compared
-BUCKETS = (2, 16)  # rows: two for each guided request; on an H100 eight rows were no faster than four times two
+BUCKETS = (
+    2,
+    16,
+)  # rows: two for each guided request; on an H100 eight rows were no faster than four times two
 MIXED = (10, 20, 30, 40, 50)
 
 
@@ -61,7 +68,11 @@ class Book:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / f"{part}.jsonl"
         self.end_s = time.monotonic() + options.budget
-        self.ended = {line["case"] for line in read(self.folder) if (line["part"], line["what"]) == (part, "ended")}
+        self.ended = {
+            line["case"]
+            for line in read(self.folder)
+            if (line["part"], line["what"]) == (part, "ended")
+        }
         side = {} if options.size is None else {"width": options.size, "height": options.size}
         self.shape: dict[str, int] = side
 
@@ -109,7 +120,9 @@ class Book:
     def load(self, case: str, recipe: str) -> SDXLPipeline:
         began_s = time.monotonic()
         pipe = load_pipeline(self.options.model, device=self.options.device, recipe=recipe)
-        self.shape = self.shape or {name: pipe.spec["showcase"][name] for name in ("width", "height")}
+        self.shape = self.shape or {
+            name: pipe.spec["showcase"][name] for name in ("width", "height")
+        }
         self.write(case, "load_s", time.monotonic() - began_s, recipe=recipe)
         return pipe
 
@@ -117,7 +130,8 @@ class Book:
         steps = min(steps, 3) if self.options.quick else steps
         prompt = "a lighthouse at dusk"
         return [
-            GenerateRequest(prompt=prompt, num_inference_steps=steps, seed=seed + i, **self.shape) for i in range(n)
+            GenerateRequest(prompt=prompt, num_inference_steps=steps, seed=seed + i, **self.shape)
+            for i in range(n)
         ]
 
 
@@ -126,7 +140,9 @@ def starts_s(recipe: str) -> float:
     return next((seconds for word, seconds in COMPILE_S.items() if word in recipe), 20.0)
 
 
-def timed(book: Book, pipe: SDXLPipeline, case: str, n: int = 1, *, steps: int = 20, seed: int = 1) -> list[Any]:
+def timed(
+    book: Book, pipe: SDXLPipeline, case: str, n: int = 1, *, steps: int = 20, seed: int = 1
+) -> list[Any]:
     """Write what one batch took; its images."""
     before = graphs_made()
     result = pipe.generate(book.requests(n, steps=steps, seed=seed))
@@ -183,14 +199,20 @@ def profiled(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> Any:
 def attention(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[str]:
     """What computed the attention in a step: operators' and kernels' names, shortened."""
     words = ("dot_product", "flash", "fmha", "sdpa")
-    return sorted({e.key[:80] for e in profiled(pipe, requests) if any(w in e.key.lower() for w in words)})
+    return sorted(
+        {e.key[:80] for e in profiled(pipe, requests) if any(w in e.key.lower() for w in words)}
+    )
 
 
 def kernels(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[tuple[str, int, float]]:
     """The kernels that take most of a step: name, shortened, calls, and milliseconds on the GPU."""
-    events = [e for e in profiled(pipe, requests) if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = [
+        e for e in profiled(pipe, requests) if e.device_type == torch.autograd.DeviceType.CUDA
+    ]
     events.sort(key=lambda event: -event.self_device_time_total)
-    return [(event.key[:70], event.count, event.self_device_time_total / 1000) for event in events[:60]]
+    return [
+        (event.key[:70], event.count, event.self_device_time_total / 1000) for event in events[:60]
+    ]
 
 
 def liken(book: Book, case: str, images: Sequence[Any]) -> None:
@@ -331,7 +353,9 @@ def serving(book: Book) -> None:
         return Engine(pipe, batching=batching, batch_buckets=BUCKETS, max_queue=1000, sizes=[size])
 
     def server(one: Engine) -> Server:
-        return Server(lambda: one, host="127.0.0.1", port=0, name=one.batching, log_level="warning").start()
+        return Server(
+            lambda: one, host="127.0.0.1", port=0, name=one.batching, log_level="warning"
+        ).start()
 
     own = engine("continuous")
     with server(own) as continuous:
@@ -394,7 +418,11 @@ def mixed(book: Book, servers: dict[str, Server], spec: dict[str, Any]) -> None:
     quick = book.options.quick
     steps, duration_s = ((2, 3, 4), 2.0) if quick else (MIXED, 60.0)
     (times,) = spec["step_times"].values()
-    alone_s = times["encode_s"]["1"] + statistics.mean(steps) * times["step_s"]["2"] + times["decode_s"]["1"]
+    alone_s = (
+        times["encode_s"]["1"]
+        + statistics.mean(steps) * times["step_s"]["2"]
+        + times["decode_s"]["1"]
+    )
     for name, server in servers.items():
         case = f"mixed, {name}"
         if not book.begins(case, duration_s + 30.0):
@@ -420,7 +448,9 @@ def faithful(book: Book) -> None:
         known.discard("fp32")
     else:
         known.add("fp32")
-    recipes = {name: name for name in ("fp32", "bf16", "baseline", "bf16+channels-last", "bf16+fused-qkv")}
+    recipes = {
+        name: name for name in ("fp32", "bf16", "baseline", "bf16+channels-last", "bf16+fused-qkv")
+    }
     recipes |= {"fp8": "bf16+fp8", "int8": "bf16+int8"}
     for case, recipe in recipes.items():
         if case not in known and book.begins(case, 45.0) and book.can(case, recipe):
@@ -437,25 +467,45 @@ PARTS = {"latency": latency, "throughput": throughput, "serving": serving, "fait
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", action="append", choices=PARTS, help="one part, or more; all if not given")
-    parser.add_argument("--results", default="results/gpu", help="the folder that keeps the figures")
-    parser.add_argument("--table", action="store_true", help="print the table of what is kept, and measure nothing")
-    parser.add_argument("--draw", action="store_true", help="draw what is kept into its folder, and measure nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--part", action="append", choices=PARTS, help="one part, or more; all if not given"
+    )
+    parser.add_argument(
+        "--results", default="results/gpu", help="the folder that keeps the figures"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of what is kept, and measure nothing"
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="draw what is kept into its folder, and measure nothing"
+    )
     parser.add_argument("--model", default="sdxl-random")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--exact", default="fastest-exact", help="the recipe that counts as the best exact one")
+    parser.add_argument(
+        "--exact", default="fastest-exact", help="the recipe that counts as the best exact one"
+    )
     parser.add_argument("--size", type=int, help="pixels of a side; the model's own if not given")
     parser.add_argument("--budget", type=float, default=520.0, help="seconds for each part")
-    parser.add_argument("--quick", action="store_true", help="few steps and repetitions, nothing compiled")
+    parser.add_argument(
+        "--quick", action="store_true", help="few steps and repetitions, nothing compiled"
+    )
     options = parser.parse_args(arguments)
     if not (options.table or options.draw):
         for part in options.part or PARTS:
             book = Book(part, options)
             device = str(resolve("baseline", device=options.device)[1])
-            machine = {"machine": describe_machine(device), "torch": describe_torch(), "packages": describe_packages()}
+            machine = {
+                "machine": describe_machine(device),
+                "torch": describe_torch(),
+                "packages": describe_packages(),
+            }
             asked = {name: value for name, value in vars(options).items() if name != "results"}
-            book.write("all", "machine", machine | {"git": describe_git(Path(__file__).parent), **asked})
+            book.write(
+                "all", "machine", machine | {"git": describe_git(Path(__file__).parent), **asked}
+            )
             PARTS[part](book)
             clear()
     if options.draw:

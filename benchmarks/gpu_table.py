@@ -19,7 +19,9 @@ from benchlib.study import figure as style
 from benchmarks.serving import Figure
 
 BATCHES = (1, 2, 4, 8, 16)
-LIMIT_TFLOP = 281.0  # of an image of 1024x1024 in 20 guided steps: a UNet forward is 6.76, a decode 10.5
+LIMIT_TFLOP = (
+    281.0  # of an image of 1024x1024 in 20 guided steps: a UNet forward is 6.76, a decode 10.5
+)
 PEAK_TFLOP_PER_S = 790.0  # of a dense bf16 product, as measured on such GPUs
 KINDS = {  # of kernels, by parts of their names
     "attention": ("sdpa", "fmha", "flash"),
@@ -78,8 +80,12 @@ def figures(lines: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
             and line["value"] is not None
         ]
 
-    def of(name: str, found: list[float], published: str = "", **limits: float) -> tuple[str, Figure]:
-        return published, Figure("gpu", name, found, **limits, not_measured=None if found else "not measured")
+    def of(
+        name: str, found: list[float], published: str = "", **limits: float
+    ) -> tuple[str, Figure]:
+        return published, Figure(
+            "gpu", name, found, **limits, not_measured=None if found else "not measured"
+        )
 
     def image(case: str, steps: int) -> list[float]:
         return values("latency", case, "image_s", n=1, steps=steps)
@@ -92,19 +98,39 @@ def figures(lines: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
 
     def ratio(name: str) -> list[float]:
         bare = values("serving", "overhead", "bare")
-        return [one / two for one, two in zip(values("serving", "overhead", name), bare, strict=False)]
+        return [
+            one / two for one, two in zip(values("serving", "overhead", name), bare, strict=False)
+        ]
 
     def held(one: list[float], two: list[float]) -> list[float]:
         return [a / b for a, b in zip(one, two, strict=False)]
 
-    bests = ("best", "best, cuDNN attention", "bf16, CUDA graphs", "bf16, CUDA graphs, cuDNN attention", "compiled")
+    bests = (
+        "best",
+        "best, cuDNN attention",
+        "bf16, CUDA graphs",
+        "bf16, CUDA graphs, cuDNN attention",
+        "compiled",
+    )
     best = min(
-        (case for case in bests if image(case, 20)), key=lambda c: statistics.median(image(c, 20)), default="best"
+        (case for case in bests if image(case, 20)),
+        key=lambda c: statistics.median(image(c, 20)),
+        default="best",
     )
     rows = [
         of(f"one image, 20 steps, {best}: s", image(best, 20), high=0.9),
-        of(f"one image, 30 steps, {best}: s", image(best, 30), "TensorRT, H100, real weights: 1.47 s", high=1.3),
-        of("offline, compiled bf16: images/s", rate("compiled"), "60 % of the arithmetic's limit: 1.7", low=1.7),
+        of(
+            f"one image, 30 steps, {best}: s",
+            image(best, 30),
+            "TensorRT, H100, real weights: 1.47 s",
+            high=1.3,
+        ),
+        of(
+            "offline, compiled bf16: images/s",
+            rate("compiled"),
+            "60 % of the arithmetic's limit: 1.7",
+            low=1.7,
+        ),
         of("offline, fp8: images/s", rate("fp8"), f"{MLPERF}: 2.40", low=2.4),
         of("offline, int8: images/s", rate("int8")),
         of("offline, eager bf16: images/s", rate("eager")),
@@ -117,7 +143,9 @@ def figures(lines: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
     for case, theirs in LADDER.items():
         published = f"{theirs[0]}: {theirs[1]} s" if theirs else ""
         rows.append(of(f"ladder, {case}, 30 steps: s", image(case, 30), published))
-    mean = {name: values("serving", f"mixed, {name}", "mean_s") for name in ("continuous", "serial")}
+    mean = {
+        name: values("serving", f"mixed, {name}", "mean_s") for name in ("continuous", "serial")
+    }
     told = {name: values("serving", f"mixed, {name}", "predicted_mean_s") for name in mean}
     rows += [
         of("mixed: continuous over serial, mean latency", held(mean["continuous"], mean["serial"]), high=1.0),
@@ -148,7 +176,10 @@ def verdict(figure: Figure, ends: Sequence[float]) -> str:
     if not figure.values or figure.passed is None:
         return ""
     least, most = min(ends, default=figure.values[0]), max(ends, default=figure.values[0])
-    low, high = -math.inf if figure.low is None else figure.low, math.inf if figure.high is None else figure.high
+    low, high = (
+        -math.inf if figure.low is None else figure.low,
+        math.inf if figure.high is None else figure.high,
+    )
     if low <= least and most <= high:
         return "ok"
     return "MISS" if most < low or least > high else "not shown"
@@ -156,25 +187,46 @@ def verdict(figure: Figure, ends: Sequence[float]) -> str:
 
 def table(folder: Path) -> str:
     lines = read(folder)
-    said = [f"{'':10}{'figure':58}{'ours':>10}  {'n':>3} {'spread':22}{'limits':14}published, not by us"]
+    said = [
+        f"{'':10}{'figure':58}{'ours':>10}  {'n':>3} {'spread':22}{'limits':14}published, not by us"
+    ]
     for published, figure in figures(lines):
         ours = "-" if figure.value is None else f"{figure.value:.4g}"
-        ends = figure.interval or ((min(figure.values), max(figure.values)) if len(figure.values) > 1 else ())
+        ends = figure.interval or (
+            (min(figure.values), max(figure.values)) if len(figure.values) > 1 else ()
+        )
         passed = verdict(figure, ends)
         spread = " to ".join(f"{end:.4g}" for end in ends)
-        bounds = [f"{sign} {end:.4g}" for sign, end in ((">=", figure.low), ("<=", figure.high)) if end is not None]
+        bounds = [
+            f"{sign} {end:.4g}"
+            for sign, end in ((">=", figure.low), ("<=", figure.high))
+            if end is not None
+        ]
         count = len(figure.values)
-        said.append(f"{passed:10}{figure.name:58}{ours:>10}  {count:3} {spread:22}{', '.join(bounds):14}{published}")
-    said.append("spread: the 95 % interval of the median from six repetitions on, else the least and the most")
+        said.append(
+            f"{passed:10}{figure.name:58}{ours:>10}  {count:3} {spread:22}{', '.join(bounds):14}{published}"
+        )
+    said.append(
+        "spread: the 95 % interval of the median from six repetitions on, else the least and the most"
+    )
     curves: dict[tuple[str, int], list[float]] = {}
     for line in lines:
         if (line["part"], line["what"]) == ("throughput", "step_s"):
             curves.setdefault((line["case"], line["n"]), []).append(line["value"])
     said += [
-        f"step, {case}, batch {n}: {statistics.median(values):.4g} s" for (case, n), values in sorted(curves.items())
+        f"step, {case}, batch {n}: {statistics.median(values):.4g} s"
+        for (case, n), values in sorted(curves.items())
     ]
-    said += [f"left out: {x['part']}, {x['case']}: {x['value']}" for x in lines if x["what"] == "left out"]
-    said += [f"compiled while measured: {x['part']}, {x['case']}, {x['what']}" for x in lines if x.get("recompiled")]
+    said += [
+        f"left out: {x['part']}, {x['case']}: {x['value']}"
+        for x in lines
+        if x["what"] == "left out"
+    ]
+    said += [
+        f"compiled while measured: {x['part']}, {x['case']}, {x['what']}"
+        for x in lines
+        if x.get("recompiled")
+    ]
     return "\n".join(said)
 
 
@@ -193,7 +245,12 @@ def draw(folder: Path) -> list[Path]:
         **machine,
     }
     made = [_ladder(found, record), _rates(found, record), _kernels(lines, record)]
-    return [path for name, ax in made if ax is not None for path in style.save(ax, folder / "figures" / name)]
+    return [
+        path
+        for name, ax in made
+        if ax is not None
+        for path in style.save(ax, folder / "figures" / name)
+    ]
 
 
 def _interval(figure: Figure) -> tuple[float, float]:
@@ -204,7 +261,9 @@ def _bars(ax: Any, names: Sequence[str], shown: Sequence[Figure], colours: Seque
     values = [figure.value or 0.0 for figure in shown]
     ends = [_interval(figure) for figure in shown]
     whiskers = style.beyond(values, ends)
-    ax.barh(range(len(shown)), values, 0.55, xerr=whiskers, color=colours, capsize=3, ecolor="black")
+    ax.barh(
+        range(len(shown)), values, 0.55, xerr=whiskers, color=colours, capsize=3, ecolor="black"
+    )
     for place, (value, (_, high)) in enumerate(zip(values, ends, strict=True)):
         ax.text(high, place, f"  {style.number(value)}", va="center", fontsize="small")
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
@@ -212,22 +271,39 @@ def _bars(ax: Any, names: Sequence[str], shown: Sequence[Figure], colours: Seque
 
 
 def _ladder(found: dict[str, Figure], record: dict[str, Any]) -> tuple[str, Any]:
-    rungs = {case: found[name] for case in LADDER if (name := f"ladder, {case}, 30 steps: s") in found}
+    rungs = {
+        case: found[name] for case in LADDER if (name := f"ladder, {case}, 30 steps: s") in found
+    }
     if not rungs:
         return "ladder", None
     ax = style.axes(None, height=1.9 + 0.5 * len(rungs))
-    _bars(ax, [NAMES.get(case, case) for case in rungs], list(rungs.values()), [style.BLUE] * len(rungs))
+    _bars(
+        ax,
+        [NAMES.get(case, case) for case in rungs],
+        list(rungs.values()),
+        [style.BLUE] * len(rungs),
+    )
     for place, case in enumerate(rungs):
         if theirs := LADDER[case]:
             ax.plot(theirs[1], place + 0.5, "D", color=style.ORANGE, markersize=5, clip_on=False)
-            ax.text(theirs[1], place + 0.5, f"   {theirs[0]}: {theirs[1]} s", va="center", fontsize=7.5)
-    ax.set_xlabel("time of one image of 30 guided steps, s (orange: published by others, not equals)")
+            ax.text(
+                theirs[1], place + 0.5, f"   {theirs[0]}: {theirs[1]} s", va="center", fontsize=7.5
+            )
+    ax.set_xlabel(
+        "time of one image of 30 guided steps, s (orange: published by others, not equals)"
+    )
     ax.set_xlim(0, 1.25 * max(_interval(one)[1] for one in rungs.values()))
     least, most = (pick(rungs, key=lambda case: rungs[case].value or 0.0) for pick in (min, max))
     times = [style.number(rungs[case].value or 0.0) for case in (least, most)]
-    finding = f"a 1024x1024 image of 30 steps takes {times[0]} s at best, and {times[1]} s in {most}"
-    alt = "Bars: " + "; ".join(f"{case} {style.number(one.value or 0.0)} s" for case, one in rungs.items())
-    return "ladder", style.finish(ax, record, finding, f"{alt}.", of="benchmarks/gpu.py, part latency")
+    finding = (
+        f"a 1024x1024 image of 30 steps takes {times[0]} s at best, and {times[1]} s in {most}"
+    )
+    alt = "Bars: " + "; ".join(
+        f"{case} {style.number(one.value or 0.0)} s" for case, one in rungs.items()
+    )
+    return "ladder", style.finish(
+        ax, record, finding, f"{alt}.", of="benchmarks/gpu.py, part latency"
+    )
 
 
 def _rates(found: dict[str, Figure], record: dict[str, Any]) -> tuple[str, Any]:
@@ -236,7 +312,12 @@ def _rates(found: dict[str, Figure], record: dict[str, Any]) -> tuple[str, Any]:
     if not kinds:
         return "throughput", None
     ax = style.axes(None, height=2.9 + 0.4 * len(kinds))
-    _bars(ax, list(kinds), list(kinds.values()), [style.BLUE if "bf16" in kind else style.ORANGE for kind in kinds])
+    _bars(
+        ax,
+        list(kinds),
+        list(kinds.values()),
+        [style.BLUE if "bf16" in kind else style.ORANGE for kind in kinds],
+    )
     limit = PEAK_TFLOP_PER_S / LIMIT_TFLOP
     theirs = MLPERF.replace(", TensorRT", ",\nTensorRT")
     for at, words, colour in (
@@ -244,16 +325,26 @@ def _rates(found: dict[str, Figure], record: dict[str, Any]) -> tuple[str, Any]:
         (2.4, f"published: 2.40\n{theirs}", style.ORANGE),
     ):
         ax.axvline(at, color=colour, linestyle="--", linewidth=1.2)
-        ax.text(at, -0.62, f" {words} ", fontsize=7.5, ha="left" if at == limit else "right", va="bottom")
+        ax.text(
+            at,
+            -0.62,
+            f" {words} ",
+            fontsize=7.5,
+            ha="left" if at == limit else "right",
+            va="bottom",
+        )
     ax.set(
-        xlabel="images (1024x1024, 20 guided steps) a second, in full batches without a server", xlim=(0, 1.3 * limit)
+        xlabel="images (1024x1024, 20 guided steps) a second, in full batches without a server",
+        xlim=(0, 1.3 * limit),
     )
     best = kinds.get("compiled bf16") or next(iter(kinds.values()))
     share = 100 * (best.value or 0.0) / limit
     finding = f"{style.number(best.value or 0.0)} images/s in bf16, {share:.0f} % of the arithmetic's limit"
     if "fp8" in kinds:
         finding += f"; {style.number(kinds['fp8'].value or 0.0)} with fp8 linears"
-    alt = "Bars: " + "; ".join(f"{kind} {style.number(one.value or 0.0)} images/s" for kind, one in kinds.items())
+    alt = "Bars: " + "; ".join(
+        f"{kind} {style.number(one.value or 0.0)} images/s" for kind, one in kinds.items()
+    )
     of = "benchmarks/gpu.py, part throughput"
     return "throughput", style.finish(ax, record, finding, f"{alt}.", pad=44, of=of)
 
@@ -282,17 +373,23 @@ def _kernels(lines: Sequence[dict[str, Any]], record: dict[str, Any]) -> tuple[s
                     color="white",
                 )
         left = left + ms
-    ax.set(yticks=range(len(told)), yticklabels=[f"{case}, {line['n']} images" for case, line in told.items()])
+    ax.set(
+        yticks=range(len(told)),
+        yticklabels=[f"{case}, {line['n']} images" for case, line in told.items()],
+    )
     ax.set(ylim=(len(told) - 0.4, -0.6), xlabel="time of one step, ms an image")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     ax.grid(visible=False, axis="y")
     first = next(iter(sums))
-    shares = sorted(((ms / sum(sums[first].values()), kind) for kind, ms in sums[first].items()), reverse=True)
+    shares = sorted(
+        ((ms / sum(sums[first].values()), kind) for kind, ms in sums[first].items()), reverse=True
+    )
     finding = f"a step at 1024x1024, {first} in bf16, spends " + ", ".join(
         f"{100 * share:.0f} % in {kind}" for share, kind in shares[:3]
     )
     alt = "Bars: " + "; ".join(
-        f"{case}: " + ", ".join(f"{k} {style.number(v)} ms" for k, v in one.items()) for case, one in sums.items()
+        f"{case}: " + ", ".join(f"{k} {style.number(v)} ms" for k, v in one.items())
+        for case, one in sums.items()
     )
     of = "benchmarks/gpu.py, part throughput"
     return "kernels", style.finish(ax, record, finding, f"{alt}.", of=of)
@@ -303,7 +400,9 @@ def _by_kind(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str,
     step_s = statistics.median(one["value"] for one in lines if same.items() <= one.items())
     sums = dict.fromkeys([*KINDS, REST], 0.0)
     for name, _, ms in line["value"]:
-        sums[next((kind for kind, words in KINDS.items() if any(word in name for word in words)), REST)] += (
-            ms / line["n"]
-        )
+        sums[
+            next(
+                (kind for kind, words in KINDS.items() if any(word in name for word in words)), REST
+            )
+        ] += ms / line["n"]
     return sums | {REST: 1000 * step_s / line["n"] - sum(sums[kind] for kind in KINDS)}

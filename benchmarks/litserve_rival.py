@@ -30,12 +30,20 @@ class Images(litserve.LitAPI):
 def main() -> None:
     parser = argparse.ArgumentParser(description="LitServe over the tiny model.")
     parser.add_argument("--port", type=int, default=8001)
-    parser.add_argument("--batch-timeout", type=float, default=0.005, help="seconds to wait for a fuller batch")
+    parser.add_argument(
+        "--batch-timeout", type=float, default=0.005, help="seconds to wait for a fuller batch"
+    )
     parser.add_argument("--max-batch-size", type=int, default=8)
     options = parser.parse_args()
     api = Images(options.max_batch_size, options.batch_timeout, api_path="/benchmark/generate")
     server = litserve.LitServer(api, accelerator="cpu", timeout=False)
-    server.run("127.0.0.1", options.port, num_api_servers=1, log_level="warning", generate_client_file=False)
+    server.run(
+        "127.0.0.1",
+        options.port,
+        num_api_servers=1,
+        log_level="warning",
+        generate_client_file=False,
+    )
 
 
 if __name__ == "__main__":

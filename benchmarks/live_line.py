@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import benchlib as bl
-from benchlib.study.estimates import runs_interval
+from benchlib.study.intervals import runs_interval
 
 LIMIT = 0.02
 SESSION = "JPY_SESSION_NAME"  # what tells benchlib that a person watches
@@ -39,16 +39,26 @@ def measure(pairs: int = 12, requests: int = 150) -> bool:
                 os.environ |= {SESSION: "live_line"} if watched else {}
                 silent = None if watched else lambda _: None
                 run = bl.run_load(
-                    server, bl.ClosedLoop(2), workload, requests=requests, results=results, on_progress=silent
+                    server,
+                    bl.ClosedLoop(2),
+                    workload,
+                    requests=requests,
+                    results=results,
+                    on_progress=silent,
                 )
-                images_per_s, mean_s = run.summary()["throughput_images_per_s"], run.requests["latency_s"].mean()
+                images_per_s, mean_s = (
+                    run.summary()["throughput_images_per_s"],
+                    run.requests["latency_s"].mean(),
+                )
                 figures[watched] = {"throughput": images_per_s, "mean latency": mean_s}
             for name, found in logs.items():
                 found.append(math.log(figures[True][name] / figures[False][name]))
     passed = True
     for name, found in logs.items():
         low, high = map(math.exp, runs_interval(found) or (-math.inf, math.inf))
-        print(f"{name}: with the line {math.exp(statistics.mean(found)):.4f} times ({low:.4f} to {high:.4f})")
+        print(
+            f"{name}: with the line {math.exp(statistics.mean(found)):.4f} times ({low:.4f} to {high:.4f})"
+        )
         passed &= low > 1 - LIMIT if name == "throughput" else high < 1 + LIMIT
     return passed
 
@@ -66,9 +76,13 @@ def main() -> int:
             raise
         status = 1
     outputs = book.cells[0].outputs
-    widgets = sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    widgets = sum(
+        "application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs
+    )
     print(
-        *(output.text for output in outputs if output.get("name") == "stdout"), f"{widgets} bars were drawn", sep="\n"
+        *(output.text for output in outputs if output.get("name") == "stdout"),
+        f"{widgets} bars were drawn",
+        sep="\n",
     )
     return status
 

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from benchlib.serving.policies import SimulatedTask, Size, StepTimes, make_policy, simulate
-from benchlib.study.estimates import runs_interval
+from benchlib.serving.engine.policies import SimulatedTask, Size, StepTimes, make_policy, simulate
+from benchlib.study.intervals import runs_interval
 
 GAINS = (1.0, 1.1, 1.33, 2.0, 4.0)
 LOADS = (0.3, 0.5, 0.65, 0.8, 0.95, 1.2)
@@ -54,7 +54,9 @@ def curve(gain: float) -> Times:
     return {SIZES[0]: one, SIZES[1]: one.scaled(2)}.__getitem__
 
 
-def arrivals(mixed: bool, load: float, times: Times, n: int, random: np.random.Generator) -> list[SimulatedTask]:
+def arrivals(
+    mixed: bool, load: float, times: Times, n: int, random: np.random.Generator
+) -> list[SimulatedTask]:
     """`n` requests that come at `load` times the rate that serial can serve."""
     kinds = list(product(SIZES, (1, 2))) if mixed else [(SIZES[0], 2)]
     mean_s = np.mean(
@@ -64,11 +66,18 @@ def arrivals(mixed: bool, load: float, times: Times, n: int, random: np.random.G
         ]
     )
     arrived_s = random.exponential(mean_s / load, n).cumsum().tolist()
-    steps, kind = random.integers(STEPS[0], STEPS[1] + 1, n).tolist(), random.integers(len(kinds), size=n)
-    return [SimulatedTask(*kinds[k], s, at) for at, s, k in zip(arrived_s, steps, kind, strict=True)]
+    steps, kind = (
+        random.integers(STEPS[0], STEPS[1] + 1, n).tolist(),
+        random.integers(len(kinds), size=n),
+    )
+    return [
+        SimulatedTask(*kinds[k], s, at) for at, s, k in zip(arrived_s, steps, kind, strict=True)
+    ]
 
 
-def cell(gain: float, mixed: bool, load: float, replications: int, requests: int, seed: int) -> dict[str, Any]:
+def cell(
+    gain: float, mixed: bool, load: float, replications: int, requests: int, seed: int
+) -> dict[str, Any]:
     """One row of the table. `lost`: what the intervals of continuous show; ratios are (mean, low, high)."""
     times = curve(gain)
     figures: dict[str, list[tuple[float, float]]] = {}
@@ -78,14 +87,21 @@ def cell(gain: float, mixed: bool, load: float, replications: int, requests: int
         for batching in ("serial", "dynamic", "continuous"):
             policy = make_policy(batching, times, max_batch_size=8, max_wait_s=2.0)
             latency_s = [each.done_s - each.arrived_s for each in simulate(policy, tasks, times)]
-            figures.setdefault(batching, []).append((float(np.mean(latency_s)), float(np.quantile(latency_s, 0.99))))
+            figures.setdefault(batching, []).append(
+                (float(np.mean(latency_s)), float(np.quantile(latency_s, 0.99)))
+            )
     row: dict[str, Any] = {"gain": gain, "mixed": mixed, "load": load}
     for batching, measured in figures.items():
-        for name, values, serial in zip(LIMITS, zip(*measured), zip(*figures["serial"]), strict=True):  # noqa: B905
+        by_limit = zip(*measured, strict=True)
+        serial_by_limit = zip(*figures["serial"], strict=True)
+        for name, values, serial in zip(LIMITS, by_limit, serial_by_limit, strict=True):
             row[f"{batching}_{name}"] = float(np.mean(values))
             if batching != "serial":
                 ratios = np.divide(values, serial).tolist()
-                row[f"{batching}_{name}_ratio"] = (float(np.mean(ratios)), *(runs_interval(ratios) or (0.0, math.inf)))
+                row[f"{batching}_{name}_ratio"] = (
+                    float(np.mean(ratios)),
+                    *(runs_interval(ratios) or (0.0, math.inf)),
+                )
     lows = {name: row[f"continuous_{name}_ratio"][1] for name in LIMITS}
     return row | {"lost": [name for name, limit in LIMITS.items() if lows[name] > limit + 1e-9]}
 
@@ -95,23 +111,46 @@ def shown(row: dict[str, Any]) -> str:
         middle, low, high = row[name]
         return f"{middle:6.3f} [{low:.3f} {high:.3f}]"
 
-    ratios = [ratio(f"{batching}_{name}_ratio") for batching in ("dynamic", "continuous") for name in LIMITS]
+    ratios = [
+        ratio(f"{batching}_{name}_ratio")
+        for batching in ("dynamic", "continuous")
+        for name in LIMITS
+    ]
     kind = f"{row['gain']:4.2f} {'mixed' if row['mixed'] else '':5} {row['load']:4.2f}"
-    return "  ".join([kind, f"{row['serial_mean']:7.1f} {row['serial_p99']:8.1f}", *ratios, " ".join(row["lost"])])
+    return "  ".join(
+        [
+            kind,
+            f"{row['serial_mean']:7.1f} {row['serial_p99']:8.1f}",
+            *ratios,
+            " ".join(row["lost"]),
+        ]
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer loads and requests, no mixed table")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer loads and requests, no mixed table"
+    )
     parser.add_argument("--replications", type=int, default=24)
     parser.add_argument("--requests", type=int, default=2500, help="in each replication")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     began_s = time.perf_counter()
-    loads, size = ((0.3, 0.8), (6, 400)) if options.quick else (LOADS, (options.replications, options.requests))
-    cells = list(product(GAINS, (False,), loads)) + ([] if options.quick else list(product(GAINS, (True,), loads[::2])))
+    loads, size = (
+        ((0.3, 0.8), (6, 400))
+        if options.quick
+        else (LOADS, (options.replications, options.requests))
+    )
+    cells = list(product(GAINS, (False,), loads)) + (
+        [] if options.quick else list(product(GAINS, (True,), loads[::2]))
+    )
     run = partial(cell, replications=size[0], requests=size[1], seed=options.seed)
-    print("gain       load   serial: mean, p99  to serial's, dynamic: mean, p99; continuous: mean, p99")
+    print(
+        "gain       load   serial: mean, p99  to serial's, dynamic: mean, p99; continuous: mean, p99"
+    )
     rows = []
     for each in cells:
         rows.append(run(*each))

@@ -29,7 +29,9 @@ def keep(source: Path, target: Path) -> float:
                 for name, words in image.info.items():
                     if name in ("Title", "Description"):
                         text.add_itxt(name, words)
-                small = image.convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+                small = image.convert("RGB").quantize(
+                    128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+                )
                 small.save(there / "figures" / path.name, pnginfo=text, optimize=True)
         for run in study.glob("*/run.json") if study.name == "quickstart" else ():
             shutil.copytree(run.parent, there / run.parent.name)

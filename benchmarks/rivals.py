@@ -30,7 +30,7 @@ def stock_pipeline() -> Any:
     """The stock diffusers pipeline over tiny's weights. Call it on the thread that it was made on (compute.py)."""
     import torch
 
-    from benchlib.serving.models import load_diffusers
+    from benchlib.serving.model.models import load_diffusers
 
     pipe = load_diffusers("tiny", device=torch.device("cpu"), dtype=torch.float32, seed=0)
     pipe.set_progress_bar_config(disable=True)
@@ -42,9 +42,15 @@ def make_images(pipe: Any, requests: list[dict[str, Any]]) -> list[Any]:
     """PIL images of requests that differ in prompt and seed only."""
     import torch
 
-    options = {key: value for key, value in requests[0].items() if key not in ("prompt", "seed") and value is not None}
+    options = {
+        key: value
+        for key, value in requests[0].items()
+        if key not in ("prompt", "seed") and value is not None
+    }
     seeds = [torch.Generator("cpu").manual_seed(request.get("seed") or 0) for request in requests]
-    images: list[Any] = pipe([request["prompt"] for request in requests], generator=seeds, **options).images
+    images: list[Any] = pipe(
+        [request["prompt"] for request in requests], generator=seeds, **options
+    ).images
     return images
 
 
@@ -55,7 +61,9 @@ def naive() -> FastAPI:
     @app.post("/benchmark/generate")
     async def generate(body: GenerateRequest) -> dict[str, Any]:
         started_s = time.monotonic()
-        await asyncio.get_running_loop().run_in_executor(worker, make_images, pipe, [body.model_dump()])
+        await asyncio.get_running_loop().run_in_executor(
+            worker, make_images, pipe, [body.model_dump()]
+        )
         return {"prompt": body.prompt, "time_s": time.monotonic() - started_s}
 
     return app
@@ -65,8 +73,8 @@ def nothing() -> FastAPI:
     from PIL import Image
 
     from benchlib.serving.app import create_app
-    from benchlib.serving.engine import Engine
-    from tests.serving.fake_pipeline import FakePipeline
+    from benchlib.serving.engine.engine import Engine
+    from benchmarks.fakes.fake_pipeline import FakePipeline
 
     class NoTime(FakePipeline):
         """Without that pipeline's notes of what was called and its new images, which take longer than the engine."""
@@ -119,7 +127,9 @@ def loop() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One of those that benchlib's server is held against.")
+    parser = argparse.ArgumentParser(
+        description="One of those that benchlib's server is held against."
+    )
     parser.add_argument("rival", choices=["naive", "loop", "nothing", "route"])
     parser.add_argument("--port", type=int, default=8001)
     options = parser.parse_args()

@@ -32,8 +32,8 @@ import pandas as pd
 
 from benchlib.load.arrivals import ClosedLoop, OpenLoop
 from benchlib.load.workload import Workload
-from benchlib.serving.forecast import predict_latency
-from benchlib.study.estimates import order_ranks
+from benchlib.questions.batching.forecast import predict_latency
+from benchlib.study.intervals import order_ranks
 from benchlib.telemetry import describe_load
 from benchmarks.sides import LITSERVE, OURS, DidNotStart, Measured, Side, back_to_back, load, start
 
@@ -78,7 +78,11 @@ class Figure:
         return (self.low is None or most >= self.low) and (self.high is None or least <= self.high)
 
     def told(self) -> dict[str, Any]:
-        return asdict(self) | {"value": self.value, "interval": self.interval, "passed": self.passed}
+        return asdict(self) | {
+            "value": self.value,
+            "interval": self.interval,
+            "passed": self.passed,
+        }
 
 
 @dataclass
@@ -91,7 +95,9 @@ class Bench:
     scale: float
     runs: dict[str, dict[str, list[Measured]]] = field(default_factory=dict)
 
-    def interleave(self, case: str, runs: dict[str, tuple[str, Callable[[Side, int], Measured]]]) -> None:
+    def interleave(
+        self, case: str, runs: dict[str, tuple[str, Callable[[Side, int], Measured]]]
+    ) -> None:
         """Each run, (side, how), `repeat` times, the rounds back and forth; those of missing sides are left out."""
         measured = self.runs.setdefault(case, {})
         for number in range(self.repeat):
@@ -103,14 +109,24 @@ class Bench:
 
     def told(self, case: str, name: str, of: str) -> Figure:
         """A side's own figure (`of`: "images_per_s", "p95_s", ...), without a limit."""
-        return Figure(case, f"{name}: {of}", self._values(case, name, of), not_measured=self._why(case, name))
+        return Figure(
+            case, f"{name}: {of}", self._values(case, name, of), not_measured=self._why(case, name)
+        )
 
-    def against(self, case: str, one: str, other: str, of: str, *, apart: bool = False, **limits: Any) -> Figure:
+    def against(
+        self, case: str, one: str, other: str, of: str, *, apart: bool = False, **limits: Any
+    ) -> Figure:
         """`one`'s figure over `other`'s of the same repetition, or less it where they are held `apart`."""
         pairs = zip(self._values(case, one, of), self._values(case, other, of), strict=False)
         values = [mine - theirs if apart else mine / theirs for mine, theirs in pairs]
         words = f"{one} {'less' if apart else 'over'} {other}: {of}"
-        return Figure(case, words, values, **limits, not_measured=self._why(case, one) or self._why(case, other))
+        return Figure(
+            case,
+            words,
+            values,
+            **limits,
+            not_measured=self._why(case, one) or self._why(case, other),
+        )
 
     def slowdown(self, case: str) -> Figure:
         """What an image alone took in each serial run, its queueing left out, over what the step times of warm-up say:
@@ -131,7 +147,9 @@ class Bench:
         for run, slower in zip([] if why else self.runs[case][name], slowdown.values, strict=False):
             rows = pd.DataFrame(run.rows)
             faster = rows.assign(scheduled_s=rows["scheduled_s"] / slower)
-            predicted_s = slower * predict_latency(faster, self.sides["continuous"].spec, batching=name)
+            predicted_s = slower * predict_latency(
+                faster, self.sides["continuous"].spec, batching=name
+            )
             values.append(run.mean_s / float(predicted_s[rows["phase"] == "measure"].mean()))
         limits: dict[str, Any] = {"low": 0.85, "high": 1.15, "by_interval": True}
         return Figure(case, f"{name} over its forecast: mean_s", values, **limits, not_measured=why)
@@ -158,9 +176,15 @@ def one(bench: Bench) -> list[Figure]:
     bench.interleave(
         case,
         {
-            "loop": ("loop", lambda side, _: back_to_back(side, SMALL, duration_s=time_s["duration_s"])),
+            "loop": (
+                "loop",
+                lambda side, _: back_to_back(side, SMALL, duration_s=time_s["duration_s"]),
+            ),
             "serial": ("serial", lambda side, _: load(side, ClosedLoop(1), SMALL, **time_s)),
-            "serial, 4 users": ("serial", lambda side, _: load(side, ClosedLoop(4), SMALL, **time_s)),
+            "serial, 4 users": (
+                "serial",
+                lambda side, _: load(side, ClosedLoop(4), SMALL, **time_s),
+            ),
         },
     )
     bare_s = bench.told(case, "loop", "median_s")
@@ -185,9 +209,13 @@ def users(bench: Bench) -> list[Figure]:
             return load(side, ClosedLoop(number), SMALL, **time_s)
 
         bench.interleave(case, {name: (name, run) for name in names})
-        figures += [bench.told(case, name, of) for of in ("images_per_s", "p95_s") for name in names]
+        figures += [
+            bench.told(case, name, of) for of in ("images_per_s", "p95_s") for name in names
+        ]
         figures += [bench.against(case, "continuous", "naive", "images_per_s", low=least)]
-        figures += [bench.against(case, "continuous", "dynamic", "images_per_s", low=1.0, by_interval=True)]
+        figures += [
+            bench.against(case, "continuous", "dynamic", "images_per_s", low=1.0, by_interval=True)
+        ]
         for rival in LITSERVE:
             figures += [bench.against(case, "continuous", rival, "images_per_s", low=1.0)]
             figures += [bench.against(case, "continuous", rival, "p95_s", high=1.0)]
@@ -203,7 +231,13 @@ def mixed(bench: Bench) -> list[Figure]:
 
     def run(side: Side, number: int) -> Measured:
         if number == len(capacities):  # a new round: how fast is the machine now?
-            full = load(bench.sides["serial"], ClosedLoop(4), MIXED, duration_s=8 * bench.scale, warmup_s=1.0)
+            full = load(
+                bench.sides["serial"],
+                ClosedLoop(4),
+                MIXED,
+                duration_s=8 * bench.scale,
+                warmup_s=1.0,
+            )
             drawn = statistics.mean(row["num_inference_steps"] for row in full.rows)
             capacities.append(full.images_per_s * drawn / statistics.mean(STEPS))
         arrivals = OpenLoop(0.8 * capacities[number])
@@ -230,7 +264,10 @@ def nothing(bench: Bench) -> list[Figure]:
 
         bench.interleave(case, {name: (name, run) for name in ("nothing", "route")})
         for name in ("nothing", "route"):
-            figures += [bench.told(case, name, "images_per_s"), bench.told(case, name, "generator_cpu_cores")]
+            figures += [
+                bench.told(case, name, "images_per_s"),
+                bench.told(case, name, "generator_cpu_cores"),
+            ]
         figures += [bench.against(case, "nothing", "route", "images_per_s", low=0.5)]
     return figures
 
@@ -244,7 +281,12 @@ PARTS: dict[str, tuple[Callable[[Bench], list[Figure]], tuple[str, ...]]] = {
 
 
 def measure(
-    parts: Iterable[str], *, repeat: int, scale: float, threads: int | None, without: Iterable[str] = ()
+    parts: Iterable[str],
+    *,
+    repeat: int,
+    scale: float,
+    threads: int | None,
+    without: Iterable[str] = (),
 ) -> list[Figure]:
     """The figures of these parts; sides whose name begins as one of `without` are left out, with all their figures."""
     parts, without = list(parts), tuple(without)
@@ -261,12 +303,16 @@ def measure(
                 bench.missing[name] = str(error)
                 print(f"{name} is not measured: {error}", file=sys.stderr, flush=True)
         figures = [figure for part in parts for figure in PARTS[part][0](bench)]
-        return [figure for figure in figures if figure.not_measured != "left out"] + [bench.failed()]
+        return [figure for figure in figures if figure.not_measured != "left out"] + [
+            bench.failed()
+        ]
 
 
 def packages() -> dict[str, str | None]:
     """The versions that matter; None: not there. Where uvloop is, uvicorn takes it, on every side."""
-    versions: dict[str, str | None] = dict.fromkeys(("torch", "diffusers", "fastapi", "uvicorn", "uvloop", "litserve"))
+    versions: dict[str, str | None] = dict.fromkeys(
+        ("torch", "diffusers", "fastapi", "uvicorn", "uvloop", "litserve")
+    )
     for name in versions:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
@@ -274,12 +320,27 @@ def packages() -> dict[str, str | None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Hold benchlib's server against others, on the tiny model.")
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)}; all of them if not given")
+    parser = argparse.ArgumentParser(
+        description="Hold benchlib's server against others, on the tiny model."
+    )
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="part",
+        help=f"any of {', '.join(PARTS)}; all of them if not given",
+    )
     parser.add_argument("--quick", action="store_true", help="one short repetition")
     parser.add_argument("--repeat", type=int, help="repetitions, 6 if not given")
-    parser.add_argument("--threads", type=int, help="torch's threads on every side; torch's own choice if not given")
-    parser.add_argument("--without", action="append", default=[], metavar="side", help="leave out a side, as litserve")
+    parser.add_argument(
+        "--threads", type=int, help="torch's threads on every side; torch's own choice if not given"
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="side",
+        help="leave out a side, as litserve",
+    )
     options = parser.parse_args(arguments)
     if unknown := {*options.parts} - {*PARTS}:
         parser.error(f"unknown part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
@@ -314,5 +375,7 @@ def _words(limit: float | None) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the sides would be left, standing still
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # or the sides would be left, standing still
     sys.exit(main())

@@ -87,10 +87,18 @@ def start(name: str, threads: int | None) -> Iterator[Side]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     module, ready = ["benchmarks.rivals", name], "openapi.json"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    environment = (
+        os.environ
+        | {"HF_HUB_OFFLINE": "1"}
+        | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    )
     if name in OURS:
         module, ready = ["benchlib", "serve"], "ready"
-        environment |= {"BENCHLIB_MODEL": "tiny", "BENCHLIB_DEVICE": "cpu", "BENCHLIB_BATCHING": name}
+        environment |= {
+            "BENCHLIB_MODEL": "tiny",
+            "BENCHLIB_DEVICE": "cpu",
+            "BENCHLIB_BATCHING": name,
+        }
         environment |= {"BENCHLIB_MAX_BATCH_SIZE": str(MAX_BATCH), "BENCHLIB_MAX_QUEUE": "1000"}
         environment |= {"BENCHLIB_SIZES": "64x64"}
     elif name in LITSERVE:
@@ -103,11 +111,15 @@ def start(name: str, threads: int | None) -> Iterator[Side]:
     }
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, start_new_session=True, **pipes) as process,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=errors, start_new_session=True, **pipes
+        ) as process,
     ):
         try:
             url = f"http://127.0.0.1:{port}"
-            answer = process.stdout.readline() if process.stdout else _answer(process, f"{url}/{ready}")
+            answer = (
+                process.stdout.readline() if process.stdout else _answer(process, f"{url}/{ready}")
+            )
             if not answer:
                 errors.seek(0)
                 last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
@@ -132,12 +144,20 @@ def _answer(process: subprocess.Popen[bytes], url: str) -> bytes:
 
 
 def load(
-    side: Side, arrivals: Arrivals, workload: Workload, *, duration_s: float, warmup_s: float, seed: int = 0
+    side: Side,
+    arrivals: Arrivals,
+    workload: Workload,
+    *,
+    duration_s: float,
+    warmup_s: float,
+    seed: int = 0,
 ) -> Measured:
     """One run of benchlib's generator on a side; throughput counts what was done within the window."""
     with tempfile.TemporaryDirectory() as folder, side.awake():
         path = Path(folder) / "requests.jsonl"
-        plan = LoadPlan(side.url, arrivals, workload, duration_s=duration_s, warmup_s=warmup_s, seed=seed)
+        plan = LoadPlan(
+            side.url, arrivals, workload, duration_s=duration_s, warmup_s=warmup_s, seed=seed
+        )
         outcome = generate_load(plan, path)
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     good = [row for row in rows if row["error"] is None]

@@ -28,9 +28,9 @@ import numpy as np
 from benchlib.load.arrivals import Arrivals, ClosedLoop, OpenLoop
 from benchlib.load.runner import LoadOutcome, LoadPlan, generate_load
 from benchlib.load.workload import Workload
-from benchlib.study.estimates import is_stable
+from benchlib.study.intervals import is_stable
 
-SERVER = Path(__file__).parents[1] / "tests/load/fake_server.py"
+SERVER = Path(__file__).parents[1] / "benchmarks/fakes/fake_server.py"
 SERVICE_S = 0.05
 
 
@@ -46,7 +46,9 @@ class Figure:
 
     @property
     def passed(self) -> bool:
-        return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
+        return (self.low is None or self.value >= self.low) and (
+            self.high is None or self.value <= self.high
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ class Measured:
 @contextmanager
 def server(**options: float) -> Iterator[str]:
     """The known server; its URL."""
-    command = [sys.executable, str(SERVER), *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
+    command = [
+        sys.executable,
+        str(SERVER),
+        *(f"--{name.replace('_', '-')}={value}" for name, value in options.items()),
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout
@@ -75,14 +81,18 @@ def server(**options: float) -> Iterator[str]:
             process.stdin.close()
 
 
-def measure(arrivals: Arrivals, duration_s: float, *, warmup_s: float = 0.0, **options: float) -> Measured:
+def measure(
+    arrivals: Arrivals, duration_s: float, *, warmup_s: float = 0.0, **options: float
+) -> Measured:
     with server(**options) as url, tempfile.TemporaryDirectory() as folder:
         rows_path = Path(folder) / "requests.jsonl"
         plan = LoadPlan(url, arrivals, Workload("a cat"), duration_s=duration_s, warmup_s=warmup_s)
         outcome = generate_load(plan, rows_path)
         with urllib.request.urlopen(f"{url}/requests") as answer:
             seen = {request["request_id"]: request for request in json.load(answer)}
-        rows = sorted(map(json.loads, rows_path.read_text().splitlines()), key=lambda row: row["index"])
+        rows = sorted(
+            map(json.loads, rows_path.read_text().splitlines()), key=lambda row: row["index"]
+        )
     return Measured(outcome, rows, seen)
 
 
@@ -94,17 +104,27 @@ def fixed(duration_s: float = 20.0) -> list[Figure]:
     """Each request takes 50 ms; ten users: percentiles as in the server's own record, within 1 ms + 2 %."""
     run = measure(ClosedLoop(10), duration_s, service_s=SERVICE_S)
     told_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
-    figures = [Figure("fixed", "rows without a request, and requests without a row", _unmatched(run), 0, 0)]
+    figures = [
+        Figure("fixed", "rows without a request, and requests without a row", _unmatched(run), 0, 0)
+    ]
     for name, q in (("p50", 0.5), ("p99", 0.99)):
-        gap_s, limit_s = percentile(run.latencies_s, q) - percentile(told_s, q), 0.001 + 0.02 * percentile(told_s, q)
+        gap_s, limit_s = (
+            percentile(run.latencies_s, q) - percentile(told_s, q),
+            0.001 + 0.02 * percentile(told_s, q),
+        )
         figures.append(Figure("fixed", f"{name}, client minus server, s", gap_s, -limit_s, limit_s))
     return figures
 
 
-def stall(duration_s: float = 20.0, service_s: float = SERVICE_S, figure: Path | None = None) -> list[Figure]:
+def stall(
+    duration_s: float = 20.0, service_s: float = SERVICE_S, figure: Path | None = None
+) -> list[Figure]:
     """The server freezes once for 2 s: the open loop's p99 tells of it, and the closed loop's hides it."""
     kind = {"service_s": service_s, "stall_s": 2.0, "stall_after_s": duration_s / 3}
-    open_, closed = (measure(arrivals, duration_s, **kind) for arrivals in (OpenLoop(20, "constant"), ClosedLoop(1)))
+    open_, closed = (
+        measure(arrivals, duration_s, **kind)
+        for arrivals in (OpenLoop(20, "constant"), ClosedLoop(1))
+    )
     if figure:
         draw_stall(open_, closed, figure)
     return [
@@ -126,7 +146,10 @@ def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
         request = run.seen[row["request_id"]]
         free_s = max(free_s, row["scheduled_s"]) + request["ended_s"] - request["begun_s"]
         expected_s.append(free_s - row["scheduled_s"])
-    errors_s = [abs(row["latency_s"] - latency_s) for row, latency_s in zip(run.rows, expected_s, strict=True)]
+    errors_s = [
+        abs(row["latency_s"] - latency_s)
+        for row, latency_s in zip(run.rows, expected_s, strict=True)
+    ]
     p99 = percentile(run.latencies_s, 0.99) / percentile(expected_s, 0.99) - 1
     end_s = run.outcome.window_end_s
     held_s = sum(min(row["done_s"], end_s) - row["scheduled_s"] for row in run.rows)
@@ -147,7 +170,9 @@ def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
 
 def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
     """Poisson at 1.5 times what one lane of 50 ms can do: throughput is capacity, and latency grows without end."""
-    run = measure(OpenLoop(1.5 / SERVICE_S), duration_s, warmup_s=warmup_s, service_s=SERVICE_S, lanes=1)
+    run = measure(
+        OpenLoop(1.5 / SERVICE_S), duration_s, warmup_s=warmup_s, service_s=SERVICE_S, lanes=1
+    )
     start_s, end_s = run.outcome.window_start_s, run.outcome.window_end_s
     throughput = sum(start_s <= row["done_s"] < end_s for row in run.rows) / (end_s - start_s)
     busy_s = [request["ended_s"] - request["begun_s"] for request in run.seen.values()]
@@ -155,10 +180,16 @@ def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
     growth = statistics.linear_regression(scheduled_s, run.latencies_s).slope
     return [
         Figure(
-            "overload", "throughput against capacity, relative", throughput * statistics.mean(busy_s) - 1, -0.03, 0.03
+            "overload",
+            "throughput against capacity, relative",
+            throughput * statistics.mean(busy_s) - 1,
+            -0.03,
+            0.03,
         ),
         Figure("overload", "growth of latency, s each s (0.5 is due)", growth, 0.35, 0.65),
-        Figure("overload", "called unstable (1: yes)", float(is_stable(run.latencies_s) is False), 1, 1),
+        Figure(
+            "overload", "called unstable (1: yes)", float(is_stable(run.latencies_s) is False), 1, 1
+        ),
     ]
 
 
@@ -170,15 +201,25 @@ def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
     assert run.outcome.generator_cpu_cores is not None
     return [
         Figure(case, "rows without a request, and requests without a row", _unmatched(run), 0, 0),
-        Figure(case, "requests that failed", sum(row["error"] is not None for row in run.rows), 0, 0),
+        Figure(
+            case, "requests that failed", sum(row["error"] is not None for row in run.rows), 0, 0
+        ),
         Figure(case, "send lag, p99, s", run.outcome.send_lag_p99_s, high=limit_s),
         Figure(case, "generator, cores", run.outcome.generator_cpu_cores, high=0.8),
-        Figure(case, "requests sent a second", len(run.latencies_s) / duration_s, 0.95 * rate, 1.05 * rate),
+        Figure(
+            case,
+            "requests sent a second",
+            len(run.latencies_s) / duration_s,
+            0.95 * rate,
+            1.05 * rate,
+        ),
     ]
 
 
 def _unmatched(run: Measured) -> int:
-    return len({row["request_id"] for row in run.rows} ^ run.seen.keys()) + abs(len(run.rows) - len(run.seen))
+    return len({row["request_id"] for row in run.rows} ^ run.seen.keys()) + abs(
+        len(run.rows) - len(run.seen)
+    )
 
 
 def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
@@ -187,10 +228,20 @@ def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
     figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for run, name, style in (
         (open_, "open loop: 20 a second, come what may", {"marker": ".", "color": "C1"}),
-        (closed, "closed loop: one user, who waited", {"marker": "o", "color": "C0", "fillstyle": "none"}),
+        (
+            closed,
+            "closed loop: one user, who waited",
+            {"marker": "o", "color": "C0", "fillstyle": "none"},
+        ),
     ):
         label = f"{name}; p99 {percentile(run.latencies_s, 0.99):.2g} s"
-        ax.plot([row["scheduled_s"] for row in run.rows], run.latencies_s, linestyle="", label=label, **style)
+        ax.plot(
+            [row["scheduled_s"] for row in run.rows],
+            run.latencies_s,
+            linestyle="",
+            label=label,
+            **style,
+        )
     ax.set(xlabel="when a request was due (s)", ylabel="latency (s)", ylim=(0, None))
     ax.set_title("One server, frozen once for 2 s: the closed loop's p99 hides it")
     ax.legend()
@@ -200,15 +251,30 @@ def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description="Hold the load generator to the truth.")
-    arguments.add_argument("--figure", type=Path, help="where the plot of the planted stall goes (.png or .svg)")
+    arguments.add_argument(
+        "--figure", type=Path, help="where the plot of the planted stall goes (.png or .svg)"
+    )
     options = arguments.parse_args()
     before = os.getloadavg()[0]
-    figures = [*fixed(), *stall(figure=options.figure), *queue(0.5), *queue(0.8), *overload(), *reach()]
+    figures = [
+        *fixed(),
+        *stall(figure=options.figure),
+        *queue(0.5),
+        *queue(0.8),
+        *overload(),
+        *reach(),
+    ]
     print(f"{'':5}{'case':15}{'figure':52}{'value':>9}   limits")
     for figure in figures:
         limits = f"{_words(figure.low)} to {_words(figure.high)}"
-        print(f"{'ok' if figure.passed else 'FAIL':5}{figure.case:15}{figure.name:52}{figure.value:9.4g}   {limits}")
-    told = {"load_average_before": before, "cores": os.cpu_count(), "passed": all(one.passed for one in figures)}
+        print(
+            f"{'ok' if figure.passed else 'FAIL':5}{figure.case:15}{figure.name:52}{figure.value:9.4g}   {limits}"
+        )
+    told = {
+        "load_average_before": before,
+        "cores": os.cpu_count(),
+        "passed": all(one.passed for one in figures),
+    }
     print(json.dumps(told | {"figures": [asdict(one) | {"passed": one.passed} for one in figures]}))
     return 0 if told["passed"] else 1
 

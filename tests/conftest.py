@@ -5,10 +5,13 @@ import signal
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as benchlib.serving does, for tests that import torch before it
+from .made_runs import made, setting  # noqa: F401 - fixtures of all tests
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started pytest with & has it ignored
+os.environ["HF_HUB_OFFLINE"] = "1"
+# benchlib.serving does the same. Some tests import torch before it.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# A shell that starts pytest with & makes it ignore the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,7 +25,7 @@ def _own_folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny():
-    from benchlib.serving.pipeline import load_pipeline
+    from benchlib.serving.model.pipeline import load_pipeline
 
     return load_pipeline("tiny", device="cpu")
 

@@ -12,7 +12,10 @@ from benchmarks import gpu, gpu_table
 
 def planted(folder, *lines):
     names = ("part", "case", "what", "value")
-    written = [json.dumps(dict(zip(names, line, strict=False)) | (line[4] if len(line) > 4 else {})) for line in lines]
+    written = [
+        json.dumps(dict(zip(names, line, strict=False)) | (line[4] if len(line) > 4 else {}))
+        for line in lines
+    ]
     (folder / "planted.jsonl").write_text("\n".join(written) + '\n{"part": "cut o')
     return {figure.name: figure for _, figure in gpu_table.figures(gpu_table.read(folder))}
 
@@ -47,7 +50,17 @@ def test_figures_are_medians_held_to_their_limits(tmp_path):
         assert (found[name].value, found[name].passed) == (pytest.approx(value), passed), name
     table = gpu_table.table(tmp_path).splitlines()
     (row,) = [line for line in table if "one image, 20 steps" in line]
-    assert row.split()[:2] + row.split()[-7:] == ["not", "shown", "0.8", "3", "0.7", "to", "0.95", "<=", "0.9"]
+    assert row.split()[:2] + row.split()[-7:] == [
+        "not",
+        "shown",
+        "0.8",
+        "3",
+        "0.7",
+        "to",
+        "0.95",
+        "<=",
+        "0.9",
+    ]
     (row,) = [line for line in table if "engine over bare" in line]
     assert row.startswith("ok ")
     (row,) = [line for line in table if "one image, 30 steps" in line]
@@ -61,7 +74,17 @@ def test_figures_are_medians_held_to_their_limits(tmp_path):
 
 @pytest.mark.usefixtures("idle_machine")
 def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
-    arguments = ["--model", "tiny", "--device", "cpu", "--quick", "--size", "64", "--results", str(tmp_path)]
+    arguments = [
+        "--model",
+        "tiny",
+        "--device",
+        "cpu",
+        "--quick",
+        "--size",
+        "64",
+        "--results",
+        str(tmp_path),
+    ]
     assert gpu.main(arguments) == 0
     lines = gpu_table.read(tmp_path)
     assert {line["part"] for line in lines if line["what"] == "ended"} == {*gpu.PARTS}
@@ -80,7 +103,9 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
     assert gpu.main([*arguments, "--part", "latency", "--part", "faithful"]) == 0
     again = gpu_table.read(tmp_path)
     for what in ("image_s", "load_s"):
-        assert sum(line["what"] == what for line in again) == sum(line["what"] == what for line in lines), what
+        assert sum(line["what"] == what for line in again) == sum(
+            line["what"] == what for line in lines
+        ), what
     assert gpu.main([*arguments, "--table"]) == 0
     assert "server over bare pipeline" in capsys.readouterr().out
 
@@ -96,17 +121,27 @@ def test_what_is_kept_is_drawn_and_told(tmp_path):
     ]
     with Image.open(tmp_path / "figures" / "ladder.png") as picture:
         assert "fp32 9.02 s" in picture.info["Description"]
-    verdicts = {line[10:66].strip(): line[:10].strip() for line in gpu_table.table(tmp_path).splitlines()}
+    verdicts = {
+        line[10:66].strip(): line[:10].strip() for line in gpu_table.table(tmp_path).splitlines()
+    }
     assert verdicts["one image, 20 steps, best: s"] == "ok"
     with Image.open(tmp_path / "figures" / "kernels.png") as picture:
-        (line,) = [one for one in gpu_table.read(tmp_path) if (one["case"], one["what"]) == ("fp8", "kernels")]
+        (line,) = [
+            one
+            for one in gpu_table.read(tmp_path)
+            if (one["case"], one["what"]) == ("fp8", "kernels")
+        ]
         parts = re.search("fp8: ([^;]*)[.]", picture.info["Description"])[1]
-        assert sum(map(float, re.findall("([0-9.]+) ms", parts))) == pytest.approx(1000 * 0.2054 / line["n"], rel=0.01)
+        assert sum(map(float, re.findall("([0-9.]+) ms", parts))) == pytest.approx(
+            1000 * 0.2054 / line["n"], rel=0.01
+        )
     assert verdicts["offline, fp8: images/s"] == "MISS"
     assert verdicts["server over bare pipeline"] == "not shown"
 
 
 def test_nothing_measured_is_nothing_drawn(tmp_path):
-    lines = [{"part": "latency", "case": "all", "what": "machine", "value": {"model": "sdxl-random"}}]
+    lines = [
+        {"part": "latency", "case": "all", "what": "machine", "value": {"model": "sdxl-random"}}
+    ]
     (tmp_path / "latency.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert gpu_table.draw(tmp_path) == []

@@ -37,7 +37,10 @@ def parts_of_ours(file):
     ("module", "absent"),
     [
         ("benchlib", HEAVY | {"pandas", "numpy", "matplotlib", "uvicorn", "fastapi", "pydantic"}),
-        ("benchlib.bench, benchlib.search, benchlib.sweeps", HEAVY | {"pandas", "matplotlib", "uvicorn"}),
+        (
+            "benchlib.run, benchlib.questions.capacity.measure, benchlib.sweeps",
+            HEAVY | {"pandas", "matplotlib", "uvicorn"},
+        ),
         ("benchlib.load.runner", HEAVY | {"pandas", "matplotlib", "uvicorn"}),
         ("benchlib.__main__", HEAVY | {"pandas", "matplotlib", "uvicorn"}),
     ],
@@ -48,35 +51,78 @@ def test_importing_the_hall_leaves_the_heavy_ones_out(module, absent):
     assert not absent & set(json.loads(printed))
 
 
+def where(file):
+    """The parts of a file's path in the package: ("questions", "anatomy", "judge.py")."""
+    return file.relative_to(PACKAGE).parts
+
+
 def test_no_wing_imports_another_or_the_conductor():
     for wing in WINGS:
-        files = [file for file in FILES if file.is_relative_to(PACKAGE / wing)]
+        files = [file for file in FILES if where(file)[0] == wing]
         assert files
         for file in files:
-            assert parts_of_ours(file) <= {wing, "telemetry"}, file
+            assert parts_of_ours(file) <= {wing, "rows", "telemetry", "machine"}, file
 
 
-def test_load_and_study_know_no_torch():
+def test_load_study_and_what_judges_or_draws_know_no_torch():
     for file in FILES:
-        if file.relative_to(PACKAGE).parts[0] in ("load", "study"):
-            assert not {name.split(".")[0] for name in imported(file)} & {"torch", "diffusers", "transformers"}, file
+        if where(file)[0] in ("load", "study") or file.name in ("judge.py", "plots.py"):
+            packages = {name.split(".")[0] for name in imported(file)}
+            assert not packages & {"torch", "diffusers", "transformers"}, file
 
 
-def test_the_conductors_alone_know_more_than_one_wing():
-    several = {file.name for file in FILES if len(parts_of_ours(file) & WINGS) > 1}
-    assert several == {"anatomy.py", "bench.py", "search.py", "settings.py", "sweeps.py", "__init__.py"}
+def rooms_of_ours(file):
+    """The rooms of `questions` that `file` imports."""
+    dotted = [name.split(".") for name in imported(file)]
+    return {parts[2] for parts in dotted if parts[:2] == ["benchlib", "questions"]}
+
+
+def test_no_room_of_the_questions_imports_another():
+    rooms = {where(file)[1] for file in FILES if where(file)[0] == "questions"}
+    assert rooms >= {"anatomy", "batching", "capacity", "compare", "settings"}
+    for file in FILES:
+        if where(file)[0] == "questions" and len(where(file)) == 3:
+            assert rooms_of_ours(file) <= {where(file)[1]}, file
+
+
+def test_who_judges_and_who_draws_knows_only_rows_and_study():
+    files = [file for file in FILES if where(file)[0] == "questions"]
+    quiet = [file for file in files if file.name in ("judge.py", "plots.py")]
+    assert len(quiet) >= 8
+    for file in quiet:
+        assert parts_of_ours(file) <= {"study", "rows", "questions"}, file
+
+
+def test_below_the_questions_nobody_knows_them():
+    for file in FILES:
+        if where(file)[0] in ("serving", "load", "study") or file.name in (
+            "run.py",
+            "sweeps.py",
+            "rows.py",
+            "machine.py",
+            "telemetry.py",
+        ):
+            assert not rooms_of_ours(file), file
+
+
+def test_who_conducts_alone_knows_more_than_one_wing():
+    several = {file for file in FILES if len(parts_of_ours(file) & WINGS) > 1}
+    halls = {"__init__.py", "__main__.py", "run.py", "sweeps.py"}
+    for file in several:
+        assert where(file)[0] in halls or file.name == "measure.py", file
 
 
 def test_who_makes_one_run_knows_nothing_of_many():
-    assert not parts_of_ours(PACKAGE / "bench.py") & {"search", "sweeps"}
+    assert not parts_of_ours(PACKAGE / "run.py") & {"questions", "sweeps"}
 
 
 def test_every_name_that_a_notebook_uses_is_there():
     assert [name for name in benchlib.__all__ if getattr(benchlib, name) is None] == []
     assert dir(benchlib) == sorted(benchlib.__all__)
     assert len(set(benchlib.__all__)) == len(benchlib.__all__)
-    assert {file.stem for file in PACKAGE.iterdir()} & {*benchlib.__all__} == set(), "importing it would hide the name"
-    assert benchlib.plots.__name__ == "benchlib.study.plots"
+    files = {file.stem for file in PACKAGE.iterdir()}
+    assert files & {*benchlib.__all__} == {"plots"}, "importing it would hide the name"
+    assert benchlib.plots.__name__ == "benchlib.plots"
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are():

@@ -27,13 +27,22 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUNS = {
     "01_quickstart": (
         {"users": 2, "users_tried": [1, 2], "duration_s": 3},
-        {"latency_over_time", "latency_distribution", "latency_parts", "load_curve", "memory_over_time"},
+        {
+            "latency_over_time",
+            "latency_distribution",
+            "latency_parts",
+            "load_curve",
+            "memory_over_time",
+        },
     ),
     "02_time_and_memory": (
         {"budget_min": 0.05, "images": 40},
         {"stage_stack", "cost_line", "against_pixels", "memory_bars", "arithmetic", "memory_trend"},
     ),
-    "03_load": ({"users": [1, 2], "budget_min": 0.3}, {"load_curve", "queue_share", "hockey_stick", "goodput"}),
+    "03_load": (
+        {"users": [1, 2], "budget_min": 0.3},
+        {"load_curve", "queue_share", "hockey_stick", "goodput"},
+    ),
     "04_batching": (
         {"budget_min": 0.2, "requests": 8, "repeat": 2},
         {"step_time_curve", "gantts", "latency_cdf", "gain"},
@@ -95,7 +104,12 @@ def execute(tmp_path_factory):
     def executed(name):
         here, results = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("results")
         options, figures = RUNS[name]
-        command = [BIN / "papermill", ROOT / f"notebooks/{name}.ipynb", f"{name}.ipynb", "--no-progress-bar"]
+        command = [
+            BIN / "papermill",
+            ROOT / f"notebooks/{name}.ipynb",
+            f"{name}.ipynb",
+            "--no-progress-bar",
+        ]
         command += ["-y", json.dumps(options | {"model": "tiny", "results_dir": str(results)})]
         began_s = time.monotonic()
         ran = subprocess.run(command, cwd=here, capture_output=True, text=True)
@@ -135,11 +149,17 @@ def test_the_quickstarts_run_is_the_one_that_was_asked_for(execute):
     run, *others = load_study(study).runs
     assert [other.spec["arrivals"]["users"] for other in others] == [1, 2]
     assert (run.record["status"], run.record["error"]) == ("finished", None)
-    assert (run.spec["target"]["model"], run.spec["arrivals"]["users"], run.spec["duration_s"]) == ("tiny", 2, 3)
+    assert (run.spec["target"]["model"], run.spec["arrivals"]["users"], run.spec["duration_s"]) == (
+        "tiny",
+        2,
+        3,
+    )
     assert run.requests["error"].isna().all()
     assert run.summary()["valid"]
     assert len(run.telemetry) > 5
-    assert pd.read_csv(study / "summary.csv")["run"].tolist() == [one.record["run"] for one in [run, *others]]
+    assert pd.read_csv(study / "summary.csv")["run"].tolist() == [
+        one.record["run"] for one in [run, *others]
+    ]
 
 
 def test_its_figures_are_pictures_that_say_what_they_show(executed):

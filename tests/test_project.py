@@ -25,8 +25,14 @@ import benchlib.__main__
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RANGES = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
-PIN_LINES = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+RANGES = [
+    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+]
+PIN_LINES = [
+    line
+    for line in (ROOT / "requirements.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, PIN_LINES)}
 TARGETS = ["setup", "workbook", "test", "check", "lab", "slow"]
 
@@ -86,9 +92,15 @@ class Copy:
 
     def make(self, *arguments, **environment):
         # Nothing of a `make test` that these tests run under.
-        environment |= {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": str(self.installed)}
+        environment |= {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(self.installed),
+        }
         command = ["make", f"PYTHON={sys.executable}", *arguments]
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True
+        )
 
     def fake_venv(self, torch=None):
         """A Python that has no package but a torch of that version, and a pip that says what it is asked for."""
@@ -97,7 +109,9 @@ class Copy:
         self.script(self.bin / "pip", f'echo "$@" >> {self.folder}/pip.log')
         if torch:
             (self.installed / "torch.dist-info").mkdir(parents=True)
-            (self.installed / "torch.dist-info/METADATA").write_text(f"Name: torch\nVersion: {torch}\n")
+            (self.installed / "torch.dist-info/METADATA").write_text(
+                f"Name: torch\nVersion: {torch}\n"
+            )
 
     @staticmethod
     def script(path, body):
@@ -140,14 +154,18 @@ def test_a_torch_in_range_is_kept(copy, torch):
     assert copy.pip_log() == [REST]
     assert f"with torch {torch}" in ran.stdout
     rest = (copy.folder / ".venv/requirements-but-torch.txt").read_text().splitlines()
-    assert [line for line in rest if line and line[0] != "#"] == [line for line in PIN_LINES if line[:7] != "torch=="]
+    assert [line for line in rest if line and line[0] != "#"] == [
+        line for line in PIN_LINES if line[:7] != "torch=="
+    ]
     assert copy.make("setup").returncode == 0
     assert len(copy.pip_log()) == 1, "a second set-up installs nothing"
 
 
 @needs_make
 @pytest.mark.parametrize("torch", [None, "2.3.1", "2.5.1+cu121", "1.13.1"])
-@pytest.mark.parametrize("index", [[], ["--index-url", "http://127.0.0.1:9/cpu"]], ids=["default", "index"])
+@pytest.mark.parametrize(
+    "index", [[], ["--index-url", "http://127.0.0.1:9/cpu"]], ids=["default", "index"]
+)
 def test_a_torch_that_is_absent_or_too_old_is_installed(copy, torch, index):
     copy.fake_venv(torch)
     ran = copy.make(".venv/ready", *(f"TORCH_INDEX={url}" for url in index[1:]))
@@ -165,7 +183,10 @@ def test_a_pip_that_fails_leaves_nothing_that_looks_ready(copy):
 
 @needs_make
 def test_an_old_python_is_told_so(copy):
-    old, pretend = copy.folder / "python3.9", "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[2])"
+    old, pretend = (
+        copy.folder / "python3.9",
+        "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[2])",
+    )
     copy.script(old, f"""exec {sys.executable} -c '{pretend}' "$@" """)
     ran = copy.make("setup", f"PYTHON={old}")
     assert ran.returncode != 0
@@ -177,10 +198,21 @@ def test_an_old_python_is_told_so(copy):
 def test_a_notebook_that_fails_is_kept_and_the_others_still_run(copy):
     new = nbformat.v4
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    for name, last in (("01_fails", "raise RuntimeError('on purpose')"), ("02_works", "print(model, profile)")):
-        parameters = new.new_code_cell("model = profile = results_dir = None", metadata={"tags": ["parameters"]})
-        cells = [parameters, new.new_code_cell("print('so far', 'so good')"), new.new_code_cell(last)]
-        nbformat.write(new.new_notebook(cells=cells, metadata=kernel), copy.folder / f"{name}.ipynb")
+    for name, last in (
+        ("01_fails", "raise RuntimeError('on purpose')"),
+        ("02_works", "print(model, profile)"),
+    ):
+        parameters = new.new_code_cell(
+            "model = profile = results_dir = None", metadata={"tags": ["parameters"]}
+        )
+        cells = [
+            parameters,
+            new.new_code_cell("print('so far', 'so good')"),
+            new.new_code_cell(last),
+        ]
+        nbformat.write(
+            new.new_notebook(cells=cells, metadata=kernel), copy.folder / f"{name}.ipynb"
+        )
     (copy.folder / ".venv").mkdir()
     copy.bin.symlink_to(BIN)
     (copy.folder / ".venv/ready").touch()
@@ -203,7 +235,9 @@ def test_a_notebook_that_fails_is_kept_and_the_others_still_run(copy):
 
 def readme_commands():
     """Each command line of the README's shell blocks: the names of variables set before it, and its words."""
-    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```(?:bash|sh|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
         for command in re.split(r"\s(?:&&|\|)\s", line.removeprefix("$ ")):
             words, settings = shlex.split(command, comments=True), []
@@ -220,7 +254,9 @@ def test_the_readme_shows_the_two_commands():
     assert {("make", "workbook"), ("make", "test")} <= {tuple(words) for _, words in COMMANDS}
 
 
-@pytest.mark.parametrize(("settings", "words"), COMMANDS, ids=[" ".join(words) for _, words in COMMANDS])
+@pytest.mark.parametrize(
+    ("settings", "words"), COMMANDS, ids=[" ".join(words) for _, words in COMMANDS]
+)
 def test_each_command_in_the_readme_exists(settings, words, monkeypatch):
     tool, *arguments = words
     for word in arguments:
@@ -237,9 +273,13 @@ def test_each_command_in_the_readme_exists(settings, words, monkeypatch):
     elif tool == "curl":
         check_curl(arguments)
     elif tool in ("locust", "papermill", "uvicorn"):
-        told = subprocess.run([BIN / tool, "--help"], capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(
+            [BIN / tool, "--help"], capture_output=True, text=True, check=True
+        ).stdout
         options = [word.partition("=")[0] for word in arguments if word.startswith("-")]
-        assert [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", told)] == []
+        assert [
+            option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", told)
+        ] == []
         assert tool != "uvicorn" or "benchlib.serving.app:app" in arguments
     for name in settings:
         in_script = tool == "./nightly.sh" and f"${{{name}:-" in (ROOT / tool).read_text()
@@ -248,7 +288,7 @@ def test_each_command_in_the_readme_exists(settings, words, monkeypatch):
 
 def check_curl(arguments):
     from benchlib.serving.app import create_app
-    from benchlib.serving.engine import Engine
+    from benchlib.serving.engine.engine import Engine
     from benchlib.serving.schemas import GenerateRequest
 
     (url,) = [word for word in arguments if re.match(r"https?://|localhost|127\.", word)]

@@ -17,7 +17,12 @@ from benchlib.report import MOST, write_report
 from benchlib.study.store import create_run
 from benchmarks import reference
 
-EMPTY = {"time_s": [0.0], "rss_gib": [0.5], "cuda_allocated_gib": [None], "cuda_reserved_gib": [None]}
+EMPTY = {
+    "time_s": [0.0],
+    "rss_gib": [0.5],
+    "cuda_allocated_gib": [None],
+    "cuda_reserved_gib": [None],
+}
 EVIL = '<script>alert("x")</script> & "quotes"'
 
 
@@ -43,16 +48,28 @@ class Page(HTMLParser):
 def measure(results, study, *, status="finished", **changes):
     """A run without requests, as a server that answered nothing leaves it, or one that says that it is valid."""
     target = {"model": "tiny", "url": "http://127.0.0.1:1"} | changes.pop("target", {})
-    spec = {"label": None, "arrivals": {"kind": "closed_loop", "users": 1}, "workload": {}, "target": target}
-    machine = {"cpu": "A CPU", "cores": 2, "memory_gib": 4.0, "gpu": None} | changes.pop("machine", {})
-    folder = create_run(results, study, {"spec": spec, "machine": machine, "packages": {}, "git": {}})
+    spec = {
+        "label": None,
+        "arrivals": {"kind": "closed_loop", "users": 1},
+        "workload": {},
+        "target": target,
+    }
+    machine = {"cpu": "A CPU", "cores": 2, "memory_gib": 4.0, "gpu": None} | changes.pop(
+        "machine", {}
+    )
+    folder = create_run(
+        results, study, {"spec": spec, "machine": machine, "packages": {}, "git": {}}
+    )
     folder.record |= changes
     folder.finish(status, None, pd.DataFrame(EMPTY))
     return folder.path
 
 
 def summarised(study, *reasons):
-    rows = [{"run": f"r{i}", "valid": reason is None, "invalid_reason": reason} for i, reason in enumerate(reasons)]
+    rows = [
+        {"run": f"r{i}", "valid": reason is None, "invalid_reason": reason}
+        for i, reason in enumerate(reasons)
+    ]
     pd.DataFrame(rows).to_csv(study / "summary.csv", index=False)
 
 
@@ -74,9 +91,15 @@ def results(tmp_path):
     for name in ("a", "b", "c", "d", "forest", "load_curve", "z"):
         draw(nightly, name, alt=f"{name}: {EVIL}")
     (nightly / "06 compare.html").write_text("executed")
-    (nightly / "verdict.json").write_text(json.dumps({"verdict": "worse", "answer": "p95 latency 1.3 times"}))
+    (nightly / "verdict.json").write_text(
+        json.dumps({"verdict": "worse", "answer": "p95 latency 1.3 times"})
+    )
     measure(
-        tmp_path, "theirs", started_at="2020-01-02T03:04:05+00:00", target={"model": None}, machine={"gpu": "A <GPU>"}
+        tmp_path,
+        "theirs",
+        started_at="2020-01-02T03:04:05+00:00",
+        target={"model": None},
+        machine={"gpu": "A <GPU>"},
     )
     summarised(tmp_path / "theirs", None)
     damaged = measure(tmp_path, "damaged")
@@ -92,7 +115,12 @@ def page(results):
 
 
 def test_every_link_leads_somewhere_and_none_leaves_the_disk(page, results):
-    links = [attributes[key] for _, attributes in page.tags for key in ("src", "href") if key in attributes]
+    links = [
+        attributes[key]
+        for _, attributes in page.tags
+        for key in ("src", "href")
+        if key in attributes
+    ]
     assert len(links) > 15
     for link in links:
         assert not link.startswith(("/", "http:", "https:", "file:")), link
@@ -104,7 +132,9 @@ def test_every_link_leads_somewhere_and_none_leaves_the_disk(page, results):
 
 def test_what_is_told_of_each_study(page):
     assert [name for name, _ in page.tags].count("article") == 3
-    assert page.text.index("2026-11-24 night") < page.text.index("theirs") < page.text.index("damaged")
+    assert (
+        page.text.index("2026-11-24 night") < page.text.index("theirs") < page.text.index("damaged")
+    )
     for words in (
         "tiny model, not SDXL", "1 of 2 runs valid", EVIL, "p95 latency 1.3 times", "A CPU · 2 cores", "A <GPU>",
         "2020-01-02 03:04 UTC", "model http://127.0.0.1:1", "1 of 1 runs valid", "2 runs",
@@ -115,7 +145,13 @@ def test_what_is_told_of_each_study(page):
 
 def test_at_most_five_pictures_each_with_its_own_alt_text(page):
     pictures = page.all("img")
-    assert [picture["alt"].split(":")[0] for picture in pictures] == ["forest", "load_curve", "a", "b", "c"]
+    assert [picture["alt"].split(":")[0] for picture in pictures] == [
+        "forest",
+        "load_curve",
+        "a",
+        "b",
+        "c",
+    ]
     assert len(pictures) == MOST
     assert pictures[0]["alt"] == f"forest: {EVIL}"
     assert (pictures[0]["width"], pictures[0]["height"]) == ("60", "30")
@@ -140,7 +176,9 @@ def test_a_broken_study_says_why_and_stops_nothing(results):
 
 
 def test_it_suits_a_phone_and_the_dark(page):
-    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all(
+        "meta"
+    )
     assert "prefers-color-scheme: dark" in page.source
     assert "display: grid" in page.source
 
@@ -157,7 +195,10 @@ def test_the_command_writes_it_and_says_where(results, capsys, tmp_path_factory)
 
 def test_it_loads_nothing_heavy():
     code = "import sys, benchlib.report; print({'torch', 'pandas', 'matplotlib', 'numpy'} & {*sys.modules})"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).strip() == b"set()"
+    assert (
+        subprocess.check_output([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).strip()
+        == b"set()"
+    )
 
 
 def test_what_is_kept_for_the_readme_is_small_and_keeps_its_words(results, tmp_path):
@@ -165,6 +206,14 @@ def test_what_is_kept_for_the_readme_is_small_and_keeps_its_words(results, tmp_p
     (kept / "2026-11-24 night").mkdir(parents=True)
     (kept / "2026-11-24 night" / "old.png").touch()
     assert 0 < reference.keep(results, kept) < reference.LIMIT_MB
-    assert {path.name for path in (kept / "2026-11-24 night").iterdir()} == {"figures", "summary.csv", "verdict.json"}
+    assert {path.name for path in (kept / "2026-11-24 night").iterdir()} == {
+        "figures",
+        "summary.csv",
+        "verdict.json",
+    }
     with Image.open(kept / "2026-11-24 night/figures/forest.png") as picture:
-        assert (picture.mode, picture.size, picture.text["Description"]) == ("P", (60, 30), f"forest: {EVIL}")
+        assert (picture.mode, picture.size, picture.text["Description"]) == (
+            "P",
+            (60, 30),
+            f"forest: {EVIL}",
+        )

@@ -27,15 +27,23 @@ def test_a_figure_is_held_to_its_limits(values, limits, passed):
 
 def test_the_interval_of_a_median():
     assert Figure("case", "name", [5.0, 1.0, 3.0, 2.0, 4.0]).interval is None
-    assert Figure("case", "name", [6.0, 5.0, 1.0, 3.0, 2.0, 4.0]).interval == (1.0, 6.0)  # misses 2 times in 64
+    assert Figure("case", "name", [6.0, 5.0, 1.0, 3.0, 2.0, 4.0]).interval == (
+        1.0,
+        6.0,
+    )  # misses 2 times in 64
     assert Figure("case", "name", list(range(9))).interval == (1, 7)  # 20 in 512
 
 
 def test_figures_are_of_one_repetition_each_and_a_missing_side_is_told():
-    runs = {"a": [Measured(4.0, [0.1]), Measured(6.0, [0.2])], "b": [Measured(2.0, [0.3]), Measured(2.0, [0.3])]}
+    runs = {
+        "a": [Measured(4.0, [0.1]), Measured(6.0, [0.2])],
+        "b": [Measured(2.0, [0.3]), Measured(2.0, [0.3])],
+    }
     bench = Bench({}, {"c": "not installed"}, 2, 1.0, {"case": runs})
     assert bench.against("case", "a", "b", "images_per_s").values == [2.0, 3.0]
-    assert bench.against("case", "b", "a", "median_s", apart=True).values == pytest.approx([0.2, 0.1])
+    assert bench.against("case", "b", "a", "median_s", apart=True).values == pytest.approx(
+        [0.2, 0.1]
+    )
     missing = bench.against("case", "a", "c", "images_per_s", low=1.0)
     assert (missing.not_measured, missing.passed) == ("not installed", False)
     runs["b"].append(Measured(0.0, []))
@@ -44,11 +52,23 @@ def test_figures_are_of_one_repetition_each_and_a_missing_side_is_told():
 
 def test_what_was_measured_is_held_against_the_forecast_for_the_very_rows():
     curves = {"step_s": {"2": 0.1}, "encode_s": {"1": 0.0}, "decode_s": {"1": 0.0}}
-    spec = {"batching": "serial", "max_batch_size": 1, "max_wait_ms": 0.0, "step_times": {"64x64": curves}}
+    spec = {
+        "batching": "serial",
+        "max_batch_size": 1,
+        "max_wait_ms": 0.0,
+        "step_times": {"64x64": curves},
+    }
     asked = {"width": 64, "height": 64, "num_inference_steps": 10, "guidance_scale": None}
-    told = {"phase": "measure", "queue_s": 0.3, "total_s": 2.3}  # twice as slow as at warm-up: done at 2 s and 4 s
+    told = {
+        "phase": "measure",
+        "queue_s": 0.3,
+        "total_s": 2.3,
+    }  # twice as slow as at warm-up: done at 2 s and 4 s
     rows = [asked | told | {"scheduled_s": due_s} for due_s in (0.0, 0.5)]
-    runs = {"serial": [Measured(1.0, [2.0, 4.0], rows=rows)], "continuous": [Measured(1.0, [2.0, 4.0], rows=rows)]}
+    runs = {
+        "serial": [Measured(1.0, [2.0, 4.0], rows=rows)],
+        "continuous": [Measured(1.0, [2.0, 4.0], rows=rows)],
+    }
     up = {"serial": Side(None, "", {}), "continuous": Side(None, "", spec)}
     bench = Bench(up, {"dynamic": "left out"}, 1, 1.0, {"case": runs})
     assert bench.slowdown("case").values == pytest.approx([2.0])
@@ -61,7 +81,9 @@ def test_what_was_measured_is_held_against_the_forecast_for_the_very_rows():
 def test_rounds_go_back_and_forth():
     order = []
     bench = Bench({"a": "A", "b": "B"}, {"c": "left out"}, 3, 1.0)
-    bench.interleave("case", {name: (name, lambda side, number: order.append((side, number))) for name in "abc"})
+    bench.interleave(
+        "case", {name: (name, lambda side, number: order.append((side, number))) for name in "abc"}
+    )
     assert order == [("A", 0), ("B", 0), ("B", 1), ("A", 1), ("A", 2), ("B", 2)]
 
 

@@ -15,7 +15,13 @@ import pandas as pd
 import pytest
 
 from benchlib import telemetry
-from benchlib.telemetry import Sampler, describe_git, describe_machine, describe_packages, process_memory_gib
+from benchlib.telemetry import (
+    Sampler,
+    describe_git,
+    describe_machine,
+    describe_packages,
+    process_memory_gib,
+)
 
 GIB = 2**30
 
@@ -106,7 +112,11 @@ class FakeCuda:
         return 1
 
     def memory_stats(self, device: int) -> dict[str, int]:
-        return {"allocated_bytes.all.current": GIB, "reserved_bytes.all.current": 2 * GIB} if device else {}
+        return (
+            {"allocated_bytes.all.current": GIB, "reserved_bytes.all.current": 2 * GIB}
+            if device
+            else {}
+        )
 
     def get_device_properties(self, device: int) -> SimpleNamespace:
         return SimpleNamespace(name=f"GPU {device}", total_memory=80 * GIB, uuid=f"00-{device}")
@@ -115,7 +125,10 @@ class FakeCuda:
 def test_cuda_is_asked_only_where_this_process_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    with Sampler(os.getpid(), interval_s=0.02) as own, Sampler(os.getppid(), interval_s=0.02) as other:
+    with (
+        Sampler(os.getpid(), interval_s=0.02) as own,
+        Sampler(os.getppid(), interval_s=0.02) as other,
+    ):
         time.sleep(0.1)
     assert own.frame[["cuda_allocated_gib", "cuda_reserved_gib"]].iloc[-1].tolist() == [1.0, 2.0]
     assert other.frame["cuda_allocated_gib"].isna().all()
@@ -171,7 +184,11 @@ def test_a_gpu_is_watched_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     assert sample_once("cuda:1").iloc[-1].tolist() == [3.0, 0.75, 300.0, 1980, 2619, 41]
     machine = describe_machine("cuda:1")
-    assert (machine["gpu"], machine["gpu_driver"], machine["gpu_power_limit_w"]) == ("GPU 1", "580.1", 700.0)
+    assert (machine["gpu"], machine["gpu_driver"], machine["gpu_power_limit_w"]) == (
+        "GPU 1",
+        "580.1",
+        700.0,
+    )
     assert describe_machine() == machine, "the one that torch uses now"
     assert sample_once("cuda:0").isna().all(axis=None), "what a GPU does not tell is null"
     assert describe_machine("cuda:0")["gpu_power_limit_w"] is None
@@ -190,7 +207,10 @@ def test_torch_and_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     told = telemetry.describe_torch()
     assert told is not None
     assert told["threads"] == torch.get_num_threads()
-    assert (told["environment"]["OMP_NUM_THREADS"], told["environment"]["MKL_NUM_THREADS"]) == ("3", None)
+    assert (told["environment"]["OMP_NUM_THREADS"], told["environment"]["MKL_NUM_THREADS"]) == (
+        "3",
+        None,
+    )
     json.dumps(told, allow_nan=False)
     monkeypatch.delitem(sys.modules, "torch")
     assert telemetry.describe_torch() is None
@@ -203,7 +223,9 @@ def test_other_work_on_the_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         told = telemetry.describe_load(0.5)
         busy.kill()
     assert told["others_cpu_cores"] > 0.2
-    assert told["warning"].startswith(f"the machine is busy: other processes take {told['others_cpu_cores']:.1f} of")
+    assert told["warning"].startswith(
+        f"the machine is busy: other processes take {told['others_cpu_cores']:.1f} of"
+    )
     monkeypatch.setattr(telemetry, "BUSY_SHARE", 2.0)
     assert telemetry.describe_load(0.01)["warning"] is None
 
@@ -226,7 +248,9 @@ def test_machine_and_packages() -> None:
     assert "pytest" not in packages
 
 
-def test_a_source_tree_that_is_not_installed_tells_its_packages_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_tree_that_is_not_installed_tells_its_packages_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def not_installed(name: str) -> None:
         raise PackageNotFoundError(name)
 
@@ -261,5 +285,12 @@ def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_it_is_light() -> None:
     heavy = "{'pandas', 'torch', 'matplotlib'}"
-    code = f"import benchlib.telemetry, benchlib.study.store, sys; print({heavy} & {{*sys.modules}})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    code = (
+        f"import benchlib.telemetry, benchlib.study.store, sys; print({heavy} & {{*sys.modules}})"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )

@@ -29,7 +29,9 @@ def test_each_latency_is_that_of_the_queue():
 
 
 def test_an_overloaded_server_looks_overloaded():
-    throughput, growth, unstable = (figure.value for figure in truth.overload(duration_s=4, warmup_s=1))
+    throughput, growth, unstable = (
+        figure.value for figure in truth.overload(duration_s=4, warmup_s=1)
+    )
     assert abs(throughput) < 0.3
     assert growth > 0.1
     assert unstable == 1

@@ -17,8 +17,8 @@ from random import Random
 from typing import Any, ClassVar, Literal, Self
 
 from benchlib.load.bounds import check_number
-from benchlib.load.rows import PARAMETERS
 from benchlib.load.workload import check_request
+from benchlib.rows import PARAMETERS
 
 MOST_IN_FLIGHT = 10_000  # connections that one process is sure to be able to open
 
@@ -36,7 +36,9 @@ class Arrivals:
 
     def times(self, seed: int) -> Iterator[float]:  # noqa: ARG002 - open arrivals draw from it
         """When requests are due, in order and maybe without end. Raises ValueError for a closed loop."""
-        raise ValueError(f"{self.kind} has no schedule: each of its users asks again once it has its answer")
+        raise ValueError(
+            f"{self.kind} has no schedule: each of its users asks again once it has its answer"
+        )
 
     def schedule(self, until_s: float, seed: int) -> list[float]:
         """The moments before `until_s`, the same for the same seed. Raises ValueError for a closed loop."""
@@ -93,10 +95,14 @@ class OpenLoop(Arrivals):
     def __post_init__(self) -> None:
         check_number("rate", self.rate, 0, above=True)
         if self.arrivals not in ("poisson", "constant", "gamma"):
-            raise ValueError(f'arrivals must be "poisson", "constant" or "gamma", got {self.arrivals!r}')
+            raise ValueError(
+                f'arrivals must be "poisson", "constant" or "gamma", got {self.arrivals!r}'
+            )
         check_number("burstiness", self.burstiness, 0, above=True)
         if self.burstiness != 1 and self.arrivals != "gamma":
-            raise ValueError(f'burstiness needs arrivals="gamma", got {self.burstiness!r} with {self.arrivals!r}')
+            raise ValueError(
+                f'burstiness needs arrivals="gamma", got {self.burstiness!r} with {self.arrivals!r}'
+            )
         check_number("max_in_flight", self.max_in_flight, 1, MOST_IN_FLIGHT, whole=True)
 
     def times(self, seed: int) -> Iterator[float]:
@@ -105,7 +111,11 @@ class OpenLoop(Arrivals):
         random, due_s = Random(seed), 0.0
         shape = 1 / self.burstiness
         while True:
-            gap = random.expovariate(1.0) if self.arrivals == "poisson" else random.gammavariate(shape, 1 / shape)
+            gap = (
+                random.expovariate(1.0)
+                if self.arrivals == "poisson"
+                else random.gammavariate(shape, 1 / shape)
+            )
             due_s += gap / self.rate
             yield due_s
 
@@ -133,7 +143,9 @@ class Ramp(Arrivals):
         check_number("start", self.start, 0, whole=self.of == "users")
         check_number("end", self.end, 0, whole=self.of == "users")
         if not self.start + self.end:
-            raise ValueError("start and end are both 0: no request would ever be sent; give one of them more")
+            raise ValueError(
+                "start and end are both 0: no request would ever be sent; give one of them more"
+            )
         check_number("over_s", self.over_s, 0, above=True)
         if self.stairs is not None:
             check_number("stairs", self.stairs, 2, whole=True)
@@ -144,7 +156,9 @@ class Ramp(Arrivals):
         few, many = sorted((int(self.start), int(self.end)))
         up = self.start < self.end
         moved = [self._first_s(user + up) for user in range(few, many)]
-        return [(0.0, math.inf)] * few + [(moment_s, math.inf) if up else (0.0, moment_s) for moment_s in moved]
+        return [(0.0, math.inf)] * few + [
+            (moment_s, math.inf) if up else (0.0, moment_s) for moment_s in moved
+        ]
 
     def times(self, seed: int) -> Iterator[float]:
         """A Poisson process of rate 1, its time changed by the inverse of the integrated rate (Cinlar 1975, 4.7)."""
@@ -165,7 +179,10 @@ class Ramp(Arrivals):
         """The line of (moment, level), straight from corner to corner; a stair is two corners at one moment."""
         if self.stairs is None:
             return [(0.0, self.start), (self.over_s, self.end)]
-        levels = [self.start + (self.end - self.start) * step / (self.stairs - 1) for step in range(self.stairs)]
+        levels = [
+            self.start + (self.end - self.start) * step / (self.stairs - 1)
+            for step in range(self.stairs)
+        ]
         return [
             (self.over_s * moment / self.stairs, level)
             for step, level in enumerate(levels)
@@ -201,8 +218,12 @@ class Trace(Arrivals):
             check_number(f"times_s[{number}] (they must be in order)", due_s, before_s)
         if self.requests is not None:
             if len(self.requests) != len(self.times_s):
-                raise ValueError(f"requests must be one for each of {len(self.times_s)} times_s: {len(self.requests)}")
-            checked = tuple(check_request(f"requests[{i}]", request) for i, request in enumerate(self.requests))
+                raise ValueError(
+                    f"requests must be one for each of {len(self.times_s)} times_s: {len(self.requests)}"
+                )
+            checked = tuple(
+                check_request(f"requests[{i}]", request) for i, request in enumerate(self.requests)
+            )
             object.__setattr__(self, "requests", checked)
 
     @classmethod
@@ -217,12 +238,21 @@ class Trace(Arrivals):
             raise ValueError(f"{path}: a trace is read from a .csv or .jsonl file")
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
+                rows = (
+                    csv.DictReader(file)
+                    if path.suffix == ".csv"
+                    else map(json.loads, filter(str.strip, file))
+                )
                 lines = [(float(row["time_s"]), row) for row in rows]
-            requests = [{name: row[name] for name in PARAMETERS if row.get(name) not in (None, "")} for _, row in lines]
+            requests = [
+                {name: row[name] for name in PARAMETERS if row.get(name) not in (None, "")}
+                for _, row in lines
+            ]
             return cls([time_s for time_s, _ in lines], requests)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}: each line must be like {{"time_s": 0.5, "prompt": "..."}}: {error!r}') from error
+            raise ValueError(
+                f'{path}: each line must be like {{"time_s": 0.5, "prompt": "..."}}: {error!r}'
+            ) from error
 
     def times(self, seed: int) -> Iterator[float]:  # noqa: ARG002 - nothing is drawn
         return iter(self.times_s)
@@ -240,7 +270,10 @@ _KINDS = {kind.kind: kind for kind in (ClosedLoop, OpenLoop, Ramp, Trace)}
 
 def from_dict(fields: Mapping[str, Any]) -> ClosedLoop | OpenLoop | Ramp | Trace:
     """The arrivals that `to_dict` told of. Raises ValueError for a kind that is not known."""
-    kind, arguments = fields.get("kind"), {name: value for name, value in fields.items() if name != "kind"}
+    kind, arguments = (
+        fields.get("kind"),
+        {name: value for name, value in fields.items() if name != "kind"},
+    )
     if kind not in _KINDS:
         raise ValueError(f"arrivals kind must be one of {sorted(_KINDS)}, got {kind!r}")
     return _KINDS[kind](**arguments)

@@ -40,8 +40,8 @@ from locust.exception import StopUser
 
 from benchlib.load.arrivals import MOST_IN_FLIGHT
 from benchlib.load.locustfile import ImageUser
-from benchlib.load.rows import Call, make_row
 from benchlib.load.runner import LoadOutcome, LoadPlan
+from benchlib.rows import Call, make_row
 
 INTERRUPTED = "interrupted"
 poll = get_original("select", "poll")
@@ -56,12 +56,16 @@ class Load:
         self.rows_fd = os.open(rows_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self.started = Event()
         self.started_s = math.nan
-        self.end = AsyncResult()  # why the run is cut, None where all is done, or the error that broke it
+        self.end = (
+            AsyncResult()
+        )  # why the run is cut, None where all is done, or the error that broke it
         self.in_flight: dict[int, Call] = {}
         self.scheduled = self.measured = self.finished = 0
         self.last_done_s = 0.0  # of the measured ones
         self.lags_s: list[float] = []  # of the measured ones
-        self.gauge: list[tuple[float, int, float]] = []  # moments, how many were in flight, this process's CPU seconds
+        self.gauge: list[
+            tuple[float, int, float]
+        ] = []  # moments, how many were in flight, this process's CPU seconds
         self.in_flight_max = self.max_in_flight_hits = 0
 
     def start(self) -> None:
@@ -84,7 +88,9 @@ class Load:
             raise StopUser
         index = self.scheduled
         self.scheduled += 1
-        self.in_flight[index] = Call(index, uuid.uuid4().hex, self.plan.request(index), due_s, late_s)
+        self.in_flight[index] = Call(
+            index, uuid.uuid4().hex, self.plan.request(index), due_s, late_s
+        )
         if self.is_measured(due_s):
             self.measured += 1
             self.in_flight_max = max(self.in_flight_max, len(self.in_flight))
@@ -104,10 +110,16 @@ class Load:
         """Count what is in flight, for ever: at a random moment in each 0.05 s, lest it keep step with the arrivals."""
         draw = random.Random(self.plan.seed).random
         for cell in itertools.count():
-            gevent.sleep(max(0.0, self.started_s + (cell + draw()) * GAUGE_EVERY_S - time.monotonic()))
-            self.gauge.append((time.monotonic() - self.started_s, len(self.in_flight), time.process_time()))
+            gevent.sleep(
+                max(0.0, self.started_s + (cell + draw()) * GAUGE_EVERY_S - time.monotonic())
+            )
+            self.gauge.append(
+                (time.monotonic() - self.started_s, len(self.in_flight), time.process_time())
+            )
 
-    def record(self, context: dict[str, Any], response: Any, exception: Exception | None, **_: Any) -> None:
+    def record(
+        self, context: dict[str, Any], response: Any, exception: Exception | None, **_: Any
+    ) -> None:
         """Append the row of a request that ended: Locust's `request` event."""
         call: Call = context["call"]
         timing = (response.headers or {}).get("server-timing", "")
@@ -191,7 +203,9 @@ class PlannedUser(ImageUser):
         self.sending.call = call
         super().send(call)
         if call.index in self.load.in_flight:
-            raise RuntimeError(f"request {call.index} has ended without a row")  # Locust logs what a listener raises
+            raise RuntimeError(
+                f"request {call.index} has ended without a row"
+            )  # Locust logs what a listener raises
 
 
 class ClosedUser(PlannedUser):
@@ -255,7 +269,9 @@ class OpenUser(PlannedUser):
                 load.max_in_flight_hits += load.is_measured(due_s) and len(load.in_flight) > most
                 requests.spawn(send, call).link_exception(lambda ended: load.fail(ended.exception))
             if load.plan.duration_s is not None and load.measured != load.plan.requests:
-                self.sleep_until(load.started_s + load.plan.warmup_s + load.plan.duration_s)  # a quiet end counts, too
+                self.sleep_until(
+                    load.started_s + load.plan.warmup_s + load.plan.duration_s
+                )  # a quiet end counts, too
             requests.join()
         finally:
             requests.kill()
@@ -305,8 +321,13 @@ def main() -> None:
     ClosedUser.spans = iter(spans)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MOST_IN_FLIGHT + 100  # a connection each; many systems begin with 1024 or fewer
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files if most == resource.RLIM_INFINITY else min(files, most), most))
-    environment = Environment(user_classes=[ClosedUser if spans else OpenUser], host=plan.url, catch_exceptions=False)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE,
+        (files if most == resource.RLIM_INFINITY else min(files, most), most),
+    )
+    environment = Environment(
+        user_classes=[ClosedUser if spans else OpenUser], host=plan.url, catch_exceptions=False
+    )
     environment.events.request.add_listener(load.record)
     environment.events.user_error.add_listener(load.fail)
     runner = environment.create_local_runner()
@@ -346,7 +367,9 @@ def main() -> None:
         finished=load.finished,
         censored=len(censored),
         generator_cpu_cores=cores(inside),
-        send_lag_p99_s=sorted(load.lags_s)[math.ceil(0.99 * len(load.lags_s)) - 1] if load.lags_s else None,
+        send_lag_p99_s=sorted(load.lags_s)[math.ceil(0.99 * len(load.lags_s)) - 1]
+        if load.lags_s
+        else None,
         in_flight_mean=sum(count for _, count, _ in inside) / len(inside) if inside else None,
         in_flight_max=load.in_flight_max or None,
         max_in_flight_hits=load.max_in_flight_hits,

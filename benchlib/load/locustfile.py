@@ -21,8 +21,8 @@ from typing import Any
 import gevent
 from locust import FastHttpUser, events, task
 
-from benchlib.load.rows import Call
 from benchlib.load.workload import APIS, Workload
+from benchlib.rows import Call
 
 
 class ImageUser(FastHttpUser):
@@ -36,7 +36,9 @@ class ImageUser(FastHttpUser):
     max_retries = max_redirects = 0  # one row is one request
     api = os.environ.get("BENCHLIB_LOAD_API", "benchmark")
     workload = Workload.from_env(os.environ)
-    indexes = itertools.count()  # of the class: users share it, so the i-th request sent is workload.request(i)
+    indexes = (
+        itertools.count()
+    )  # of the class: users share it, so the i-th request sent is workload.request(i)
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)

@@ -27,9 +27,7 @@ from benchlib.load.bounds import check_number
 from benchlib.load.workload import APIS, Workload
 
 _TICK_S = 0.5
-_STOP_S = (
-    3.0  # for the child to write the rows of what is in flight; it takes some 0.1 s where the machine is not choked
-)
+_STOP_S = 3.0  # The child writes the rows of what is in flight: 0.1 s on an idle machine.
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,27 @@ class LoadPlan:
             if not isinstance(getattr(self, field), kind):
                 raise ValueError(f"{field} must be such as {example}, got {getattr(self, field)!r}")
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.query
+            or parts.fragment
+        ):
             raise ValueError(f"url must be like http://127.0.0.1:8000, got {self.url!r}")
         object.__setattr__(self, "url", self.url.rstrip("/"))
         check_number("warmup_s", self.warmup_s, 0)
-        if self.duration_s is None and self.requests is None and isinstance(self.arrivals, arrivals_.Trace):
-            object.__setattr__(self, "requests", sum(due_s >= self.warmup_s for due_s in self.arrivals.times_s))
+        if (
+            self.duration_s is None
+            and self.requests is None
+            and isinstance(self.arrivals, arrivals_.Trace)
+        ):
+            object.__setattr__(
+                self, "requests", sum(due_s >= self.warmup_s for due_s in self.arrivals.times_s)
+            )
             if not self.requests:
-                raise ValueError(f"warmup_s of {self.warmup_s:g} leaves no request of the trace to measure: give less")
+                raise ValueError(
+                    f"warmup_s of {self.warmup_s:g} leaves no request of the trace to measure: give less"
+                )
         if self.duration_s is None and self.requests is None:
             raise ValueError("give duration_s, requests or both: nothing says when the run ends")
         for field in ("duration_s", "max_s"):
@@ -82,7 +93,9 @@ class LoadPlan:
         if self.api not in APIS:
             raise ValueError(f"api must be one of {', '.join(map(repr, APIS))}, got {self.api!r}")
         own = self.arrivals.requests if isinstance(self.arrivals, arrivals_.Trace) else None
-        for index in range(1 if own is None else len(own)):  # the fields of one are those of all, but in a trace
+        for index in range(
+            1 if own is None else len(own)
+        ):  # the fields of one are those of all, but in a trace
             APIS[self.api][1](self.request(index))
 
     def request(self, index: int) -> dict[str, Any]:
@@ -91,7 +104,11 @@ class LoadPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields."""
-        return {**vars(self), "arrivals": self.arrivals.to_dict(), "workload": self.workload.to_dict()}
+        return {
+            **vars(self),
+            "arrivals": self.arrivals.to_dict(),
+            "workload": self.workload.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -181,7 +198,11 @@ def generate_load(
     order = {"plan": plan.to_dict(), "rows_path": str(Path(rows_path).resolve())}
     started_s: float | None = None
     outcome: LoadOutcome | None = None
-    with tempfile.TemporaryFile() as stderr, open(rows_path, "ab+") as rows, _child(stderr) as child:
+    with (
+        tempfile.TemporaryFile() as stderr,
+        open(rows_path, "ab+") as rows,
+        _child(stderr) as child,
+    ):
         reader = _Reader(plan, rows)
         try:
             _tell(child, json.dumps(order))
@@ -244,11 +265,15 @@ def _child(stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
 
 def _tell(child: subprocess.Popen[bytes], line: str) -> None:
     assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has died, which the end of its messages will show
+    with contextlib.suppress(
+        BrokenPipeError
+    ):  # it has died, which the end of its messages will show
         child.stdin.write(line.encode() + b"\n")
 
 
-def _messages(child: subprocess.Popen[bytes], limit_s: float = math.inf) -> Iterator[dict[str, Any] | None]:
+def _messages(
+    child: subprocess.Popen[bytes], limit_s: float = math.inf
+) -> Iterator[dict[str, Any] | None]:
     """Each message of the child, and None after each tick of silence, until it closes its end or `limit_s` is over."""
     assert child.stdout is not None
     end_s, unread = time.monotonic() + limit_s, b""

@@ -60,8 +60,12 @@ class Workload:
             elif isinstance(value, Sequence) and not isinstance(value, str):
                 value = tuple(value)
                 if not value:
-                    raise ValueError(f"{field} is an empty list: give at least one choice, or None for the default")
-            for choice in () if value is None else value if isinstance(value, dict | tuple) else (value,):
+                    raise ValueError(
+                        f"{field} is an empty list: give at least one choice, or None for the default"
+                    )
+            for choice in (
+                () if value is None else value if isinstance(value, dict | tuple) else (value,)
+            ):
                 check(field, choice)
             object.__setattr__(self, field, value)
 
@@ -73,15 +77,24 @@ class Workload:
         body: dict[str, Any] = {"seed": int(draw() * 2**32)}
         for field in _CHECKS:
             value = getattr(self, field)
-            choice = _draw(_own_prompts() if field == "prompts" and value is None else value, draw())
+            choice = _draw(
+                _own_prompts() if field == "prompts" and value is None else value, draw()
+            )
             if choice is not None:
                 body["prompt" if field == "prompts" else field] = choice
         return body
 
     def with_defaults(self, *, width: int, height: int, num_inference_steps: int) -> Workload:
         """A copy in which these fields are filled in where they are None: a model's own size and steps."""
-        defaults: dict[str, Any] = {"width": width, "height": height, "num_inference_steps": num_inference_steps}
-        return replace(self, **{field: value for field, value in defaults.items() if getattr(self, field) is None})
+        defaults: dict[str, Any] = {
+            "width": width,
+            "height": height,
+            "num_inference_steps": num_inference_steps,
+        }
+        return replace(
+            self,
+            **{field: value for field, value in defaults.items() if getattr(self, field) is None},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields; weights become `{"weights": [[value, weight], ...]}`, as JSON's keys are strings only."""
@@ -90,7 +103,11 @@ class Workload:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """The workload that `to_dict` told of, equal to it also after a trip through JSON."""
-        weights = {field: dict(value["weights"]) for field, value in fields.items() if isinstance(value, Mapping)}
+        weights = {
+            field: dict(value["weights"])
+            for field, value in fields.items()
+            if isinstance(value, Mapping)
+        }
         return cls(**{**fields, **weights})
 
     @classmethod
@@ -101,15 +118,26 @@ class Workload:
         Raises ValueError that names the variable.
         """
         whole, real = _numbers(int), _numbers(float)
-        readers: dict[str, Callable[[str], Any]] = {"prompts": Path, "negative_prompt": str, "seed": int}
-        readers |= {"width": whole, "height": whole, "num_inference_steps": whole, "guidance_scale": real}
+        readers: dict[str, Callable[[str], Any]] = {
+            "prompts": Path,
+            "negative_prompt": str,
+            "seed": int,
+        }
+        readers |= {
+            "width": whole,
+            "height": whole,
+            "num_inference_steps": whole,
+            "guidance_scale": real,
+        }
         fields = {}
         for variable, text in environ.items():
             if not variable.startswith(_PREFIX):
                 continue
             field = variable.removeprefix(_PREFIX).lower()
             if field not in readers:
-                raise ValueError(f"{variable} is not known: after {_PREFIX} comes one of {', '.join(readers).upper()}")
+                raise ValueError(
+                    f"{variable} is not known: after {_PREFIX} comes one of {', '.join(readers).upper()}"
+                )
             try:
                 fields[field] = readers[field](text)
             except ValueError as error:
@@ -119,9 +147,13 @@ class Workload:
 
 def _check_text(field: str, text: Any, shortest: int = 0) -> None:
     if not isinstance(text, str) or not shortest <= len(text) <= 4000:
-        raise ValueError(f"{field} must be text of {shortest} to 4000 characters, got {str(text)[:40]!r}")
+        raise ValueError(
+            f"{field} must be text of {shortest} to 4000 characters, got {str(text)[:40]!r}"
+        )
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{field} holds half a character (a lone surrogate), which UTF-8 cannot carry: {text[:40]!r}")
+        raise ValueError(
+            f"{field} holds half a character (a lone surrogate), which UTF-8 cannot carry: {text[:40]!r}"
+        )
 
 
 def _check_size(field: str, pixels: Any) -> None:
@@ -150,7 +182,9 @@ def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     body = {}
     for field, value in fields.items():
         if field not in checks:
-            raise ValueError(f"{where}: {field!r} is no field of a request; there are {', '.join(checks)}")
+            raise ValueError(
+                f"{where}: {field!r} is no field of a request; there are {', '.join(checks)}"
+            )
         if isinstance(value, str) and "prompt" not in field:
             value = float(value) if field == "guidance_scale" else int(value)
         if value is not None:
@@ -162,7 +196,9 @@ def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 def _openai_body(body: Mapping[str, Any]) -> dict[str, Any]:
     rest = {field: value for field, value in body.items() if field not in ("width", "height")}
     if len(body) - len(rest) == 1:
-        raise ValueError("api='openai' has one field for the size: give both width and height, or neither")
+        raise ValueError(
+            "api='openai' has one field for the size: give both width and height, or neither"
+        )
     size = {"size": f"{body['width']}x{body['height']}"} if len(rest) < len(body) else {}
     return {**rest, **size, "n": 1, "response_format": "b64_json"}
 
@@ -222,9 +258,13 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             prompts = readers[path.suffix](file)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path}: each line must be like {{"prompt": "..."}} in UTF-8: {error!r}') from error
+        raise ValueError(
+            f'{path}: each line must be like {{"prompt": "..."}} in UTF-8: {error!r}'
+        ) from error
     if not prompts:
         raise ValueError(f"{path}: there is no prompt in it")
     for number, prompt in enumerate(prompts, 1):
-        _check_text(f"{path}: prompt {number} (of the column named prompt, in a .csv)", prompt, shortest=1)
+        _check_text(
+            f"{path}: prompt {number} (of the column named prompt, in a .csv)", prompt, shortest=1
+        )
     return tuple(prompts)

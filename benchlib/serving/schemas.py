@@ -13,7 +13,9 @@ MAX_SEED = 2**63 - 1
 
 MIN_SIDE, MAX_SIDE = 64, 2048
 
-Prompt = Annotated[str, Field(min_length=1, max_length=4000, examples=["a cute cat sitting on a table"])]
+Prompt = Annotated[
+    str, Field(min_length=1, max_length=4000, examples=["a cute cat sitting on a table"])
+]
 NegativePrompt = Annotated[str | None, Field(max_length=4000)]
 Steps = Annotated[int, Field(ge=1, le=150)]
 Guidance = Annotated[float, Field(ge=0, le=30)]
@@ -49,8 +51,12 @@ class GenerateResponse(BaseModel):
     """What one image took. The image itself is made, decoded to PIL, and dropped."""
 
     prompt: str
-    time_s: float = Field(description="wall seconds of the engine calls this request took part in, without queueing")
-    mem_gb: float | None = Field(description="peak GiB over those calls: CUDA allocator, or the process's RSS on a CPU")
+    time_s: float = Field(
+        description="wall seconds of the engine calls this request took part in, without queueing"
+    )
+    mem_gb: float | None = Field(
+        description="peak GiB over those calls: CUDA allocator, or the process's RSS on a CPU"
+    )
     num_inference_steps: int
     guidance_scale: float
     width: int
@@ -66,7 +72,8 @@ class Readiness(BaseModel):
     status: Literal["loading", "ready", "failed", "stopped"]
     detail: str | None = None
     spec: dict[str, Any] | None = Field(
-        default=None, description="once ready: what is served, and the step times that were measured before"
+        default=None,
+        description="once ready: what is served, and the step times that were measured before",
     )
 
 

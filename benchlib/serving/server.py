@@ -19,10 +19,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from benchlib.serving.app import Settings, create_app, engine_from
-from benchlib.serving.engine import Engine
+from benchlib.serving.engine.engine import Engine
 
 if TYPE_CHECKING:
-    from benchlib.serving.pipeline import SDXLPipeline
+    from benchlib.serving.model.pipeline import SDXLPipeline
 
 # Past uvicorn's default of 5 s it closes an idle connection just as a slow client takes it up again.
 KEEP_ALIVE_S = 75
@@ -55,14 +55,21 @@ class Server:
         self._url: str | None = None
 
     def __repr__(self) -> str:
-        where = f"{self.spec['model']} on {self.spec['device']} at {self.url}" if self.started else "stopped"
+        where = (
+            f"{self.spec['model']} on {self.spec['device']} at {self.url}"
+            if self.started
+            else "stopped"
+        )
         return f"<Server {self.name!r}: {where}>"
 
     def __enter__(self) -> Server:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -81,7 +88,9 @@ class Server:
     @property
     def graphs_made(self) -> int:
         """Graphs that this process has compiled or recorded so far: a request that adds to it waited for that."""
-        optimisations = sys.modules.get("benchlib.serving.optimisations")  # without it, none was
+        optimisations = sys.modules.get(
+            "benchlib.serving.model.optimisations"
+        )  # without it, none was
         return optimisations.graphs_made() if optimisations else 0
 
     @property
@@ -102,9 +111,14 @@ class Server:
         listener = _listen(self._host, self._port)
         host, port = listener.getsockname()[:2]
         self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self._uvicorn = _uvicorn(create_app(self._engine, **self._app_options), log_level=self._log_level)
+        self._uvicorn = _uvicorn(
+            create_app(self._engine, **self._app_options), log_level=self._log_level
+        )
         self._thread = threading.Thread(
-            target=self._uvicorn.run, kwargs={"sockets": [listener]}, name=f"benchlib-server-{self.name}", daemon=True
+            target=self._uvicorn.run,
+            kwargs={"sockets": [listener]},
+            name=f"benchlib-server-{self.name}",
+            daemon=True,
         )
         _servers[self.name] = self
         self.started = True
@@ -163,7 +177,7 @@ def serve(
         )
 
     def load() -> SDXLPipeline:
-        from benchlib.serving.pipeline import load_pipeline
+        from benchlib.serving.model.pipeline import load_pipeline
 
         return load_pipeline(model, **load_options) if isinstance(model, str) else model
 
@@ -179,7 +193,9 @@ def serve(
         )
 
     limits = {"deadline_s": deadline_s, "max_pixel_steps": max_pixel_steps}
-    return Server(make_engine, host=host, port=port, name=name, log_level=log_level, **limits).start()
+    return Server(
+        make_engine, host=host, port=port, name=name, log_level=log_level, **limits
+    ).start()
 
 
 def serve_alone(settings: Settings, *, host: str, port: int) -> int:
@@ -188,7 +204,9 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     The port is bound first and the model loads behind it; where that fails, the reason is printed and the status is 1.
     """
     engine = engine_from(settings)
-    app = create_app(engine, deadline_s=settings.deadline_s, max_pixel_steps=settings.max_pixel_steps)
+    app = create_app(
+        engine, deadline_s=settings.deadline_s, max_pixel_steps=settings.max_pixel_steps
+    )
     server = _uvicorn(app, host=host, port=port, log_level="info")
 
     def give_up_if_failed() -> None:
@@ -207,7 +225,11 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
 
 def _uvicorn(app: FastAPI, **options: Any) -> uvicorn.Server:
     config = uvicorn.Config(
-        app, access_log=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=DRAIN_S, **options
+        app,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        **options,
     )
     return uvicorn.Server(config)
 
@@ -221,7 +243,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise OSError(f"host and port: {host}:{port} can't be bound ({error}); use another, or port=0") from error
+        raise OSError(
+            f"host and port: {host}:{port} can't be bound ({error}); use another, or port=0"
+        ) from error
     return listener
 
 

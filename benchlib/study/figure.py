@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
-from benchlib.study import statistics
+from benchlib.study import summary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B6B6B"
 
+LATENCY = "latency (from request to image), s"
 PART_STYLES = {  # of a request's latency: name, colour, hatch
     "queue": ("waiting in the queue", ORANGE, "//"),
     "wait": ("waiting for other images", YELLOW, ".."),
@@ -41,8 +42,8 @@ PART_STYLES = {  # of a request's latency: name, colour, hatch
     "denoise": ("denoising", BLUE, ""),
     "decode": ("decoding the image", GREEN, "\\\\"),
     "image": ("writing the image file", PURPLE, "xx"),
-    statistics.OTHER: ("in the server, not told apart", "#D0D0D0", ""),
-    statistics.REST: ("network and client", GREY, ""),
+    summary.OTHER: ("in the server, not told apart", "#D0D0D0", ""),
+    summary.REST: ("network and client", GREY, ""),
 }
 
 _TICKS: Any = {"nbins": 8, "steps": [1, 2, 5, 10]}  # 0, 5, 10 rather than 0.0, 2.5, 5.0
@@ -145,7 +146,15 @@ def study_of(record: dict[str, Any], count: int, what: str) -> str:
 
 
 def no_data(ax: Axes, record: dict[str, Any], subject: str, reason: str) -> Axes:
-    ax.text(0.5, 0.5, f"no data: {reason}", transform=ax.transAxes, ha="center", va="center", fontsize="large")
+    ax.text(
+        0.5,
+        0.5,
+        f"no data: {reason}",
+        transform=ax.transAxes,
+        ha="center",
+        va="center",
+        fontsize="large",
+    )
     ax.set(xticks=[], yticks=[])
     return finish(ax, record, f"{subject}: no data", f"An empty plot, as {reason}.")
 
@@ -154,10 +163,20 @@ def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
     """Writes (height, text, colour) where lines end, moved up where one would cover the one below, and for a line that
     leaves the axes at their top."""
     lowest, top = ax.get_ylim()
-    gap = (top - lowest) * 14 * ax.figure.dpi / 72 / ax.get_window_extent().height  # 14 points: a small line, and air
+    gap = (
+        (top - lowest) * 14 * ax.figure.dpi / 72 / ax.get_window_extent().height
+    )  # 14 points: a small line, and air
     for height, text, colour in sorted(labels):
         lowest = max(min(height, top), lowest)
-        ax.text(1.01, lowest, text, color=colour, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+        ax.text(
+            1.01,
+            lowest,
+            text,
+            color=colour,
+            transform=ax.get_yaxis_transform(),
+            va="center",
+            fontsize="small",
+        )
         lowest += gap * (1 + text.count("\n"))
 
 
@@ -180,7 +199,10 @@ def finish(
     title = finding[0].upper() + finding[1:]
     if target["model"] == "tiny":
         title = f"tiny model, not SDXL: {finding}"
-    model = " ".join(str(target[key]) for key in ("model", "dtype", "device") if target[key]) or target["url"]
+    model = (
+        " ".join(str(target[key]) for key in ("model", "dtype", "device") if target[key])
+        or target["url"]
+    )
     asked = [spec["workload"].get(key) for key in ("width", "height", "num_inference_steps")]
     image = (
         "{}x{} pixels, {} step{}".format(*asked, "s" * (asked[2] != 1))
@@ -193,16 +215,24 @@ def finish(
         .replace("_", " ")
     )
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {number(machine['memory_gib'])} GiB"
-    versions = ", ".join(f"{name} {packages[name]}" for name in ("python", "torch", "diffusers") if name in packages)
+    versions = ", ".join(
+        f"{name} {packages[name]}" for name in ("python", "torch", "diffusers") if name in packages
+    )
     arrivals, of = ("", of) if of else (arrivals, f"run {record['run']}")
     lines = (model, image, arrivals), (hardware, machine["gpu"]), (of, machine["os"], versions)
     small = "\n".join(" · ".join(part for part in line if part) for line in lines)
     unbroken = re.sub(r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images)", "\u00a0", title)
-    width = int(0.18 * ax.get_window_extent().width / ax.figure.dpi * 72)  # letters that fit a panel of any size
-    even = len(unbroken) // (1 + len(unbroken) // width) + 8  # lines of like length: no last word alone on the second
+    width = int(
+        0.18 * ax.get_window_extent().width / ax.figure.dpi * 72
+    )  # letters that fit a panel of any size
+    even = (
+        len(unbroken) // (1 + len(unbroken) // width) + 8
+    )  # lines of like length: no last word alone on the second
     ax.set_title(textwrap.fill(unbroken, min(width, even)), pad=pad)
     lowest = lowest or ax
     below = ("axes fraction", lowest.xaxis.label)
-    lowest.annotate(small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=7.5, color=GREY)
+    lowest.annotate(
+        small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=7.5, color=GREY
+    )
     ax.set_label(f"{title}. {alt} {of[0].upper() + of[1:]} on {hardware}.")
     return ax

@@ -43,7 +43,9 @@ ROW_DTYPES = (
         "seed": "Int64",
         "request_class": "string",
     }
-    | dict.fromkeys(["queue_s", "wait_s", "encode_s", "denoise_s", "decode_s", "image_s", "total_s"], "float64")
+    | dict.fromkeys(
+        ["queue_s", "wait_s", "encode_s", "denoise_s", "decode_s", "image_s", "total_s"], "float64"
+    )
     | dict.fromkeys(["batch_size", "service_s", "server_peak_gib"], "float64")
     | dict.fromkeys(["encode_peak_gib", "denoise_peak_gib", "decode_peak_gib"], "float64")
 )
@@ -61,7 +63,13 @@ def results_dir(path: str | os.PathLike[str] | None = None) -> Path:
     if chosen := path or os.environ.get("BENCHLIB_RESULTS"):
         return Path(chosen).expanduser().absolute()
     here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if _is_ours(folder / "pyproject.toml")), here) / "results"
+    return (
+        next(
+            (folder for folder in (here, *here.parents) if _is_ours(folder / "pyproject.toml")),
+            here,
+        )
+        / "results"
+    )
 
 
 def create_run(results: Path, study: str, record: dict[str, Any]) -> RunFolder:
@@ -82,9 +90,16 @@ def create_run(results: Path, study: str, record: dict[str, Any]) -> RunFolder:
         except FileExistsError:
             number += 1
             name = f"{first}-{number}"
-    head = {"format_version": FORMAT_VERSION, "study": study, "run": name, "status": "running", "error": None}
+    head = {
+        "format_version": FORMAT_VERSION,
+        "study": study,
+        "run": name,
+        "status": "running",
+        "error": None,
+    }
     folder = RunFolder(
-        results / study / name, {**head, "started_at": now.isoformat(), **record, **head, "outcome": None}
+        results / study / name,
+        {**head, "started_at": now.isoformat(), **record, **head, "outcome": None},
     )
     folder.rows_path.touch()
     folder._write_record()
@@ -148,11 +163,17 @@ class RunFolder:
         return self.path / "requests.jsonl"
 
     def finish(
-        self, status: str, outcome: dict[str, Any] | None, telemetry: pd.DataFrame, error: str | None = None
+        self,
+        status: str,
+        outcome: dict[str, Any] | None,
+        telemetry: pd.DataFrame,
+        error: str | None = None,
     ) -> Run:
         """Writes both Parquet files, then run.json with `status` ("finished", "interrupted" or "failed")."""
         if status not in ("finished", "interrupted", "failed"):
-            raise ValueError(f'status must be "finished", "interrupted" or "failed", not {status!r}')
+            raise ValueError(
+                f'status must be "finished", "interrupted" or "failed", not {status!r}'
+            )
         requests = read_rows(self.rows_path)
         _write_aside(self.path / "requests.parquet", requests.to_parquet)
         _write_aside(self.path / "telemetry.parquet", telemetry.to_parquet)
@@ -190,13 +211,13 @@ class Run:
 
     def checks(self) -> pd.DataFrame:
         """Whether the measurement agrees with itself: see statistics.checks."""
-        from benchlib.study.statistics import checks
+        from benchlib.study.summary import checks
 
         return checks(self.record, self.requests, self.telemetry)
 
     @cached_property
     def _summary(self) -> pd.Series:
-        from benchlib.study.statistics import summarise
+        from benchlib.study.summary import summarise
 
         return summarise(self.record, self.requests, self.telemetry)
 
@@ -213,7 +234,10 @@ class Study:
         """Every run's requests, with the run's name in a first column `run`."""
         import pandas as pd
 
-        frames = [run.requests.assign(run=run.record["run"]).astype({"run": "string"}) for run in self.runs]
+        frames = [
+            run.requests.assign(run=run.record["run"]).astype({"run": "string"})
+            for run in self.runs
+        ]
         if not frames:
             return pd.DataFrame(columns=["run", *ROW_DTYPES]).astype({"run": "string"} | ROW_DTYPES)
         return pd.concat(frames, ignore_index=True)[["run", *ROW_DTYPES]]
@@ -227,7 +251,11 @@ class Study:
             {key: run.record[key] for key in ("run", "started_at", "status")}
             | {"label": run.spec["label"], "model": run.spec["target"]["model"]}
             # A trace's lists are no columns, and its `requests` are not how many there were.
-            | {name: value for name, value in run.spec["arrivals"].items() if isinstance(value, str | int | float)}
+            | {
+                name: value
+                for name, value in run.spec["arrivals"].items()
+                if isinstance(value, str | int | float)
+            }
             | run.summary().to_dict()
             for run in self.runs
         ]
@@ -235,14 +263,16 @@ class Study:
 
     def since(self, moment: str) -> Study:
         """The runs that began at `moment` or later: UTC as datetime.isoformat writes it."""
-        return Study(self.path, tuple(run for run in self.runs if str(run.record["started_at"]) >= moment))
+        return Study(
+            self.path, tuple(run for run in self.runs if str(run.record["started_at"]) >= moment)
+        )
 
     def judge(self, slo: str) -> pd.DataFrame:
         """`summary` with what each run says of a promise such as "p95 < 2 s": `verdict` (see Slo.judge) and
         `goodput_images_per_s`, the images that came in its time."""
         import pandas as pd
 
-        from benchlib.study.statistics import Slo, goodput, latencies
+        from benchlib.study.summary import Slo, goodput, latencies
 
         goal = Slo.parse(slo)
         in_time = [goodput(run.requests, run.record, latency_s=goal.latency_s) for run in self.runs]
@@ -277,7 +307,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             )
         requests_path, telemetry_path = folder / "requests.parquet", folder / "telemetry.parquet"
         if requests_path.exists():
-            requests = pd.read_parquet(requests_path).reindex(columns=list(ROW_DTYPES)).astype(ROW_DTYPES)
+            requests = (
+                pd.read_parquet(requests_path).reindex(columns=list(ROW_DTYPES)).astype(ROW_DTYPES)
+            )
         else:
             requests = read_rows(folder / "requests.jsonl")
         if telemetry_path.exists():
@@ -298,7 +330,9 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     if not folder.is_dir():
         raise ValueError(f"path: {folder} is no folder; pass results/<study>")
     runs = []
-    for run in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name != "figures"):
+    for run in sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and entry.name != "figures"
+    ):
         rows = run / "requests.jsonl"
         if not (run / "run.json").exists() and not (rows.exists() and rows.stat().st_size):
             continue  # killed while it was being made: there is nothing in it
@@ -330,10 +364,14 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
                 break
             raise ValueError(f"{path}, line {number} is damaged: {error}") from error
         if unknown:
-            raise ValueError(f"{path}, line {number} has unknown fields: {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"{path}, line {number} has unknown fields: {', '.join(sorted(unknown))}"
+            )
         rows.append(row)
     columns = {name: [row.get(name) for row in rows] for name in ROW_DTYPES}
-    return pd.DataFrame({name: pd.Series(columns[name], dtype=dtype) for name, dtype in ROW_DTYPES.items()})
+    return pd.DataFrame(
+        {name: pd.Series(columns[name], dtype=dtype) for name, dtype in ROW_DTYPES.items()}
+    )
 
 
 def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
@@ -361,6 +399,9 @@ def _arrivals_words(arrivals: dict[str, Any]) -> str:
 
 def _is_ours(pyproject: Path) -> bool:
     try:
-        return bool(tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {}).get("name") == "benchlib")
+        return bool(
+            tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {}).get("name")
+            == "benchlib"
+        )
     except (OSError, ValueError):  # none there, or somebody else's that is not even TOML
         return False

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-FAKE_SERVER = Path(__file__).with_name("fake_server.py")
+FAKE_SERVER = Path(__file__).parents[2] / "benchmarks/fakes/fake_server.py"
 
 
 class FakeServerProcess:
@@ -19,7 +19,9 @@ class FakeServerProcess:
     def __init__(self, **options):
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         self.process = subprocess.Popen(
-            [sys.executable, str(FAKE_SERVER), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, str(FAKE_SERVER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
 

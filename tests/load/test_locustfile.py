@@ -19,7 +19,13 @@ from benchlib.load.workload import Workload
 
 from .conftest import wait_until
 
-LOCUST = [sys.executable, "-m", "locust", "-f", str(Path(benchlib.load.__file__).with_name("locustfile.py"))]
+LOCUST = [
+    sys.executable,
+    "-m",
+    "locust",
+    "-f",
+    str(Path(benchlib.load.__file__).with_name("locustfile.py")),
+]
 WORKLOAD = {"BENCHLIB_WORKLOAD_NUM_INFERENCE_STEPS": "2,4", "BENCHLIB_WORKLOAD_SEED": "5"}
 
 
@@ -30,7 +36,9 @@ def bodies(requests):
 def test_the_command_line_sends_what_run_load_sends_and_its_csv_counts_it(serve, tmp_path):
     server = serve(service_s=0.02)
     options = f"--headless --host {server.url} -u 10 -r 2 -t 6s --csv fastapi_bench --json".split()
-    ran = subprocess.run([*LOCUST, *options], cwd=tmp_path, env=os.environ | WORKLOAD, capture_output=True, text=True)
+    ran = subprocess.run(
+        [*LOCUST, *options], cwd=tmp_path, env=os.environ | WORKLOAD, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     seen = server.seen()
     (counted,) = json.loads(ran.stdout)
@@ -43,7 +51,9 @@ def test_the_command_line_sends_what_run_load_sends_and_its_csv_counts_it(serve,
     assert sure <= int(written["Request Count"]) <= len(seen)
     assert written["Failure Count"] == "0"
     assert len(seen) > 100
-    expected = [Workload(num_inference_steps=[2, 4], seed=5).request(index) for index in range(len(seen))]
+    expected = [
+        Workload(num_inference_steps=[2, 4], seed=5).request(index) for index in range(len(seen))
+    ]
     assert bodies(request["body"] for request in seen) == bodies(expected)
 
 
@@ -58,9 +68,15 @@ def test_host_left_out_means_our_own_port_and_a_failure_says_the_servers_words(s
     (tmp_path / "own.txt").write_text("busy\n")
     env = {"BENCHLIB_WORKLOAD_PROMPTS": str(tmp_path / "own.txt")}
     with subprocess.Popen(
-        [*LOCUST, "--headless", "-u", "2"], env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*LOCUST, "--headless", "-u", "2"],
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as process:
-        wait_until(lambda: sum(request["answered_s"] is not None for request in server.seen()) > 3, within_s=30)
+        wait_until(
+            lambda: sum(request["answered_s"] is not None for request in server.seen()) > 3,
+            within_s=30,
+        )
         process.terminate()
         said = process.stdout.read().decode()
     assert process.returncode == 1
@@ -83,7 +99,9 @@ def web_page(*options, cwd):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [*LOCUST, "--web-host", "127.0.0.1", "--web-port", str(port), *options]
-    with subprocess.Popen(command, cwd=cwd, env=os.environ | WORKLOAD, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=cwd, env=os.environ | WORKLOAD, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             wait_until(lambda: answers(f"http://127.0.0.1:{port}/"), within_s=30)
             yield f"http://127.0.0.1:{port}"
@@ -97,5 +115,9 @@ def test_the_web_page_starts_the_same_requests_from_zero_each_time(serve, tmp_pa
     with web_page("--host", server.url, cwd=tmp_path) as page:
         for times in (1, 2):
             assert answers(f"{page}/swarm", data=b"user_count=2&spawn_rate=2")
-            wait_until(lambda times=times: bodies(request["body"] for request in server.seen())[first] == times)
+            wait_until(
+                lambda times=times: (
+                    bodies(request["body"] for request in server.seen())[first] == times
+                )
+            )
             assert answers(f"{page}/stop", data=b"")

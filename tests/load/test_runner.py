@@ -14,7 +14,14 @@ import psutil
 import pytest
 
 from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
-from benchlib.load.runner import GeneratorError, LoadInterrupted, LoadPlan, Progress, _Reader, generate_load
+from benchlib.load.runner import (
+    GeneratorError,
+    LoadInterrupted,
+    LoadPlan,
+    Progress,
+    _Reader,
+    generate_load,
+)
 from benchlib.load.workload import Workload
 
 from .conftest import is_gone, read_rows, wait_until
@@ -40,7 +47,12 @@ def load(tmp_path):
         us = psutil.Process()
         before = us.num_fds(), us.children()
         try:
-            plan = LoadPlan(url, arrivals or ClosedLoop(users, think_time_s), workload or Workload(prompts), **plan)
+            plan = LoadPlan(
+                url,
+                arrivals or ClosedLoop(users, think_time_s),
+                workload or Workload(prompts),
+                **plan,
+            )
             outcome = generate_load(plan, rows_path, on_start=on_start, on_progress=on_progress)
         finally:
             assert (us.num_fds(), us.children()) == before
@@ -67,12 +79,23 @@ def test_every_request_has_one_row_and_it_is_true(serve, load):
     for row in rows:
         request = seen[row["request_id"]]
         assert request["body"] == workload.request(row["index"])
-        assert (row["prompt"], row["seed"], row["width"]) == ("a cat", request["body"]["seed"], None)
-        received_s, answered_s = (request[name] - outcome.started_monotonic_s for name in ("received_s", "answered_s"))
+        assert (row["prompt"], row["seed"], row["width"]) == (
+            "a cat",
+            request["body"]["seed"],
+            None,
+        )
+        received_s, answered_s = (
+            request[name] - outcome.started_monotonic_s for name in ("received_s", "answered_s")
+        )
         assert 0 <= row["scheduled_s"] <= row["sent_s"] < received_s < answered_s < row["done_s"]
         assert row["latency_s"] == row["done_s"] - row["scheduled_s"] >= 0.02
         assert row["phase"] == ("warmup" if row["scheduled_s"] < 0.5 else "measure")
-        assert (row["http_status"], row["error"], row["service_s"], row["server_peak_gib"]) == (200, None, 0.02, 0.25)
+        assert (row["http_status"], row["error"], row["service_s"], row["server_peak_gib"]) == (
+            200,
+            None,
+            0.02,
+            0.25,
+        )
         assert row["batch_size"] == 1.5
         assert 0.02 <= row["total_s"] < row["latency_s"]
         assert row["denoise_s"] is None
@@ -96,14 +119,17 @@ def test_every_request_has_one_row_and_it_is_true(serve, load):
 
 
 @pytest.mark.parametrize(
-    ("images", "failures", "p95_s"), [(19, 0, None), (20, 0, 19), (39, 1, 38), (19, 1, 19), (18, 2, None)]
+    ("images", "failures", "p95_s"),
+    [(19, 0, None), (20, 0, 19), (39, 1, 38), (19, 1, 19), (18, 2, None)],
 )
 def test_progress_gives_a_p95_where_so_many_requests_carry_one(images, failures, p95_s):
     row = {"phase": "measure", "done_s": 1.0, "error": None}
     rows = [row | {"latency_s": float(took)} for took in range(images, 0, -1)]
     rows += [row | {"latency_s": 0.1, "error": "HTTP 503"}] * failures
     plan = LoadPlan("http://localhost", ClosedLoop(2), Workload("a cat"), duration_s=60)
-    told = _Reader(plan, io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))).progress(2.0)
+    told = _Reader(
+        plan, io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    ).progress(2.0)
     assert (told.done, told.errors, told.images_per_s) == (images + failures, failures, images / 2)
     assert told.p95_latency_s == p95_s
 
@@ -114,7 +140,9 @@ def test_a_user_thinks_between_an_answer_and_its_next_request(serve, load):
     done_s = sorted(row["done_s"] for row in rows)
     assert len(rows) == 8
     ready_s = [0, 0, *(done + 0.2 for done in done_s[:6])]
-    assert all(ready <= due for ready, due in zip(ready_s, due_s, strict=True)), "a request is due at its user's turn"
+    assert all(ready <= due for ready, due in zip(ready_s, due_s, strict=True)), (
+        "a request is due at its user's turn"
+    )
     assert due_s == pytest.approx(ready_s, abs=0.1)
     late_s = max(due - ready for ready, due in zip(ready_s, due_s, strict=True))
     assert outcome.send_lag_p99_s >= late_s, "a late turn counts as lag"
@@ -177,10 +205,18 @@ def test_a_run_cut_in_its_warmup_has_no_window(serve, load):
 def test_open_arrivals_are_sent_on_time_whatever_the_server_does(serve, load):
     server, arrivals = serve(), OpenLoop(50)
     outcome, rows = load(
-        server.url, arrivals=arrivals, prompts=["hang"], duration_s=1, warmup_s=0.5, timeout_s=3, seed=3
+        server.url,
+        arrivals=arrivals,
+        prompts=["hang"],
+        duration_s=1,
+        warmup_s=0.5,
+        timeout_s=3,
+        seed=3,
     )
     rows.sort(key=lambda row: row["index"])
-    assert [row["scheduled_s"] for row in rows] == pytest.approx(arrivals.schedule(1.5, 3), abs=1e-6)
+    assert [row["scheduled_s"] for row in rows] == pytest.approx(
+        arrivals.schedule(1.5, 3), abs=1e-6
+    )
     assert [row["index"] for row in rows] == list(range(len(rows)))
     assert len(server.seen()) == outcome.scheduled == outcome.finished == len(rows) > 40
     for row in rows:
@@ -189,7 +225,11 @@ def test_open_arrivals_are_sent_on_time_whatever_the_server_does(serve, load):
         assert row["phase"] == ("warmup" if row["scheduled_s"] < 0.5 else "measure")
         assert row["error"] == "timeout: no answer within 3 s"
     measured = [row for row in rows if row["phase"] == "measure"]
-    assert (outcome.window_start_s, outcome.window_end_s, outcome.max_in_flight_hits) == (0.5, 1.5, 0)
+    assert (outcome.window_start_s, outcome.window_end_s, outcome.max_in_flight_hits) == (
+        0.5,
+        1.5,
+        0,
+    )
     assert outcome.in_flight_max == len(rows), "none had ended when the last became due"
     assert len(rows) - len(measured) <= outcome.in_flight_mean <= len(rows)
     lags_s = sorted(row["sent_s"] - row["scheduled_s"] for row in measured)
@@ -197,7 +237,9 @@ def test_open_arrivals_are_sent_on_time_whatever_the_server_does(serve, load):
 
 
 def test_open_arrivals_end_with_their_number_too(serve, load):
-    outcome, rows = load(serve(service_s=0.3).url, arrivals=OpenLoop(100, "constant"), requests=20, warmup_s=0.1)
+    outcome, rows = load(
+        serve(service_s=0.3).url, arrivals=OpenLoop(100, "constant"), requests=20, warmup_s=0.1
+    )
     assert sum(row["phase"] == "measure" for row in rows) == 20
     assert 29 <= len(rows) <= 31
     assert outcome.window_end_s == max(row["done_s"] for row in rows)
@@ -220,7 +262,9 @@ def test_what_max_in_flight_holds_back_is_sent_late_and_counted(serve, load):
 def test_an_error_in_a_spawned_request_ends_the_run(serve):
     plan = LoadPlan(serve().url, OpenLoop(50), Workload("a cat"), duration_s=60)
     with pytest.raises(GeneratorError, match="ended without a row"):
-        generate_load(plan, "/dev/full" if os.path.exists("/dev/full") else pytest.skip("no /dev/full here"))
+        generate_load(
+            plan, "/dev/full" if os.path.exists("/dev/full") else pytest.skip("no /dev/full here")
+        )
 
 
 def test_a_trace_says_when_and_what_and_when_the_run_ends(serve, load):
@@ -241,7 +285,9 @@ def test_users_of_a_ramp_come_and_go(serve, load):
     outcome, rows = load(server.url, arrivals=Ramp(1, 3, over_s=1.0, stairs=2), duration_s=1.0)
     assert 0 <= rows[0]["scheduled_s"] < 0.1
     early = [row for row in rows if row["scheduled_s"] < 0.5]
-    assert all(before["done_s"] <= after["scheduled_s"] for before, after in pairwise(early)), "one user"
+    assert all(before["done_s"] <= after["scheduled_s"] for before, after in pairwise(early)), (
+        "one user"
+    )
     assert outcome.in_flight_max == 3
     _, rows = load(server.url, arrivals=Ramp(2, 0, over_s=0.4), duration_s=10)
     assert 0 < max(row["scheduled_s"] for row in rows) < 0.4
@@ -250,7 +296,9 @@ def test_users_of_a_ramp_come_and_go(serve, load):
 def test_a_rate_may_ramp(serve, load):
     ramp = Ramp(10, 100, over_s=1.0, of="rate")
     _, rows = load(serve().url, arrivals=ramp, duration_s=1.0)
-    assert sorted(row["scheduled_s"] for row in rows) == pytest.approx(ramp.schedule(1.0, 0), abs=1e-6)
+    assert sorted(row["scheduled_s"] for row in rows) == pytest.approx(
+        ramp.schedule(1.0, 0), abs=1e-6
+    )
 
 
 def test_all_that_goes_wrong_is_a_row_with_its_reason(serve, load):
@@ -314,12 +362,19 @@ def test_a_child_that_is_killed_raises_and_leaves_its_rows(serve, load, tmp_path
             os.kill(children[0], signal.SIGKILL)
 
     with pytest.raises(GeneratorError, match="code -9"):
-        load(server.url, duration_s=60, on_start=lambda _, pid: children.append(pid), on_progress=kill_after_some)
+        load(
+            server.url,
+            duration_s=60,
+            on_start=lambda _, pid: children.append(pid),
+            on_progress=kill_after_some,
+        )
     rows = read_rows(tmp_path / "requests.jsonl")
     assert 0 <= len(server.seen()) - len(rows) <= 1
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full is a Linux thing")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="a disk that is always full is a Linux thing"
+)
 def test_an_error_inside_the_child_ends_the_run_with_its_traceback(serve):
     plan = LoadPlan(serve().url, ClosedLoop(2), Workload("a cat"), duration_s=60)
     with pytest.raises(GeneratorError, match=r"(?s)No space left on device.*ended without a row"):
@@ -375,7 +430,9 @@ def test_an_interrupt_of_the_whole_group_stops_within_a_second_and_keeps_the_row
     said = process.stdout.readline().decode()
     assert process.wait(10) != 0
     assert is_gone(child_pid)
-    assert time.monotonic() - sent_s < 2  # a second, and the end of a Python process on a busy machine
+    assert (
+        time.monotonic() - sent_s < 2
+    )  # a second, and the end of a Python process on a busy machine
     assert "status='interrupted'" in said
     rows = read_rows(rows_path)
     assert len(rows) == len(server.seen())
@@ -388,7 +445,9 @@ def test_the_child_ends_with_a_killed_parent_and_keeps_the_rows(parent):
     wait_until(lambda: is_gone(child_pid), within_s=3)
     rows = read_rows(rows_path)
     assert len(rows) == len(server.seen())
-    assert [row["error"] for row in rows if row["done_s"] is None] == ["censored: the process that ran it has died"] * 2
+    assert [row["error"] for row in rows if row["done_s"] is None] == [
+        "censored: the process that ran it has died"
+    ] * 2
 
 
 def test_an_interrupt_before_the_start_leaves_nothing(load, monkeypatch):
@@ -406,7 +465,9 @@ def test_importing_the_runner_imports_no_locust():
         "import sys", "import json, sys"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
-    assert not {"locust", "gevent", "geventhttpclient", "torch", "pandas", "numpy"} & set(json.loads(printed))
+    assert not {"locust", "gevent", "geventhttpclient", "torch", "pandas", "numpy"} & set(
+        json.loads(printed)
+    )
 
 
 def test_a_connection_is_alive_until_something_comes_whatever_its_number():
@@ -426,7 +487,9 @@ assert not PlannedUser.is_alive(many[-1])
 
 def test_openais_api_is_asked_in_its_own_words_and_the_rows_are_as_ever(serve, load):
     server = serve(service_s=0.02)
-    sizes = Workload("a cat", width=[64, 128], height=96, num_inference_steps=4, negative_prompt="", seed=1)
+    sizes = Workload(
+        "a cat", width=[64, 128], height=96, num_inference_steps=4, negative_prompt="", seed=1
+    )
     _, rows = load(server.url, users=2, requests=20, workload=sizes, api="openai")
     seen = {request["request_id"]: request for request in server.seen()}
     assert {request["path"] for request in seen.values()} == {"/v1/images/generations"}
@@ -434,7 +497,11 @@ def test_openais_api_is_asked_in_its_own_words_and_the_rows_are_as_ever(serve, l
     for row in rows:
         asked = sizes.request(row["index"])
         assert {name: row[name] for name in asked} == asked
-        size = {"size": f"{asked.pop('width')}x{asked.pop('height')}", "n": 1, "response_format": "b64_json"}
+        size = {
+            "size": f"{asked.pop('width')}x{asked.pop('height')}",
+            "n": 1,
+            "response_format": "b64_json",
+        }
         assert seen[row["request_id"]]["body"] == asked | size
         assert (row["http_status"], row["error"], row["batch_size"]) == (200, None, 1.5)
         assert 0.02 <= row["total_s"] < row["latency_s"]
@@ -446,10 +513,19 @@ def test_openais_api_is_asked_in_its_own_words_and_the_rows_are_as_ever(serve, l
     ("fields", "words"),
     [
         ({"api": "grpc"}, "api must be one of 'benchmark', 'openai', got 'grpc'"),
-        ({"api": "openai", "workload": Workload(width=64)}, "give both width and height, or neither"),
-        ({"api": "openai", "arrivals": Trace([0, 1], [{}, {"height": 64}])}, "give both width and height, or neither"),
+        (
+            {"api": "openai", "workload": Workload(width=64)},
+            "give both width and height, or neither",
+        ),
+        (
+            {"api": "openai", "arrivals": Trace([0, 1], [{}, {"height": 64}])},
+            "give both width and height, or neither",
+        ),
     ],
 )
 def test_an_api_that_cannot_be_asked_is_refused(fields, words):
     with pytest.raises(ValueError, match=words):
-        LoadPlan(**{"url": "http://a", "arrivals": ClosedLoop(1), "workload": Workload(), "requests": 1} | fields)
+        LoadPlan(
+            **{"url": "http://a", "arrivals": ClosedLoop(1), "workload": Workload(), "requests": 1}
+            | fields
+        )

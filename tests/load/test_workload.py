@@ -13,7 +13,9 @@ from benchlib.load.arrivals import ClosedLoop, OpenLoop, Trace
 from benchlib.load.runner import LoadPlan
 from benchlib.load.workload import Workload, _own_prompts
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+UNHURRIED = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # the machine may be busy
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 SIZE = st.integers(8, 256).map(lambda eighth: eighth * 8)
 STEPS = st.integers(1, 150)
@@ -63,7 +65,10 @@ def test_a_request_holds_choices_only_and_leaves_out_what_is_none(workload, inde
 
 def test_requests_are_the_same_in_every_process():
     ask = "from benchlib.load.workload import Workload; print(Workload(width=[64, 128], seed=7).request(41))"
-    printed = {subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True).stdout for _ in range(2)}
+    printed = {
+        subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True).stdout
+        for _ in range(2)
+    }
     assert printed == {f"{Workload(width=[64, 128], seed=7).request(41)}\n".encode()}
 
 
@@ -153,8 +158,12 @@ def test_a_workload_from_the_environment(tmp_path):
         "PROMPTS": str(tmp_path / "own.txt"), "WIDTH": "64", "HEIGHT": "64, 128", "NUM_INFERENCE_STEPS": "4",
         "GUIDANCE_SCALE": "0,7.5", "NEGATIVE_PROMPT": "", "SEED": "3",
     }  # fmt: skip
-    environ = {"PATH": "/bin"} | {f"BENCHLIB_WORKLOAD_{name}": value for name, value in settings.items()}
-    assert Workload.from_env(environ) == Workload(["a cat", "a dog"], 64, [64, 128], 4, [0.0, 7.5], "", 3)
+    environ = {"PATH": "/bin"} | {
+        f"BENCHLIB_WORKLOAD_{name}": value for name, value in settings.items()
+    }
+    assert Workload.from_env(environ) == Workload(
+        ["a cat", "a dog"], 64, [64, 128], 4, [0.0, 7.5], "", 3
+    )
     assert Workload.from_env({}) == Workload()
     for name, value in [("WIDTH", "wide"), ("WIDTHS", "64")]:
         with pytest.raises(ValueError, match=f"BENCHLIB_WORKLOAD_{name}"):
@@ -162,7 +171,13 @@ def test_a_workload_from_the_environment(tmp_path):
 
 
 def test_a_plan_travels():
-    plan = LoadPlan("http://[::1]:8000/", ClosedLoop(2), Workload("a", width={64: 1, 128: 2}), requests=3, max_s=9.5)
+    plan = LoadPlan(
+        "http://[::1]:8000/",
+        ClosedLoop(2),
+        Workload("a", width={64: 1, 128: 2}),
+        requests=3,
+        max_s=9.5,
+    )
     assert plan.url == "http://[::1]:8000"
     for some in (plan, LoadPlan("http://h", OpenLoop(2.5), Workload(), duration_s=1)):
         assert LoadPlan.from_dict(json.loads(json.dumps(some.to_dict()))) == some
@@ -190,4 +205,12 @@ def test_a_plan_of_a_trace_ends_with_it():
 )  # fmt: skip
 def test_a_plan_names_what_is_wrong(fields, named):
     with pytest.raises(ValueError, match=named):
-        LoadPlan(**{"url": "http://h", "arrivals": ClosedLoop(1), "workload": Workload(), "duration_s": 1.0, **fields})
+        LoadPlan(
+            **{
+                "url": "http://h",
+                "arrivals": ClosedLoop(1),
+                "workload": Workload(),
+                "duration_s": 1.0,
+                **fields,
+            }
+        )

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from benchlib.serving.app import Settings, engine_from
-from benchlib.serving.models import ModelError
+from benchlib.serving.model.models import ModelError
 from benchlib.serving.server import serve
-from tests.serving.fake_pipeline import FakePipeline
+from benchmarks.fakes.fake_pipeline import FakePipeline
 
 SMALL = {"prompt": "a lighthouse", "num_inference_steps": 3, "width": 64, "height": 64}
 ANSWER = [
@@ -44,7 +44,10 @@ def client(server):
 
 @contextmanager
 def fake_server(pipeline, **options):
-    with serve(pipeline, name="fake", **options) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with (
+        serve(pipeline, name="fake", **options) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
         try:
             yield client
         finally:
@@ -62,7 +65,9 @@ def server_timing(response):
 
 
 def test_the_answer_has_exactly_the_agreed_fields(client, tiny):
-    response = client.post("/benchmark/generate", json=SMALL | {"guidance_scale": 5, "negative_prompt": "blurry"})
+    response = client.post(
+        "/benchmark/generate", json=SMALL | {"guidance_scale": 5, "negative_prompt": "blurry"}
+    )
     assert response.status_code == 200
     answer = response.json()
     assert list(answer) == ANSWER
@@ -101,18 +106,24 @@ def test_queueing_is_told_apart_from_work(tiny, batching):
     parts = [server_timing(response)[0] for response in responses]
     for part, response in zip(parts, responses, strict=True):
         assert min(part.values()) >= 0
-        assert part["total"] == pytest.approx(sum(part.values()) - part["total"], rel=0.01, abs=0.001)
+        assert part["total"] == pytest.approx(
+            sum(part.values()) - part["total"], rel=0.01, abs=0.001
+        )
         work_s = part["encode"] + part["denoise"] + part["decode"]
         assert work_s == pytest.approx(response.json()["time_s"], abs=1e-6)
         assert part["total"] < response.elapsed.total_seconds()
     if batching == "serial":
-        assert max(part["queue"] for part in parts) > 2 * min(response.json()["time_s"] for response in responses)
+        assert max(part["queue"] for part in parts) > 2 * min(
+            response.json()["time_s"] for response in responses
+        )
 
 
 def test_a_seed_is_used_told_and_repeated(client):
     drawn = client.post("/benchmark/generate", json=SMALL).headers["x-seed"]
     assert drawn != client.post("/benchmark/generate", json=SMALL).headers["x-seed"]
-    assert client.post("/benchmark/generate", json=SMALL | {"seed": 2**63 - 1}).headers["x-seed"] == str(2**63 - 1)
+    assert client.post("/benchmark/generate", json=SMALL | {"seed": 2**63 - 1}).headers[
+        "x-seed"
+    ] == str(2**63 - 1)
 
 
 def test_the_image_that_is_served_is_the_stock_pipelines(tiny):
@@ -122,7 +133,9 @@ def test_the_image_that_is_served_is_the_stock_pipelines(tiny):
     tiny.decode = lambda batch: made.extend(images := original(batch)) or images
     try:
         with serve(tiny, name="seen") as server:
-            httpx.post(f"{server.url}/benchmark/generate", json=SMALL | {"seed": 3}, timeout=60).raise_for_status()
+            httpx.post(
+                f"{server.url}/benchmark/generate", json=SMALL | {"seed": 3}, timeout=60
+            ).raise_for_status()
     finally:
         del tiny.decode
     tiny.diffusers.set_progress_bar_config(disable=True)
@@ -138,10 +151,16 @@ def test_the_image_that_is_served_is_the_stock_pipelines(tiny):
 
 
 def test_request_ids_are_taken_or_made(client):
-    assert client.get("/health", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert (
+        client.get("/health", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"]
+        == "mine-1"
+    )
     made = client.get("/health").headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{32}", made)
-    assert client.get("/health", headers={"X-Request-ID": "x" * 500}).headers["x-request-id"] != "x" * 500
+    assert (
+        client.get("/health", headers={"X-Request-ID": "x" * 500}).headers["x-request-id"]
+        != "x" * 500
+    )
 
 
 def test_health_ready_and_docs(client, server):
@@ -162,7 +181,10 @@ def test_health_ready_and_docs(client, server):
         (json.dumps({"prompt": "x" * 4001}), ["prompt"]),
         (r'{"prompt": "\ud800"}', ["prompt"]),
         (r'{"prompt": "a", "negative_prompt": "\udfff"}', ["negative_prompt"]),
-        ('{"prompt": "a", "num_inference_steps": 0, "width": 65}', ["num_inference_steps", "width"]),
+        (
+            '{"prompt": "a", "num_inference_steps": 0, "width": 65}',
+            ["num_inference_steps", "width"],
+        ),
         ('{"prompt": "a", "num_inference_steps": 151}', ["num_inference_steps"]),
         ('{"prompt": "a", "num_inference_steps": "8"}', ["num_inference_steps"]),
         ('{"prompt": "a", "num_inference_steps": 8.5}', ["num_inference_steps"]),
@@ -185,7 +207,9 @@ def test_health_ready_and_docs(client, server):
     ids=lambda value: str(value)[:40],
 )
 def test_bad_input_is_422_and_names_the_field(client, body, fields):
-    response = client.post("/benchmark/generate", content=body, headers={"Content-Type": "application/json"})
+    response = client.post(
+        "/benchmark/generate", content=body, headers={"Content-Type": "application/json"}
+    )
     assert response.status_code == 422, response.text
     named = [
         next((part for part in problem["loc"][1:] if isinstance(part, str)), "body")
@@ -202,7 +226,9 @@ def test_a_large_body_is_413(server, chunked):
     large = b'{"prompt": "' + b"x" * 2**20 + b'"}'
     content = iter([large[: 2**19], large[2**19 :]]) if chunked else large
     response = httpx.post(
-        f"{server.url}/benchmark/generate", content=content, headers={"Content-Type": "application/json"}
+        f"{server.url}/benchmark/generate",
+        content=content,
+        headers={"Content-Type": "application/json"},
     )
     assert response.status_code == 413
     assert "1048576" in response.json()["detail"]
@@ -211,16 +237,24 @@ def test_a_large_body_is_413(server, chunked):
 def test_pixel_steps_are_bounded(tiny):
     with serve(tiny, name="bounded", max_pixel_steps=64 * 64 * 3) as server:
         assert httpx.post(f"{server.url}/benchmark/generate", json=SMALL).status_code == 200
-        response = httpx.post(f"{server.url}/benchmark/generate", json=SMALL | {"num_inference_steps": 4})
+        response = httpx.post(
+            f"{server.url}/benchmark/generate", json=SMALL | {"num_inference_steps": 4}
+        )
     assert response.status_code == 422
-    assert [p["loc"][1] for p in response.json()["detail"]] == ["width", "height", "num_inference_steps"]
+    assert [p["loc"][1] for p in response.json()["detail"]] == [
+        "width",
+        "height",
+        "num_inference_steps",
+    ]
 
 
 # -- under pressure ---------------------------------------------------------------------------------------------------
 
 
 def in_background(client, prompt, **body):
-    return ThreadPoolExecutor(1).submit(client.post, "/benchmark/generate", json=SMALL | {"prompt": prompt} | body)
+    return ThreadPoolExecutor(1).submit(
+        client.post, "/benchmark/generate", json=SMALL | {"prompt": prompt} | body
+    )
 
 
 def wait_until(condition, seconds=10):
@@ -237,14 +271,19 @@ def test_a_full_queue_is_503_with_retry_after():
         pipeline.stepping.clear()
         first = in_background(client, "first")
         assert pipeline.stepping.wait(10)
-        rivals = [in_background(client, name) for name in ("second", "third")]  # for the one place in the queue
+        rivals = [
+            in_background(client, name) for name in ("second", "third")
+        ]  # for the one place in the queue
         [answered] = wait(rivals, 10, FIRST_COMPLETED).done
         refused = answered.result()
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
         assert server_timing(refused)[0].keys() == {"queue", "total"}
         pipeline.gate.set()
-        assert [job.result(10).status_code for job in (first, *rivals) if job is not answered] == [200, 200]
+        assert [job.result(10).status_code for job in (first, *rivals) if job is not answered] == [
+            200,
+            200,
+        ]
 
 
 def test_a_passed_deadline_is_504_at_once_and_the_work_is_dropped():
@@ -252,7 +291,10 @@ def test_a_passed_deadline_is_504_at_once_and_the_work_is_dropped():
     with fake_server(pipeline, deadline_s=0.3, batching="serial") as client:
         pipeline.gate.clear()
         started = time.monotonic()
-        running, waiting = in_background(client, "running", num_inference_steps=50), in_background(client, "waiting")
+        running, waiting = (
+            in_background(client, "running", num_inference_steps=50),
+            in_background(client, "waiting"),
+        )
         responses = [running.result(10), waiting.result(10)]
         assert 0.3 <= time.monotonic() - started < 5
         assert [r.status_code for r in responses] == [504, 504]
@@ -268,18 +310,29 @@ def test_a_client_that_has_gone_is_dropped_at_the_next_step():
     with fake_server(pipeline) as client:
         pipeline.gate.clear()
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{client.base_url}/benchmark/generate", json=SMALL | {"num_inference_steps": 50}, timeout=0.3)
+            httpx.post(
+                f"{client.base_url}/benchmark/generate",
+                json=SMALL | {"num_inference_steps": 50},
+                timeout=0.3,
+            )
         time.sleep(0.2)  # the connection's end reaches the server
         pipeline.gate.set()
-        assert client.post("/benchmark/generate", json=SMALL | {"prompt": "next"}).status_code == 200
+        assert (
+            client.post("/benchmark/generate", json=SMALL | {"prompt": "next"}).status_code == 200
+        )
     assert pipeline.calls.count(("step", SMALL["prompt"])) == 1
 
 
 def test_errors_inside_keep_the_server_alive_and_name_the_request():
     pipeline = FakePipeline()
-    pipeline.fail_on = {"bad": ZeroDivisionError("secret detail"), "huge": torch.OutOfMemoryError("CUDA out of memory")}
+    pipeline.fail_on = {
+        "bad": ZeroDivisionError("secret detail"),
+        "huge": torch.OutOfMemoryError("CUDA out of memory"),
+    }
     with fake_server(pipeline) as client:
-        bad = client.post("/benchmark/generate", json=SMALL | {"prompt": "bad"}, headers={"X-Request-ID": "b-1"})
+        bad = client.post(
+            "/benchmark/generate", json=SMALL | {"prompt": "bad"}, headers={"X-Request-ID": "b-1"}
+        )
         huge = client.post("/benchmark/generate", json=SMALL | {"prompt": "huge"})
         good = client.post("/benchmark/generate", json=SMALL)
     assert (bad.status_code, huge.status_code, good.status_code) == (500, 507, 200)
@@ -367,7 +420,9 @@ def test_leaving_drains_what_is_being_answered():
 def test_a_taken_port_is_told_and_nothing_is_left(tiny):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"host and port: 127.0.0.1:{port} can't be bound.*port=0"):
+        with pytest.raises(
+            OSError, match=f"host and port: 127.0.0.1:{port} can't be bound.*port=0"
+        ):
             serve(tiny, name="taken", port=port)
     assert not [t for t in threading.enumerate() if t.name == "benchlib-server-taken"]
 
@@ -392,7 +447,10 @@ def test_bad_options_are_named(tiny):
 def stand_alone(*command, **environment):
     """A server process; yields its URL and, at the end, checks that SIGINT ended it in order."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], env=os.environ | environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", *command],
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     lines = []
     try:
@@ -425,7 +483,9 @@ def free_port():
 
 
 def test_python_m_benchlib_serve():
-    with stand_alone("benchlib", "serve", "--model", "auto", "--port", free_port(), CUDA_VISIBLE_DEVICES="") as (
+    with stand_alone(
+        "benchlib", "serve", "--model", "auto", "--port", free_port(), CUDA_VISIBLE_DEVICES=""
+    ) as (
         url,
         lines,
     ):
@@ -434,18 +494,36 @@ def test_python_m_benchlib_serve():
         assert "loading" in early.json()["detail"]
         assert httpx.get(f"{url}/ready").json()["spec"] is None
         assert 503 in wait_ready(url)
-        assert httpx.post(f"{url}/benchmark/generate", json=SMALL, timeout=60).json()["prompt"] == "a lighthouse"
+        assert (
+            httpx.post(f"{url}/benchmark/generate", json=SMALL, timeout=60).json()["prompt"]
+            == "a lighthouse"
+        )
     text = "".join(lines)
     assert "Serving tiny on cpu in float32: there is no CUDA GPU" in text
     assert re.search(r"An image of 1024x1024 at 20 steps will take at least [\d.e+]+ s here", text)
 
 
 def test_plain_uvicorn_takes_its_settings_from_the_environment():
-    arguments = ["uvicorn", "benchlib.serving.app:app", "--host", "127.0.0.1", "--port", free_port()]
-    with stand_alone(*arguments, BENCHLIB_MODEL="tiny", BENCHLIB_MAX_PIXEL_STEPS="20000") as (url, _):
+    arguments = [
+        "uvicorn",
+        "benchlib.serving.app:app",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        free_port(),
+    ]
+    with stand_alone(*arguments, BENCHLIB_MODEL="tiny", BENCHLIB_MAX_PIXEL_STEPS="20000") as (
+        url,
+        _,
+    ):
         wait_ready(url)
         assert httpx.post(f"{url}/benchmark/generate", json=SMALL, timeout=60).status_code == 200
-        assert httpx.post(f"{url}/benchmark/generate", json=SMALL | {"width": 512}, timeout=60).status_code == 422
+        assert (
+            httpx.post(
+                f"{url}/benchmark/generate", json=SMALL | {"width": 512}, timeout=60
+            ).status_code
+            == 422
+        )
 
 
 def test_the_engine_is_made_as_the_environment_says(monkeypatch):
@@ -471,7 +549,11 @@ def test_the_engine_is_made_as_the_environment_says(monkeypatch):
         (["--sizes", "64"], 2, "sizes.0.1: Field required"),
         (["--batch-buckets", "1,two"], 2, "batch_buckets.1: Input should be a valid integer"),
         (["--max-queue", "none"], 2, "max_queue: Input should be a valid integer"),
-        (["--batching", "magic"], 2, "batching: Input should be 'serial', 'dynamic' or 'continuous', not 'magic'"),
+        (
+            ["--batching", "magic"],
+            2,
+            "batching: Input should be 'serial', 'dynamic' or 'continuous', not 'magic'",
+        ),
     ],
 )
 def test_a_stand_alone_server_that_cannot_start_says_why(arguments, status, words):

@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from benchlib import ClosedLoop, OpenLoop, Ramp, Trace
 from benchlib.study import store
-from benchlib.study.store import ROW_DTYPES, create_run, load_run, load_study, lock_study, read_rows, results_dir
+from benchlib.study.store import (
+    ROW_DTYPES,
+    create_run,
+    load_run,
+    load_study,
+    lock_study,
+    read_rows,
+    results_dir,
+)
 
 
 def append(path: Path, *rows: dict[str, Any]) -> None:
@@ -51,7 +59,11 @@ def test_a_run_from_start_to_end(tmp_path: Path, made: SimpleNamespace) -> None:
     assert going_on.record["status"] == "running"
     assert going_on.record["outcome"] is None
     assert going_on.requests.empty
-    append(folder.rows_path, made.row(0), made.row(1, seed=2**63 - 1, negative_prompt="ü ☃ 🎨", error=None))
+    append(
+        folder.rows_path,
+        made.row(0),
+        made.row(1, seed=2**63 - 1, negative_prompt="ü ☃ 🎨", error=None),
+    )
     finished = folder.finish("finished", made.record()["outcome"], made.telemetry(5))
     assert finished.figures == tmp_path / "quickstart/figures"
     stored = load_run(str(folder.path))
@@ -78,9 +90,13 @@ def test_names(tmp_path: Path, made: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="label names a folder"):
         create_run(tmp_path, "s", made.record(spec={"label": "no/slash"}))
     assert not list(tmp_path.iterdir())
-    assert create_run(tmp_path, "s", made.record(spec={"label": "fp16_v1.2"})).path.name.endswith("-fp16_v1.2")
+    assert create_run(tmp_path, "s", made.record(spec={"label": "fp16_v1.2"})).path.name.endswith(
+        "-fp16_v1.2"
+    )
     arrivals = {"kind": "open_loop", "arrivals": "poisson", "rate": 1.5, "max_in_flight": 1000}
-    assert create_run(tmp_path, "s", made.record(spec={"arrivals": arrivals})).path.name.endswith("-open-1.5")
+    assert create_run(tmp_path, "s", made.record(spec={"arrivals": arrivals})).path.name.endswith(
+        "-open-1.5"
+    )
 
 
 def test_status_is_one_of_three(tmp_path: Path, made: SimpleNamespace) -> None:
@@ -124,14 +140,21 @@ VALUES = {
 }
 
 
-@given(rows=st.lists(st.fixed_dictionaries({n: st.none() | VALUES[d] for n, d in ROW_DTYPES.items()}), max_size=5))
-def test_rows_survive_unchanged(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({n: st.none() | VALUES[d] for n, d in ROW_DTYPES.items()}), max_size=5
+    )
+)
+def test_rows_survive_unchanged(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
+) -> None:
     path = tmp_path_factory.mktemp("rows") / "requests.jsonl"
     path.touch()
     append(path, *rows)
     frame = read_rows(path)
     back = [
-        {name: None if pd.isna(value) else value for name, value in row.items()} for row in frame.to_dict("records")
+        {name: None if pd.isna(value) else value for name, value in row.items()}
+        for row in frame.to_dict("records")
     ]
     assert back == rows
     frame.to_parquet(path.with_suffix(".parquet"))
@@ -173,7 +196,11 @@ def test_a_kill_loses_no_row_whose_write_returned(tmp_path: Path, made: SimpleNa
         assert writer.stdout is not None
         told = [int(writer.stdout.readline()) for _ in range(200)]
         writer.send_signal(signal.SIGKILL)
-        told += [int(line) for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+        told += [
+            int(line)
+            for line in writer.stdout.read().splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
     (run,) = load_study(tmp_path / "s").runs
     assert run.record["status"] == "running"
     assert run.requests["index"].tolist()[: len(told)] == told
@@ -206,7 +233,9 @@ def test_a_kill_loses_no_finished_run(tmp_path: Path, made: SimpleNamespace) -> 
             time.sleep(0.05 + 0.013 * attempt)
             writer.send_signal(signal.SIGKILL)
             told = 1 + writer.stdout.read().count("finished\n")
-        finished = [run for run in load_study(results / "s").runs if run.record["status"] == "finished"]
+        finished = [
+            run for run in load_study(results / "s").runs if run.record["status"] == "finished"
+        ]
         assert len(finished) - told in (0, 1)
         assert all(run.requests["index"].tolist() == [7] * 50 for run in finished)
 
@@ -243,7 +272,10 @@ def test_newer_and_damaged_runs_are_named(tmp_path: Path, made: SimpleNamespace)
         load_run(damaged.path)
     with pytest.warns(UserWarning, match="left out of the study") as warned:
         study = load_study(tmp_path / "s")
-    assert [newer.path.name in str(warned[0].message), damaged.path.name in str(warned[1].message)] == [True, True]
+    assert [
+        newer.path.name in str(warned[0].message),
+        damaged.path.name in str(warned[1].message),
+    ] == [True, True]
     assert [run.path for run in study.runs] == [good.path]
 
 
@@ -265,7 +297,9 @@ def test_study(tmp_path: Path, made: SimpleNamespace) -> None:
     create_run(tmp_path, "s", made.record())  # one that is going on
     study = load_study(tmp_path / "s")
     assert study.requests["run"].tolist() == [names[0], names[1], names[1]]
-    assert {name: str(dtype) for name, dtype in study.requests.dtypes.items()} == {"run": "string"} | ROW_DTYPES
+    assert {name: str(dtype) for name, dtype in study.requests.dtypes.items()} == {
+        "run": "string"
+    } | ROW_DTYPES
     assert study.summary["run"].tolist()[:2] == names
     assert study.summary["users"].tolist() == [1, 2, 4]
     assert study.summary["requests"].tolist() == [1, 2, 0]
@@ -284,14 +318,20 @@ ARRIVALS = {
 LISTS = ("times_s", "requests")
 
 
-def test_each_kind_of_arrivals_is_columns_beside_the_figures(tmp_path: Path, made: SimpleNamespace) -> None:
+def test_each_kind_of_arrivals_is_columns_beside_the_figures(
+    tmp_path: Path, made: SimpleNamespace
+) -> None:
     for arrivals in ARRIVALS.values():
         create_run(tmp_path, "s", made.record(spec={"arrivals": arrivals.to_dict()}))
     runs = load_study(tmp_path / "s").runs
     figures = set(runs[0].summary().index)
     for run in runs:
         (row,) = store.Study(tmp_path, (run,)).summary.to_dict("records")
-        scalars = {name: value for name, value in ARRIVALS[row["kind"]].to_dict().items() if name not in LISTS}
+        scalars = {
+            name: value
+            for name, value in ARRIVALS[row["kind"]].to_dict().items()
+            if name not in LISTS
+        }
         assert not scalars.keys() & figures, "no name means both what was asked and what was found"
         assert {name: row.get(name) for name in scalars} == scalars
         assert (row["requests"], "times_s" in row) == (0, False)
@@ -319,12 +359,19 @@ def test_what_can_not_be_written_leaves_nothing(tmp_path: Path) -> None:
 def test_a_study_has_one_writer_at_a_time(tmp_path: Path) -> None:
     with lock_study(tmp_path, "s") as folder:
         assert folder == tmp_path / "s"
-        with pytest.raises(RuntimeError, match=rf"'s' .* by process {os.getpid()}:"), lock_study(tmp_path, "s"):
+        with (
+            pytest.raises(RuntimeError, match=rf"'s' .* by process {os.getpid()}:"),
+            lock_study(tmp_path, "s"),
+        ):
             pass
         with lock_study(tmp_path, "another"):
             pass
     assert list(folder.iterdir()) == []
-    with lock_study(tmp_path, "s"), pytest.raises(ValueError, match="study names a folder"), lock_study(tmp_path, ".."):
+    with (
+        lock_study(tmp_path, "s"),
+        pytest.raises(ValueError, match="study names a folder"),
+        lock_study(tmp_path, ".."),
+    ):
         pass
 
 
@@ -340,10 +387,15 @@ with lock_study(Path(sys.argv[1]), "s"):
 
 def test_a_kill_frees_the_study(tmp_path: Path) -> None:
     for _ in range(3):
-        with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(RuntimeError, match=rf"process {holder.pid}: wait for it"), lock_study(tmp_path, "s"):
+            with (
+                pytest.raises(RuntimeError, match=rf"process {holder.pid}: wait for it"),
+                lock_study(tmp_path, "s"),
+            ):
                 pass
             holder.kill()
     with lock_study(tmp_path, "s"):
@@ -373,5 +425,7 @@ def test_processes_that_take_turns_never_meet(tmp_path: Path) -> None:
 
 def test_a_study_without_runs_has_empty_frames(tmp_path: Path) -> None:
     nothing = store.Study(tmp_path, ())
-    assert {name: str(dtype) for name, dtype in nothing.requests.dtypes.items()} == {"run": "string"} | ROW_DTYPES
+    assert {name: str(dtype) for name, dtype in nothing.requests.dtypes.items()} == {
+        "run": "string"
+    } | ROW_DTYPES
     assert nothing.summary.empty

@@ -1,0 +1,53 @@
+"""The names of all plots, and how a figure is shown and saved.
+
+Knows in which room each plot lives. Draws nothing.
+"""
+
+from benchlib.questions.anatomy.plots import (
+    against_pixels,
+    arithmetic_bars,
+    cost_line,
+    memory_bars,
+    memory_trend,
+    stage_stack,
+)
+from benchlib.questions.batching.plots import gain, gantts, latency_cdf, step_time_curve
+from benchlib.questions.capacity.plots import goodput_curve, hockey_stick, load_curve, queue_share
+from benchlib.questions.compare.plots import forest, nights
+from benchlib.questions.settings.plots import decision, ladder
+from benchlib.study.figure import Picture, picture, save, show
+from benchlib.study.run_plots import (
+    latency_distribution,
+    latency_over_time,
+    latency_parts,
+    memory_over_time,
+)
+
+__all__ = [
+    "Picture",
+    "against_pixels",
+    "arithmetic_bars",
+    "cost_line",
+    "decision",
+    "forest",
+    "gain",
+    "gantts",
+    "goodput_curve",
+    "hockey_stick",
+    "ladder",
+    "latency_cdf",
+    "latency_distribution",
+    "latency_over_time",
+    "latency_parts",
+    "load_curve",
+    "memory_bars",
+    "memory_over_time",
+    "memory_trend",
+    "nights",
+    "picture",
+    "queue_share",
+    "save",
+    "show",
+    "stage_stack",
+    "step_time_curve",
+]

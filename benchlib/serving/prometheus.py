@@ -1,0 +1,103 @@
+"""What the server tells a Prometheus that asks at /metrics.
+
+Knows the names of the metrics. Ignorant of HTTP: the desk counts, the engine is asked. Each app has a registry of its
+own, as several servers may live in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from benchlib.serving.engine.engine import Engine
+from benchlib.telemetry import GIB, cuda_memory_gib, process_memory_gib
+
+REFUSALS = ("queue_full", "too_large", "loading", "stopping")
+CANCELLATIONS = ("deadline", "client_gone")
+LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+class Metrics:
+    """Counters of one app. `latency_s` and `images` have a label `route`, `refusals` and `cancellations` a `reason`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.latency_s = Histogram(
+            "benchlib_request_latency_seconds", "From a request's arrival to the start of its answer, where it got one",
+            ["route"], buckets=LATENCY_BUCKETS_S, registry=registry,
+        )  # fmt: skip
+        self.images = Counter(
+            "benchlib_images_total", "Images made and answered", ["route"], registry=registry
+        )
+        self.refusals = Counter(
+            "benchlib_refusals_total", "Requests not taken in", ["reason"], registry=registry
+        )
+        self.cancellations = Counter(
+            "benchlib_cancellations_total",
+            "Requests dropped before their end",
+            ["reason"],
+            registry=registry,
+        )
+        self.failures = Counter(
+            "benchlib_failures_total", "Requests that an error inside ended", registry=registry
+        )
+        for counter, reasons in ((self.refusals, REFUSALS), (self.cancellations, CANCELLATIONS)):
+            for reason in reasons:
+                counter.labels(reason)  # a rate over a counter needs its zero
+        batch_size = Histogram(
+            "benchlib_batch_size",
+            "Requests in a denoising step",
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        engine.on_step = lambda requests, _: batch_size.observe(requests)
+        registry.register(Now(engine))
+
+    def count_unserved(self, reason: str) -> None:
+        """Count a request that gets no image."""
+        if reason in CANCELLATIONS:
+            self.cancellations.labels(reason).inc()
+        elif reason in REFUSALS:
+            self.refusals.labels(reason).inc()
+        else:
+            self.failures.inc()
+
+    def page(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class Now(Collector):
+    """What is looked up only when somebody asks."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        engine = self.engine
+        yield GaugeMetricFamily(
+            "benchlib_queue_length", "Requests that wait to be begun", engine.waiting
+        )
+        yield GaugeMetricFamily(
+            "benchlib_running_batch", "Requests in the step under way", engine.running
+        )
+        yield CounterMetricFamily(
+            "benchlib_busy_seconds", "Time spent encoding, denoising, decoding", engine.busy_s
+        )
+        memory = GaugeMetricFamily(
+            "benchlib_memory_bytes", "Memory held, by whose word it is", labels=["kind"]
+        )
+        allocated_gib, reserved_gib = cuda_memory_gib()
+        held_gib = {
+            "rss": process_memory_gib(),
+            "cuda_allocated": allocated_gib,
+            "cuda_reserved": reserved_gib,
+        }
+        for kind, gib in held_gib.items():
+            if gib is not None:
+                memory.add_metric([kind], gib * GIB)
+        yield memory

@@ -1,0 +1,156 @@
+"""An image server of known behaviour that remembers every request it saw: the truth to hold the load generator to.
+
+Run as a process of its own (`python fake_server.py --service-s 0.02`), it prints its port, and ends with its stdin. GET
+/requests is what it saw, in order of arrival; POST /benchmark/generate, or OpenAI's /v1/images/generations, answers
+after its service time. What happens instead may be asked for by the first word of the prompt: MODES below. Ignorant of
+benchlib.
+"""
+
+import argparse
+import asyncio
+import heapq
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+
+MODES = {
+    "busy": "503 with Retry-After and words",
+    "binary": "500 with a body that is not UTF-8",
+    "redirect": "307 to itself",
+    "text": "200, but neither JSON nor Server-Timing",
+    "drop": "reads the request and closes the connection",
+    "half": "closes the connection in the middle of the body",
+    "drip": "a byte of the body every 50 ms, for ever",
+    "hang": "no answer at all, until the client has gone",
+}
+
+
+class FakeServer:
+    """`service_s` seconds of work for each request, on `lanes` at once (0: any number), first come first served.
+
+    It closes a connection that was idle for `keep_alive_s`. Once, `stall_after_s` after its first request, it freezes
+    as a whole for `stall_s`. `seen` has a dict for each request: path, body, `request_id`, `connection` (a number),
+    `received_s`, `begun_s` and `ended_s` (it had a lane) and `answered_s` (on time.monotonic(); null where it never
+    came to it). A lane is free at `ended_s` sharp, however late the answer is sent: lateness adds up in no queue.
+    """
+
+    def __init__(self, service_s, lanes=0, keep_alive_s=75.0, stall_s=0.0, stall_after_s=0.0):
+        self.service_s, self.keep_alive_s = service_s, keep_alive_s
+        self.stall_s, self.stall_after_s = stall_s, stall_after_s
+        self.free_s = [0.0] * lanes  # a heap: from when on each lane is free
+        self.seen = []
+        self.connections = 0
+
+    async def serve_connection(self, reader, writer):
+        self.connections += 1
+        connection = self.connections
+        with suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            while True:
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self.keep_alive_s)
+                method_path, *lines = head.decode("latin-1").strip().split("\r\n")
+                headers = {
+                    name.lower(): value for name, value in (line.split(": ", 1) for line in lines)
+                }
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if method_path.startswith("GET /requests"):
+                    self.answer(writer, 200, json.dumps(self.seen).encode())
+                elif method_path.startswith(
+                    ("POST /benchmark/generate ", "POST /v1/images/generations ")
+                ):
+                    request = {
+                        "path": method_path.split()[1],
+                        "body": json.loads(body),
+                        "connection": connection,
+                    }
+                    if not await self.generate(reader, writer, headers, request):
+                        break
+                else:
+                    self.answer(writer, 404, b'{"detail": "Not Found"}')
+                await writer.drain()
+        writer.close()
+
+    async def generate(self, reader, writer, headers, request):
+        """Answer one request; false where the connection is to be closed."""
+        body = request["body"]
+        request |= {"request_id": headers.get("x-request-id"), "received_s": time.monotonic()}
+        request |= {"begun_s": None, "ended_s": None, "answered_s": None}
+        if self.stall_s and not self.seen:
+            asyncio.get_running_loop().call_later(self.stall_after_s, time.sleep, self.stall_s)
+        self.seen.append(request)
+        mode = body["prompt"].split()[0]
+        if mode == "drop":
+            return False
+        if mode == "hang":
+            await reader.read(1)
+            return False
+        request["begun_s"] = max(request["received_s"], self.free_s[0] if self.free_s else 0.0)
+        request["ended_s"] = request["begun_s"] + self.service_s
+        if self.free_s:
+            heapq.heapreplace(self.free_s, request["ended_s"])
+        await asyncio.sleep(max(0.0, request["ended_s"] - time.monotonic() - 0.002))
+        while time.monotonic() < request["ended_s"]:  # asyncio's timers come a millisecond late
+            await asyncio.sleep(0)
+        queued_s = request["begun_s"] - request["received_s"]
+        total_s = time.monotonic() - request["received_s"]
+        timing = f'total;dur={total_s * 1000:.6f}, queue;desc="waiting; in line, really";dur={queued_s * 1000:.6f}'
+        told = {**body, "time_s": self.service_s, "mem_gb": 0.25, "model_params": 1}
+        answer = json.dumps(told).encode()
+        if mode in ("half", "drip"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
+            while mode == "drip":
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            return False
+        request["answered_s"] = time.monotonic()
+        if mode == "busy":
+            self.answer(
+                writer,
+                503,
+                b'{"detail":\n "the queue is full"}',
+                f"Retry-After: 1\r\nServer-Timing: {timing}\r\n",
+            )
+        elif mode == "binary":
+            self.answer(writer, 500, b"\xff\xfe broken")
+        elif mode == "redirect":
+            self.answer(writer, 307, b"", "Location: /benchmark/generate\r\n")
+        elif mode == "text":
+            self.answer(writer, 200, b"an image, honestly", kind="text/plain")
+        else:
+            self.answer(
+                writer,
+                200,
+                answer,
+                f'Server-Timing: {timing}\r\nServer-Timing: batch;desc="1.5"\r\n',
+            )
+        return True
+
+    def answer(self, writer, status, body, headers="", kind="application/json"):
+        head = f"HTTP/1.1 {status} Words\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+        writer.write(head.encode() + body)
+
+
+async def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--service-s", type=float, default=0.0)
+    arguments.add_argument("--lanes", type=int, default=0)
+    arguments.add_argument("--keep-alive-s", type=float, default=75.0)
+    arguments.add_argument("--stall-s", type=float, default=0.0)
+    arguments.add_argument("--stall-after-s", type=float, default=0.0)
+    arguments.add_argument("--port", type=int, default=0)
+    options = vars(arguments.parse_args())
+    port = options.pop("port")
+    server = await asyncio.start_server(FakeServer(**options).serve_connection, "127.0.0.1", port)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    stdin = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin
+    )
+    await stdin.read()
+    os._exit(0)  # what it still serves may hang for ever
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

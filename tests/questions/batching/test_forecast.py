@@ -1,0 +1,59 @@
+"""Latencies that are predicted from step times, on cases that are reckoned by hand."""
+
+import pandas as pd
+import pytest
+
+from benchlib.questions.batching.forecast import predict_latency
+
+CURVES = {
+    "step_s": {"1": 0.06, "2": 0.1, "4": 0.1},  # two guided requests at once cost no more than one
+    "encode_s": {"1": 0.02, "2": 0.02},
+    "decode_s": {"1": 0.08, "2": 0.08},
+}
+SPEC = {
+    "batching": "serial",
+    "max_batch_size": 2,
+    "max_wait_ms": 0.0,
+    "step_times": {"64x64": CURVES},
+}
+
+
+def asked(steps, due_s, **columns):
+    size = {"width": 64, "height": 64, "guidance_scale": None}
+    frame = pd.DataFrame({"num_inference_steps": steps, "scheduled_s": due_s}).assign(
+        **size | columns
+    )
+    return frame.astype({"num_inference_steps": "Int64", "guidance_scale": "float64"})
+
+
+def test_serial_makes_the_second_wait_for_the_first():
+    requests = asked([4, 9], [0.25, 0.0]).set_axis([7, 3])
+    predicted = predict_latency(requests, SPEC)
+    assert predicted.index.tolist() == [7, 3]
+    assert predicted.tolist() == pytest.approx([0.02 + 0.4 + 0.08 + 0.75, 0.02 + 0.9 + 0.08])
+
+
+def test_dynamic_answers_a_batch_together_and_continuous_each_when_it_is_done():
+    requests = asked([4, 9], [0.0, 0.0])
+    assert predict_latency(requests, SPEC, batching="dynamic").tolist() == pytest.approx([1.0, 1.0])
+    assert predict_latency(requests, SPEC | {"batching": "continuous"})[0] == pytest.approx(
+        0.02 + 0.4 + 0.08
+    )
+
+
+def test_a_request_without_guidance_has_one_row():
+    assert predict_latency(asked([5], [0.0], guidance_scale=1.0), SPEC)[0] == pytest.approx(
+        0.02 + 0.3 + 0.08
+    )
+    assert predict_latency(asked([5], [0.0]).drop(columns="guidance_scale"), SPEC)[
+        0
+    ] == pytest.approx(0.6)
+
+
+def test_what_was_not_measured_is_not_guessed():
+    with pytest.raises(ValueError, match=r"spec has no step times of \[\(64, 64\)\] pixels"):
+        predict_latency(asked([5], [0.0]), {"step_times": None})
+    with pytest.raises(
+        ValueError, match=r"of \[\(128, 64\)\] pixels; serve\(sizes=...\) measures them"
+    ):
+        predict_latency(asked([5], [0.0], width=128), SPEC)

@@ -1,0 +1,241 @@
+"""Plots of many loads: what is drawn, what the titles dare to say, and no data."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+
+from benchlib import plots
+from benchlib.study.store import Run, Study
+
+SLO = "p95 < 2 s"
+
+
+def texts(ax: Axes) -> str:
+    legend = ax.get_legend()
+    entries = [entry.get_text() for entry in legend.get_texts()] if legend else []
+    parts = [ax.get_title("left"), *[text.get_text() for text in ax.texts], *entries]
+    return "\n".join(parts).replace("\u00a0", " ").replace("\n", " ")
+
+
+def title(ax: Axes) -> str:
+    return (
+        ax.get_title("left")
+        .replace("\u00a0", " ")
+        .replace("\n", " ")
+        .removeprefix("tiny model, not SDXL: ")
+    )
+
+
+def load_study(
+    made: SimpleNamespace, latencies_s: list[tuple[float, Any]], kind: str = "rate"
+) -> Study:
+    """A run at each load whose images took so long, asked for evenly."""
+    runs = []
+    for load, took in latencies_s:
+        arrivals = {"kind": "open_loop" if kind == "rate" else "closed_loop", kind: load}
+        record, requests, telemetry = made.run(took, gap_s=1 / load, spec={"arrivals": arrivals})
+        runs.append(Run(record, requests, telemetry, Path("results/load/run")))
+    return Study(Path("results/load"), tuple(runs))
+
+
+def stick(made: SimpleNamespace) -> pd.DataFrame:
+    """Four rates: quick, near the promise, past it, and a queue that only grows."""
+    random = np.random.default_rng(1)
+    calm = [
+        (1, random.uniform(0.5, 0.6, 250)),
+        (2, random.uniform(1.0, 2.04, 250)),
+        (3, random.uniform(1.5, 3, 250)),
+    ]
+    return load_study(made, [*calm, (4, 0.5 + 0.05 * np.arange(250))]).judge(SLO)
+
+
+def test_a_promise_is_judged_run_by_run(made: SimpleNamespace) -> None:
+    took = np.random.default_rng(3).permutation([0.5] * 80 + [3.0] * 10 + [np.nan] * 10)
+    study = load_study(made, [(10, [0.5] * 100), (5, took), (2, [0.5] * 20)])
+    judged = study.judge("p95 < 1 s")
+    assert judged["verdict"].tolist() == ["met", "missed", "not shown"]
+    assert judged["goodput_images_per_s"].tolist() == pytest.approx([10, 4, 2])
+    assert judged.drop(columns=["verdict", "goodput_images_per_s"]).equals(study.summary)
+
+
+def test_the_runs_since_a_moment_are_those_that_began_then(made: SimpleNamespace) -> None:
+    days = [f"2026-11-{day}T10:00:00.5+00:00" for day in (22, 23, 24)]
+    runs = [
+        Run(made.record(started_at=day), made.requests([]), made.telemetry(0), Path("run"))
+        for day in days
+    ]
+    study = Study(Path("load"), tuple(runs))
+    assert [
+        run.record["started_at"] for run in study.since("2026-11-23T10:00:00+00:00").runs
+    ] == days[1:]
+    assert study.since("2027-01-01T00:00:00+00:00").judge(SLO).empty
+
+
+def test_the_hockey_stick_draws_what_is_known_and_shades_what_is_not(made: SimpleNamespace) -> None:
+    summary = stick(made)
+    assert summary["verdict"].tolist() == ["met", "not shown", "missed", "missed"]
+    assert summary["state"].tolist() == ["steady", "steady", "steady", "unstable"]
+    ax = plots.hockey_stick(summary=summary, record=made.record(), slo=SLO)
+    (line,) = [line for line in ax.lines if "95 % took at most" in str(line.get_label())]
+    assert line.get_xdata().tolist() == [1, 2, 3, 4]
+    assert line.get_ydata()[:3] == pytest.approx(summary["latency_p95_s"][:3].astype(float))
+    assert np.isnan(line.get_ydata()[3])
+    said = texts(ax)
+    for words in (
+        "with 95 % interval",
+        "kept",
+        "neither",
+        "broken",
+        "no p95",
+        "unstable",
+        "promised: p95 < 2 s",
+    ):
+        assert words in said
+    assert [line.get_linestyle() for line in ax.lines if {*line.get_ydata()} == {2.0}] == ["--"]
+    (shaded,) = [patch for patch in ax.patches if "unstable" in patch.get_label()]
+    assert shaded.get_x() == 4
+    assert ax.get_xlim()[1] == pytest.approx(shaded.get_x() + shaded.get_width())
+    assert "study quickstart, 4 runs" in said
+
+
+@pytest.mark.parametrize(
+    ("capacity", "finding", "drawn"),
+    [
+        ((1.38, 1.42), "p95 passes 2 s between 1.38 and 1.42 images/s", "capacity: in this band"),
+        (
+            (1.38, None),
+            "p95 stays within 2 s up to 1.38 images/s; where it passes is not shown",
+            "capacity: at least",
+        ),
+        (
+            (None, 3.5),
+            "p95 is past 2 s from 3.5 images/s on; what keeps within is not shown",
+            "capacity: less than",
+        ),
+        ((None, None), "where p95 passes 2 s is not shown", ""),
+    ],
+)
+def test_the_hockey_stick_says_what_the_search_for_the_capacity_has_shown(
+    made: SimpleNamespace, capacity: Any, finding: str, drawn: str
+) -> None:
+    ax = plots.hockey_stick(summary=stick(made), record=made.record(), slo=SLO, capacity=capacity)
+    assert title(ax) == finding
+    assert drawn in texts(ax)
+    assert texts(ax).count("capacity: ") == bool(drawn)
+    bands = [patch for patch in ax.patches if "capacity" in patch.get_label()]
+    ends = [(band.get_x(), band.get_x() + band.get_width()) for band in bands]
+    assert ends == [pytest.approx(capacity)] * all(capacity)
+    lines = [{*line.get_xdata()} for line in ax.lines if "capacity" in str(line.get_label())]
+    assert lines == [{*capacity} - {None}] * (bool(drawn) and not bands)
+
+
+def test_the_hockey_stick_is_of_the_promised_percentile(made: SimpleNamespace) -> None:
+    judged = load_study(made, [(1, [0.5] * 40), (2, [0.7] * 40), (8, [0.9] * 9)]).judge(
+        "p90 < 600 ms"
+    )
+    ax = plots.hockey_stick(summary=judged, record=made.record(), slo="p90 < 600 ms")
+    assert title(ax) == "where p90 passes 0.6 s is not shown"
+    assert "90 % took at most (too few requests for an interval)" in texts(ax)
+    assert "no p90: latency drifted, or too few images" in texts(ax)
+    assert "p90 by offered load: 0.5 s at 1/s; 0.7 s at 2/s." in ax.get_label()
+    alone = plots.hockey_stick(summary=judged[2:], record=made.record(), slo="p90 < 600 ms")
+    assert "p90 by offered load: none." in alone.get_label()
+    with pytest.raises(
+        ValueError,
+        match=r"slo: no summary has the p97 of 'p97 < 2 s'; take a share of .0.5, 0.9, 0.95",
+    ):
+        plots.hockey_stick(summary=judged, record=made.record(), slo="p97 < 2 s")
+
+
+def test_the_interval_of_several_runs_takes_five_and_a_figure_of_each(
+    made: SimpleNamespace,
+) -> None:
+    summary = load_study(made, [(2, [0.5 + 0.01 * i] * 80) for i in range(5)]).judge(SLO)
+    ax = plots.hockey_stick(summary=summary, record=made.record(), slo=SLO)
+    (bar,) = [
+        part
+        for lines in ax.collections
+        if isinstance(lines, LineCollection)
+        for part in lines.get_segments()
+    ]
+    half_s = (
+        2.776 * 0.015811 / 5**0.5
+    )  # t for 4 degrees of freedom; the standard deviation of 0.50 to 0.54
+    assert bar[:, 1].tolist() == pytest.approx([0.52 - half_s, 0.52 + half_s], abs=1e-4)
+    four = plots.hockey_stick(summary=summary[1:], record=made.record(), slo=SLO)
+    assert "too few requests for an interval" in texts(four)
+    drifted = summary.assign(latency_p95_s=[0.5, 0.5, None, 0.5, 0.5])
+    ax = plots.hockey_stick(summary=drifted, record=made.record(), slo=SLO)
+    assert np.isnan(ax.lines[-2].get_ydata()).all(), "the mean of the calmer runs is no mean"
+
+
+def test_goodput_falls_where_the_promise_breaks(made: SimpleNamespace) -> None:
+    summary = stick(made)
+    ax = plots.goodput_curve(summary=summary, record=made.record(), slo=SLO)
+    good = summary["goodput_images_per_s"]
+    (line,) = [line for line in ax.lines if str(line.get_label()).startswith("goodput")]
+    assert line.get_xdata().tolist() == pytest.approx([1, 2, 3, 4])
+    assert line.get_ydata().tolist() == good.tolist()
+    assert (
+        title(ax)
+        == f"at most {good[1]:.3g} images/s came within 2 s, with 2 asked for; with 4, {good[3]:.3g}"
+    )
+    assert "all of them came within 2 s" in texts(ax)
+    one = plots.goodput_curve(summary=summary[:1], record=made.record(), slo=SLO)
+    assert title(one) == "at most 1 images/s came within 2 s, with 1 asked for"
+
+
+def test_the_queue_s_share_grows_with_the_users(made: SimpleNamespace) -> None:
+    study = load_study(made, [(8, [2.0] * 50), (1, [0.5] * 50), (2, [1.0] * 50)], "users")
+    summary = study.summary.assign(queue_share=[0.75, 0.0, 0.5])
+    ax = plots.queue_share(summary=summary, record=made.record())
+    assert (
+        title(ax)
+        == "of all latency, 0 % with 1 user and 75 % with 8 users was waiting in the queue"
+    )
+    assert ax.lines[-1].get_xdata().tolist() == [1, 2, 8]
+    assert ax.lines[-1].get_ydata().tolist() == [0, 50, 75]
+    one = plots.queue_share(summary=summary[:1], record=made.record())
+    assert title(one) == "of all latency, 75 % with 8 users was waiting in the queue"
+    silent = summary.assign(queue_share=None)
+    assert "no data" in texts(plots.queue_share(summary=silent, record=made.record()))
+
+
+OF_LOADS = [
+    ("rate", lambda **options: plots.hockey_stick(slo=SLO, **options)),
+    ("rate", lambda **options: plots.goodput_curve(slo=SLO, **options)),
+    ("users", plots.queue_share),
+]
+
+
+@pytest.mark.parametrize(("by", "plot"), OF_LOADS)
+def test_no_run_and_invalid_ones_and_a_thousand_are_drawn(
+    by: str, plot: Any, made: SimpleNamespace, tmp_path: Path
+) -> None:
+    summary = stick(made).rename(columns={"rate": by})
+    for none in (
+        summary[:0],
+        pd.DataFrame(),
+        summary.assign(valid=False),
+        summary.drop(columns=by),
+    ):
+        ax = plot(summary=none, record=made.record())
+        assert "no data: no valid run" in texts(ax)
+        plots.save(ax, tmp_path / "none")
+    ax = plot(summary=summary.assign(valid=[True, True, False, True]), record=made.record())
+    assert title(ax).endswith("; 1 of 4 runs left out as not valid")
+    many = pd.concat(
+        [summary.assign(**{by: summary[by] + i / 250}) for i in range(250)], ignore_index=True
+    )
+    plots.save(plot(summary=many, record=made.record()), tmp_path / "many")
+    figure, panels = pyplot.subplots(1, 2)
+    assert plot(summary=summary[:1], record=made.record(), ax=panels[1]) is panels[1]
+    assert not panels[0].has_data()
+    pyplot.close(figure)

@@ -1,0 +1,275 @@
+"""Comparison against ratios worked out by hand, its verdicts, and what it refuses to compare."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchlib.questions.compare.judge import _ratio, compare, compare_studies, gains
+from benchlib.study.store import Run, Study
+from benchlib.study.summary import summarise
+from benchmarks.coverage import called, pairs
+
+
+def job(made: SimpleNamespace, factor: float = 1.0, runs: int = 5, **changes: Any) -> list[Any]:
+    """Runs whose figures are those of made.run times `factor`, 0.5 % apart."""
+    summary = summarise(*made.run([0.4] * 100))
+    speeds = ("latency_p50_s", "latency_p95_s", "rss_peak_gib")
+
+    def one(index: int) -> Any:
+        scale = factor * (1 + 0.005 * (index - runs // 2))
+        told = summary.copy()
+        told[list(speeds)] = [1.0 * scale] * len(speeds)
+        told["throughput_images_per_s"] = 10 / scale
+        record = made.record(**changes)
+        return SimpleNamespace(record=record, spec=record["spec"], summary=lambda: told)
+
+    return [one(index) for index in range(runs)]
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict", "memory"),
+    [
+        (1.0, "no difference beyond 5%", "no difference beyond 5%"),
+        (1.1, "slower", "more"),
+        (0.9, "faster", "less"),
+        (1.04, "inconclusive", "inconclusive"),
+    ],
+)
+def test_verdicts(made: SimpleNamespace, factor: float, verdict: str, memory: str) -> None:
+    found = compare(job(made), job(made, factor))
+    assert found.verdict == verdict
+    assert found.table["verdict"].tolist() == [verdict] * 3 + [memory]
+    assert found.table["ratio"].tolist() == pytest.approx([factor, factor, 1 / factor, factor])
+
+
+def test_a_ratio_by_hand(made: SimpleNamespace) -> None:
+    low, high = compare(job(made), job(made, 1.1)).table.loc["latency_p50_s", "interval"]
+    # The logs of 0.99, 0.995, 1, 1.005, 1.01 have the standard deviation 0.0079061; t(0.99375, 8) is 3.2060.
+    half = 3.2060 * 0.0079061 * math.sqrt(2 / 5)
+    assert (math.log(low), math.log(high)) == pytest.approx(
+        (math.log(1.1) - half, math.log(1.1) + half), abs=1e-5
+    )
+
+
+def test_one_run_on_a_side_is_inconclusive(made: SimpleNamespace) -> None:
+    found = compare(job(made), job(made, 2.0, runs=1))
+    assert found.verdict == "inconclusive"
+    assert "repeat" in found.table.loc["latency_p50_s", "note"]
+    assert found.table.loc["latency_p50_s", "ratio"] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_an_invalid_run_is_not_compared(made: SimpleNamespace) -> None:
+    broken = job(made)
+    broken[3].summary()["valid"], broken[3].summary()["invalid_reason"] = (
+        False,
+        "the run was interrupted",
+    )
+    found = compare(job(made), broken)
+    assert found.verdict == "invalid"
+    assert set(found.table["note"]) == {"the run was interrupted"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("machine", {"machine": {"cpu": "another", "cores": 2}}),
+        ("model", {"target": {"model": "sdxl"}}),
+        ("workload", {"spec": {"workload": {"width": 64}}}),
+        ("arrivals", {"spec": {"arrivals": {"kind": "closed_loop", "users": 5}}}),
+    ],
+)
+def test_what_is_not_alike_is_refused_unless_allowed(
+    made: SimpleNamespace, name: str, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"differ in {name} "):
+        compare(job(made), job(made, **changes))
+    assert (
+        f"{name} differs, as allowed"
+        in compare(job(made), job(made, **changes), allow=[name]).suspects
+    )
+
+
+def test_suspects_are_listed(made: SimpleNamespace) -> None:
+    changes = {
+        "packages": {"torch": "2.6.0"},
+        "git": {"commit": "abc", "dirty": None},
+        "target": {"recipe": "fast"},
+    }
+    suspects = compare(job(made), job(made, **changes)).suspects
+    assert "packages.torch: 2.13.0+cpu -> 2.6.0" in suspects
+    assert "git.commit: None -> abc" in suspects
+    assert "target.recipe: baseline -> fast" in suspects
+    with pytest.raises(ValueError, match="at least one run"):
+        compare([], job(made))
+    with pytest.raises(ValueError, match="min_effect"):
+        compare(job(made), job(made), min_effect=0)
+
+
+def test_planted_regressions_are_caught_and_nothing_else() -> None:
+    assert called(pairs(0, 20, 1), "slower", "more") <= 1
+    assert called(pairs(0.1, 20, 2), "slower") >= 19
+
+
+def open_runs(
+    made: SimpleNamespace, took_s: list[float], batching: str, rate: float = 2.0, **changes: Any
+) -> list[Run]:
+    """Runs with the seeds 0, 1, ..., of 20 requests each, which take as long as `took_s` says of the run."""
+    spec = {"arrivals": {"kind": "open_loop", "rate": rate}}
+    runs = []
+    for seed, took in enumerate(took_s):
+        record, *frames = made.run(
+            [took] * 20, target={"batching": batching}, spec=spec | {"seed": seed}, **changes
+        )
+        runs.append(Run(record, *frames, Path("run")))
+    return runs
+
+
+def test_gains_compare_runs_of_one_seed_and_rate(made: SimpleNamespace) -> None:
+    serial, other = (
+        open_runs(made, [1.0, 4.0, 2.0], "serial"),
+        open_runs(made, [0.5, 2.2, 0.9], "continuous"),
+    )
+    slow = open_runs(made, [1.0, 3.0], "serial", rate=1.0) + open_runs(
+        made, [1.1, 2.9], "continuous", rate=1.0
+    )
+    alone = open_runs(made, [1.0], "dynamic", rate=9.0)
+    found = gains([*reversed(other), *serial, *slow, *alone])
+    keys = [(rate, figure) for rate in (1.0, 2.0) for figure in ("latency_mean_s", "latency_p95_s")]
+    assert list(zip(found["rate"], found["figure"], strict=True)) == keys
+    assert (found["batching"] == "continuous").all()
+    logs = np.log([0.5, 0.55, 0.45])
+    half = 4.302653 * logs.std(ddof=1) / np.sqrt(3)
+    last = found.iloc[-1]
+    assert (last["pairs"], last["verdict"]) == (3, "lower")
+    assert last["ratio"] == pytest.approx(np.exp(logs.mean()))
+    assert last["interval"] == pytest.approx(
+        (np.exp(logs.mean() - half), np.exp(logs.mean() + half))
+    )
+    assert found["verdict"].tolist()[:2] == ["not shown", "not shown"]
+    swapped = gains([*serial, *other], over="continuous")
+    assert swapped["verdict"].tolist() == ["higher", "higher"]
+    assert swapped["ratio"].tolist() == pytest.approx([1 / last["ratio"]] * 2)
+
+
+def test_gains_of_one_pair_have_no_interval_and_of_invalid_runs_there_are_none(
+    made: SimpleNamespace,
+) -> None:
+    serial, other = open_runs(made, [1.0], "serial"), open_runs(made, [0.5], "dynamic")
+    one = gains([*serial, *other]).iloc[0]
+    assert (one["pairs"], one["interval"], one["verdict"]) == (1, None, "not shown")
+    assert one["ratio"] == pytest.approx(0.5)
+    invalid = open_runs(made, [0.5], "dynamic", status="interrupted")
+    assert gains([*serial, *invalid]).empty
+    assert gains([]).columns.tolist() == gains([*serial, *other]).columns.tolist()
+
+
+def studies(made: SimpleNamespace, *factors: float, **changes: Any) -> list[Any]:
+    """Nights whose figures are `factors` times those of the first; `changes` to the last one's record."""
+    told = [*[{}] * (len(factors) - 1), changes]
+    return [
+        Study(Path(f"results/night-{night}"), tuple(job(made, factor, **change)))
+        for night, (factor, change) in enumerate(zip(factors, told, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(1.0, "no difference beyond 5%"), (1.2, "worse"), (0.8, "better"), (1.04, "inconclusive")],
+)
+def test_the_last_study_is_judged_against_the_first(
+    made: SimpleNamespace, factor: float, verdict: str
+) -> None:
+    found = compare_studies(studies(made, 1.0, 1.5, factor))
+    assert found.verdict == verdict
+    assert found.answer.startswith(f"night-2 against night-0: {verdict}")
+    assert found.table["study"].tolist() == ["night-1"] * 4 + ["night-2"] * 4
+    assert found.table["ratio"].tolist()[4:] == pytest.approx([factor, factor, 1 / factor, factor])
+    told = json.loads(found.to_json())
+    assert (told["study"], told["against"], told["verdict"]) == ("night-2", "night-0", verdict)
+    assert len(told["figures"]) == 4
+
+
+def test_a_slow_slide_shows_against_the_first(made: SimpleNamespace) -> None:
+    steps = [1.04**night for night in range(4)]
+    nights = studies(made, *steps)
+    assert compare_studies(nights[-2:]).verdict == "inconclusive"
+    assert compare_studies(nights).verdict == "worse"
+
+
+def test_packages_are_held_against_the_night_before(made: SimpleNamespace) -> None:
+    found = compare_studies(studies(made, 1, 1, 1, packages={"python": "3.11.7", "torch": "2.14"}))
+    assert found.changes["night-1"] == ()
+    assert "torch: 2.13.0+cpu -> 2.14" in found.changes["night-2"]
+    assert "packages.torch: 2.13.0+cpu -> 2.14" in found.suspects
+
+
+def test_loads_are_compared_each_with_its_like_and_more_widely(made: SimpleNamespace) -> None:
+    both = [job(made, 1.0), job(made, 1.3, spec={"label": "busy"})]
+    a, b = (Study(Path(name), (*both[0], *both[1])) for name in ("a", "b"))
+    found = compare_studies([a, b])
+    assert found.table["load"].unique().tolist() == ["closed-4", "busy"]
+    assert found.table["ratio"].tolist() == pytest.approx([1.0] * 8)
+    alone = compare_studies([Study(Path(name), tuple(both[0])) for name in ("a", "b")])
+    assert found.table["high"].iloc[0] > alone.table["high"].iloc[0], (
+        "two loads are judged together"
+    )
+    found = compare_studies([a, Study(Path("b"), tuple(both[0]))])
+    assert (found.verdict, found.answer) == (
+        "invalid",
+        "b against a: invalid: busy: this load was not measured",
+    )
+
+
+def test_settings_that_vary_within_a_study_are_loads_of_their_own(made: SimpleNamespace) -> None:
+    runs = (*job(made), *job(made, 0.5, target={"batching": "dynamic"}))
+    found = compare_studies([Study(Path(name), runs) for name in ("a", "b")])
+    assert found.table["load"].unique().tolist() == [
+        "closed-4 batching=serial",
+        "closed-4 batching=dynamic",
+    ]
+    assert found.verdict == "no difference beyond 5%"
+
+
+def test_memory_that_is_not_known_leaves_nothing_open(made: SimpleNamespace) -> None:
+    a, b = studies(made, 1, 1.3)
+    for run in (*a.runs, *b.runs):
+        run.summary()["rss_peak_gib"] = None
+    assert compare_studies([a, b]).verdict == "worse"
+    assert compare_studies([a, a.__class__(b.path, a.runs)]).verdict == "no difference beyond 5%"
+
+
+def test_more_memory_is_worse(made: SimpleNamespace) -> None:
+    a, b = studies(made, 1, 1)
+    for run in b.runs:
+        run.summary()["rss_peak_gib"] *= 1.5
+    found = compare_studies([a, b])
+    assert (found.verdict, "memory 1.5 times" in found.answer) == ("worse", True)
+
+
+def test_studies_that_can_not_be_compared(made: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        compare_studies(studies(made, 1.0))
+    with pytest.raises(ValueError, match=r"night-1, closed-4: the runs differ in machine .*allow="):
+        compare_studies(studies(made, 1, 1, machine={"cpu": "another", "cores": 2}))
+    with pytest.raises(ValueError, match="no load in common"):
+        compare_studies(studies(made, 1, 1, spec={"label": "other"}))
+    here, there = (Study(Path(name), tuple(job(made))) for name in ("here/load", "there/load"))
+    assert compare_studies([here, there]).studies == ("here/load", "there/load")
+    with pytest.raises(ValueError, match="different names"):
+        compare_studies([here, here])
+
+
+@pytest.mark.parametrize("rise", ["slower", "more"])
+def test_a_ratio_lies_in_its_interval_also_where_that_has_no_width(rise: str) -> None:
+    """Runs that are all alike have no spread, and a last digit decides."""
+    for a, b in itertools.product((0.1, 0.3, 0.577, 1.1, 7.3), repeat=2):
+        row = _ratio([a] * 4 + [b] * 4, 4, rise, 0.05, 3)
+        low, high = row["interval"]
+        assert low <= row["ratio"] <= high
+        assert row["ratio"] == pytest.approx(b / a)

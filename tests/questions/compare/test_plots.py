@@ -1,0 +1,153 @@
+"""The pictures of several studies: what is drawn of each table, their words, and those with nothing to draw."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+
+from benchlib import plots
+from benchlib.questions.compare.plots import MOST
+
+COLUMNS = ["study", "load", "figure", "a", "b", "ratio", "low", "high", "verdict", "note"]
+VERDICTS = {
+    "worse": (1.3, "slower"),
+    "same": (1.0, "no difference beyond 5%"),
+    "open": (1.04, "inconclusive"),
+}
+
+
+def table(*rows: dict[str, Any]) -> pd.DataFrame:
+    numbers = dict.fromkeys(["a", "b", "ratio", "low", "high"], float)
+    return pd.DataFrame([*rows], columns=COLUMNS).astype(numbers)
+
+
+def line(case: str = "worse", **changes: Any) -> dict[str, Any]:
+    ratio, verdict = VERDICTS[case]
+    plain = {
+        "study": "night-2",
+        "load": "closed-4",
+        "figure": "latency_p95_s",
+        "ratio": ratio,
+        "verdict": verdict,
+    }
+    return plain | {"low": ratio - 0.02, "high": ratio + 0.03} | changes
+
+
+def many(nights: int, loads: int = 1) -> pd.DataFrame:
+    return table(
+        *(
+            line(
+                "same" if night < 20 else "worse",
+                study=f"night-{night}",
+                load=f"closed-{load}",
+                figure=figure,
+            )
+            for night in range(1, nights)
+            for load in range(loads)
+            for figure in ("latency_p95_s", "memory")
+        )
+    )
+
+
+def texts(ax: Axes) -> str:
+    return "\n".join([ax.get_title("left"), *(text.get_text() for text in ax.texts)]).replace(
+        "\u00a0", " "
+    )
+
+
+def middles(ax: Axes, axis: int) -> list[float]:
+    """Where the marks stand that have bars."""
+    return [float(bar.lines[0].get_xydata()[0][axis]) for bar in ax.containers]  # type: ignore[attr-defined]
+
+
+def test_a_forest_has_a_line_per_figure_with_its_interval_and_verdict(
+    made: SimpleNamespace,
+) -> None:
+    drawn = table(line(), line("same", figure="memory"), line("open", figure="latency_p50_s"))
+    ax = plots.forest(table=drawn, record=made.record(), against="night-1")
+    assert middles(ax, 0) == [1.3, 1.0, 1.04]
+    (bar,) = ax.containers[0].lines[2]  # type: ignore[attr-defined]
+    assert bar.get_segments()[0][:, 0].tolist() == pytest.approx([1.28, 1.33])
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "p95 latency",
+        "memory",
+        "median latency",
+    ]
+    assert "1.3 times: slower" in texts(ax)
+    assert "no difference beyond 5 %" in texts(ax)
+    assert " ".join(texts(ax).split()).startswith(
+        "tiny model, not SDXL: night-2 worse than night-1 in 1 of 3"
+    )
+    assert "p95 latency 1.3 times (1.28 to 1.33), slower" in ax.get_label()
+    assert "against night-1" in str(ax.get_label())
+
+
+def test_lines_of_several_loads_are_told_apart(made: SimpleNamespace) -> None:
+    drawn = table(line(), line(load="closed-8", low=None, high=None))
+    ax = plots.forest(table=drawn, record=made.record(), against="night-1")
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "closed-4, p95 latency",
+        "closed-8, p95 latency",
+    ]
+    assert "no interval" in str(ax.get_label())
+
+
+def test_of_more_lines_than_can_be_read_the_furthest_are_drawn(made: SimpleNamespace) -> None:
+    ax = plots.forest(table=many(10_000 // 2), record=made.record(), against="night-0")
+    assert set(middles(ax, 0)) == {1.3}
+    assert len(ax.containers) == MOST
+    assert f"the {MOST} of 9998" in texts(ax)
+
+
+def test_nights_are_a_line_per_load_from_one_on(made: SimpleNamespace) -> None:
+    ax = plots.nights(
+        table=table(line("same", study="b"), line(study="c"), line(study="c", figure="memory")),
+        record=made.record(),
+        studies=["a", "b", "c"],
+        changes={"b": (), "c": ("torch: 2.12 -> 2.13", "numpy: 1 -> 2")},
+    )
+    assert [ax.lines[1].get_xdata().tolist(), ax.lines[1].get_ydata().tolist()] == [
+        [0, 1, 2],
+        [1, 1.0, 1.3],
+    ]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
+    assert "torch: 2.12 -> 2.13 and 1 more" in texts(ax)
+    assert "p95 latency of c against a: 1.3 times (1.28 to 1.33), slower" in " ".join(
+        texts(ax).split()
+    )
+    assert "Packages changed before c." in str(ax.get_label())
+
+
+def test_what_straddles_one_is_not_said_to_differ(made: SimpleNamespace) -> None:
+    drawn = table(line("open", low=0.9, high=1.2))
+    ax = plots.nights(table=drawn, record=made.record(), studies=["night-1", "night-2"])
+    assert "not shown to differ" in " ".join(texts(ax).split())
+
+
+def test_a_year_of_nights_stays_readable(made: SimpleNamespace) -> None:
+    studies = [f"night-{night}" for night in range(365)]
+    changes = dict.fromkeys(studies[1:], ("torch: 1 -> 2",))
+    drawn = many(365, loads=3)
+    ax = plots.nights(table=drawn, record=made.record(), studies=studies, changes=changes)
+    assert len(ax.get_xticks()) <= 12
+    assert "torch: 1" not in texts(ax)
+
+
+def test_the_last_night_may_lack_the_figure(made: SimpleNamespace) -> None:
+    ax = plots.nights(
+        table=table(line()), record=made.record(), studies=["night-1", "night-2", "night-3"]
+    )
+    assert "not known" in texts(ax)
+
+
+@pytest.mark.parametrize("rows", [[], [line(ratio=None, low=None, high=None)]])
+def test_without_a_ratio_there_is_no_plot(
+    made: SimpleNamespace, rows: list[dict[str, Any]]
+) -> None:
+    for ax in (
+        plots.forest(table=table(*rows), record=made.record(), against="night-1"),
+        plots.nights(table=table(*rows), record=made.record(), studies=["night-1", "night-2"]),
+    ):
+        assert "no data" in texts(ax)

@@ -1,0 +1,119 @@
+"""The two plots of settings on every size of data, and their words."""
+
+import math
+
+import pytest
+
+from benchlib import plots
+from benchlib.questions.settings.judge import decide
+
+
+def words(ax):
+    legend = ax.get_legend()
+    entries = [entry.get_text() for entry in legend.get_texts()] if legend else []
+    texts = [text.get_text() for one in (ax, *ax.child_axes) for text in one.texts]
+    return "\n".join([ax.get_title("left"), *texts, *entries]).replace("\u00a0", " ")
+
+
+def title(ax):
+    return " ".join(ax.get_title("left").replace("\u00a0", " ").split())
+
+
+@pytest.fixture
+def three(setting):
+    return setting.frame(
+        setting.row("baseline", 5.0, psnr_db=math.inf, ssim=1.0),
+        setting.row("bf16", 8.0, exact=False, psnr_db=35.0, ssim=0.951),
+        setting.row(
+            "compile", 7.9, latencies_s=[[9.0] * 100], psnr_db=88.0, ssim=1.0, memory_gib=2.5
+        ),
+    )
+
+
+def draw(frame, made, limit_gib=4.0):
+    decision = decide(frame, slo="p95 < 2 s", memory_limit_gib=limit_gib)
+    return plots.decision(decision=decision, memory_limit_gib=limit_gib, record=made.record())
+
+
+def test_the_ladder_draws_the_fastest_first_and_its_likeness(three, made, tmp_path):
+    ax = plots.ladder(settings=three, record=made.record())
+    speed, alone, near = ax.child_axes
+    assert [bar.get_width() for bar in speed.patches] == [8.0, 7.9, 5.0]
+    assert [label.get_text() for label in speed.get_yticklabels()] == [
+        "bf16,\nserial ◆", "compile,\nserial ●", "baseline,\nserial ●",
+    ]  # fmt: skip
+    assert list(alone.lines[0].get_xdata()) == [0.2] * 3
+    assert [line.get_xdata()[0] for line in near.lines] == [35.0, 88.0, 100.0]
+    assert [text.get_text().strip() for text in near.texts] == [
+        "SSIM 0.951",
+        "SSIM 1.000",
+        "the same",
+    ]
+    assert title(ax) == (
+        "tiny model, not SDXL: bf16, serial: 8 images/s with 3 users, the most measured; not shown to beat the next"
+    )
+    png, svg = plots.save(ax, tmp_path / "ladder")
+    assert png.stat().st_size > 10_000
+    assert svg.exists()
+
+
+def test_the_ladder_says_nothing_of_doubt_where_intervals_lie_apart(setting, made):
+    frame = setting.frame(setting.row("a", 5.0), setting.row("b", 9.0))
+    assert "not shown" not in title(plots.ladder(settings=frame, record=made.record()))
+
+
+def test_the_decision_draws_each_setting_where_it_is(three, made, tmp_path):
+    ax = draw(three, made)
+    marks = [line for line in ax.lines if line.get_marker() in ("o", "D")]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [
+        (2.0, 8.0),
+        (2.0, 5.0),
+        (2.5, 7.9),
+    ]
+    assert [line.get_marker() for line in marks] == ["D", "o", "o"]
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, False, True]
+    assert "3  compile, serial, 3 users:\nmisses the promise" in words(ax)
+    assert "nan" not in words(ax)
+    assert title(ax) == (
+        "tiny model, not SDXL: run bf16, serial: at least 8 images/s within p95 < 2 s, with 3 users; 2 GiB"
+    )
+    assert ax.get_ylabel() == "capacity within p95 < 2 s:\nimages/s, at least"
+    assert ax.get_xlabel() == "peak memory (process RSS), GiB"
+    plots.save(ax, tmp_path / "decision")
+
+
+def test_a_limit_is_drawn_where_it_is_near_and_told_where_it_is_far(three, made):
+    near, far = draw(three, made, 2.6), draw(three, made, 100.0)
+    assert [line.get_xdata()[0] for line in near.lines if line.get_linestyle() == "--"] == [2.6]
+    assert not [line for line in far.lines if line.get_linestyle() == "--"]
+    assert "limit 100 GiB: far to the right" in words(far)
+
+
+def test_the_decision_says_what_is_not_shown(setting, made):
+    few = {"latencies_s": [[1.0] * 20], "images_per_s_interval": None}
+    ax = draw(setting.frame(setting.row("a", 5.0, **few), setting.row("b", 4.0, **few)), made)
+    assert "not shown to keep p95 < 2 s; 2 GiB; not shown to beat b, serial" in title(ax)
+    assert ax.get_ylabel() == "images/s of a closed loop\n(not shown to keep p95 < 2 s)"
+    assert "no setting is left" in title(draw(setting.frame(setting.row("a", 5.0)), made, 1.0))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10_000])
+def test_any_number_of_settings_can_be_drawn(setting, made, rows, tmp_path):
+    frame = setting.frame(*(setting.row(f"recipe-{n}", 5.0 + n / 1000) for n in range(rows)))
+    for ax in (plots.ladder(settings=frame, record=made.record()), draw(frame, made)):
+        assert ("no data" in words(ax)) == (rows == 0)
+        assert title(ax).startswith("tiny model, not SDXL: ")
+        if rows < 2:
+            plots.save(ax, tmp_path / "plot")
+
+
+def test_settings_that_failed_are_no_data(setting, made):
+    failed = {
+        "images_per_s_interval": None,
+        "memory_gib": None,
+        "error": "no compiler",
+        "latencies_s": [],
+    }
+    frame = setting.frame(setting.row("a", None, **failed))
+    for ax in (plots.ladder(settings=frame, record=made.record()), draw(frame, made)):
+        assert "no data: no setting was measured" in words(ax)

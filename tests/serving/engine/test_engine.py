@@ -1,0 +1,483 @@
+"""The engine: order, bounds, cancellation, deadlines, memory, errors, stopping. The fake model steps when told to."""
+
+import gc
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from benchlib.serving.engine.engine import Cancelled, DeadlinePassed, DoesNotFit, Engine, Refused
+from benchlib.serving.engine.policies import StepTimes
+from benchlib.serving.model.torch_thread import compute, others_wait
+from benchlib.serving.schemas import GenerateRequest
+from benchmarks.fakes.fake_pipeline import FakePipeline
+
+
+def ask(prompt, steps=2, side=64, guidance=7.5):
+    return GenerateRequest(
+        prompt=prompt, num_inference_steps=steps, width=side, height=side, guidance_scale=guidance
+    )
+
+
+@pytest.fixture
+def pipeline():
+    return FakePipeline()
+
+
+@pytest.fixture
+def engine(pipeline):
+    engine = Engine(pipeline, batching="serial", max_queue=3)
+    engine.start()
+    assert engine.settled.wait(10)
+    yield engine
+    pipeline.gate.set()
+    engine.stop()
+
+
+@pytest.fixture
+def start(pipeline):
+    engines = []
+
+    def start(**options):
+        engines.append(engine := Engine(pipeline, **options))
+        engine.start()
+        assert engine.settled.wait(10)
+        assert engine.failure is None
+        pipeline.batches.clear()
+        pipeline.calls.clear()
+        return engine
+
+    yield start
+    pipeline.gate.set()
+    for engine in engines:
+        engine.stop()
+
+
+def hold(pipeline, engine, prompt="first", steps=2):
+    """Submit a job and return when it stands in its first step."""
+    pipeline.gate.clear()
+    pipeline.stepping.clear()
+    job = engine.submit(ask(prompt, steps))
+    assert pipeline.stepping.wait(10)
+    return job
+
+
+def test_jobs_run_whole_in_the_order_of_arrival(engine, pipeline):
+    first = hold(pipeline, engine)
+    others = [engine.submit(ask(name)) for name in ("second", "third")]
+    pipeline.gate.set()
+    done = [job.future.result(10) for job in (first, *others)]
+    assert [d.work.request.prompt for d in done] == ["first", "second", "third"]
+    after_warm_up = [call for call in pipeline.calls if call[1] != "warm-up"]
+    assert [prompt for _, prompt in after_warm_up] == ["first"] * 4 + ["second"] * 4 + ["third"] * 4
+    assert first.arrived_s <= first.admitted_s <= others[0].admitted_s <= others[1].admitted_s
+
+
+def test_who_wants_the_torch_thread_need_not_wait_for_the_whole_job(engine, pipeline):
+    job = hold(pipeline, engine, steps=50)
+    with ThreadPoolExecutor(1) as other:
+        wanted = other.submit(compute, lambda: len(pipeline.batches))
+        while not others_wait():
+            time.sleep(0.001)
+        stood_at = len(pipeline.batches)
+        pipeline.gate.set()
+        assert wanted.result(10) == stood_at
+    assert job.future.result(10).work.steps_done == 50
+    assert not others_wait()
+
+
+def test_a_full_queue_refuses_with_an_estimate_and_a_free_place_takes_again(engine, pipeline):
+    engine.submit(ask("measured")).future.result(10)
+    running = hold(pipeline, engine)
+    waiting = [engine.submit(ask(str(i))) for i in range(3)]
+    with pytest.raises(Refused, match=r"queue is full \(3 wait\)") as refusal:
+        engine.submit(ask("too many"))
+    assert 0 <= refusal.value.retry_after_s < 1
+    engine.cancel(waiting[0])
+    with pytest.raises(Cancelled):
+        waiting[0].future.result(0)
+    engine.submit(ask("in its place"))
+    pipeline.gate.set()
+    running.future.result(10)
+    assert ("encode", "0") not in pipeline.calls
+
+
+def test_a_cancelled_job_is_dropped_before_its_next_step(engine, pipeline):
+    job = hold(pipeline, engine, steps=50)
+    engine.cancel(job)
+    pipeline.gate.set()
+    with pytest.raises(Cancelled):
+        job.future.result(10)
+    assert pipeline.calls.count(("step", "first")) == 1
+    assert ("decode", "first") not in pipeline.calls
+    assert engine.submit(ask("next")).future.result(10).image.size == (8, 8)
+
+
+def test_cancelling_a_finished_job_changes_nothing(engine):
+    job = engine.submit(ask("a"))
+    done = job.future.result(10)
+    engine.cancel(job)
+    assert job.future.result(0) is done
+
+
+def test_an_error_ends_its_own_job_and_is_logged_with_its_id(engine, pipeline, caplog):
+    pipeline.fail_on["bad"] = ZeroDivisionError("inside the model")
+    bad, good = engine.submit(ask("bad"), request_id="id-of-bad"), engine.submit(ask("good"))
+    with pytest.raises(ZeroDivisionError):
+        bad.future.result(10)
+    assert good.future.result(10).work.request.prompt == "good"
+    assert "id-of-bad" in caplog.text
+    assert "inside the model" in caplog.text
+
+
+def test_out_of_memory_is_told_apart(engine, pipeline):
+    pipeline.fail_on["huge"] = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(DoesNotFit, match="64x64 does not fit"):
+        engine.submit(ask("huge")).future.result(10)
+    assert engine.submit(ask("small")).future.result(10)
+
+
+def test_stopping_finishes_what_is_inside(engine, pipeline):
+    first, second = hold(pipeline, engine), engine.submit(ask("second"))
+    stopping = threading.Thread(target=engine.stop)
+    stopping.start()
+    while not engine._should_exit:
+        pass
+    with pytest.raises(Refused, match="stopping"):
+        engine.submit(ask("late"))
+    pipeline.gate.set()
+    stopping.join(10)
+    assert first.future.done()
+    assert second.future.result(0)
+    assert engine.state == "stopped"
+
+
+def test_stopping_refuses_what_the_drain_time_leaves(engine, pipeline):
+    first, second = hold(pipeline, engine, steps=50), engine.submit(ask("second"))
+    stopping = threading.Thread(target=engine.stop, kwargs={"drain_s": 0.05})
+    stopping.start()
+    with pytest.raises(Refused, match="stopping"):
+        second.future.result(10)
+    pipeline.gate.set()
+    stopping.join(10)
+    with pytest.raises(Cancelled):
+        first.future.result(10)
+
+
+def test_stopping_gathers_no_longer(start):
+    engine = start(batching="dynamic", max_wait_ms=60_000)
+    jobs = [engine.submit(ask("a")), engine.submit(ask("b", side=128))]
+    engine.stop(drain_s=20)
+    assert [job.future.result(0).work.request.prompt for job in jobs] == ["a", "b"]
+
+
+def test_a_failure_to_load_is_kept_and_refuses():
+    def load():
+        raise RuntimeError("no such weights")
+
+    engine = Engine(load)
+    with pytest.raises(Refused, match="loading"):
+        engine.submit(ask("early"))
+    engine.start()
+    assert engine.settled.wait(10)
+    assert engine.state == "failed"
+    with pytest.raises(Refused, match="no such weights"):
+        engine.submit(ask("a"))
+    engine.stop()
+
+
+def test_an_owned_pipeline_is_freed():
+    references = []
+
+    def load():
+        made = FakePipeline()
+        made.itself = made  # so that only the collector can free it
+        references.append(weakref.ref(made))
+        return made
+
+    engine = Engine(load)
+    engine.start()
+    assert engine.settled.wait(10)
+    engine.submit(ask("a")).future.result(10)
+    engine.stop()
+    gc.collect()
+    assert references[0]() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batching": "magic"}, "batching: 'magic'"),
+        ({"max_queue": 0}, "max_queue: 0"),
+        ({"max_batch_size": 0}, "max_batch_size: 0"),
+        ({"max_wait_ms": -1}, "max_wait_s: -0.001"),
+        ({"batch_buckets": []}, r"batch_buckets: \[\]"),
+    ],
+)
+def test_bad_options_are_named(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(pipeline, **options)
+
+
+# -- batching ---------------------------------------------------------------------------------------------------------
+
+
+def test_continuous_lets_requests_join_and_leave_between_steps(start, pipeline):
+    engine = start(batching="continuous")
+    first = hold(pipeline, engine, steps=5)
+    others = [
+        engine.submit(ask("short", steps=2)),
+        engine.submit(ask("unguided", steps=3, guidance=0)),
+    ]
+    assert (engine.running, engine.waiting) == (1, 2)
+    pipeline.gate.set()
+    done = [job.future.result(10) for job in (first, *others)]
+    assert [size for size, _ in pipeline.batches] == [1, 3, 3, 2, 1]
+    assert [d.work.batch_rows for d in done] == [10, 6, 8]
+    assert done[0].work.service_s == pytest.approx(0.001 + 5 * 0.001 + 0.001)
+    assert pipeline.calls.index(("decode", "short")) < pipeline.calls.index(("decode", "first"))
+    assert engine.waiting == 0
+
+
+def test_dynamic_answers_a_batch_together_and_latecomers_after_it(start, pipeline):
+    engine = start(batching="dynamic", max_batch_size=2, max_wait_ms=60_000)
+    jobs = [engine.submit(ask("a", steps=1)), engine.submit(ask("b", steps=3))]
+    jobs += [engine.submit(ask("c", side=128)), engine.submit(ask("d", side=128))]
+    for job in jobs:
+        job.future.result(10)
+    assert [size for size, _ in pipeline.batches] == [2, 1, 1, 2, 2]
+    assert [prompt for call, prompt in pipeline.calls if call == "decode"] == ["a", "b", "c", "d"]
+
+
+def test_dynamic_waits_no_longer_than_told(start):
+    engine = start(batching="dynamic", max_wait_ms=20)
+    job = engine.submit(ask("alone"))
+    job.future.result(10)
+    assert job.admitted_s - job.arrived_s >= 0.02
+
+
+def test_warm_up_measures_growing_batches_and_says_so(start):
+    engine = start(batching="continuous", sizes=[(64, 64), (128, 64)], max_batch_size=6)
+    assert engine.spec["step_times"] == {
+        size: {
+            "step_s": dict.fromkeys("1248", 0.001),
+            "encode_s": dict.fromkeys("124", 0.001),
+            "decode_s": dict.fromkeys("124", 0.001),
+        }
+        for size in ("64x64", "128x64")
+    }
+    assert {name: engine.spec[name] for name in ("batching", "max_batch_size", "max_wait_ms", "max_queue")} == {
+        "batching": "continuous", "max_batch_size": 6, "max_wait_ms": 5.0, "max_queue": 64,
+    }  # fmt: skip
+    assert engine._times((256, 64)).step(2) == 0.002  # of the nearest in pixels, in proportion
+
+
+def test_each_bucket_is_measured_full_and_what_is_padded_to_it_takes_as_long(
+    start, pipeline, monkeypatch
+):
+    """Also where more at once gain nothing: two requests in a bucket of eight rows, and eight in one of sixteen."""
+    step = pipeline.step
+    monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * rows)
+    engine = start(batching="continuous", batch_buckets=[2, 8, 16], max_batch_size=8)
+    curve = engine.spec["step_times"]["64x64"]["step_s"]
+    assert curve == pytest.approx(
+        {"1": 0.002, "2": 0.002, "3": 0.008, "8": 0.008, "9": 0.016, "16": 0.016}
+    )
+    assert engine._times((64, 64)).step(32) == pytest.approx(0.032), "beyond, no batch is free"
+
+
+def test_buckets_that_are_no_powers_of_two_or_can_not_be_filled_are_measured_too(
+    start, pipeline, monkeypatch
+):
+    """Six rows; five, in which two guided requests leave one empty; and sixteen, of which five requests fill ten."""
+    step = pipeline.step
+    monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * rows)
+    for most_rows, most in ((6, 3), (5, 2), (16, 5)):
+        engine = start(batching="continuous", batch_buckets=[2, most_rows], max_batch_size=most)
+        curve = engine.spec["step_times"]["64x64"]["step_s"]
+        rows_s = 0.001 * most_rows
+        assert curve == pytest.approx({"1": 0.002, "2": 0.002, "3": rows_s, str(most_rows): rows_s})
+
+
+def test_batches_are_padded_up_to_the_next_bucket(start, pipeline):
+    engine = start(batching="continuous", batch_buckets=[4, 1])
+    hold(pipeline, engine, steps=1)
+    jobs = [engine.submit(ask(str(i), steps=1)) for i in range(3)]
+    pipeline.gate.set()
+    for job in jobs:
+        job.future.result(10)
+    assert pipeline.batches == [(1, 4), (3, None)]  # 2 rows, then 6, for which there is no bucket
+
+
+def test_steps_and_busy_time_are_counted(start):
+    engine = start(batching="continuous")
+    seen = []
+    engine.on_step = lambda *step: seen.append(step)
+    engine.submit(ask("a", steps=3)).future.result(10)
+    assert seen == [(1, 0.001)] * 3
+    assert engine.busy_s > 0
+
+
+@pytest.mark.parametrize("batching", ["dynamic", "continuous"])
+def test_a_batch_that_is_too_large_is_halved_and_its_members_tried_again(start, pipeline, batching):
+    engine = start(batching=batching, max_wait_ms=100, max_batch_size=4)
+    pipeline.most_steps, pipeline.most_decodes = 2, 1
+    for _ in range(2):
+        jobs = [engine.submit(ask(str(i))) for i in range(4)]
+        for job in jobs:
+            done = job.future.result(10)
+            assert done.work.steps_done == 2
+    assert sum(size > 2 for size, _ in pipeline.batches) <= 2  # the smaller limit is remembered
+    assert sum(call == "decode" for call, _ in pipeline.calls) <= 8 + 4 + 2
+
+
+def test_one_that_does_not_fit_alone_is_told_so_and_the_others_go_on(start, pipeline):
+    engine = start(batching="continuous")
+    pipeline.fail_on["huge"] = torch.OutOfMemoryError("CUDA out of memory")
+    hold(pipeline, engine, steps=3)
+    huge, small = engine.submit(ask("huge")), engine.submit(ask("small"))
+    pipeline.gate.set()
+    with pytest.raises(DoesNotFit, match="64x64 does not fit"):
+        huge.future.result(10)
+    assert small.future.result(10)
+
+
+def test_what_the_estimate_says_does_not_fit_is_refused_before_anything_is_made(start, pipeline):
+    engine = start(batching="continuous")
+    pipeline.most_pixels = 2 * 64 * 64
+    with pytest.raises(DoesNotFit, match="128x128 does not fit"):
+        engine.submit(ask("huge", side=128)).future.result(10)
+    assert pipeline.calls == []
+    pipeline.most_decodes = 2  # more would be tried again, and so be seen twice
+    hold(pipeline, engine, steps=1)
+    jobs = [engine.submit(ask(str(i), steps=1)) for i in range(4)]
+    pipeline.gate.set()
+    for job in jobs:
+        job.future.result(10)
+    assert (
+        4,
+        None,
+    ) in pipeline.batches  # the decoder takes the memory, so only it is fed in smaller batches
+    assert sum(call == "decode" for call, _ in pipeline.calls) == 5
+
+
+def test_an_error_reaches_the_members_of_its_batch_only(start, pipeline):
+    engine = start(batching="continuous", max_batch_size=2)
+    pipeline.fail_on["bad"] = ZeroDivisionError()
+    hold(pipeline, engine, steps=1)
+    bad, beside, other = (engine.submit(ask(name)) for name in ("bad", "beside", "other"))
+    pipeline.gate.set()
+    for job in (bad, beside):
+        with pytest.raises(ZeroDivisionError):
+            job.future.result(10)
+    assert other.future.result(10)
+
+
+def test_a_deadline_drops_at_the_next_step_or_from_the_queue(start, pipeline):
+    engine = start(batching="serial")
+    pipeline.gate.clear()
+    running = engine.submit(ask("running", steps=50), deadline_s=0.05)
+    waiting = engine.submit(ask("waiting"), deadline_s=0.05)
+    assert pipeline.stepping.wait(10)
+    while time.monotonic() < waiting.late_s:
+        pass
+    pipeline.gate.set()
+    for job in (running, waiting):
+        with pytest.raises(DeadlinePassed, match=r"0\.05 s"):
+            job.future.result(10)
+    assert pipeline.calls.count(("step", "running")) <= 1
+    assert ("encode", "waiting") not in pipeline.calls
+
+
+def test_a_deadline_passes_while_a_batch_is_gathered(start):
+    job = start(batching="dynamic", max_wait_ms=60_000).submit(ask("a"), deadline_s=0.02)
+    with pytest.raises(DeadlinePassed):
+        job.future.result(10)
+
+
+@pytest.mark.parametrize("batching", ["serial", "dynamic", "continuous"])
+def test_a_refusal_says_when_a_place_should_come_free(start, pipeline, batching):
+    engine = start(batching=batching, max_batch_size=2, max_wait_ms=0.0, max_queue=2)
+    hold(pipeline, engine, steps=100)
+    waiting = [engine.submit(ask(str(i), steps=100)) for i in range(2)]
+    for _ in range(2):
+        with pytest.raises(Refused) as refusal:
+            engine.submit(ask("too many"))
+    if batching == "continuous":  # one of them joins at the next step
+        assert refusal.value.retry_after_s < 0.01
+    else:
+        assert 0.05 < refusal.value.retry_after_s < 0.11
+    engine.cancel(waiting[0])
+    engine.submit(ask("in its place"))
+
+
+class OnItsOwnClock(FakePipeline):
+    """Its calls take what its curves say, by a clock that nothing else moves."""
+
+    def __init__(self, step_s):
+        super().__init__()
+        self.now_s, self.curves = 1000.0, StepTimes(step_s, {1: 0.25, 2: 0.5}, {1: 2.0, 2: 3.0})
+
+    def monotonic(self):
+        return self.now_s
+
+    def took(self, seconds):
+        self.now_s += seconds
+        return seconds
+
+    def encode(self, requests):
+        works, encode_s = super().encode(requests), self.took(self.curves.encode(len(requests)))
+        for work in works:
+            work.encode_s = encode_s
+        return works
+
+    def step(self, works, *, rows=None):
+        super().step(works, rows=rows)
+        return self.took(self.curves.step(2 * len(works)))
+
+    def decode(self, works):
+        images, decode_s = super().decode(works), self.took(self.curves.decode(len(works)))
+        for work in works:
+            work.decode_s = decode_s
+        return images
+
+
+@pytest.mark.parametrize("batching", ["serial", "dynamic", "continuous"])
+@pytest.mark.parametrize(
+    "step_s", [{1: 0.75, 2: 1.0, 4: 1.25}, {1: 0.5, 2: 1.0, 4: 2.0}], ids=["gain", "no gain"]
+)
+@pytest.mark.parametrize("steps", [(9, 7, 4), (1, 30, 2), (30, 20, 25)])
+def test_retry_after_is_when_a_place_comes_free(batching, step_s, steps, monkeypatch):
+    pipeline = OnItsOwnClock(step_s)
+    monkeypatch.setattr("benchlib.serving.engine.engine.time", pipeline)
+    engine = Engine(pipeline, batching=batching, max_batch_size=2, max_wait_ms=0.0, max_queue=2)
+    engine.start()
+    assert engine.settled.wait(10)
+    running = hold(pipeline, engine, steps=steps[0])
+    waiting = [engine.submit(ask("next", n)) for n in steps[1:]]
+    with pytest.raises(Refused) as refusal:
+        engine.submit(ask("too many"))
+    refused_s = pipeline.now_s
+    pipeline.gate.set()
+    for job in (running, *waiting):
+        job.future.result(10)
+    engine.stop()
+    after_s = min(job.admitted_s for job in waiting) - refused_s
+    assert refusal.value.retry_after_s == after_s
+    assert batching == "continuous" or after_s >= steps[0] + 2
+
+
+def test_an_engine_that_breaks_leaves_nobody_waiting(start, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    engine = start(batching="continuous")
+
+    def broken(*_):
+        raise LookupError
+
+    engine.on_step = broken
+    with pytest.raises(Refused, match="stopping"):
+        engine.submit(ask("a")).future.result(10)
+    assert engine.state == "stopped"

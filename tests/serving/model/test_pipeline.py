@@ -1,0 +1,203 @@
+"""The wrapper against the stock pipeline: the same bits, whatever is asked; and what it says of time and memory."""
+
+import copy
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerAncestralDiscreteScheduler
+
+from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline
+from benchlib.serving.model.torch_thread import compute
+from benchlib.serving.schemas import GenerateRequest
+
+
+def stock_image(pipe, request, seed=None):
+    stock = pipe.diffusers
+    stock.set_progress_bar_config(disable=True)
+    return stock(
+        request.prompt,
+        negative_prompt=request.negative_prompt,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        width=request.width,
+        height=request.height,
+        generator=torch.Generator("cpu").manual_seed(request.seed if seed is None else seed),
+    ).images[0]
+
+
+def pixels(image):
+    return np.asarray(image)
+
+
+def request(**changes):
+    return GenerateRequest(
+        **{"prompt": "a lighthouse", "num_inference_steps": 4, "width": 64, "height": 64, "seed": 1}
+        | changes
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seed": 0},
+        {"seed": 2**63 - 1},
+        {"width": 128, "height": 72},
+        {"width": 64, "height": 200},
+        {"num_inference_steps": 1},
+        {"num_inference_steps": 27},
+        {"guidance_scale": 0},
+        {"guidance_scale": 1},
+        {"guidance_scale": 1.0001},
+        {"guidance_scale": 30.0},
+        {"negative_prompt": ""},
+        {"negative_prompt": "blurry, low quality"},
+        {"negative_prompt": "blurry", "guidance_scale": 1},
+        {"prompt": " "},
+        {"prompt": "x" * 4000},
+        {"prompt": "日本の灯台 🐱 \u0000 <|endoftext|> é"},
+        {"prompt": "many words " * 40, "negative_prompt": "other words " * 60},
+    ],
+    ids=lambda changes: " ".join(f"{k}={v!r:.20}" for k, v in changes.items()) or "plain",
+)
+def test_image_is_bit_identical_to_the_stock_call(tiny, changes):
+    ours = tiny.generate(request(**changes)).images[0]
+    np.testing.assert_array_equal(pixels(ours), pixels(stock_image(tiny, request(**changes))))
+
+
+def test_latents_are_bit_identical_to_the_stock_call(tiny):
+    """Pixels have 8 bits; the latents before them have 32."""
+    [work] = tiny.encode([request()])
+    while not work.finished:
+        tiny.step([work])
+    stock = tiny.diffusers(
+        "a lighthouse", num_inference_steps=4, guidance_scale=7.5, width=64, height=64,
+        generator=torch.Generator().manual_seed(1), output_type="latent",
+    ).images  # fmt: skip
+    assert torch.equal(work.latents, stock)
+
+
+def test_a_scheduler_that_draws_noise_keeps_the_seeds_meaning(tiny):
+    stock = copy.copy(tiny.diffusers)
+    stock.scheduler = EulerAncestralDiscreteScheduler.from_config(stock.scheduler.config)
+    pipe = SDXLPipeline(stock, spec=tiny.spec)
+    np.testing.assert_array_equal(
+        pixels(pipe.generate(request()).images[0]), pixels(stock_image(pipe, request()))
+    )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`upcast_vae` is deprecated:FutureWarning"
+)  # the stock call's own
+def test_fp16_vae_is_cast_up_in_a_copy_and_the_stock_pipeline_stays_stock():
+    pipe = load_pipeline("tiny", dtype="float16", device="cpu")
+    result = pipe.generate(request(num_inference_steps=2))
+    for _ in range(2):
+        assert pipe.diffusers.vae.dtype == torch.float16
+        stock = stock_image(pipe, request(num_inference_steps=2))
+        np.testing.assert_array_equal(pixels(result.images[0]), pixels(stock))
+
+
+def test_requests_leave_no_trace_on_the_pipeline(tiny):
+    before = copy.deepcopy(tiny._pipe.scheduler.__dict__)
+    first = tiny.generate(request()).images[0]
+    tiny.generate(
+        request(num_inference_steps=9, guidance_scale=1, width=128, negative_prompt="x", seed=7)
+    )
+    np.testing.assert_array_equal(pixels(first), pixels(tiny.generate(request()).images[0]))
+    after = tiny._pipe.scheduler.__dict__
+    assert before.keys() == after.keys()
+    assert all(
+        torch.equal(v, after[k]) if isinstance(v, torch.Tensor) else v == after[k]
+        for k, v in before.items()
+    )
+
+
+def test_a_mixed_batch_gives_each_request_its_own_image(tiny):
+    requests = [
+        request(),
+        request(seed=2, num_inference_steps=7, negative_prompt=""),
+        request(seed=3, guidance_scale=1, num_inference_steps=2),
+    ]
+    together = tiny.generate(requests)
+    for image, one in zip(together.images, requests, strict=True):
+        difference = pixels(image).astype(int) - pixels(stock_image(tiny, one)).astype(int)
+        assert (
+            np.abs(difference).max() <= 1
+        )  # float32 sums in another order: at most one of 255 levels
+    assert len(together.timings.step_s) == 7
+
+
+def test_a_batch_of_different_sizes_is_refused(tiny):
+    with pytest.raises(ValueError, match="one width and height"):
+        tiny.generate([request(), request(width=128)])
+    with pytest.raises(ValueError, match="at least one"):
+        tiny.generate([])
+
+
+def test_a_seed_is_drawn_and_told_where_none_is_given(tiny):
+    result = tiny.generate(request(seed=None))
+    assert tiny.generate(request(seed=None)).seeds != result.seeds
+    np.testing.assert_array_equal(
+        pixels(result.images[0]), pixels(tiny.generate(request(seed=result.seeds[0])).images[0])
+    )
+
+
+def test_times_add_up_and_memory_is_named(tiny):
+    result = tiny.generate(request(num_inference_steps=5))
+    timings = result.timings
+    assert len(timings.step_s) == 5
+    assert timings.denoise_s == pytest.approx(sum(timings.step_s))
+    parts = timings.encode_s + timings.denoise_s + timings.decode_s
+    assert 0 < parts <= timings.total_s
+    assert result.memory.allocated_gib is None
+    assert result.peak_memory_gib == result.memory.rss_gib > tiny.spec["weights_gib"]
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only /proc can reset the peak of the RSS"
+)
+def test_the_memory_peak_is_of_the_work_alone(tiny):
+    with mmap.mmap(
+        -1, 2**30
+    ) as ballast:  # not by malloc, which may find 1 GiB that it never gave back
+        for page in range(0, 2**30, mmap.PAGESIZE):
+            ballast[page] = 1
+        tiny.generate(request())
+        with_ballast_gib = tiny.peak_memory().rss_gib
+    assert tiny.generate(request()).peak_memory_gib < with_ballast_gib - 0.9
+
+
+def test_prediction_is_of_the_right_size(tiny):
+    tiny.predict_s(64, 64, 2)
+    measured = [tiny.generate(request(num_inference_steps=20)).timings.total_s for _ in range(3)]
+    assert min(measured) / 5 < tiny.predict_s(64, 64, 20) < max(measured) * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"recipe": "warp"}, "recipe: 'warp'"),
+        ({"dtype": "int4"}, "dtype: 'int4'"),
+        ({"device": "toaster"}, "device: 'toaster'"),
+        ({"device": "cuda:99"}, "device: 'cuda:99'"),
+        ({"torch_threads": 0}, "torch_threads: 0"),
+    ],
+)
+def test_a_bad_argument_is_named_with_its_remedy(arguments, message):
+    with pytest.raises(ValueError, match=f"{message}.*use"):
+        load_pipeline("tiny", **arguments)
+
+
+def test_the_threads_asked_for_are_those_that_compute(tiny):
+    """Also where torch has computed before: `tiny` was loaded."""
+    was = tiny.spec["torch_threads"]
+    try:
+        for threads in (was + 1, 1):
+            spec = load_pipeline("tiny", device="cpu", torch_threads=threads).spec
+            assert spec["torch_threads"] == threads == compute(torch.get_num_threads)
+    finally:
+        compute(torch.set_num_threads, was)

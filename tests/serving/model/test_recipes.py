@@ -1,0 +1,470 @@
+"""Recipes on the tiny model: each takes effect, leaves the stock pipeline alone, and says why where it can't."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+from benchlib.serving.engine.engine import Engine
+from benchlib.serving.model.optimisations import _Graphed, _group_norm, graphs_made
+from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline
+from benchlib.serving.model.recipes import COMBINATIONS, RECIPES, Recipe, parse_recipes
+from benchlib.serving.schemas import GenerateRequest
+from benchlib.study.likeness import psnr_db
+
+PSNR_DB = {  # at the least; those that are exact differ by single levels
+    "fp32": math.inf, "bf16": 30, "channels-last": 60, "fused-qkv": 60, "vae-bf16": 40, "vae-tiling": 18,
+    "vae-slicing": 60, "sdpa-flash": 60,
+}  # fmt: skip
+
+
+def request(**changes):
+    return GenerateRequest(
+        **{
+            "prompt": "a lighthouse",
+            "num_inference_steps": 4,
+            "width": 128,
+            "height": 128,
+            "seed": 1,
+        }
+        | changes
+    )
+
+
+def pixels(pipe, *requests):
+    return np.stack(
+        [np.asarray(image) for image in pipe.generate(list(requests) or request()).images]
+    )
+
+
+@pytest.fixture(scope="module")
+def applied():
+    """A pipeline for each recipe, loaded once."""
+    loaded = {}
+
+    def pipeline(recipe):
+        if recipe not in loaded:
+            loaded[recipe] = load_pipeline("tiny", device="cpu", recipe=recipe)
+        return loaded[recipe]
+
+    return pipeline
+
+
+@pytest.mark.parametrize("name", PSNR_DB)
+def test_its_image_is_near_the_baselines(applied, tiny, name):
+    pair, others = (request(), request(seed=2)), (request(seed=3), request(seed=4))
+    a, b, other = pixels(tiny, *pair), pixels(applied(name), *pair), pixels(tiny, *others)
+    found = min(psnr_db(one, two) for one, two in zip(a, b, strict=True))
+    assert found >= PSNR_DB[name]
+    assert found > psnr_db(a[0], other[0]) + 5, "another image is not as near"
+    assert applied(name).spec["recipe"] == name
+
+
+def test_those_called_exact_are():
+    assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
+        "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-flash", "sdpa-cudnn",
+        "sdpa-efficient", "compile", "compile-tuned", "compile-regional", "cudnn-tuned", "cuda-graphs",
+    ]  # fmt: skip
+    assert all(
+        PSNR_DB.get(name, 60) >= PSNR_DB["bf16"] for name, recipe in RECIPES.items() if recipe.exact
+    )
+    assert all(
+        PSNR_DB.get(name, 0) < PSNR_DB["bf16"]
+        for name, recipe in RECIPES.items()
+        if not recipe.exact
+    )
+    assert all(one.exact for one in parse_recipes(COMBINATIONS["fastest-exact"]))
+    assert not all(one.exact for one in parse_recipes(COMBINATIONS["fastest"]))
+
+
+def calls(monkeypatch, module, name):
+    """The shapes of the first argument of each call of `module.name` from now on."""
+    shapes, original = [], getattr(module, name)
+
+    def counted(first, *args, **options):
+        shapes.append(tuple(first.shape))
+        return original(first, *args, **options)
+
+    monkeypatch.setattr(module, name, counted)
+    return shapes
+
+
+def test_dtypes_are_those_of_the_networks(applied):
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        pipe = applied(name)
+        assert {pipe._unet.dtype, pipe._vae.dtype, pipe.diffusers.text_encoder.dtype} == {dtype}
+        assert pipe.spec["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_a_seed_means_the_same_noise_in_every_dtype(applied, tiny):
+    for size in (
+        {"width": 64, "height": 64},
+        {"width": 104, "height": 88},
+    ):  # of which 16 is no divisor
+        noise = [pipe.encode([request(**size)])[0].latents for pipe in (tiny, applied("bf16"))]
+        assert torch.allclose(noise[0], noise[1].float(), rtol=2**-7, atol=0)
+
+
+def test_channels_last_is_how_the_weights_and_what_flows_lie(applied, tiny):
+    def strides(pipe):
+        """Of the weights of a convolution of each network, and of what a transformer and the UNet's last one make."""
+        made, unet = [], pipe._unet
+        hooks = [
+            module.register_forward_hook(lambda *passed: made.append(passed[2]))
+            for module in (unet.mid_block.attentions[0], unet.conv_out)
+        ]
+        pixels(pipe)
+        for hook in hooks:
+            hook.remove()
+        tensors = [unet.conv_in.weight, pipe._vae.decoder.conv_in.weight, made[0][0], made[1]]
+        return [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors]
+
+    assert strides(applied("channels-last")) == [True] * 4
+    assert strides(tiny) == [False] * 4
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 7), (1, 8, 64), (3, 4, 1, 1)])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_group_norm_by_channels_is_group_norm(shape, affine, offset):
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(2, shape[1], affine=affine)
+    if affine:
+        norm.weight.data, norm.bias.data = torch.randn(shape[1]), torch.randn(shape[1])
+    x = (
+        torch.randn(shape) * (1 + torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2)))
+        + offset
+    )
+    exact = norm.double()(x.double())
+    norm.float()
+    error, torchs_error = ((made - exact).abs().max() for made in (_group_norm(norm, x), norm(x)))
+    assert error <= 2 * torchs_error + 2e-6
+    half = x.bfloat16()
+    assert _group_norm(norm, half).dtype == torch.bfloat16
+    assert torch.allclose(
+        _group_norm(norm, half).float(), norm(half.float()), rtol=2**-7, atol=2e-3
+    )
+
+
+def test_fused_projections_are_what_computes(applied, tiny):
+    pipe = applied("fused-qkv")
+    attention = pipe._unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    assert attention.fused_projections
+    used = []
+    for layer in (attention.to_qkv, attention.to_q):
+        layer.register_forward_hook(lambda *passed: used.append(passed[0]))
+    pixels(pipe)
+    assert set(used) == {attention.to_qkv}
+    assert pipe._vae.decoder.mid_block.attentions[0].fused_projections
+    assert pipe.spec["model_params"] == tiny.spec["model_params"]
+    assert pipe.spec["weights_gib"] == pytest.approx(tiny.spec["weights_gib"]), (
+        "the joined matrices are the parts"
+    )
+    parts = [attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]
+    assert torch.equal(torch.cat(parts), attention.to_qkv.weight)
+    assert [part.data_ptr() for part in parts] == [
+        rows.data_ptr() for rows in attention.to_qkv.weight.chunk(3)
+    ]
+
+
+def test_a_bf16_vae_decodes_and_the_rest_stays(applied):
+    pipe = applied("vae-bf16")
+    assert (pipe._vae.dtype, pipe.diffusers.vae.dtype, pipe._unet.dtype) == (
+        torch.bfloat16, torch.float32, torch.float32,
+    )  # fmt: skip
+    made = []
+    hook = pipe._vae.decoder.register_forward_hook(lambda *passed: made.append(passed[2].dtype))
+    pixels(pipe)
+    hook.remove()
+    assert made == [torch.bfloat16]
+
+
+def test_tiles_are_decoded_at_the_models_own_side(applied, tiny, monkeypatch):
+    pipe = applied("vae-tiling")
+    assert pipe._vae.use_tiling
+    tiled = calls(monkeypatch, pipe._vae, "tiled_decode")
+    tiles = calls(monkeypatch, pipe._vae.decoder, "forward")
+    pixels(pipe)
+    assert tiled == [(1, 4, 16, 16)]
+    assert tiles[0] == (1, 4, 8, 8)
+    assert len(tiles) == 9
+    image = pixels(pipe, request(width=64, height=64))
+    assert len(tiled) == 1, "what fits a tile is not cut"
+    assert (image == pixels(tiny, request(width=64, height=64))).all()
+
+
+def test_the_attention_that_was_asked_for_is_what_runs(applied):
+    def attention(pipe):
+        works = pipe.encode([request()])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            pipe.step(works)
+        return {
+            event.key
+            for event in profile.key_averages()
+            if "flash_attention" in event.key or "bmm" in event.key
+        }
+
+    assert attention(applied("sdpa-flash")) == {"aten::_scaled_dot_product_flash_attention_for_cpu"}
+
+
+def test_without_torchao_int8_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
+    with pytest.raises(
+        ValueError,
+        match="recipe: 'int8' can't be used: torchao is not installed; pip install torchao",
+    ):
+        RECIPES["int8"].check(torch.device("cpu"), "float32")
+
+
+def test_bytes_are_those_of_the_stock_call(tiny):
+    made = torch.rand(2, 3, 64, 64, dtype=torch.bfloat16) * 2 - 1
+    stock = tiny.diffusers.image_processor.postprocess(made, output_type="pil")
+    works = tiny.encode([request(width=64, height=64)] * 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny._vae, "decode", lambda *latents, **options: (made,))  # noqa: ARG005
+        assert [np.asarray(image).tolist() for image in tiny.decode(works)] == [
+            np.asarray(i).tolist() for i in stock
+        ]
+
+
+def test_slices_are_decoded_one_by_one(applied, tiny, monkeypatch):
+    pipe = applied("vae-slicing")
+    for one, batches in ((pipe, [1, 1, 1]), (tiny, [3])):
+        with monkeypatch.context() as patch:
+            seen = calls(patch, one._vae.decoder, "forward")
+            pixels(one, request(), request(seed=2), request(seed=3))
+            assert [shape[0] for shape in seen] == batches
+
+
+def test_less_memory_is_foreseen_where_less_is_decoded_at_once(applied, tiny):
+    huge = (2**15, 2**15)
+    assert not tiny.fits(*huge)
+    assert applied("vae-tiling").fits(*huge)
+    assert not tiny.fits(1024, 1024, 10**5)
+    assert applied("vae-slicing").fits(1024, 1024, 10**5)
+
+
+@pytest.mark.parametrize(
+    "name", ["channels-last", "fused-qkv", "vae-bf16", "vae-tiling", "vae-slicing"]
+)
+def test_the_stock_pipeline_stays_stock(applied, tiny, name):
+    stock = applied(name).diffusers
+    assert (stock.vae.use_tiling, stock.vae.use_slicing) == (False, False)
+    assert type(next(iter(stock.unet.attn_processors.values()))).__name__ == "AttnProcessor2_0"
+    assert stock.vae.dtype == torch.float32
+    images = []
+    for pipe in (stock, tiny.diffusers):
+        pipe.set_progress_bar_config(disable=True)
+        options = {"num_inference_steps": 2, "width": 128, "height": 128}
+        images.append(
+            pipe("a", generator=torch.Generator("cpu").manual_seed(1), **options).images[0]
+        )
+    assert psnr_db(*map(np.asarray, images)) > 60
+    # Only the layout of its weights is shared.
+    assert stock.unet.conv_in.weight.is_contiguous() == (name != "channels-last")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`upcast_vae` is deprecated:FutureWarning"
+)  # the stock call's own
+@pytest.mark.parametrize(
+    ("name", "own"), [("vae-tiling", torch.float32), ("vae-bf16", torch.bfloat16)]
+)
+def test_a_16_bit_vae_that_overflows_is_reached_too(tiny, name, own):
+    stock = copy.deepcopy(tiny.diffusers)
+    stock.vae = stock.vae.half()
+    stock.vae.register_to_config(force_upcast=True)
+    pipe = SDXLPipeline(stock, spec={"model": "tiny"}, recipes=parse_recipes(name))
+    assert (pipe._vae.dtype, pipe._vae.use_tiling) == (own, name == "vae-tiling")
+    assert np.isfinite(pixels(pipe)).all()
+    assert (pipe.diffusers.vae.dtype, pipe.diffusers.vae.use_tiling) == (torch.float16, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id", "kind", "of_stock"),
+    [
+        ("vae-fp16-fix", "madebyollin/sdxl-vae-fp16-fix", AutoencoderKL, True),
+        ("tiny-vae", "madebyollin/taesdxl", AutoencoderTiny, False),
+    ],
+)
+def test_a_vae_of_the_hub_takes_the_decoders_place(
+    tiny, tmp_path, monkeypatch, name, hub_id, kind, of_stock
+):
+    """From the hub's cache, as a download would leave it; of random weights here."""
+    repository = tmp_path / f"models--{hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    vae = copy.deepcopy(tiny.diffusers.vae) if of_stock else AutoencoderTiny()
+    vae.save_pretrained(repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pipe = load_pipeline("tiny", device="cpu", recipe=f"{name}+fused-qkv+vae-tiling")
+    assert type(pipe._vae) is kind
+    assert pipe._vae.use_tiling
+    assert isinstance(pipe.diffusers.vae, AutoencoderKL)
+    assert not pipe.diffusers.vae.use_tiling
+    images = pixels(pipe, request(width=64, height=64))
+    assert images.shape == (1, 64, 64, 3)
+    assert (psnr_db(images[0], pixels(tiny, request(width=64, height=64))[0]) > 60) == of_stock
+
+
+class Replayed(_Graphed):
+    """Records the call itself in place of CUDA's launches; a replay reads the same places, writes the same answer."""
+
+    def _record(self, places, names):
+        def call():
+            latents, timesteps, text, *added = places
+            conditions = dict(zip(names, added, strict=True))
+            return self.network(
+                latents,
+                timesteps,
+                encoder_hidden_states=text,
+                added_cond_kwargs=conditions,
+                return_dict=False,
+            )[0]
+
+        made = call().fill_(torch.nan)
+        return SimpleNamespace(replay=lambda: made.copy_(call())), places, made
+
+
+def test_what_was_recorded_is_replayed_for_whatever_comes_in_its_shape(tiny):
+    pipe = copy.copy(tiny)
+    pipe._unet = Replayed(tiny._unet)
+    first, second = (
+        [request(seed=1), request(seed=2)],
+        [request(seed=3, guidance_scale=1.0, width=64)],
+    )
+    for asked in (first, second, first[::-1], second):
+        assert (pixels(pipe, *asked) == pixels(tiny, *asked)).all()
+    assert len(pipe._unet._recorded) == 2
+
+
+def test_several_are_applied_together_and_the_text_is_kept():
+    text = "vae-slicing+channels-last"
+    pipe = load_pipeline("tiny", device="cpu", recipe=text)
+    assert pipe.spec["recipe"] == text
+    assert pipe._vae.use_slicing
+    assert pipe._unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert [recipe.name for recipe in parse_recipes("compile+baseline+ channels-last")] == [
+        "baseline", "channels-last", "compile",
+    ]  # fmt: skip
+
+
+def test_each_says_what_it_is():
+    for name, recipe in RECIPES.items():
+        assert isinstance(recipe, Recipe)
+        assert (recipe.name, recipe.changes[-1], recipe.start[-1]) == (name, ".", ".")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"recipe": "warp"}, "recipe: 'warp' is not known; use baseline, fp32"),
+        ({"recipe": ""}, "recipe: '' is not known"),
+        ({"recipe": "vae-tiling+vae-tiling"}, "recipe: 'vae-tiling' is there twice"),
+        ({"recipe": "bf16+fp32"}, "recipe: fp32 and bf16 each set the dtype; keep one"),
+        (
+            {"recipe": "sdpa-flash+sdpa-cudnn"},
+            "recipe: sdpa-flash and sdpa-cudnn each set the attention backend; keep one",
+        ),
+        (
+            {"recipe": "compile+compile-regional"},
+            "recipe: compile and compile-regional each set the compiler; keep one",
+        ),
+        ({"recipe": "int8+fp8"}, "recipe: int8 and fp8 each set the linears; keep one"),
+        (
+            {"recipe": "sdpa-cudnn"},
+            "recipe: 'sdpa-cudnn' can't be used: torch has no such attention for float32 on cpu",
+        ),
+        (
+            {"recipe": "bf16+fp8"},
+            "recipe: 'fp8' can't be used: fp8 needs a CUDA GPU of compute capability 8.9",
+        ),
+        (
+            {"recipe": "fastest-exact"},
+            "recipe: 'cudnn-tuned' can't be used: cuDNN needs a CUDA GPU; leave it out",
+        ),
+        (
+            {"recipe": "cuda-graphs"},
+            "recipe: 'cuda-graphs' can't be used: CUDA graphs need a CUDA GPU; leave it out",
+        ),
+        (
+            {"recipe": "tiny-vae"},
+            "recipe: 'tiny-vae' can't be used: 'madebyollin/taesdxl' is not cached and the hub",
+        ),
+        (
+            {"recipe": "tiny-vae+vae-bf16"},
+            "recipe: vae-bf16 and tiny-vae each set the VAE; keep one",
+        ),
+        ({"recipe": "fastest+bf16"}, "recipe: 'bf16' is there twice"),
+        (
+            {"recipe": "bf16", "dtype": "float32"},
+            "recipe: 'bf16' computes in bfloat16, not in float32",
+        ),
+        (
+            {"recipe": "bf16+vae-bf16"},
+            "recipe: 'vae-bf16' can't be used: the VAE is in bfloat16 already; leave it out",
+        ),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_loaded(options, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        load_pipeline("/no/such/model", device="cpu", **options)
+
+
+def test_a_dtype_that_agrees_with_the_recipe_is_no_conflict():
+    assert (
+        load_pipeline("tiny", device="cpu", recipe="bf16", dtype="bfloat16").spec["dtype"]
+        == "bfloat16"
+    )
+
+
+def test_without_a_compiler_compile_says_so(tmp_path):
+    code = (
+        "import torch; from benchlib.serving.model.recipes import RECIPES\n"
+        "try: RECIPES['compile'].check(torch.device('cpu'), 'float32')\n"
+        "except ValueError as error: print(error)"
+    )
+    bare = os.environ | {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    bare.pop("CXX", None)
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=bare, capture_output=True, text=True
+    )
+    assert "recipe: 'compile' can't be used: torch.compile does not work here" in ran.stdout, (
+        ran.stderr
+    )
+    assert "install a C++ compiler" in ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("recipe", ["compile-regional", "compile"])
+def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
+    torch.compiler.reset()  # a decoder that another test compiled would be taken
+    pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
+    engine = Engine(pipe, max_batch_size=2, sizes=[(64, 64)])
+    before = graphs_made()
+    engine.start()
+    assert engine.settled.wait(1200)
+    graphs = graphs_made()
+    assert graphs - before >= 3, "the UNet's for 2 and 4 rows, and the decoder's"
+    changes = [
+        {"guidance_scale": 1.0 if n == 2 else 5.0, "num_inference_steps": 2 + n} for n in range(4)
+    ]
+    asked = [request(seed=n, width=64, height=64, **changes[n]) for n in range(4)]
+    for n in (1, 2, 3, 4):
+        jobs = [engine.submit(one) for one in asked[:n]]
+        images = [np.asarray(job.future.result(60).image) for job in jobs]
+    assert graphs_made() == graphs
+    engine.stop()
+    assert (
+        min(psnr_db(image, pixels(tiny, one)[0]) for image, one in zip(images, asked, strict=True))
+        > 60
+    )

@@ -1,0 +1,115 @@
+"""The page at /metrics, read as Prometheus reads it."""
+
+import httpx
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchlib.serving.server import serve
+from benchmarks.fakes.fake_pipeline import FakePipeline
+from tests.serving.test_server import SMALL, fake_server, in_background, wait_until
+
+
+def samples(client):
+    """{(sample, its one label's value or None): number}"""
+    page = client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain; version=")
+    families = list(text_string_to_metric_families(page.text))
+    return {
+        (
+            sample.name,
+            next((value for key, value in sample.labels.items() if key != "le"), None),
+        ): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels.get("le", "+Inf") == "+Inf"
+    }
+
+
+def test_images_latency_batches_busy_time_and_memory_are_counted():
+    pipeline = FakePipeline()
+    with fake_server(pipeline, batching="serial") as client:
+        before = samples(client)
+        for _ in range(3):
+            client.post("/benchmark/generate", json=SMALL).raise_for_status()
+        client.post(
+            "/v1/images/generations", json={"prompt": "a", "n": 2, "num_inference_steps": 4}
+        ).raise_for_status()
+        after = samples(client)
+    assert ("benchlib_images_total", "/benchmark/generate") not in before
+    assert after["benchlib_images_total", "/benchmark/generate"] == 3
+    assert after["benchlib_images_total", "/v1/images/generations"] == 2
+    assert after["benchlib_request_latency_seconds_count", "/benchmark/generate"] == 3
+    assert after["benchlib_request_latency_seconds_count", "/v1/images/generations"] == 1
+    assert 0 < after["benchlib_request_latency_seconds_sum", "/benchmark/generate"] < 30
+    assert after["benchlib_batch_size_count", None] == 3 * SMALL["num_inference_steps"] + 2 * 4
+    assert after["benchlib_busy_seconds_total", None] > before["benchlib_busy_seconds_total", None]
+    assert after["benchlib_queue_length", None] == after["benchlib_running_batch", None] == 0
+    assert after["benchlib_memory_bytes", "rss"] > 2**20
+    assert ("benchlib_memory_bytes", "cuda_allocated") in after or not torch.cuda.is_initialized()
+    reasons = [
+        key
+        for key in before
+        if key[0] in ("benchlib_refusals_total", "benchlib_cancellations_total")
+    ]
+    assert {reason for _, reason in reasons} == {
+        "queue_full", "too_large", "loading", "stopping", "deadline", "client_gone",
+    }  # fmt: skip
+    assert all(after[key] == 0 for key in reasons)
+
+
+def test_what_waits_and_runs_is_told_now_and_a_full_queue_is_counted():
+    pipeline = FakePipeline()
+    with fake_server(pipeline, max_queue=2) as client:
+        pipeline.gate.clear()
+        pipeline.stepping.clear()
+        jobs = [in_background(client, "first")]
+        assert pipeline.stepping.wait(10)
+        jobs += [in_background(client, name) for name in ("second", "third")]
+        wait_until(lambda: samples(client)["benchlib_queue_length", None] == 2)
+        assert samples(client)["benchlib_running_batch", None] == 1
+        assert client.post("/benchmark/generate", json=SMALL).status_code == 503
+        assert samples(client)["benchlib_refusals_total", "queue_full"] == 1
+        pipeline.gate.set()
+        assert [job.result(10).status_code for job in jobs] == [200] * 3
+        assert samples(client)["benchlib_queue_length", None] == 0
+
+
+def test_deadlines_and_clients_that_went_are_counted():
+    pipeline = FakePipeline()
+    with fake_server(pipeline, deadline_s=1.0) as client:
+        pipeline.gate.clear()
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/benchmark/generate", json=SMALL, timeout=0.2)
+        wait_until(lambda: samples(client)["benchlib_cancellations_total", "client_gone"] == 1)
+        assert client.post("/benchmark/generate", json=SMALL).status_code == 504
+        assert samples(client)["benchlib_cancellations_total", "deadline"] == 1
+        pipeline.gate.set()
+
+
+def test_what_is_too_large_or_fails_is_counted():
+    pipeline = FakePipeline()
+    pipeline.fail_on = {
+        "bad": ZeroDivisionError(),
+        "huge": torch.OutOfMemoryError("CUDA out of memory"),
+    }
+    with fake_server(pipeline, max_pixel_steps=64 * 64 * 3) as client:
+        bodies = [SMALL | {"prompt": prompt} for prompt in ("bad", "huge")] + [
+            SMALL | {"num_inference_steps": 4}
+        ]
+        assert [client.post("/benchmark/generate", json=body).status_code for body in bodies] == [
+            500,
+            507,
+            422,
+        ]
+        now = samples(client)
+    assert now["benchlib_refusals_total", "too_large"] == 2
+    assert now["benchlib_failures_total", None] == 1
+
+
+def test_two_servers_count_apart():
+    with serve(FakePipeline(), name="one") as one, serve(FakePipeline(), name="two") as two:
+        httpx.post(f"{one.url}/benchmark/generate", json=SMALL).raise_for_status()
+        pages = [httpx.get(f"{server.url}/metrics").text for server in (one, two)]
+    counted = 'benchlib_images_total{route="/benchmark/generate"} 1.0'
+    assert [counted in page for page in pages] == [True, False]

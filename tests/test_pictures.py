@@ -1,0 +1,247 @@
+"""Each plot as a picture, held beside the one that was looked at and found right.
+
+After a change that is meant: `pytest tests/test_pictures.py --mpl-generate-path=tests/baseline`, and look.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.testing.compare import compare_images
+from matplotlib.text import Text
+from matplotlib.transforms import Affine2D
+
+from benchlib import plots
+from benchlib.questions.anatomy.judge import memory_parts
+from benchlib.questions.settings.judge import decide
+from benchlib.study.store import Run, Study
+
+DPI = 50
+SLO = "p95 < 1 s"
+
+
+def rows(made: SimpleNamespace) -> dict[str, Any]:
+    return {
+        "requests": made.requests(made.simulate(90, failed=0.05, censored=2)),
+        "record": made.record(),
+    }
+
+
+def rush(made: SimpleNamespace) -> dict[str, Any]:
+    run = rows(made)
+    return {
+        "requests": {"serial": run["requests"], "continuous": run["requests"][10:]},
+        "record": run["record"],
+    }
+
+
+def memory(made: SimpleNamespace) -> dict[str, Any]:
+    target = {"model": "sdxl", "device": "cuda:0", "weights_gib": 6.46}
+    requests = made.requests([made.row(server_peak_gib=11.5)])
+    return {
+        "telemetry": made.telemetry(gpu=True),
+        "requests": requests,
+        "record": made.record(target=target),
+    }
+
+
+def loads(made: SimpleNamespace, kind: str, *points: tuple[float, float]) -> Study:
+    """A run of 250 images at each load, which take from 0.4 s up to so many seconds more; at the last one ever more."""
+    runs, random = [], np.random.default_rng(4)
+    for load, more_s in points:
+        took = (
+            0.4 + random.uniform(0, more_s, 250)
+            if (load, more_s) != points[-1]
+            else 0.4 + 0.01 * np.arange(250)
+        )
+        arrivals = {"kind": "open_loop" if kind == "rate" else "closed_loop", kind: load}
+        record, requests, telemetry = made.run(took, gap_s=1 / load, spec={"arrivals": arrivals})
+        requests["queue_s"] = (requests["latency_s"] - 0.4).clip(lower=0)
+        runs.append(Run(record, requests, telemetry, Path("results/load/run")))
+    return Study(Path("results/load"), tuple(runs))
+
+
+def rates(made: SimpleNamespace) -> dict[str, Any]:
+    study = loads(made, "rate", (1, 0.2), (2, 0.3), (3, 0.62), (4, 1.2), (5, 0))
+    return {"summary": study.judge(SLO), "record": study.runs[0].record}
+
+
+def users(made: SimpleNamespace) -> dict[str, Any]:
+    study = loads(made, "users", (1, 0.1), (2, 0.4), (4, 1.0), (8, 2.0), (16, 0))
+    return {"summary": study.summary, "record": study.runs[0].record}
+
+
+def apart(made: SimpleNamespace) -> dict[str, Any]:
+    """Images taken apart, each a little slower and larger than the one before."""
+    images = made.images().assign(
+        total_s=lambda frame: frame["total_s"] * np.linspace(0.95, 1.05, len(frame))
+    )
+    images["decode_peak_gib"] += np.linspace(0, 0.02, len(images))
+    return {"requests": images, "record": made.record(networks=made.networks)}
+
+
+def parts(made: SimpleNamespace) -> dict[str, Any]:
+    run = apart(made)
+    return {
+        "parts": memory_parts(run["record"], run["requests"], made.samples([0.9, 0.95])),
+        "record": run["record"],
+    }
+
+
+def shares(made: SimpleNamespace) -> dict[str, Any]:
+    known = {"dtype": "float32", "limit_tflop_per_s": 0.2}
+    steps = known | {
+        "part": "UNet step",
+        "tflop_per_s": 0.08,
+        "share": 0.4,
+        "share_interval": (0.35, 0.45),
+    }
+    decodes = known | {
+        "part": "VAE decode",
+        "tflop_per_s": 0.15,
+        "share": 0.75,
+        "share_interval": (0.6, 0.9),
+    }
+    return {"shares": pd.DataFrame([steps, decodes]), "record": made.record()}
+
+
+def trend(made: SimpleNamespace) -> dict[str, Any]:
+    rss_gib = 0.9 + (4096 * (1 - np.exp(-np.arange(300) / 30)) + 20 * np.arange(300)) / 2**20
+    return {"telemetry": made.samples(rss_gib), "record": made.record()}
+
+
+def curve(made: SimpleNamespace) -> dict[str, Any]:
+    around = {"1": 0.1, "2": 0.2, "4": 0.4, "8": 0.8}
+    step_s = {"1": 0.03, "2": 0.05, "4": 0.07, "8": 0.1, "16": 0.19}
+    showcase = {"width": 128, "height": 128, "num_inference_steps": 10}
+    step_times = {"128x128": {"step_s": step_s, "encode_s": around, "decode_s": around}}
+    return {"step_times": step_times, "record": made.record(target={"showcase": showcase})}
+
+
+def gains(made: SimpleNamespace) -> dict[str, Any]:
+    told = [
+        (2.0, "continuous", "latency_mean_s", 3, 0.9, (0.5, 1.6), "not shown"),
+        (4.0, "continuous", "latency_mean_s", 3, 0.4, (0.3, 0.6), "lower"),
+        (2.0, "dynamic", "latency_mean_s", 3, 1.2, (1.1, 1.3), "higher"),
+        (4.0, "dynamic", "latency_mean_s", 1, 0.8, None, "not shown"),
+    ]
+    columns = ["rate", "batching", "figure", "pairs", "ratio", "interval", "verdict"]
+    predicted = pd.DataFrame(
+        {"serial": [1.0, 2.0], "continuous": [0.9, 0.7], "dynamic": [1.2, 1.7]}, index=[1.0, 4.5]
+    )
+    return {
+        "gains": pd.DataFrame(told, columns=columns),
+        "predicted": predicted,
+        "record": made.record(),
+    }
+
+
+def tried(made: SimpleNamespace) -> dict[str, Any]:
+    rows = [
+        made.setting("baseline", 5.0, psnr_db=100.0),
+        made.setting("bf16", 8.0, exact=False, psnr_db=35.0, ssim=0.951, memory_gib=1.5),
+        made.setting("compile", 7.0, latencies_s=[[9.0] * 100], psnr_db=88.0, memory_gib=2.5),
+    ]
+    return {"settings": pd.DataFrame(rows, dtype=object), "record": made.record()}
+
+
+def decided(made: SimpleNamespace) -> dict[str, Any]:
+    run = tried(made)
+    return {
+        "decision": decide(run["settings"], slo="p95 < 2 s", memory_limit_gib=2.6),
+        "record": run["record"],
+    }
+
+
+def nightly(made: SimpleNamespace) -> dict[str, Any]:
+    rows = [
+        {"study": f"night-{night}", "load": load, "figure": "latency_p95_s", "ratio": ratio, "low": ratio - 0.02,
+         "high": ratio + 0.03, "verdict": "slower" if ratio > 1.1 else "no difference"}
+        for night, ratio in ((1, 1.01), (2, 0.98), (3, 1.2)) for load in ("closed-4", "closed-8")
+    ]  # fmt: skip
+    return {"table": pd.DataFrame(rows), "record": made.record()}
+
+
+PICTURES: dict[
+    str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[str, Any]], dict[str, Any]]
+] = {
+    "latency_over_time": (plots.latency_over_time, rows, {}),
+    "latency_distribution": (plots.latency_distribution, rows, {}),
+    "latency_parts": (plots.latency_parts, rows, {}),
+    "gantts": (plots.gantts, rush, {}),
+    "memory_over_time": (plots.memory_over_time, memory, {}),
+    "load_curve": (plots.load_curve, users, {}),
+    "queue_share": (plots.queue_share, users, {}),
+    "hockey_stick": (plots.hockey_stick, rates, {"slo": SLO, "capacity": (2.6, 3.4)}),
+    "goodput_curve": (plots.goodput_curve, rates, {"slo": SLO}),
+    "stage_stack": (plots.stage_stack, apart, {}),
+    "cost_line": (plots.cost_line, apart, {}),
+    "against_pixels": (plots.against_pixels, apart, {}),
+    "memory_bars": (plots.memory_bars, parts, {}),
+    "arithmetic_bars": (plots.arithmetic_bars, shares, {}),
+    "memory_trend": (plots.memory_trend, trend, {}),
+    "step_time_curve": (plots.step_time_curve, curve, {}),
+    "latency_cdf": (plots.latency_cdf, rush, {}),
+    "gain": (plots.gain, gains, {}),
+    "ladder": (plots.ladder, tried, {}),
+    "decision": (plots.decision, decided, {"memory_limit_gib": 2.6}),
+    "forest": (plots.forest, nightly, {"against": "night-0"}),
+    "nights": (plots.nights, nightly, {"studies": [f"night-{night}" for night in range(4)]}),
+}
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [
+        panel for ax in figure.axes for panel in (ax, *ax.child_axes) if isinstance(panel, Axes)
+    ]
+
+
+def draw(name: str, made: SimpleNamespace) -> Figure:
+    """The plot's marks alone, at a fixed place: letters differ from one build of FreeType to the next, and move all."""
+    plot, data, options = PICTURES[name]
+    figure = plot(**data(made), **options).figure
+    assert isinstance(figure, Figure)
+    figure.set_layout_engine("none")
+    for ax in panels(figure):
+        ax.tick_params(labelbottom=False, labelleft=False)
+    for words in [*figure.findobj(Text), *figure.findobj(Legend)]:
+        words.set_visible(False)
+    return figure
+
+
+@pytest.mark.mpl_image_compare(savefig_kwargs={"dpi": DPI, "metadata": {"Software": None}})
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture(name: str, made: SimpleNamespace) -> Figure:
+    return draw(name, made)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("change", ["gone", "moved"])
+def test_a_line_or_bar_that_is_gone_or_moved_is_another_picture(
+    name: str, change: str, made: SimpleNamespace, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    figure = draw(name, made)
+    marks = [
+        [*ax.patches, *(line for line in ax.lines if len(line.get_xdata()))]
+        for ax in panels(figure)
+    ]
+    first = next(of_panel for of_panel in marks if of_panel)
+    wide = [one for one in first if one.get_window_extent().width > 0.02 * figure.bbox.width]
+    mark = (wide or first)[-1]
+    if change == "gone":
+        mark.set_visible(False)
+    else:
+        mark.set_transform(
+            mark.get_transform() + Affine2D().translate(0, 0.02 * figure.bbox.height)
+        )
+    figure.savefig(tmp_path / "changed.png", dpi=DPI)
+    baseline = Path(__file__).parent / f"baseline/test_picture_{name}.png"
+    tolerance = float(pytestconfig.getini("mpl-default-tolerance"))
+    assert compare_images(str(baseline), str(tmp_path / "changed.png"), tol=tolerance) is not None

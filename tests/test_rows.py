@@ -1,0 +1,108 @@
+"""What a server tells, from any server."""
+
+import json
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchlib.rows import Call, make_row, parse_server_timing
+
+UNHURRIED = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # the machine may be busy
+TOKEN = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,8}", fullmatch=True)
+QUOTED = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]))
+METRIC = st.fixed_dictionaries({}, optional={"dur": st.floats(0, 1e9).map(repr), "desc": QUOTED})
+
+
+@UNHURRIED
+@given(
+    st.dictionaries(TOKEN, METRIC),
+    st.sampled_from([",", ", ", " ,  "]),
+    st.sampled_from([";", "; ", " ;"]),
+)
+def test_what_was_written_is_read(metrics, comma, semicolon):
+    def quote(text):
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    entries = []
+    for name, parameters in metrics.items():
+        written = [
+            f"{key}={text if key == 'dur' else quote(text)}" for key, text in parameters.items()
+        ]
+        entries.append(semicolon.join([name, *written]))
+    assert parse_server_timing(comma.join(entries)) == metrics
+
+
+@UNHURRIED
+@given(st.text())
+def test_nonsense_never_raises_and_makes_a_row_of_json(text):
+    call = Call(0, "x", {"prompt": "a", "seed": 1}, due_s=5.0, sent_s=5.0, done_s=6.0)
+    row = make_row(
+        call, started_s=4.0, warmup_s=0.0, server_timing=text, body=text.encode("utf-8", "replace")
+    )
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+@pytest.mark.parametrize(
+    ("header", "read"),
+    [
+        ("total;dur=12.5", {"total": {"dur": "12.5"}}),
+        (
+            'cache;desc="Cache Read, slow";DUR=23.2 , db',
+            {"cache": {"desc": "Cache Read, slow", "dur": "23.2"}, "db": {}},
+        ),
+        ("miss, a;dur=1, a;dur=2", {"miss": {}, "a": {"dur": "1"}}),
+        ('a;desc="open, b;dur=1', {"a": {"desc": "open, b;dur=1"}}),
+        ("", {}),
+    ],
+)
+def test_headers_of_other_servers(header, read):
+    assert parse_server_timing(header) == read
+
+
+def test_a_row_says_all_that_is_known_and_none_for_the_rest():
+    body = {"prompt": "a", "width": 64, "seed": 9}
+    call = Call(3, "id", body, due_s=101.0, sent_s=101.25, done_s=104.0)
+    timing = (
+        'queue;dur=500, total;dur=2750, batch;desc="1.5", denoise;dur=nan, encode;dur=-1, decode'
+    )
+    row = make_row(
+        call,
+        started_s=100.0,
+        warmup_s=1.0,
+        http_status=200,
+        server_timing=timing,
+        body=b'{"time_s": 2, "mem_gb": "?"}',
+    )
+    known = {
+        "index": 3, "request_id": "id", "phase": "measure", "scheduled_s": 1.0, "sent_s": 1.25, "done_s": 4.0,
+        "latency_s": 3.0, "http_status": 200, "prompt": "a", "width": 64, "seed": 9, "request_class": "64x?x?",
+        "queue_s": 0.5, "total_s": 2.75, "batch_size": 1.5, "service_s": 2.0,
+    }  # fmt: skip
+    assert row == dict.fromkeys(row) | known
+    assert " ".join(row) == (
+        "index request_id phase scheduled_s sent_s done_s latency_s http_status error prompt negative_prompt "
+        "num_inference_steps guidance_scale width height seed request_class queue_s wait_s encode_s "
+        "denoise_s decode_s image_s total_s batch_size service_s server_peak_gib"
+    )
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "[]",
+        "5",
+        '{"time_s": true}',
+        '{"time_s": NaN}',
+        '{"time_s": [1]}',
+        f'{{"time_s": {"9" * 400}}}',
+    ],
+)
+def test_a_body_that_tells_nothing(told):
+    call = Call(0, "x", {"prompt": "a"}, due_s=0.0, sent_s=0.0)
+    row = make_row(call, started_s=0.0, warmup_s=math.inf, body=told.encode())
+    assert row["service_s"] is row["latency_s"] is None
+    assert row["phase"] == "warmup"
