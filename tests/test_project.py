@@ -1,17 +1,13 @@
-"""What a stranger gets: the pinned set, the Makefile's promises, and command lines in the README that exist."""
+"""What a stranger gets: the pinned set, and the promises of the Makefile."""
 
-import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import nbformat
 import pytest
@@ -19,8 +15,6 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-
-import benchlib.__main__
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -34,7 +28,7 @@ PIN_LINES = [
     if line and not line.startswith("#")
 ]
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, PIN_LINES)}
-TARGETS = ["setup", "workbook", "test", "check", "lab", "slow"]
+TARGETS = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 
 
 def version_of(pin):
@@ -228,72 +222,3 @@ def test_a_notebook_that_fails_is_kept_and_the_others_still_run(copy):
     assert "tiny full" in (results / "works/02_works.ipynb").read_text()
     for name in ("fails/01_fails", "works/02_works"):
         assert re.search(rf"^Look at \S*/{name}\.html", ran.stdout, re.MULTILINE)
-
-
-# ---- the README's command lines
-
-
-def readme_commands():
-    """Each command line of the README's shell blocks: the names of variables set before it, and its words."""
-    blocks = re.findall(
-        r"```(?:bash|sh|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-    )
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-        for command in re.split(r"\s(?:&&|\|)\s", line.removeprefix("$ ")):
-            words, settings = shlex.split(command, comments=True), []
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                settings.append(words.pop(0).partition("=")[0])
-            if words:
-                yield settings, [words[0].removeprefix(".venv/bin/"), *words[1:]]
-
-
-COMMANDS = list(readme_commands())
-
-
-def test_the_readme_shows_the_two_commands():
-    assert {("make", "workbook"), ("make", "test")} <= {tuple(words) for _, words in COMMANDS}
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"), COMMANDS, ids=[" ".join(words) for _, words in COMMANDS]
-)
-def test_each_command_in_the_readme_exists(settings, words, monkeypatch):
-    tool, *arguments = words
-    for word in arguments:
-        if word.startswith(("notebooks/", "benchlib/", "tests/", "requirements")):
-            assert (ROOT / word).exists(), word
-    if tool == "make":
-        makefile = (ROOT / "Makefile").read_text()
-        for word in arguments:
-            name, equals, _ = word.partition("=")
-            assert f"$({name})" in makefile if equals else name in TARGETS, word
-    elif tool == "python" and arguments[:2] == ["-m", "benchlib"]:
-        monkeypatch.setattr("benchlib.serving.server.serve_alone", lambda *_, **__: 0)
-        assert benchlib.__main__.main(arguments[2:]) == 0
-    elif tool == "curl":
-        check_curl(arguments)
-    elif tool in ("locust", "papermill", "uvicorn"):
-        told = subprocess.run(
-            [BIN / tool, "--help"], capture_output=True, text=True, check=True
-        ).stdout
-        options = [word.partition("=")[0] for word in arguments if word.startswith("-")]
-        assert [
-            option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", told)
-        ] == []
-        assert tool != "uvicorn" or "benchlib.serving.app:app" in arguments
-    for name in settings:
-        in_script = tool == "./nightly.sh" and f"${{{name}:-" in (ROOT / tool).read_text()
-        assert in_script or tool == "make" or name.startswith(("BENCHLIB_", "CUDA_", "HF_")), name
-
-
-def check_curl(arguments):
-    from benchlib.serving.app import create_app
-    from benchlib.serving.engine.engine import Engine
-    from benchlib.serving.schemas import GenerateRequest
-
-    (url,) = [word for word in arguments if re.match(r"https?://|localhost|127\.", word)]
-    path = urlsplit(url if "//" in url else f"//{url}").path
-    assert path in {*create_app(Engine(lambda: None)).openapi()["paths"], "/docs"}
-    for option, value in pairwise(arguments):
-        if option in ("-d", "--data", "--json"):
-            GenerateRequest(**json.loads(value))
