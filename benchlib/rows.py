@@ -1,6 +1,6 @@
-"""Knows what one row of requests.jsonl holds, and how to read what a server tells of its work.
+"""What one row of requests.jsonl holds: its columns, their types, and the names in a server's Server-Timing header.
 
-Pure. Ignorant of Locust, sockets and files, and of which server it was: what a server does not tell is None.
+Pure. Ignorant of Locust, sockets and files, and of which server it was: a value that the server does not send is None.
 """
 
 from __future__ import annotations
@@ -12,16 +12,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PARAMETERS = (
-    "prompt",
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "width",
-    "height",
-    "seed",
+PARAMETERS = {
+    "prompt": "string",
+    "negative_prompt": "string",
+    "num_inference_steps": "Int64",
+    "guidance_scale": "float64",
+    "width": "Int64",
+    "height": "Int64",
+    "seed": "Int64",  # exact to 2**63 - 1
+}
+PARTS = ("queue", "wait", "encode", "denoise", "decode", "image")
+"""The server's parts of a request, which add up to `total`: waiting first, then work."""
+PARTS_IN_TIME = ("queue", "encode", "denoise", "wait", "decode", "image")
+"""The parts as they follow each other; the wait for other images falls among the steps of denoising."""
+STAGES = ("encode", "denoise", "decode")  # in which the model works
+
+ROW_DTYPES = (
+    {"index": "Int64", "request_id": "string", "phase": "string"}
+    | dict.fromkeys(("scheduled_s", "sent_s", "done_s", "latency_s"), "float64")
+    | {"http_status": "Int64", "error": "string"}
+    | PARAMETERS
+    | {f"{part}_s": "float64" for part in (*PARTS, "total")}
+    | dict.fromkeys(("batch_size", "service_s", "server_peak_gib"), "float64")
+    | {f"{stage}_peak_gib": "float64" for stage in STAGES}
 )
-SERVER_PARTS = ("queue", "wait", "encode", "denoise", "decode", "image", "total")
+"""The columns of a run's requests, in order. Null is NaN in float64 and pd.NA in the other types."""
 
 _METRIC = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
@@ -29,11 +44,11 @@ _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
 
 @dataclass
 class Call:
-    """One request on its way. Moments are seconds on `time.monotonic()`; `due_s` is when it should have been sent.
+    """One request on its way. Moments are seconds on `time.monotonic()`, None until they are reached.
 
-    It is due once its user's turn comes (in a closed loop `late_s` after the user was ready), and sent once it has a
-    connection (where it gets none: once it asks for one); None where the run was cut before. `read_s` is when the last
-    part of an answer came, `done_s` when the request had ended, well or not.
+    `due_s` is when it should be sent; `late_s` is how long its user had been ready by then (closed loop). `sent_s` is
+    when it got a connection. `read_s` is when the last part of the answer came, `done_s` when the request had ended,
+    well or not.
     """
 
     index: int
@@ -56,62 +71,75 @@ def make_row(
     server_timing: str = "",
     body: bytes = b"",
 ) -> dict[str, Any]:
-    """The row of `call`, its times in seconds from `started_s`; `body` and `server_timing` are what the server sent."""
+    """The row of `call`, its times in seconds from `started_s`. `body` and `server_timing` are the server's answer."""
     scheduled_s = call.due_s - started_s
+    sent_s = None if call.sent_s is None else call.sent_s - started_s
     done_s = None if call.done_s is None else call.done_s - started_s
-    timing, told = parse_server_timing(server_timing), _json_object(body)
+    timing = parse_server_timing(server_timing)
+    answer = _json_object(body)
     return {
         "index": call.index,
         "request_id": call.request_id,
         "phase": "warmup" if scheduled_s < warmup_s else "measure",
         "scheduled_s": scheduled_s,
-        "sent_s": None if call.sent_s is None else call.sent_s - started_s,
+        "sent_s": sent_s,
         "done_s": done_s,
         "latency_s": None if done_s is None else done_s - scheduled_s,
         "http_status": http_status,
         "error": error,
         **{name: call.body.get(name) for name in PARAMETERS},
-        "request_class": "x".join(
-            str(call.body.get(name, "?")) for name in ("width", "height", "num_inference_steps")
-        ),
-        **{f"{part}_s": _seconds(timing.get(part, {}).get("dur")) for part in SERVER_PARTS},
+        **{f"{part}_s": _seconds(timing.get(part, {})) for part in (*PARTS, "total")},
         "batch_size": _number(timing.get("batch", {}).get("desc")),
-        "service_s": _number(told.get("time_s")),
-        "server_peak_gib": _number(told.get("mem_gb")),
+        "service_s": _number(answer.get("time_s")),
+        "server_peak_gib": _number(answer.get("mem_gb")),
     }
+
+
+def write_server_timing(parts_s: Mapping[str, float], batch_size: float | None = None) -> str:
+    """The W3C `Server-Timing` header that `make_row` reads, in ms; ValueError for any but PARTS and `total`."""
+    if not parts_s.keys() <= {*PARTS, "total"}:
+        raise ValueError(f"the parts are {', '.join(PARTS)} and total, not {', '.join(parts_s)}")
+    metrics = [f"{part};dur={seconds * 1000:.6f}" for part, seconds in parts_s.items()]
+    if batch_size is not None:
+        metrics.append(f'batch;desc="{batch_size}"')
+    return ", ".join(metrics)
 
 
 def parse_server_timing(header: str) -> dict[str, dict[str, str]]:
     """The metrics of a W3C `Server-Timing` header, by name, each with its parameters (`dur` in ms, `desc`) as text.
 
-    Tolerant: any order and spacing, quoted or bare values, parameters missing or unknown. The first of a name counts.
+    Takes any order and spacing, quoted or bare values, missing or unknown parameters. The first of a name counts.
     """
     metrics: dict[str, dict[str, str]] = {}
     for entry in _METRIC.findall(header):
-        name, _, _ = entry.partition(";")
-        parameters = metrics.setdefault(name.strip(), {}) if name.strip() not in metrics else {}
+        name = entry.partition(";")[0].strip()
+        if name in metrics:
+            continue
+        parameters: dict[str, str] = {}
         for key, quoted, bare in _PARAMETER.findall(entry):
-            parameters.setdefault(key.lower(), re.sub(r"\\(.)", r"\1", quoted) or bare.strip())
+            value = re.sub(r"\\(.)", r"\1", quoted) or bare.strip()
+            parameters.setdefault(key.lower(), value)
+        metrics[name] = parameters
     return metrics
 
 
 def _json_object(body: bytes) -> Mapping[str, Any]:
     try:
-        told = json.loads(body) if body else {}
+        parsed = json.loads(body) if body else {}
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _number(value: Any) -> float | None:
     """`value` as a finite number of 0 or more, else None."""
     try:
-        number = None if value is None or isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if number is not None and math.isfinite(number) and number >= 0 else None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
-def _seconds(milliseconds: Any) -> float | None:
-    number = _number(milliseconds)
-    return None if number is None else number / 1000
+def _seconds(metric: Mapping[str, str]) -> float | None:
+    milliseconds = _number(metric.get("dur"))
+    return None if milliseconds is None else milliseconds / 1000

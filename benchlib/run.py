@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from benchlib import telemetry
+from benchlib import machine, telemetry
 from benchlib.load.arrivals import Arrivals
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, LoadPlan, Progress, generate_load
@@ -229,7 +229,7 @@ class Writer:
         self, spec: Mapping[str, Any], known: Mapping[str, Any], url: str | None = None, **more: Any
     ) -> RunFolder:
         """The folder of a run of `spec` on a target of which so much is `known`, with what the machine is and does."""
-        conditions = telemetry.describe_load()
+        conditions = machine.describe_load()
         if conditions["warning"]:
             print(conditions["warning"], flush=True)
         record = {
@@ -239,10 +239,10 @@ class Writer:
             },
             **more,
             "conditions": conditions,
-            "machine": telemetry.describe_machine(known.get("device")),
-            "torch": compute(telemetry.describe_torch) if known else None,
-            "packages": telemetry.describe_packages(),
-            "git": telemetry.describe_git(Path(__file__).parent),
+            "machine": machine.describe_machine(known.get("device")),
+            "torch": compute(machine.describe_torch) if known else None,
+            "packages": machine.describe_packages(),
+            "git": machine.describe_git(Path(__file__).parent),
         }
         return create_run(self.folder.parent, self.folder.name, record)
 

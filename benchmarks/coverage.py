@@ -38,8 +38,8 @@ import numpy as np
 import pandas as pd
 
 from benchlib.questions.compare.judge import Comparison, compare
+from benchlib.rows import ROW_DTYPES
 from benchlib.study.intervals import Estimates, binomial_cdf
-from benchlib.study.store import ROW_DTYPES
 from benchlib.study.summary import Slo, summarise
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)

@@ -31,6 +31,7 @@ import torch
 
 from benchlib.load.arrivals import OpenLoop
 from benchlib.load.workload import Workload
+from benchlib.machine import describe_git, describe_machine, describe_packages, describe_torch
 from benchlib.questions.batching.forecast import predict_latency
 from benchlib.run import run_load
 from benchlib.serving.engine.engine import Engine
@@ -41,7 +42,6 @@ from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import Server
 from benchlib.study.likeness import psnr_db, ssim
 from benchlib.study.summary import measured
-from benchlib.telemetry import describe_git, describe_machine, describe_packages, describe_torch
 from benchmarks.gpu_table import draw, read, table
 
 EAGER = "bf16+channels-last+fused-qkv"

@@ -32,9 +32,9 @@ import pandas as pd
 
 from benchlib.load.arrivals import ClosedLoop, OpenLoop
 from benchlib.load.workload import Workload
+from benchlib.machine import describe_load
 from benchlib.questions.batching.forecast import predict_latency
 from benchlib.study.intervals import order_ranks
-from benchlib.telemetry import describe_load
 from benchmarks.sides import LITSERVE, OURS, DidNotStart, Measured, Side, back_to_back, load, start
 
 SMALL = Workload("a lighthouse at dusk", width=64, height=64, num_inference_steps=8)

@@ -33,7 +33,7 @@ def tiny():
 @pytest.fixture
 def idle_machine(monkeypatch):
     """Other work on the machine that runs the tests changes nothing of what is printed."""
-    from benchlib import telemetry
+    from benchlib import machine
 
     idle = {"load_average_1min": 0.1, "others_cpu_cores": 0.0, "warning": None}
-    monkeypatch.setattr(telemetry, "describe_load", lambda: idle)
+    monkeypatch.setattr(machine, "describe_load", lambda: idle)

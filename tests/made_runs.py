@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchlib.study.store import ROW_DTYPES
+from benchlib.rows import ROW_DTYPES
 from benchlib.telemetry import COLUMNS
 
 

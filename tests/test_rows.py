@@ -7,7 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchlib.rows import Call, make_row, parse_server_timing
+from benchlib.rows import (
+    PARTS,
+    ROW_DTYPES,
+    Call,
+    make_row,
+    parse_server_timing,
+    write_server_timing,
+)
 
 UNHURRIED = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -79,15 +86,35 @@ def test_a_row_says_all_that_is_known_and_none_for_the_rest():
     )
     known = {
         "index": 3, "request_id": "id", "phase": "measure", "scheduled_s": 1.0, "sent_s": 1.25, "done_s": 4.0,
-        "latency_s": 3.0, "http_status": 200, "prompt": "a", "width": 64, "seed": 9, "request_class": "64x?x?",
+        "latency_s": 3.0, "http_status": 200, "prompt": "a", "width": 64, "seed": 9,
         "queue_s": 0.5, "total_s": 2.75, "batch_size": 1.5, "service_s": 2.0,
     }  # fmt: skip
     assert row == dict.fromkeys(row) | known
     assert " ".join(row) == (
         "index request_id phase scheduled_s sent_s done_s latency_s http_status error prompt negative_prompt "
-        "num_inference_steps guidance_scale width height seed request_class queue_s wait_s encode_s "
+        "num_inference_steps guidance_scale width height seed queue_s wait_s encode_s "
         "denoise_s decode_s image_s total_s batch_size service_s server_peak_gib"
     )
+
+
+def test_the_columns_of_a_row_are_those_that_are_kept_in_their_order():
+    row = make_row(Call(0, "x", {}, due_s=0.0), started_s=0.0, warmup_s=0.0)
+    assert [*row] == [*ROW_DTYPES][: len(row)]
+    assert [*ROW_DTYPES][len(row) :] == ["encode_peak_gib", "denoise_peak_gib", "decode_peak_gib"]
+
+
+def test_the_header_that_is_written_is_read():
+    parts_s = {part: number / 8 for number, part in enumerate(PARTS)} | {"total": 2.5}
+    header = write_server_timing(parts_s, 1.5)
+    assert header.startswith("queue;dur=0.000000, wait;dur=125.000000, ")
+    assert header.endswith(', total;dur=2500.000000, batch;desc="1.5"')
+    call = Call(0, "x", {}, due_s=0.0)
+    row = make_row(call, started_s=0.0, warmup_s=0.0, server_timing=header)
+    assert {part: row[f"{part}_s"] for part in parts_s} == parts_s
+    assert row["batch_size"] == 1.5
+    assert write_server_timing({"total": 0.001}) == "total;dur=1.000000"
+    with pytest.raises(ValueError, match=r"the parts are queue, .* not wait, sleep"):
+        write_server_timing({"wait": 1.0, "sleep": 1.0})
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 import benchlib
-from benchlib import ClosedLoop, Workload, load_run, load_study, run_load, telemetry
+from benchlib import ClosedLoop, Workload, load_run, load_study, machine, run_load, telemetry
 from benchlib.load.runner import GeneratorError, Progress
+from benchlib.rows import ROW_DTYPES
 from benchlib.run import _words
-from benchlib.study.store import ROW_DTYPES
 from benchlib.telemetry import COLUMNS
 
 from .load.conftest import FakeServerProcess, is_gone, read_rows, wait_until
@@ -56,7 +56,7 @@ def test_both_apis_of_a_server_are_loaded_with_the_same_images(run, tiny, tmp_pa
             api="openai",
         )
     assert (other.spec["api"], other.record["point"]["api"]) == ("openai", "openai")
-    asked = ["prompt", "seed", "width", "height", "num_inference_steps", "request_class"]
+    asked = ["prompt", "seed", "width", "height", "num_inference_steps"]
     both = [
         one.requests.sort_values("index").head(6)[asked].to_dict("records") for one in (run, other)
     ]
@@ -245,7 +245,7 @@ def test_a_busy_machine_is_said_and_recorded(fake, tmp_path, monkeypatch, capsys
         "others_cpu_cores": 1.5,
         "warning": "the machine is busy: others take 1.5 cores",
     }
-    monkeypatch.setattr(telemetry, "describe_load", lambda: busy)
+    monkeypatch.setattr(machine, "describe_load", lambda: busy)
     run = run_load(
         fake.url, ClosedLoop(1), requests=1, results=tmp_path, on_progress=lambda _: None
     )

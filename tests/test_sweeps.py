@@ -29,8 +29,9 @@ from benchlib import (
 )
 from benchlib import run as run_module
 from benchlib.questions.capacity import measure as capacity_measure
+from benchlib.rows import ROW_DTYPES
 from benchlib.study import intervals, summary
-from benchlib.study.store import ROW_DTYPES, Study, lock_study
+from benchlib.study.store import Study, lock_study
 
 from .load.conftest import FakeServerProcess, is_gone, wait_until
 

@@ -1,13 +1,10 @@
-"""The sampler on real processes, and what a machine says of itself."""
+"""The sampler on real processes, and on made-up GPUs."""
 
-import json
 import mmap
 import os
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +12,8 @@ import pandas as pd
 import pytest
 
 from benchlib import telemetry
-from benchlib.telemetry import (
-    Sampler,
-    describe_git,
-    describe_machine,
-    describe_packages,
-    process_memory_gib,
-)
+from benchlib.machine import describe_machine
+from benchlib.telemetry import Sampler, process_memory_gib
 
 GIB = 2**30
 
@@ -111,12 +103,17 @@ class FakeCuda:
     def current_device(self) -> int:
         return 1
 
-    def memory_stats(self, device: int) -> dict[str, int]:
-        return (
-            {"allocated_bytes.all.current": GIB, "reserved_bytes.all.current": 2 * GIB}
-            if device
-            else {}
-        )
+    def memory_stats_as_nested_dict(self, device: int) -> dict[str, Any]:
+        allocated, reserved = (GIB, 2 * GIB) if device else (0, 0)
+        return {
+            "allocated_bytes": {"all": {"current": allocated, "peak": 5 * GIB}},
+            "reserved_bytes": {"all": {"current": reserved, "peak": 5 * GIB}},
+        }
+
+    def memory_stats(self, _: int) -> dict[str, int]:
+        raise AssertionError("it flattens and sorts all numbers, in each sample")
+
+    memory_allocated = memory_reserved = memory_stats  # torch's call it
 
     def get_device_properties(self, device: int) -> SimpleNamespace:
         return SimpleNamespace(name=f"GPU {device}", total_memory=80 * GIB, uuid=f"00-{device}")
@@ -199,88 +196,8 @@ def test_a_gpu_is_watched_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_machine("cuda:1")["gpu_driver"] is None
 
 
-def test_torch_and_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    told = telemetry.describe_torch()
-    assert told is not None
-    assert told["threads"] == torch.get_num_threads()
-    assert (told["environment"]["OMP_NUM_THREADS"], told["environment"]["MKL_NUM_THREADS"]) == (
-        "3",
-        None,
-    )
-    json.dumps(told, allow_nan=False)
-    monkeypatch.delitem(sys.modules, "torch")
-    assert telemetry.describe_torch() is None
-
-
-def test_other_work_on_the_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        time.sleep(0.2)
-        monkeypatch.setattr(telemetry, "BUSY_SHARE", 0.0)
-        told = telemetry.describe_load(0.5)
-        busy.kill()
-    assert told["others_cpu_cores"] > 0.2
-    assert told["warning"].startswith(
-        f"the machine is busy: other processes take {told['others_cpu_cores']:.1f} of"
-    )
-    monkeypatch.setattr(telemetry, "BUSY_SHARE", 2.0)
-    assert telemetry.describe_load(0.01)["warning"] is None
-
-
 def test_process_memory() -> None:
     assert 0.005 < process_memory_gib() == pytest.approx(process_memory_gib(os.getpid()), rel=0.2)
-
-
-def test_machine_and_packages() -> None:
-    machine = describe_machine()
-    assert list(machine) == [
-        "cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib", "gpu_driver", "gpu_power_limit_w", "os",
-    ]  # fmt: skip
-    assert machine["gpu_driver"] is None
-    assert machine["cpu"]
-    assert 1 <= machine["cores"] <= (os.cpu_count() or 1)
-    assert machine["memory_gib"] > 0.1
-    packages = describe_packages()
-    assert {"python", "benchlib", "torch", "diffusers", "pydantic-settings"} <= packages.keys()
-    assert "pytest" not in packages
-
-
-def test_a_source_tree_that_is_not_installed_tells_its_packages_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def not_installed(name: str) -> None:
-        raise PackageNotFoundError(name)
-
-    known = describe_packages()
-    monkeypatch.setattr("importlib.metadata.requires", not_installed)
-    assert describe_packages() == known
-
-
-def test_container_memory_limit(tmp_path: Path) -> None:
-    (tmp_path / "membership").write_text("0::/job/step\n")
-    (tmp_path / "job/step").mkdir(parents=True)
-    (tmp_path / "job/memory.max").write_text("4294967296\n")
-    (tmp_path / "job/step/memory.max").write_text("max\n")
-    assert telemetry._cgroup_memory_limits(tmp_path, tmp_path / "membership") == [4 * GIB]
-    assert telemetry._cgroup_memory_limits(tmp_path, tmp_path / "absent") == []
-
-
-def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert describe_git(tmp_path) == {"commit": None, "dirty": None}
-    author = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-    (tmp_path / "file").write_text("1")
-    for command in (["init", "-q"], ["add", "file"], [*author, "commit", "-qm", "first"]):
-        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    clean = describe_git(tmp_path)
-    assert len(clean["commit"]) == 40
-    assert clean["dirty"] is False
-    (tmp_path / "file").write_text("2")
-    assert describe_git(tmp_path) == {"commit": clean["commit"], "dirty": True}
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert describe_git(tmp_path) == {"commit": None, "dirty": None}
 
 
 def test_importing_it_is_light() -> None:

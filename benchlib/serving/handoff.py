@@ -19,6 +19,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from benchlib.rows import write_server_timing
 from benchlib.serving.engine.engine import (
     Cancelled,
     DeadlinePassed,
@@ -224,10 +225,8 @@ def server_timing(made: Made) -> str:
     }
     total_s = time.monotonic() - job.arrived_s
     parts["wait"] = total_s - sum(parts.values())
-    durations = ", ".join(
-        f"{name};dur={seconds * 1000:.6f}" for name, seconds in [*parts.items(), ("total", total_s)]
-    )
-    return f'{durations}, batch;desc="{work.batch_rows / work.steps_done}"'
+    batch_size = work.batch_rows / work.steps_done
+    return write_server_timing(parts | {"total": total_s}, batch_size)
 
 
 def unserved_timing(request: Request) -> str:
@@ -235,4 +234,4 @@ def unserved_timing(request: Request) -> str:
     now_s, arrived_s = time.monotonic(), request.state.arrived_s
     jobs: list[Job] = getattr(request.state, "jobs", [])
     queue_s = max((job.admitted_s or now_s for job in jobs), default=arrived_s) - arrived_s
-    return f"queue;dur={queue_s * 1000:.6f}, total;dur={(now_s - arrived_s) * 1000:.6f}"
+    return write_server_timing({"queue": queue_s, "total": now_s - arrived_s})

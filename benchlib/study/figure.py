@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
+from benchlib.rows import PARTS
 from benchlib.study import summary
 
 if TYPE_CHECKING:
@@ -35,16 +36,18 @@ ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B6B6B"
 
 LATENCY = "latency (from request to image), s"
-PART_STYLES = {  # of a request's latency: name, colour, hatch
-    "queue": ("waiting in the queue", ORANGE, "//"),
-    "wait": ("waiting for other images", YELLOW, ".."),
-    "encode": ("encoding the prompt", SKY, ""),
-    "denoise": ("denoising", BLUE, ""),
-    "decode": ("decoding the image", GREEN, "\\\\"),
-    "image": ("writing the image file", PURPLE, "xx"),
-    summary.OTHER: ("in the server, not told apart", "#D0D0D0", ""),
-    summary.REST: ("network and client", GREY, ""),
-}
+_STYLES_IN_ORDER = (  # name, colour, hatch
+    ("waiting in the queue", ORANGE, "//"),
+    ("waiting for other images", YELLOW, ".."),
+    ("encoding the prompt", SKY, ""),
+    ("denoising", BLUE, ""),
+    ("decoding the image", GREEN, "\\\\"),
+    ("writing the image file", PURPLE, "xx"),
+    ("in the server, not told apart", "#D0D0D0", ""),
+    ("network and client", GREY, ""),
+)
+PART_STYLES = dict(zip((*PARTS, summary.OTHER, summary.REST), _STYLES_IN_ORDER, strict=True))
+"""How each part of a request's latency is drawn."""
 
 _TICKS: Any = {"nbins": 8, "steps": [1, 2, 5, 10]}  # 0, 5, 10 rather than 0.0, 2.5, 5.0
 _STYLE: Any = {

@@ -25,32 +25,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchlib.rows import ROW_DTYPES
+
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT_VERSION = 1
 
-ROW_DTYPES = (
-    dict.fromkeys(["index"], "Int64")
-    | dict.fromkeys(["request_id", "phase"], "string")
-    | dict.fromkeys(["scheduled_s", "sent_s", "done_s", "latency_s"], "float64")
-    | {"http_status": "Int64", "error": "string", "prompt": "string", "negative_prompt": "string"}
-    | {
-        "num_inference_steps": "Int64",
-        "guidance_scale": "float64",
-        "width": "Int64",
-        "height": "Int64",
-        "seed": "Int64",
-        "request_class": "string",
-    }
-    | dict.fromkeys(
-        ["queue_s", "wait_s", "encode_s", "denoise_s", "decode_s", "image_s", "total_s"], "float64"
-    )
-    | dict.fromkeys(["batch_size", "service_s", "server_peak_gib"], "float64")
-    | dict.fromkeys(["encode_peak_gib", "denoise_peak_gib", "decode_peak_gib"], "float64")
-)
-"""Columns of a run's requests, in order. Null is NaN in float64 and pd.NA elsewhere; seeds stay exact to 2**63 - 1."""
-
+_FORMER_COLUMNS = {"request_class"}  # older results have them; they are passed over
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -358,7 +340,7 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            unknown = row.keys() - ROW_DTYPES.keys()
+            unknown = row.keys() - ROW_DTYPES.keys() - _FORMER_COLUMNS
         except (ValueError, AttributeError) as error:
             if number == len(lines):  # what follows the last newline: nothing, or the torn line
                 break

@@ -18,13 +18,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from benchlib.rows import PARTS, STAGES
 from benchlib.study import intervals
 from benchlib.study.intervals import Estimates, Interval
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
-
-PARTS = ("queue", "wait", "encode", "denoise", "decode", "image")
-"""The server's parts of a request, in the order in which they happen; each is a column with `_s` behind it."""
 
 OTHER = "server, other"
 REST = "network and client"
@@ -156,7 +154,7 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     figures["queue_share"] = (
         _known(queued["queue_s"].sum() / queued["latency_s"].sum()) if len(queued) else None
     )
-    for part in ("encode", "denoise", "decode", "service"):
+    for part in (*STAGES, "service"):
         figures[f"{part}_mean_s"] = _known(ok[f"{part}_s"].mean())
     figures |= {
         "network_and_client_median_s": _known((ok["latency_s"] - ok["total_s"]).median()),

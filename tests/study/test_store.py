@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchlib import ClosedLoop, OpenLoop, Ramp, Trace
+from benchlib.rows import ROW_DTYPES
 from benchlib.study import store
 from benchlib.study.store import (
-    ROW_DTYPES,
     create_run,
     load_run,
     load_study,

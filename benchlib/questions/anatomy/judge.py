@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from benchlib.rows import STAGES
 from benchlib.study import intervals
 
-STAGES = ("encode", "denoise", "decode")
 MATMUL = "matrix product"
 MEMORIES = {
     "rss": "the process (RSS)",

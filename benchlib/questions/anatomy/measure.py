@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchlib import telemetry
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.bounds import check_number
-from benchlib.questions.anatomy.judge import MATMUL, MEMORIES, STAGES, arithmetic_share, size_name
+from benchlib.questions.anatomy.judge import MATMUL, MEMORIES, arithmetic_share, size_name
+from benchlib.rows import STAGES
 from benchlib.run import writing
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.torch_thread import compute

@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchlib.questions.anatomy import judge
-from benchlib.questions.anatomy.judge import LEAK_KIB, MEMORIES, STAGES, measured, size_name
+from benchlib.questions.anatomy.judge import LEAK_KIB, MEMORIES, measured, size_name
+from benchlib.rows import STAGES
 from benchlib.study import figure, intervals
 from benchlib.study.figure import PART_STYLES, number
 from benchlib.study.intervals import Interval

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.gridspec import SubplotSpec
 
+from benchlib.rows import PARTS_IN_TIME
 from benchlib.study import figure, summary
 from benchlib.study.figure import number, whole_ticks
 
@@ -282,16 +283,7 @@ def _draw_lanes(ax: Axes, requests: pd.DataFrame, lanes: int) -> pd.DataFrame:
     if not len(drawn):
         return drawn
     left = drawn["scheduled_s"].to_numpy()
-    for part in (
-        "queue",
-        "encode",
-        "denoise",
-        "wait",
-        "decode",
-        "image",
-        summary.OTHER,
-        summary.REST,
-    ):
+    for part in (*PARTS_IN_TIME, summary.OTHER, summary.REST):
         if parts[part].sum() >= 0.005 * parts.sum(axis=None):
             name, colour, hatch = figure.PART_STYLES[part]
             style: dict[str, Any] = {

@@ -1,0 +1,193 @@
+"""What a run ran on: the machine, how torch computes there, what else it does, the packages and the commit.
+
+Knows where Linux, macOS, CUDA, package metadata and git say so. It never imports torch: torch and CUDA are described
+only where this process already uses them. Ignorant of runs and results, and of anything that changes while a run
+lasts (telemetry.py).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchlib.telemetry import GIB, Gpu, cuda_in_use
+
+ENVIRONMENT = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "MKL_NUM_THREADS",
+    "KMP_BLOCKTIME",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+)
+"""The environment variables that change how fast torch computes."""
+BUSY_SHARE = 0.25  # of the machine's cores
+_COMMAND_LIMIT_S = 10
+
+
+def describe_machine(device: str | None = None) -> dict[str, Any]:
+    """The hardware and the operating system. `device` names the GPU, such as "cuda:0"; else torch's current one.
+
+    `cores` are the ones that this process may use. `memory_gib` is the machine's, or the container's limit where that
+    is lower. `gpu` and `gpu_memory_gib` are null unless this process already uses CUDA; `gpu_driver` and
+    `gpu_power_limit_w` are null without NVML, too.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    memory_bytes = min([psutil.virtual_memory().total, *cgroup_memory_limits()])
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "memory_gib": memory_bytes / GIB,
+        **_describe_gpu(device),
+        "os": f"{platform.system()} {platform.release()}",
+    }
+
+
+def _describe_gpu(device: str | None) -> dict[str, Any]:
+    unknown = dict.fromkeys(("gpu", "gpu_memory_gib", "gpu_driver", "gpu_power_limit_w"))
+    cuda = cuda_in_use()
+    if cuda is None:
+        return unknown
+    named = (device or "").partition("cuda:")[2]
+    index = int(named or cuda.current_device())
+    properties = cuda.get_device_properties(index)
+    described = unknown | {
+        "gpu": properties.name,
+        "gpu_memory_gib": properties.total_memory / GIB,
+    }
+    gpu = Gpu.find(f"cuda:{index}")
+    if gpu is not None:
+        described["gpu_driver"] = gpu.driver()
+        described["gpu_power_limit_w"] = gpu.watts("nvmlDeviceGetEnforcedPowerLimit")
+    return described
+
+
+def describe_torch() -> dict[str, Any] | None:
+    """How this process's torch computes; None where torch is not imported.
+
+    Holds the numbers of threads, the settings that trade exactness for speed, and ENVIRONMENT.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return None
+    return {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+    }
+
+
+def describe_load(watch_s: float = 0.25) -> dict[str, Any]:
+    """How busy the machine is with other work, watched for `watch_s` seconds.
+
+    `others_cpu_cores` are the cores that all processes but this one take. `load_average_1min` also holds the work of
+    earlier runs. `warning` is a sentence where the others take more than BUSY_SHARE of all cores, else null.
+    """
+    before_s = _others_cpu_s()
+    began_s = time.monotonic()
+    time.sleep(watch_s)
+    after_s = _others_cpu_s()
+    watched_s = time.monotonic() - began_s
+    others = max(0.0, (after_s - before_s) / watched_s)
+    cores = psutil.cpu_count() or 1
+    warning = None
+    if others > BUSY_SHARE * cores:
+        warning = (
+            f"the machine is busy: other processes take {others:.1f} of {cores} cores, "
+            "so figures of the CPU may be off"
+        )
+    return {
+        "load_average_1min": os.getloadavg()[0],
+        "others_cpu_cores": others,
+        "warning": warning,
+    }
+
+
+def _others_cpu_s() -> float:
+    """CPU seconds that all processes but this one have taken since the machine started."""
+    every = psutil.cpu_times()
+    own = psutil.Process().cpu_times()
+    # Linux counts guest time in user time, too.
+    idle_s = every.idle + getattr(every, "iowait", 0.0) + getattr(every, "guest", 0.0)
+    return float(sum(every) - idle_s - own.user - own.system)
+
+
+def describe_packages() -> dict[str, str | None]:
+    """Versions of Python, of benchlib and of the packages it requires; None for one that is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    names = [re.split(r"[^\w.-]", requirement)[0] for requirement in _requirements()]
+    for name in ["benchlib", *names]:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _requirements() -> list[str]:
+    try:
+        requirements = metadata.requires("benchlib") or []
+    except metadata.PackageNotFoundError:  # run from its source tree, without an installation
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+        requirements = project["project"]["dependencies"]
+    return [requirement for requirement in requirements if "extra ==" not in requirement]
+
+
+def describe_git(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`commit` (its full hash) and `dirty` (whether tracked files differ); both null outside git or without git."""
+    git = ["git", "-C", os.fspath(folder)]
+    try:
+        commit = _output([*git, "rev-parse", "HEAD"])
+        changes = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _output(command: list[str]) -> str:
+    """What `command` prints, stripped. Raises OSError or SubprocessError where it can't run or fails."""
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=_COMMAND_LIMIT_S
+    )
+    return ended.stdout.strip()
+
+
+def _cpu_model() -> str | None:
+    if sys.platform == "darwin":
+        return _output(["sysctl", "-n", "machdep.cpu.brand_string"])
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine() or None  # ARM's /proc/cpuinfo names no model
+
+
+def cgroup_memory_limits(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """The memory limits in bytes of this process's cgroup and of the cgroups above it (version 2); the lowest holds."""
+    if not membership.exists():
+        return []
+    own = "/"
+    for line in membership.read_text().splitlines():
+        if line.startswith("0::"):
+            own = line[3:]
+            break
+    folder = root / own.lstrip("/")
+    files = [above / "memory.max" for above in (folder, *folder.parents)]
+    limits = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(limit) for limit in limits if limit != "max"]

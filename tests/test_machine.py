@@ -1,0 +1,102 @@
+"""What a machine, its packages and its source tree say of themselves."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from benchlib import machine
+from benchlib.machine import (
+    cgroup_memory_limits,
+    describe_git,
+    describe_load,
+    describe_machine,
+    describe_packages,
+    describe_torch,
+)
+from benchlib.telemetry import GIB
+
+
+def test_torch_and_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    told = describe_torch()
+    assert told is not None
+    assert told["threads"] == torch.get_num_threads()
+    assert (told["environment"]["OMP_NUM_THREADS"], told["environment"]["MKL_NUM_THREADS"]) == (
+        "3",
+        None,
+    )
+    json.dumps(told, allow_nan=False)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert describe_torch() is None
+
+
+def test_other_work_on_the_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        time.sleep(0.2)
+        monkeypatch.setattr(machine, "BUSY_SHARE", 0.0)
+        told = describe_load(0.5)
+        busy.kill()
+    assert told["others_cpu_cores"] > 0.2
+    assert told["warning"].startswith(
+        f"the machine is busy: other processes take {told['others_cpu_cores']:.1f} of"
+    )
+    monkeypatch.setattr(machine, "BUSY_SHARE", 2.0)
+    assert describe_load(0.01)["warning"] is None
+
+
+def test_machine_and_packages() -> None:
+    described = describe_machine()
+    assert list(described) == [
+        "cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib", "gpu_driver", "gpu_power_limit_w", "os",
+    ]  # fmt: skip
+    assert described["gpu_driver"] is None
+    assert described["cpu"]
+    assert 1 <= described["cores"] <= (os.cpu_count() or 1)
+    assert described["memory_gib"] > 0.1
+    packages = describe_packages()
+    assert {"python", "benchlib", "torch", "diffusers", "pydantic-settings"} <= packages.keys()
+    assert "pytest" not in packages
+
+
+def test_a_source_tree_that_is_not_installed_tells_its_packages_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def not_installed(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    known = describe_packages()
+    monkeypatch.setattr("importlib.metadata.requires", not_installed)
+    assert describe_packages() == known
+
+
+def test_container_memory_limit(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("0::/job/step\n")
+    (tmp_path / "job/step").mkdir(parents=True)
+    (tmp_path / "job/memory.max").write_text("4294967296\n")
+    (tmp_path / "job/step/memory.max").write_text("max\n")
+    assert cgroup_memory_limits(tmp_path, tmp_path / "membership") == [4 * GIB]
+    assert cgroup_memory_limits(tmp_path, tmp_path / "absent") == []
+
+
+def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_git(tmp_path) == {"commit": None, "dirty": None}
+    author = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    (tmp_path / "file").write_text("1")
+    for command in (["init", "-q"], ["add", "file"], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    clean = describe_git(tmp_path)
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "file").write_text("2")
+    assert describe_git(tmp_path) == {"commit": clean["commit"], "dirty": True}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert describe_git(tmp_path) == {"commit": None, "dirty": None}
