@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from benchlib.questions.batching.forecast import predict_latency
     from benchlib.questions.capacity.measure import find_capacity
     from benchlib.questions.compare.judge import compare, compare_studies, gains
+    from benchlib.questions.parameters import check_parameters
     from benchlib.questions.settings.judge import decide
     from benchlib.questions.settings.measure import try_settings, usable_recipes
     from benchlib.run import Point, run_load
@@ -47,6 +48,7 @@ _NAMES = {
         "peak_stage",
     ),
     "benchlib.questions.settings.judge": ("decide",),
+    "benchlib.questions.parameters": ("check_parameters",),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
@@ -57,7 +59,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "gains",
     "predict_latency", "plots", "process_memory_gib", "Study", "compare_studies", "usable_recipes",
     "try_settings", "decide", "dissect", "cost_lines", "arithmetic", "memory_parts", "watch_memory",
-    "memory_growth", "peak_stage",
+    "memory_growth", "peak_stage", "check_parameters",
 ]  # fmt: skip
 
 

@@ -1,0 +1,205 @@
+"""Checks the parameters of each notebook before anything is loaded or measured.
+
+Knows the parameters of every notebook, by name. Ignorant of what a notebook does with them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from benchlib.study.summary import PERCENTILES, Slo
+
+Check = Callable[[str, Any], Any]
+"""Takes a parameter's name and value, and returns the value to use. Raises ValueError that names the parameter."""
+
+
+def check_parameters(notebook: str, **given: Any) -> SimpleNamespace:
+    """The parameters of `notebook` ("03_load"), checked, as attributes of one object.
+
+    Where a notebook takes a list, a single value becomes a list of one. Raises ValueError that names the parameter,
+    what it must be, and what it is.
+    """
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"notebook must be one of {', '.join(NOTEBOOKS)}, got {notebook!r}")
+    checks = COMMON | NOTEBOOKS[notebook]
+    if given.keys() != checks.keys():
+        raise ValueError(
+            f"notebook {notebook} has the parameters {', '.join(checks)}; got {', '.join(given)}"
+        )
+    checked = {name: checks[name](name, value) for name, value in given.items()}
+    return SimpleNamespace(**checked)
+
+
+def _number(
+    low: float, high: float = math.inf, *, whole: bool = False, above: bool = False
+) -> Check:
+    """Accepts a finite number from `low` to `high`; with `above`, not `low` itself."""
+    noun = "a whole number" if whole else "a number"
+    if above:
+        limits = f"above {low:g}"
+    elif high == math.inf:
+        limits = f"of {low:g} or more"
+    else:
+        limits = f"from {low:g} to {high:g}"
+    kinds = int if whole else (int, float)
+
+    def check(name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(
+                f"{name} must be {noun} {limits}, got the text {value!r}: "
+                f"write it without quotes (papermill: -p {name} 4, not -r {name} 4)"
+            )
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(f"{name} must be {noun} {limits}, got {value!r}")
+        if above and value == low:
+            raise ValueError(f"{name} must be {noun} {limits}, got {value!r}")
+        return value
+
+    return check
+
+
+def _side(name: str, value: Any) -> Any:
+    """Accepts a side of an image in pixels, as the model and the server do."""
+    _number(64, 2048, whole=True)(name, value)
+    if value % 8:
+        raise ValueError(
+            f"{name} must be a multiple of 8 pixels, got {value}: take {value // 8 * 8}"
+        )
+    return value
+
+
+def _text(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} must be a text, got {value!r}")
+    return value
+
+
+def _one_of(*choices: str) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        return value
+
+    return check
+
+
+def _yes_or_no(name: str, value: Any) -> Any:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def _folder_to_write(name: str, value: Any) -> Any:
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise ValueError(f"{name} must be the path of a folder, or None, got {value!r}")
+    if Path(value).exists() and not Path(value).is_dir():
+        raise ValueError(f"{name} must be the path of a folder, and {str(value)!r} is a file")
+    return value
+
+
+def _folder_to_read(name: str, value: Any) -> Any:
+    if not isinstance(value, str | os.PathLike) or not Path(value).is_dir():
+        raise ValueError(
+            f"{name} must be the path of a folder that exists, such as results/load, got {value!r}"
+        )
+    return value
+
+
+def _promise(name: str, value: Any) -> Any:
+    """Accepts what Slo.parse reads."""
+    if not isinstance(value, str):
+        raise ValueError(f'{name} must be a text such as "p95 < 2 s", got {value!r}')
+    try:
+        Slo.parse(value)
+    except ValueError as error:
+        raise ValueError(f'{name} must be a text such as "p95 < 2 s", got {value!r}') from error
+    return value
+
+
+def _plotted_promise(name: str, value: Any) -> Any:
+    """Accepts a promise about a percentile that every run's summary has."""
+    _promise(name, value)
+    if Slo.parse(value).q not in PERCENTILES:
+        percentiles = ", ".join(f"p{100 * q:g}" for q in PERCENTILES)
+        raise ValueError(f"{name} must be about one of {percentiles}, got {value!r}")
+    return value
+
+
+def _list_of(check: Check, *, empty: bool = False) -> Check:
+    """Accepts a list of different values that `check` accepts, or one such value, which becomes a list of one."""
+
+    def check_each(name: str, value: Any) -> Any:
+        if isinstance(value, str) and value.lstrip().startswith(("[", "(")):
+            raise ValueError(
+                f"{name} must be a list, got the text {value!r}: "
+                f"papermill takes lists by -y '{{{name}: [...]}}' and not by -p or -r"
+            )
+        if not isinstance(value, list | tuple):
+            return [check(name, value)]
+        if not value and not empty:
+            raise ValueError(f"{name} must have at least one value, got {value!r}")
+        checked = [check(f"{name}[{place}]", one) for place, one in enumerate(value)]
+        for place, one in enumerate(checked):
+            if one in checked[:place]:
+                raise ValueError(f"{name} must have each value once, got {one!r} twice")
+        return checked
+
+    return check_each
+
+
+def _or_none(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+_count = _number(1, whole=True)
+_positive = _number(0, above=True)
+
+COMMON: dict[str, Check] = {
+    "model": _text,
+    "profile": _one_of("quick", "full"),
+    "results_dir": _or_none(_folder_to_write),
+    "budget_min": _or_none(_positive),
+}
+NOTEBOOKS: dict[str, dict[str, Check]] = {
+    "01_quickstart": {
+        "users": _count,
+        "users_tried": _list_of(_count),
+        "duration_s": _or_none(_positive),
+    },
+    "02_time_and_memory": {
+        "sizes": _or_none(_list_of(_side)),
+        "steps": _or_none(_list_of(_number(1, 150, whole=True))),
+        "images": _count,
+    },
+    "03_load": {
+        "users": _list_of(_count),
+        "rates": _or_none(_list_of(_positive)),
+        "slo": _or_none(_plotted_promise),
+        "batching": _one_of("serial", "dynamic", "continuous"),
+    },
+    "04_batching": {
+        "rates": _or_none(_list_of(_positive)),
+        "requests": _count,
+        "repeat": _count,
+    },
+    "05_settings": {
+        "users": _list_of(_count),
+        "exact_only": _yes_or_no,
+        "target_rate": _positive,
+        "slo": _or_none(_promise),
+        "memory_limit_gib": _or_none(_positive),
+        "price_per_hour": _or_none(_positive),
+    },
+    "06_compare": {
+        "studies": _or_none(_list_of(_folder_to_read)),
+        "gate": _yes_or_no,
+        "min_effect": _positive,
+        "allow": _list_of(_one_of("machine", "model", "workload", "arrivals", "api"), empty=True),
+    },
+}

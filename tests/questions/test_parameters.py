@@ -1,0 +1,155 @@
+"""The parameters of each notebook: what is accepted, and what is said of a bad value."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import benchlib as bl
+from benchlib.questions.parameters import COMMON, NOTEBOOKS
+
+ROOT = Path(__file__).parents[2]
+ACCEPTED = {
+    "model": "tiny",
+    "profile": "quick",
+    "results_dir": None,
+    "budget_min": None,
+    "users": 4,
+    "users_tried": [1, 2],
+    "duration_s": None,
+    "sizes": [64, 128],
+    "steps": [2, 4],
+    "images": 300,
+    "rates": None,
+    "slo": None,
+    "batching": "continuous",
+    "requests": 20,
+    "repeat": 3,
+    "exact_only": False,
+    "target_rate": 1.0,
+    "memory_limit_gib": None,
+    "price_per_hour": None,
+    "studies": None,
+    "gate": False,
+    "min_effect": 0.05,
+    "allow": [],
+}
+REFUSED = {
+    "model": ["", 3, None],
+    "profile": ["quik", None],
+    "results_dir": ["", 3, __file__],
+    "budget_min": [0, -1, "3", float("nan"), float("inf"), True],
+    "users": [0, 1.5, "4", True, None],
+    "users_tried": [[], [1, 0], [2, 2], ["1"], "4", "[1, 2]", None],
+    "duration_s": [0, "20"],
+    "sizes": [[], [100], [32], [4096], [64.0], "512", "[64, 128]"],
+    "steps": [[], [0], [151], [2, "4"]],
+    "images": [0, 1.0, None],
+    "rates": [[], [0], [-1], "[1, 2]"],
+    "slo": ["fast", "p95 < 0 s", 2],
+    "batching": ["parallel", None],
+    "requests": [0, "20"],
+    "repeat": [0, None],
+    "exact_only": ["yes", 1, None],
+    "target_rate": [0, None],
+    "memory_limit_gib": [0, "24"],
+    "price_per_hour": [-1, "1.5"],
+    "studies": [["results/no-such-study"], "[results/a, results/b]", [3]],
+    "gate": ["true", 0],
+    "min_effect": [0, None],
+    "allow": ["machines", ["machine", "memory"], None],
+}
+CASES = [
+    (notebook, name, value)
+    for notebook, own in NOTEBOOKS.items()
+    for name in COMMON | own
+    for value in REFUSED[name]
+]
+
+
+def accepted(notebook):
+    return {name: ACCEPTED[name] for name in COMMON | NOTEBOOKS[notebook]}
+
+
+def test_every_notebook_has_its_table():
+    stems = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    assert list(NOTEBOOKS) == stems
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_the_usual_values_are_accepted(notebook):
+    given = accepted(notebook)
+    chosen = vars(bl.check_parameters(notebook, **given))
+    lists = {"users": [4]} if notebook in ("03_load", "05_settings") else {}
+    assert chosen == given | lists
+
+
+@pytest.mark.parametrize(("notebook", "name", "value"), CASES)
+def test_a_bad_value_is_refused_in_words_that_name_the_parameter(notebook, name, value):
+    with pytest.raises(ValueError, match=rf"^{name}(\[\d\])? must ") as caught:
+        bl.check_parameters(notebook, **accepted(notebook) | {name: value})
+    assert "got " in str(caught.value) or "is a file" in str(caught.value)
+
+
+def test_a_single_value_becomes_a_list_of_one():
+    given = accepted("03_load") | {"users": 4, "rates": 1.5}
+    chosen = bl.check_parameters("03_load", **given)
+    assert (chosen.users, chosen.rates) == ([4], [1.5])
+
+
+def test_texts_from_papermill_get_the_way_to_write_them():
+    with pytest.raises(ValueError, match="papermill: -p users 4, not -r users 4"):
+        bl.check_parameters("03_load", **accepted("03_load") | {"users": "4"})
+    with pytest.raises(ValueError, match=r"papermill takes lists by -y '\{users: \[...\]\}'"):
+        bl.check_parameters("03_load", **accepted("03_load") | {"users": "[1, 2]"})
+
+
+def test_a_promise_is_about_a_percentile_that_the_plot_has():
+    given = accepted("03_load") | {"slo": "p97 < 2 s"}
+    with pytest.raises(ValueError, match="slo must be about one of p50, p90, p95, p99, "):
+        bl.check_parameters("03_load", **given)
+    assert bl.check_parameters("05_settings", **accepted("05_settings") | {"slo": "p97 < 2 s"})
+
+
+def test_a_wrong_notebook_or_set_of_parameters_is_named():
+    with pytest.raises(ValueError, match="notebook must be one of 01_quickstart, "):
+        bl.check_parameters("load")
+    given = accepted("03_load") | {"user": 3}
+    with pytest.raises(ValueError, match=r"03_load has the parameters model, .*; got .* user$"):
+        bl.check_parameters("03_load", **given)
+
+
+def first_cells(notebook):
+    """The sources of a notebook's first two code cells: the parameters and their check."""
+    cells = nbformat.read(ROOT / f"notebooks/{notebook}.ipynb", as_version=4).cells
+    parameters, check, *_ = [cell for cell in cells if cell.cell_type == "code"]
+    assert "parameters" in parameters.metadata.tags
+    return parameters.source, check.source
+
+
+CHECKED = [name for name in NOTEBOOKS if "check_parameters" in first_cells(name)[1]]
+"""The notebooks that check their parameters."""
+
+
+@pytest.mark.parametrize("notebook", CHECKED)
+def test_a_notebook_checks_all_its_parameters_in_its_first_cell(notebook):
+    parameters, check = first_cells(notebook)
+    targets = [target.id for line in ast.parse(parameters).body for target in line.targets]
+    (call,) = [node for node in ast.walk(ast.parse(check)) if isinstance(node, ast.Call)]
+    assert call.args[0].value == notebook
+    assert {keyword.arg: keyword.value.id for keyword in call.keywords} == {
+        name: name for name in targets
+    }
+
+
+@pytest.mark.parametrize(
+    ("notebook", "name", "value"), [case for case in CASES if case[0] in CHECKED]
+)
+def test_a_notebook_stops_at_a_bad_parameter_before_it_does_anything(notebook, name, value):
+    parameters, check = first_cells(notebook)
+    cells = {}
+    exec(parameters, cells)
+    cells[name] = value
+    with pytest.raises(ValueError, match=rf"^{name}(\[\d\])? must "):
+        exec(check, cells)
