@@ -27,6 +27,9 @@ from matplotlib.ticker import MaxNLocator
 
 from benchlib.rows import PARTS
 from benchlib.study import summary
+from benchlib.study.wording import counted
+from benchlib.study.wording import number as number
+from benchlib.study.wording import words as words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,19 +136,72 @@ def _alt(figure: Figure) -> str:
     return " ".join(str(ax.get_label()) for ax in figure.axes)
 
 
-def number(value: float) -> str:
-    """Three digits, none of them beyond the thousandths, as nobody asks for more of a second or a GiB; and no -0."""
-    return f"{round(value, 3) + 0.0:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+def whisker_lengths(values: Any, intervals: Any) -> Any:
+    """How far each interval reaches below and above its value: an array of shape (2, n).
 
-
-def beyond(values: Any, intervals: Any) -> Any:
-    """How far each interval goes below and above its value: (2, n). NaN, where there is none, draws nothing."""
+    `intervals` holds a pair or None for each value. The length is NaN where there is no interval: matplotlib draws
+    nothing for a NaN.
+    """
     pairs = [(math.nan, math.nan) if pair is None else pair for pair in intervals]
     return np.abs(np.transpose(pairs) - np.asarray(values, dtype=float))
 
 
+beyond = whisker_lengths  # the rooms' plots still use this older name
+
+
+def whiskers(
+    ax: Axes,
+    x: Any,
+    y: Any,
+    intervals: Any,
+    *,
+    horizontal: bool = False,
+    colour: str = "black",
+    marker: str = "none",
+    markersize: float = 5,
+) -> Any:
+    """Draws an interval through each point and returns how far each one reaches above its value, 0 where none is.
+
+    `intervals` holds a pair or None for each point: of `y`, or of `x` where the whiskers are `horizontal`. A `marker`
+    draws the points as well.
+    """
+    lengths = whisker_lengths(x if horizontal else y, intervals)
+    direction = {"xerr": lengths} if horizontal else {"yerr": lengths}
+    points: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": markersize}
+    if marker == "none":
+        points = {"fmt": "none"}
+    ax.errorbar(x, y, **direction, **points, ecolor=colour, capsize=3)
+    return np.nan_to_num(lengths[1])
+
+
+def bar_style(part: str) -> dict[str, Any]:
+    """How a bar of a part of the latency (a key of PART_STYLES) is filled, as keywords of ax.bar and ax.barh."""
+    _, colour, hatch = PART_STYLES[part]
+    return {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+
+
+def label_point(
+    ax: Axes, point: tuple[Any, Any], text: str, offset: tuple[float, float], **style: Any
+) -> None:
+    """Writes a small text `offset` points (right, up) from a point of the data; `style` goes to ax.annotate."""
+    ax.annotate(text, point, offset, textcoords="offset points", **({"fontsize": "small"} | style))
+
+
+def legend_beside(ax: Axes, **options: Any) -> None:
+    """Puts the legend to the right of the axes, at their top; `options` go to ax.legend (title, reverse, ...)."""
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), alignment="left", **options)
+
+
+def legend_above(ax: Axes, columns: int = 3, **options: Any) -> float:
+    """Puts the legend between the axes and their title, and returns the `pad` that finish() needs to make room."""
+    entries = len(ax.get_legend_handles_labels()[0])
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.99)}
+    ax.legend(**place, ncols=columns, fontsize="small", **options)
+    return 10 + 13 * math.ceil(entries / columns)
+
+
 def study_of(record: dict[str, Any], count: int, what: str) -> str:
-    return f"study {record['study']}, {count:,} {what}{'s' * (count != 1)}"
+    return f"study {record['study']}, {counted(count, what)}"
 
 
 def no_data(ax: Axes, record: dict[str, Any], subject: str, reason: str) -> Axes:
@@ -190,13 +246,16 @@ def finish(
     alt: str,
     *,
     pad: float = 8,
+    source: str = "",
     of: str = "",
     lowest: Axes | None = None,
 ) -> Axes:
     """Writes the title over `ax`, what was measured under `lowest` (`ax` itself by default), and the alt text.
 
-    `of` names what is drawn where that is not the one run of `record`.
+    `source` says where the data come from, unless that is the one run of `record`: "study load, 12 runs". (`of` is its
+    older name.)
     """
+    of = source or of
     spec, machine, packages = record["spec"], record["machine"], record["packages"]
     target = spec["target"]
     title = finding[0].upper() + finding[1:]

@@ -1,0 +1,55 @@
+"""How a number is written for a reader: digits, units, intervals and plurals, in figures, answers and tables alike.
+
+Knows numbers and nouns. Ignorant of what they measure, and of drawing: a judge needs words and no matplotlib.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def number(value: float) -> str:
+    """Three digits, none beyond the thousandths: nobody needs more of a second or a GiB. Never "-0"."""
+    if abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    return f"{round(value, 3) + 0.0:.3g}"
+
+
+def words(
+    value: float | None,
+    interval: Sequence[float] | None = None,
+    unit: str = "",
+    *,
+    no_interval: str = "",
+) -> str:
+    """A value with its unit and its interval: "1.2 times (1.1 to 1.3)", "40 % (35 to 45)", "0.5 s".
+
+    `unit` may be any words that follow the number: "s a step", "times serial's". An interval of None, or with a NaN
+    end, leaves the brackets out; where `no_interval` has words, the brackets hold those: "1.2 times (no interval)".
+    A value of None or NaN is "not known".
+    """
+    if value is None or math.isnan(value):
+        return "not known"
+    text = f"{number(value)} {unit}".rstrip()
+    if interval is not None and not any(math.isnan(end) for end in interval):
+        low, high = interval
+        return f"{text} ({number(low)} to {number(high)})"
+    if no_interval:
+        return f"{text} ({no_interval})"
+    return text
+
+
+def span(values: Sequence[float]) -> str:
+    """The lowest and the highest of some values: "0.2 to 0.9"; one number where both are written alike."""
+    low, high = number(min(values)), number(max(values))
+    if low == high:
+        return low
+    return f"{low} to {high}"
+
+
+def counted(count: float, noun: str) -> str:
+    """A count with its noun in singular or plural: "1 user", "2 users", "1,500 requests"."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,.0f} {noun}s"

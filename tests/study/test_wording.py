@@ -1,0 +1,56 @@
+"""A number in words."""
+
+import math
+
+import pytest
+
+from benchlib.study import figure
+from benchlib.study.wording import counted, number, span, words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.12345, "0.123"), (12.345, "12.3"), (0.0004, "0"), (-0.0001, "0"), (1234.5, "1,234")],
+)
+def test_a_number_has_three_digits_at_most_and_no_minus_before_a_zero(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        ((1.1, 1.3), "1.2 times (1.1 to 1.3)"),
+        (None, "1.2 times"),
+        ((math.nan, math.nan), "1.2 times"),
+    ],
+)
+def test_a_value_comes_with_its_unit_and_its_interval(interval, text):
+    assert words(1.2, interval, "times") == text
+
+
+def test_a_missing_interval_may_be_said():
+    assert words(1.2, None, "times", no_interval="no interval") == "1.2 times (no interval)"
+    assert words(1.2, (1, 2), no_interval="no interval") == "1.2 (1 to 2)"
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_a_value_that_is_not_known_is_no_number(value):
+    assert words(value, None, "s") == "not known"
+
+
+def test_a_span_of_numbers_that_are_written_alike_is_one_number():
+    assert span([0.2, 0.9, 0.5]) == "0.2 to 0.9"
+    assert span([0.2001, 0.2002]) == "0.2"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 runs"), (1, "1 run"), (1500, "1,500 runs")])
+def test_a_count_comes_with_its_noun(count, text):
+    assert counted(count, "run") == text
+
+
+def test_whiskers_reach_as_far_as_their_intervals():
+    ax = figure.axes(None)
+    above = figure.whiskers(ax, [1, 2], [10.0, 20.0], [(8, 13), None], marker="o")
+    assert above.tolist() == [3, 0]
+    across = figure.whiskers(ax, [10.0], [1], [(9, 14)], horizontal=True)
+    assert across.tolist() == [4]
