@@ -15,6 +15,9 @@ import pandas as pd
 from benchlib.study.intervals import Interval
 from benchlib.study.summary import Slo
 
+NO_TIME = "not measured: no time left for it"
+"""The error of a setting that the budget had no room for."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -60,6 +63,9 @@ class Decision:
         fleet = f"For {self.target_rate:g} images/s: {self.gpus or 'an unknown number of'} such machine(s)"
         lines += [f"{fleet}, if each is kept as busy as here, with no room for bursts."]
         lines += [f"Of a thousand images the cost {cost}, and the energy {energy}."]
+        untried = self.table[self.table["error"] == NO_TIME]
+        if len(untried):
+            lines += [f"Not measured, for want of time: {'; '.join(untried['setting'])}."]
         return "\n".join(lines)
 
 

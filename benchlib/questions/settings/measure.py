@@ -1,32 +1,69 @@
-"""Tries settings: each recipe's speed alone and likeness to the baseline, and what it does behind a server.
+"""Tries settings: each recipe's speed alone and its likeness to the baseline, then each setting behind a server.
 
-Knows recipes, sweeps and likeness. Ignorant of which setting is best (study/settings.py).
+Knows recipes, sweeps, likeness, and how a budget of minutes is shared. Ignorant of which setting is best (judge.py).
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
+from benchlib.questions.settings.judge import NO_TIME
 from benchlib.run import so_far
-from benchlib.study.store import Run, results_dir
-from benchlib.sweeps import sweep
+from benchlib.study.store import Run, Study, results_dir
+from benchlib.sweeps import LOADED_SHARE, sweep
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from benchlib.serving.model.pipeline import SDXLPipeline
 
 BASELINE = "baseline"
 
+ALONE_SHARE = 0.4
+"""The share of a budget that may be spent before the last recipe is tried alone; servers get the rest."""
+
+LEAST_IMAGES = 10
+"""A run behind a server is at least as long as the baseline needs to make this many images one by one."""
+
+GPU_MEMORY = "cuda_reserved_peak_gib"
+PROCESS_MEMORY = "rss_peak_gib"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting under one load: a recipe, a way to batch, and a number of users."""
+
+    recipe: str
+    batching: str
+    users: int
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """Which cases are served, for how many seconds each is measured, and how many times.
+
+    `limit_s` is when no further run may begin, or None: a single run that does not fit is made all the same.
+    """
+
+    durations_s: dict[Case, float]
+    repeat: int
+    limit_s: float | None = None
+
 
 def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
-    """Those of `recipes` that work here; why the others don't is printed. Raises ValueError for an unknown one."""
+    """Returns those of `recipes` that work on `device`, and prints why the others don't.
+
+    Raises ValueError for a recipe that does not exist.
+    """
     from benchlib.serving.model.pipeline import resolve
     from benchlib.serving.model.recipes import parse_recipes
 
@@ -56,152 +93,287 @@ def try_settings(
     results: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> tuple[pd.DataFrame, tuple[Run, ...]]:
-    """Measure each (recipe, batching) of `settings` with each number of `users`, anew at each call; a frame with a row
-    for each, and the runs.
+    """Measures each (recipe, batching) of `settings` with each number of `users`, anew at each call.
 
-    First each recipe alone: it makes `images` images of seeds 1, 2, ... after one that is not counted. `image_s` is the
-    mean time of one with its interval (from 5 images on), `start_s` loading and the first image, `psnr_db` and `ssim`
-    the mean likeness to the baseline's images of the same seeds. Then a sweep (see `sweep`): `users` people who ask
-    again at once, for `duration_s` or their share of `budget_min` (by default as long as 80 images take alone, but 5 to
-    8 s, or 10 images), `repeat` times. `images_per_s` is the mean, its interval that of 5 runs or more, or the only
-    run's own. `memory_gib` is the least of the runs' peaks, as what an earlier setting left in the process is none of
-    its own; `memory_of` says which memory: reserved on the GPU, or the process's RSS. `latencies_s` are those of each
-    run; `error` is why a setting could not be measured.
+    Returns a frame with one row for each setting and number of users, and the runs.
+
+    First each recipe works alone. It makes one image that is not counted, then `images` images with the seeds 1, 2, ...
+
+    - `start_s`: seconds of loading and of the first image.
+    - `image_s`: mean seconds of one image, with its interval from 5 images on.
+    - `psnr_db`, `ssim`: mean likeness to the baseline's images of the same seeds.
+    - `exact`: whether the recipe keeps algorithm, weights and steps, and rounds no coarser than bf16.
+
+    Then a sweep measures each setting `repeat` times behind a server. Each user asks again as soon as the image came.
+
+    - `runs`: how many valid runs there are. `latencies_s` has a list of seconds for each of them.
+    - `images_per_s`: mean over the runs. Its interval is of 5 runs or more, or the only run's own.
+    - `memory_gib`: the lowest peak of the runs. A peak may include what an earlier setting left in the process.
+    - `memory_of`: which memory that is, reserved on the GPU or the process's RSS.
+    - `error`: why the setting was not measured, or None.
+
+    A run takes `duration_s`, or its part of `budget_min` minutes. Without both it takes as long as the baseline needs
+    for 80 images, but no less than 5 s or 10 images and no more than 8 s or 10 images. A budget that is too small for
+    everything leaves settings out and prints which ones. The baseline and one run of the first setting are always
+    measured.
     """
     import pandas as pd
 
+    cases = [Case(*setting, people) for setting in settings for people in users]
     before = len(so_far(results_dir(results) / study).runs)
-    steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
-    alone = _alone(
+    began_s = time.monotonic()
+    budget_s = math.inf if budget_min is None else 60 * budget_min
+
+    # 1) Each recipe alone, without a server.
+    alone = _try_alone(
         model,
-        list(dict.fromkeys([BASELINE, *(recipe for recipe, _ in settings)])),
-        images,
-        device,
-        steps,
+        list(dict.fromkeys([BASELINE, *(case.recipe for case in cases)])),
+        end_s=began_s + ALONE_SHARE * budget_s,
+        images=images,
+        device=device,
+        steps={} if num_inference_steps is None else {"num_inference_steps": num_inference_steps},
     )
-    if duration_s is None and budget_min is None:
-        image_s = alone[BASELINE]["image_s"]
-        duration_s = max(10 * image_s, min(max(80 * image_s, 5.0), 8.0))
-    cases = [(recipe, batching, people) for recipe, batching in settings for people in users]
+
+    # 2) What the rest of the budget has room for.
+    left_s = budget_s - (time.monotonic() - began_s)
+    working = [case for case in cases if alone[case.recipe]["error"] is None]
+    plan = plan_serving(working, alone, time_s=left_s, repeat=repeat, duration_s=duration_s)
     points = [
         {
-            "arrivals": ClosedLoop(people),
+            "arrivals": ClosedLoop(case.users),
             "workload": Workload(num_inference_steps=num_inference_steps),
-            "load": {"model": model, "recipe": recipe, "device": device},
-            "serve": {"batching": batching},
-            "duration_s": duration_s,
-            "warmup_s": max(1.0, people * alone[recipe]["image_s"]),
+            "load": {"model": model, "recipe": case.recipe, "device": device},
+            "serve": {"batching": case.batching},
+            "duration_s": case_s,
+            "warmup_s": _warmup_s(case, alone),
         }
-        for recipe, batching, people in cases
+        for case, case_s in plan.durations_s.items()
     ]
-    made = sweep(
-        points, study=study, repeat=repeat, budget_min=budget_min, resume=False, results=results
-    )
+
+    # 3) Behind a server. Without a single run there would be nothing to show: the first one is made in any case.
+    options: dict[str, Any] = {"study": study, "resume": False, "results": results}
+    made = Study(results_dir(results) / study, ())
+    if points:
+        limit_min = None if plan.limit_s is None else plan.limit_s / 60
+        made = sweep(points, repeat=plan.repeat, budget_min=limit_min, **options)
+    if points and not made.runs[before:]:
+        made = sweep(points[:1], **options)
+
+    # 4) One row for each case.
     runs = made.runs[before:]
-    of: dict[Any, list[Run]] = {case: [] for case in cases}
-    for run in runs:
-        point = run.record["point"]
-        of[point["load"]["recipe"], point["serve"]["batching"], point["arrivals"]["users"]].append(
-            run
-        )
-    rows = [
-        {
-            "setting": f"{recipe}, {batching}",
-            "recipe": recipe,
-            "batching": batching,
-            "users": people,
-        }
-        | alone[recipe]
-        | _served(of[recipe, batching, people])
-        for recipe, batching, people in cases
-    ]
+    rows = []
+    for case in cases:
+        name = {"setting": f"{case.recipe}, {case.batching}", **vars(case)}
+        figures = _serving_figures([run for run in runs if _case_of(run) == case])
+        failed_alone = alone[case.recipe]["error"]
+        rows.append(name | alone[case.recipe] | figures)
+        if failed_alone is not None:
+            rows[-1]["error"] = failed_alone
     return pd.DataFrame(rows, dtype=object), runs
 
 
-def _alone(
-    model: str, recipes: list[str], images: int, device: str, steps: dict[str, int]
+def plan_serving(
+    cases: Sequence[Case],
+    alone: dict[str, dict[str, Any]],
+    *,
+    time_s: float,
+    repeat: int,
+    duration_s: float | None = None,
+) -> ServingPlan:
+    """Returns which of `cases` have room in `time_s` seconds, each for how long and how many times.
+
+    `alone` has each recipe's `start_s` and `image_s`. Cases that come first have precedence, and fewer repetitions come
+    before fewer cases. The first case is planned in any case, as briefly as can be. Without a limit each case is
+    measured `repeat` times for `duration_s`, or for a length that follows from the baseline's image time.
+    """
+    image_s = alone[BASELINE]["image_s"]
+    usual_s = max(LEAST_IMAGES * image_s, min(max(80 * image_s, 5.0), 8.0))
+    if math.isinf(time_s) or not cases:
+        return ServingPlan(dict.fromkeys(cases, duration_s or usual_s), repeat)
+
+    # 1) Take the cases that fit. A recipe is loaded once in each round, for all of its cases.
+    least_s = duration_s or max(1.0, LEAST_IMAGES * image_s)
+    loaded_s = LOADED_SHARE * time_s
+    kept: list[Case] = []
+    recipes: set[str] = set()
+    round_s = 0.0
+    for case in cases:
+        start_s = 0.0 if case.recipe in recipes else alone[case.recipe]["start_s"]
+        case_s = start_s + _warmup_s(case, alone) + least_s
+        if round_s + case_s <= loaded_s or not kept:
+            kept.append(case)
+            recipes.add(case.recipe)
+            round_s += case_s
+    rounds = max(1, min(repeat, int(loaded_s / round_s)))
+
+    # 2) Say what is left out.
+    left_out = [case for case in cases if case not in kept]
+    if left_out:
+        names = dict.fromkeys(f"{case.recipe}, {case.batching}" for case in left_out)
+        print(f"the budget has no room for all loads of: {'; '.join(names)}", flush=True)
+    if rounds < repeat:
+        print(f"the budget has room for {rounds} run(s) of each load, not {repeat}", flush=True)
+
+    # 3) Share what is left among the runs.
+    spare_s = max(0.0, loaded_s - rounds * round_s)
+    more_s = 0.0 if duration_s else spare_s / (rounds * len(kept))
+    limit_s = time_s if round_s <= loaded_s else None
+    return ServingPlan(dict.fromkeys(kept, least_s + more_s), rounds, limit_s)
+
+
+def _warmup_s(case: Case, alone: dict[str, dict[str, Any]]) -> float:
+    """Seconds in which each user gets one image."""
+    return max(1.0, case.users * float(alone[case.recipe]["image_s"]))
+
+
+def _case_of(run: Run) -> Case:
+    point = run.record["point"]
+    return Case(point["load"]["recipe"], point["serve"]["batching"], point["arrivals"]["users"])
+
+
+def _try_alone(
+    model: str,
+    recipes: list[str],
+    *,
+    end_s: float,
+    images: int,
+    device: str,
+    steps: dict[str, int],
 ) -> dict[str, dict[str, Any]]:
-    """What each recipe does without a server. One model at a time is in memory: two may not fit."""
+    """Returns what each recipe does without a server. The baseline, which comes first, is always tried.
+
+    No other recipe begins for which the time until `end_s` is too short, if it takes as long as the baseline.
+    """
+    baseline_s = 0.0
+    reference: list[np.ndarray[Any, Any]] = []
+    found: dict[str, dict[str, Any]] = {}
+    for recipe in recipes:
+        began_s = time.monotonic()
+        if reference and began_s + baseline_s > end_s:
+            print(f"{recipe}: not tried, the budget has no room for it", flush=True)
+            found[recipe] = _nothing_alone(recipe, NO_TIME)
+            continue
+        print(f"{recipe}: {images} images", flush=True)
+        try:
+            found[recipe], pixels = _one_alone(model, recipe, images, device, steps, reference)
+        except Exception as error:
+            if not reference:  # nothing can be compared with a baseline that does not work
+                raise
+            print(f"{recipe}: failed, {error}", flush=True)
+            found[recipe] = _nothing_alone(recipe, f"{type(error).__name__}: {error}")
+        if not reference:
+            reference = pixels
+            baseline_s = time.monotonic() - began_s
+        _free_memory()  # before the next model is loaded: two may not fit
+    return found
+
+
+def _one_alone(
+    model: str,
+    recipe: str,
+    images: int,
+    device: str,
+    steps: dict[str, int],
+    reference: list[np.ndarray[Any, Any]],
+) -> tuple[dict[str, Any], list[np.ndarray[Any, Any]]]:
+    """Returns what one recipe does without a server, and the pixels of its images.
+
+    `reference` holds the baseline's pixels; without any, the recipe is the baseline. The model lives in this function
+    alone.
+    """
     import numpy as np
 
     from benchlib.serving.model.pipeline import load_pipeline
-    from benchlib.serving.model.recipes import parse_recipes
     from benchlib.study.intervals import runs_interval
     from benchlib.study.likeness import psnr_db, ssim
 
-    found: dict[str, dict[str, Any]] = {}
-    reference: list[Any] = []
-    for recipe in recipes:
-        print(f"{recipe}: {images} images", flush=True)
-        began_s = time.monotonic()
-        pipe = load_pipeline(model, recipe=recipe, device=device)
-        _image(pipe, 0, steps)
-        start_s = time.monotonic() - began_s
-        results = [_image(pipe, seed, steps) for seed in range(1, images + 1)]
-        pixels = [np.asarray(result.images[0]) for result in results]
-        reference = reference or pixels
-        taken_s = [result.timings.total_s for result in results]
-        pairs = list(zip(reference, pixels, strict=True))
-        found[recipe] = {
-            "exact": all(one.exact for one in parse_recipes(recipe)),
-            "start_s": start_s,
-            "image_s": sum(taken_s) / images,
-            "image_s_interval": runs_interval(taken_s),
-            "psnr_db": _mean([psnr_db(*pair) for pair in pairs]),
-            "ssim": _mean([ssim(*pair) for pair in pairs]),
-        }
-        del pipe
-    return found
+    began_s = time.monotonic()
+    pipe = load_pipeline(model, recipe=recipe, device=device)
+    _image(pipe, 0, steps)
+    start_s = time.monotonic() - began_s
+    results = [_image(pipe, seed, steps) for seed in range(1, images + 1)]
+    times_s = [result.timings.total_s for result in results]
+    pixels = [np.asarray(result.images[0]) for result in results]
+    pairs = list(zip(reference or pixels, pixels, strict=True))
+    figures = _nothing_alone(recipe, None) | {
+        "start_s": start_s,
+        "image_s": math.fsum(times_s) / images,
+        "image_s_interval": runs_interval(times_s),
+        "psnr_db": _mean([psnr_db(*pair) for pair in pairs]),
+        "ssim": _mean([ssim(*pair) for pair in pairs]),
+    }
+    return figures, pixels
+
+
+def _nothing_alone(recipe: str, error: str | None) -> dict[str, Any]:
+    """Returns the figures of a recipe of which nothing is measured yet."""
+    from benchlib.serving.model.recipes import parse_recipes
+
+    unknown = ("start_s", "image_s", "image_s_interval", "psnr_db", "ssim")
+    exact = all(part.exact for part in parse_recipes(recipe))
+    return {"exact": exact, **dict.fromkeys(unknown), "error": error}
+
+
+def _free_memory() -> None:
+    """Frees models that nothing refers to any more.
+
+    A recipe may hang methods on its own modules. These are circles, which only the collector finds.
+    """
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _image(pipe: SDXLPipeline, seed: int, steps: dict[str, int]) -> Any:
     from benchlib.serving.schemas import GenerateRequest
 
-    return pipe.generate(
-        GenerateRequest(prompt="a lighthouse at dusk", seed=seed, **pipe.spec["showcase"] | steps)
-    )
+    size = pipe.spec["showcase"] | steps
+    return pipe.generate(GenerateRequest(prompt="a lighthouse at dusk", seed=seed, **size))
 
 
-def _served(runs: list[Run]) -> dict[str, Any]:
-    """The figures of one setting's runs."""
+def _serving_figures(runs: list[Run]) -> dict[str, Any]:
+    """Returns the figures of one case, from its runs behind a server."""
     from benchlib.study.intervals import runs_interval
     from benchlib.study.summary import latencies
 
     summaries = [run.summary() for run in runs]
     valid = [summary for summary in summaries if summary["valid"]]
-    memory = next(
-        (name for name in ("cuda_reserved_peak_gib", "rss_peak_gib") if valid and valid[0][name]),
-        None,
-    )
-    rates = [summary["throughput_images_per_s"] for summary in valid]
-    energies = [
-        summary["energy_per_image_j"]
-        for summary in valid
-        if summary["energy_per_image_j"] is not None
-    ]
-    interval = runs_interval(rates) if len(rates) != 1 and rates else None
+    rates = _known(valid, "throughput_images_per_s")
+    interval = runs_interval(rates)
+    if len(valid) == 1:
+        interval = valid[0]["throughput_images_per_s_interval"]
+
+    latencies_s = []
+    for run, summary in zip(runs, summaries, strict=True):
+        if summary["valid"]:
+            latencies_s.append(latencies(run.requests).tolist())
+
+    # On a GPU only its own memory counts; where no run knows that, the process's.
+    memory_of, peaks_gib = "GPU, reserved", _known(valid, GPU_MEMORY)
+    if not peaks_gib:
+        memory_of, peaks_gib = "process RSS", _known(valid, PROCESS_MEMORY)
+
+    error = None
+    if not runs:
+        error = NO_TIME
+    elif not valid:
+        error = summaries[0]["invalid_reason"]
     return {
         "runs": len(valid),
         "images_per_s": _mean(rates),
-        "images_per_s_interval": valid[0]["throughput_images_per_s_interval"]
-        if len(rates) == 1
-        else interval,
-        "latencies_s": [
-            latencies(run.requests).tolist()
-            for run, s in zip(runs, summaries, strict=True)
-            if s["valid"]
-        ],
-        "memory_gib": min(summary[memory] for summary in valid) if memory else None,
-        "memory_of": {"cuda_reserved_peak_gib": "GPU, reserved", "rss_peak_gib": "process RSS"}.get(
-            memory or ""
-        ),
-        "energy_per_image_j": _mean(energies),
-        "error": None
-        if valid
-        else summaries[0]["invalid_reason"]
-        if summaries
-        else "not measured: no time left for it",
+        "images_per_s_interval": interval,
+        "latencies_s": latencies_s,
+        "memory_gib": min(peaks_gib, default=None),
+        "memory_of": memory_of if peaks_gib else None,
+        "energy_per_image_j": _mean(_known(valid, "energy_per_image_j")),
+        "error": error,
     }
+
+
+def _known(summaries: list[pd.Series], name: str) -> list[float]:
+    """Returns a figure of those runs that have it."""
+    return [summary[name] for summary in summaries if summary[name] is not None]
 
 
 def _mean(values: Sequence[float]) -> float | None:
