@@ -85,19 +85,17 @@ def run_load(
     check_number("repeat", repeat, 1, whole=True)
     workload = Workload() if workload is None else workload
     point = Point(
-        arrivals,
-        workload,
-        target,
-        {},
-        {},
-        duration_s,
-        requests,
-        max_s,
-        warmup_s,
-        timeout_s,
-        label,
-        seed,
-        api,
+        arrivals=arrivals,
+        workload=workload,
+        target=target,
+        duration_s=duration_s,
+        requests=requests,
+        max_s=max_s,
+        warmup_s=warmup_s,
+        timeout_s=timeout_s,
+        label=label,
+        seed=seed,
+        api=api,
     )
     point.plan(target)
     check_names(study, point.to_dict())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
 from benchlib.run import Point, so_far, writing
-from benchlib.study.store import Study, check_names, results_dir
+from benchlib.study.store import Run, Study, check_names, results_dir
 
 if TYPE_CHECKING:
     from benchlib.serving.server import Server
@@ -38,7 +38,9 @@ def sweep(
     results: str | os.PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Study:
-    """Measure every point `repeat` times and return the study; a plan is printed first, and with `dry_run` that is all.
+    """Measure every point `repeat` times and return a `Study` of just these runs, in the order in which they began.
+
+    A plan is printed first, and with `dry_run` that is all; then the runs are those that need not be made again.
 
     A point is a `Point`, or a dict of its fields. All are measured once, then again in the opposite order, and so on,
     so that drift hits all alike; those of one model (`load`) stand together, for it is loaded only where that changes.
@@ -56,10 +58,11 @@ def sweep(
         check_names(study, point.to_dict())
     if dry_run:
         stored = so_far(results_dir(results) / study)
-        _todo(asked, stored, resume)
-        return stored
+        _, done = _todo(asked, stored, resume)
+        return Study(stored.path, tuple(done))
     with writing(results, study, on_progress) as writer:
-        todo = _todo(asked, writer.study, resume)
+        earlier = len(writer.runs)
+        todo, done = _todo(asked, writer.study, resume)
         end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
         with closing(_served(todo)) as served:
             for number, (point, target, error) in enumerate(served, 1):
@@ -80,7 +83,7 @@ def sweep(
                     print(f"passed over: {error}", flush=True)
         # A kill between a run's end and its line in the summary leaves that line to us.
         writer.study.write_summary()
-    return writer.study
+    return Study(writer.folder, (*done, *writer.runs[earlier:]))
 
 
 def _runs_asked(
@@ -160,13 +163,18 @@ def _attempt(make: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any,
         return None, f"{type(error).__name__}: {error}"
 
 
-def _todo(asked: list[Point], stored: Study, resume: bool) -> list[Point]:
-    """The runs that are still to be made; prints the plan, and which percentiles its runs can carry."""
+def _todo(asked: list[Point], stored: Study, resume: bool) -> tuple[list[Point], list[Run]]:
+    """The runs that are still to be made, and those that are done; prints the plan, and which percentiles its runs
+    can carry. Of several finished runs of the very same words the last one counts."""
     finished = [
         run for run in stored.runs if run.record["status"] == "finished" and "point" in run.record
     ]
-    done = [run.record["point"] for run in finished] if resume else []
-    todo = [point for point in asked if point.to_dict() not in done]
+    points = [point.to_dict() for point in asked]
+    last = {json.dumps(run.record["point"], sort_keys=True): run for run in finished}
+    done = [run for run in last.values() if resume and run.record["point"] in points]
+    done.sort(key=lambda run: str(run.record["started_at"]))
+    done_points = [run.record["point"] for run in done]
+    todo = [point for point, plain in zip(asked, points, strict=True) if plain not in done_points]
     cases: dict[str, Point] = {}
     for point in asked:
         cases.setdefault(_case(point.to_dict()), point)
@@ -182,7 +190,7 @@ def _todo(asked: list[Point], stored: Study, resume: bool) -> list[Point]:
             f"  {_name(point)}: {_carried(_requests_expected(point, images_per_s.get(case)))}",
             flush=True,
         )
-    return todo
+    return todo, done
 
 
 def _least_s(point: Point) -> float:

@@ -90,16 +90,23 @@ def test_what_is_done_is_not_done_again_wherever_the_server_is_now(fake, tmp_pat
     run_load(fake.url, ClosedLoop(1), requests=3, study="s", results=tmp_path, on_progress=quiet)
     more = [*points("http://127.0.0.1:1", [1]), *points(fake.url, [3])]  # nobody answers at port 1
     study = sweep(more, study="s", results=tmp_path, on_progress=quiet)
-    assert [users for users, _, _ in told(study)] == [1, 1, 3]
+    assert [users for users, _, _ in told(study)] == [1, 3], "only the runs of its own points"
+    assert [users for users, _, _ in told(load_study(tmp_path / "s"))] == [1, 1, 3]
     assert "2 points, 2 runs, 1 of them done" in capsys.readouterr().out
     again = sweep(more, study="s", results=tmp_path, on_progress=quiet)
     assert [run.path for run in again.runs] == [run.path for run in study.runs]
     anew = sweep(
         points(fake.url, [1]), study="s", results=tmp_path, resume=False, on_progress=quiet
     )
-    assert len(anew.runs) == 4
+    assert len(anew.runs) == 1
+    assert anew.runs[0].path not in {run.path for run in study.runs}
+    last = sweep(more, study="s", results=tmp_path, on_progress=quiet)
+    assert [run.path for run in last.runs] == [study.runs[1].path, anew.runs[0].path]
+    planned = sweep(more, study="s", results=tmp_path, dry_run=True)
+    assert [run.path for run in planned.runs] == [run.path for run in last.runs]
     changed = points(fake.url, [1], workload=Workload(width=64))
-    assert len(sweep(changed, study="s", results=tmp_path, on_progress=quiet).runs) == 5
+    assert len(sweep(changed, study="s", results=tmp_path, on_progress=quiet).runs) == 1
+    assert len(load_study(tmp_path / "s").runs) == 5
 
 
 def test_a_dry_run_prints_the_plan_and_measures_nothing(tmp_path, capsys):
@@ -199,7 +206,9 @@ def test_a_model_is_loaded_only_where_it_changes_and_a_failed_point_is_passed_ov
     assert len(load_study(tmp_path / "s").runs) == 8
     loads.clear()
     study = sweep(mixed, study="s", repeat=2, results=tmp_path, on_progress=quiet)
-    assert len(study.runs) == 12, "what failed is tried again, what is finished is not"
+    assert len(study.runs) == 8, "a run for each that is asked for, made now or done before"
+    stored = load_study(tmp_path / "s").runs
+    assert len(stored) == 12, "what failed is tried again, what is finished is not"
     assert loads == [one, absent, one]
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
 from benchlib.questions.settings.judge import NO_TIME
-from benchlib.run import so_far
 from benchlib.study.store import Run, Study, results_dir
 from benchlib.sweeps import LOADED_SHARE, sweep
 
@@ -120,7 +119,6 @@ def try_settings(
     import pandas as pd
 
     cases = [Case(*setting, people) for setting in settings for people in users]
-    before = len(so_far(results_dir(results) / study).runs)
     began_s = time.monotonic()
     budget_s = math.inf if budget_min is None else 60 * budget_min
 
@@ -156,11 +154,11 @@ def try_settings(
     if points:
         limit_min = None if plan.limit_s is None else plan.limit_s / 60
         made = sweep(points, repeat=plan.repeat, budget_min=limit_min, **options)
-    if points and not made.runs[before:]:
+    if points and not made.runs:
         made = sweep(points[:1], **options)
 
     # 4) One row for each case.
-    runs = made.runs[before:]
+    runs = made.runs
     rows = []
     for case in cases:
         name = {"setting": f"{case.recipe}, {case.batching}", **vars(case)}
