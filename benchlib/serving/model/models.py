@@ -127,11 +127,13 @@ def _no_progress_bars() -> Iterator[None]:
     )
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    yield
-    if shown[0]:
-        diffusers_logging.enable_progress_bar()
-    if shown[1]:
-        transformers_logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown[0]:
+            diffusers_logging.enable_progress_bar()
+        if shown[1]:
+            transformers_logging.enable_progress_bar()
 
 
 def _tokenizer(pad_token: str) -> CLIPTokenizer:

@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -44,20 +43,23 @@ def channels_last(networks: Networks) -> None:
         network.to(memory_format=torch.channels_last)
     for module in networks.unet.modules():
         if isinstance(module, Transformer2DModel) and module.use_linear_projection:
-            module._get_output_for_continuous_inputs = MethodType(_out_of_tokens, module)
+            module.__class__ = _ChannelsLastTransformer
 
 
-def _out_of_tokens(
-    transformer: Any,
-    hidden_states: torch.Tensor,
-    residual: torch.Tensor,
-    height: int,
-    width: int,
-    **_: int,
-) -> torch.Tensor:
-    """What Transformer2DModel does after its blocks: tokens, pixel by pixel, are an image in channels-last as it is."""
-    tokens: torch.Tensor = transformer.proj_out(hidden_states)
-    return tokens.view(len(tokens), height, width, -1).permute(0, 3, 1, 2) + residual
+class _ChannelsLastTransformer(Transformer2DModel):  # type: ignore[misc] # diffusers is not typed
+    """A transformer whose output is channels-last. A class, since a method hung on an instance is a reference cycle."""
+
+    def _get_output_for_continuous_inputs(
+        self,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor,
+        height: int,
+        width: int,
+        **_: int,
+    ) -> torch.Tensor:
+        """Returns (n, channels, height, width): a row of tokens, pixel by pixel, is channels-last already."""
+        tokens: torch.Tensor = self.proj_out(hidden_states)
+        return tokens.view(len(tokens), height, width, -1).permute(0, 3, 1, 2) + residual
 
 
 def fused_qkv(networks: Networks) -> None:
@@ -176,10 +178,17 @@ def compiled(
     blocks = [module for module in networks.unet.modules() if isinstance(module, _BLOCKS)]
     for norm in networks.vae.decoder.modules():
         if isinstance(norm, torch.nn.GroupNorm):
-            norm.forward = MethodType(_group_norm, norm)  # type: ignore[method-assign]
+            norm.__class__ = _ChannelwiseGroupNorm
     for module in [*(blocks if regional else [networks.unet]), networks.vae.decoder]:
         module.compile(dynamic=False, options=_FLAGS | (more or {}))
     networks.vae.enable_slicing()
+
+
+class _ChannelwiseGroupNorm(torch.nn.GroupNorm):
+    """A class, since a forward hung on an instance is a reference cycle."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as torch's own
+        return _group_norm(self, input)
 
 
 def _group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:

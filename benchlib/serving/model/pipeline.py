@@ -9,6 +9,7 @@ the torch thread (compute.py), as any other would slow down both.
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import secrets
 import time
@@ -316,6 +317,14 @@ class SDXLPipeline:
         widest: int = self._vae.config.block_out_channels[:2][-1]
         needed: int = images * width * height * 4 * widest * self._vae.dtype.itemsize
         return bool(needed <= psutil.virtual_memory().available)
+
+    def close(self) -> None:
+        """Free the model's memory at once; the pipeline computes no more. May be called again."""
+        self._pipe = self._unet = self._vae = self._stock_vae = self._batch = None
+        self.__dict__.pop("diffusers", None)
+        gc.collect()  # torch's Module.compile leaves reference cycles
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def reset_peak_memory(self) -> None:
         reset_peak_memory(self.device)

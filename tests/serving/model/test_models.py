@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import init_empty_weights
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 from benchlib.serving.model import models
 from benchlib.serving.model.models import ModelError, choose_model, load_diffusers, tiny_folder
@@ -218,6 +220,15 @@ def test_a_folder_that_is_no_sdxl_pipeline_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(ModelError, match="can't be read"):
         load_diffusers(str(tmp_path), device=CPU, dtype=torch.float32)
+
+
+def test_a_load_that_fails_gives_the_progress_bars_back(tmp_path, monkeypatch):
+    """The tiny model loads without progress bars, the next model with them."""
+    monkeypatch.setattr(models, "tiny_folder", lambda seed: tmp_path)  # noqa: ARG005
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
+        load_diffusers("tiny", device=CPU, dtype=torch.float32)
+    assert diffusers_logging.is_progress_bar_enabled()
+    assert transformers_logging.is_progress_bar_enabled()
 
 
 def test_a_damaged_weights_file_is_named(tmp_path):

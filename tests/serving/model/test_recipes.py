@@ -1,10 +1,12 @@
 """Recipes on the tiny model: each takes effect, leaves the stock pipeline alone, and says why where it can't."""
 
 import copy
+import gc
 import math
 import os
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from benchlib.serving.engine.engine import Engine
-from benchlib.serving.model.optimisations import _Graphed, _group_norm, graphs_made
+from benchlib.serving.model.optimisations import (
+    Networks,
+    _Graphed,
+    _group_norm,
+    compiled,
+    graphs_made,
+)
 from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline
 from benchlib.serving.model.recipes import COMBINATIONS, RECIPES, Recipe, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
@@ -65,6 +73,58 @@ def test_its_image_is_near_the_baselines(applied, tiny, name):
     assert found >= PSNR_DB[name]
     assert found > psnr_db(a[0], other[0]) + 5, "another image is not as near"
     assert applied(name).spec["recipe"] == name
+
+
+def without_the_collector(drop):
+    """Call `drop` while Python's garbage collector is off."""
+    gc.collect()
+    gc.disable()
+    try:
+        drop()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("recipe", ["baseline", "channels-last", "fused-qkv", "vae-slicing"])
+def test_a_dropped_pipeline_is_freed_without_the_garbage_collector(recipe):
+    pipes = [load_pipeline("tiny", device="cpu", recipe=recipe)]
+    pixels(pipes[0], request(width=64, height=64))
+    networks = [pipes[0]._unet, pipes[0]._vae, pipes[0]._pipe.unet, pipes[0]._pipe.text_encoder]
+    weights = [weakref.ref(tensor) for one in networks for tensor in one.parameters()]
+    networks.clear()
+    without_the_collector(pipes.clear)
+    assert sum(weight() is not None for weight in weights) == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
+def test_close_frees_a_model_that_torch_is_to_compile(tiny):
+    """torch's `Module.compile` hangs a bound method on its own module, which is a reference cycle."""
+    pipe = SDXLPipeline(
+        copy.deepcopy(tiny.diffusers), spec={"model": "tiny"}, recipes=parse_recipes("compile")
+    )
+    norm = weakref.ref(pipe._vae.decoder.mid_block.resnets[0].norm1.weight)
+    weights = [weakref.ref(tensor) for tensor in pipe._unet.parameters()]
+    pipe.close()
+    assert norm() is None
+    assert sum(weight() is not None for weight in weights) == 0
+    pipe.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
+def test_the_compilers_group_norm_frees_its_weights(tiny):
+    networks = [Networks(copy.deepcopy(tiny._unet), copy.deepcopy(tiny._vae))]
+    compiled(networks[0])
+    decoder = networks[0].vae.decoder
+    weights = [
+        weakref.ref(module.weight)
+        for module in decoder.modules()
+        if isinstance(module, torch.nn.GroupNorm)
+    ]
+    decoder._compiled_call_impl = None  # torch's own cycle
+    del decoder
+    without_the_collector(networks.clear)
+    assert weights
+    assert sum(weight() is not None for weight in weights) == 0
 
 
 def test_those_called_exact_are():
