@@ -223,7 +223,7 @@ def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
 
 def _carried(requests: int | None) -> str:
     from benchlib.study.intervals import Estimates
-    from benchlib.study.summary import carried_percentiles
+    from benchlib.study.latency import carried_percentiles
 
     if requests is None:
         return "its first run will tell how many requests it gets, and so which percentiles"

@@ -40,7 +40,8 @@ import pandas as pd
 from benchlib.questions.compare.judge import Comparison, compare
 from benchlib.rows import ROW_DTYPES
 from benchlib.study.intervals import Estimates, binomial_cdf
-from benchlib.study.summary import Slo, summarise
+from benchlib.study.slo import Slo
+from benchlib.study.summary import summarise
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 VERDICTS = ("met", "missed")

@@ -40,8 +40,8 @@ from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline, resolve
 from benchlib.serving.model.torch_thread import compute
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import Server
+from benchlib.study.latency import in_window
 from benchlib.study.likeness import psnr_db, ssim
-from benchlib.study.summary import measured
 from benchmarks.gpu_table import draw, read, table
 
 EAGER = "bf16+channels-last+fused-qkv"
@@ -406,7 +406,7 @@ def poisson(book: Book, server: Server, rate: float) -> None:
         results=book.folder, duration_s=duration_s, warmup_s=0.5 if quick else 5.0, seed=1, label=f"poisson-{rate}",
     )  # fmt: skip
     told = run.summary()
-    book.write(case, "rate_per_s", len(measured(run.requests)) / duration_s)
+    book.write(case, "rate_per_s", len(in_window(run.requests)) / duration_s)
     for name in ("throughput_images_per_s", "latency_p50_s", "latency_p95_s", "latency_p99_s"):
         more = {"interval": told.get(f"{name}_interval"), "valid": bool(told["valid"])}
         book.write(case, name, told.get(name), **more, recompiled=graphs_made() - before)
@@ -432,7 +432,7 @@ def mixed(book: Book, servers: dict[str, Server], spec: dict[str, Any]) -> None:
             server, OpenLoop(0.8 / alone_s), Workload(num_inference_steps=list(steps), **book.shape), study="mixed",
             results=book.folder, duration_s=duration_s, seed=1, label=f"mixed-{name}",
         )  # fmt: skip
-        rows = measured(run.requests)
+        rows = in_window(run.requests)
         predicted = predict_latency(run.requests, spec, batching=name).loc[rows.index]
         more = {"n": len(rows), "rate": 0.8 / alone_s, "recompiled": graphs_made() - before}
         book.write(case, "mean_s", float(rows["latency_s"].mean()), **more)

@@ -30,7 +30,8 @@ from benchlib import (
 from benchlib import run as run_module
 from benchlib.questions.capacity import measure as capacity_measure
 from benchlib.rows import ROW_DTYPES
-from benchlib.study import intervals, summary
+from benchlib.study import intervals, latency
+from benchlib.study import slo as slo_module
 from benchlib.study.store import Study, lock_study
 
 from .load.conftest import FakeServerProcess, is_gone, wait_until
@@ -144,7 +145,7 @@ def test_a_schedule_is_counted_and_a_closed_loop_is_as_it_was(fake, tmp_path, ca
     )
 
 
-@pytest.mark.parametrize("q", summary.PERCENTILES)
+@pytest.mark.parametrize("q", latency.PERCENTILES)
 def test_the_plan_promises_an_interval_just_where_independent_rows_carry_one(q):
     for n in (0, 1, 199, 200, 367, 368, 3687, 3688):
         plan = sweeps._carried(n).removesuffix("no percentile").partition("at best ")[2].split(", ")
@@ -153,7 +154,7 @@ def test_the_plan_promises_an_interval_just_where_independent_rows_carry_one(q):
             for values in (np.random.default_rng(seed).random(n) for seed in range(20))
             if intervals.Estimates(values).is_independent
         )
-        if summary.percentile(values, q) is None:
+        if latency.percentile(values, q) is None:
             assert not any(promise.startswith(f"p{100 * q:g}") for promise in plan)
         else:
             carried = intervals.Estimates(values).percentile_interval(q) is not None
@@ -325,7 +326,7 @@ def by_users(monkeypatch):
         capacity_measure, "OpenLoop", lambda rate, **_: ClosedLoop(max(1, round(rate)))
     )
     slo = SimpleNamespace(judge=lambda latency_s: "met" if latency_s.median() < 0.09 else "missed")
-    monkeypatch.setattr(summary, "Slo", SimpleNamespace(parse=lambda _: slo))
+    monkeypatch.setattr(slo_module, "Slo", SimpleNamespace(parse=lambda _: slo))
 
 
 @pytest.mark.usefixtures("by_users")
@@ -369,7 +370,7 @@ def test_a_generator_that_falls_behind_shows_nothing_of_the_server(fake, tmp_pat
 
     def verdict(url, says):
         monkeypatch.setattr(
-            summary,
+            slo_module,
             "Slo",
             SimpleNamespace(parse=lambda _: SimpleNamespace(judge=lambda _: says)),
         )

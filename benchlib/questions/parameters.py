@@ -12,7 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchlib.study.summary import PERCENTILES, Slo
+from benchlib.study.latency import PERCENTILES
+from benchlib.study.slo import Slo
 
 Check = Callable[[str, Any], Any]
 """Takes a parameter's name and value, and returns the value to use. Raises ValueError that names the parameter."""

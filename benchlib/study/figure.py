@@ -26,7 +26,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
 from benchlib.rows import PARTS
-from benchlib.study import summary
+from benchlib.study import latency
 from benchlib.study.wording import counted
 from benchlib.study.wording import number as number
 from benchlib.study.wording import words as words
@@ -49,7 +49,7 @@ _STYLES_IN_ORDER = (  # name, colour, hatch
     ("in the server, not told apart", "#D0D0D0", ""),
     ("network and client", GREY, ""),
 )
-PART_STYLES = dict(zip((*PARTS, summary.OTHER, summary.REST), _STYLES_IN_ORDER, strict=True))
+PART_STYLES = dict(zip((*PARTS, latency.OTHER, latency.REST), _STYLES_IN_ORDER, strict=True))
 """How each part of a request's latency is drawn."""
 
 _TICKS: Any = {"nbins": 8, "steps": [1, 2, 5, 10]}  # 0, 5, 10 rather than 0.0, 2.5, 5.0

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from benchlib.study import figure, summary
+from benchlib.study import figure, latency
 from benchlib.study.figure import number, whole_ticks
+from benchlib.study.summary import is_steady
 
 DRIFTED = "latency still drifted: no percentile is given"
 
@@ -31,7 +32,7 @@ def latency_over_time(
     ax.set(xlabel="when the request was made, s since the start of the run", ylabel=figure.LATENCY)
     if not len(requests):
         return figure.no_data(ax, record, "latency of each request", "no request was sent")
-    ok, censored = summary.is_ok(requests), summary.is_censored(requests)
+    ok, censored = latency.is_ok(requests), latency.is_censored(requests)
     end_s = (record["outcome"] or {}).get(
         "wall_s", requests[["scheduled_s", "done_s"]].max(axis=None)
     )
@@ -59,9 +60,9 @@ def latency_over_time(
         )
     last_s = max(requests["scheduled_s"].max(), warmup_s, 1e-3)
     ax.set(xlim=(-0.01 * last_s, 1.01 * last_s), ylim=(0, 1.06 * top_s or 1))
-    latency_s = summary.latencies(requests)
-    drifted = summary.is_steady(record, requests) is False
-    median_s = None if drifted else summary.percentile(latency_s, 0.5)
+    latency_s = latency.latencies(requests)
+    drifted = is_steady(record, requests) is False
+    median_s = None if drifted else latency.percentile(latency_s, 0.5)
     if median_s is not None:
         ax.hlines(median_s, warmup_s, last_s, color="black", linestyle="--", linewidth=1)
         figure.label_at_right(
@@ -85,7 +86,7 @@ def latency_distribution(
     """How many of the measured requests took how many seconds, and the percentiles that so many requests support."""
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="number of requests")
-    latency_s = summary.latencies(requests)
+    latency_s = latency.latencies(requests)
     known = latency_s.dropna().to_numpy()
     if not len(known):
         return figure.no_data(ax, record, "how long requests took", _finding(latency_s, ""))
@@ -97,9 +98,9 @@ def latency_distribution(
         known, bins, range=span, color=figure.BLUE, alpha=0.8, edgecolor="white", linewidth=0.5
     )
     top = float(np.max(counts))
-    drifted = summary.is_steady(record, requests) is False
-    carried = () if drifted else summary.carried_percentiles(len(latency_s))
-    points = {q: value for q in carried if (value := summary.percentile(latency_s, q)) is not None}
+    drifted = is_steady(record, requests) is False
+    carried = () if drifted else latency.carried_percentiles(len(latency_s))
+    points = {q: value for q in carried if (value := latency.percentile(latency_s, q)) is not None}
     for row, (q, value) in enumerate(points.items()):
         height = top * (
             1.05 + 0.1 * (len(points) - row)
@@ -129,7 +130,7 @@ def latency_parts(
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests, fastest to slowest", ylabel=figure.LATENCY)
-    parts = summary.latency_parts(requests).fillna(0).clip(lower=0)
+    parts = latency.latency_parts(requests).fillna(0).clip(lower=0)
     n = len(parts)
     if not n:
         return figure.no_data(
@@ -170,7 +171,7 @@ def latency_parts(
     of_it = " and ".join(f"{percent[part]:.0f} % {figure.PART_STYLES[part][0]}" for part in largest)
     alt = f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
     finding = f"an image took {number(total_s)} s on average: {of_it}"
-    if summary.is_steady(record, requests) is False:
+    if is_steady(record, requests) is False:
         finding += "; latency still drifted"
     return figure.finish(ax, record, finding, alt)
 

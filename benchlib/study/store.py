@@ -188,12 +188,12 @@ class Run:
         return self.path.parent / "figures"
 
     def summary(self) -> pd.Series:
-        """The run's figures, reckoned once: see statistics.summarise."""
+        """The run's figures, reckoned once: see summary.summarise."""
         return self._summary.copy()
 
     def checks(self) -> pd.DataFrame:
-        """Whether the measurement agrees with itself: see statistics.checks."""
-        from benchlib.study.summary import checks
+        """Whether the measurement agrees with itself: see validity.checks."""
+        from benchlib.study.validity import checks
 
         return checks(self.record, self.requests, self.telemetry)
 
@@ -226,7 +226,7 @@ class Study:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """One row a run: its name, start, label, model, what is one value of its arrivals, and statistics.summarise."""
+        """One row a run: its name, start, label, model, what is one value of its arrivals, and summary.summarise."""
         import pandas as pd
 
         rows = [
@@ -254,7 +254,8 @@ class Study:
         `goodput_images_per_s`, the images that came in its time."""
         import pandas as pd
 
-        from benchlib.study.summary import Slo, goodput, latencies
+        from benchlib.study.latency import latencies
+        from benchlib.study.slo import Slo, goodput
 
         goal = Slo.parse(slo)
         in_time = [goodput(run.requests, run.record, latency_s=goal.latency_s) for run in self.runs]

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.gridspec import SubplotSpec
 
 from benchlib.rows import PARTS_IN_TIME
-from benchlib.study import figure, summary
+from benchlib.study import figure, latency
 from benchlib.study.figure import number, whole_ticks
 
 POLICY_STYLES: dict[str, dict[str, Any]] = {
@@ -89,7 +89,7 @@ def gantts(
     `ax` that is given must be of a grid, as pyplot.subplots makes it.
     """
     ax = figure.axes(ax, height=7.6)
-    if not any(len(summary.latency_parts(frame)) for frame in requests.values()):
+    if not any(len(latency.latency_parts(frame)) for frame in requests.values()):
         return figure.no_data(
             ax, record, "when each image was made", "no image whose server told how its time went"
         )
@@ -128,7 +128,7 @@ def gantts(
         ncols=4,
     )
     means = ", ".join(f"{number(mean)} s {name}" for mean, name in sorted(took_s))
-    n = max(len(summary.measured(frame).head(lanes)) for frame in requests.values())
+    n = max(len(latency.in_window(frame).head(lanes)) for frame in requests.values())
     alt = f"A panel each for {', '.join(requests)}: a bar for each of {n} requests over time, coloured by part."
     of = f"study {record['study']}, a run of each"
     return figure.finish(
@@ -147,7 +147,7 @@ def latency_cdf(
     """
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="share of the requests that had their image, %")
-    series = {name: summary.latencies(frame) for name, frame in requests.items()}
+    series = {name: latency.latencies(frame) for name, frame in requests.items()}
     series = {name: latency_s for name, latency_s in series.items() if latency_s.notna().any()}
     if not series:
         return figure.no_data(ax, record, "how long requests took", "no request got an image")
@@ -176,7 +176,7 @@ def latency_cdf(
             bbox=boxed,
         )
     ax.set(xlim=(0, 1.03 * longest_s), ylim=(0, 103))
-    halves = [(name, summary.percentile(series[name], 0.5)) for name in reversed(by_mean)]
+    halves = [(name, latency.percentile(series[name], 0.5)) for name in reversed(by_mean)]
     told = ", ".join(f"{number(half)} s {name}" for name, half in halves if half is not None)
     finding = (
         f"half of the requests took at most {told}" if told else "too few requests for a median"
@@ -277,13 +277,13 @@ def _gained(row: Any) -> str:
 
 def _draw_lanes(ax: Axes, requests: pd.DataFrame, lanes: int) -> pd.DataFrame:
     """Draws the first measured requests and returns those with an image, and `waited_s` of each."""
-    first = summary.measured(requests).head(lanes).reset_index(drop=True)
-    parts = summary.latency_parts(first).fillna(0).clip(lower=0)
+    first = latency.in_window(requests).head(lanes).reset_index(drop=True)
+    parts = latency.latency_parts(first).fillna(0).clip(lower=0)
     drawn = first.loc[parts.index].assign(waited_s=parts["queue"] + parts["wait"])
     if not len(drawn):
         return drawn
     left = drawn["scheduled_s"].to_numpy()
-    for part in (*PARTS_IN_TIME, summary.OTHER, summary.REST):
+    for part in (*PARTS_IN_TIME, latency.OTHER, latency.REST):
         if parts[part].sum() >= 0.005 * parts.sum(axis=None):
             name, colour, hatch = figure.PART_STYLES[part]
             style: dict[str, Any] = {

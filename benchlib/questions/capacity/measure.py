@@ -66,7 +66,8 @@ def find_capacity(
     behind. No trial begins that `budget_min` minutes are too short for. `api`, and what is raised, is as `run_load` has
     it.
     """
-    from benchlib.study.summary import Slo, latencies
+    from benchlib.study.latency import latencies
+    from benchlib.study.slo import Slo
 
     goal, seeds, workload = (
         Slo.parse(slo),

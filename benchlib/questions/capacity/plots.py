@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure, intervals
 from benchlib.study.figure import number, whole_ticks
-from benchlib.study.summary import PERCENTILES, Slo
+from benchlib.study.latency import PERCENTILES
+from benchlib.study.slo import Slo
 
 FEW_ROWS, FEW_RUNS = "too few requests for an interval", "an interval takes 5 runs at a load"
 VERDICTS = {

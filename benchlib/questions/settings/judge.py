@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from benchlib.study.intervals import Interval
-from benchlib.study.summary import Slo
+from benchlib.study.slo import Slo
 
 NO_TIME = "not measured: no time left for it"
 """The error of a setting that the budget had no room for."""

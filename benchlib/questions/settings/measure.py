@@ -333,7 +333,7 @@ def _image(pipe: SDXLPipeline, seed: int, steps: dict[str, int]) -> Any:
 def _serving_figures(runs: list[Run]) -> dict[str, Any]:
     """Returns the figures of one case, from its runs behind a server."""
     from benchlib.study.intervals import runs_interval
-    from benchlib.study.summary import latencies
+    from benchlib.study.latency import latencies
 
     summaries = [run.summary() for run in runs]
     valid = [summary for summary in summaries if summary["valid"]]

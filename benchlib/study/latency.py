@@ -1,0 +1,105 @@
+"""Which requests of a run count, how long each one took, and the percentiles of these times.
+
+Pure functions on a run's frame of requests. Ignorant of files, of how the rows came about, and of how sure a percentile
+is (intervals.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+import pandas as pd
+
+from benchlib.rows import PARTS
+
+PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+OTHER = "server, other"
+REST = "network and client"
+
+
+def percentile(values: Iterable[float], q: float) -> float | None:
+    """The smallest measured value that at least the share `q` of all values do not exceed, in the values' unit.
+
+    A NaN stands for a value of which only this is known: it is longer than all others. (Its request failed, or was cut
+    off.) None where the percentile falls on a NaN, and where n(1-q) < 1: less than one value is expected beyond it.
+    Raises ValueError for a q outside (0, 1). Source: definition 1 (the inverse of the empirical distribution function)
+    in Hyndman & Fan, "Sample quantiles in statistical packages", The American Statistician 50 (1996).
+    """
+    if not 0 < q < 1:
+        raise ValueError(
+            f"q must be between 0 and 1, both excluded, not {q}: the 95th percentile is 0.95"
+        )
+    everything = list(values)
+    if not _is_carried(len(everything), q):
+        return None
+    known = sorted(float(value) for value in everything if not math.isnan(value))
+    rank = math.ceil(len(everything) * _exact(q))
+    if rank > len(known):
+        return None
+    return known[rank - 1]
+
+
+def carried_percentiles(n: int) -> tuple[float, ...]:
+    """The members of PERCENTILES that a sample of `n` supports as a point: n(1-q) >= 1."""
+    return tuple(q for q in PERCENTILES if _is_carried(n, q))
+
+
+def in_window(requests: pd.DataFrame) -> pd.DataFrame:
+    """The requests scheduled in the measuring window, so without the warm-up, in the order of their schedule."""
+    return requests[requests["phase"] == "measure"].sort_values("scheduled_s", kind="stable")
+
+
+def is_ok(requests: pd.DataFrame) -> pd.Series:
+    """Which requests were answered with an image."""
+    return requests["error"].isna() & requests["done_s"].notna()
+
+
+def is_censored(requests: pd.DataFrame) -> pd.Series:
+    """Which requests had not ended when the run was cut: how long they would have taken is not known."""
+    return requests["done_s"].isna()
+
+
+def latencies(requests: pd.DataFrame) -> pd.Series:
+    """Seconds from the scheduled time to the image, for each request in the window; NaN where no image came.
+
+    `percentile` ranks NaN last. So "95 % took at most 2 s" speaks of every request, the failed ones included.
+    """
+    counted = in_window(requests)
+    return counted["latency_s"].where(is_ok(counted))
+
+
+def latency_parts(requests: pd.DataFrame) -> pd.DataFrame:
+    """Where the latency of each image went, in seconds: a row per image whose server sent its total time.
+
+    The columns add up to the latency: the server's PARTS, the rest of the server's total (OTHER), and the time outside
+    of the server (REST). A part that the server did not send is NaN.
+    """
+    counted = in_window(requests)
+    timed = counted[is_ok(counted) & counted["total_s"].notna()]
+    parts = pd.DataFrame({part: timed[f"{part}_s"] for part in PARTS})
+    sum_s = parts.sum(axis="columns")
+    parts[OTHER] = timed["total_s"] - sum_s
+    parts[REST] = timed["latency_s"] - timed["total_s"]
+    return parts
+
+
+def measuring_window(record: dict[str, Any]) -> tuple[float, float] | None:
+    """When the measuring window of a run began and ended, in seconds from its start; None where that is not known."""
+    outcome = record["outcome"] or {}
+    start_s, end_s = outcome.get("window_start_s"), outcome.get("window_end_s")
+    if start_s is None or end_s is None or end_s <= start_s:
+        return None
+    return start_s, end_s
+
+
+def _exact(q: float) -> Fraction:
+    """The share as it is written: in floats, 10 * (1 - 0.9) is less than 1."""
+    return Fraction(str(q))
+
+
+def _is_carried(n: int, q: float) -> bool:
+    return n * (1 - _exact(q)) >= 1

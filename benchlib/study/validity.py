@@ -1,0 +1,162 @@
+"""Whether a run may be believed: does the measurement agree with itself, and did anything but the server slow it down?
+
+Pure functions on a run's record and frames. Ignorant of what the figures mean to a reader (summary.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from benchlib.study.latency import in_window, is_ok, measuring_window
+
+GENERATOR_CORES = 0.8
+"""An open loop whose generator took more than this of a core may have been held up by itself."""
+
+_COLUMNS = ["check", "value", "limit", "passed", "note"]
+
+
+def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
+    """Whether the measurement agrees with itself: a row per check with `value`, `limit`, `passed` and `note`.
+
+    `passed` is None where the value is not known; `note` says what is compared. Little's law is taken in its
+    finite-window form (Little, Operations Research 59, 2011).
+    """
+    outcome = record["outcome"] or {}
+    ok = requests[is_ok(requests)]
+    outside_s = (ok["latency_s"] - ok["total_s"]).dropna()
+    rows = [
+        _check_littles_law(record, requests),
+        _check_engine(record, ok),
+        # A client can't have its answer before the server was done, and what lies between should be short.
+        (
+            "answer after server",
+            -outside_s.min(),
+            0.001,
+            "s; the server's own total less the latency, at most",
+        ),
+        (
+            "network and client",
+            outside_s.median(),
+            0.01 + 0.05 * _median_latency_s(ok),
+            "s; the latency less the server's own total, median",
+        ),
+        # The generator should neither be busy nor, in an open loop, send late or hold anything back.
+        (
+            "send lag",
+            outcome.get("send_lag_p99_s"),
+            _most_lag_s(ok),
+            "s that a request left after it was due, p99",
+        ),
+        (
+            "generator, cores",
+            outcome.get("generator_cpu_cores"),
+            GENERATOR_CORES,
+            "CPU cores taken by what sends the requests; it can use one",
+        ),
+    ]
+    if _is_open(record):
+        held_back = outcome.get("max_in_flight_hits")
+        note = "requests held back because max_in_flight others were with the server"
+        rows.append(("in flight limit", held_back, 0, note))
+    longest_gap_s = telemetry["time_s"].diff().max()
+    rows.append(("sampler", longest_gap_s, 2.0, "s between samples of memory and CPU, at most"))
+    table = [(name, *_judged(value, limit), note) for name, value, limit, note in rows]
+    return pd.DataFrame(table, columns=_COLUMNS).astype({"passed": object})
+
+
+def invalid_reason(record: dict[str, Any], requests: pd.DataFrame) -> str | None:
+    """Why the run's figures may not be believed, in words; None where they may."""
+    if record["status"] == "running":
+        return "the run is still going on, or was killed before it ended"
+    if record["status"] != "finished":
+        cause = f": {record['error']}" if record["error"] else ""
+        return f"the run was {record['status']}{cause}"
+    counted = in_window(requests)
+    if not len(counted):
+        return "no request was scheduled in the measuring window"
+    ok = counted[is_ok(counted)]
+    if not len(ok):
+        return f"none of {len(counted)} requests got an image"
+    outcome = record["outcome"] or {}
+    graphs = outcome.get("graphs_made")
+    if graphs:
+        advice = "serve(sizes=...) makes it ready beforehand"
+        return f"the server compiled or recorded {graphs} graphs meanwhile; {advice}"
+    if _is_open(record):
+        return _generator_fault(outcome, _most_lag_s(ok))
+    return None
+
+
+def _generator_fault(outcome: dict[str, Any], most_lag_s: float) -> str | None:
+    lag_s = outcome.get("send_lag_p99_s")
+    if lag_s is not None and lag_s > most_lag_s:
+        lag = f"the p99 of its send lag is {lag_s:.3g} s, the limit {most_lag_s:.3g} s"
+        return f"the generator fell behind: {lag}"
+    cores = outcome.get("generator_cpu_cores")
+    if cores is not None and cores > GENERATOR_CORES:
+        took = f"the generator took {cores:.2g} cores, over {GENERATOR_CORES}"
+        return f"{took}: it may have fallen behind unseen"
+    return None
+
+
+_Row = tuple[str, float | None, float, str]  # name, value, limit, note
+
+
+def _check_littles_law(record: dict[str, Any], requests: pd.DataFrame) -> _Row:
+    """Holds the mean number in flight by the rows against the gauge that was sampled beside them."""
+    in_flight = 0.0
+    difference = None
+    window = measuring_window(record)
+    if window:
+        start_s, end_s = window
+        from_s = requests["scheduled_s"].clip(start_s, end_s)
+        to_s = requests["done_s"].fillna(end_s).clip(start_s, end_s)
+        in_flight = float((to_s - from_s).sum() / (end_s - start_s))
+        gauge = record["outcome"].get("in_flight_mean")
+        if gauge is not None:
+            difference = abs(in_flight - gauge)
+    note = "requests in flight on average: as counted at random moments, less"
+    limit = max(0.1, 0.05 * in_flight)
+    return "Little's law", difference, limit, f"{note} {in_flight:.3g} by the rows"
+
+
+def _check_engine(record: dict[str, Any], ok: pd.DataFrame) -> _Row:
+    """Holds the time that the model worked for the images done in the window against the window's length.
+
+    The limit allows for one image that was begun before the window.
+    """
+    busy = None
+    limit = 1.01
+    window = measuring_window(record)
+    if window:
+        start_s, end_s = window
+        served = ok[ok["done_s"].between(start_s, end_s) & ok["service_s"].notna()]
+        if len(served):
+            batch_size = served["batch_size"].fillna(1).clip(lower=1)
+            busy = float((served["service_s"] / batch_size).sum() / (end_s - start_s))
+            limit += float(served["service_s"].max() / (end_s - start_s))
+    return "engine busy", busy, limit, "seconds that the model worked, in each second of the window"
+
+
+def _judged(value: float | None, limit: float) -> tuple[float | None, float, bool | None]:
+    if value is None or pd.isna(value):
+        return None, limit, None
+    return value, limit, bool(value <= limit)
+
+
+def _is_open(record: dict[str, Any]) -> bool:
+    arrivals = record["spec"]["arrivals"]
+    return bool(arrivals["kind"] != "closed_loop" and arrivals.get("of") != "users")
+
+
+def _most_lag_s(ok: pd.DataFrame) -> float:
+    return 0.005 + 0.01 * _median_latency_s(ok)
+
+
+def _median_latency_s(ok: pd.DataFrame) -> float:
+    """0 where there is no image: then the limits are at their least."""
+    if not len(ok):
+        return 0.0
+    return float(ok["latency_s"].median())
