@@ -21,7 +21,7 @@ from benchlib.load.arrivals import Arrivals
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, LoadPlan, Progress, generate_load
 from benchlib.load.workload import Workload
-from benchlib.serving.model.torch_thread import compute
+from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.study.store import (
     Run,
     RunFolder,
@@ -238,7 +238,7 @@ class Writer:
             **more,
             "conditions": conditions,
             "machine": machine.describe_machine(known.get("device")),
-            "torch": compute(machine.describe_torch) if known else None,
+            "torch": on_torch_thread(machine.describe_torch) if known else None,
             "packages": machine.describe_packages(),
             "git": machine.describe_git(Path(__file__).parent),
         }

@@ -37,7 +37,7 @@ from benchlib.run import run_load
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.model.optimisations import graphs_made
 from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline, resolve
-from benchlib.serving.model.torch_thread import compute
+from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import Server
 from benchlib.study.latency import in_window
@@ -193,7 +193,7 @@ def profiled(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> Any:
             pipe.step(works)
         return profile.key_averages()
 
-    return compute(step)
+    return on_torch_thread(step)
 
 
 def attention(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[str]:

@@ -27,7 +27,7 @@ from benchlib.serving.schemas import GenerateRequest
 
 
 def stock_pipeline() -> Any:
-    """The stock diffusers pipeline over tiny's weights. Call it on the thread that it was made on (compute.py)."""
+    """The stock diffusers pipeline over tiny's weights. Call it on the thread that it was made on (torch_thread.py)."""
     import torch
 
     from benchlib.serving.model.models import load_diffusers

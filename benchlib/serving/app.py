@@ -7,7 +7,6 @@ Knows HTTP: routes, error bodies, headers, limits of a body. Ignorant of torch, 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import random
@@ -113,7 +112,9 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        await asyncio.to_thread(engine.stop, drain_s=0.0)  # uvicorn has drained the requests by now
+        # uvicorn has drained the requests by now, so nobody is left whom blocking the event loop could harm. A script
+        # that has ended can't start a thread to wait here.
+        engine.stop(drain_s=0.0)
         desk.close()
 
     app = FastAPI(

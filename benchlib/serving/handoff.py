@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,7 @@ from benchlib.serving.engine.engine import (
 )
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import GenerateRequest
+from benchlib.serving.worker_threads import WorkerThreads
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,10 @@ class Desk:
     ) -> None:
         self.engine, self.metrics = engine, Metrics(engine)
         self.deadline_s, self.max_pixel_steps = deadline_s, max_pixel_steps
-        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="benchlib-files")
+        self._files = WorkerThreads("benchlib-files", FILE_THREADS)
 
     def close(self) -> None:
-        self._files.shutdown()
+        self._files.close()
 
     async def make(
         self,
@@ -175,11 +175,9 @@ class Desk:
     async def _write(
         self, write_file: Callable[[Any], str], done: list[Done], request_id: str
     ) -> list[str]:
-        loop = asyncio.get_running_loop()
+        written = [self._files.submit(write_file, one.image) for one in done]
         try:
-            return await asyncio.gather(
-                *(loop.run_in_executor(self._files, write_file, one.image) for one in done)
-            )
+            return await asyncio.gather(*map(asyncio.wrap_future, written))
         except Exception as error:  # what fails inside the engine is logged there
             log.error(
                 "request %s: its image could not be written as a file", request_id, exc_info=error

@@ -5,6 +5,7 @@ Knows sockets, threads and uvicorn's life. Ignorant of routes (app.py) and of im
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import socket
@@ -111,9 +112,8 @@ class Server:
         listener = _listen(self._host, self._port)
         host, port = listener.getsockname()[:2]
         self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self._uvicorn = _uvicorn(
-            create_app(self._engine, **self._app_options), log_level=self._log_level
-        )
+        app = create_app(self._engine, **self._app_options)
+        self._uvicorn = DrainingServer(app, self._engine, log_level=self._log_level)
         self._thread = threading.Thread(
             target=self._uvicorn.run,
             kwargs={"sockets": [listener]},
@@ -207,7 +207,7 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     app = create_app(
         engine, deadline_s=settings.deadline_s, max_pixel_steps=settings.max_pixel_steps
     )
-    server = _uvicorn(app, host=host, port=port, log_level="info")
+    server = DrainingServer(app, engine, host=host, port=port, log_level="info")
 
     def give_up_if_failed() -> None:
         engine.settled.wait()
@@ -223,15 +223,23 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     return 0
 
 
-def _uvicorn(app: FastAPI, **options: Any) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-        **options,
-    )
-    return uvicorn.Server(config)
+class DrainingServer(uvicorn.Server):
+    """uvicorn, which answers for DRAIN_S what it has taken in. It refuses the rest, so that nothing waits for it."""
+
+    def __init__(self, app: FastAPI, engine: Engine, **options: Any) -> None:
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=2 * DRAIN_S,  # then it cuts even what it is refusing
+            **options,
+        )
+        super().__init__(config)
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(DRAIN_S, self._engine.drop_jobs)
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:

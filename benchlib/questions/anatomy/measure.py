@@ -28,7 +28,7 @@ from benchlib.questions.anatomy.judge import MATMUL, MEMORIES, arithmetic_share,
 from benchlib.rows import STAGES
 from benchlib.run import writing
 from benchlib.serving.model.pipeline import SDXLPipeline
-from benchlib.serving.model.torch_thread import compute
+from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.store import Run
 
@@ -59,7 +59,7 @@ def dissect(
         raise ValueError("sizes and steps need at least one value each")
     fitting = [size for size in sizes if _fits(pipe, size)]
     requests = [_request(size, count, seed) for size, count in product(fitting, steps)]
-    compute(pipe.encode, requests)  # lays out each number of steps, which is done once
+    on_torch_thread(pipe.encode, requests)  # lays out each number of steps, which is done once
     round_s = sum(
         pipe.predict_s(asked.width, asked.height, asked.num_inference_steps) for asked in requests
     )
@@ -100,7 +100,7 @@ def arithmetic(
     use TF32 where cuDNN's convolutions do.
     """
     side = size or pipe.spec["showcase"]["width"]
-    calls = pd.DataFrame(compute(_calls, pipe, _request(side, repeat + 2, 0), repeat))
+    calls = pd.DataFrame(on_torch_thread(_calls, pipe, _request(side, repeat + 2, 0), repeat))
     calls.to_parquet(run.path / "arithmetic.parquet")
     return arithmetic_share(calls)
 
@@ -147,7 +147,9 @@ def _measure(
         end: tuple[str, str | None] = ("finished", None)
         try:
             for number, asked in enumerate(requests):
-                row = {"index": number, "phase": "measure"} | compute(_image, pipe, asked, began_s)
+                row = {"index": number, "phase": "measure"} | on_torch_thread(
+                    _image, pipe, asked, began_s
+                )
                 with folder.rows_path.open("a", encoding="utf-8") as rows:
                     rows.write(json.dumps(row) + "\n")
                 samples[number] = time.monotonic() - began_s, *_memory_now_gib(pipe)

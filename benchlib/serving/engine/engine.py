@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from benchlib.serving.engine.policies import Measured, Size, Turn, make_policy, until_place_s
 from benchlib.serving.engine.step_times import measure, warm
-from benchlib.serving.model.torch_thread import compute, others_wait
+from benchlib.serving.model.torch_thread import on_torch_thread, others_wait
 from benchlib.serving.schemas import GenerateRequest
 
 if TYPE_CHECKING:
@@ -237,14 +237,19 @@ class Engine:
             self.state = "stopped"
             return
         self._thread.join(drain_s)
-        if self._thread.is_alive():
-            with self._change:
-                for job in tuple(self._jobs):
-                    if job.begun:
-                        job.cancelled = True  # dropped before its next step
-                    else:
-                        self._end(job, Refused("the server is stopping"))
-            self._thread.join()
+        self.drop_jobs()
+        self._thread.join()
+
+    def drop_jobs(self) -> None:
+        """Take no more jobs, refuse those that wait, and drop those that have begun before their next step."""
+        with self._change:
+            self._should_exit = True
+            self._change.notify()
+            for job in tuple(self._jobs):
+                if job.begun:
+                    job.cancelled = True
+                else:
+                    self._end(job, Refused("the server is stopping"))
 
     # -- the worker thread --------------------------------------------------------------------------------------------
 
@@ -257,7 +262,7 @@ class Engine:
             return
         try:
             while turn := self._next_turn():
-                compute(self._take_turns, turn)
+                on_torch_thread(self._take_turns, turn)
         finally:
             self._shutdown()
 
@@ -273,17 +278,17 @@ class Engine:
 
     def _startup(self) -> None:
         self._pipeline = pipeline = (
-            compute(self._source) if callable(self._source) else self._source
+            on_torch_thread(self._source) if callable(self._source) else self._source
         )
         if pipeline.compiled and not self._buckets:
             self._buckets = [2**n for n in range(1, (self._most - 1).bit_length() + 2)]
         showcase = pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"]
         for size in self._sizes or [showcase]:
-            self._measured[size] = compute(
+            self._measured[size] = on_torch_thread(
                 measure, pipeline, size, max_batch_size=self._most, padded=self._padded
             )
             for rows in self._buckets if pipeline.compiled else ():
-                compute(warm, pipeline, size, rows)
+                on_torch_thread(warm, pipeline, size, rows)
         self.spec = pipeline.spec | self._settings | {"step_times": self._measured.told()}
         if callable(self._source):
             gc.collect()

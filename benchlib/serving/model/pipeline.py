@@ -3,7 +3,7 @@
 Knows diffusers' text-to-image algorithm (StableDiffusionXLPipeline.__call__ in
 diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py) and reproduces its images to the bit. Ignorant
 of queues and HTTP. `generate` may be called from any thread; whoever drives `encode`, `step` and `decode` does so on
-the torch thread (compute.py), as any other would slow down both.
+the torch thread (torch_thread.py), as any other would slow down both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchlib.serving.model.denoise import Batch, Schedule, Work, make_schedule
 from benchlib.serving.model.memory import PeakMemory, held_gib, peak_memory, reset_peak_memory
 from benchlib.serving.model.models import choose_model, load_diffusers
 from benchlib.serving.model.recipes import Recipe, apply_recipes, parse_recipes
-from benchlib.serving.model.torch_thread import compute
+from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest
 from benchlib.telemetry import process_memory_gib
 
@@ -272,7 +272,7 @@ class SDXLPipeline:
             raise ValueError(
                 "request: a batch needs at least one request, and all of one width and height; split it"
             )
-        return compute(self._generate, requests)
+        return on_torch_thread(self._generate, requests)
 
     def _generate(self, requests: list[GenerateRequest]) -> GenerateResult:
         self.reset_peak_memory()
@@ -364,7 +364,9 @@ def load_pipeline(
             raise ValueError(
                 f"torch_threads: {torch_threads} is too few; use 1 or more, or None for torch's own choice"
             )
-        compute(torch.set_num_threads, torch_threads)  # a thread that has computed keeps its number
+        on_torch_thread(
+            torch.set_num_threads, torch_threads
+        )  # a thread that has computed keeps its number
     model, reason = choose_model(model, target)
 
     def load() -> SDXLPipeline:
@@ -381,7 +383,7 @@ def load_pipeline(
         }
         return SDXLPipeline(pipe, spec=spec, recipes=recipes)
 
-    return compute(load)
+    return on_torch_thread(load)
 
 
 def resolve(
@@ -400,7 +402,7 @@ def resolve(
     for one in sorted(
         recipes, key=lambda one: one.sets == "compiler"
     ):  # last, as it takes seconds to try
-        compute(one.check, target, dtype)
+        on_torch_thread(one.check, target, dtype)
     return recipes, target, dtype
 
 

@@ -1,46 +1,54 @@
 """The one thread of this process that computes with torch.
 
-On a CPU each thread that calls torch grows an OpenMP pool of its own, and libgomp stops spinning at its barriers once
-the pools together have more threads than there are cores: with two callers, 2 cores and the tiny model every image
-took 2.5 to 3.5 times as long. So loading, warming up, `generate` and the engine all compute here, and take turns.
-Ignorant of what is computed.
+On a CPU, each thread that calls torch grows an OpenMP pool of its own. libgomp stops spinning at its barriers once the
+pools together have more threads than there are cores. Two callers on 2 cores made every image of the tiny model 2.5 to
+3.5 times slower. So loading, warming up, `generate` and the engine all compute here and take turns. Ignorant of what is
+computed.
 """
 
 from __future__ import annotations
 
-import threading
+import atexit
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+
+from benchlib.serving.worker_threads import WorkerThreads
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_NAME = "benchlib-torch"
-_executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=_NAME)
-_change = threading.Lock()
-_waiting = 0
+_thread = WorkerThreads("benchlib-torch")
 
 
-def compute(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `function` on the torch thread, after what is under way there; return or raise what it does."""
-    if threading.current_thread().name.startswith(_NAME):
+def on_torch_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` on the torch thread, after the calls that came before; return or raise what it does."""
+    if _thread.here():
         return function(*args, **kwargs)
+    return _thread.submit(function, *args, **kwargs).result()
 
-    def begin() -> T:
-        _count(-1)
-        return function(*args, **kwargs)
 
-    _count(1)
-    return _executor.submit(begin).result()
+def repeat_on_torch_thread(function: Callable[[], bool]) -> None:
+    """Call `function` on the torch thread until it returns False. Other callers get their turn in between.
+
+    Handing over every single call would cost more than a denoising step of a small model.
+    """
+
+    def repeat() -> bool:
+        again = function()
+        while again and not others_wait():
+            again = function()
+        return again
+
+    while on_torch_thread(repeat):
+        pass
 
 
 def others_wait() -> bool:
-    """Whether somebody waits for the torch thread: then what runs there, and could go on, had better stop."""
-    return _waiting > 0
+    """Whether somebody waits for the torch thread. Then a call that could pause should do so."""
+    return _thread.calls_wait
 
 
-def _count(change: int) -> None:
-    global _waiting
-    with _change:
-        _waiting += change
+@atexit.register
+def _close() -> None:
+    """A daemon thread that is inside torch when the interpreter ends would crash the process."""
+    _thread.close()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchlib.serving.engine.engine import Cancelled, DoesNotFit, Engine
 from benchlib.serving.model.pipeline import SDXLPipeline
-from benchlib.serving.model.torch_thread import compute
+from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 
 requests = st.builds(
@@ -34,7 +34,7 @@ def stock_pixels(pipe, request):
     """(height, width, 3) in 0..1, float32: what the stock call makes of the request."""
     stock = pipe.diffusers
     stock.set_progress_bar_config(disable=True)
-    return compute(
+    return on_torch_thread(
         stock,
         request.prompt,
         negative_prompt=request.negative_prompt,
@@ -137,8 +137,8 @@ MIXED = [
 )
 def test_a_step_that_fails_moves_nobody_and_can_be_taken_again(tiny, scheduler, monkeypatch):
     pipe = exact(tiny, scheduler)
-    works = compute(pipe.encode, MIXED)
-    compute(pipe.step, works)
+    works = on_torch_thread(pipe.encode, MIXED)
+    on_torch_thread(pipe.step, works)
     before = [work.latents for work in works]
     unet = pipe._unet
 
@@ -149,23 +149,23 @@ def test_a_step_that_fails_moves_nobody_and_can_be_taken_again(tiny, scheduler, 
     with monkeypatch.context() as patch:
         patch.setattr(pipe, "_unet", short_of_memory)
         with pytest.raises(torch.OutOfMemoryError):
-            compute(pipe.step, works)
+            on_torch_thread(pipe.step, works)
     assert [work.steps_done for work in works] == [1, 1, 1]
     assert all(work.latents is latents for work, latents in zip(works, before, strict=True))
     for work, request in zip(works, MIXED, strict=True):
         while not work.finished:
-            compute(pipe.step, [work])
-        [image] = compute(pipe.decode, [work])
+            on_torch_thread(pipe.step, [work])
+        [image] = on_torch_thread(pipe.decode, [work])
         assert np.abs(image - stock_pixels(pipe, request)).max() <= 1e-4
 
 
 @pytest.mark.parametrize("scheduler", [None, EulerAncestralDiscreteScheduler])
 def test_padding_changes_no_image(tiny, scheduler):
     pipe = exact(tiny, scheduler)
-    works = compute(pipe.encode, MIXED)
+    works = on_torch_thread(pipe.encode, MIXED)
     while moving := [work for work in works if not work.finished]:
-        compute(pipe.step, moving, rows=8)
-    for image, request in zip(compute(pipe.decode, works), MIXED, strict=True):
+        on_torch_thread(pipe.step, moving, rows=8)
+    for image, request in zip(on_torch_thread(pipe.decode, works), MIXED, strict=True):
         assert np.abs(image - stock_pixels(pipe, request)).max() <= 1e-4
 
 

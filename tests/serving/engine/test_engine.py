@@ -11,7 +11,7 @@ import torch
 
 from benchlib.serving.engine.engine import Cancelled, DeadlinePassed, DoesNotFit, Engine, Refused
 from benchlib.serving.engine.policies import StepTimes
-from benchlib.serving.model.torch_thread import compute, others_wait
+from benchlib.serving.model.torch_thread import on_torch_thread, others_wait
 from benchlib.serving.schemas import GenerateRequest
 from benchmarks.fakes.fake_pipeline import FakePipeline
 
@@ -79,7 +79,7 @@ def test_jobs_run_whole_in_the_order_of_arrival(engine, pipeline):
 def test_who_wants_the_torch_thread_need_not_wait_for_the_whole_job(engine, pipeline):
     job = hold(pipeline, engine, steps=50)
     with ThreadPoolExecutor(1) as other:
-        wanted = other.submit(compute, lambda: len(pipeline.batches))
+        wanted = other.submit(on_torch_thread, lambda: len(pipeline.batches))
         while not others_wait():
             time.sleep(0.001)
         stood_at = len(pipeline.batches)

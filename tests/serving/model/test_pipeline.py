@@ -10,7 +10,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
 from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline
-from benchlib.serving.model.torch_thread import compute
+from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 
 
@@ -198,6 +198,6 @@ def test_the_threads_asked_for_are_those_that_compute(tiny):
     try:
         for threads in (was + 1, 1):
             spec = load_pipeline("tiny", device="cpu", torch_threads=threads).spec
-            assert spec["torch_threads"] == threads == compute(torch.get_num_threads)
+            assert spec["torch_threads"] == threads == on_torch_thread(torch.get_num_threads)
     finally:
-        compute(torch.set_num_threads, was)
+        on_torch_thread(torch.set_num_threads, was)

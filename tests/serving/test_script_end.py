@@ -1,0 +1,92 @@
+"""A script that ends without `server.stop()`: it ends in order and prints no word of an error."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import atexit
+import socket
+import time
+import weakref
+
+
+def report():  # registered before `server` is imported, so it is called after the server has stopped
+    answers = [client.recv(100).split(b"\\r")[0].decode() for client in clients]
+    print(*sorted(set(answers)), sep="\\n")
+    print("engine:", engine.state)
+    print("model freed:", model() is None, flush=True)
+
+
+atexit.register(report)
+
+from benchlib.serving import server
+from benchlib.serving.server import serve
+from benchmarks.fakes.fake_pipeline import FakePipeline
+
+server.DRAIN_S = 1
+
+
+class SlowPipeline(FakePipeline):
+    def step(self, works, *, rows=None):
+        if works[0].request.prompt == "slow":
+            time.sleep(0.05)
+        return super().step(works, rows=rows)
+
+
+def load_pipeline(*_, **__):
+    pipe = SlowPipeline()
+    global model
+    model = weakref.ref(pipe)
+    return pipe
+
+
+import benchlib.serving.model.pipeline
+
+benchlib.serving.model.pipeline.load_pipeline = load_pipeline
+running = serve("tiny", batching="serial")
+engine = running._engine
+clients = []
+
+
+def post(path, body):
+    client = socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+    head = f"POST {path} HTTP/1.1\\r\\nHost: here\\r\\nContent-Type: application/json\\r\\n"
+    client.sendall(f"{head}Content-Length: {len(body)}\\r\\n\\r\\n{body}".encode())
+    clients.append(client)
+"""
+
+# Its file is written while the server drains. No executor of the standard library takes a call then.
+ONE_AT_WORK = """
+post("/v1/images/generations", '{"prompt": "slow", "num_inference_steps": 10}')
+while not engine.running:
+    time.sleep(0.01)
+"""
+
+# Twenty requests of 7.5 s each, for which nobody should have to wait.
+MUCH_QUEUED = """
+for _ in range(20):
+    post("/benchmark/generate", '{"prompt": "slow", "num_inference_steps": 150, "width": 64, "height": 64}')
+while engine.waiting < 19:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "answer"),
+    [(ONE_AT_WORK, "HTTP/1.1 200 OK"), (MUCH_QUEUED, "HTTP/1.1 503 Service Unavailable")],
+    ids=["one at work", "much queued"],
+)
+def test_a_script_that_ends_stops_its_server_in_order(ending, answer):
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT + ending],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    words = [answer, "engine: stopped", "model freed: True"]
+    assert ended.stdout.splitlines() == words, ended.stderr
+    assert ended.returncode == 0
+    assert ended.stderr == ""
