@@ -83,7 +83,7 @@ def test_a_script_that_ends_stops_its_server_in_order(ending, answer):
         [sys.executable, "-c", SCRIPT + ending],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     words = [answer, "engine: stopped", "model freed: True"]

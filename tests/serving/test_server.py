@@ -460,7 +460,7 @@ def stand_alone(*command, **environment):
                 yield found[1], lines
                 process.send_signal(signal.SIGINT)
                 lines += process.stderr.readlines()
-                assert process.wait(30) == 0, "".join(lines)
+                assert process.wait(120) == 0, "".join(lines)
                 return
         pytest.fail(f"the server did not start: {''.join(lines)}")
     finally:
@@ -473,7 +473,7 @@ def wait_ready(url):
     """The port is bound before the model is there: /health is alive at once, /ready says 503 until then."""
     assert httpx.get(f"{url}/health").status_code == 200
     seen = []
-    wait_until(lambda: seen.append(httpx.get(f"{url}/ready").status_code) or seen[-1] == 200, 60)
+    wait_until(lambda: seen.append(httpx.get(f"{url}/ready").status_code) or seen[-1] == 200, 300)
     return seen
 
 
@@ -561,7 +561,7 @@ def test_a_stand_alone_server_that_cannot_start_says_why(arguments, status, word
         [sys.executable, "-m", "benchlib", "serve", "--port", "0", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert process.returncode == status, process.stderr
