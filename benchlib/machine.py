@@ -176,10 +176,31 @@ def _cpu_model() -> str | None:
     return platform.machine() or None  # ARM's /proc/cpuinfo names no model
 
 
+def available_memory_gib(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> float:
+    """The memory in GiB that this process can still take: the machine's, or a container's where that is less.
+
+    In a container with a limit, a process that takes more is killed, however much the machine has.
+    """
+    available_bytes = [psutil.virtual_memory().available]
+    for cgroup in _cgroups(root, membership):
+        limit = (cgroup / "memory.max").read_text().strip()
+        if limit != "max":
+            available_bytes.append(int(limit) - _used_bytes(cgroup))
+    return max(0, min(available_bytes)) / GIB
+
+
 def cgroup_memory_limits(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> list[int]:
     """The memory limits in bytes of this process's cgroup and of the cgroups above it (version 2); the lowest holds."""
+    limits = [(cgroup / "memory.max").read_text().strip() for cgroup in _cgroups(root, membership)]
+    return [int(limit) for limit in limits if limit != "max"]
+
+
+def _cgroups(root: Path, membership: Path) -> list[Path]:
+    """The folders of this process's cgroup and of the cgroups above it that can have a memory limit (version 2)."""
     if not membership.exists():
         return []
     own = "/"
@@ -188,6 +209,14 @@ def cgroup_memory_limits(
             own = line[3:]
             break
     folder = root / own.lstrip("/")
-    files = [above / "memory.max" for above in (folder, *folder.parents)]
-    limits = [file.read_text().strip() for file in files if file.is_file()]
-    return [int(limit) for limit in limits if limit != "max"]
+    return [above for above in (folder, *folder.parents) if (above / "memory.max").is_file()]
+
+
+def _used_bytes(cgroup: Path) -> int:
+    """The memory that a cgroup's processes hold. Cached files don't count: the kernel drops them on demand."""
+    used = int((cgroup / "memory.current").read_text())
+    for line in (cgroup / "memory.stat").read_text().splitlines():
+        name, value = line.split()
+        if name in ("active_file", "inactive_file"):
+            used -= int(value)
+    return used

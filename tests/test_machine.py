@@ -8,10 +8,12 @@ import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchlib import machine
 from benchlib.machine import (
+    available_memory_gib,
     cgroup_memory_limits,
     describe_git,
     describe_load,
@@ -85,6 +87,38 @@ def test_container_memory_limit(tmp_path: Path) -> None:
     (tmp_path / "job/step/memory.max").write_text("max\n")
     assert cgroup_memory_limits(tmp_path, tmp_path / "membership") == [4 * GIB]
     assert cgroup_memory_limits(tmp_path, tmp_path / "absent") == []
+
+
+def a_container(folder: Path, *, limit: int, used: int, cached: int = 0) -> tuple[Path, Path]:
+    """The files of a process in a cgroup with a limit, below one without. Returns `root` and `membership`."""
+    own = folder / "pod" / "container"
+    own.mkdir(parents=True)
+    for cgroup, words in ((own, str(limit)), (own.parent, "max")):
+        (cgroup / "memory.max").write_text(f"{words}\n")
+        (cgroup / "memory.current").write_text(f"{used}\n")
+        stat = f"anon {used - cached}\ninactive_file {cached // 2}\nactive_file {cached // 2}\n"
+        (cgroup / "memory.stat").write_text(stat)
+    membership = folder / "membership"
+    membership.write_text("0::/pod/container\n")
+    return folder, membership
+
+
+def test_memory_of_a_container_is_its_limit_less_what_is_used(tmp_path: Path) -> None:
+    container = a_container(tmp_path, limit=GIB, used=GIB // 2, cached=GIB // 8)
+    assert available_memory_gib(*container) == 5 / 8
+
+
+def test_a_container_above_its_limit_has_no_memory(tmp_path: Path) -> None:
+    assert available_memory_gib(*a_container(tmp_path, limit=GIB, used=2 * GIB)) == 0
+
+
+def test_a_limit_above_the_machines_memory_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = psutil.virtual_memory()._replace(available=3 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert available_memory_gib(*a_container(tmp_path, limit=2**60, used=GIB)) == 3
+    assert available_memory_gib(tmp_path, tmp_path / "absent") == 3
 
 
 def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

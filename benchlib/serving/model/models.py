@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import psutil
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
@@ -30,6 +29,9 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
+
+from benchlib.machine import available_memory_gib
+from benchlib.telemetry import GIB
 
 SDXL_HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_PARAMS = 3_468_837_867  # of the published base model: UNet, two text encoders and VAE
@@ -343,12 +345,10 @@ def _count_params(files: Iterable[Path]) -> int:
 
 
 def _free_memory_gib(device: torch.device) -> float:
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
-    return free / 2**30
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return free_bytes / GIB
+    return available_memory_gib()
 
 
 def _require_memory(params: int, device: torch.device, dtype: torch.dtype) -> None:

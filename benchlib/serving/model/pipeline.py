@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import psutil
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image, fromarray
 
+from benchlib.machine import available_memory_gib
 from benchlib.serving.model.denoise import Batch, Schedule, Work, make_schedule
 from benchlib.serving.model.memory import PeakMemory, held_gib, peak_memory, reset_peak_memory
 from benchlib.serving.model.models import choose_model, load_diffusers
 from benchlib.serving.model.recipes import Recipe, apply_recipes, parse_recipes
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest
-from benchlib.telemetry import process_memory_gib
+from benchlib.telemetry import GIB, process_memory_gib
 
 # Every long prompt would be reported on stderr; that SDXL reads 77 tokens of a prompt is no news to a benchmark.
 logging.getLogger(StableDiffusionXLPipeline.__module__).addFilter(
@@ -315,8 +315,8 @@ class SDXLPipeline:
         if self._vae.use_tiling:
             width, height = (min(side, self._vae.tile_sample_min_size) for side in (width, height))
         widest: int = self._vae.config.block_out_channels[:2][-1]
-        needed: int = images * width * height * 4 * widest * self._vae.dtype.itemsize
-        return bool(needed <= psutil.virtual_memory().available)
+        needed_bytes = images * width * height * 4 * widest * self._vae.dtype.itemsize
+        return bool(needed_bytes / GIB <= available_memory_gib())
 
     def close(self) -> None:
         """Free the model's memory at once; the pipeline computes no more. May be called again."""

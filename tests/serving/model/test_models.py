@@ -17,6 +17,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
+from benchlib import machine
 from benchlib.serving.model import models
 from benchlib.serving.model.models import ModelError, choose_model, load_diffusers, tiny_folder
 
@@ -250,3 +251,13 @@ def test_too_little_memory_is_told_before_anything_is_loaded(model, monkeypatch)
     ):
         load_diffusers(model, device=CPU, dtype=torch.float32)
     assert time.monotonic() - started < 2
+
+
+def test_a_container_with_too_little_memory_is_told_before_anything_is_loaded(
+    monkeypatch, tmp_path
+):
+    for name, content in {"memory.max": 2**30, "memory.current": 2**29, "memory.stat": ""}.items():
+        (tmp_path / name).write_text(str(content))
+    monkeypatch.setattr(machine, "_cgroups", lambda *_: [tmp_path])
+    with pytest.raises(ModelError, match=r"need 12\.9 GiB in float32 and cpu has 0\.5 GiB free"):
+        load_diffusers("sdxl-random", device=CPU, dtype=torch.float32)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
+from benchlib import machine
 from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
@@ -169,6 +170,15 @@ def test_the_memory_peak_is_of_the_work_alone(tiny):
         tiny.generate(request())
         with_ballast_gib = tiny.peak_memory().rss_gib
     assert tiny.generate(request()).peak_memory_gib < with_ballast_gib - 0.9
+
+
+def test_a_containers_limit_decides_what_fits(tiny, monkeypatch, tmp_path):
+    """The machine has enough memory for the image, and the container has not."""
+    assert tiny.fits(64, 64)
+    for name, content in {"memory.max": 2**30, "memory.current": 2**30, "memory.stat": ""}.items():
+        (tmp_path / name).write_text(str(content))
+    monkeypatch.setattr(machine, "_cgroups", lambda *_: [tmp_path])
+    assert not tiny.fits(64, 64)
 
 
 def test_prediction_is_of_the_right_size(tiny):
