@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from benchlib.questions.anatomy.judge import cost_lines, memory_growth, memory_parts, peak_stage
     from benchlib.questions.anatomy.measure import arithmetic, dissect, watch_memory
     from benchlib.questions.batching.forecast import predict_latency
+    from benchlib.questions.batching.judge import gains
     from benchlib.questions.capacity.measure import find_capacity
-    from benchlib.questions.compare.judge import compare, compare_studies, gains
+    from benchlib.questions.compare.judge import compare, compare_studies
     from benchlib.questions.parameters import check_parameters
     from benchlib.questions.settings.judge import decide
     from benchlib.questions.settings.measure import try_settings, usable_recipes
@@ -35,12 +36,13 @@ _NAMES = {
     "benchlib.load.workload": ("Workload",),
     "benchlib.questions.capacity.measure": ("find_capacity",),
     "benchlib.questions.batching.forecast": ("predict_latency",),
+    "benchlib.questions.batching.judge": ("gains",),
     "benchlib.serving.model.pipeline": ("load_pipeline",),
     "benchlib.serving.schemas": ("GenerateRequest",),
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.plots": ("plots",),
     "benchlib.questions.settings.measure": ("try_settings", "usable_recipes"),
-    "benchlib.questions.compare.judge": ("compare", "gains", "compare_studies"),
+    "benchlib.questions.compare.judge": ("compare", "compare_studies"),
     "benchlib.questions.anatomy.judge": (
         "cost_lines",
         "memory_growth",

@@ -1,6 +1,6 @@
-"""What requests would take on a server of ours, by the step times that it measured at its start.
+"""Predicts latencies on a server of ours, from the step times that it measured at its start.
 
-Knows the policies' simulator. Ignorant of HTTP, of anything else that runs on the machine, and of requests that fail.
+Knows the simulator of the policies. Ignorant of HTTP, of other work on the machine, and of requests that fail.
 """
 
 from __future__ import annotations
@@ -17,37 +17,45 @@ if TYPE_CHECKING:
 def predict_latency(
     requests: pd.DataFrame, spec: Mapping[str, Any], *, batching: str | None = None
 ) -> pd.Series:
-    """Each request's latency in seconds, simulated on the step times in `spec`: a server's, or a run's "target".
+    """Returns each request's simulated latency in seconds, with the index of `requests`.
 
-    Of `requests`, such as a run's, the moment `scheduled_s`, size, steps and guidance are read (None: with guidance).
-    `batching` is another policy than the server's own: then `spec` must be of one that measured batches. Raises
-    ValueError for a size whose step times the spec does not tell.
+    `requests` holds rows such as a run's. Their `scheduled_s`, size, steps and guidance are read; without a guidance
+    scale a request counts as guided. `spec` has the step times: that of a server, or a run's "target".
+
+    `batching` names another policy than the server's own. Then the server must have measured batches. Raises
+    ValueError for a size without step times.
     """
-    known = Measured.of(spec.get("step_times") or {})
-    columns = requests[["width", "height", "num_inference_steps", "scheduled_s"]].itertuples(
-        index=False
-    )
-    guidance = (
-        requests["guidance_scale"] if "guidance_scale" in requests else [None] * len(requests)
-    )
-    tasks = [
-        SimulatedTask(
-            (int(width), int(height)),
-            1 if scale is not None and scale <= 1 else 2,
-            int(steps),
-            float(due_s),
-        )
-        for (width, height, steps, due_s), scale in zip(columns, guidance, strict=True)
-    ]
-    if missing := {task.size for task in tasks} - known.keys():
+    import pandas as pd
+
+    step_times = Measured.of(spec.get("step_times") or {})
+    tasks = _tasks(requests)
+    missing = sorted({task.size for task in tasks} - step_times.keys())
+    if missing:
         raise ValueError(
-            f"requests: spec has no step times of {sorted(missing)} pixels; serve(sizes=...) measures them"
+            f"requests: spec has no step times of {missing} pixels; serve(sizes=...) measures them"
         )
-    most, wait_s = spec["max_batch_size"], spec["max_wait_ms"] / 1000
     policy = make_policy(
-        batching or spec["batching"], known.__getitem__, max_batch_size=most, max_wait_s=wait_s
+        batching or spec["batching"],
+        step_times.__getitem__,
+        max_batch_size=spec["max_batch_size"],
+        max_wait_s=spec["max_wait_ms"] / 1000,
     )
-    took_s = [one.done_s - one.arrived_s for one in simulate(policy, tasks, known.__getitem__)]
-    return (
-        0 * requests["scheduled_s"] + took_s
-    )  # a Series with the index of `requests`, without importing pandas
+    finished = simulate(policy, tasks, step_times.__getitem__)
+    latency_s = [task.done_s - task.arrived_s for task in finished]
+    return pd.Series(latency_s, index=requests.index, dtype=float)
+
+
+def _tasks(requests: pd.DataFrame) -> list[SimulatedTask]:
+    """Returns what the simulator needs to know of each request, in the order of the rows."""
+    guidance = [None] * len(requests)
+    if "guidance_scale" in requests:
+        guidance = requests["guidance_scale"].tolist()
+    columns = requests[["width", "height", "num_inference_steps", "scheduled_s"]]
+    tasks = []
+    for (width, height, steps, due_s), scale in zip(
+        columns.itertuples(index=False), guidance, strict=True
+    ):
+        is_guided = scale is None or not scale <= 1  # NaN is the server's default, which guides
+        size = int(width), int(height)
+        tasks.append(SimulatedTask(size, 2 if is_guided else 1, int(steps), float(due_s)))
+    return tasks

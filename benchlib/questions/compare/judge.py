@@ -111,42 +111,6 @@ def compare(
     return Comparison(table, tuple(_suspects(a[0].record, b[0].record, differing)), overall)
 
 
-LATENCIES = ("latency_mean_s", "latency_p95_s")
-
-
-def gains(runs: Iterable[Run], *, over: str = "serial") -> pd.DataFrame:
-    """What other batching makes of the latency that requests at the same rates have with `over`, by repeated runs.
-
-    Runs of one rate and seed were asked for the same at the same moments, so they are compared in pairs. A row for each
-    `rate` (1/s), `batching` and `figure` (of LATENCIES) with `pairs`, how many had it; `ratio`, the geometric mean of
-    theirs; `interval`, Student's t of the logarithms at 95 % each, None for one pair; and `verdict`: "lower" or
-    "higher" where the interval leaves out 1, else "not shown". Runs that are not valid are left out.
-    """
-    found: dict[tuple[float, str, str, int], float] = {}
-    for run in runs:
-        summary, spec = run.summary(), run.spec
-        for name in LATENCIES:
-            if summary["valid"] and summary[name]:
-                found[spec["arrivals"]["rate"], spec["target"]["batching"], name, spec["seed"]] = (
-                    summary[name]
-                )
-    logs: dict[tuple[float, str, str], list[float]] = {}
-    for (rate, batching, name, seed), value in sorted(found.items()):
-        if batching != over and (base := found.get((rate, over, name, seed))):
-            logs.setdefault((rate, batching, name), []).append(math.log(value / base))
-    rows = []
-    for (rate, batching, name), values in logs.items():
-        mean, n, interval, verdict = float(np.mean(values)), len(values), None, "not shown"
-        if n > 1:
-            half = intervals.t_quantile(0.975, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-            interval = math.exp(mean - half), math.exp(mean + half)
-            verdict = "lower" if interval[1] < 1 else "higher" if interval[0] > 1 else verdict
-        rows.append((rate, batching, name, n, math.exp(mean), interval, verdict))
-    return pd.DataFrame(
-        rows, columns=["rate", "batching", "figure", "pairs", "ratio", "interval", "verdict"]
-    )
-
-
 @dataclass(frozen=True)
 class Series:
     """`table`: a row per study but the first, load and figure, with `ratio` to the first study, `low` and `high` of its

@@ -1,0 +1,185 @@
+"""Whether batching pays here: what each policy gains over serial, and the answer in words.
+
+Knows runs of several policies, and their summaries. Ignorant of how the runs were made, and of how a policy decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchlib.study import intervals
+from benchlib.study.store import Run
+from benchlib.study.wording import counted, number, words
+
+LATENCIES = {"latency_mean_s": "mean latency", "latency_p95_s": "p95 latency"}
+"""The figures of a run's summary that are compared, and what a reader calls each."""
+
+GAIN_COLUMNS = ["rate", "batching", "figure", "pairs", "ratio", "interval", "verdict"]
+
+
+def gains(runs: Iterable[Run], *, over: str = "serial") -> pd.DataFrame:
+    """Returns how each policy's latency compares with that of the policy `over`, at the same rates.
+
+    Runs of one rate and seed had the same requests at the same moments, so they form pairs. Runs that are not valid
+    are left out. There is a row for each `rate` (requests/s), `batching` and `figure` (a key of LATENCIES):
+
+    - `pairs`: how many pairs have the figure.
+    - `ratio`: the geometric mean of the pairs' ratios.
+    - `interval`: of the ratio at 95 %, by Student's t on the logarithms; None for one pair.
+    - `verdict`: "lower" or "higher" where the interval leaves out 1, else "not shown".
+    """
+    latency_s = _latencies_by_case(runs)
+    logs: dict[tuple[float, str, str], list[float]] = {}
+    for (rate, batching, figure, seed), value_s in sorted(latency_s.items()):
+        base_s = latency_s.get((rate, over, figure, seed))
+        if batching != over and base_s is not None:
+            pairs = logs.setdefault((rate, batching, figure), [])
+            pairs.append(math.log(value_s / base_s))
+    rows = []
+    for case, values in logs.items():
+        rows.append([*case, len(values), *_ratio_of_pairs(values)])
+    return pd.DataFrame(rows, columns=GAIN_COLUMNS)
+
+
+def _latencies_by_case(runs: Iterable[Run]) -> dict[tuple[float, str, str, int], float]:
+    """Returns the LATENCIES of valid runs, by rate, policy, figure and seed. Unknown ones are left out."""
+    found = {}
+    for run in runs:
+        summary = run.summary()
+        rate, batching = run.spec["arrivals"]["rate"], run.spec["target"]["batching"]
+        for figure in LATENCIES:
+            if summary["valid"] and summary[figure]:
+                found[rate, batching, figure, run.spec["seed"]] = summary[figure]
+    return found
+
+
+def _ratio_of_pairs(logs: Sequence[float]) -> tuple[float, tuple[float, float] | None, str]:
+    """Returns ratio, interval and verdict, from the logarithm of each pair's ratio."""
+    n = len(logs)
+    mean = float(np.mean(logs))
+    if n == 1:
+        return math.exp(mean), None, "not shown"
+    half = intervals.t_quantile(0.975, n - 1) * float(np.std(logs, ddof=1)) / math.sqrt(n)
+    low, high = math.exp(mean - half), math.exp(mean + half)
+    verdict = "not shown"
+    if high < 1:
+        verdict = "lower"
+    elif low > 1:
+        verdict = "higher"
+    return math.exp(mean), (low, high), verdict
+
+
+def gain_words(gain: Mapping[Any, Any]) -> str:
+    """Returns one row of `gains` in words, without its policy: what the pairs support, and no more."""
+    name = LATENCIES[gain["figure"]]
+    if gain["verdict"] == "not shown":
+        return f"{name}: a difference from serial's is not shown"
+    return f"{name} {words(gain['ratio'], gain['interval'], "times serial's")}"
+
+
+@dataclass(frozen=True)
+class BatchingAnswer:
+    """Whether each policy pays here. `str()` has the answer in words.
+
+    `gains` is as `gains()` returns it. `serial_images_per_s` is what serial can make. `rush_mean_s` has the mean
+    latency of each policy in one rush of `rush_requests`. `no_gain_cases` names the simulated cases in which
+    continuous batching gains less than 5 %.
+    """
+
+    gains: pd.DataFrame
+    serial_images_per_s: float | None
+    rush_mean_s: Mapping[str, float]
+    rush_requests: int
+    no_gain_cases: Sequence[str]
+
+    def pays(self, batching: str) -> str:
+        """Returns whether a policy pays: "yes", "no", "at some loads", "not shown" or "not measured"."""
+        rows = self.gains[self.gains["batching"] == batching]
+        verdicts = set(rows["verdict"])
+        if not verdicts:
+            return "not measured"
+        if {"lower", "higher"} <= verdicts:
+            return "lower latency for some figures or loads, higher for others"
+        if "lower" in verdicts:
+            return "yes"
+        if "higher" in verdicts:
+            return "no"
+        return "not shown"
+
+    def __str__(self) -> str:
+        lines = ["Does batching pay here, compared with serial?"]
+        for batching in ("continuous", "dynamic"):
+            lines.append(f"- {batching}: {self.pays(batching)}")
+            lines += self._gain_lines(batching)
+        if self.gains.empty:
+            lines.append(
+                "No two valid runs had the same requests: give more minutes (budget_min), or see the plan above."
+            )
+        lines += [self._rush_line(), self._predicted_line()]
+        return "\n".join(lines)
+
+    def _gain_lines(self, batching: str) -> list[str]:
+        """Returns a line for each rate at which the policy was measured."""
+        lines = []
+        rows = self.gains[self.gains["batching"] == batching]
+        for rate, at_rate in rows.groupby("rate"):
+            load = f"at {number(float(str(rate)))} requests/s"
+            if self.serial_images_per_s:
+                load += f" ({rate / self.serial_images_per_s:.0%} of what serial can make)"
+            figures = "; ".join(gain_words(row) for row in at_rate.to_dict("records"))
+            pairs = counted(at_rate["pairs"].max(), "pair")
+            lines.append(f"    {load}, {pairs} of runs: {figures}")
+        return lines
+
+    def _rush_line(self) -> str:
+        means = []
+        for batching, mean_s in self.rush_mean_s.items():
+            means.append(f"{batching} {words(mean_s, unit='s')}")
+        requests = counted(self.rush_requests, "request")
+        return f"In one rush of {requests}, the mean latency was: {', '.join(means)} (no interval)."
+
+    def _predicted_line(self) -> str:
+        if not self.no_gain_cases:
+            return "By the step times, continuous gains 5 % or more in every case simulated."
+        cases = "; ".join(self.no_gain_cases)
+        return f"By the step times, continuous gains less than 5 % in these cases: {cases}."
+
+
+def rows_at_highest_rate(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Returns the requests of all runs at the highest rate together, by policy. Empty without runs."""
+    highest = max((run.spec["arrivals"]["rate"] for run in runs), default=None)
+    frames: dict[str, list[pd.DataFrame]] = {}
+    for run in runs:
+        if run.spec["arrivals"]["rate"] == highest:
+            frames.setdefault(run.spec["target"]["batching"], []).append(run.requests)
+    return {batching: pd.concat(parts, ignore_index=True) for batching, parts in frames.items()}
+
+
+def judge_batching(
+    gains: pd.DataFrame,
+    *,
+    serial_images_per_s: float | None,
+    rush: Mapping[str, Run],
+    predicted: pd.DataFrame,
+) -> BatchingAnswer:
+    """Returns whether batching pays, from `gains()`, one run of a rush for each policy, and predicted ratios.
+
+    `predicted` has mean latencies as multiples of serial's, a row for each case and a column for each policy.
+    """
+    rush_mean_s = {}
+    for batching, run in rush.items():
+        rush_mean_s[batching] = float(run.requests["latency_s"].mean())
+    no_gain = predicted.index[predicted["continuous"] > 0.95]
+    return BatchingAnswer(
+        gains=gains,
+        serial_images_per_s=serial_images_per_s,
+        rush_mean_s=rush_mean_s,
+        rush_requests=max(len(run.requests) for run in rush.values()),
+        no_gain_cases=tuple(no_gain),
+    )
