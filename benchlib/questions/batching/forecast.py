@@ -47,7 +47,7 @@ def predict_latency(
 
 def _tasks(requests: pd.DataFrame) -> list[SimulatedTask]:
     """Returns what the simulator needs to know of each request, in the order of the rows."""
-    guidance = [None] * len(requests)
+    guidance: list[float | None] = [None] * len(requests)
     if "guidance_scale" in requests:
         guidance = requests["guidance_scale"].tolist()
     columns = requests[["width", "height", "num_inference_steps", "scheduled_s"]]

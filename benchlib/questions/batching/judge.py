@@ -80,7 +80,8 @@ def gain_words(gain: Mapping[Any, Any]) -> str:
     name = LATENCIES[gain["figure"]]
     if gain["verdict"] == "not shown":
         return f"{name}: a difference from serial's is not shown"
-    return f"{name} {words(gain['ratio'], gain['interval'], "times serial's")}"
+    times = words(gain["ratio"], gain["interval"], "times serial's")
+    return f"{name} {times}"
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,9 @@ class BatchingAnswer:
         """Returns a line for each rate at which the policy was measured."""
         lines = []
         rows = self.gains[self.gains["batching"] == batching]
-        for rate, at_rate in rows.groupby("rate"):
-            load = f"at {number(float(str(rate)))} requests/s"
+        for rate in sorted(set(rows["rate"])):
+            at_rate = rows[rows["rate"] == rate]
+            load = f"at {number(rate)} requests/s"
             if self.serial_images_per_s:
                 load += f" ({rate / self.serial_images_per_s:.0%} of what serial can make)"
             figures = "; ".join(gain_words(row) for row in at_rate.to_dict("records"))

@@ -175,16 +175,15 @@ def check_forecast(runs: Iterable[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
-    for run in runs:
-        rows.append(
-            {
-                "requests_per_s": run.spec["arrivals"]["rate"],
-                "batching": run.spec["target"]["batching"],
-                "measured_s": run.requests["latency_s"].mean(),
-                "predicted_s": predict_latency(run.requests, run.spec["target"]).mean(),
-            }
-        )
+    rows = [
+        {
+            "requests_per_s": run.spec["arrivals"]["rate"],
+            "batching": run.spec["target"]["batching"],
+            "measured_s": run.requests["latency_s"].mean(),
+            "predicted_s": predict_latency(run.requests, run.spec["target"]).mean(),
+        }
+        for run in runs
+    ]
     table = pd.DataFrame(rows).groupby(["requests_per_s", "batching"]).mean()
     off = table["predicted_s"] / table["measured_s"] - 1
     return table.assign(off_percent=100 * off)

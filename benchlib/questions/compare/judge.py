@@ -1,15 +1,16 @@
-"""What several runs say together: how far they agree, and whether two jobs differ.
+"""Whether two sets of runs differ, and whether the newest of several studies got worse.
 
-Knows the records and summaries of finished runs. Ignorant of their rows, and beyond asking for them of how a run's
-figures (statistics.py) and the quantiles (estimates.py) are found.
+Knows the records and summaries of finished runs. Ignorant of their rows, of how a run's figures are found (summary.py),
+and of quantiles (intervals.py).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,20 +18,10 @@ import pandas as pd
 
 from benchlib.study import intervals
 from benchlib.study.store import check_names
+from benchlib.study.wording import words
 
 if TYPE_CHECKING:
     from benchlib.study.store import Run, Study
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """`table`: per figure the mean of a and b, `ratio` b/a, its interval, a verdict and a note; `suspects`: what else
-    differed between a and b; `verdict`: of the whole."""
-
-    table: pd.DataFrame
-    suspects: tuple[str, ...]
-    verdict: str
-
 
 COMPARED = {
     "latency_p50_s": "slower",
@@ -39,12 +30,44 @@ COMPARED = {
     "memory": "more",
 }
 """The figures that compare() compares, and what a rise of each is called."""
+
 FIGURES = {
-    "latency_p50_s": "median latency", "latency_p95_s": "p95 latency", "throughput_images_per_s": "throughput",
+    "latency_p50_s": "median latency",
+    "latency_p95_s": "p95 latency",
+    "throughput_images_per_s": "throughput",
     "memory": "memory",
-}  # fmt: skip
-"""What a reader is told that they are."""
+}
+"""What a reader calls each figure."""
+
 _OPPOSITE = {"slower": "faster", "faster": "slower", "more": "less"}
+
+_CAUSES = {
+    "invalid": ["invalid"],
+    "worse": ["slower", "more"],
+    "inconclusive": ["inconclusive"],
+    "better": ["faster", "less"],
+}
+"""The verdict of a study, gravest first, and the verdicts of single figures that lead to it."""
+
+_MACHINE = ("cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib")
+_SETTINGS = ("model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms")
+_NO_SUSPECTS = ("url", "load", "memory_before", "step_times")
+"""Fields that begin like this differ from run to run by nature."""
+
+_COLUMNS = ["study", "load", "figure", "a", "b", "ratio", "low", "high", "verdict", "note"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How runs b differ from runs a.
+
+    `table` has a row for each figure: the means `a` and `b`, `ratio` b/a, its `interval`, `verdict` and `note`.
+    `suspects` lists what else differed. `verdict` is that of the whole.
+    """
+
+    table: pd.DataFrame
+    suspects: tuple[str, ...]
+    verdict: str
 
 
 def compare(
@@ -53,211 +76,92 @@ def compare(
     *,
     allow: Iterable[str] = (),
     min_effect: float = 0.05,
-    of: int = 1,
+    comparisons: int = 1,
 ) -> Comparison:
-    """How runs `b` differ from runs `a` of the same load, each a list of repetitions.
+    """Returns how runs `b` differ from runs `a` of the same load; each is a list of repetitions.
 
-    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs, at 95 % for all figures together, and
-    for all `of` comparisons that are judged together (Bonferroni). "faster" or "slower" (memory: "less", "more"): the
-    interval leaves out 1 and the ratio is beyond `min_effect`. "no difference beyond 5 %": the interval lies within
-    `min_effect`. Else "inconclusive", as with one run on a side: how runs differ from one another (Kalibera & Jones,
-    ISMM 2013) can't be seen in one. "invalid": a run is. Memory is the server's CUDA peak, or without one its RSS.
+    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs. The intervals hold at 95 % for all
+    figures together, and for all `comparisons` that are judged together (Bonferroni). The verdict of a figure is:
 
-    Raises ValueError that names what differs where runs are not of one "machine", "model", "workload", "arrivals" and
-    "api", unless `allow` names it. Other differences (packages, driver, commit, settings) are listed as suspects.
+    - "faster" or "slower" (memory: "less" or "more"): the interval leaves out 1, and the ratio is beyond `min_effect`.
+    - "no difference beyond 5 %": the interval lies within `min_effect`.
+    - "inconclusive": anything else. One run on a side can't show how runs differ from one another (Kalibera & Jones,
+      "Rigorous benchmarking in reasonable time", ISMM 2013).
+    - "invalid": one of the runs is invalid.
+
+    Memory is the server's CUDA peak, or without a GPU its RSS. Raises ValueError that names what differs where the
+    runs have different "machine", "model", "workload", "arrivals" or "api", unless `allow` has that name. Other
+    differences (packages, driver, commit, settings) become suspects.
     """
     if not (a and b):
         raise ValueError("a and b: each must hold at least one run")
     if not min_effect > 0:
         raise ValueError(f"min_effect must be more than 0, not {min_effect}: 0.05 is 5 %")
     runs = [*a, *b]
-    identities = [_identity(run.record) for run in runs]
-    differing = [
-        name
-        for name in identities[0]
-        if any(each[name] != identities[0][name] for each in identities)
-    ]
-    if refused := [name for name in differing if name not in set(allow)]:
-        told = "; ".join(
-            f"{name}: {identities[0][name]} and {identities[-1][name]}" for name in refused
-        )
-        raise ValueError(
-            f"the runs differ in {', '.join(refused)} ({told}); allow={tuple(refused)!r} compares anyway"
-        )
+    differing = _differing(runs, set(allow))
     summaries = [run.summary() for run in runs]
-    invalid = next((each["invalid_reason"] for each in summaries if not each["valid"]), None)
+    invalid = [summary["invalid_reason"] for summary in summaries if not summary["valid"]]
+
     rows = []
-    for name, rise in COMPARED.items():
-        values = [_compared(each, name) for each in summaries]
-        row = {
-            "figure": name,
-            "a": None,
-            "b": None,
-            "ratio": None,
-            "interval": None,
-            "verdict": "inconclusive",
-        }
+    for figure, rise in COMPARED.items():
+        row = dict.fromkeys(("a", "b", "ratio", "interval")) | {"verdict": "inconclusive"}
+        values = [_figure(summary, figure) for summary in summaries]
+        known = [float(value) for value in values if value is not None and value > 0]
         if invalid:
-            row |= {"verdict": "invalid", "note": invalid}
-        elif any(value is None or value <= 0 for value in values):
-            row["note"] = "a run does not carry this figure"
+            row |= {"verdict": "invalid", "note": invalid[0]}
+        elif len(known) < len(values):
+            row |= {"note": "a run does not have this figure"}
         else:
-            row |= _ratio([float(v) for v in values if v], len(a), rise, min_effect, of)
-        rows.append(row)
+            logs = np.log(known)
+            row |= _ratio(logs[: len(a)], logs[len(a) :], rise, min_effect, comparisons)
+        rows.append({"figure": figure, **row})
     table = pd.DataFrame(rows).set_index("figure")
-    speeds = table.loc[[name for name in COMPARED if name != "memory"], "verdict"].tolist()
-    order = ("invalid", "slower", "faster", "inconclusive")
-    overall = next((verdict for verdict in order if verdict in speeds), speeds[0])
-    return Comparison(table, tuple(_suspects(a[0].record, b[0].record, differing)), overall)
+    suspects = tuple(_suspects(a[0].record, b[0].record, differing))
+    return Comparison(table, suspects, _verdict_of_speed(table))
 
 
-@dataclass(frozen=True)
-class Series:
-    """`table`: a row per study but the first, load and figure, with `ratio` to the first study, `low` and `high` of its
-    interval, `verdict` and `note`; `changes`: packages that differ from the study before; `suspects`: what else differs
-    between the first and the last; `verdict` and `answer`: of the last."""
-
-    table: pd.DataFrame
-    studies: tuple[str, ...]
-    changes: dict[str, tuple[str, ...]]
-    suspects: tuple[str, ...]
-    verdict: str
-    answer: str
-
-    def to_json(self) -> str:
-        """What a report or another program needs to know of the last study."""
-        first, *_, last = self.studies
-        rows = (
-            self.table[self.table["study"] == last].drop(columns="study").to_json(orient="records")
-        )
-        told = {"study": last, "against": first, "verdict": self.verdict, "answer": self.answer}
-        return (
-            json.dumps({**told, "suspects": self.suspects, "figures": json.loads(rows)}, indent=2)
-            + "\n"
-        )
-
-
-def compare_studies(
-    studies: Sequence[Study], *, allow: Iterable[str] = (), min_effect: float = 0.05
-) -> Series:
-    """Every study against the first, load by load; runs of one load (label, or else arrivals) are its repetitions.
-
-    The interval of each ratio is of 95 % for all loads and figures of a study together; see `compare`. `verdict` is
-    "invalid" where a run is or where a load of the first study is missing in the last, else "worse" (slower, or more
-    memory), "inconclusive", "better" or "no difference". Raises ValueError as `compare` does, and for fewer than two
-    studies, two of one name, or no load in common.
-    """
-    names = tuple(study.path.name for study in studies)
-    if len(set(names)) < len(names):
-        names = tuple(f"{study.path.parent.name}/{study.path.name}" for study in studies)
-    if len(studies) < 2 or len(set(names)) < len(names):
-        raise ValueError(
-            f"studies: give two or more of different names, the oldest first, not {', '.join(names)}"
-        )
-    allow, rows, changes, suspects = tuple(allow), list[dict[str, Any]](), {}, tuple[str, ...]()
-    baseline = _by_load(studies[0])
-    for before, study, name in zip(studies, studies[1:], names[1:], strict=False):
-        loads, suspects = _by_load(study), ()
-        if not baseline.keys() & loads.keys():
-            told = f"{', '.join(baseline)} and {', '.join(loads)}"
-            raise ValueError(
-                f"studies: {names[0]} and {name} have no load in common ({told}): give like ones a label"
-            )
-        for load, runs in baseline.items():
-            if load not in loads:
-                rows.append(
-                    {
-                        "study": name,
-                        "load": load,
-                        "verdict": "invalid",
-                        "note": "this load was not measured",
-                    }
-                )
-                continue
-            try:
-                found = compare(
-                    runs, loads[load], allow=allow, min_effect=min_effect, of=len(baseline)
-                )
-            except ValueError as error:
-                raise ValueError(f"{name}, {load}: {error}") from error
-            suspects = found.suspects
-            for row in _records(found.table.reset_index()):
-                low, high = row.pop("interval") or (None, None)
-                rows.append({"study": name, "load": load, "low": low, "high": high} | row)
-        of_packages = _suspects(before.runs[-1].record, study.runs[-1].record, [])
-        changes[name] = tuple(
-            s.removeprefix("packages.") for s in of_packages if s.startswith("packages.")
-        )
-    columns = ["study", "load", "figure", "a", "b", "ratio", "low", "high", "verdict", "note"]
-    table = pd.DataFrame(rows, columns=columns).astype(
-        dict.fromkeys(["a", "b", "ratio", "low", "high"], float)
-    )
-    last = table[table["study"] == names[-1]]
-    verdict, which = _overall(last)
-    told = "; ".join(dict.fromkeys(_words(row) for row in _records(which)))
-    answer = f"{names[-1]} against {names[0]}: {verdict}" + (f": {told}" if told else "")
-    return Series(table, names, changes, suspects, verdict, answer)
-
-
-def _by_load(study: Study) -> dict[str, list[Run]]:
-    """The runs of each load, called by its label or arrivals and by the settings that vary within the study."""
-    targets = [run.spec["target"] for run in study.runs]
-    kept = ("model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms")
-    varied = [key for key in kept if len({str(target.get(key)) for target in targets}) > 1]
-    loads: dict[str, list[Run]] = {}
-    for run, target in zip(study.runs, targets, strict=True):
-        name = check_names(study.path.name, run.spec)
-        loads.setdefault(
-            " ".join([name, *(f"{key}={target.get(key)}" for key in varied)]), []
-        ).append(run)
-    return loads
-
-
-def _overall(last: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The verdict of a study and the rows that make it; memory that is not known leaves nothing open."""
-    known = last[
-        (last["figure"] != "memory") | last["ratio"].notna() | (last["verdict"] == "invalid")
-    ]
-    for verdict, causes in {
-        "invalid": ["invalid"], "worse": ["slower", "more"], "inconclusive": ["inconclusive"],
-        "better": ["faster", "less"],
-    }.items():  # fmt: skip
-        if len(rows := known[known["verdict"].isin(causes)]):
-            return verdict, rows
-    return known["verdict"].iloc[0], known[:0]
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-
-
-def _words(row: dict[str, Any]) -> str:
-    if row["verdict"] == "invalid":
-        return f"{row['load']}: {row['note']}"
-    interval = "" if pd.isna(row["low"]) else f" ({row['low']:.3g} to {row['high']:.3g})"
-    ratio = "not known" if pd.isna(row["ratio"]) else f"{row['ratio']:.3g} times{interval}"
-    return f"{row['load']}: {FIGURES[row['figure']]} {ratio}"
+def _verdict_of_speed(table: pd.DataFrame) -> str:
+    """Returns the gravest verdict of all figures but memory."""
+    verdicts = table.drop(index="memory")["verdict"].tolist()
+    for verdict in ("invalid", "slower", "faster", "inconclusive"):
+        if verdict in verdicts:
+            return verdict
+    return str(verdicts[0])
 
 
 def _ratio(
-    values: list[float], split: int, rise: str, min_effect: float, of: int
+    a: np.ndarray[Any, Any],
+    b: np.ndarray[Any, Any],
+    rise: str,
+    min_effect: float,
+    comparisons: int,
 ) -> dict[str, Any]:
-    logs = np.log(values)
-    sides = logs[:split], logs[split:]
-    difference = float(sides[1].mean() - sides[0].mean())
-    # Of the difference, not of the means: rounded otherwise, it may lie outside an interval of no width.
-    row: dict[str, Any] = {"ratio": math.exp(difference)}
-    row |= {name: float(np.exp(side.mean())) for name, side in zip("ab", sides, strict=True)}
-    if min(map(len, sides)) < 2:
+    """Returns the ratio b/a with interval and verdict, from the logarithms of each run's figure.
+
+    Source: Welch's t-interval for two means of unequal variance, with Satterthwaite's degrees of freedom.
+    """
+    difference = float(b.mean() - a.mean())
+    row: dict[str, Any] = {
+        "a": float(np.exp(a.mean())),
+        "b": float(np.exp(b.mean())),
+        # Of the difference, not of the means: rounded differently, it might lie outside an interval of no width.
+        "ratio": math.exp(difference),
+    }
+    if min(len(a), len(b)) < 2:
         return row | {"note": "one run on a side: repeat it (5 times are good)"}
-    parts = [float(side.var(ddof=1)) / len(side) for side in sides]
-    band, half = math.log1p(min_effect), 0.0
-    if sum(parts):
-        df = sum(parts) ** 2 / sum(
-            part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True)
-        )
-        half = intervals.t_quantile(1 - 0.025 / (of * len(COMPARED)), df) * math.sqrt(sum(parts))
+
+    # 1) The interval of the difference of the logarithms.
+    variances = [float(side.var(ddof=1)) / len(side) for side in (a, b)]
+    half = 0.0
+    if sum(variances) > 0:
+        parts = [variances[0] ** 2 / (len(a) - 1), variances[1] ** 2 / (len(b) - 1)]
+        freedom = sum(variances) ** 2 / sum(parts)
+        share = 0.025 / (comparisons * len(COMPARED))
+        half = intervals.t_quantile(1 - share, freedom) * math.sqrt(sum(variances))
     row["interval"] = math.exp(difference - half), math.exp(difference + half)
+
+    # 2) The verdict.
+    band = math.log1p(min_effect)
     if abs(difference) + half <= band:
         return row | {"verdict": f"no difference beyond {min_effect:.0%}"}
     if abs(difference) > max(half, band):
@@ -265,24 +169,41 @@ def _ratio(
     return row | {"note": "the interval is too wide: repeat more, or measure longer"}
 
 
-def _compared(summary: pd.Series, name: str) -> float | None:
-    if name == "memory":
-        name = (
-            "rss_peak_gib"
-            if summary["cuda_allocated_peak_gib"] is None
-            else "cuda_allocated_peak_gib"
-        )
-    value: float | None = summary[name]
+def _figure(summary: pd.Series, figure: str) -> float | None:
+    """Returns a figure of COMPARED of one run; None where the run does not have it."""
+    if figure == "memory":
+        figure = "cuda_allocated_peak_gib"
+        if summary[figure] is None:
+            figure = "rss_peak_gib"
+    value: float | None = summary[figure]
     return value
 
 
-def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    spec, machine = record["spec"], record["machine"]
-    kept = ("cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib")
+def _differing(runs: Sequence[Run], allowed: set[str]) -> list[str]:
+    """Returns the parts of the runs' identities that differ. Raises ValueError where one is not `allowed`."""
+    identities = [_identity(run.record) for run in runs]
+    first, last = identities[0], identities[-1]
+    differing = [part for part in first if any(one[part] != first[part] for one in identities)]
+    refused = tuple(part for part in differing if part not in allowed)
+    if refused:
+        both = "; ".join(f"{part}: {first[part]} and {last[part]}" for part in refused)
+        raise ValueError(
+            f"the runs differ in {', '.join(refused)} ({both}); allow={refused!r} compares anyway"
+        )
+    return differing
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what must be alike in runs that are compared."""
+    spec = record["spec"]
+    machine = {}
+    for field in _MACHINE:
+        value = record["machine"].get(field)
+        if isinstance(value, float):
+            value = round(value, 1)  # memory that the kernel keeps for itself differs between boots
+        machine[field] = value
     return {
-        "machine": {
-            key: round(v, 1) if isinstance(v := machine.get(key), float) else v for key in kept
-        },
+        "machine": machine,
         "model": spec["target"]["model"],
         "workload": spec["workload"],
         "arrivals": spec["arrivals"],
@@ -290,14 +211,208 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _suspects(a: dict[str, Any], b: dict[str, Any], differing: list[str]) -> Iterable[str]:
-    """What differs between two records and could explain a difference, as "part.name: a -> b"."""
+def _suspects(
+    a: Mapping[str, Any], b: Mapping[str, Any], differing: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yields what differs between two records and could explain a difference, as "part.name: a -> b"."""
     for part in ("target", "packages", "machine", "git"):
-        left, right = (record["spec"] if part == "target" else record for record in (a, b))
-        left, right = left[part] or {}, right[part] or {}
+        left, right = _part(a, part), _part(b, part)
         for name in sorted(left.keys() | right.keys()):
-            if not name.startswith(("url", "load", "memory_before", "step_times")) and left.get(
-                name
-            ) != right.get(name):
+            if name.startswith(_NO_SUSPECTS):
+                continue
+            if left.get(name) != right.get(name):
                 yield f"{part}.{name}: {left.get(name)} -> {right.get(name)}"
-    yield from (f"{name} differs, as allowed" for name in differing)
+    for part in differing:
+        yield f"{part} differs, as allowed"
+
+
+def _part(record: Mapping[str, Any], part: str) -> dict[str, Any]:
+    fields = record["spec"] if part == "target" else record
+    return fields[part] or {}
+
+
+@dataclass(frozen=True)
+class StudyComparison:
+    """How several studies compare with the first. `str()` has the answer about the last.
+
+    `table` has a row for each other study, load and figure: `ratio` to the first study, `low` and `high` of its
+    interval, `verdict` and `note`. `changes` has the packages that differ from the study before. `suspects` lists what
+    else differs between the first and the last. `verdict` and `answer` are of the last. `path` is the last's folder.
+    """
+
+    table: pd.DataFrame
+    studies: tuple[str, ...]
+    changes: dict[str, tuple[str, ...]]
+    suspects: tuple[str, ...]
+    verdict: str
+    answer: str
+    path: Path
+
+    @property
+    def last(self) -> pd.DataFrame:
+        """The rows of the last study."""
+        return self.table[self.table["study"] == self.studies[-1]]
+
+    def __str__(self) -> str:
+        lines = [f"{self.studies[-1]} against {self.studies[0]}: {self.verdict}"]
+        _, causes = _overall(self.last)
+        reasons = [_reason(row) for row in causes.to_dict("records")]
+        lines += [f"- {reason}" for reason in dict.fromkeys(reasons)]
+        if self.verdict == "inconclusive":
+            lines.append(
+                "Measure more runs, or longer ones: chance alone may explain the difference."
+            )
+        if self.verdict in ("worse", "better") and self.suspects:
+            lines.append(f"Possible causes: {'; '.join(self.suspects)}")
+        lines.append(f"verdict.json and the figures are in {self.path}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Returns what a report or another program needs to know of the last study."""
+        figures = self.last.drop(columns="study").to_json(orient="records")
+        fields = {
+            "study": self.studies[-1],
+            "against": self.studies[0],
+            "verdict": self.verdict,
+            "answer": self.answer,
+            "suspects": self.suspects,
+            "figures": json.loads(figures),
+        }
+        return json.dumps(fields, indent=2) + "\n"
+
+    def save(self) -> Path:
+        """Writes verdict.json into the last study's folder and returns its path."""
+        path = self.path / "verdict.json"
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    def raise_if_worse(self) -> None:
+        """Raises RuntimeError with the answer where the last study is worse than the first, or invalid."""
+        if self.verdict in ("worse", "invalid"):
+            raise RuntimeError(self.answer)
+
+
+def compare_studies(
+    studies: Sequence[Study], *, allow: Iterable[str] = (), min_effect: float = 0.05
+) -> StudyComparison:
+    """Returns how every study compares with the first, load by load.
+
+    Runs of one load (its label, or else its arrivals) are repetitions. The intervals of one study hold at 95 % for all
+    of its loads and figures together; see `compare`. The verdict is the first of these that is true:
+
+    - "invalid": a run is invalid, or the last study lacks a load of the first.
+    - "worse": a figure is slower, or takes more memory.
+    - "inconclusive": a figure is; unknown memory does not count.
+    - "better", or else "no difference".
+
+    Raises ValueError as `compare` does, and for fewer than two studies, two of one name, or no load in common.
+    """
+    names = _study_names(studies)
+    loads = [_by_load(study) for study in studies]
+    allowed = tuple(allow)
+
+    rows = []
+    suspects: tuple[str, ...] = ()
+    for name, study_loads in zip(names[1:], loads[1:], strict=True):
+        if not loads[0].keys() & study_loads.keys():
+            both = f"{', '.join(loads[0])} and {', '.join(study_loads)}"
+            raise ValueError(
+                f"studies: {names[0]} and {name} have no load in common ({both}): give like ones a label"
+            )
+        compared, suspects = _compare_loads(name, loads[0], study_loads, allowed, min_effect)
+        rows += compared
+
+    changes = {}
+    for before, study, name in zip(studies, studies[1:], names[1:], strict=False):
+        changes[name] = tuple(_changed_packages(before.runs[-1], study.runs[-1]))
+
+    numbers = dict.fromkeys(["a", "b", "ratio", "low", "high"], float)
+    table = pd.DataFrame(rows, columns=_COLUMNS).astype(numbers)
+    verdict, causes = _overall(table[table["study"] == names[-1]])
+    answer = f"{names[-1]} against {names[0]}: {verdict}"
+    reasons = dict.fromkeys(_reason(row) for row in causes.to_dict("records"))
+    if reasons:
+        answer += f": {'; '.join(reasons)}"
+    return StudyComparison(table, names, changes, suspects, verdict, answer, studies[-1].path)
+
+
+def _study_names(studies: Sequence[Study]) -> tuple[str, ...]:
+    """Returns a name for each study, with the folder above it where two have the same. Raises ValueError."""
+    names = tuple(study.path.name for study in studies)
+    if len(set(names)) < len(names):
+        names = tuple(f"{study.path.parent.name}/{study.path.name}" for study in studies)
+    if len(studies) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"studies: give two or more of different names, the oldest first, not {', '.join(names)}"
+        )
+    return names
+
+
+def _compare_loads(
+    name: str,
+    baseline: Mapping[str, Sequence[Run]],
+    loads: Mapping[str, Sequence[Run]],
+    allowed: tuple[str, ...],
+    min_effect: float,
+) -> tuple[list[dict[Any, Any]], tuple[str, ...]]:
+    """Returns the rows of one study against the first one's loads, and the suspects."""
+    rows: list[dict[Any, Any]] = []
+    suspects: tuple[str, ...] = ()
+    for load, runs in baseline.items():
+        head = {"study": name, "load": load}
+        if load not in loads:
+            rows.append({**head, "verdict": "invalid", "note": "this load was not measured"})
+            continue
+        try:
+            found = compare(
+                runs,
+                loads[load],
+                allow=allowed,
+                min_effect=min_effect,
+                comparisons=len(baseline),
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}, {load}: {error}") from error
+        suspects = found.suspects
+        for row in found.table.reset_index().to_dict("records"):
+            low, high = row.pop("interval") or (None, None)
+            rows.append({**head, "low": low, "high": high, **row})
+    return rows, suspects
+
+
+def _by_load(study: Study) -> dict[str, list[Run]]:
+    """Returns the runs of each load, by its label or arrivals and the settings that vary within the study."""
+    targets = [run.spec["target"] for run in study.runs]
+    varied = [key for key in _SETTINGS if len({str(target.get(key)) for target in targets}) > 1]
+    loads: dict[str, list[Run]] = {}
+    for run, target in zip(study.runs, targets, strict=True):
+        name = check_names(study.path.name, run.spec)
+        settings = [f"{key}={target.get(key)}" for key in varied]
+        loads.setdefault(" ".join([name, *settings]), []).append(run)
+    return loads
+
+
+def _changed_packages(before: Run, after: Run) -> Iterator[str]:
+    """Yields the packages that changed, as "torch: 2.12 -> 2.13"."""
+    for suspect in _suspects(before.record, after.record):
+        if suspect.startswith("packages."):
+            yield suspect.removeprefix("packages.")
+
+
+def _overall(last: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Returns the verdict of a study and the rows that lead to it. Unknown memory leaves nothing open."""
+    is_open = (last["figure"] == "memory") & last["ratio"].isna() & (last["verdict"] != "invalid")
+    known = last[~is_open]
+    for verdict, causes in _CAUSES.items():
+        rows = known[known["verdict"].isin(causes)]
+        if len(rows):
+            return verdict, rows
+    return known["verdict"].iloc[0], known[:0]
+
+
+def _reason(row: Mapping[Any, Any]) -> str:
+    """Returns in words what one row adds to the verdict."""
+    if row["verdict"] == "invalid":
+        return f"{row['load']}: {row['note']}"
+    times = words(row["ratio"], (row["low"], row["high"]), "times")
+    return f"{row['load']}: {FIGURES[row['figure']]} {times}"

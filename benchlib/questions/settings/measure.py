@@ -5,11 +5,11 @@ Knows recipes, sweeps, likeness, and how a budget of minutes is shared. Ignorant
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +262,6 @@ def _try_alone(
         if not reference:
             reference = pixels
             baseline_s = time.monotonic() - began_s
-        _free_memory()  # before the next model is loaded: two may not fit
     return found
 
 
@@ -276,8 +275,8 @@ def _one_alone(
 ) -> tuple[dict[str, Any], list[np.ndarray[Any, Any]]]:
     """Returns what one recipe does without a server, and the pixels of its images.
 
-    `reference` holds the baseline's pixels; without any, the recipe is the baseline. The model lives in this function
-    alone.
+    `reference` holds the baseline's pixels; without any, the recipe is the baseline. The model is freed before the
+    next one is loaded: two may not fit.
     """
     import numpy as np
 
@@ -286,10 +285,10 @@ def _one_alone(
     from benchlib.study.likeness import psnr_db, ssim
 
     began_s = time.monotonic()
-    pipe = load_pipeline(model, recipe=recipe, device=device)
-    _image(pipe, 0, steps)
-    start_s = time.monotonic() - began_s
-    results = [_image(pipe, seed, steps) for seed in range(1, images + 1)]
+    with closing(load_pipeline(model, recipe=recipe, device=device)) as pipe:
+        _image(pipe, 0, steps)
+        start_s = time.monotonic() - began_s
+        results = [_image(pipe, seed, steps) for seed in range(1, images + 1)]
     times_s = [result.timings.total_s for result in results]
     pixels = [np.asarray(result.images[0]) for result in results]
     pairs = list(zip(reference or pixels, pixels, strict=True))
@@ -310,17 +309,6 @@ def _nothing_alone(recipe: str, error: str | None) -> dict[str, Any]:
     unknown = ("start_s", "image_s", "image_s_interval", "psnr_db", "ssim")
     exact = all(part.exact for part in parse_recipes(recipe))
     return {"exact": exact, **dict.fromkeys(unknown), "error": error}
-
-
-def _free_memory() -> None:
-    """Frees models that nothing refers to any more.
-
-    A recipe may hang methods on its own modules. These are circles, which only the collector finds.
-    """
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def _image(pipe: SDXLPipeline, seed: int, steps: dict[str, int]) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchlib.questions.compare.judge import _ratio, compare, compare_studies, gains
-from benchlib.study.store import Run, Study
+from benchlib.questions.compare.judge import _ratio, compare, compare_studies
+from benchlib.study.store import Study
 from benchlib.study.summary import summarise
 from benchmarks.coverage import called, pairs
 
@@ -116,59 +116,6 @@ def test_planted_regressions_are_caught_and_nothing_else() -> None:
     assert called(pairs(0.1, 20, 2), "slower") >= 19
 
 
-def open_runs(
-    made: SimpleNamespace, took_s: list[float], batching: str, rate: float = 2.0, **changes: Any
-) -> list[Run]:
-    """Runs with the seeds 0, 1, ..., of 20 requests each, which take as long as `took_s` says of the run."""
-    spec = {"arrivals": {"kind": "open_loop", "rate": rate}}
-    runs = []
-    for seed, took in enumerate(took_s):
-        record, *frames = made.run(
-            [took] * 20, target={"batching": batching}, spec=spec | {"seed": seed}, **changes
-        )
-        runs.append(Run(record, *frames, Path("run")))
-    return runs
-
-
-def test_gains_compare_runs_of_one_seed_and_rate(made: SimpleNamespace) -> None:
-    serial, other = (
-        open_runs(made, [1.0, 4.0, 2.0], "serial"),
-        open_runs(made, [0.5, 2.2, 0.9], "continuous"),
-    )
-    slow = open_runs(made, [1.0, 3.0], "serial", rate=1.0) + open_runs(
-        made, [1.1, 2.9], "continuous", rate=1.0
-    )
-    alone = open_runs(made, [1.0], "dynamic", rate=9.0)
-    found = gains([*reversed(other), *serial, *slow, *alone])
-    keys = [(rate, figure) for rate in (1.0, 2.0) for figure in ("latency_mean_s", "latency_p95_s")]
-    assert list(zip(found["rate"], found["figure"], strict=True)) == keys
-    assert (found["batching"] == "continuous").all()
-    logs = np.log([0.5, 0.55, 0.45])
-    half = 4.302653 * logs.std(ddof=1) / np.sqrt(3)
-    last = found.iloc[-1]
-    assert (last["pairs"], last["verdict"]) == (3, "lower")
-    assert last["ratio"] == pytest.approx(np.exp(logs.mean()))
-    assert last["interval"] == pytest.approx(
-        (np.exp(logs.mean() - half), np.exp(logs.mean() + half))
-    )
-    assert found["verdict"].tolist()[:2] == ["not shown", "not shown"]
-    swapped = gains([*serial, *other], over="continuous")
-    assert swapped["verdict"].tolist() == ["higher", "higher"]
-    assert swapped["ratio"].tolist() == pytest.approx([1 / last["ratio"]] * 2)
-
-
-def test_gains_of_one_pair_have_no_interval_and_of_invalid_runs_there_are_none(
-    made: SimpleNamespace,
-) -> None:
-    serial, other = open_runs(made, [1.0], "serial"), open_runs(made, [0.5], "dynamic")
-    one = gains([*serial, *other]).iloc[0]
-    assert (one["pairs"], one["interval"], one["verdict"]) == (1, None, "not shown")
-    assert one["ratio"] == pytest.approx(0.5)
-    invalid = open_runs(made, [0.5], "dynamic", status="interrupted")
-    assert gains([*serial, *invalid]).empty
-    assert gains([]).columns.tolist() == gains([*serial, *other]).columns.tolist()
-
-
 def studies(made: SimpleNamespace, *factors: float, **changes: Any) -> list[Any]:
     """Nights whose figures are `factors` times those of the first; `changes` to the last one's record."""
     told = [*[{}] * (len(factors) - 1), changes]
@@ -269,7 +216,37 @@ def test_studies_that_can_not_be_compared(made: SimpleNamespace) -> None:
 def test_a_ratio_lies_in_its_interval_also_where_that_has_no_width(rise: str) -> None:
     """Runs that are all alike have no spread, and a last digit decides."""
     for a, b in itertools.product((0.1, 0.3, 0.577, 1.1, 7.3), repeat=2):
-        row = _ratio([a] * 4 + [b] * 4, 4, rise, 0.05, 3)
+        row = _ratio(np.log([a] * 4), np.log([b] * 4), rise, 0.05, 3)
         low, high = row["interval"]
         assert low <= row["ratio"] <= high
         assert row["ratio"] == pytest.approx(b / a)
+
+
+def test_the_answer_names_what_got_worse_and_what_else_changed(made: SimpleNamespace) -> None:
+    worse = compare_studies(studies(made, 1, 1.3, packages={"torch": "2.14"}))
+    first, *lines = str(worse).splitlines()
+    assert first == "night-1 against night-0: worse"
+    assert lines[0].startswith("- closed-4: median latency 1.3 times (1.2")
+    assert lines[3].startswith("- closed-4: memory 1.3 times")
+    assert "Possible causes: packages.diffusers: 0.37.1 -> None" in lines[4]
+    assert "packages.torch: 2.13.0+cpu -> 2.14" in lines[4]
+    assert lines[-1] == "verdict.json and the figures are in results/night-1"
+    same = compare_studies(studies(made, 1, 1))
+    assert str(same).splitlines()[0] == "night-1 against night-0: no difference beyond 5%"
+    assert "Possible causes" not in str(same)
+    unclear = compare_studies(studies(made, 1, 1.04))
+    assert "Measure more runs" in str(unclear)
+
+
+@pytest.mark.parametrize(
+    ("factor", "fails"), [(1.0, False), (0.8, False), (1.04, False), (1.3, True)]
+)
+def test_a_gate_fails_where_the_last_study_is_worse(
+    made: SimpleNamespace, factor: float, fails: bool
+) -> None:
+    found = compare_studies(studies(made, 1, factor))
+    if fails:
+        with pytest.raises(RuntimeError, match="night-1 against night-0: worse"):
+            found.raise_if_worse()
+    else:
+        found.raise_if_worse()

@@ -92,7 +92,7 @@ class FakeWorld:
             raise RuntimeError("no such kernel")
         self.clock_s += 60.0 if recipe == "fused-qkv" else 2.0
         spec = {"showcase": {"width": 64, "height": 64, "num_inference_steps": 2}}
-        return SimpleNamespace(spec=spec, generate=self.generate)
+        return SimpleNamespace(spec=spec, generate=self.generate, close=lambda: None)
 
     def generate(self, request):
         self.clock_s += 0.5

@@ -1,0 +1,86 @@
+"""Measures three short studies, so that the comparison has something to compare.
+
+Knows servers and loads. Ignorant of how studies are compared (judge.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from benchlib.load.arrivals import ClosedLoop
+from benchlib.load.workload import Workload
+from benchlib.run import run_load
+from benchlib.study.store import Run, Study
+
+if TYPE_CHECKING:
+    from benchlib.serving.model.pipeline import SDXLPipeline
+
+SLOW_SHARE = 0.25
+"""The slow server waits for this share of an image's time, for other requests that never come."""
+
+TINY_IMAGE = {"width": 64, "height": 64, "num_inference_steps": 4}
+"""What the tiny model is asked for: short runs have many images."""
+
+
+def measure_examples(
+    model: str,
+    *,
+    budget_min: float,
+    repeat: int = 4,
+    results: str | os.PathLike[str] | None = None,
+) -> list[Study]:
+    """Returns three studies of `repeat` runs each: one, the same again, and one whose server is slower on purpose.
+
+    The runs take turns, so that drift hits all studies alike. They share `budget_min` minutes, but none is shorter
+    than three images. Each call measures anew.
+    """
+    from benchlib.serving.model.pipeline import load_pipeline
+    from benchlib.serving.server import serve
+
+    # 1) How long a run is.
+    pipe = load_pipeline(model)
+    image: Mapping[str, Any] = TINY_IMAGE if model == "tiny" else pipe.spec["showcase"]
+    image_s = _image_s(pipe, image)
+    run_s = 60 * budget_min / (3 * repeat)
+    options: dict[str, Any] = {
+        "duration_s": max(0.8 * run_s, 3 * image_s),
+        "warmup_s": max(0.2 * run_s, image_s),
+        "results": results,
+    }
+    length_s = options["duration_s"] + options["warmup_s"]
+    print(f"3 studies of {repeat} runs, {length_s:.3g} s each", flush=True)
+
+    # 2) Three servers over one model.
+    slow: dict[str, Any] = {"batching": "dynamic", "max_wait_ms": 1000 * SLOW_SHARE * image_s}
+    servers = {
+        "compare-first": serve(pipe, name="compare-first"),
+        "compare-again": serve(pipe, name="compare-again"),
+        "compare": serve(pipe, name="compare", **slow),
+    }
+
+    # 3) The first run in a process loads libraries, which count as its server's memory: it is not compared.
+    turns = [("compare-warm-up", 0)]
+    turns += [(name, seed) for seed in range(repeat) for name in servers]
+    runs: dict[str, list[Run]] = {}
+    try:
+        for study, seed in turns:
+            server = servers.get(study, servers["compare"])
+            load = ClosedLoop(users=1), Workload(**image)
+            run = run_load(server, *load, study=study, seed=seed, **options)
+            assert isinstance(run, Run)
+            runs.setdefault(study, []).append(run)
+            print(f"{study}, run {seed + 1} of {repeat}", flush=True)
+    finally:
+        for server in servers.values():
+            server.stop()
+    return [Study(runs[name][0].path.parent, tuple(runs[name])) for name in servers]
+
+
+def _image_s(pipe: SDXLPipeline, image: Mapping[str, Any]) -> float:
+    """Returns the least seconds that one image took, of three."""
+    from benchlib.serving.schemas import GenerateRequest
+
+    request = GenerateRequest(prompt="a lighthouse at dusk", seed=1, **image)
+    return min(pipe.generate(request).timings.total_s for _ in range(3))

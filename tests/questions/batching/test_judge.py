@@ -1,0 +1,130 @@
+"""Whether batching pays: gains worked out by hand, and the answer in words."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchlib.questions.batching.judge import gains, judge_batching, rows_at_highest_rate
+from benchlib.study.store import Run
+
+
+def open_runs(
+    made: SimpleNamespace, took_s: list[float], batching: str, rate: float = 2.0, **changes: Any
+) -> list[Run]:
+    """Runs with the seeds 0, 1, ..., of 20 requests each, which take as long as `took_s` says of the run."""
+    spec = {"arrivals": {"kind": "open_loop", "rate": rate}}
+    runs = []
+    for seed, took in enumerate(took_s):
+        record, *frames = made.run(
+            [took] * 20, target={"batching": batching}, spec=spec | {"seed": seed}, **changes
+        )
+        runs.append(Run(record, *frames, Path("run")))
+    return runs
+
+
+def test_gains_compare_runs_of_one_seed_and_rate(made: SimpleNamespace) -> None:
+    serial, other = (
+        open_runs(made, [1.0, 4.0, 2.0], "serial"),
+        open_runs(made, [0.5, 2.2, 0.9], "continuous"),
+    )
+    slow = open_runs(made, [1.0, 3.0], "serial", rate=1.0) + open_runs(
+        made, [1.1, 2.9], "continuous", rate=1.0
+    )
+    alone = open_runs(made, [1.0], "dynamic", rate=9.0)
+    found = gains([*reversed(other), *serial, *slow, *alone])
+    keys = [(rate, figure) for rate in (1.0, 2.0) for figure in ("latency_mean_s", "latency_p95_s")]
+    assert list(zip(found["rate"], found["figure"], strict=True)) == keys
+    assert (found["batching"] == "continuous").all()
+    logs = np.log([0.5, 0.55, 0.45])
+    half = 4.302653 * logs.std(ddof=1) / np.sqrt(3)
+    last = found.iloc[-1]
+    assert (last["pairs"], last["verdict"]) == (3, "lower")
+    assert last["ratio"] == pytest.approx(np.exp(logs.mean()))
+    assert last["interval"] == pytest.approx(
+        (np.exp(logs.mean() - half), np.exp(logs.mean() + half))
+    )
+    assert found["verdict"].tolist()[:2] == ["not shown", "not shown"]
+    swapped = gains([*serial, *other], over="continuous")
+    assert swapped["verdict"].tolist() == ["higher", "higher"]
+    assert swapped["ratio"].tolist() == pytest.approx([1 / last["ratio"]] * 2)
+
+
+def test_gains_of_one_pair_have_no_interval_and_of_invalid_runs_there_are_none(
+    made: SimpleNamespace,
+) -> None:
+    serial, other = open_runs(made, [1.0], "serial"), open_runs(made, [0.5], "dynamic")
+    one = gains([*serial, *other]).iloc[0]
+    assert (one["pairs"], one["interval"], one["verdict"]) == (1, None, "not shown")
+    assert one["ratio"] == pytest.approx(0.5)
+    invalid = open_runs(made, [0.5], "dynamic", status="interrupted")
+    assert gains([*serial, *invalid]).empty
+    assert gains([]).columns.tolist() == gains([*serial, *other]).columns.tolist()
+
+
+def answer(made: SimpleNamespace, runs: list[Run], continuous: float = 0.5) -> Any:
+    predicted = pd.DataFrame(
+        {"serial": [1.0, 1.0], "continuous": [continuous, 0.99], "dynamic": [0.8, 1.3]},
+        index=["at 90% of serial's capacity", "if batches gained nothing"],
+    )
+    rush = {
+        name: open_runs(made, [took], name)[0] for name, took in (("serial", 2.0), ("dynamic", 1.0))
+    }
+    return judge_batching(gains(runs), serial_images_per_s=4.0, rush=rush, predicted=predicted)
+
+
+def test_the_answer_says_which_policy_pays_and_at_which_load(made: SimpleNamespace) -> None:
+    serial = open_runs(made, [1.0, 1.1, 0.9], "serial")
+    faster = open_runs(made, [0.50, 0.56, 0.46], "continuous")
+    unclear = open_runs(made, [0.5, 1.6, 0.9], "dynamic")
+    lines = str(answer(made, [*serial, *faster, *unclear])).splitlines()
+    assert lines[0] == "Does batching pay here, compared with serial?"
+    assert lines[1] == "- continuous: yes"
+    assert lines[2].startswith(
+        "    at 2 requests/s (50% of what serial can make), 3 pairs of runs: mean latency 0.507 times serial's (0.4"
+    )
+    assert "; p95 latency 0.507 times serial's (" in lines[2]
+    assert lines[3] == "- dynamic: not shown"
+    assert "mean latency: a difference from serial's is not shown" in lines[4]
+    assert lines[5] == (
+        "In one rush of 20 requests, the mean latency was: serial 2 s, dynamic 1 s (no interval)."
+    )
+    assert lines[6] == (
+        "By the step times, continuous gains less than 5 % in these cases: if batches gained nothing."
+    )
+
+
+def test_the_answer_says_no_where_a_policy_loses_and_when_it_depends(made: SimpleNamespace) -> None:
+    serial, slower = (
+        open_runs(made, [1.0, 1.1], "serial"),
+        open_runs(made, [2.0, 2.2], "continuous"),
+    )
+    assert answer(made, [*serial, *slower]).pays("continuous") == "no"
+    slow_at_low = open_runs(made, [1.0, 1.1], "serial", rate=1.0)
+    fast_at_low = open_runs(made, [0.5, 0.55], "continuous", rate=1.0)
+    both = answer(made, [*serial, *slower, *slow_at_low, *fast_at_low])
+    assert "for others" in both.pays("continuous")
+
+
+def test_the_answer_also_comes_where_no_run_could_be_made(made: SimpleNamespace) -> None:
+    text = str(answer(made, []))
+    assert "- continuous: not measured" in text
+    assert "No two valid runs had the same requests" in text
+    assert "serial 2 s" in text
+
+
+def test_the_rows_of_the_highest_rate_come_together(made: SimpleNamespace) -> None:
+    runs = [
+        *open_runs(made, [1.0, 2.0], "serial", rate=2.0),
+        *open_runs(made, [9.0], "serial", rate=1.0),
+        *open_runs(made, [3.0], "dynamic", rate=2.0),
+    ]
+    rows = rows_at_highest_rate(runs)
+    assert {name: sorted(set(frame["latency_s"])) for name, frame in rows.items()} == {
+        "serial": [1.0, 2.0],
+        "dynamic": [3.0],
+    }
+    assert rows_at_highest_rate([]) == {}
