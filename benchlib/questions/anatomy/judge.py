@@ -1,17 +1,28 @@
-"""What images that were made one at a time say: cost per step, parts of memory, growth, and the arithmetic's share.
+"""What images made one at a time say: cost of a step, peak memory, share of the arithmetic, leaks; and the answer.
 
-Pure functions on a run's record and frames. Ignorant of how the images were made (anatomy.py). Unknown is None or NaN.
+Knows the rows and the samples of such a run, and turns them into numbers and words. Ignorant of how the images were
+made (measure.py) and of drawing. Unknown is None or NaN.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from benchlib.rows import STAGES
 from benchlib.study import intervals
+from benchlib.study.intervals import Interval
+from benchlib.study.store import Run
+from benchlib.study.wording import words
 
+STAGES = ("encode", "denoise", "decode")
+STAGE_NAMES = {
+    "encode": "encoding the prompt",
+    "denoise": "denoising",
+    "decode": "decoding the image",
+}
 MATMUL = "matrix product"
 MEMORIES = {
     "rss": "the process (RSS)",
@@ -19,146 +30,320 @@ MEMORIES = {
     "cuda_reserved": "GPU: reserved by torch",
     "gpu_used": "GPU: in use by all programs",
 }
-"""What is sampled after each image, in GiB; each counts what the one before it does, but for the process."""
+"""The memories that are sampled after each image, in GiB. Each of the three of the GPU includes the one above it."""
+OWN_MEMORIES = ("rss", "cuda_allocated", "cuda_reserved")
+"""The memories that this process alone fills, so that their growth is a leak of its own."""
 LEAK_KIB = 2.0
-"""Growth per image that matters: 2 GiB in a million images. Of a thousand simulated series of 300 images each, without
-a leak, none was called growing: a level (with noise of 20 KiB, as all have), three jumps of some 512 KiB, a random walk
-of 20 KiB an image, and caches of 8 MiB that fill to 63 % in 30 images, or in 60 (at 1 KiB nearly all of these
-were). Of as many with 5 KiB an image added 100, 52, 49, 100 and 100 % were; with 10 KiB all, but 89 % of the jumps."""
+"""Growth per image that matters: 2 GiB in a million images.
+
+Each row is a kind of memory, simulated a thousand times with 300 images and noise of 20 KiB. The figures are the share
+that is called a leak.
+
+    memory without the leak                        no leak    5 KiB an image    10 KiB an image
+    level                                          0          100 %             100 %
+    three jumps of some 512 KiB                    0          52 %              89 %
+    random walk of 20 KiB an image                 0          49 %              100 %
+    cache of 8 MiB, 63 % full after 30 images      0          100 %             100 %
+    cache of 8 MiB, 63 % full after 60 images      0          100 %             100 %
+
+At a limit of 1 KiB nearly all of the slowest caches were called a leak.
+"""
 _KIB_PER_GIB = 2**20
 
 
-def measured(requests: pd.DataFrame) -> pd.DataFrame:
-    """The images that count."""
-    return requests[(requests["phase"] == "measure") & requests["error"].isna()]
+def finished_images(requests: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the images that were finished and count: no warm-up, no error."""
+    counts = requests["phase"] == "measure"
+    return requests[counts & requests["error"].isna()]
 
 
 def size_name(width: int, height: int) -> str:
     return f"{width}x{height}"
 
 
+def stage_means(requests: pd.DataFrame) -> pd.DataFrame:
+    """Mean seconds of each of STAGES, a column each; a row for each (width, height, num_inference_steps)."""
+    cases = finished_images(requests).groupby(["width", "height", "num_inference_steps"])
+    means_s = cases[[f"{stage}_s" for stage in STAGES]].mean()
+    return means_s.set_axis(list(STAGES), axis="columns")
+
+
 def cost_lines(requests: pd.DataFrame) -> pd.DataFrame:
-    """A row per size: `fixed_s` and `per_step_s` of the line through time against steps, each with its 95 %
-    `_interval`, or None (see intervals.line); sizes with one number of steps have none."""
+    """A row for each size: the line through the images' time against their steps.
+
+    `fixed_s` is what an image costs whatever its steps, `per_step_s` what each step adds. Each has its 95 % `_interval`
+    or None (see intervals.line). A size with a single number of steps has no row.
+    """
     rows = []
-    for (width, height), images in measured(requests).groupby(["width", "height"]):
-        found = intervals.line(images["num_inference_steps"], images["total_s"])
-        if found is not None:
-            names = ("fixed_s", "fixed_s_interval", "per_step_s", "per_step_s_interval")
-            figures = dict(zip(names, found, strict=True))
-            rows.append({"width": width, "height": height, "images": len(images), **figures})
+    for (width, height), images in finished_images(requests).groupby(["width", "height"]):
+        line = intervals.line(images["num_inference_steps"], images["total_s"])
+        if line is None:
+            continue
+        fixed_s, fixed_s_interval, per_step_s, per_step_s_interval = line
+        rows.append(
+            {
+                "width": width,
+                "height": height,
+                "images": len(images),
+                "fixed_s": fixed_s,
+                "fixed_s_interval": fixed_s_interval,
+                "per_step_s": per_step_s,
+                "per_step_s_interval": per_step_s_interval,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def memory_parts(
     record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame
 ) -> pd.DataFrame:
-    """A row per part that is known: its `kind` ("network", "activations" or "held"), `part`, `gib`, and a network's
-    `params`.
+    """A row for each known part of the memory: its `kind`, `part` and `gib`, and a network's `params`.
 
-    Activations are what a stage's peak rises above what the same memory held between images, where that is most: the
-    median of the images of one size and number of steps. They are not known where it does not rise, as in a process
-    that still holds what it needed before. Memory that is held (MEMORIES) is that of the last sample.
+    The kinds are "network" (weights), "activations" (what a stage adds while it lasts) and "held" (MEMORIES, by the
+    last sample).
     """
-    rows: list[dict[str, Any]] = [
-        {"kind": "network", "part": name, "gib": network["gib"], "params": network["params"]}
-        for name, network in record["networks"].items()
+    parts = [
+        *_networks(record),
+        *_activations(requests, telemetry),
+        *_held(telemetry),
     ]
-    on_gpu = telemetry["cuda_allocated_gib"].notna().any()
-    idle_gib = telemetry["cuda_allocated_gib" if on_gpu else "rss_gib"].median()
-    alike = measured(requests).groupby(["width", "height", "num_inference_steps"])
-    for stage in STAGES:
-        rise_gib = alike[f"{stage}_peak_gib"].median().max() - idle_gib
-        rows.append(
-            {"kind": "activations", "part": stage, "gib": rise_gib if rise_gib > 0 else None}
-        )
-    for name in MEMORIES:
-        known = telemetry[f"{name}_gib"].dropna()
-        rows.append({"kind": "held", "part": name, "gib": known.iloc[-1] if len(known) else None})
-    frame = pd.DataFrame(rows, columns=["kind", "part", "gib", "params"]).astype(
-        {"gib": float, "params": "Int64"}
-    )
+    frame = pd.DataFrame(parts, columns=["kind", "part", "gib", "params"])
+    frame = frame.astype({"gib": float, "params": "Int64"})
     return frame[frame["gib"].notna()].reset_index(drop=True)
 
 
-def peak_stage(requests: pd.DataFrame) -> tuple[str | None, float, str] | None:
-    """The stage with the highest peak, its mean in GiB, and the size at which it is; None where no peak is known.
+def _networks(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"kind": "network", "part": name, "gib": network["gib"], "params": network["params"]}
+        for name, network in record["networks"].items()
+    ]
 
-    The stage is None where its 95 % interval does not lie above all others', or fewer than 5 images carry none.
+
+def _activations(requests: pd.DataFrame, telemetry: pd.DataFrame) -> list[dict[str, Any]]:
+    """How far each stage's peak rises above the memory between images, in the size and steps where it rises most.
+
+    The peak is the median of the images of one size and number of steps. The rise is not known where there is none: a
+    process may still hold what an earlier image needed.
     """
-    peaks_gib = measured(requests)[
-        ["width", "height", *(f"{stage}_peak_gib" for stage in STAGES)]
-    ].dropna()
-    if not len(peaks_gib):
+    on_gpu = telemetry["cuda_allocated_gib"].notna().any()
+    idle_gib = telemetry["cuda_allocated_gib" if on_gpu else "rss_gib"].median()
+    cases = finished_images(requests).groupby(["width", "height", "num_inference_steps"])
+    rows = []
+    for stage in STAGES:
+        rise_gib = cases[f"{stage}_peak_gib"].median().max() - idle_gib
+        known_gib = rise_gib if rise_gib > 0 else None
+        rows.append({"kind": "activations", "part": stage, "gib": known_gib})
+    return rows
+
+
+def _held(telemetry: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = []
+    for name in MEMORIES:
+        samples_gib = telemetry[f"{name}_gib"].dropna()
+        last_gib = samples_gib.iloc[-1] if len(samples_gib) else None
+        rows.append({"kind": "held", "part": name, "gib": last_gib})
+    return rows
+
+
+class Peak(NamedTuple):
+    """The highest peak of memory: its `stage` (None: not shown which), its mean in GiB, and the size of the image."""
+
+    stage: str | None
+    gib: float
+    size: str
+
+
+def peak_stage(requests: pd.DataFrame) -> Peak | None:
+    """The stage with the highest peak of memory, at the size where it is highest; None where no peak is known.
+
+    Its `stage` is None unless the 95 % interval of its mean lies above the intervals of all other stages. Fewer than 5
+    images have no interval.
+    """
+    columns = [f"{stage}_peak_gib" for stage in STAGES]
+    known = finished_images(requests).dropna(subset=columns)
+    if not len(known):
         return None
-    sizes: dict[Any, pd.DataFrame] = dict(list(peaks_gib.groupby(["width", "height"])))
-    (width, height), there = max(sizes.items(), key=lambda pair: pair[1].mean().iloc[2:].max())
-    found = {
-        stage: intervals.runs_interval(there[f"{stage}_peak_gib"].tolist()) for stage in STAGES
+
+    # 1) The size and the stage with the highest mean.
+    means_gib = known.groupby(["width", "height"])[columns].mean()
+    largest: Any = means_gib.max(axis="columns").idxmax()
+    width, height = largest
+    at_size = known[(known["width"] == width) & (known["height"] == height)]
+    mean_gib = {stage: float(at_size[f"{stage}_peak_gib"].mean()) for stage in STAGES}
+    highest = max(STAGES, key=lambda stage: mean_gib[stage])
+
+    # 2) Whether that stage stands out.
+    peaks = {
+        stage: intervals.runs_interval(at_size[f"{stage}_peak_gib"].tolist()) for stage in STAGES
     }
-    best = max(STAGES, key=lambda stage: float(there[f"{stage}_peak_gib"].mean()))
-    apart = all(
-        interval is not None and (found[best] or (0, 0))[0] > interval[1]
-        for stage, interval in found.items()
-        if stage != best
-    )
-    return (
-        best if apart else None,
-        float(there[f"{best}_peak_gib"].mean()),
-        size_name(width, height),
-    )
+    others = [peaks[stage] for stage in STAGES if stage != highest]
+    stands_out = all(_is_above(peaks[highest], other) for other in others)
+    return Peak(highest if stands_out else None, mean_gib[highest], size_name(width, height))
+
+
+def _is_above(interval: Interval, other: Interval) -> bool:
+    """Whether all of one interval lies above all of another; False where one is not known."""
+    if interval is None or other is None:
+        return False
+    return interval[0] > other[1]
 
 
 def memory_growth(telemetry: pd.DataFrame) -> pd.DataFrame:
-    """A row per memory that was sampled after at least 40 images: `kib_per_image`, its 95 % `interval`, and a
-    `verdict`: a leak only where the whole interval lies above LEAK_KIB, and none only where it lies below (see
-    intervals.growth)."""
+    """A row for each of OWN_MEMORIES that was sampled after at least 40 images: how much it grows with each image.
+
+    `kib_per_image` has its 95 % `interval` (see intervals.growth). The `verdict` is "leaks" only where the whole
+    interval lies above LEAK_KIB, and "does not leak" only where all of it lies below.
+    """
     rows = []
-    for name in list(MEMORIES)[:3]:  # what others use on the GPU is no leak of ours
-        found = intervals.growth(telemetry[f"{name}_gib"].dropna() * _KIB_PER_GIB)
-        if found is not None and found[1] is not None:
-            (low, high), mean = found[1], found[0]
-            verdict = (
-                "leaks"
-                if low > LEAK_KIB
-                else "does not leak"
-                if high < LEAK_KIB
-                else "is not shown to leak"
-            )
-            words = f"{verdict} ({low:.3g} to {high:.3g} KiB/image)"
-            rows.append(
-                {"memory": name, "kib_per_image": mean, "interval": (low, high), "verdict": words}
-            )
+    for name in OWN_MEMORIES:
+        growth = intervals.growth(telemetry[f"{name}_gib"].dropna() * _KIB_PER_GIB)
+        if growth is None:
+            continue
+        kib_per_image, interval = growth
+        if interval is None:
+            continue
+        verdict = f"{_leak(interval)} ({interval[0]:.3g} to {interval[1]:.3g} KiB/image)"
+        rows.append(
+            {
+                "memory": name,
+                "kib_per_image": kib_per_image,
+                "interval": interval,
+                "verdict": verdict,
+            }
+        )
     return pd.DataFrame(rows, columns=["memory", "kib_per_image", "interval", "verdict"])
 
 
+def _leak(kib_per_image: tuple[float, float]) -> str:
+    low, high = kib_per_image
+    if low > LEAK_KIB:
+        return "leaks"
+    if high < LEAK_KIB:
+        return "does not leak"
+    return "is not shown to leak"
+
+
 def arithmetic_share(calls: pd.DataFrame) -> pd.DataFrame:
-    """A row per part of `calls` (`part`, `dtype`, `flop`, `time_s`): `tflop`, the median `time_s`, the mean
-    `tflop_per_s`, and its `share` of `limit_tflop_per_s` with the 95 % `share_interval`. The limit is the fastest
-    matrix product of the same dtype, taken as exact."""
+    """A row for each part of `calls` (`part`, `dtype`, `flop`, `time_s`): how near it comes to the machine's limit.
+
+    The limit is the fastest matrix product of the same dtype, taken as exact. `tflop` is one call's arithmetic,
+    `time_s` the median, `tflop_per_s` the mean, `share` its share of `limit_tflop_per_s`. `share_interval` is the 95 %
+    interval or None.
+    """
     timed = calls.assign(tflop_per_s=calls["flop"] / calls["time_s"] / 1e12)
-    limits = timed[timed["part"] == MATMUL].groupby("dtype")["tflop_per_s"].max()
+    is_product = timed["part"] == MATMUL
+    limits = timed[is_product].groupby("dtype")["tflop_per_s"].max()
     rows = []
-    for (part, dtype), group in timed[timed["part"] != MATMUL].groupby(
-        ["part", "dtype"], sort=False
-    ):
-        limit, interval = (
-            float(limits[str(dtype)]),
-            intervals.runs_interval(group["tflop_per_s"].tolist()),
-        )
-        rate = float(group["tflop_per_s"].mean())
+    for (part, dtype), group in timed[~is_product].groupby(["part", "dtype"], sort=False):
+        limit = float(limits[str(dtype)])
+        tflop_per_s = float(group["tflop_per_s"].mean())
+        interval = intervals.runs_interval((group["tflop_per_s"] / limit).tolist())
         rows.append(
             {
                 "part": part,
                 "dtype": dtype,
                 "tflop": group["flop"].iloc[0] / 1e12,
                 "time_s": group["time_s"].median(),
-                "tflop_per_s": rate,
+                "tflop_per_s": tflop_per_s,
                 "limit_tflop_per_s": limit,
-                "share": rate / limit,
-                "share_interval": None
-                if interval is None
-                else (interval[0] / limit, interval[1] / limit),
+                "share": tflop_per_s / limit,
+                "share_interval": interval,
             }
         )
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the time and the memory of an image go.
+
+    The frames are those of the functions in this file: `means_s` of stage_means, `costs` of cost_lines, `peak` of
+    peak_stage, `shares` of arithmetic_share and `growth` of memory_growth. `folder` holds the runs.
+    """
+
+    means_s: pd.DataFrame
+    costs: pd.DataFrame
+    peak: Peak | None
+    shares: pd.DataFrame
+    growth: pd.DataFrame
+    folder: Path
+
+    def __str__(self) -> str:
+        lines = [
+            self._time(),
+            *(_cost_sentence(cost) for cost in self.costs.to_dict("records")),
+            self._peak(),
+            *(_share_sentence(share) for share in self.shares.to_dict("records")),
+            *self._leaks(),
+            "Numbers in brackets are 95 % intervals.",
+            f"Rows, records and figures are in {self.folder}",
+        ]
+        return "\n".join(lines)
+
+    def _time(self) -> str:
+        if not len(self.means_s):
+            return "No image was made."
+        largest = self.means_s.iloc[-1]
+        width, height, steps = self.means_s.index[-1]
+        total_s = float(largest.sum())
+        shares = [
+            f"{STAGE_NAMES[stage]} {100 * largest[stage] / total_s:.0f} %" for stage in STAGES
+        ]
+        image = f"The largest image, {size_name(width, height)} with {steps} steps,"
+        return f"{image} takes {words(total_s, unit='s')}: {', '.join(shares)}."
+
+    def _peak(self) -> str:
+        if self.peak is None:
+            return "Peak memory: not known here."
+        stage = self.peak.stage
+        when = f"while {STAGE_NAMES[stage]}" if stage else "in which stage is not shown"
+        return f"Peak memory: {words(self.peak.gib, unit='GiB')}, at {self.peak.size}, {when}."
+
+    def _leaks(self) -> list[str]:
+        if not len(self.growth):
+            return ["Leak: not shown, as it takes at least 40 images."]
+        return [
+            f"Leak: {MEMORIES[row['memory']]} {row['verdict']}."
+            for row in self.growth.to_dict("records")
+        ]
+
+
+def judge_images(run: Run, *, shares: pd.DataFrame, watched: Run) -> Anatomy:
+    """The answer from a run of dissect(), the `shares` of arithmetic() and a run of watch_memory()."""
+    return Anatomy(
+        means_s=stage_means(run.requests),
+        costs=cost_lines(run.requests),
+        peak=peak_stage(run.requests),
+        shares=shares,
+        growth=memory_growth(watched.telemetry),
+        folder=run.path.parent,
+    )
+
+
+def cost_words(cost: dict[Any, Any]) -> str:
+    """A row of cost_lines in words: "0.1 s a step (0.09 to 0.11), plus 0.2 s (0.19 to 0.21)".
+
+    An interval that reaches down to 0 shows no cost.
+    """
+    if not cost["per_step_s_interval"]:
+        return "costs not shown, too few images"
+    per_step = _shown(cost["per_step_s"], cost["per_step_s_interval"], "s a step")
+    fixed = _shown(cost["fixed_s"], cost["fixed_s_interval"], "s")
+    step_words = per_step or "the cost of a step is not shown"
+    fixed_words = f"plus {fixed}" if fixed else "a fixed cost is not shown"
+    return f"{step_words}, {fixed_words}"
+
+
+def _shown(value: float, interval: tuple[float, float], unit: str) -> str | None:
+    return words(value, interval, unit) if interval[0] > 0 else None
+
+
+def _cost_sentence(cost: dict[Any, Any]) -> str:
+    return f"Cost at {size_name(cost['width'], cost['height'])}: {cost_words(cost)}."
+
+
+def _share_sentence(share: dict[Any, Any]) -> str:
+    interval = share["share_interval"]
+    percent = None if interval is None else [100 * end for end in interval]
+    reached = words(100 * share["share"], percent, "%")
+    return f"{share['part']}: {reached} of this machine's fastest matrix product."
