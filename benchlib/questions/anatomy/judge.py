@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from benchlib.rows import STAGES
 from benchlib.study import intervals
 from benchlib.study.intervals import Interval
 from benchlib.study.store import Run
 from benchlib.study.wording import words
 
-STAGES = ("encode", "denoise", "decode")
 STAGE_NAMES = {
     "encode": "encoding the prompt",
     "denoise": "denoising",

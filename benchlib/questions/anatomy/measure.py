@@ -1,7 +1,7 @@
-"""Takes images apart, made one at a time without a server: time and peak memory of each stage, arithmetic, growth.
+"""Makes images one at a time, without a server, and measures time, peak memory, arithmetic and growth.
 
 Knows how to drive the pipeline on the torch thread, and keeps what it measures as runs. Ignorant of what the figures
-mean (study/dissection.py).
+mean (judge.py).
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ from benchlib.run import writing
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
-from benchlib.study.store import Run
+from benchlib.study.store import Run, RunFolder
 
 STUDY = "time_and_memory"
+PRODUCTS: tuple[int, ...] = (512, 1024, 2048)
+"""Sides of the square matrices whose product is the limit of the arithmetic."""
+LARGE_PRODUCTS = (4096, 8192)
+"""On a GPU these too: smaller ones don't fill it. On a CPU they take too long."""
 _PROMPT = "a lighthouse at dusk, oil painting"
 _LINE_EVERY_S = 10.0
+Row = dict[str, Any]
 
 
 def dissect(
@@ -47,30 +52,36 @@ def dissect(
     seed: int = 0,
     results: str | os.PathLike[str] | None = None,
 ) -> Run:
-    """Make an image of each of `sizes` (pixels of a square's side) at each of `steps`, `repeat` times, and keep a run.
+    """Makes an image of each of `sizes` (pixels of a square's side) with each of `steps`, `repeat` times; keeps a run.
 
-    Every second round is made backwards, so that drift hits all alike. Each size is tried first, which is not counted;
-    one that does not fit in memory is left out. The plan is printed; `budget_min` minutes allow fewer rounds, one at
-    least. A row of `requests` is an image, with the seconds and the peak memory of each stage; `telemetry` has the
-    memory after each. Raises ValueError for a bad argument.
+    Every second round is made backwards, so that drift affects all images alike. Each size is tried first, uncounted; a
+    size that does not fit in memory is left out. The plan is printed. `budget_min` minutes may allow fewer rounds, but
+    at least one. A row of `requests` is an image, with the seconds and the peak memory of each stage. `telemetry` has
+    the memory after each image. Raises ValueError for a bad argument, and where none of the sizes fits.
     """
     check_number("repeat", repeat, 1, whole=True)
     if not (sizes and steps):
         raise ValueError("sizes and steps need at least one value each")
     fitting = [size for size in sizes if _fits(pipe, size)]
-    requests = [_request(size, count, seed) for size, count in product(fitting, steps)]
-    on_torch_thread(pipe.encode, requests)  # lays out each number of steps, which is done once
-    round_s = sum(
-        pipe.predict_s(asked.width, asked.height, asked.num_inference_steps) for asked in requests
-    )
-    rounds = repeat if budget_min is None else max(1, min(repeat, int(60 * budget_min / round_s)))
-    print(
-        f"{len(requests)} points, {rounds} times each: {rounds * round_s / 60:.1f} minutes",
-        flush=True,
-    )
-    order = [
-        asked for number in range(rounds) for asked in (requests[::-1] if number % 2 else requests)
-    ]
+    if not fitting:
+        tried = ", ".join(map(str, sizes))
+        raise ValueError(f"sizes: none of {tried} fits in this machine's memory; take smaller ones")
+
+    cases = product(fitting, steps)
+    requests = [_request(size, count, seed) for size, count in cases]
+    # The first encode with a number of steps prepares its schedule, which is not part of an image's time.
+    on_torch_thread(pipe.encode, requests)
+    round_s = sum(_predict_s(pipe, request) for request in requests)
+    rounds = repeat
+    if budget_min is not None:
+        affordable = int(60 * budget_min / round_s)
+        rounds = max(1, min(repeat, affordable))
+    minutes = rounds * round_s / 60
+    print(f"{len(requests)} points, {rounds} times each: {minutes:.1f} minutes", flush=True)
+
+    order = []
+    for number in range(rounds):
+        order += requests if number % 2 == 0 else requests[::-1]
     return _measure(pipe, order, "dissect", results)
 
 
@@ -82,33 +93,45 @@ def watch_memory(
     steps: int = 2,
     results: str | os.PathLike[str] | None = None,
 ) -> Run:
-    """Make `images` alike but for their seed, and keep a run whose `telemetry` has the memory after each of them."""
+    """Makes `images` that differ in their seed alone; keeps a run whose `telemetry` has the memory after each."""
     check_number("images", images, 1, whole=True)
-    return _measure(
-        pipe, [_request(size, steps, number) for number in range(images)], "watch", results
-    )
+    requests = [_request(size, steps, seed) for seed in range(images)]
+    return _measure(pipe, requests, "watch", results)
 
 
 def arithmetic(
-    pipe: SDXLPipeline, run: Run, *, size: int | None = None, repeat: int = 7
+    pipe: SDXLPipeline,
+    run: Run,
+    *,
+    size: int | None = None,
+    repeat: int = 7,
 ) -> pd.DataFrame:
-    """What share of the fastest matrix product on this device a UNet step and a VAE decode reach (arithmetic_share).
+    """How near a UNet step and a VAE decode come to the fastest matrix product on this device (see arithmetic_share).
 
-    Of one guided image of `size` (the showcase's by default); every call goes to arithmetic.parquet beside the rows of
-    `run`. Counted are the floating point operations of matrix products, convolutions and attention: 2 for each multiply
-    and add. Matrix products are of the same dtype and threads, squares of several sizes; in float32 on a GPU they may
-    use TF32 where cuDNN's convolutions do.
+    The image is a guided one of `size`, by default the showcase's. Every call goes to arithmetic.parquet beside the
+    rows of `run`. The floating point operations of matrix products, convolutions and attention are counted: 2 for each
+    multiply and add. The matrix products have the same dtype and threads. In float32 on a GPU they may use TF32 where
+    cuDNN's convolutions do.
     """
     side = size or pipe.spec["showcase"]["width"]
-    calls = pd.DataFrame(on_torch_thread(_calls, pipe, _request(side, repeat + 2, 0), repeat))
+    request = _request(side, repeat + 2, seed=0)
+    calls = pd.DataFrame(on_torch_thread(_calls, pipe, request, repeat))
     calls.to_parquet(run.path / "arithmetic.parquet")
     return arithmetic_share(calls)
 
 
 def _request(size: int, steps: int, seed: int) -> GenerateRequest:
     return GenerateRequest(
-        prompt=_PROMPT, width=size, height=size, num_inference_steps=steps, seed=seed
+        prompt=_PROMPT,
+        width=size,
+        height=size,
+        num_inference_steps=steps,
+        seed=seed,
     )
+
+
+def _predict_s(pipe: SDXLPipeline, request: GenerateRequest) -> float:
+    return pipe.predict_s(request.width, request.height, request.num_inference_steps)
 
 
 def _fits(pipe: SDXLPipeline, size: int) -> bool:
@@ -128,77 +151,116 @@ def _measure(
     label: str,
     results: str | os.PathLike[str] | None,
 ) -> Run:
-    fields = {
-        name: sorted({getattr(asked, name) for asked in requests})
-        for name in ("width", "num_inference_steps")
-    }
-    workload = {"prompts": [_PROMPT], "height": fields["width"], **fields}
-    spec = {
-        "arrivals": ClosedLoop(users=1).to_dict(),
-        "workload": workload,
-        "label": label,
-        "warmup_s": 0.0,
-    }
+    """Makes the images one after another and keeps their rows; those made before an error are kept too."""
     with writing(results, STUDY, None) as writer:
+        spec = _spec(requests, label)
         folder = writer.create(spec, pipe.spec, networks=pipe.spec["networks"])
-        began_s = due_s = time.monotonic()
-        # All room at once: a list that gets longer would be a leak of our own.
-        samples = np.full((len(requests), 1 + len(MEMORIES)), np.nan)
-        end: tuple[str, str | None] = ("finished", None)
+        # The array is made at once: a list that gets longer would be a leak of our own.
+        columns = 1 + len(MEMORIES)
+        samples = np.full((len(requests), columns), np.nan)
+        status = "finished"
+        error: str | None = None
+        began_s = time.monotonic()
         try:
-            for number, asked in enumerate(requests):
-                row = {"index": number, "phase": "measure"} | on_torch_thread(
-                    _image, pipe, asked, began_s
-                )
-                with folder.rows_path.open("a", encoding="utf-8") as rows:
-                    rows.write(json.dumps(row) + "\n")
-                samples[number] = time.monotonic() - began_s, *_memory_now_gib(pipe)
-                if time.monotonic() > due_s + _LINE_EVERY_S:
-                    due_s = time.monotonic()
-                    print(
-                        f"{due_s - began_s:.0f} s: {number + 1} of {len(requests)} images",
-                        flush=True,
-                    )
-        except BaseException as error:
-            end = ("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", repr(error))
+            _make_images(pipe, requests, folder, samples, began_s)
+        except BaseException as raised:
+            status = "failed"
+            if isinstance(raised, KeyboardInterrupt):
+                status = "interrupted"
+            error = repr(raised)
             raise
         finally:
             wall_s = time.monotonic() - began_s
-            outcome = {"window_start_s": 0.0, "window_end_s": wall_s, "wall_s": wall_s}
-            known = pd.DataFrame(samples, columns=["time_s", *(f"{name}_gib" for name in MEMORIES)])
-            frame = known[known["time_s"].notna()].reindex(columns=list(telemetry.COLUMNS))
-            run = writer.keep(folder, end[0], outcome, frame, end[1])
+            outcome = {
+                "window_start_s": 0.0,
+                "window_end_s": wall_s,
+                "wall_s": wall_s,
+            }
+            run = writer.keep(folder, status, outcome, _telemetry(samples), error)
     return run
 
 
-def _image(pipe: SDXLPipeline, asked: GenerateRequest, began_s: float) -> dict[str, Any]:
-    """The row of one image; its peaks are of the memory that the device's kind tells (PeakMemory.headline_gib)."""
+def _spec(requests: list[GenerateRequest], label: str) -> dict[str, Any]:
+    """What a run's record says of the load: one image at a time is a closed loop of one user."""
+    sides = sorted({request.width for request in requests})
+    steps = sorted({request.num_inference_steps for request in requests})
+    return {
+        "arrivals": ClosedLoop(users=1).to_dict(),
+        "workload": {
+            "prompts": [_PROMPT],
+            "width": sides,
+            "height": sides,
+            "num_inference_steps": steps,
+        },
+        "label": label,
+        "warmup_s": 0.0,
+    }
+
+
+def _make_images(
+    pipe: SDXLPipeline,
+    requests: list[GenerateRequest],
+    folder: RunFolder,
+    samples: Any,
+    began_s: float,
+) -> None:
+    """Writes a row for each image, fills its line of `samples`, and prints how far it is every ten seconds."""
+    line_due_s = began_s + _LINE_EVERY_S
+    for number, request in enumerate(requests):
+        image = on_torch_thread(_image, pipe, request, began_s)
+        row = {"index": number, "phase": "measure"} | image
+        with folder.rows_path.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps(row) + "\n")
+        now_s = time.monotonic()
+        samples[number] = now_s - began_s, *_memory_now_gib(pipe)
+        if now_s > line_due_s:
+            line_due_s = now_s + _LINE_EVERY_S
+            progress = f"{number + 1} of {len(requests)} images"
+            print(f"{now_s - began_s:.0f} s: {progress}", flush=True)
+
+
+def _telemetry(samples: Any) -> pd.DataFrame:
+    """The samples that were taken, as a run's telemetry."""
+    columns = ["time_s", *(f"{name}_gib" for name in MEMORIES)]
+    frame = pd.DataFrame(samples, columns=columns)
+    taken = frame[frame["time_s"].notna()]
+    return taken.reindex(columns=list(telemetry.COLUMNS))
+
+
+def _image(pipe: SDXLPipeline, request: GenerateRequest, began_s: float) -> Row:
+    """The row of one image. Which memory its peaks are of depends on the device (see PeakMemory.headline_gib)."""
     started_s = time.monotonic()
-    peaks_gib = []
+    peaks_gib: dict[str, float | None] = {}
     pipe.reset_peak_memory()
-    works = pipe.encode([asked])
-    peaks_gib.append(pipe.peak_memory().headline_gib)
+    works = pipe.encode([request])
+    peaks_gib["encode"] = pipe.peak_memory().headline_gib
+
     pipe.reset_peak_memory()
     while not works[0].finished:
         pipe.step(works)
-    peaks_gib.append(pipe.peak_memory().headline_gib)
+    peaks_gib["denoise"] = pipe.peak_memory().headline_gib
+
     pipe.reset_peak_memory()
     pipe.decode(works)
-    peaks_gib.append(pipe.peak_memory().headline_gib)
-    work, done_s = works[0], time.monotonic()
-    at_s = started_s - began_s
+    peaks_gib["decode"] = pipe.peak_memory().headline_gib
+    done_s = time.monotonic()
+
+    work = works[0]
+    sent_s = started_s - began_s
+    took_s = done_s - started_s
+    known_gib = [gib for gib in peaks_gib.values() if gib is not None]
     return {
-        **asked.model_dump(),
-        "scheduled_s": at_s,
-        "sent_s": at_s,
+        **request.model_dump(),
+        "scheduled_s": sent_s,
+        "sent_s": sent_s,
         "done_s": done_s - began_s,
-        "latency_s": done_s - started_s,
-        "total_s": done_s - started_s,
+        "latency_s": took_s,
+        "total_s": took_s,
         "service_s": work.service_s,
         "batch_size": 1.0,
-        "server_peak_gib": max((peak for peak in peaks_gib if peak is not None), default=None),
+        "server_peak_gib": max(known_gib, default=None),
         **{f"{stage}_s": getattr(work, f"{stage}_s") for stage in STAGES},
-        **{f"{stage}_peak_gib": peak for stage, peak in zip(STAGES, peaks_gib, strict=True)},
+        **{f"{stage}_peak_gib": peaks_gib[stage] for stage in STAGES},
     }
 
 
@@ -208,70 +270,95 @@ def _memory_now_gib(pipe: SDXLPipeline) -> tuple[float, ...]:
     if pipe.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(pipe.device)
         used_gib = (total - free) / telemetry.GIB
-    held_gib = telemetry.process_memory_gib(), *telemetry.cuda_memory_gib(), used_gib
-    return tuple(math.nan if gib is None else gib for gib in held_gib)
+    held_gib = (telemetry.process_memory_gib(), *telemetry.cuda_memory_gib(), used_gib)
+    known_gib = [math.nan if gib is None else gib for gib in held_gib]
+    return tuple(known_gib)
 
 
-def _calls(pipe: SDXLPipeline, asked: GenerateRequest, repeat: int) -> list[dict[str, Any]]:
-    """A row per timed call of a UNet step, a VAE decode and matrix products."""
-    # Attention's fused kernels are not counted on every device; written out, it is matrix products.
-    counted = (
-        _stock(pipe) if pipe.compiled else pipe
-    )  # of what was compiled or recorded, no operator is seen
-    works = counted.encode([asked])
-    counted.step(works)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as step:
-        counted.step(works)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as decode:
-        counted.decode(works)
-    works = pipe.encode([asked])
-    pipe.step(works)
+def _calls(
+    pipe: SDXLPipeline,
+    request: GenerateRequest,
+    repeat: int,
+) -> list[Row]:
+    """A row for each timed call of a UNet step, a VAE decode and the matrix products."""
+    step_flop, decode_flop = _count_flop(pipe, request)
     dtypes = {name: network["dtype"] for name, network in pipe.spec["networks"].items()}
-    rows: list[dict[str, Any]] = []
+    step = {"part": "UNet step", "dtype": dtypes["unet"], "flop": step_flop}
+    decode = {"part": "VAE decode", "dtype": dtypes["vae"], "flop": decode_flop}
+
+    works = pipe.encode([request])
+    pipe.step(works)  # the first step is slower
+    rows: list[Row] = []
     for _ in range(repeat):
-        unet = {"part": "UNet step", "dtype": dtypes["unet"], "flop": step.get_total_flops()}
-        rows.append(unet | {"time_s": pipe.step(works)})
+        rows.append(step | {"time_s": pipe.step(works)})
         pipe.decode(works)
-        vae = {"part": "VAE decode", "dtype": dtypes["vae"], "flop": decode.get_total_flops()}
-        rows.append(vae | {"time_s": works[0].decode_s})
-    before = torch.get_float32_matmul_precision()
-    try:
-        if pipe.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-            torch.set_float32_matmul_precision("high")
-        for dtype in sorted({dtypes["unet"], dtypes["vae"]}):
-            rows += [
-                row for n in (512, 1024, 2048) for row in _products(pipe.device, dtype, n, repeat)
-            ]
-            if pipe.device.type != "cpu":
-                rows += [
-                    row for n in (4096, 8192) for row in _products(pipe.device, dtype, n, repeat)
-                ]
-    finally:
-        torch.set_float32_matmul_precision(before)
-    return rows
+        rows.append(decode | {"time_s": works[0].decode_s})
+    return rows + _all_products(pipe.device, {dtypes["unet"], dtypes["vae"]}, repeat)
+
+
+def _count_flop(pipe: SDXLPipeline, request: GenerateRequest) -> tuple[int, int]:
+    """The floating point operations of one step and of one decode."""
+    # The counter sees no operator of a network that was compiled or recorded.
+    counted = _stock(pipe) if pipe.compiled else pipe
+    works = counted.encode([request])
+    counted.step(works)
+    # Fused kernels of attention are not counted on every device. SDPBackend.MATH writes attention out.
+    step = FlopCounterMode(display=False)
+    decode = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH):
+        with step:
+            counted.step(works)
+        with decode:
+            counted.decode(works)
+    return step.get_total_flops(), decode.get_total_flops()
 
 
 def _stock(pipe: SDXLPipeline) -> SDXLPipeline:
-    """Without recipes, over the same weights; the VAE is a copy, which may be cast."""
+    """A pipeline without recipes, over the same weights; the VAE is a copy, as its dtype may be changed."""
     stock = copy.copy(pipe.diffusers)
     stock.vae = copy.deepcopy(stock.vae)
     return SDXLPipeline(stock, spec=pipe.spec)
 
 
+def _all_products(
+    device: torch.device,
+    dtypes: set[str],
+    repeat: int,
+) -> list[Row]:
+    """A row for each timed matrix product, with TF32 where cuDNN's convolutions use it."""
+    sides = PRODUCTS
+    if device.type != "cpu":
+        sides += LARGE_PRODUCTS
+    before = torch.get_float32_matmul_precision()
+    rows = []
+    try:
+        if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+            torch.set_float32_matmul_precision("high")
+        for dtype, side in product(sorted(dtypes), sides):
+            rows += _products(device, dtype, side, repeat)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return rows
+
+
 @torch.inference_mode()
-def _products(device: torch.device, dtype: str, n: int, repeat: int) -> list[dict[str, Any]]:
+def _products(
+    device: torch.device,
+    dtype: str,
+    n: int,
+    repeat: int,
+) -> list[Row]:
+    """A row for each of `repeat` products of two n x n matrices, after one that does not count."""
     factor = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
-    times_s = []
+    row = {"part": MATMUL, "dtype": dtype, "flop": 2 * n**3}
+    rows = []
     for _ in range(repeat + 1):
         _synchronise(device)
         began_s = time.perf_counter()
         _ = factor @ factor
         _synchronise(device)
-        times_s.append(time.perf_counter() - began_s)
-    return [
-        {"part": MATMUL, "dtype": dtype, "flop": 2 * n**3, "time_s": time_s}
-        for time_s in times_s[1:]
-    ]
+        rows.append(row | {"time_s": time.perf_counter() - began_s})
+    return rows[1:]
 
 
 def _synchronise(device: torch.device) -> None:

@@ -18,10 +18,10 @@ from benchlib.questions.anatomy.judge import (
     MEMORIES,
     OWN_MEMORIES,
     STAGE_NAMES,
-    STAGES,
     finished_images,
     size_name,
 )
+from benchlib.rows import STAGES
 from benchlib.study import figure, intervals
 from benchlib.study.figure import bar_style
 from benchlib.study.wording import counted, number, words

@@ -1,21 +1,18 @@
-"""Images taken apart: hand-checked figures, planted growth, and plots that draw them."""
+"""Images made one at a time: figures checked by hand, planted growth, and the answer in words."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.axes import Axes
 
-from benchlib import plots
 from benchlib.questions.anatomy import judge
 from benchlib.study import intervals
-
-
-def title(ax: Axes) -> str:
-    return ax.get_title("left").replace("\u00a0", " ").replace("\n", " ")
+from benchlib.study.store import Run
 
 
 # Draper & Smith's formulas by hand: x = 1..5, y = 2, 4, 5, 4, 5 has slope 0.6, intercept 2.2, residual sum of squares
@@ -76,7 +73,9 @@ def test_the_peaks_stage_is_named_where_it_stands_out(made: SimpleNamespace) -> 
     images = made.images()
     assert judge.peak_stage(images) == ("decode", pytest.approx(1.2), "128x128")
     noisy = images.assign(decode_peak_gib=images["decode_peak_gib"] + np.tile([-0.3, 0.3], 15))
-    assert (judge.peak_stage(noisy) or ("?",))[0] is None
+    peak = judge.peak_stage(noisy)
+    assert peak is not None
+    assert peak.stage is None
     assert judge.peak_stage(images[:0]) is None
 
 
@@ -147,37 +146,46 @@ def test_the_share_of_the_limit_by_hand() -> None:
     assert low < 0.4 < high
 
 
-@pytest.mark.parametrize("count", [0, 1, 300])
-def test_plots_take_no_row_one_and_many(made: SimpleNamespace, count: int) -> None:
-    record = made.run([1.0])[0] | {"networks": made.networks}
-    images = made.images(images=max(count, 1)).iloc[: count and None if count != 1 else 1]
-    for draw in (plots.stage_stack, plots.cost_line, plots.against_pixels):
-        ax = draw(requests=images, record=record)
-        assert title(ax).startswith("tiny model, not SDXL")
-        assert (
-            "no data" in "".join(text.get_text() for text in ax.texts).lower() + title(ax).lower()
-        ) == (count == 0)
-    telemetry = made.samples(np.full(count, 1.0))
-    assert title(plots.memory_trend(telemetry=telemetry, record=record)).startswith(
-        "tiny model, not SDXL"
-    )
-    parts = (
-        judge.memory_parts(record, images, telemetry)
-        if count
-        else pd.DataFrame(columns=["kind", "part", "gib", "params"])
-    )
-    assert title(plots.memory_bars(parts=parts, record=record)).startswith("tiny model, not SDXL")
-
-
-def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
+def answer(made: SimpleNamespace, images: pd.DataFrame, rss_gib: Any) -> str:
     record = made.run([1.0])[0]
-    images = made.images()
-    assert "0.2" in title(plots.cost_line(requests=images, record=record))
-    assert "128x128: costs not shown, too few images" in title(
-        plots.cost_line(requests=made.images(1), record=record)
-    )
-    assert "denoising" in title(plots.stage_stack(requests=images, record=record)).lower()
-    grown = made.samples(1 + np.arange(300) * 200 / 2**20)
-    assert "leaks (200 to 200 KiB/image)" in title(
-        plots.memory_trend(telemetry=grown, record=record)
-    )
+    run = Run(record, images, made.samples([1.0]), Path("results/time_and_memory/one"))
+    watched = Run(record, images, made.samples(rss_gib), Path("results/time_and_memory/two"))
+    share = {"part": "UNet step", "dtype": "float32", "share": 0.4, "share_interval": (0.35, 0.45)}
+    return str(judge.judge_images(run, shares=pd.DataFrame([share]), watched=watched))
+
+
+def test_the_answer_in_words(made: SimpleNamespace) -> None:
+    lines = answer(made, made.images(), np.full(300, 1.0)).splitlines()
+    assert lines == [
+        "The largest image, 128x128 with 8 steps, takes 1.8 s: encoding the prompt 3 %, denoising "
+        "89 %, decoding the image 8 %.",
+        "Cost at 64x64: 0.1 s a step (0.1 to 0.1), plus 0.2 s (0.199 to 0.201).",
+        "Cost at 128x128: 0.2 s a step (0.2 to 0.2), plus 0.2 s (0.199 to 0.201).",
+        "Peak memory: 1.2 GiB, at 128x128, while decoding the image.",
+        "UNet step: 40 % (35 to 45) of this machine's fastest matrix product.",
+        "Leak: the process (RSS) does not leak (0 to 0 KiB/image).",
+        "Numbers in brackets are 95 % intervals.",
+        "Rows, records and figures are in results/time_and_memory",
+    ]
+
+
+def test_the_answer_says_what_is_not_shown(made: SimpleNamespace) -> None:
+    few = answer(made, made.images(1), [1.0])
+    assert "Cost at 64x64: costs not shown, too few images." in few
+    assert "Peak memory: 1.2 GiB, at 128x128, in which stage is not shown." in few
+    assert "Leak: not shown, as it takes at least 40 images." in few
+    none = answer(made, made.images()[:0], [1.0])
+    assert none.startswith("No image was made.\nPeak memory: not known here.\n")
+
+
+def test_a_cost_whose_interval_reaches_down_to_0_is_not_shown() -> None:
+    cost = {
+        "per_step_s": 0.1,
+        "per_step_s_interval": (0.09, 0.11),
+        "fixed_s": 0.01,
+        "fixed_s_interval": (-0.01, 0.03),
+    }
+    assert judge.cost_words(cost) == "0.1 s a step (0.09 to 0.11), a fixed cost is not shown"
+    unclear = cost | {"per_step_s_interval": (-0.1, 0.3), "fixed_s_interval": (0.005, 0.015)}
+    words = "the cost of a step is not shown, plus 0.01 s (0.005 to 0.015)"
+    assert judge.cost_words(unclear) == words

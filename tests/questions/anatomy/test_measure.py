@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchlib import arithmetic, dissect, load_pipeline, load_run, watch_memory
-from benchlib.questions.anatomy.judge import MATMUL, STAGES, memory_growth
+from benchlib.questions.anatomy.judge import MATMUL, memory_growth
+from benchlib.rows import STAGES
 
 LEAK_BYTES = 100 * mmap.PAGESIZE
 
@@ -31,7 +32,9 @@ def test_each_image_is_of_what_was_asked_and_its_times_add_up(run):
     assert asked == round_trip + round_trip[::-1], "every second round backwards"
     assert (rows["phase"] == "measure").all()
     parts_s = rows[[f"{stage}_s" for stage in STAGES]].sum(axis="columns")
-    assert parts_s.tolist() == pytest.approx(rows["total_s"].tolist(), rel=0.1, abs=0.01)
+    between_s = rows["total_s"] - parts_s
+    assert (between_s >= -0.001).all()
+    assert between_s.min() < 0.01, "other work may delay an image between its stages, but not all"
     assert (rows[[f"{stage}_peak_gib" for stage in STAGES]] > 0.05).all(axis=None)
     assert len(run.telemetry) == len(rows)
     assert load_run(run.path).record["networks"].keys() == {
@@ -53,6 +56,13 @@ def test_a_size_that_does_not_fit_is_left_out_and_a_budget_allows_fewer_rounds(
     told = capsys.readouterr().out
     assert "128x128 does not fit in memory: left out" in told
     assert "1 points, 1 times each" in told
+
+
+def test_where_no_size_fits_that_is_said(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipe, "fits", lambda *_: False)
+    with pytest.raises(ValueError, match="sizes: none of 64, 128 fits in this machine's memory"):
+        dissect(pipe, sizes=[64, 128], steps=[1], budget_min=1, results=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_measured_before_an_interruption_is_kept(pipe, tmp_path, monkeypatch):
