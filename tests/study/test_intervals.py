@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchlib.study import intervals
-from benchlib.study.intervals import Estimates, is_stable, mser5
+from benchlib.study.intervals import Estimates, is_stable
 from benchmarks.coverage import coverage, draw, truth, wait_cdf
 
 
@@ -30,11 +30,20 @@ def test_t_quantiles(p: float, df: int, expected: float) -> None:
     assert intervals.t_quantile(p, df) == pytest.approx(expected, abs=5e-4)
 
 
-@pytest.mark.parametrize(
-    ("p", "df", "expected"), [(0.95, 10, 18.307), (0.99, 10, 23.209), (0.99, 4, 13.277)]
-)
-def test_chi_square_quantiles(p: float, df: int, expected: float) -> None:
-    assert intervals.chi_square_quantile(p, df) == pytest.approx(expected, rel=0.01)
+# Closed forms: tan(pi (p - 1/2)) for one degree of freedom, (2p - 1) sqrt(2 / (4p (1 - p))) for two.
+@pytest.mark.parametrize("p", [0.6, 0.975, 0.99998])
+def test_t_quantiles_against_closed_forms(p: float) -> None:
+    one = math.tan(math.pi * (p - 0.5))
+    assert intervals.t_quantile(p, 1) == pytest.approx(one, rel=1e-7)
+    two = (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    assert intervals.t_quantile(p, 2) == pytest.approx(two, rel=1e-7)
+
+
+def test_a_fraction_of_a_degree_of_freedom_counts() -> None:
+    t = [intervals.t_quantile(0.975, df) for df in (4, 4.5, 5)]
+    assert t[0] > t[1] > t[2]
+    # By the bisection of an incomplete beta function that stood here before scipy.
+    assert t[1] == pytest.approx(2.6589123473, rel=1e-7)
 
 
 @pytest.mark.parametrize(("n", "p"), [(1, 0.5), (10, 0.3), (73, 0.95), (400, 0.99)])
@@ -97,6 +106,25 @@ def test_runs_by_hand() -> None:
     )
 
 
+def test_a_line_by_hand() -> None:
+    # Less their means: x -2 to 2 (squares: 10), y -4, -2, 1, 1, 4; the products add up to 19.
+    intercept, beside, slope, along = intervals.line([0, 1, 2, 3, 4], [1, 3, 6, 6, 9]) or [None] * 4
+    assert (intercept, slope) == pytest.approx((1.2, 1.9))
+    residuals = np.array([1, 3, 6, 6, 9]) - (1.2 + 1.9 * np.arange(5))
+    error = 3.1824463 * math.sqrt(float(residuals @ residuals) / 3)  # t with 3 degrees of freedom
+    assert along == pytest.approx((1.9 - error / math.sqrt(10), 1.9 + error / math.sqrt(10)))
+    half = error * math.sqrt(1 / 5 + 2**2 / 10)
+    assert beside == pytest.approx((1.2 - half, 1.2 + half))
+    assert intervals.line([0, 1, 2, 3], [1, 3, 6, 6]) == (
+        pytest.approx(1.3),
+        None,
+        pytest.approx(1.8),
+        None,
+    )
+    assert intervals.line([2, 2], [1, 3]) is None
+    assert intervals.line([], []) is None
+
+
 def test_dependence_is_seen() -> None:
     assert Estimates(series("lognormal", 2000)).is_independent
     assert not Estimates(series("M/D/1 0.5", 300)).is_independent
@@ -119,14 +147,6 @@ def test_too_short_a_queue_gets_no_interval_and_is_told_what_it_takes() -> None:
     assert Estimates([]).rows_needed() == intervals.MIN_ROWS
     assert 5 < Estimates(minute).effective_number() < 100
     assert Estimates(series("exponential", 1000)).effective_number() == 1000
-
-
-def test_mser5_cuts_the_start() -> None:
-    random = np.random.default_rng(0)
-    start = 10 * np.exp(-np.arange(100) / 20)
-    assert 40 <= mser5(random.exponential(size=1000) + np.append(start, np.zeros(900))) <= 100
-    assert mser5(np.append(np.full(50, 9.0), np.tile([1.0, 2.0], 100))) == 50
-    assert mser5([]) == mser5([5.0, 1, 1]) == mser5([1.0] * 100) == 0
 
 
 def test_overload_drifts_and_a_busy_queue_does_not() -> None:
