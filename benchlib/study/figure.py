@@ -1,7 +1,7 @@
-"""How a figure looks and what all of them tell: style, title, caption and alt text, and the way to a file or notebook.
+"""How a figure looks and what every figure says: style, title, caption, alt text, and its way to a file or notebook.
 
-Ignorant of what is drawn (plots.py) and of where runs are stored. Figures are made without pyplot: nothing depends on a
-backend and nothing stays open.
+Ignorant of what is drawn (the rooms' plots.py, run_plots.py) and of where runs are stored. Figures do without pyplot:
+nothing depends on a backend and nothing stays open.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from matplotlib.ticker import MaxNLocator
 
 from benchlib.rows import PARTS
 from benchlib.study import latency
+from benchlib.study.latency import Record
 from benchlib.study.wording import counted
 from benchlib.study.wording import number as number
 from benchlib.study.wording import words as words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+PathLike = str | os.PathLike[str]
 
 # Colours that colour-blind people can tell apart: Okabe & Ito, "Color Universal Design" (2008).
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
@@ -46,7 +49,7 @@ _STYLES_IN_ORDER = (  # name, colour, hatch
     ("denoising", BLUE, ""),
     ("decoding the image", GREEN, "\\\\"),
     ("writing the image file", PURPLE, "xx"),
-    ("in the server, not told apart", "#D0D0D0", ""),
+    ("in the server, other", "#D0D0D0", ""),
     ("network and client", GREY, ""),
 )
 PART_STYLES = dict(zip((*PARTS, latency.OTHER, latency.REST), _STYLES_IN_ORDER, strict=True))
@@ -84,22 +87,26 @@ class Picture:
 
 
 @styled
-def save(ax: Axes, path: str | os.PathLike[str]) -> tuple[Path, Path]:
+def save(ax: Axes, path: PathLike) -> tuple[Path, Path]:
     """Writes the figure of `ax` to `path`.png (200 dots per inch) and `path`.svg, with its alt text as Description."""
-    target, figure = Path(path), cast(Figure, ax.figure)
+    figure = cast(Figure, ax.figure)
+    target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = target.with_name(f"{target.name}.png"), target.with_name(f"{target.name}.svg")
-    about = {"Title": " ".join(ax.get_title("left").split()), "Description": _alt(figure)}
-    figure.savefig(png, dpi=200, metadata=about)
-    figure.savefig(svg, dpi=200, metadata={**about, "Date": None})
+    # with_suffix would cut the ".9" off a name such as "p99.9".
+    png = target.with_name(f"{target.name}.png")
+    svg = target.with_name(f"{target.name}.svg")
+    title = " ".join(ax.get_title("left").split())
+    metadata = {"Title": title, "Description": _alt(figure)}
+    figure.savefig(png, dpi=200, metadata=metadata)
+    figure.savefig(svg, dpi=200, metadata={**metadata, "Date": None})
     return png, svg
 
 
-def show(ax: Axes, path: str | os.PathLike[str]) -> Picture:
-    """Saves as save() does, closes the figure (or pyplot's would appear twice) and returns it for the notebook."""
+def show(ax: Axes, path: PathLike) -> Picture:
+    """Saves the figure as save() does, and returns it for the notebook."""
     png, _ = save(ax, path)
     figure = cast(Figure, ax.figure)
-    pyplot.close(figure)
+    pyplot.close(figure)  # or the notebook would show a figure of pyplot's twice
     return Picture(_alt(figure), png.read_bytes())
 
 
@@ -111,14 +118,16 @@ def picture(image: Image, *, alt: str) -> Picture:
 
 
 def axes(ax: Axes | None, height: float = 4.6) -> Axes:
-    ax = Figure(figsize=(9, height), layout="constrained").subplots() if ax is None else ax
+    """`ax`, or the axes of a new figure of 9 inches by `height`; with ticks at round numbers."""
+    if ax is None:
+        ax = Figure(figsize=(9, height), layout="constrained").subplots()
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(**_TICKS))
     return ax
 
 
 def panel_below(ax: Axes) -> Axes:
-    """Gives half of the room of `ax` to a second panel below it, with the same x-axis."""
+    """Splits `ax`: it keeps the upper half, and the panel returned gets the lower half and the same x-axis."""
     place = cast(SubplotSpec, ax.get_subplotspec()).subgridspec(2, 1)
     ax.set_subplotspec(place[0])
     ax.tick_params(labelbottom=False)
@@ -142,8 +151,10 @@ def whisker_lengths(values: Any, intervals: Any) -> Any:
     `intervals` holds a pair or None for each value. The length is NaN where there is no interval: matplotlib draws
     nothing for a NaN.
     """
-    pairs = [(math.nan, math.nan) if pair is None else pair for pair in intervals]
-    return np.abs(np.transpose(pairs) - np.asarray(values, dtype=float))
+    missing = (math.nan, math.nan)
+    pairs = [missing if pair is None else pair for pair in intervals]
+    middle = np.asarray(values, dtype=float)
+    return np.abs(np.transpose(pairs) - middle)
 
 
 beyond = whisker_lengths  # the rooms' plots still use this older name
@@ -184,7 +195,8 @@ def label_point(
     ax: Axes, point: tuple[Any, Any], text: str, offset: tuple[float, float], **style: Any
 ) -> None:
     """Writes a small text `offset` points (right, up) from a point of the data; `style` goes to ax.annotate."""
-    ax.annotate(text, point, offset, textcoords="offset points", **({"fontsize": "small"} | style))
+    style = {"fontsize": "small"} | style
+    ax.annotate(text, point, offset, textcoords="offset points", **style)
 
 
 def legend_beside(ax: Axes, **options: Any) -> None:
@@ -200,11 +212,13 @@ def legend_above(ax: Axes, columns: int = 3, **options: Any) -> float:
     return 10 + 13 * math.ceil(entries / columns)
 
 
-def study_of(record: dict[str, Any], count: int, what: str) -> str:
+def study_of(record: Record, count: int, what: str) -> str:
+    """Where the data of several runs come from, as finish() takes it: "study load, 12 runs"."""
     return f"study {record['study']}, {counted(count, what)}"
 
 
-def no_data(ax: Axes, record: dict[str, Any], subject: str, reason: str) -> Axes:
+def no_data(ax: Axes, record: Record, subject: str, reason: str) -> Axes:
+    """An empty plot that says why it is empty."""
     ax.text(
         0.5,
         0.5,
@@ -219,14 +233,15 @@ def no_data(ax: Axes, record: dict[str, Any], subject: str, reason: str) -> Axes
 
 
 def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
-    """Writes (height, text, colour) where lines end, moved up where one would cover the one below, and for a line that
-    leaves the axes at their top."""
+    """Writes each label (height, text, colour) to the right of the axes, where its line ends.
+
+    A label moves up where it would cover the one below, and down where its line leaves the axes at their top.
+    """
     lowest, top = ax.get_ylim()
-    gap = (
-        (top - lowest) * 14 * ax.figure.dpi / 72 / ax.get_window_extent().height
-    )  # 14 points: a small line, and air
+    points = 72 * ax.get_window_extent().height / ax.figure.dpi
+    line_height = 14 * (top - lowest) / points  # of a small line, with air
     for height, text, colour in sorted(labels):
-        lowest = max(min(height, top), lowest)
+        lowest = max(lowest, min(height, top))
         ax.text(
             1.01,
             lowest,
@@ -236,12 +251,12 @@ def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
             va="center",
             fontsize="small",
         )
-        lowest += gap * (1 + text.count("\n"))
+        lowest += line_height * len(text.split("\n"))
 
 
 def finish(
     ax: Axes,
-    record: dict[str, Any],
+    record: Record,
     finding: str,
     alt: str,
     *,
@@ -255,46 +270,87 @@ def finish(
     `source` says where the data come from, unless that is the one run of `record`: "study load, 12 runs". (`of` is its
     older name.)
     """
-    of = source or of
-    spec, machine, packages = record["spec"], record["machine"], record["packages"]
-    target = spec["target"]
+    source = source or of
+    # 1) The title, over the axes
     title = finding[0].upper() + finding[1:]
-    if target["model"] == "tiny":
+    if record["spec"]["target"]["model"] == "tiny":
         title = f"tiny model, not SDXL: {finding}"
-    model = (
-        " ".join(str(target[key]) for key in ("model", "dtype", "device") if target[key])
-        or target["url"]
+    ax.set_title(_wrapped(title, ax), pad=pad)
+
+    # 2) What was measured, in small print
+    below = lowest or ax
+    below.annotate(
+        _caption(record, source),
+        (0, 0),
+        (0, -7),
+        ("axes fraction", below.xaxis.label),
+        "offset points",
+        va="top",
+        fontsize=7.5,
+        color=GREY,
     )
-    asked = [spec["workload"].get(key) for key in ("width", "height", "num_inference_steps")]
-    image = (
-        "{}x{} pixels, {} step{}".format(*asked, "s" * (asked[2] != 1))
-        if all(isinstance(value, int) for value in asked)
-        else ""
-    )
-    arrivals = (
-        ", ".join(f"{key} {value}" for key, value in spec["arrivals"].items() if value)
-        .removeprefix("kind ")
-        .replace("_", " ")
-    )
-    hardware = f"{machine['cpu']}, {machine['cores']} cores, {number(machine['memory_gib'])} GiB"
-    versions = ", ".join(
-        f"{name} {packages[name]}" for name in ("python", "torch", "diffusers") if name in packages
-    )
-    arrivals, of = ("", of) if of else (arrivals, f"run {record['run']}")
-    lines = (model, image, arrivals), (hardware, machine["gpu"]), (of, machine["os"], versions)
-    small = "\n".join(" · ".join(part for part in line if part) for line in lines)
-    unbroken = re.sub(r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images)", "\u00a0", title)
-    width = int(
-        0.18 * ax.get_window_extent().width / ax.figure.dpi * 72
-    )  # letters that fit a panel of any size
-    even = (
-        len(unbroken) // (1 + len(unbroken) // width) + 8
-    )  # lines of like length: no last word alone on the second
-    ax.set_title(textwrap.fill(unbroken, min(width, even)), pad=pad)
-    lowest = lowest or ax
-    below = ("axes fraction", lowest.xaxis.label)
-    lowest.annotate(
-        small, (0, 0), (0, -7), below, "offset points", va="top", fontsize=7.5, color=GREY
-    )
-    ax.set_label(f"{title}. {alt} {of[0].upper() + of[1:]} on {hardware}.")
+
+    # 3) The alt text, which save() and show() find as the axes' label
+    where = source or _run_of(record)
+    where = where[0].upper() + where[1:]
+    ax.set_label(f"{title}. {alt} {where} on {_hardware(record)}.")
     return ax
+
+
+def _wrapped(title: str, ax: Axes) -> str:
+    """The title in lines that fit the axes, of like length: no last word stands alone."""
+    # A number keeps its unit, and a bracket its word.
+    unbroken = re.sub(r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images)", "\u00a0", title)
+    points = 72 * ax.get_window_extent().width / ax.figure.dpi
+    letters = int(0.18 * points)
+    lines = 1 + len(unbroken) // letters
+    even = len(unbroken) // lines + 8
+    return textwrap.fill(unbroken, min(letters, even))
+
+
+def _caption(record: Record, source: str) -> str:
+    """Three lines: what was served and asked for, on which machine, and where the data come from."""
+    spec = record["spec"]
+    machine = record["machine"]
+    arrivals = "" if source else _arrivals(spec["arrivals"])
+    lines = (
+        (_model(spec["target"]), _image(spec["workload"]), arrivals),
+        (_hardware(record), machine["gpu"]),
+        (source or _run_of(record), machine["os"], _versions(record["packages"])),
+    )
+    return "\n".join(" · ".join(filter(None, line)) for line in lines)
+
+
+def _model(target: dict[str, Any]) -> str:
+    known = [str(target[key]) for key in ("model", "dtype", "device") if target[key]]
+    return " ".join(known) or str(target["url"])
+
+
+def _image(workload: dict[str, Any]) -> str:
+    """The size and the steps, where all images had the same; else nothing."""
+    names = ("width", "height", "num_inference_steps")
+    numbers: list[Any] = [workload.get(name) for name in names]
+    if not all(isinstance(value, int) for value in numbers):
+        return ""
+    width, height, steps = numbers
+    return f"{width}x{height} pixels, {counted(steps, 'step')}"
+
+
+def _arrivals(arrivals: dict[str, Any]) -> str:
+    named = [f"{key} {value}" for key, value in arrivals.items() if value]
+    return ", ".join(named).removeprefix("kind ").replace("_", " ")
+
+
+def _hardware(record: Record) -> str:
+    machine = record["machine"]
+    memory = f"{number(machine['memory_gib'])} GiB"
+    return f"{machine['cpu']}, {machine['cores']} cores, {memory}"
+
+
+def _versions(packages: dict[str, str]) -> str:
+    shown = [name for name in ("python", "torch", "diffusers") if name in packages]
+    return ", ".join(f"{name} {packages[name]}" for name in shown)
+
+
+def _run_of(record: Record) -> str:
+    return f"run {record['run']}"

@@ -15,6 +15,9 @@ import pandas as pd
 
 from benchlib.rows import PARTS
 
+Record = dict[str, Any]
+"""A run's run.json: its specification, machine, packages, status and outcome."""
+
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 OTHER = "server, other"
@@ -34,10 +37,12 @@ def percentile(values: Iterable[float], q: float) -> float | None:
             f"q must be between 0 and 1, both excluded, not {q}: the 95th percentile is 0.95"
         )
     everything = list(values)
-    if not _is_carried(len(everything), q):
+    n = len(everything)
+    if not _is_carried(n, q):
         return None
-    known = sorted(float(value) for value in everything if not math.isnan(value))
-    rank = math.ceil(len(everything) * _exact(q))
+    known = [float(value) for value in everything if not math.isnan(value)]
+    known.sort()
+    rank = math.ceil(n * _exact(q))
     if rank > len(known):
         return None
     return known[rank - 1]
@@ -50,7 +55,8 @@ def carried_percentiles(n: int) -> tuple[float, ...]:
 
 def in_window(requests: pd.DataFrame) -> pd.DataFrame:
     """The requests scheduled in the measuring window, so without the warm-up, in the order of their schedule."""
-    return requests[requests["phase"] == "measure"].sort_values("scheduled_s", kind="stable")
+    counted = requests[requests["phase"] == "measure"]
+    return counted.sort_values("scheduled_s", kind="stable")
 
 
 def is_ok(requests: pd.DataFrame) -> pd.Series:
@@ -79,7 +85,8 @@ def latency_parts(requests: pd.DataFrame) -> pd.DataFrame:
     of the server (REST). A part that the server did not send is NaN.
     """
     counted = in_window(requests)
-    timed = counted[is_ok(counted) & counted["total_s"].notna()]
+    is_timed = is_ok(counted) & counted["total_s"].notna()
+    timed = counted[is_timed]
     parts = pd.DataFrame({part: timed[f"{part}_s"] for part in PARTS})
     sum_s = parts.sum(axis="columns")
     parts[OTHER] = timed["total_s"] - sum_s
@@ -87,11 +94,14 @@ def latency_parts(requests: pd.DataFrame) -> pd.DataFrame:
     return parts
 
 
-def measuring_window(record: dict[str, Any]) -> tuple[float, float] | None:
+def measuring_window(record: Record) -> tuple[float, float] | None:
     """When the measuring window of a run began and ended, in seconds from its start; None where that is not known."""
     outcome = record["outcome"] or {}
-    start_s, end_s = outcome.get("window_start_s"), outcome.get("window_end_s")
-    if start_s is None or end_s is None or end_s <= start_s:
+    start_s = outcome.get("window_start_s")
+    end_s = outcome.get("window_end_s")
+    if start_s is None or end_s is None:
+        return None
+    if end_s <= start_s:
         return None
     return start_s, end_s
 

@@ -15,15 +15,14 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure, latency
 from benchlib.study.figure import number, whole_ticks
+from benchlib.study.latency import Record
 from benchlib.study.summary import is_steady
 
 DRIFTED = "latency still drifted: no percentile is given"
 
 
 @figure.styled
-def latency_over_time(
-    *, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None
-) -> Axes:
+def latency_over_time(*, requests: pd.DataFrame, record: Record, ax: Axes | None = None) -> Axes:
     """Each request's latency in seconds at the time it was scheduled, the warm-up shaded.
 
     A failed request stands where it failed, and one that had not ended at as long as it had waited when the run ended.
@@ -80,9 +79,7 @@ def latency_over_time(
 
 
 @figure.styled
-def latency_distribution(
-    *, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None
-) -> Axes:
+def latency_distribution(*, requests: pd.DataFrame, record: Record, ax: Axes | None = None) -> Axes:
     """How many of the measured requests took how many seconds, and the percentiles that so many requests support."""
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="number of requests")
@@ -121,9 +118,7 @@ def latency_distribution(
 
 
 @figure.styled
-def latency_parts(
-    *, requests: pd.DataFrame, record: dict[str, Any], ax: Axes | None = None
-) -> Axes:
+def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = None) -> Axes:
     """Where each image's latency went, in seconds, fastest first; over 120 images, as means of 60 groups.
 
     Parts that would read as "0 %" are left out.
@@ -180,7 +175,7 @@ def latency_parts(
 def memory_over_time(
     *,
     telemetry: pd.DataFrame,
-    record: dict[str, Any],
+    record: Record,
     requests: pd.DataFrame | None = None,
     ax: Axes | None = None,
 ) -> Axes:

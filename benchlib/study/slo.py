@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchlib.study.intervals import Estimates, binomial_cdf, is_stable
-from benchlib.study.latency import latencies, measuring_window
+from benchlib.study.latency import Record, latencies, measuring_window
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _PROMISE = re.compile(rf"\s*(?:p{_NUMBER}\s*<=?|{_NUMBER}\s*%\s*within)\s*{_NUMBER}\s*(ms|s)\s*")
@@ -76,7 +76,7 @@ class Slo:
         return self.q >= 0.9 and len(last_third) >= 10 and none_in_time
 
 
-def goodput(requests: pd.DataFrame, record: dict[str, Any], *, latency_s: float) -> float | None:
+def goodput(requests: pd.DataFrame, record: Record, *, latency_s: float) -> float | None:
     """Images per second that came within `latency_s`, for requests scheduled in the measuring window.
 
     Errors, refusals and late answers count against it. None where the window is not known.

@@ -7,6 +7,7 @@ support is None, never a guess.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchlib.study import intervals
 from benchlib.study.intervals import Estimates, Interval
 from benchlib.study.latency import (
     PERCENTILES,
+    Record,
     in_window,
     is_censored,
     is_ok,
@@ -27,8 +29,10 @@ from benchlib.study.latency import (
 )
 from benchlib.study.validity import invalid_reason
 
+Figures = dict[str, Any]
 
-def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.Series:
+
+def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.Series:
     """A run's figures by name; None where there is none.
 
     Counts and percentiles (`latency_pNN_s`) are of all requests scheduled in the measuring window. The mean, the
@@ -43,12 +47,12 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     """
     ok = in_window(requests)
     ok = ok[is_ok(ok)]
-    figures = _counts(record, requests) | _throughput(record, requests)
+    figures = _counts(record, requests)
+    figures |= _throughput(record, requests)
     figures |= _latencies(record, requests)
     figures |= _where_time_went(ok)
-    figures["energy_per_image_j"] = _energy_per_image_j(
-        telemetry, record, figures["throughput_images_per_s"]
-    )
+    images_per_s = figures["throughput_images_per_s"]
+    figures["energy_per_image_j"] = _energy_per_image_j(telemetry, record, images_per_s)
     figures["server_peak_gib"] = _known(ok["server_peak_gib"].max())
     for memory in ("rss", "cuda_allocated", "cuda_reserved"):
         figures[f"{memory}_peak_gib"] = _known(telemetry[f"{memory}_gib"].max())
@@ -63,7 +67,7 @@ def summarise(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.Data
     return pd.Series(figures, dtype=object)
 
 
-def is_steady(record: dict[str, Any], requests: pd.DataFrame) -> bool | None:
+def is_steady(record: Record, requests: pd.DataFrame) -> bool | None:
     """False where latency still drifts in the measuring window, None where a ramp or fewer than 40 rows can't say."""
     if record["spec"]["arrivals"]["kind"] == "ramp":
         return None
@@ -75,8 +79,11 @@ def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
     failed = requests[requests["error"].notna() & ~is_censored(requests)]
     kinds = Counter[str]()
     for status, error in zip(failed["http_status"], failed["error"], strict=True):
-        first_words = str(error).partition(":")[0].partition("(")[0].strip()
-        kinds[first_words if pd.isna(status) else f"HTTP {status}"] += 1
+        kind = f"HTTP {status}"
+        if pd.isna(status):
+            first_words, *_ = re.split("[:(]", str(error))
+            kind = first_words.strip()
+        kinds[kind] += 1
     return dict(kinds)
 
 
@@ -87,20 +94,23 @@ def energy_j(telemetry: pd.DataFrame, start_s: float, end_s: float) -> float | N
     """
     samples = telemetry.reindex(columns=["time_s", "gpu_power_w"]).dropna()
     time_s = samples["time_s"].to_numpy()
+    power_w = samples["gpu_power_w"].to_numpy()
     if not len(time_s) or start_s >= end_s:
         return None
     if time_s[0] > start_s + 1 or time_s[-1] < end_s - 1:
         return None
     inside_s = time_s[(start_s < time_s) & (time_s < end_s)]
     moments_s = np.array([start_s, *inside_s, end_s])
-    power_w = np.interp(moments_s, time_s, samples["gpu_power_w"].to_numpy())
-    return float(np.trapezoid(power_w, moments_s))
+    power_w = np.interp(moments_s, time_s, power_w)
+    energy = np.trapezoid(power_w, moments_s)
+    return float(energy)
 
 
-def _counts(record: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]:
+def _counts(record: Record, requests: pd.DataFrame) -> Figures:
     counted = in_window(requests)
     window = measuring_window(record)
     censored = is_censored(counted)
+    failed = counted["error"].notna() & ~censored
     offered = None
     if window:
         start_s, end_s = window
@@ -108,13 +118,13 @@ def _counts(record: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]:
     return {
         "requests": len(counted),
         "ok": int(is_ok(counted).sum()),
-        "failed": int((counted["error"].notna() & ~censored).sum()),
+        "failed": int(failed.sum()),
         "censored": int(censored.sum()),
         "offered_images_per_s": offered,
     }
 
 
-def _throughput(record: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]:
+def _throughput(record: Record, requests: pd.DataFrame) -> Figures:
     """Images per second of the window.
 
     The interval is that of the mean time from one image to the next, inverted, and widened to hold the window's count.
@@ -125,23 +135,25 @@ def _throughput(record: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any
         return {name: None, f"{name}_interval": None}
     # With a fixed number of requests the window ends at the last one's done_s, which counts: both ends are inside.
     start_s, end_s = window
-    done_s = requests["done_s"][is_ok(requests) & requests["done_s"].between(start_s, end_s)]
+    done_s = requests["done_s"][is_ok(requests)]
+    done_s = done_s[done_s.between(start_s, end_s)].sort_values()
     rate = len(done_s) / (end_s - start_s)
-    between_s = np.diff(done_s.sort_values().to_numpy())
+    between_s = np.diff(done_s.to_numpy())
     pair = Estimates(between_s).mean_interval()
     interval: Interval = None
     if pair and pair[0] > 0:
-        interval = min(1 / pair[1], rate), max(1 / pair[0], rate)
+        shortest_s, longest_s = pair
+        interval = min(1 / longest_s, rate), max(1 / shortest_s, rate)
     return {name: rate, f"{name}_interval": interval}
 
 
-def _latencies(record: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]:
+def _latencies(record: Record, requests: pd.DataFrame) -> Figures:
     latency_s = latencies(requests)
     steady = is_steady(record, requests)
     unstable = steady is False
     shown_s = latency_s[:0] if unstable else latency_s
     estimates = Estimates(shown_s)
-    figures: dict[str, Any] = {}
+    figures: Figures = {}
     for q in PERCENTILES:
         name = f"latency_p{100 * q:g}_s"
         figures[name] = percentile(shown_s, q)
@@ -158,7 +170,7 @@ def _latencies(record: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]
     return figures
 
 
-def _why_no_interval(record: dict[str, Any], latency_s: pd.Series, steady: bool | None) -> str:
+def _why_no_interval(record: Record, latency_s: pd.Series, steady: bool | None) -> str:
     no_steady_state = "so there is no steady state to estimate"
     if record["spec"]["arrivals"]["kind"] == "ramp":
         return f"none: the load changes while a ramp lasts, {no_steady_state}"
@@ -175,9 +187,9 @@ def _why_no_interval(record: dict[str, Any], latency_s: pd.Series, steady: bool 
     return f"none for p95 from {n} rows ({why}): {advice}"
 
 
-def _where_time_went(ok: pd.DataFrame) -> dict[str, Any]:
+def _where_time_went(ok: pd.DataFrame) -> Figures:
     queued = ok[ok["queue_s"].notna()]
-    figures: dict[str, Any] = {"queue_share": None}
+    figures: Figures = {"queue_share": None}
     if len(queued):
         share = queued["queue_s"].sum() / queued["latency_s"].sum()
         figures["queue_share"] = _known(share)
@@ -190,7 +202,7 @@ def _where_time_went(ok: pd.DataFrame) -> dict[str, Any]:
 
 
 def _energy_per_image_j(
-    telemetry: pd.DataFrame, record: dict[str, Any], images_per_s: float | None
+    telemetry: pd.DataFrame, record: Record, images_per_s: float | None
 ) -> float | None:
     window = measuring_window(record)
     if not images_per_s or window is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchlib.study.latency import in_window, is_ok, measuring_window
+from benchlib.study.latency import Record, in_window, is_ok, measuring_window
 
 GENERATOR_CORES = 0.8
 """An open loop whose generator took more than this of a core may have been held up by itself."""
@@ -17,7 +17,7 @@ GENERATOR_CORES = 0.8
 _COLUMNS = ["check", "value", "limit", "passed", "note"]
 
 
-def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
+def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
     """Whether the measurement agrees with itself: a row per check with `value`, `limit`, `passed` and `note`.
 
     `passed` is None where the value is not known; `note` says what is compared. Little's law is taken in its
@@ -66,7 +66,7 @@ def checks(record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFra
     return pd.DataFrame(table, columns=_COLUMNS).astype({"passed": object})
 
 
-def invalid_reason(record: dict[str, Any], requests: pd.DataFrame) -> str | None:
+def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     """Why the run's figures may not be believed, in words; None where they may."""
     if record["status"] == "running":
         return "the run is still going on, or was killed before it ended"
@@ -104,7 +104,7 @@ def _generator_fault(outcome: dict[str, Any], most_lag_s: float) -> str | None:
 _Row = tuple[str, float | None, float, str]  # name, value, limit, note
 
 
-def _check_littles_law(record: dict[str, Any], requests: pd.DataFrame) -> _Row:
+def _check_littles_law(record: Record, requests: pd.DataFrame) -> _Row:
     """Holds the mean number in flight by the rows against the gauge that was sampled beside them."""
     in_flight = 0.0
     difference = None
@@ -122,7 +122,7 @@ def _check_littles_law(record: dict[str, Any], requests: pd.DataFrame) -> _Row:
     return "Little's law", difference, limit, f"{note} {in_flight:.3g} by the rows"
 
 
-def _check_engine(record: dict[str, Any], ok: pd.DataFrame) -> _Row:
+def _check_engine(record: Record, ok: pd.DataFrame) -> _Row:
     """Holds the time that the model worked for the images done in the window against the window's length.
 
     The limit allows for one image that was begun before the window.
@@ -146,7 +146,7 @@ def _judged(value: float | None, limit: float) -> tuple[float | None, float, boo
     return value, limit, bool(value <= limit)
 
 
-def _is_open(record: dict[str, Any]) -> bool:
+def _is_open(record: Record) -> bool:
     arrivals = record["spec"]["arrivals"]
     return bool(arrivals["kind"] != "closed_loop" and arrivals.get("of") != "users")
 
