@@ -1,6 +1,8 @@
 """Measures many points, each as often as asked: the order, the budget, what is done already, and the servers.
 
-Knows the plan of a sweep. Ignorant of how one run is made and kept (bench.py).
+    study = sweep([Point(ClosedLoop(n), target=server, requests=200) for n in (1, 2, 4)], study="load")
+
+Knows the plan of a sweep. Ignorant of how one run is made and kept (run.py).
 """
 
 from __future__ import annotations
@@ -10,16 +12,19 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
-from benchlib.run import Point, so_far, writing
-from benchlib.study.store import Run, Study, check_names, results_dir
+from benchlib.run import Point, Writer, writing
+from benchlib.study.folders import check_names, results_dir, run_words
+from benchlib.study.store import Run, Study, load_run, read_records
+from benchlib.study.summary_table import renew_summary
 
 if TYPE_CHECKING:
     from benchlib.serving.server import Server
@@ -38,103 +43,130 @@ def sweep(
     results: str | os.PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Study:
-    """Measure every point `repeat` times and return a `Study` of just these runs, in the order in which they began.
+    """Measure every point `repeat` times and return a `Study` of just these runs, oldest first.
 
-    A plan is printed first, and with `dry_run` that is all; then the runs are those that need not be made again.
+    A point is a `Point`, or a dict of its fields. All points are measured once, then again in the opposite order, and
+    so on, so that drift hits all alike. Points of one model (`load`) stand together: it is loaded only where that
+    changes. Each round has a seed of its own. A point that fails leaves a run marked "failed" with its error, and the
+    sweep goes on.
 
-    A point is a `Point`, or a dict of its fields. All are measured once, then again in the opposite order, and so on,
-    so that drift hits all alike; those of one model (`load`) stand together, for it is loaded only where that changes.
-    Each round has a seed of its own. `budget_min` minutes are shared among the runs: a point that gives neither
-    `duration_s` nor `requests` gets its share, less warm-up and LOADED_SHARE, and no run begins that the time left is
-    too short for. With `resume` a run that the study holds, finished and asked for in the very same words, is not made
-    again, so that running again goes on. A point that fails leaves a run marked "failed" with its error, and the sweep
-    goes on.
+    `budget_min` minutes are shared among the runs. A point without `duration_s` and `requests` gets its part of
+    LOADED_SHARE of the budget, less its warm-up. No run begins that the time left is too short for. With `resume`, a
+    finished run of the study that was asked for in the very same words is not made again, and the newest such run is
+    returned: running again goes on. A plan is printed first; with `dry_run` nothing follows, and the runs that need not
+    be made again are returned.
 
     Raises ValueError, before anything is measured, for a bad point; RuntimeError where another process writes the
     study.
     """
-    asked = _runs_asked(points, repeat, budget_min)
-    for point in asked:
+    requested = _requested_runs(points, repeat, budget_min)
+    for point in requested:
         check_names(study, point.to_dict())
     if dry_run:
-        stored = so_far(results_dir(results) / study)
-        _, done = _todo(asked, stored, resume)
-        return Study(stored.path, tuple(done))
+        folder = results_dir(results) / study
+        return Study(folder, tuple(_make_plan(requested, folder, resume).done))
     with writing(results, study, on_progress) as writer:
-        earlier = len(writer.runs)
-        todo, done = _todo(asked, writer.study, resume)
-        end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
-        with closing(_served(todo)) as served:
-            for number, (point, target, error) in enumerate(served, 1):
-                if time.monotonic() + _least_s(point) > end_s:
-                    print(
-                        f"the budget is spent and {len(todo) - number + 1} runs are left: sweep again to go on"
-                    )
-                    break
-                print(f"run {number} of {len(todo)}: {_name(point)}", flush=True)
-                if target is None:
-                    writer.fail(point, error)
-                else:
-                    try:
-                        writer.measure(point, target)
-                    except GeneratorError as failure:
-                        error = str(failure)
-                if error:
-                    print(f"passed over: {error}", flush=True)
-        # A kill between a run's end and its line in the summary leaves that line to us.
-        writer.study.write_summary()
-    return Study(writer.folder, (*done, *writer.runs[earlier:]))
+        plan = _make_plan(requested, writer.folder, resume)
+        _measure(plan.todo, writer, budget_min)
+        # A process that was killed may have left a finished run without a row.
+        renew_summary(writer.folder)
+    return Study(writer.folder, (*plan.done, *writer.runs))
 
 
-def _runs_asked(
+def _measure(todo: Sequence[Point], writer: Writer, budget_min: float | None) -> None:
+    """Makes the runs `todo`, until the budget is spent."""
+    end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
+    with closing(_on_targets(todo)) as on_targets:
+        for number, (point, target, error) in enumerate(on_targets, 1):
+            if time.monotonic() + _shortest_s(point) > end_s:
+                left = len(todo) - number + 1
+                print(f"the budget is spent and {left} runs are left: sweep again to go on")
+                break
+            print(f"run {number} of {len(todo)}: {_name(point)}", flush=True)
+            if target is None:
+                writer.fail(point, error)
+            else:
+                try:
+                    writer.measure(point, target)
+                except GeneratorError as failure:
+                    error = str(failure)
+            if error:
+                print(f"passed over: {error}", flush=True)
+
+
+# ---- which runs, in which order
+
+
+def _requested_runs(
     points: Iterable[Point | Mapping[str, Any]], repeat: int, budget_min: float | None
 ) -> list[Point]:
-    """Every run of a sweep, in the order in which it is made, checked."""
+    """Every run of a sweep, checked, in the order in which it is made."""
     check_number("repeat", repeat, 1, whole=True)
-    given, asked, seen = list(points), list[Point](), list[dict[str, Any]]()
+    given = list(points)
     if not given:
         raise ValueError("points is empty: give at least one")
+    share_s = None
     if budget_min is not None:
         check_number("budget_min", budget_min, 0, above=True)
+        share_s = LOADED_SHARE * 60 * budget_min / (len(given) * repeat)
+
+    # 1) Check each point.
+    checked: list[Point] = []
+    seen: list[dict[str, Any]] = []
     for number, fields in enumerate(given):
         try:
-            point = fields if isinstance(fields, Point) else Point(**fields)
-        except TypeError as error:
-            raise ValueError(
-                f"points[{number}] takes {', '.join(Point.__dataclass_fields__)}: {error}"
-            ) from error
-        try:
-            if budget_min is not None and point.duration_s is None and point.requests is None:
-                share_s = LOADED_SHARE * 60 * budget_min / (len(given) * repeat)
-                point = replace(point, duration_s=share_s - point.warmup_s)
-            if not (isinstance(point.load, Mapping) and isinstance(point.serve, Mapping)):
-                raise ValueError('load and serve must be dicts, such as load={"model": "tiny"}')
-            point.plan("http://localhost" if point.target is None else point.target)
-            if point.target is not None and (point.load or point.serve):
-                raise ValueError("target is up already: give load and serve only without it")
+            point = _checked_point(fields, share_s)
             plain = point.to_dict()
         except (TypeError, ValueError) as error:
-            raise ValueError(f"points[{number}]: {error}") from error
+            raise ValueError(f"points[{number}]{error}") from error
         if plain in seen:
+            first = seen.index(plain)
             raise ValueError(
-                f"points[{number}] is points[{seen.index(plain)}] again: give each a label of its own"
+                f"points[{number}] is points[{first}] again: give each a label of its own"
             )
-        asked.append(point)
+        checked.append(point)
         seen.append(plain)
-    models = [(point.target, point.load) for point in asked]
-    asked.sort(key=lambda point: models.index((point.target, point.load)))
-    rounds = [
-        [replace(point, seed=point.seed + number) for point in asked] for number in range(repeat)
-    ]
-    return [
-        point
-        for number, one in enumerate(rounds)
-        for point in (one if number % 2 == 0 else reversed(one))
-    ]
+
+    # 2) Put the points of one model together, in the order of their first ones.
+    models = [(point.target, point.load) for point in checked]
+    checked.sort(key=lambda point: models.index((point.target, point.load)))
+
+    # 3) Go there and back.
+    runs: list[Point] = []
+    for number in range(repeat):
+        one_round = [replace(point, seed=point.seed + number) for point in checked]
+        runs += one_round if number % 2 == 0 else reversed(one_round)
+    return runs
 
 
-def _served(points: list[Point]) -> Generator[tuple[Point, Server | str | None, str | None]]:
-    """Each point with what it is measured on, or None and the error that kept it from starting."""
+def _checked_point(fields: Point | Mapping[str, Any], share_s: float | None) -> Point:
+    """The point, its duration filled in from its share of the budget. The errors go on behind "points[0]"."""
+    try:
+        point = fields if isinstance(fields, Point) else Point(**fields)
+    except TypeError as error:
+        names = ", ".join(Point.__dataclass_fields__)
+        raise ValueError(f" takes {names}: {error}") from error
+    try:
+        if share_s is not None and point.duration_s is None and point.requests is None:
+            point = replace(point, duration_s=share_s - point.warmup_s)
+        if not (isinstance(point.load, Mapping) and isinstance(point.serve, Mapping)):
+            raise ValueError('load and serve must be dicts, such as load={"model": "tiny"}')
+        point.plan("http://localhost" if point.target is None else point.target)
+        if point.target is not None and (point.load or point.serve):
+            raise ValueError("target is up already: give load and serve only without it")
+        point.to_dict()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f": {error}") from error
+    return point
+
+
+# ---- what they are measured on
+
+
+def _on_targets(
+    points: Sequence[Point],
+) -> Generator[tuple[Point, Server | str | None, str | None]]:
+    """Each point with the server that it is measured on, or with None and the error that kept it from starting."""
     for (target, load), same_model in groupby(points, key=lambda point: (point.target, point.load)):
         if target is not None:
             yield from ((point, target, None) for point in same_model)
@@ -156,79 +188,111 @@ def _served(points: list[Point]) -> Generator[tuple[Point, Server | str | None, 
         torch.cuda.empty_cache()
 
 
-def _attempt(make: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, str | None]:
+def _attempt(start: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, str | None]:
+    """What `start` returns, and None; or None, and the error that it raised."""
     try:
-        return make(*args, **options), None
-    except Exception as error:  # noqa: BLE001 - loading raises what it likes; it is recorded, and ends this point only
+        return start(*args, **options), None
+    except Exception as error:  # noqa: BLE001 - loading raises what it likes; the error is recorded
         return None, f"{type(error).__name__}: {error}"
 
 
-def _todo(asked: list[Point], stored: Study, resume: bool) -> tuple[list[Point], list[Run]]:
-    """The runs that are still to be made, and those that are done; prints the plan, and which percentiles its runs
-    can carry. Of several finished runs of the very same words the last one counts."""
-    finished = [
-        run for run in stored.runs if run.record["status"] == "finished" and "point" in run.record
-    ]
-    points = [point.to_dict() for point in asked]
-    last = {json.dumps(run.record["point"], sort_keys=True): run for run in finished}
-    done = [run for run in last.values() if resume and run.record["point"] in points]
+# ---- the plan
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """`todo` are the runs to make, `done` those that need not be made again, oldest first."""
+
+    todo: list[Point]
+    done: list[Run]
+
+
+def _make_plan(requested: list[Point], folder: Path, resume: bool) -> _Plan:
+    """Sets what is asked for against what the study in `folder` holds, and prints the plan."""
+    # 1) The newest finished run of each point, and of each case.
+    by_point: dict[str, Path] = {}
+    by_case: dict[str, Path] = {}
+    for path, record in read_records(folder):
+        if record["status"] == "finished" and "point" in record:
+            by_point[_key(record["point"])] = path
+            by_case[_case(record["point"])] = path
+
+    # 2) What is done, and what is to do.
+    todo: list[Point] = []
+    done: list[Run] = []
+    for point in requested:
+        key = _key(point.to_dict())
+        if resume and key in by_point:
+            done.append(load_run(by_point[key]))
+        else:
+            todo.append(point)
     done.sort(key=lambda run: str(run.record["started_at"]))
-    done_points = [run.record["point"] for run in done]
-    todo = [point for point, plain in zip(asked, points, strict=True) if plain not in done_points]
+
+    # 3) Say so, and which percentiles the runs can carry.
     cases: dict[str, Point] = {}
-    for point in asked:
+    for point in requested:
         cases.setdefault(_case(point.to_dict()), point)
+    least_min = sum(map(_shortest_s, todo)) / 60
     print(
-        f"study {stored.path.name}: {len(cases)} points, {len(asked)} runs, {len(asked) - len(todo)} of them done; "
-        f"the rest take at least {sum(map(_least_s, todo)) / 60:.1f} minutes"
+        f"study {folder.name}: {len(cases)} points, {len(requested)} runs, {len(done)} of them done; "
+        f"the rest take at least {least_min:.1f} minutes"
     )
-    images_per_s = {
-        _case(run.record["point"]): run.summary()["throughput_images_per_s"] for run in finished
-    }
     for case, point in cases.items():
-        print(
-            f"  {_name(point)}: {_carried(_requests_expected(point, images_per_s.get(case)))}",
-            flush=True,
-        )
-    return todo, done
+        images_per_s = None
+        if case in by_case:
+            last = load_run(by_case[case])
+            images_per_s = last.summary()["throughput_images_per_s"]
+        expected = _requests_expected(point, images_per_s)
+        print(f"  {_name(point)}: {_carried(expected)}", flush=True)
+    return _Plan(todo, done)
 
 
-def _least_s(point: Point) -> float:
-    return point.warmup_s + (point.duration_s or 0.0)
+def _key(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
 
 
-def _case(point: dict[str, Any]) -> str:
+def _case(point: Mapping[str, Any]) -> str:
     """A point whatever its seed."""
-    return json.dumps({**point, "seed": None}, sort_keys=True)
+    return _key({**point, "seed": None})
 
 
 def _name(point: Point) -> str:
-    words = check_names("study", {"label": point.label, "arrivals": point.arrivals.to_dict()})
-    return ", ".join(
-        [words, *(f"{key}={value}" for key, value in {**point.load, **point.serve}.items())]
-    )
+    settings = {**point.load, **point.serve}
+    words = [run_words({"label": point.label, "arrivals": point.arrivals.to_dict()})]
+    words += [f"{key}={value}" for key, value in settings.items()]
+    return ", ".join(words)
+
+
+def _shortest_s(point: Point) -> float:
+    return point.warmup_s + (point.duration_s or 0.0)
 
 
 def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
-    """How many requests a run of `point` measures: those of a schedule are counted, a closed loop's are as before."""
-    counts = [point.plan("http://localhost").requests]  # a trace has its own
+    """How many requests a run of `point` measures; None where that is not known.
+
+    A schedule is counted. A closed loop gets as many as at `images_per_s`, the throughput of its last run.
+    """
+    limits = [point.plan("http://localhost").requests]  # a trace has its own
     if point.duration_s is not None:
         try:
             due_s = point.arrivals.schedule(point.warmup_s + point.duration_s, point.seed)
-            counts.append(sum(moment_s >= point.warmup_s for moment_s in due_s))
+            limits.append(sum(moment_s >= point.warmup_s for moment_s in due_s))
         except ValueError:  # a closed loop has no schedule
-            counts.append(None if images_per_s is None else int(images_per_s * point.duration_s))
-    return min((number for number in counts if number is not None), default=None)
+            if images_per_s is not None:
+                limits.append(int(images_per_s * point.duration_s))
+    return min((number for number in limits if number is not None), default=None)
 
 
 def _carried(requests: int | None) -> str:
+    """Which percentiles a run of so many requests can carry, in words."""
     from benchlib.study.intervals import Estimates
     from benchlib.study.latency import carried_percentiles
 
     if requests is None:
         return "its first run will tell how many requests it gets, and so which percentiles"
-    carried = [  # of no values is asked what independent ones need: at best
-        f"p{100 * q:g}" + ("" if Estimates(()).rows_needed(q) <= requests else " without interval")
-        for q in carried_percentiles(requests)
-    ]
+    independent = Estimates(())  # the best case: the rows that independent values need
+    carried = []
+    for q in carried_percentiles(requests):
+        has_interval = independent.rows_needed(q) <= requests
+        carried.append(f"p{100 * q:g}" if has_interval else f"p{100 * q:g} without interval")
     return f"some {requests} requests a run carry at best {', '.join(carried) or 'no percentile'}"

@@ -16,8 +16,8 @@ import pytest
 import benchlib
 from benchlib import ClosedLoop, Workload, load_run, load_study, machine, run_load, telemetry
 from benchlib.load.runner import GeneratorError, Progress
+from benchlib.progress import progress_line
 from benchlib.rows import ROW_DTYPES
-from benchlib.run import _words
 from benchlib.telemetry import COLUMNS
 
 from .load.conftest import FakeServerProcess, is_gone, read_rows, wait_until
@@ -186,7 +186,11 @@ def test_the_summary_and_the_files_say_the_same(run):
     assert {path.name for path in run.path.iterdir()} == {
         "run.json", "requests.jsonl", "requests.parquet", "telemetry.parquet"
     }  # fmt: skip
-    assert {path.name for path in run.path.parent.iterdir()} == {"summary.csv", run.path.name}
+    assert {path.name for path in run.path.parent.iterdir()} == {
+        "summary.csv",
+        ".lock",
+        run.path.name,
+    }
     again = load_run(run.path)
     assert again.record == run.record
     pd.testing.assert_frame_equal(again.requests, run.requests)
@@ -225,6 +229,19 @@ def test_a_bare_url_is_measured_and_nothing_is_guessed_of_it(fake, tmp_path):
         0.7,
     )
     assert run.path.name.endswith("-closed-2")
+
+
+def test_a_run_reads_none_of_the_runs_before_it(fake, tmp_path):
+    def load_one():
+        options = {"requests": 1, "results": tmp_path, "on_progress": lambda _: None}
+        return run_load(fake.url, ClosedLoop(1), study="s", **options)
+
+    first = load_one()
+    (first.path / "requests.parquet").write_text("it would raise where this is read")
+    (first.path / "run.json").write_text("and this")
+    second = load_one()
+    table = pd.read_csv(tmp_path / "s/summary.csv")
+    assert table["run"].tolist() == [first.path.name, second.path.name]
 
 
 def test_progress_is_plain_lines_where_nobody_watches(fake, tmp_path, monkeypatch, capsys):
@@ -267,16 +284,16 @@ def test_progress_is_a_bar_in_a_live_notebook(fake, tmp_path, monkeypatch, capsy
 def test_progress_tells_what_a_person_watches_for():
     sampler = telemetry.Sampler(os.getpid())
     early = Progress(1.0, 3, 0, None, None, None, None)
-    assert _words(early, sampler) == "1 s: 3 done"
+    assert progress_line(early, sampler) == "1 s: 3 done"
     sampler._samples += [
         (0.0, 1.5, *[None] * (len(COLUMNS) - 2)),
         (0.2, 1.25, 9.0, 6.5, 8.0, *[None] * 8),
     ]
     late = Progress(61.2, 230, 2, 3.8312, 0.9, 1.2345, 18.6)
     words = "61 s: 230 done, 3.83 images/s, p95 1.23 s, 1.25 GiB, 8.00 GiB on the GPU, 2 errors, 19 s left"
-    assert _words(late, sampler) == words
-    assert "median 0.9 s, " in _words(replace(late, p95_latency_s=None), sampler)
-    assert _words(replace(late, time_left_s=0.0), sampler).endswith(
+    assert progress_line(late, sampler) == words
+    assert "median 0.9 s, " in progress_line(replace(late, p95_latency_s=None), sampler)
+    assert progress_line(replace(late, time_left_s=0.0), sampler).endswith(
         "2 errors, waiting for the last ones"
     )
 

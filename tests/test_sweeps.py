@@ -32,7 +32,8 @@ from benchlib.questions.capacity import measure as capacity_measure
 from benchlib.rows import ROW_DTYPES
 from benchlib.study import intervals, latency
 from benchlib.study import slo as slo_module
-from benchlib.study.store import Study, lock_study
+from benchlib.study.folders import lock_study
+from benchlib.study.store import Study
 
 from .load.conftest import FakeServerProcess, is_gone, wait_until
 
@@ -83,7 +84,7 @@ def test_every_point_is_measured_there_and_back(fake, tmp_path, capsys):
     stored = load_study(tmp_path / "s")
     assert [run.record for run in stored.runs] == [run.record for run in study.runs]
     assert pd.read_csv(tmp_path / "s/summary.csv")["run"].tolist() == stored.summary["run"].tolist()
-    assert os.listdir(tmp_path / "s").count(".lock") == 0
+    assert ".lock.pid" not in os.listdir(tmp_path / "s")
 
 
 def test_what_is_done_is_not_done_again_wherever_the_server_is_now(fake, tmp_path, capsys):
@@ -295,7 +296,7 @@ def test_a_study_that_another_writes_is_left_alone(fake, tmp_path):
         with pytest.raises(RuntimeError, match=f"by process {os.getpid()}"):
             run_load(fake.url, ClosedLoop(1), requests=1, study="s", results=tmp_path)
         sweep(points(fake.url), study="s", results=tmp_path, dry_run=True)
-    assert list((tmp_path / "s").iterdir()) == []
+    assert os.listdir(tmp_path / "s") == [".lock"]
 
 
 def test_repeated_runs_come_as_a_study_of_their_own(fake, tmp_path):
@@ -464,7 +465,8 @@ def kill_at_random(url, folder, kills, seed):
         for point, frame in truth.items():
             pd.testing.assert_frame_equal(after[point], frame)
         assert len(pd.read_csv(results / "s/summary.csv")) == len(load_study(results / "s").runs)
-        assert not (results / "s/.lock").exists()
+        with lock_study(results, "s"):
+            pass
 
 
 def test_a_sweep_that_was_killed_goes_on(fake, tmp_path):

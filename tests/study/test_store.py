@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,10 @@ from hypothesis import strategies as st
 
 from benchlib import ClosedLoop, OpenLoop, Ramp, Trace
 from benchlib.rows import ROW_DTYPES
-from benchlib.study import store
-from benchlib.study.store import (
-    create_run,
-    load_run,
-    load_study,
-    lock_study,
-    read_rows,
-    results_dir,
-)
+from benchlib.study import folders, store
+from benchlib.study.folders import lock_study, results_dir
+from benchlib.study.store import create_run, load_run, load_study, read_rows
+from benchlib.study.summary_table import renew_summary
 
 
 def append(path: Path, *rows: dict[str, Any]) -> None:
@@ -262,7 +258,7 @@ def test_readers_never_see_half_a_record(tmp_path: Path, made: SimpleNamespace) 
 def test_newer_and_damaged_runs_are_named(tmp_path: Path, made: SimpleNamespace) -> None:
     good, newer, damaged = (create_run(tmp_path, "s", made.record()) for _ in range(3))
     newer.record["format_version"] = 2
-    newer._write_record()
+    newer.write_record()
     (damaged.path / "run.json").write_text('{"format_ver')
     (tmp_path / "s/figures").mkdir()
     (tmp_path / "s/killed-while-being-made").mkdir()
@@ -303,7 +299,7 @@ def test_study(tmp_path: Path, made: SimpleNamespace) -> None:
     assert study.summary["run"].tolist()[:2] == names
     assert study.summary["users"].tolist() == [1, 2, 4]
     assert study.summary["requests"].tolist() == [1, 2, 0]
-    written = study.write_summary()
+    written = renew_summary(study.path)
     assert written == tmp_path / "s/summary.csv"
     assert pd.read_csv(written)["throughput_images_per_s"].tolist()[:2] == [0.05, 0.1]
     assert not [name for name in os.listdir(tmp_path / "s") if name.startswith(".")]
@@ -343,7 +339,139 @@ def test_a_writer_that_was_killed_leaves_no_half_summary(tmp_path: Path) -> None
         (tmp_path / "s" / name).touch()
     with lock_study(tmp_path, "s"):
         pass
-    assert os.listdir(tmp_path / "s") == ["summary.csv"]
+    assert sorted(os.listdir(tmp_path / "s")) == [".lock", "summary.csv"]
+
+
+def keep_run(results: Path, made: SimpleNamespace, users: int) -> store.Run:
+    """Make and keep one finished run; its row of the summary is not yet written."""
+    arrivals = {"kind": "closed_loop", "users": users, "think_time_s": 0.0}
+    record = made.record(spec={"arrivals": arrivals}, started_at=f"2026-11-23T16:45:0{users}")
+    folder = create_run(results, "s", record)
+    append(folder.rows_path, *[made.row(index) for index in range(users)])
+    return folder.finish("finished", made.record()["outcome"], made.telemetry(2))
+
+
+@pytest.fixture
+def files_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every file that is read from now on, as often as it is read."""
+    read: list[Path] = []
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(path: Any, *arguments: Any, **options: Any) -> Any:
+            read.append(Path(path))
+            return original(path, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, name in ((Path, "read_bytes"), (Path, "read_text"), (pd, "read_parquet")):
+        watch(owner, name)
+    return read
+
+
+def rows_of(path: Path) -> list[tuple[str, int]]:
+    """The run and the number of users of each row of summary.csv."""
+    table = pd.read_csv(path)
+    return list(zip(table["run"], table["users"], strict=True))
+
+
+def test_a_further_run_reads_no_earlier_one(
+    tmp_path: Path, made: SimpleNamespace, files_read: list[Path]
+) -> None:
+    runs = []
+    for users in (1, 2, 3):
+        runs.append(keep_run(tmp_path, made, users))
+        files_read.clear()
+        path = renew_summary(tmp_path / "s", [runs[-1]])
+        assert files_read == [], "neither a record nor rows"
+    expected = load_study(tmp_path / "s").summary.to_csv(index=False)
+    assert path.read_text() == expected, "as if all had been read"
+    renew_summary(tmp_path / "s")
+    assert path.read_text() == expected
+
+
+def test_a_run_whose_writer_was_killed_before_its_row_gets_one_later(
+    tmp_path: Path, made: SimpleNamespace, files_read: list[Path]
+) -> None:
+    first = keep_run(tmp_path, made, 1)
+    renew_summary(tmp_path / "s", [first])
+    killed = keep_run(tmp_path, made, 2)
+    record = made.record(started_at="2026-11-23T16:45:02.5")
+    dead = create_run(tmp_path, "s", record)  # it was killed while it ran
+    last = keep_run(tmp_path, made, 3)
+    files_read.clear()
+    path = renew_summary(tmp_path / "s", [last])
+    assert {file.parent for file in files_read} == {killed.path, dead.path}
+    names = [run.path.name for run in (first, killed, dead, last)]
+    assert rows_of(path) == list(zip(names, (1, 2, 4, 3), strict=True))
+    files_read.clear()
+    renew_summary(tmp_path / "s", [last])
+    assert files_read == []
+    assert [name for name, _ in rows_of(path)] == names
+
+
+def test_the_row_of_a_deleted_run_goes_and_a_damaged_run_has_none(
+    tmp_path: Path, made: SimpleNamespace
+) -> None:
+    runs = [keep_run(tmp_path, made, users) for users in (1, 2, 3)]
+    renew_summary(tmp_path / "s", runs)
+    shutil.rmtree(runs[0].path)
+    damaged = keep_run(tmp_path, made, 4)
+    (damaged.path / "run.json").write_text("{")
+    path = renew_summary(tmp_path / "s")
+    assert [users for _, users in rows_of(path)] == [2, 3]
+
+
+@pytest.mark.parametrize("left", ["", "run,status\nx,finished\n", None])
+def test_a_summary_of_an_earlier_version_is_made_anew(
+    tmp_path: Path, made: SimpleNamespace, left: str | None
+) -> None:
+    runs = [keep_run(tmp_path, made, users) for users in (1, 2)]
+    path = renew_summary(tmp_path / "s", runs)
+    expected = path.read_text()
+    if left is None:
+        pd.read_csv(path).drop(columns="latency_p95_s").to_csv(path, index=False)
+    else:
+        path.write_text(left)
+    renew_summary(tmp_path / "s", [runs[1]])
+    assert path.read_text() == expected
+
+
+KEEP = """
+import json, sys
+from pathlib import Path
+import pandas as pd
+from benchlib.study.folders import lock_study
+from benchlib.study.store import create_run
+from benchlib.study.summary_table import renew_summary
+from benchlib.telemetry import COLUMNS
+kept = 0
+while kept < 5:
+    try:
+        with lock_study(Path(sys.argv[1]), "s") as folder:
+            run = create_run(folder.parent, "s", json.loads(sys.argv[2]))
+            samples = pd.DataFrame(columns=list(COLUMNS), dtype="float64")
+            renew_summary(folder, [run.finish("finished", None, samples)])
+            kept += 1
+    except RuntimeError:
+        pass
+"""
+
+
+def test_two_writers_in_turn_keep_each_others_rows(tmp_path: Path, made: SimpleNamespace) -> None:
+    command = [sys.executable, "-c", KEEP, str(tmp_path), json.dumps(made.record())]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    table = pd.read_csv(tmp_path / "s/summary.csv")
+    assert table["run"].tolist() == load_study(tmp_path / "s").summary["run"].tolist()
+    assert len(table) == 10
+
+
+def test_a_column_that_rows_no_longer_have_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    append(path, {"index": 0, "request_class": "64x64x4"})
+    assert list(read_rows(path).columns) == list(ROW_DTYPES)
 
 
 def test_what_can_not_be_written_leaves_nothing(tmp_path: Path) -> None:
@@ -352,7 +480,7 @@ def test_what_can_not_be_written_leaves_nothing(tmp_path: Path) -> None:
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
-        store._write_aside(tmp_path / "file", fail)
+        folders.write_aside(tmp_path / "file", fail)
     assert not list(tmp_path.iterdir())
 
 
@@ -366,7 +494,7 @@ def test_a_study_has_one_writer_at_a_time(tmp_path: Path) -> None:
             pass
         with lock_study(tmp_path, "another"):
             pass
-    assert list(folder.iterdir()) == []
+    assert os.listdir(folder) == [".lock"]
     with (
         lock_study(tmp_path, "s"),
         pytest.raises(ValueError, match="study names a folder"),
@@ -378,7 +506,7 @@ def test_a_study_has_one_writer_at_a_time(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from benchlib.study.store import lock_study
+from benchlib.study.folders import lock_study
 with lock_study(Path(sys.argv[1]), "s"):
     print("held", flush=True)
     time.sleep(60)
@@ -405,7 +533,7 @@ def test_a_kill_frees_the_study(tmp_path: Path) -> None:
 TAKE = """
 import sys
 from pathlib import Path
-from benchlib.study.store import lock_study
+from benchlib.study.folders import lock_study
 taken = 0
 while taken < 200:
     try:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchlib.study import intervals
-from benchlib.study.store import check_names
+from benchlib.study.folders import run_words
 from benchlib.study.wording import words
 
 if TYPE_CHECKING:
@@ -386,7 +386,7 @@ def _by_load(study: Study) -> dict[str, list[Run]]:
     varied = [key for key in _SETTINGS if len({str(target.get(key)) for target in targets}) > 1]
     loads: dict[str, list[Run]] = {}
     for run, target in zip(study.runs, targets, strict=True):
-        name = check_names(study.path.name, run.spec)
+        name = run_words(run.spec)
         settings = [f"{key}={target.get(key)}" for key in varied]
         loads.setdefault(" ".join([name, *settings]), []).append(run)
     return loads

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
 from benchlib.questions.settings.judge import NO_TIME
-from benchlib.study.store import Run, Study, results_dir
+from benchlib.study.folders import results_dir
+from benchlib.study.store import Run, Study
 from benchlib.sweeps import LOADED_SHARE, sweep
 
 if TYPE_CHECKING:

@@ -1,0 +1,137 @@
+"""Where results lie on disk, which names fit there, and which process may write.
+
+Knows the results folder, a study's lock, and how a file is replaced as a whole. Ignorant of what the files hold.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+def results_dir(path: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that studies go under; it need not exist.
+
+    `path`, else BENCHLIB_RESULTS, else `results` beside the nearest pyproject.toml of benchlib at or above the working
+    folder, else ./results.
+    """
+    chosen = path or os.environ.get("BENCHLIB_RESULTS")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if _is_ours(folder / "pyproject.toml"):
+            return folder / "results"
+    return here / "results"
+
+
+def _is_ours(pyproject: Path) -> bool:
+    try:
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {})
+    except (OSError, ValueError):  # there is none, or somebody else's that is not even TOML
+        return False
+    return bool(project.get("name") == "benchlib")
+
+
+def run_words(spec: Mapping[str, Any]) -> str:
+    """The name of a run of `spec` behind its time: the label, else "closed-4" for a closed loop of 4 users."""
+    if spec["label"]:
+        label: str = spec["label"]
+        return label
+    arrivals = spec["arrivals"]
+    words = [arrivals["kind"].split("_")[0]]
+    for value in arrivals.values():
+        if isinstance(value, int | float):
+            words.append(f"{value:.9g}")
+            break
+    return "-".join(words)
+
+
+def make_run_folder(results: Path, study: str, spec: Mapping[str, Any]) -> tuple[Path, datetime]:
+    """Makes results/<study>/<run>/ and returns it with the moment: the name is the UTC time and `run_words(spec)`.
+
+    A name that is taken, also by another process at this moment, gets a number. Raises as `check_names` does.
+    """
+    check_names(study, spec)
+    now = datetime.now(UTC)
+    first = f"{now:%Y%m%d-%H%M%S}-{run_words(spec)}"
+    folder = results / study / first
+    number = 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder, now
+        except FileExistsError:
+            number += 1
+            folder = results / study / f"{first}-{number}"
+
+
+def check_names(study: str, spec: Mapping[str, Any]) -> None:
+    """Raises ValueError where `study` or the name of a run of `spec` is no safe file name."""
+    _check_name("study", study)
+    _check_name("label", run_words(spec))
+
+
+def _check_name(field: str, name: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{field} names a folder, so it takes letters, digits, '.', '_' and '-', "
+            f"a letter or digit first, 80 at most: {name!r} does not fit"
+        )
+
+
+@contextmanager
+def lock_study(results: Path, study: str) -> Iterator[Path]:
+    """Makes results/<study>/, holds its lock as the one process that writes runs there, and yields the folder.
+
+    The kernel frees the lock with the process, however the process ends; the file stays. Raises RuntimeError that names
+    the process which holds the lock, ValueError for a study that is no safe file name.
+    """
+    _check_name("study", study)
+    folder = results / study
+    folder.mkdir(parents=True, exist_ok=True)
+    # The pid has a file of its own: an older filelock empties the lock's file while it tries.
+    pid_path = folder / ".lock.pid"
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"study {study!r} in {results} is being written by process {_read_pid(pid_path)}: "
+            "wait for it, end it, or name another study"
+        ) from None
+    try:
+        pid_path.write_text(str(os.getpid()))
+        for left in folder.glob(".summary.csv.*"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
+        yield folder
+    finally:
+        pid_path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_pid(path: Path) -> str:
+    try:
+        return path.read_text() or "(just starting)"
+    except FileNotFoundError:  # it has just taken the lock, or just freed it
+        return "(just starting)"
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with the path of a new file beside `path`, then renames that file to `path`."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
