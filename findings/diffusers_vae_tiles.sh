@@ -9,7 +9,11 @@
 # decoded.
 #
 # Output seen:
-# OUTPUT
+#   without tiling
+#   1024x1024 is decoded in 1 pieces: 1024x1024
+#   with tiling
+#   1024x1024 is decoded in 1 pieces: 1024x1024
+#   1032x1024 is decoded in 4 pieces: 1024x1024, 1024x256, 264x1024, 264x256
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,14 +2,17 @@
 # torch 2.11.0 with CUDA 13.0, on one H100 80 GB. (Needs a GPU and a C compiler.)
 #
 # Behaviour: inductor compiles group norm of a channels-last image to a kernel that reads each
-# group's few channels by themselves, in pieces of a few bytes. The same norm in two steps takes
-# a third of the time: first the statistics of each channel, then those of the group from them.
+# group by itself, in pieces of a few bytes. In two steps the norm takes less than half the
+# time: first each channel's statistics, then each group's from them.
 # One would guess: a compiled norm runs at the speed of memory, whatever the format.
-# Why it matters: SDXL's decoder has such norms at full image size. A server that is compiled
-# and in channels-last, as all guides advise, spends nearly half of its decoding in them.
+# Why it matters: SDXL's decoder has such norms at full image size. On the same card, compiled
+# and in channels-last, it took 39.6 ms with inductor's norms and 28.9 ms with norms in two
+# steps.
 #
 # Output seen:
-# OUTPUT
+#   128x1024x1024: compiled 1.05 ms, in two steps 0.45 ms
+#   256x1024x1024: compiled 2.18 ms, in two steps 0.65 ms
+#   512x512x512: compiled 1.87 ms, in two steps 0.34 ms
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

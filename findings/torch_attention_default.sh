@@ -3,14 +3,17 @@
 #
 # Behaviour: `scaled_dot_product_attention` takes cuDNN's kernel by itself on this card, where
 # flash attention could be used too.
-# One would guess: flash attention is the default, as on the cards before, and cuDNN has to be
-# asked for by `sdpa_kernel(SDPBackend.CUDNN_ATTENTION)`.
+# One would guess: flash attention is the default, and cuDNN has to be asked for by
+# `sdpa_kernel(SDPBackend.CUDNN_ATTENTION)`.
 # Why it matters: a benchmark of "attention by cuDNN" compares a thing with itself and finds no
-# gain. Between two cards or releases the default kernel, and so the last digits of an image,
-# differ.
+# gain. The default depends on the card, and the last digits of an image depend on the default.
 #
 # Output seen:
-# OUTPUT
+#   default: ['cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_']
+#   cuDNN: ['cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_']
+#   flash: ['void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits']
+#   the default's output is cuDNN's, to the bit: True
+#   the default's output is flash attention's, to the bit: False
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # torch 2.11.0 with CUDA 13.0, on one H100 80 GB. (Needs a GPU.)
 #
-# Behaviour: on a GPU, group norm of a channels-last image returns a channels-first one. On a
-# CPU it keeps channels-last. It also takes twice the time that it takes in channels-first.
+# Behaviour: on a GPU, group norm of a channels-last image returns a channels-first one, and
+# takes twice the time that it takes for a channels-first image. On a CPU it keeps
+# channels-last.
 # One would guess: the format is kept as on a CPU, and channels-last is the fast one on a GPU.
 # Why it matters: each residual block of SDXL begins with such a norm, so the format changes at
-# every block. "Channels-last" alone makes the decoder slower, and a check on a CPU shows no
-# reason.
+# every block. Channels-last alone made the decoder slower on the same card: 0.145 s, not 0.100
+# s. A check of the format on a CPU shows no reason.
 #
 # Output seen:
-# OUTPUT
+#   cpu: channels-last comes out channels-last
+#   cuda: channels-last comes out channels-first
+#   128x1024x1024: channels-first 3.7 ms, channels-last 8.0 ms
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

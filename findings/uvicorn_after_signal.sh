@@ -5,8 +5,8 @@
 # process ends at once: no line after `uvicorn.run()` runs, not even a `finally`. After SIGINT,
 # `uvicorn.run()` returns, but `Server.run()` raises KeyboardInterrupt.
 # One would guess: after a stop in good order the call returns, whichever signal it was.
-# Why it matters: many servers write telemetry or unload their model after `run()`. This works at
-# Ctrl-C. It does not work if a scheduler, a container or a supervisor stops the server. Put
+# Why it matters: many servers write telemetry or unload their model after `run()`. This works
+# at Ctrl-C. It does not work if a scheduler, a container or a supervisor stops the server. Put
 # such work into the lifespan.
 #
 # Output seen:
