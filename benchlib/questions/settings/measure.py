@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 
+QUICK_RECIPES = ("baseline", "channels-last", "bf16", "vae-tiling", "vae-slicing")
+FULL_RECIPES = (
+    "fused-qkv",
+    "vae-bf16",
+    "compile-regional",
+    "bf16+cuda-graphs",
+    "fastest-exact",
+    "fastest",
+)
+"""Recipes that need a GPU, or minutes of compiling before the first image."""
+
 ALONE_SHARE = 0.4
 """The share of a budget that may be spent before the last recipe is tried alone; servers get the rest."""
 
@@ -79,12 +90,29 @@ def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
     return kept
 
 
+def settings_to_try(profile: str, device: str = "auto") -> list[tuple[str, str]]:
+    """Returns the (recipe, batching) pairs of a profile, "quick" or "full", and prints what is left out.
+
+    The baseline is served in all three ways, each other recipe with continuous batching.
+    """
+    recipes = usable_recipes(QUICK_RECIPES, device)
+    if profile == "full":
+        recipes += usable_recipes(FULL_RECIPES, device)
+    else:
+        print(f"left to the profile full: {', '.join(FULL_RECIPES)}")
+    settings = [(BASELINE, "serial"), (BASELINE, "dynamic")]
+    settings += [(recipe, "continuous") for recipe in recipes]
+    print(f"{len(recipes)} recipes and {len(settings)} settings are tried")
+    return settings
+
+
 def try_settings(
     model: str,
     settings: Sequence[tuple[str, str]],
     *,
     users: Sequence[int] = (3,),
     num_inference_steps: int | None = None,
+    steps_share: float | None = None,
     duration_s: float | None = None,
     budget_min: float | None = None,
     repeat: int = 1,
@@ -112,6 +140,8 @@ def try_settings(
     - `memory_of`: which memory that is, reserved on the GPU or the process's RSS.
     - `error`: why the setting was not measured, or None.
 
+    Images have `num_inference_steps`, or `steps_share` of the model's own number of steps, or that number.
+
     A run takes `duration_s`, or its part of `budget_min` minutes. Without both it takes as long as the baseline needs
     for 80 images, but no less than 5 s or 10 images and no more than 8 s or 10 images. A budget that is too small for
     everything leaves settings out and prints which ones. The baseline and one run of the first setting are always
@@ -122,6 +152,9 @@ def try_settings(
     cases = [Case(*setting, people) for setting in settings for people in users]
     began_s = time.monotonic()
     budget_s = math.inf if budget_min is None else 60 * budget_min
+
+    if steps_share is not None:
+        num_inference_steps = max(1, int(steps_share * _own_steps(model, device)))
 
     # 1) Each recipe alone, without a server.
     alone = _try_alone(
@@ -310,6 +343,14 @@ def _nothing_alone(recipe: str, error: str | None) -> dict[str, Any]:
     unknown = ("start_s", "image_s", "image_s_interval", "psnr_db", "ssim")
     exact = all(part.exact for part in parse_recipes(recipe))
     return {"exact": exact, **dict.fromkeys(unknown), "error": error}
+
+
+def _own_steps(model: str, device: str) -> int:
+    """Returns the number of steps that the model's own images have."""
+    from benchlib.serving.model.pipeline import load_pipeline
+
+    with closing(load_pipeline(model, device=device)) as pipe:
+        return int(pipe.spec["showcase"]["num_inference_steps"])
 
 
 def _image(pipe: SDXLPipeline, seed: int, steps: dict[str, int]) -> Any:

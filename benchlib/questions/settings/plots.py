@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from benchlib.questions.settings.judge import Decision, apart, told
+from benchlib.questions.settings.judge import Decision, apart, capacity_words
 from benchlib.study import figure
 from benchlib.study.figure import number
 
@@ -182,9 +182,7 @@ def decision(
         finding = "no setting is left: each one is ruled out"
     else:
         best = rows[rows["setting"] == decision.best].iloc[0]
-        finding = (
-            f"run {decision.best}: {told(best, decision.slo)}; {number(best['memory_gib'])} GiB"
-        )
+        finding = f"run {decision.best}: {capacity_words(best.to_dict(), decision.slo)}; {number(best['memory_gib'])} GiB"
         if decision.runner_up and not decision.shown:
             finding += f"; not shown to beat {decision.runner_up}"
     alt = f"Dots: images/s over peak memory of {len(rows):,} settings; {limit}."
