@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def predict_latency(
-    requests: pd.DataFrame, spec: Mapping[str, Any], *, batching: str | None = None
+    requests: pd.DataFrame,
+    spec: Mapping[str, Any],
+    *,
+    batching: str | None = None,
 ) -> pd.Series:
     """Returns each request's simulated latency in seconds, with the index of `requests`.
 

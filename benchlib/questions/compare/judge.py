@@ -212,7 +212,9 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _suspects(
-    a: Mapping[str, Any], b: Mapping[str, Any], differing: Sequence[str] = ()
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    differing: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yields what differs between two records and could explain a difference, as "part.name: a -> b"."""
     for part in ("target", "packages", "machine", "git"):
@@ -293,7 +295,10 @@ class StudyComparison:
 
 
 def compare_studies(
-    studies: Sequence[Study], *, allow: Iterable[str] = (), min_effect: float = 0.05
+    studies: Sequence[Study],
+    *,
+    allow: Iterable[str] = (),
+    min_effect: float = 0.05,
 ) -> StudyComparison:
     """Returns how every study compares with the first, load by load.
 
@@ -376,7 +381,14 @@ def _compare_loads(
         suspects = found.suspects
         for row in found.table.reset_index().to_dict("records"):
             low, high = row.pop("interval") or (None, None)
-            rows.append({**head, "low": low, "high": high, **row})
+            rows.append(
+                {
+                    **head,
+                    "low": low,
+                    "high": high,
+                    **row,
+                }
+            )
     return rows, suspects
 
 

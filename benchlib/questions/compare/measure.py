@@ -68,7 +68,13 @@ def measure_examples(
         for study, seed in turns:
             server = servers.get(study, servers["compare"])
             load = ClosedLoop(users=1), Workload(**image)
-            run = run_load(server, *load, study=study, seed=seed, **options)
+            run = run_load(
+                server,
+                *load,
+                study=study,
+                seed=seed,
+                **options,
+            )
             assert isinstance(run, Run)
             runs.setdefault(study, []).append(run)
             print(f"{study}, run {seed + 1} of {repeat}", flush=True)

@@ -169,12 +169,22 @@ def try_settings(
     # 2) What the rest of the budget has room for.
     left_s = budget_s - (time.monotonic() - began_s)
     working = [case for case in cases if alone[case.recipe]["error"] is None]
-    plan = plan_serving(working, alone, time_s=left_s, repeat=repeat, duration_s=duration_s)
+    plan = plan_serving(
+        working,
+        alone,
+        time_s=left_s,
+        repeat=repeat,
+        duration_s=duration_s,
+    )
     points = [
         {
             "arrivals": ClosedLoop(case.users),
             "workload": Workload(num_inference_steps=num_inference_steps),
-            "load": {"model": model, "recipe": case.recipe, "device": device},
+            "load": {
+                "model": model,
+                "recipe": case.recipe,
+                "device": device,
+            },
             "serve": {"batching": case.batching},
             "duration_s": case_s,
             "warmup_s": _warmup_s(case, alone),
@@ -183,11 +193,20 @@ def try_settings(
     ]
 
     # 3) Behind a server. Without a single run there would be nothing to show: the first one is made in any case.
-    options: dict[str, Any] = {"study": study, "resume": False, "results": results}
+    options: dict[str, Any] = {
+        "study": study,
+        "resume": False,
+        "results": results,
+    }
     made = Study(results_dir(results) / study, ())
     if points:
         limit_min = None if plan.limit_s is None else plan.limit_s / 60
-        made = sweep(points, repeat=plan.repeat, budget_min=limit_min, **options)
+        made = sweep(
+            points,
+            repeat=plan.repeat,
+            budget_min=limit_min,
+            **options,
+        )
     if points and not made.runs:
         made = sweep(points[:1], **options)
 
@@ -319,7 +338,13 @@ def _one_alone(
     from benchlib.study.likeness import psnr_db, ssim
 
     began_s = time.monotonic()
-    with closing(load_pipeline(model, recipe=recipe, device=device)) as pipe:
+    with closing(
+        load_pipeline(
+            model,
+            recipe=recipe,
+            device=device,
+        )
+    ) as pipe:
         _image(pipe, 0, steps)
         start_s = time.monotonic() - began_s
         results = [_image(pipe, seed, steps) for seed in range(1, images + 1)]
@@ -342,7 +367,11 @@ def _nothing_alone(recipe: str, error: str | None) -> dict[str, Any]:
 
     unknown = ("start_s", "image_s", "image_s_interval", "psnr_db", "ssim")
     exact = all(part.exact for part in parse_recipes(recipe))
-    return {"exact": exact, **dict.fromkeys(unknown), "error": error}
+    return {
+        "exact": exact,
+        **dict.fromkeys(unknown),
+        "error": error,
+    }
 
 
 def _own_steps(model: str, device: str) -> int:
@@ -353,11 +382,21 @@ def _own_steps(model: str, device: str) -> int:
         return int(pipe.spec["showcase"]["num_inference_steps"])
 
 
-def _image(pipe: SDXLPipeline, seed: int, steps: dict[str, int]) -> Any:
+def _image(
+    pipe: SDXLPipeline,
+    seed: int,
+    steps: dict[str, int],
+) -> Any:
     from benchlib.serving.schemas import GenerateRequest
 
     size = pipe.spec["showcase"] | steps
-    return pipe.generate(GenerateRequest(prompt="a lighthouse at dusk", seed=seed, **size))
+    return pipe.generate(
+        GenerateRequest(
+            prompt="a lighthouse at dusk",
+            seed=seed,
+            **size,
+        )
+    )
 
 
 def _serving_figures(runs: list[Run]) -> dict[str, Any]:
