@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results/README.md"]
-LINKED = [*PAGES, *(ROOT / "findings").glob("README.md")]
+LINKED = [*PAGES, ROOT / "findings/README.md"]
 README_LINES, README_COLUMNS, README_WIDEST = 160, 100, 110
 
 PROGRAMS = {
@@ -328,6 +328,12 @@ def test_readme_leads_to_every_page_of_the_docs():
         if page.name == "README.md" and page.parent == ROOT
     }
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+def test_the_findings_are_listed():
+    folder = ROOT / "findings"
+    listed = re.findall(r"^\| `(\w+\.sh)` \|", (folder / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in folder.glob("*.sh"))
 
 
 # ---- length
