@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchlib.questions.settings.judge import decide
     from benchlib.questions.settings.measure import try_settings, usable_recipes
     from benchlib.run import Point, run_load
-    from benchlib.serving.model.pipeline import load_pipeline
+    from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
     from benchlib.study.store import Run, Study, load_run, load_study
@@ -37,7 +37,7 @@ _NAMES = {
     "benchlib.questions.capacity.measure": ("find_capacity",),
     "benchlib.questions.batching.forecast": ("predict_latency",),
     "benchlib.questions.batching.judge": ("gains",),
-    "benchlib.serving.model.pipeline": ("load_pipeline",),
+    "benchlib.serving.model.loading": ("load_pipeline",),
     "benchlib.serving.schemas": ("GenerateRequest",),
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.plots": ("plots",),

@@ -173,7 +173,7 @@ def _on_targets(
             continue
         import torch
 
-        from benchlib.serving.model.pipeline import load_pipeline
+        from benchlib.serving.model.loading import load_pipeline
         from benchlib.serving.server import serve
 
         pipe, error = _attempt(load_pipeline, **load)

@@ -35,8 +35,9 @@ from benchlib.machine import describe_git, describe_machine, describe_packages, 
 from benchlib.questions.batching.forecast import predict_latency
 from benchlib.run import run_load
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.model.loading import load_pipeline, resolve
 from benchlib.serving.model.optimisations import graphs_made
-from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline, resolve
+from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import Server

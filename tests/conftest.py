@@ -25,7 +25,7 @@ def _own_folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny():
-    from benchlib.serving.model.pipeline import load_pipeline
+    from benchlib.serving.model.loading import load_pipeline
 
     return load_pipeline("tiny", device="cpu")
 

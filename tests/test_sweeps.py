@@ -173,7 +173,7 @@ def loads(tiny, monkeypatch):
             raise OSError("no such model")
         return tiny
 
-    monkeypatch.setattr("benchlib.serving.model.pipeline.load_pipeline", load_pipeline)
+    monkeypatch.setattr("benchlib.serving.model.loading.load_pipeline", load_pipeline)
     return asked
 
 

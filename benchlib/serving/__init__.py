@@ -8,12 +8,14 @@ import os
 # the CPU then take 25 times as long. With 10,000 they don't, and without other work they are as fast.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# transformers mentions that torchvision is missing (no text-to-image model uses it) and that a prompt is longer than
-# CLIP reads (diffusers cuts it; a benchmark sends such prompts all the time).
-for _module, _words in {
-    "utils.import_utils": "requires torchvision",
-    "tokenization_utils_base": "Token indices sequence length",
-}.items():
-    logging.getLogger(f"transformers.{_module}").addFilter(
+# Log messages of libraries that say nothing to the user of a benchmark. transformers mentions that torchvision is
+# missing, which no text-to-image model uses. Both libraries report each prompt that is longer than CLIP reads.
+_UNWANTED = {
+    "transformers.utils.import_utils": "requires torchvision",
+    "transformers.tokenization_utils_base": "Token indices sequence length",
+    "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl": "truncated",
+}
+for _logger, _words in _UNWANTED.items():
+    logging.getLogger(_logger).addFilter(
         lambda record, words=_words: words not in record.getMessage()  # type: ignore[misc]
     )

@@ -230,7 +230,7 @@ def engine_from(settings: Settings) -> Engine:
     """The engine that `settings` describe. As it loads it logs which model, why, and what an image will cost."""
 
     def load() -> Any:
-        from benchlib.serving.model.pipeline import load_pipeline
+        from benchlib.serving.model.loading import load_pipeline
 
         pipe = load_pipeline(
             settings.model,

@@ -177,7 +177,7 @@ def serve(
         )
 
     def load() -> SDXLPipeline:
-        from benchlib.serving.model.pipeline import load_pipeline
+        from benchlib.serving.model.loading import load_pipeline
 
         return load_pipeline(model, **load_options) if isinstance(model, str) else model
 

@@ -6,8 +6,9 @@ import threading
 import torch
 from PIL import Image
 
-from benchlib.serving.model.denoise import Schedule, Work
+from benchlib.serving.model.denoise import Work
 from benchlib.serving.model.memory import PeakMemory
+from benchlib.serving.model.schedulers import Schedule
 
 
 class FakePipeline:

@@ -42,9 +42,9 @@ def load_pipeline(*_, **__):
     return pipe
 
 
-import benchlib.serving.model.pipeline
+import benchlib.serving.model.loading
 
-benchlib.serving.model.pipeline.load_pipeline = load_pipeline
+benchlib.serving.model.loading.load_pipeline = load_pipeline
 running = serve("tiny", batching="serial")
 engine = running._engine
 clients = []

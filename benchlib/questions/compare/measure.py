@@ -36,7 +36,7 @@ def measure_examples(
     The runs take turns, so that drift hits all studies alike. They share `budget_min` minutes, but none is shorter
     than three images. Each call measures anew.
     """
-    from benchlib.serving.model.pipeline import load_pipeline
+    from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.server import serve
 
     # 1) How long a run is.

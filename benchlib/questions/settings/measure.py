@@ -75,7 +75,7 @@ def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
 
     Raises ValueError for a recipe that does not exist.
     """
-    from benchlib.serving.model.pipeline import resolve
+    from benchlib.serving.model.loading import resolve
     from benchlib.serving.model.recipes import parse_recipes
 
     kept = []
@@ -333,7 +333,7 @@ def _one_alone(
     """
     import numpy as np
 
-    from benchlib.serving.model.pipeline import load_pipeline
+    from benchlib.serving.model.loading import load_pipeline
     from benchlib.study.intervals import runs_interval
     from benchlib.study.likeness import psnr_db, ssim
 

@@ -1,64 +1,42 @@
-"""One image on its way, a batch of them side by side, and how a denoising step moves a batch on.
+"""One image on its way, a batch of images side by side, and the arithmetic of a denoising step.
 
-Knows schedulers and classifier-free guidance. Ignorant of prompts, networks and queues: the UNet is a function here.
+Knows Euler's method and classifier-free guidance. Ignorant of prompts, networks and queues: the caller runs the UNet
+between `Batch.inputs` and `Batch.advance`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler
+from torch import Tensor
 
+from benchlib.serving.model.schedulers import Schedule
 from benchlib.serving.schemas import GenerateRequest
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The noise levels of so many steps. `table` is for Euler's method alone, and then a work needs no scheduler.
-
-    `table` (4, steps), float32 on the CPU: timestep, divisor of the UNet's input, sigma, and the way to the next sigma.
-    """
-
-    timesteps: torch.Tensor  # (steps,)
-    init_noise_sigma: float | torch.Tensor
-    table: torch.Tensor | None
-
-
-def make_schedule(scheduler: Any, steps: int, device: torch.device) -> tuple[Schedule, Any]:
-    """A schedule, and the copy of `scheduler` that was laid out for it."""
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(steps, device=device)
-    if hasattr(own, "set_begin_index"):
-        own.set_begin_index(0)
-    table = None
-    if type(own) is EulerDiscreteScheduler and own.config.prediction_type == "epsilon":
-        sigma, following = own.sigmas[:-1], own.sigmas[1:]
-        table = torch.stack([own.timesteps.cpu(), (sigma**2 + 1) ** 0.5, sigma, following - sigma])
-    return Schedule(own.timesteps, own.init_noise_sigma, table), own
 
 
 @dataclass(eq=False)
 class Work:
-    """One image on its way: made by `encode`, moved by `step`, ended by `decode`. All that a request sets lives here.
+    """One image on its way, with everything that its request sets. `encode` makes it, `step` and `decode` move it on.
 
-    The times are undivided wall seconds of the calls it took part in; `batch_rows` sums their sizes over the steps.
+    A time is the wall time of a whole call, however many works shared the call. `batch_rows` is the sum of the batch
+    sizes of the work's steps.
     """
 
     request: GenerateRequest
     seed: int
     schedule: Schedule
-    scheduler: Any  # a copy of its own, or None where the schedule has a table
+    scheduler: Any  # the work's own copy, or None where the schedule has a table
     step_options: dict[
         str, Any
-    ]  # what this scheduler's step takes beside the tensors, the generator for one
-    latents: torch.Tensor  # (1, channels, height/8, width/8)
-    text: torch.Tensor  # (rows, 77, features): 2 rows under guidance (unconditional first), else 1
-    pooled: torch.Tensor  # (rows, features)
-    time_ids: torch.Tensor  # (1, 6)
+    ]  # further arguments of this scheduler's `step`, such as a generator
+    latents: Tensor  # (1, channels, height/8, width/8)
+    text: Tensor  # (1 or 2, 77, features): with guidance the unconditional half comes first
+    pooled: Tensor  # (1 or 2, features)
+    time_ids: Tensor  # (1, 6)
     steps_done: int = 0
     encode_s: float = 0.0
     step_s: list[float] = field(default_factory=list)
@@ -66,12 +44,22 @@ class Work:
     batch_rows: int = 0
 
     @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on: each step then takes two rows of the UNet."""
+        return len(self.text) == 2
+
+    @property
+    def timestep(self) -> Tensor:
+        """The timestep of the next step, a scalar."""
+        return self.schedule.timesteps[self.steps_done]
+
+    @property
     def steps_left(self) -> int:
         return len(self.schedule.timesteps) - self.steps_done
 
     @property
     def finished(self) -> bool:
-        """Every denoising step is done; what is left is to decode."""
+        """Whether every denoising step is done, so that only decoding is left."""
         return self.steps_left == 0
 
     @property
@@ -80,114 +68,139 @@ class Work:
 
     @property
     def service_s(self) -> float:
-        """Seconds of engine work, queueing left out: the `time_s` of the HTTP answer."""
+        """Seconds of engine work without queueing: the `time_s` of the HTTP answer."""
         return self.encode_s + self.denoise_s + self.decode_s
 
 
 class Batch:
-    """Works of one size side by side, guided ones first. What the UNet is given beside latents is laid out once.
+    """Works of one size side by side. A step is `inputs()`, the UNet, and `advance()` with the UNet's answer.
 
-    Good for as long as the members are the same and none of them has moved elsewhere. The UNet's rows are one
-    unconditional row for each guided work, then one conditional row for each work, then padding up to `rows`.
+    The UNet's rows are one unconditional row for each guided work, one conditional row for each work, and padding up to
+    `rows`. What stays the same from step to step (`text`, `pooled`, `time_ids`) is laid out once. A batch is valid as
+    long as its works are the same and no other batch moves them.
     """
 
     def __init__(self, works: Sequence[Work], *, rows: int | None, device: torch.device) -> None:
-        self.asked, self.rows = tuple(works), rows
-        self.works = sorted(works, key=lambda work: len(work.text) == 1)
-        self.guided = sum(len(work.text) == 2 for work in works)
-        self.latents = torch.cat([work.latents for work in self.works])
-        self._dtype = self.latents.dtype
-        order = [*range(self.guided), *range(len(works))]
-        order += order[-1:] * ((rows or 0) - len(order))
-        self._of_row = torch.tensor(order, device=device)
-        kind = [0] * self.guided + [-1] * (len(order) - self.guided)
-        parts = list(zip([self.works[i] for i in order], kind, strict=True))
-        self.text = torch.stack([work.text[k] for work, k in parts])
-        self.pooled = torch.stack([work.pooled[k] for work, k in parts])
-        self.time_ids = torch.cat([work.time_ids for work, _ in parts])
-        self._guidance = torch.tensor(
-            [[[[work.request.guidance_scale]]] for work in self.works[: self.guided]], device=device
-        )
-        self._next = 0
-        self._tables: torch.Tensor | None = None
-        if all(work.schedule.table is not None for work in works):
-            steps = min(work.steps_left for work in works)
-            tables = [
-                work.schedule.table[:, work.steps_done : work.steps_done + steps]  # type: ignore[index]
-                for work in self.works
-            ]
-            self._tables = torch.stack(tables).to(device)[..., None, None, None].movedim(2, 0)
+        self._requested = (tuple(works), rows)
+        self._works = sorted(works, key=lambda work: not work.guided)  # guided works first
+        self._guided = sum(work.guided for work in works)
+        self._latents = torch.cat([work.latents for work in self._works])
+        self._dtype = self._latents.dtype
+
+        # 1) Lay out the UNet's rows: each has a work, and a half of the work's text
+        guided_works = self._works[: self._guided]
+        unconditional = [(work, 0) for work in guided_works]
+        conditional = [(work, -1) for work in self._works]
+        layout = unconditional + conditional
+        padding = max(0, (rows or 0) - len(layout))
+        layout += layout[-1:] * padding
+        numbers = [self._works.index(work) for work, _ in layout]
+        self._work_of_row = torch.tensor(numbers, device=device)
+
+        # 2) Lay out the conditions of each row
+        self.text = torch.stack([work.text[half] for work, half in layout])
+        self.pooled = torch.stack([work.pooled[half] for work, half in layout])
+        self.time_ids = torch.cat([work.time_ids for work, _ in layout])
+        scales = [work.request.guidance_scale for work in guided_works]
+        self._guidance = torch.tensor(scales, device=device)[:, None, None, None]
+
+        # 3) Lay out the noise levels of the coming steps, or leave each work to its own scheduler
+        self._levels = _euler_levels(self._works, device)
+        self._step = 0
+        self._schedulers: list[tuple[Any, dict[str, Any]]] = []
 
     def holds(self, works: Sequence[Work], rows: int | None) -> bool:
-        """Whether this batch can take the next step of just these works."""
-        return self.rows == rows and self.asked == tuple(works)
+        """Whether this batch can take the next step of exactly these works."""
+        return self._requested == (tuple(works), rows)
 
-    def step(self, predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        """Move each work on by one step of its own: all of them, or none where anything is raised.
-
-        `predict` maps the UNet's rows and their timesteps (rows,) to the noise in them.
-        """
-        if self._tables is None:
-            self._step_by_schedulers(predict)
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Returns the UNet's rows of latents and their timesteps (rows,) for the next step. Changes no work."""
+        if self._levels is None:
+            latents, timesteps = self._scheduler_inputs()
         else:
-            self._step_by_euler(predict, self._tables[self._next])
-        self._next += 1
+            timestep, divisor, _, _ = self._levels[self._step].unbind(1)
+            latents = (self._latents / divisor).to(self._dtype)
+            timesteps = timestep.view(-1)
+        return latents[self._work_of_row], timesteps[self._work_of_row]
 
-    def _step_by_euler(
-        self, predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], at: torch.Tensor
-    ) -> None:
-        """Euler's method (Karras et al., 2022, algorithm 1, no churn), rounded where EulerDiscreteScheduler does."""
-        t, divisor, sigma, way = at.unbind(1)
-        inputs = (self.latents / divisor).to(self._dtype)[self._of_row]
-        noise = self._guide(predict(inputs, t.view(-1)[self._of_row]))
-        sample = self.latents.to(torch.float32)
-        on_cpu = noise.device.type == "cpu"  # where torch rounds a scalar that is the first factor
-        original = sample - ((sigma.to(noise.dtype) if on_cpu else sigma) * noise).to(noise.dtype)
-        self._commit((sample + (sample - original) / sigma * way).to(self._dtype))
+    def advance(self, noise: Tensor) -> None:
+        """Move each work one step on, given the UNet's answer to `inputs()`.
 
-    def _step_by_schedulers(
-        self, predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    ) -> None:
-        """Each work by a scheduler of its own; copies, since a scheduler can't take a step back."""
-        own = [copy.deepcopy((work.scheduler, work.step_options)) for work in self.works]
-        times = [work.schedule.timesteps[work.steps_done] for work in self.works]
-        inputs = [
-            scheduler.scale_model_input(work.latents, t)
-            for work, (scheduler, _), t in zip(self.works, own, times, strict=True)
-        ]
-        noise = self._guide(
-            predict(torch.cat(inputs)[self._of_row], torch.stack(times)[self._of_row])
-        )
-        moved = [
-            scheduler.step(noise[i : i + 1], t, work.latents, **options, return_dict=False)[0].to(
-                self._dtype
-            )
-            for i, (work, (scheduler, options), t) in enumerate(
-                zip(self.works, own, times, strict=True)
-            )
-        ]
-        self._commit(torch.cat(moved))
-        for work, (scheduler, options) in zip(self.works, own, strict=True):
-            work.scheduler, work.step_options = scheduler, options
+        Moves all works, or none where anything is raised. After an error the batch must not be used again.
+        """
+        # 1) Compute: nothing that belongs to a work changes here
+        noise = self._guide(noise)
+        if self._levels is None:
+            latents = self._scheduler_step(noise)
+        else:
+            latents = self._euler_step(noise, self._levels[self._step])
 
-    def _guide(self, noise: torch.Tensor) -> torch.Tensor:
-        """Classifier-free guidance where it is asked for; (works, channels, height/8, width/8)."""
-        unconditional, conditional = (
-            noise[: self.guided],
-            noise[self.guided : self.guided + len(self.works)],
-        )
-        if not self.guided:
-            return conditional
-        apart = conditional[: self.guided] - unconditional
-        guided = unconditional + (self._guidance * apart).to(noise.dtype)
-        return (
-            guided
-            if self.guided == len(self.works)
-            else torch.cat([guided, conditional[self.guided :]])
-        )
-
-    def _commit(self, latents: torch.Tensor) -> None:
-        self.latents = latents
-        for i, work in enumerate(self.works):
-            work.latents = latents[i : i + 1]
+        # 2) Commit
+        self._latents = latents
+        self._step += 1
+        for number, work in enumerate(self._works):
+            work.latents = latents[number : number + 1]
             work.steps_done += 1
+            if self._schedulers:
+                work.scheduler, work.step_options = self._schedulers[number]
+
+    def _guide(self, noise: Tensor) -> Tensor:
+        """Returns (works, channels, height/8, width/8): the noise after classifier-free guidance."""
+        conditional = noise[self._guided : self._guided + len(self._works)]
+        if not self._guided:
+            return conditional
+        unconditional = noise[: self._guided]
+        difference = conditional[: self._guided] - unconditional
+        guided = unconditional + (self._guidance * difference).to(noise.dtype)
+        if self._guided == len(self._works):
+            return guided
+        return torch.cat([guided, conditional[self._guided :]])
+
+    def _euler_step(self, noise: Tensor, levels: Tensor) -> Tensor:
+        """Euler's method (Karras et al., 2022, algorithm 1, no churn), rounded where EulerDiscreteScheduler rounds."""
+        _, _, sigma, sigma_change = levels.unbind(1)
+        sample = self._latents.to(torch.float32)
+        # On the CPU torch rounds a scalar tensor that is the first factor to the other factor's type.
+        on_cpu = noise.device.type == "cpu"
+        factor = sigma.to(noise.dtype) if on_cpu else sigma
+        original = sample - (factor * noise).to(noise.dtype)
+        derivative = (sample - original) / sigma
+        return (sample + derivative * sigma_change).to(self._dtype)
+
+    def _scheduler_inputs(self) -> tuple[Tensor, Tensor]:
+        """Asks a copy of each work's scheduler, because a scheduler can't take a step back."""
+        self._schedulers = [
+            copy.deepcopy((work.scheduler, work.step_options)) for work in self._works
+        ]
+        latents = []
+        timesteps = []
+        for work, (scheduler, _) in zip(self._works, self._schedulers, strict=True):
+            latents.append(scheduler.scale_model_input(work.latents, work.timestep))
+            timesteps.append(work.timestep)
+        return torch.cat(latents), torch.stack(timesteps)
+
+    def _scheduler_step(self, noise: Tensor) -> Tensor:
+        moved = []
+        for number, work in enumerate(self._works):
+            scheduler, options = self._schedulers[number]
+            answer = scheduler.step(
+                noise[number : number + 1],
+                work.timestep,
+                work.latents,
+                **options,
+                return_dict=False,
+            )
+            moved.append(answer[0].to(self._dtype))
+        return torch.cat(moved)
+
+
+def _euler_levels(works: Sequence[Work], device: torch.device) -> Tensor | None:
+    """Returns (steps, works, 4, 1, 1, 1): the tables' columns of the coming steps. None where a work has no table."""
+    steps = min(work.steps_left for work in works)
+    levels = []
+    for work in works:
+        if work.schedule.table is None:
+            return None
+        first = work.steps_done
+        levels.append(work.schedule.table[:, first : first + steps])
+    return torch.stack(levels).to(device)[..., None, None, None].movedim(2, 0)

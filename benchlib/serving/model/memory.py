@@ -1,6 +1,6 @@
-"""Memory of the device that a pipeline computes on: the peak since a reset, and what tensors hold.
+"""Memory: the peak since a reset, what networks and tensors hold, and what a decode needs.
 
-Knows CUDA's allocator and Linux's /proc. Ignorant of pipelines.
+Knows CUDA's allocator, Linux's /proc and the shape of a VAE. Ignorant of pipelines, requests and engines.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from benchlib.telemetry import GIB
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most memory in use since the last reset, in GiB. `rss_gib` is the whole process's. Unknown is None."""
+    """The most memory in use since the last reset, in GiB; unknown is None. `rss_gib` is the whole process's."""
 
     allocated_gib: float | None = None
     reserved_gib: float | None = None
@@ -33,52 +36,87 @@ class PeakMemory:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak. Without Linux's /proc the RSS peak can't be reset and stays that of the process's life."""
+    """Start a new peak. Without Linux's /proc the RSS peak can't be reset and stays the peak of the process's life."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text(
-                "5"
-            )  # proc(5): 5 resets the peak resident set size
+            # proc(5): writing 5 resets the peak resident set size.
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
+    """The peak since the last reset: the allocator's on CUDA, the process's on a CPU, else unknown."""
     if device.type == "cuda":
-        told = torch.cuda.memory_stats_as_nested_dict(
-            device
-        )  # `max_memory_allocated` flattens and sorts it, each time
+        # `max_memory_allocated` would flatten and sort these statistics at each call.
+        statistics = torch.cuda.memory_stats_as_nested_dict(device)
         return PeakMemory(
-            *(told[f"{kind}_bytes"]["all"]["peak"] / 2**30 for kind in ("allocated", "reserved"))
+            allocated_gib=statistics["allocated_bytes"]["all"]["peak"] / GIB,
+            reserved_gib=statistics["reserved_bytes"]["all"]["peak"] / GIB,
         )
-    return PeakMemory(rss_gib=_peak_rss_gib()) if device.type == "cpu" else PeakMemory()
-
-
-def held_gib(tensors: Iterable[torch.Tensor]) -> float:
-    """Memory that `tensors` take, what several share counted once; of a quantised one, that of its parts."""
-    plain, todo = [], list(tensors)
-    while todo:
-        tensor = todo.pop()
-        if hasattr(tensor, "__tensor_flatten__"):
-            todo += [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        else:
-            plain.append(
-                (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size())
-            )
-    held = end = 0
-    for first, last in sorted(plain):
-        held += max(0, last - max(first, end))
-        end = max(end, last)
-    return held / 2**30
+    if device.type == "cpu":
+        return PeakMemory(rss_gib=_peak_rss_gib())
+    return PeakMemory()
 
 
 def _peak_rss_gib() -> float:
-    """Peak resident set of this process: VmHWM of /proc (resettable), else getrusage's (of its whole life)."""
+    """The process's peak RSS: VmHWM of /proc, which can be reset, else getrusage's peak of the process's life."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return (
-            peak * (1 if sys.platform == "darwin" else 1024) / 2**30
-        )  # getrusage(2): bytes on macOS, else KiB
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 2**30
+        unit_bytes = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
+        return peak * unit_bytes / GIB
+    peak_kib = int(status.split("VmHWM:")[1].split()[0])
+    return peak_kib * 1024 / GIB
+
+
+def held_gib(tensors: Iterable[torch.Tensor]) -> float:
+    """The memory that `tensors` take; what several share counts once. A quantised tensor counts as its parts."""
+    # 1) List the range of addresses of each plain tensor
+    ranges = []
+    pending = list(tensors)
+    while pending:
+        tensor = pending.pop()
+        if hasattr(tensor, "__tensor_flatten__"):
+            names, _ = tensor.__tensor_flatten__()
+            pending += [getattr(tensor, name) for name in names]
+        else:
+            first = tensor.data_ptr()
+            size = tensor.numel() * tensor.element_size()
+            ranges.append((first, first + size))
+
+    # 2) Add up what each range adds to the ranges below it
+    held_bytes = 0
+    end = 0
+    for first, last in sorted(ranges):
+        held_bytes += max(0, last - max(first, end))
+        end = max(end, last)
+    return held_bytes / GIB
+
+
+def describe_network(network: torch.nn.Module) -> dict[str, Any]:
+    """A network's number of parameters, their GiB, and the type of its largest parameter."""
+    parameters = list(network.parameters())
+    largest = max(parameters, key=torch.Tensor.numel)
+    return {
+        "params": sum(p.numel() for p in parameters),
+        "gib": held_gib(parameters),
+        "dtype": str(largest.dtype).removeprefix("torch."),
+    }
+
+
+def decode_peak_gib(vae: Any, width: int, height: int, images: int) -> float:
+    """A guess of the memory that decoding `images` images takes at its peak.
+
+    The widest activations at full resolution have `block_out_channels[1]` channels. Four of them are alive at a time
+    (measured: 3.6 for 1024x1024).
+    """
+    if vae.use_slicing:
+        images = 1
+    if vae.use_tiling:
+        width = min(width, vae.tile_sample_min_size)
+        height = min(height, vae.tile_sample_min_size)
+    widest = vae.config.block_out_channels[:2][-1]
+    values = 4 * widest * images * width * height
+    return float(values * vae.dtype.itemsize / GIB)

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.optimisations import (
     Networks,
     _Graphed,
@@ -22,7 +23,7 @@ from benchlib.serving.model.optimisations import (
     compiled,
     graphs_made,
 )
-from benchlib.serving.model.pipeline import SDXLPipeline, load_pipeline
+from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.recipes import COMBINATIONS, RECIPES, Recipe, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db

@@ -1,0 +1,116 @@
+"""Loading: from the names of a model, a device, a dtype and recipes to a pipeline that computes.
+
+Knows which devices and dtypes there are, and checks every argument before anything is loaded. Ignorant of where weights
+come from (models.py) and of how images are made (pipeline.py).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchlib.serving.model.models import choose_model, load_diffusers
+from benchlib.serving.model.pipeline import SDXLPipeline
+from benchlib.serving.model.recipes import Recipe, parse_recipes
+from benchlib.serving.model.torch_thread import on_torch_thread
+from benchlib.telemetry import process_memory_gib
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_pipeline(
+    model: str = "tiny",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    recipe: str = "baseline",
+    seed: int = 0,
+    torch_threads: int | None = None,
+) -> SDXLPipeline:
+    """Load `model` ("tiny", "sdxl", "sdxl-random", "auto", a hub id, a folder or a .safetensors file).
+
+    `device="auto"` is CUDA where there is a GPU, else the CPU. `dtype="auto"` is the recipe's dtype, else float16 on
+    CUDA and float32 elsewhere. `recipe` names optimisations, joined with "+" (recipes.py). `seed` draws the weights of
+    the random models. `torch_threads` sets torch's CPU threads for the whole process.
+
+    Raises ValueError for a bad argument and `ModelError` where the model can't be had. Both name the remedy.
+    """
+    memory_before_gib = process_memory_gib()
+    recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
+    if torch_threads is not None:
+        _set_threads(torch_threads)
+    model, reason = choose_model(model, target)
+
+    def load() -> SDXLPipeline:
+        pipe = load_diffusers(model, device=target, dtype=DTYPES[dtype], seed=seed)
+        spec = {
+            "model": model,
+            "model_reason": reason,
+            "device": str(target),
+            "dtype": dtype,
+            "recipe": recipe,
+            "seed": seed,
+            "torch_threads": torch.get_num_threads(),
+            "memory_before_load_gib": memory_before_gib,
+        }
+        return SDXLPipeline(pipe, spec=spec, recipes=recipes)
+
+    return on_torch_thread(load)
+
+
+def resolve(
+    recipe: str, *, device: str = "auto", dtype: str = "auto"
+) -> tuple[tuple[Recipe, ...], torch.device, str]:
+    """The recipes, the device and the dtype that `load_pipeline` would use.
+
+    Loads nothing. Raises ValueError where `load_pipeline` would.
+    """
+    recipes = parse_recipes(recipe)
+    target = _device(device)
+    if dtype == "auto":
+        dtype = _usual_dtype(recipes, target)
+    if dtype not in DTYPES:
+        known = ", ".join(repr(name) for name in DTYPES)
+        raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {known}")
+
+    def compiles(one: Recipe) -> bool:
+        return one.sets == "compiler"
+
+    for one in sorted(recipes, key=compiles):  # a compiler takes seconds to try, so it comes last
+        on_torch_thread(one.check, target, dtype)
+    return recipes, target, dtype
+
+
+def _usual_dtype(recipes: tuple[Recipe, ...], device: torch.device) -> str:
+    for one in recipes:
+        if one.dtype is not None:
+            return one.dtype
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device: {name!r} is not known; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
+        ) from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ValueError(
+                f"device: {name!r} is not there: torch sees {count} CUDA devices; use 'auto'"
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: 'mps' is not there; use 'auto'")
+    return device
+
+
+def _set_threads(count: int) -> None:
+    if count < 1:
+        raise ValueError(
+            f"torch_threads: {count} is too few; use 1 or more, or None for torch's own choice"
+        )
+    # A thread that has computed before keeps its own number, so the torch thread itself sets it.
+    on_torch_thread(torch.set_num_threads, count)

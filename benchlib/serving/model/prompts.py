@@ -1,0 +1,64 @@
+"""Prompts: what the UNet is given of a request's words.
+
+Knows the text encoders of a stock pipeline and how classifier-free guidance uses the negative prompt. Ignorant of
+images, noise and the UNet itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchlib.serving.schemas import GenerateRequest
+
+Embedding = tuple[Tensor, Tensor]  # (rows, 77, features) of the text, (rows, features) pooled
+
+
+def embed_prompts(pipe: Any, requests: Sequence[GenerateRequest]) -> list[Embedding]:
+    """The embeddings that each request gives to the UNet.
+
+    A guided request (`guidance_scale` above 1) has two rows, the negative prompt's first. Another one has one row.
+    """
+    embeddings = _embed_texts(pipe, requests)
+    chosen = []
+    for request in requests:
+        text, pooled = embeddings[request.prompt]
+        if request.guidance_scale > 1:
+            unconditional = (torch.zeros_like(text), torch.zeros_like(pooled))
+            negative = _negative(pipe, request)
+            if negative is not None:
+                unconditional = embeddings[negative]
+            text = torch.cat([unconditional[0], text])
+            pooled = torch.cat([unconditional[1], pooled])
+        chosen.append((text, pooled))
+    return chosen
+
+
+def _embed_texts(pipe: Any, requests: Sequence[GenerateRequest]) -> dict[str, Embedding]:
+    """The embedding, of one row, of each different text in `requests`."""
+    texts = [request.prompt for request in requests]
+    for request in requests:
+        negative = _negative(pipe, request)
+        if request.guidance_scale > 1 and negative is not None:
+            texts.append(negative)
+    texts = list(dict.fromkeys(texts))
+    # The stock pipeline encodes one text at a time. A request that is alone gets the same bits that way.
+    groups = [texts] if len(requests) > 1 else [[text] for text in texts]
+    embeddings: dict[str, Embedding] = {}
+    for group in groups:
+        embedded, _, pooled, _ = pipe.encode_prompt(
+            prompt=group, device=pipe.unet.device, do_classifier_free_guidance=False
+        )
+        rows = zip(embedded.split(1), pooled.split(1), strict=True)
+        embeddings.update(zip(group, rows, strict=True))
+    return embeddings
+
+
+def _negative(pipe: Any, request: GenerateRequest) -> str | None:
+    """The text that guidance leads away from; None stands for zeros in place of an embedding."""
+    if request.negative_prompt is None and not pipe.config.force_zeros_for_empty_prompt:
+        return ""
+    return request.negative_prompt
