@@ -376,7 +376,7 @@ def _nothing_alone(recipe: str, error: str | None) -> dict[str, Any]:
 
 def _own_steps(model: str, device: str) -> int:
     """Returns the number of steps that the model's own images have."""
-    from benchlib.serving.model.pipeline import load_pipeline
+    from benchlib.serving.model.loading import load_pipeline
 
     with closing(load_pipeline(model, device=device)) as pipe:
         return int(pipe.spec["showcase"]["num_inference_steps"])

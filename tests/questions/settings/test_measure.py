@@ -13,7 +13,7 @@ from benchlib import Point, decide, load_study, sweeps, try_settings, usable_rec
 from benchlib.questions.settings import measure
 from benchlib.questions.settings.judge import NO_TIME
 from benchlib.questions.settings.measure import BASELINE, Case, plan_serving
-from benchlib.serving.model import pipeline
+from benchlib.serving.model import loading
 from benchlib.study.store import Run, Study
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
@@ -121,7 +121,7 @@ class FakeWorld:
 def world(made, monkeypatch):
     fake = FakeWorld(made)
     monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: fake.clock_s))
-    monkeypatch.setattr(pipeline, "load_pipeline", fake.load_pipeline)
+    monkeypatch.setattr(loading, "load_pipeline", fake.load_pipeline)
     monkeypatch.setattr(measure, "sweep", fake.sweep)
     return fake
 
@@ -199,7 +199,7 @@ def test_memory_that_a_later_run_does_not_know_is_left_out(made):
 
 
 def test_one_model_at_a_time_is_in_memory(monkeypatch):
-    load, loaded = pipeline.load_pipeline, []
+    load, loaded = loading.load_pipeline, []
 
     def watched(*arguments, **options):
         assert [one() for one in loaded] == [None] * len(loaded), "the one before is still there"
@@ -207,7 +207,7 @@ def test_one_model_at_a_time_is_in_memory(monkeypatch):
         loaded.extend(weakref.ref(part) for part in (pipe, pipe.diffusers.unet))
         return pipe
 
-    monkeypatch.setattr(pipeline, "load_pipeline", watched)
+    monkeypatch.setattr(loading, "load_pipeline", watched)
     gc.disable()  # else it might come by in time by chance
     try:
         measure._try_alone(
