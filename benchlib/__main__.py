@@ -11,8 +11,8 @@ from pydantic import ValidationError
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 2 for bad arguments, 1 where the server could not start."""
     from benchlib.report import write_report
-    from benchlib.serving.app import Settings
-    from benchlib.serving.server import serve_alone
+    from benchlib.serving.engine.options import in_words
+    from benchlib.serving.standalone import Settings, serve_alone
 
     about = "Serve Stable Diffusion XL to be measured, or show what was measured."
     parser = argparse.ArgumentParser(prog="python -m benchlib", description=about)
@@ -47,11 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}"
-            for e in error.errors()
-        )
-        serve.error(problems)
+        serve.error(in_words(error))
     return serve_alone(settings, host=host, port=port)
 
 

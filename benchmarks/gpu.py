@@ -35,6 +35,7 @@ from benchlib.machine import describe_git, describe_machine, describe_packages, 
 from benchlib.questions.batching.forecast import predict_latency
 from benchlib.run import run_load
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.loading import load_pipeline, resolve
 from benchlib.serving.model.optimisations import graphs_made
 from benchlib.serving.model.pipeline import SDXLPipeline
@@ -351,7 +352,10 @@ def serving(book: Book) -> None:
 
     def engine(batching: str) -> Engine:
         size = book.shape["width"], book.shape["height"]
-        return Engine(pipe, batching=batching, batch_buckets=BUCKETS, max_queue=1000, sizes=[size])
+        options = EngineOptions(
+            batching=batching, batch_buckets=BUCKETS, max_queue=1000, sizes=[size]
+        )
+        return Engine(pipe, options)
 
     def server(one: Engine) -> Server:
         return Server(

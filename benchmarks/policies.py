@@ -20,14 +20,15 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from benchlib.serving.engine.policies import SimulatedTask, Size, StepTimes, make_policy, simulate
+from benchlib.serving.engine.policies import make_policy
+from benchlib.serving.engine.simulate import SimulatedTask, simulate
+from benchlib.serving.engine.step_times import Size, StepTimes, Times
 from benchlib.study.intervals import runs_interval
 
 GAINS = (1.0, 1.1, 1.33, 2.0, 4.0)
@@ -37,7 +38,6 @@ LIMITS = {"mean": 1.00, "p99": 1.02}
 STEPS = (4, 40)
 ENCODE, DECODE = 0.5, 2.0
 SIZES: tuple[Size, Size] = ((64, 64), (64, 128))
-Times = Callable[[Size], StepTimes]
 
 
 def curve(gain: float) -> Times:

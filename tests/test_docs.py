@@ -155,7 +155,7 @@ def check_python(arguments, monkeypatch):
 
 def check_benchlib(arguments, monkeypatch):
     """Our own command line takes the arguments; nothing is served and nothing is written."""
-    monkeypatch.setattr("benchlib.serving.server.serve_alone", lambda *_, **__: 0)
+    monkeypatch.setattr("benchlib.serving.standalone.serve_alone", lambda *_, **__: 0)
     monkeypatch.setattr("benchlib.report.write_report", lambda *_, **__: "index.html")
     if "--help" in arguments:
         with pytest.raises(SystemExit, match=r"^0$"):

@@ -1,26 +1,22 @@
 """The HTTP face of an engine: `create_app(engine)` -> FastAPI.
 
-Knows HTTP: routes, error bodies, headers, limits of a body. Ignorant of torch, and of how the engine is waited for
-(desk.py). `app` is made on first access, from the BENCHLIB_* settings, so that
-`uvicorn benchlib.serving.app:app` works and importing `create_app` loads no model.
+Knows HTTP: routes, error bodies, headers, limits of a body. Ignorant of torch, and of how jobs are waited for
+(handoff.py). `app` is made on first access, from the BENCHLIB_* settings (standalone.py). So
+`uvicorn benchlib.serving.app:app` works, and importing `create_app` loads no model.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
@@ -28,73 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchlib.serving import openai_images
 from benchlib.serving.engine.engine import Engine
-from benchlib.serving.handoff import Desk, server_timing, unserved_timing
+from benchlib.serving.handoff import HandOff
+from benchlib.serving.headers import answer_headers, error_headers
 from benchlib.serving.schemas import GenerateRequest, GenerateResponse, Health, Problem, Readiness
-
-log = logging.getLogger("uvicorn.error")  # shown by uvicorn as its own start-up lines are
 
 MAX_BODY_BYTES = 2**20
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-def _numbers(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
-
-
-def _sizes(value: object) -> object:
-    return [size.split("x") for size in value.split(",")] if isinstance(value, str) else value
-
-
-class Settings(BaseSettings):
-    """What the stand-alone server reads from the environment: BENCHLIB_MODEL, BENCHLIB_DEVICE and so on."""
-
-    model_config = SettingsConfigDict(env_prefix="BENCHLIB_", extra="ignore")
-
-    model: str = Field(
-        "auto",
-        description="auto (sdxl on CUDA, else tiny), tiny, sdxl, sdxl-random, hub id, folder, file",
-    )
-    device: str = Field(
-        default="auto", description="auto (CUDA, else the CPU), cpu, cuda, cuda:1, mps"
-    )
-    dtype: str = Field(
-        default="auto",
-        description="auto (float16 on CUDA, else float32), float32, float16, bfloat16",
-    )
-    recipe: str = Field(
-        default="baseline", description="named optimisations, such as channels-last+vae-tiling"
-    )
-    batching: Literal["serial", "dynamic", "continuous"] = Field(
-        default="continuous",
-        description="how requests share the model: serial, dynamic or continuous",
-    )
-    max_batch_size: int = Field(default=8, ge=1, description="most requests in one denoising step")
-    max_wait_ms: float = Field(
-        default=5.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="how long dynamic batching waits for company",
-    )
-    batch_buckets: Annotated[list[int] | None, NoDecode, BeforeValidator(_numbers)] = Field(
-        default=None, description="batch sizes to pad to, as compiled models want it: 1,2,4"
-    )
-    sizes: Annotated[list[tuple[int, int]] | None, NoDecode, BeforeValidator(_sizes)] = Field(
-        default=None,
-        description="sizes that are measured before it is ready: 1024x1024,512x512; its own if not given",
-    )
-    seed: int = Field(default=0, ge=0, description="draws the weights of the random models")
-    torch_threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of torch; torch's own choice if not given"
-    )
-    max_queue: int = Field(
-        default=64, ge=1, description="requests that may wait; one more gets 503"
-    )
-    deadline_s: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="a slower request gets 504"
-    )
-    max_pixel_steps: int | None = Field(
-        None, ge=1, description="most width x height x steps of a request; more gets 422"
-    )
 
 
 def create_app(
@@ -105,38 +40,38 @@ def create_app(
     `deadline_s`: a request that is not answered this long after its arrival gets 504 and its work is dropped.
     `max_pixel_steps`: the most width x height x steps that one request may ask for; more is a 422.
     """
-
-    desk = Desk(engine, deadline_s=deadline_s, max_pixel_steps=max_pixel_steps)
+    handoff = HandOff(engine, deadline_s=deadline_s, max_pixel_steps=max_pixel_steps)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        # uvicorn has drained the requests by now, so nobody is left whom blocking the event loop could harm. A script
-        # that has ended can't start a thread to wait here.
+        # This blocks the event loop, but uvicorn has drained the requests by now. A thread to wait in could not be
+        # started here: the script that serves may have ended.
         engine.stop(drain_s=0.0)
-        desk.close()
+        handoff.close()
 
     app = FastAPI(
         title="benchlib", summary="Stable Diffusion XL, served to be measured", lifespan=lifespan
     )
     app.add_middleware(Edge)
+    app.include_router(openai_images.make_router(handoff))
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
+    async def http_error(http: Request, error: HTTPException) -> Response:
         if (
             error.status_code == 400
-        ):  # FastAPI's own, for JSON that breaks Python's limits of digits or depth
-            return _problem(
-                request, 422, [{"loc": ("body",), "msg": error.detail, "type": "json_invalid"}]
-            )
-        return _problem(request, error.status_code, error.detail, error=error)
+        ):  # FastAPI's, for JSON beyond Python's limits of digits or depth
+            problem = {"loc": ("body",), "msg": error.detail, "type": "json_invalid"}
+            return _error_response(http, 422, [problem])
+        reason = getattr(error, "reason", None)
+        return _error_response(http, error.status_code, error.detail, reason, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def bad_request(request: Request, error: RequestValidationError) -> Response:
-        return _problem(
-            request, 422, [{key: e[key] for key in ("loc", "msg", "type")} for e in error.errors()]
-        )
+    async def bad_request(http: Request, error: RequestValidationError) -> Response:
+        keys = ("loc", "msg", "type")
+        problems = [{key: problem[key] for key in keys} for problem in error.errors()]
+        return _error_response(http, 422, problems)
 
     @app.post(
         "/benchmark/generate",
@@ -144,20 +79,19 @@ def create_app(
         summary="Make one image and say what it took",
     )
     async def generate(
-        body: GenerateRequest, request: Request, response: Response
+        body: GenerateRequest, http: Request, response: Response
     ) -> GenerateResponse:
-        made = await desk.make(request, [body])
-        [done] = made.done
-        response.headers["X-Seed"] = str(done.work.seed)
-        response.headers["Server-Timing"] = server_timing(made)
+        answer = await handoff.make_images(http, [body])
+        [job] = answer.jobs
+        assert job.work is not None
+        assert job.memory is not None
+        response.headers.update(answer_headers(answer))
         return GenerateResponse(
-            time_s=done.work.service_s,
-            mem_gb=done.memory.headline_gib,
+            time_s=job.work.service_s,
+            mem_gb=job.memory.headline_gib,
             model_params=engine.spec["model_params"],
             **body.model_dump(exclude={"negative_prompt", "seed"}),
         )
-
-    app.include_router(openai_images.make_router(desk))
 
     @app.get("/health")
     async def health() -> Health:
@@ -172,23 +106,24 @@ def create_app(
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(desk.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(handoff.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-def _problem(
-    request: Request, status: int, detail: object, *, error: HTTPException | None = None
+def _error_response(
+    http: Request,
+    status: int,
+    detail: object,
+    reason: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error's answer, with the times until now. ASCII JSON: a lone surrogate can be named but not sent."""
-    headers = {**((error and error.headers) or {}), "Server-Timing": unserved_timing(request)}
-    if request.scope["path"].startswith(f"{openai_images.PREFIX}/"):
-        status = (
-            400 if status == 422 else status
-        )  # as OpenAI has it; its clients tell the two apart
-        body = openai_images.error_body(status, detail, getattr(error, "reason", None))
+    if openai_images.is_asked(http):
+        status, body = openai_images.error_answer(status, detail, reason)
     else:
-        body = {"detail": detail, "request_id": request.state.request_id}
+        body = {"detail": detail, "request_id": http.state.request_id}
+    headers = {**(headers or {}), **error_headers(http)}
     return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
@@ -202,11 +137,10 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked_id = Headers(scope=scope).get("x-request-id", "")
-        # Not uuid4, which asks the kernel, and so gives up the interpreter's lock to the engine's thread.
-        request_id = (
-            asked_id if _REQUEST_ID.fullmatch(asked_id) else f"{random.getrandbits(128):032x}"
-        )
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            # uuid4 would ask the kernel, and so give up the interpreter's lock to the torch thread.
+            request_id = f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {}).update(arrived_s=time.monotonic(), request_id=request_id)
         received = 0
 
@@ -226,43 +160,11 @@ class Edge:
         await self.app(scope, bounded_receive, tagged_send)
 
 
-def engine_from(settings: Settings) -> Engine:
-    """The engine that `settings` describe. As it loads it logs which model, why, and what an image will cost."""
-
-    def load() -> Any:
-        from benchlib.serving.model.loading import load_pipeline
-
-        pipe = load_pipeline(
-            settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            recipe=settings.recipe,
-            seed=settings.seed,
-            torch_threads=settings.torch_threads,
-        )
-        log.info("Serving %(model)s on %(device)s in %(dtype)s: %(model_reason)s.", pipe.spec)
-        usual = GenerateRequest(prompt="-")
-        # On a CPU a step at full size takes as long as starting up; cost grows faster than pixels, so this bounds it.
-        shrink, words = (4, "at least") if pipe.device.type == "cpu" else (1, "about")
-        cost_s = shrink**2 * pipe.predict_s(
-            usual.width // shrink, usual.height // shrink, usual.num_inference_steps
-        )
-        size = (usual.width, usual.height, usual.num_inference_steps)
-        log.info("An image of %dx%d at %d steps will take %s %.2g s here.", *size, words, cost_s)
-        return pipe
-
-    options = ("batching", "max_batch_size", "max_wait_ms", "max_queue", "batch_buckets", "sizes")
-    return Engine(load, **{name: getattr(settings, name) for name in options})
-
-
 def __getattr__(name: str) -> FastAPI:
     if name != "app":
         raise AttributeError(name)
-    settings = Settings()
-    made = create_app(
-        engine_from(settings),
-        deadline_s=settings.deadline_s,
-        max_pixel_steps=settings.max_pixel_steps,
-    )
-    globals()["app"] = made
-    return made
+    from benchlib.serving.standalone import Settings, app_from
+
+    app = app_from(Settings())
+    globals()["app"] = app
+    return app

@@ -1,7 +1,7 @@
-"""Between a route and the engine: hands jobs in, waits no longer than client and deadline do, says what it took.
+"""Between a route and the engine: hands jobs in, waits for them, and has their files written.
 
-Knows which status stands for what the engine says, the Server-Timing header, and the threads that write image files.
-Ignorant of routes, bodies and torch.
+Knows deadlines, clients that leave, which status stands for which of the engine's errors, and the threads that write
+image files. Ignorant of routes, bodies, headers and torch.
 """
 
 from __future__ import annotations
@@ -12,35 +12,30 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from benchlib.rows import write_server_timing
-from benchlib.serving.engine.engine import (
-    Cancelled,
-    DeadlinePassed,
-    DoesNotFit,
-    Done,
-    Engine,
-    Job,
-    Refused,
-)
+from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Job, Refused
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.worker_threads import WorkerThreads
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 log = logging.getLogger(__name__)
 
 FILE_THREADS = 2
-# A client that leaves sooner is noticed then. Watching from the start would double a route's time.
+# A client that leaves earlier is noticed then. To watch from the start would double a route's time.
 WATCH_AFTER_S = 0.02
 
 
 class Unserved(HTTPException):
-    """A request that gets no image; `reason` is the word for it in the metrics and in OpenAI's errors."""
+    """A request that gets no image; `reason` is its word in the metrics and in OpenAI's errors."""
 
     def __init__(
         self, status: int, reason: str, detail: str, *, headers: dict[str, str] | None = None
@@ -50,186 +45,155 @@ class Unserved(HTTPException):
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was made of a request: its jobs and what became of them, the files in base64, and how long those took."""
+class Answer:
+    """The finished jobs of one HTTP request, their files in base64, and the seconds that writing those took."""
 
     jobs: list[Job]
-    done: list[Done]
     files: list[str]
     files_s: float
 
 
-class Desk:
-    """Where the routes hand in what they are asked for. `deadline_s` and `max_pixel_steps`: see `create_app`."""
+class HandOff:
+    """Where the routes hand in what they want to have made. The options: see `create_app`."""
 
     def __init__(
         self, engine: Engine, *, deadline_s: float | None, max_pixel_steps: int | None
     ) -> None:
-        self.engine, self.metrics = engine, Metrics(engine)
-        self.deadline_s, self.max_pixel_steps = deadline_s, max_pixel_steps
-        self._files = WorkerThreads("benchlib-files", FILE_THREADS)
+        self.engine = engine
+        self.metrics = Metrics(engine)
+        self.deadline_s = deadline_s
+        self.max_pixel_steps = max_pixel_steps
+        self._file_threads = WorkerThreads("benchlib-files", FILE_THREADS)
 
     def close(self) -> None:
-        self._files.close()
+        self._file_threads.close()
 
-    async def make(
+    async def make_images(
         self,
-        request: Request,
-        asked: Sequence[GenerateRequest],
-        write_file: Callable[[Any], str] | None = None,
-    ) -> Made:
-        """Make the images asked for, in order, and their files where `write_file` makes one of a PIL image.
+        http: Request,
+        wanted: Sequence[GenerateRequest],
+        write_file: Callable[[Image], str] | None = None,
+    ) -> Answer:
+        """The images of `wanted`, in order, and their files if `write_file` makes one of an image.
 
-        One that is refused or fails ends them all. Raises `Unserved`, or RequestValidationError for too many pixels.
+        One image that is refused or fails ends them all. Raises `Unserved`, or RequestValidationError for too many
+        pixel steps.
         """
+        http.state.jobs = []
+        self._check_pixel_steps(wanted)
         try:
-            made = await self._make(request, asked, write_file)
+            answer = await self._run_jobs(http, wanted, write_file)
         except Unserved as error:
             self.metrics.count_unserved(error.reason)
             raise
-        route = request.scope["path"]
-        self.metrics.images.labels(route).inc(len(asked))
-        self.metrics.latency_s.labels(route).observe(time.monotonic() - request.state.arrived_s)
-        return made
+        route = http.scope["path"]
+        self.metrics.images.labels(route).inc(len(wanted))
+        self.metrics.latency_s.labels(route).observe(time.monotonic() - http.state.arrived_s)
+        return answer
 
-    async def _make(
+    def _check_pixel_steps(self, wanted: Sequence[GenerateRequest]) -> None:
+        most = max(request.pixel_steps for request in wanted)
+        if self.max_pixel_steps is None or most <= self.max_pixel_steps:
+            return
+        self.metrics.count_unserved("too_large")
+        message = f"width x height x num_inference_steps is {most}, above this server's {self.max_pixel_steps}"
+        raise RequestValidationError(
+            [
+                {"loc": ("body", field), "msg": message, "type": "too_large"}
+                for field in ("width", "height", "num_inference_steps")
+            ]
+        )
+
+    async def _run_jobs(
         self,
-        request: Request,
-        asked: Sequence[GenerateRequest],
-        write_file: Callable[[Any], str] | None,
-    ) -> Made:
-        state = request.state
-        state.jobs = []
-        self._check_pixel_steps(asked)
+        http: Request,
+        wanted: Sequence[GenerateRequest],
+        write_file: Callable[[Image], str] | None,
+    ) -> Answer:
+        arrived_s = http.state.arrived_s
+        request_id = http.state.request_id
+        jobs: list[Job] = http.state.jobs
         try:
-            for one in asked:
-                job = self.engine.submit(
-                    one,
-                    request_id=state.request_id,
-                    arrived_s=state.arrived_s,
-                    deadline_s=self.deadline_s,
-                )
-                state.jobs.append(job)
-            done, ended_s = await self._wait(request, state.jobs), time.monotonic()
-            files = (
-                [] if write_file is None else await self._write(write_file, done, state.request_id)
-            )
-            return Made(state.jobs, done, files, time.monotonic() - ended_s if files else 0.0)
+            for request in wanted:
+                job = self.engine.submit(request, request_id=request_id, arrived_s=arrived_s)
+                jobs.append(job)
+            await self._wait(http, jobs)
+            if write_file is None:
+                return Answer(jobs, files=[], files_s=0.0)
+            began_s = time.monotonic()
+            files = await self._write_files(write_file, jobs)
+            return Answer(jobs, files, files_s=time.monotonic() - began_s)
         except HTTPException:
             raise
         except Exception as error:
-            raise self._explained(error, state.request_id) from error
+            raise self._unserved(error, request_id) from error
         finally:
-            for job in state.jobs:
+            for job in jobs:
                 if not job.future.done():
                     self.engine.cancel(job)
 
-    def _check_pixel_steps(self, asked: Sequence[GenerateRequest]) -> None:
-        most = max(one.pixel_steps for one in asked)
-        if self.max_pixel_steps is not None and most > self.max_pixel_steps:
-            self.metrics.count_unserved("too_large")
-            message = f"width x height x num_inference_steps is {most}, above this server's {self.max_pixel_steps}"
-            fields = ("width", "height", "num_inference_steps")
-            raise RequestValidationError(
-                [{"loc": ("body", f), "msg": message, "type": "too_large"} for f in fields]
-            )
-
-    async def _wait(self, request: Request, jobs: list[Job]) -> list[Done]:
-        """What became of the jobs, waiting no longer than their client or their deadline. One that fails ends it."""
+    async def _wait(self, http: Request, jobs: list[Job]) -> None:
+        """Return once all jobs have their images. Raises a job's error, or `Unserved` if the client or time is gone."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Exception | None] = loop.create_future()
-        watchers: list[asyncio.Task[None]] = []
 
         def end(error: Exception | None = None) -> None:
             if not ended.done():
                 ended.set_result(error)
 
         def look() -> None:
-            if all(job.future.done() for job in jobs) or any(_failed(job) for job in jobs):
+            finished = [job for job in jobs if job.future.done()]
+            errors = [job.outcome for job in finished if isinstance(job.outcome, Exception)]
+            if errors:
+                end(errors[0])
+            elif len(finished) == len(jobs):
                 end()
 
         async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass  # the body has been read, so nothing else can arrive
+            # The body has been read, so nothing but the end of the connection can arrive.
+            while (await http.receive())["type"] != "http.disconnect":
+                pass
             end(Unserved(499, "client_gone", "the client has gone"))
 
-        for job in jobs:
-            job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(look))
+        watchers: list[asyncio.Task[None]] = []
         timers = [
             loop.call_later(WATCH_AFTER_S, lambda: watchers.append(loop.create_task(watch())))
         ]
         if self.deadline_s is not None:
-            left_s = request.state.arrived_s + self.deadline_s - time.monotonic()
-            timers.append(loop.call_later(left_s, end, DeadlinePassed()))
+            left_s = http.state.arrived_s + self.deadline_s - time.monotonic()
+            words = f"not done within the deadline of {self.deadline_s} s"
+            timers.append(loop.call_later(left_s, end, Unserved(504, "deadline", words)))
+        for job in jobs:
+            job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(look))
         try:
-            if error := await ended:
+            error = await ended
+            if error is not None:
                 raise error
-            # Failed ones first, as they raise: then not all of the others are done.
-            return [job.future.result() for job in sorted(jobs, key=_failed, reverse=True)]
         finally:
             for timer in timers:
                 timer.cancel()
             for watcher in watchers:
                 watcher.cancel()
 
-    async def _write(
-        self, write_file: Callable[[Any], str], done: list[Done], request_id: str
-    ) -> list[str]:
-        written = [self._files.submit(write_file, one.image) for one in done]
+    async def _write_files(self, write_file: Callable[[Image], str], jobs: list[Job]) -> list[str]:
+        images = [job.future.result() for job in jobs]
+        files = [self._file_threads.submit(write_file, image) for image in images]
         try:
-            return await asyncio.gather(*map(asyncio.wrap_future, written))
-        except Exception as error:  # what fails inside the engine is logged there
-            log.error(
-                "request %s: its image could not be written as a file", request_id, exc_info=error
-            )
+            return await asyncio.gather(*map(asyncio.wrap_future, files))
+        except Exception as error:  # an error inside the engine is logged there
+            words = "request %s: its image could not be written as a file"
+            log.error(words, jobs[0].request_id, exc_info=error)
             raise
 
-    def _explained(self, error: Exception, request_id: str) -> Unserved:
+    def _unserved(self, error: Exception, request_id: str) -> Unserved:
         """What HTTP says of the engine's `error`."""
         if isinstance(error, Refused) and error.retry_after_s is not None:
             reason = "loading" if self.engine.state == "loading" else "queue_full"
             headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
             return Unserved(503, reason, str(error), headers=headers)
-        if isinstance(
-            error, Refused | Cancelled
-        ):  # the engine is stopping, or was stopped meanwhile
+        if isinstance(error, Refused | Cancelled):  # the engine stops, or has stopped meanwhile
             return Unserved(503, "stopping", str(error))
-        if isinstance(error, DeadlinePassed):
-            return Unserved(504, "deadline", f"not done within the deadline of {self.deadline_s} s")
         if isinstance(error, DoesNotFit):
             return Unserved(507, "too_large", str(error))
         detail = f"the engine failed; the log says why under request id {request_id}"
         return Unserved(500, "failed", detail)
-
-
-def _failed(job: Job) -> bool:
-    return job.future.done() and job.future.exception() is not None
-
-
-def server_timing(made: Made) -> str:
-    """The W3C Server-Timing header: milliseconds that add up to `total`, which ends as the answer begins.
-
-    `wait` is what is left after the queue and the work: between steps, and between the threads. Of several images it
-    tells of the last one, and the time of all files.
-    """
-    job, work = made.jobs[-1], made.done[-1].work
-    assert job.admitted_s is not None
-    parts = {
-        "queue": job.admitted_s - job.arrived_s,
-        "encode": work.encode_s,
-        "denoise": work.denoise_s,
-        "decode": work.decode_s,
-        "image": made.files_s,
-    }
-    total_s = time.monotonic() - job.arrived_s
-    parts["wait"] = total_s - sum(parts.values())
-    batch_size = work.batch_rows / work.steps_done
-    return write_server_timing(parts | {"total": total_s}, batch_size)
-
-
-def unserved_timing(request: Request) -> str:
-    """The Server-Timing of an answer without an image: how long it waited to be begun, and all in all."""
-    now_s, arrived_s = time.monotonic(), request.state.arrived_s
-    jobs: list[Job] = getattr(request.state, "jobs", [])
-    queue_s = max((job.admitted_s or now_s for job in jobs), default=arrived_s) - arrived_s
-    return write_server_timing({"queue": queue_s, "total": now_s - arrived_s})

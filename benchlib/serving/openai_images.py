@@ -1,8 +1,8 @@
 """The images route of OpenAI's API, so that its clients can ask this server for images.
 
-Knows the wire of https://platform.openai.com/docs/api-reference/images/create: what is asked, what is answered, how an
-error looks. What that API knows and this server does not (quality, style, user, ...) is ignored. Ignorant of how images
-are made (the desk's business).
+Knows the wire of https://platform.openai.com/docs/api-reference/images/create: bodies, answers, the shape and status of
+errors. What that API has and this server has not (quality, style, user, ...) is ignored. Ignorant of how images are
+made: that is the hand-off's business.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from benchlib.serving.handoff import Desk, Unserved, server_timing
+from benchlib.serving.handoff import HandOff, Unserved
+from benchlib.serving.headers import answer_headers
 from benchlib.serving.schemas import (
     MAX_SEED,
     MAX_SIDE,
@@ -76,11 +77,13 @@ class ImagesRequest(BaseModel):
     @field_validator("size")
     @classmethod
     def _check_size(cls, size: str | None) -> str | None:
-        sides = [] if size in (None, "auto") else [int(side) for side in size.split("x")]
-        if any(side % 8 or not MIN_SIDE <= side <= MAX_SIDE for side in sides):
-            raise ValueError(
-                f"width and height must be multiples of 8 from {MIN_SIDE} to {MAX_SIDE}, or auto"
-            )
+        if size in (None, "auto"):
+            return size
+        for side in map(int, size.split("x")):
+            if side % 8 or not MIN_SIDE <= side <= MAX_SIDE:
+                raise ValueError(
+                    f"width and height must be multiples of 8 from {MIN_SIDE} to {MAX_SIDE}, or auto"
+                )
         return size
 
     @field_validator("stream")
@@ -90,16 +93,24 @@ class ImagesRequest(BaseModel):
             raise ValueError("there are no partial images to stream; leave it out")
         return stream
 
-    def requests(self, defaults: Mapping[str, int]) -> list[GenerateRequest]:
-        """A request for each image; `defaults` has the width, height and steps that were not asked for."""
-        fields = {
-            **defaults,
-            **{name: value for name in _SAME if (value := getattr(self, name)) is not None},
-        }
-        if sides := _SIZE.fullmatch(self.size or ""):
-            fields |= {"width": int(sides[1]), "height": int(sides[2])}
+    def requests(self, showcase: Mapping[str, int]) -> list[GenerateRequest]:
+        """A request for each image. `showcase` has the model's own width, height and steps."""
+        # 1) The fields that all images share
+        fields: dict[str, Any] = dict(showcase)
+        for name in _SAME:
+            value = getattr(self, name)
+            if value is not None:
+                fields[name] = value
+        sides = _SIZE.fullmatch(self.size or "")
+        if sides is not None:
+            fields["width"] = int(sides[1])
+            fields["height"] = int(sides[2])
+
+        # 2) A seed for each
         n = self.n or 1
-        seed = secrets.randbelow(MAX_SEED + 2 - n) if self.seed is None else self.seed
+        seed = self.seed
+        if seed is None:
+            seed = secrets.randbelow(MAX_SEED + 2 - n)
         if seed + n - 1 > MAX_SEED:
             raise _invalid("seed", f"the last of {n} images would have a seed above {MAX_SEED}")
         return [GenerateRequest(seed=seed + number, **fields) for number in range(n)]
@@ -108,12 +119,9 @@ class ImagesRequest(BaseModel):
         """The image as a file, in base64."""
         file = io.BytesIO()
         kind = self.output_format or "png"
-        quality = (
-            {}
-            if kind == "png"
-            else {"quality": 100 if self.output_compression is None else self.output_compression}
-        )
-        image.save(file, kind, **quality)
+        quality = 100 if self.output_compression is None else self.output_compression
+        options = {} if kind == "png" else {"quality": quality}
+        image.save(file, kind, **options)
         return base64.b64encode(file.getvalue()).decode("ascii")
 
 
@@ -157,7 +165,7 @@ class OpenAIError(BaseModel):
     error: OpenAIProblem
 
 
-def make_router(desk: Desk) -> APIRouter:
+def make_router(handoff: HandOff) -> APIRouter:
     """The routes under /v1."""
     started = int(time.time())
     errors: dict[int | str, dict[str, Any]] = {
@@ -171,46 +179,60 @@ def make_router(desk: Desk) -> APIRouter:
         responses=errors,
         summary="Make images, as OpenAI does",
     )
-    async def generate_images(body: ImagesRequest, request: Request) -> Response:
-        spec = desk.engine.spec
+    async def generate_images(body: ImagesRequest, http: Request) -> Response:
+        spec = handoff.engine.spec
         if spec and body.model is not None and body.model != spec["model"]:
-            raise Unserved(
-                404,
-                "model_not_found",
-                f"this server has {spec['model']!r} alone: name it, or no model",
-            )
-        asked = body.requests(spec.get("showcase", {}))
-        made = await desk.make(request, asked, body.write_file)
-        answer = ImagesResponse.model_construct(
+            words = f"this server has {spec['model']!r} alone: name it, or no model"
+            raise Unserved(404, "model_not_found", words)
+        wanted = body.requests(spec.get("showcase", {}))
+        answer = await handoff.make_images(http, wanted, body.write_file)
+        response = ImagesResponse.model_construct(
             created=int(time.time()),
-            data=[ImageFile.model_construct(b64_json=file) for file in made.files],
-            size=f"{asked[0].width}x{asked[0].height}",
+            data=[ImageFile.model_construct(b64_json=file) for file in answer.files],
+            size=f"{wanted[0].width}x{wanted[0].height}",
             output_format=body.output_format or "png",
         )
-        headers = {"X-Seed": str(asked[0].seed), "Server-Timing": server_timing(made)}
-        return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
+        return Response(
+            response.model_dump_json(),
+            headers=answer_headers(answer),
+            media_type="application/json",
+        )
 
     @router.get("/models")
     async def list_models() -> ModelList:
-        spec = desk.engine.spec
-        return ModelList(data=[Model(id=spec["model"], created=started)] if spec else [])
+        spec = handoff.engine.spec
+        if not spec:
+            return ModelList(data=[])
+        return ModelList(data=[Model(id=spec["model"], created=started)])
 
     return router
 
 
-def error_body(status: int, detail: object, code: str | None) -> dict[str, Any]:
-    """An error in OpenAI's shape. `detail` is a sentence, or what FastAPI says of a bad body."""
+def is_asked(http: Request) -> bool:
+    """Whether the client of this request expects OpenAI's errors."""
+    path: str = http.scope["path"]
+    return path.startswith(f"{PREFIX}/")
+
+
+def error_answer(status: int, detail: object, code: str | None) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error as OpenAI has them. `detail` is a sentence, or FastAPI's list of problems.
+
+    A bad body is 400, not 422: OpenAI's clients tell the two apart.
+    """
+    if status == 422:
+        status = 400
+    message = str(detail)
     param = None
     if isinstance(detail, list):
-        first = detail[0]
-        code, message = first["type"], first["msg"]
-        if len(first["loc"]) > 1 and isinstance(first["loc"][1], str):
-            param = {"width": "size", "height": "size"}.get(first["loc"][1], first["loc"][1])
+        problem = detail[0]
+        code = problem["type"]
+        message = problem["msg"]
+        place = problem["loc"]
+        if len(place) > 1 and isinstance(place[1], str):
+            param = "size" if place[1] in ("width", "height") else place[1]
             message = f"{param}: {message}"
-    else:
-        message = str(detail)
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def _invalid(field: str, message: str) -> RequestValidationError:

@@ -1,7 +1,7 @@
-"""What the server tells a Prometheus that asks at /metrics.
+"""The server's metrics for Prometheus, as /metrics shows them.
 
-Knows the names of the metrics. Ignorant of HTTP: the desk counts, the engine is asked. Each app has a registry of its
-own, as several servers may live in one process.
+Knows the names of the metrics. Ignorant of HTTP: the hand-off counts requests, and the engine knows the rest. Each app
+has a registry of its own, as several servers may live in one process.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Metrics:
             registry=registry,
         )
         engine.on_step = lambda requests, _: batch_size.observe(requests)
-        registry.register(Now(engine))
+        registry.register(EngineCollector(engine))
 
     def count_unserved(self, reason: str) -> None:
         """Count a request that gets no image."""
@@ -71,8 +71,8 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class Now(Collector):
-    """What is looked up only when somebody asks."""
+class EngineCollector(Collector):
+    """Metrics that are looked up only when somebody reads the page."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

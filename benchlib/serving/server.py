@@ -1,6 +1,6 @@
-"""`serve(...)`: uvicorn in this process, on a thread, as a thing that starts, says where it is, and stops.
+"""`serve(...)`: uvicorn in this process, on a thread of its own, as an object that starts, says where it is, and stops.
 
-Knows sockets, threads and uvicorn's life. Ignorant of routes (app.py) and of images (engine.py).
+Knows sockets, threads and uvicorn's life. Ignorant of routes (app.py) and of images (engine/).
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import asyncio
 import atexit
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import ValidationError
 
-from benchlib.serving.app import Settings, create_app, engine_from
+from benchlib.serving.app import create_app
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.options import Batching, EngineOptions, in_words
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
@@ -30,6 +30,25 @@ KEEP_ALIVE_S = 75
 DRAIN_S = 30
 
 _servers: dict[str, Server] = {}
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn that, once it should exit, answers for DRAIN_S what it has taken in, and then refuses the rest."""
+
+    def __init__(self, app: FastAPI, engine: Engine, **options: Any) -> None:
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=2 * DRAIN_S,  # then it cuts even what it is refusing
+            **options,
+        )
+        super().__init__(config)
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(DRAIN_S, self._engine.drop_jobs)
+        await super().shutdown(sockets)
 
 
 class Server:
@@ -50,17 +69,18 @@ class Server:
     ) -> None:
         self.name = name
         self.started = False
-        self._make_engine, self._app_options = make_engine, app_options
-        self._host, self._port, self._log_level = host, port, log_level
+        self._make_engine = make_engine
+        self._app_options = app_options
+        self._host = host
+        self._port = port
+        self._log_level = log_level
         self._engine: Engine | None = None
         self._url: str | None = None
 
     def __repr__(self) -> str:
-        where = (
-            f"{self.spec['model']} on {self.spec['device']} at {self.url}"
-            if self.started
-            else "stopped"
-        )
+        where = "stopped"
+        if self.started:
+            where = f"{self.spec['model']} on {self.spec['device']} at {self.url}"
         return f"<Server {self.name!r}: {where}>"
 
     def __enter__(self) -> Server:
@@ -88,11 +108,10 @@ class Server:
 
     @property
     def graphs_made(self) -> int:
-        """Graphs that this process has compiled or recorded so far: a request that adds to it waited for that."""
-        optimisations = sys.modules.get(
-            "benchlib.serving.model.optimisations"
-        )  # without it, none was
-        return optimisations.graphs_made() if optimisations else 0
+        """Graphs that this process has compiled or recorded so far: a request that adds to them waited for that."""
+        from benchlib.serving.model.optimisations import graphs_made
+
+        return graphs_made()
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -100,41 +119,51 @@ class Server:
         return {} if self._engine is None else self._engine.spec
 
     def start(self) -> Server:
-        """Bind, load, warm up; return when the model is ready. Where that fails, raise why and leave nothing running.
+        """Bind, load, warm up; return when the model is ready. If that fails, raise why and leave nothing running.
 
-        OSError where the address can't be bound; what `load_pipeline` raises where the model can't be had.
+        OSError if the address can't be bound; what `load_pipeline` raises if the model can't be had.
         """
         if self.started:
             return self
-        self._engine = self._make_engine()
-        if (former := _servers.get(self.name)) is not None:
+
+        # 1) Take the place of the server of this name
+        engine = self._make_engine()
+        former = _servers.get(self.name)
+        if former is not None:
             former.stop()
+
+        # 2) Listen
         listener = _listen(self._host, self._port)
         host, port = listener.getsockname()[:2]
-        self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        app = create_app(self._engine, **self._app_options)
-        self._uvicorn = DrainingServer(app, self._engine, log_level=self._log_level)
+        if ":" in host:  # IPv6
+            host = f"[{host}]"
+        self._url = f"http://{host}:{port}"
+        app = create_app(engine, **self._app_options)
+        self._uvicorn = DrainingServer(app, engine, log_level=self._log_level)
         self._thread = threading.Thread(
             target=self._uvicorn.run,
             kwargs={"sockets": [listener]},
             name=f"benchlib-server-{self.name}",
             daemon=True,
         )
-        _servers[self.name] = self
+        self._engine = engine
         self.started = True
+        _servers[self.name] = self
         self._thread.start()
+
+        # 3) Wait for the model
         try:
-            self._engine.settled.wait()
+            engine.settled.wait()
         except BaseException:  # the cell was interrupted while a model loads
             self.stop()
             raise
-        if (failure := self._engine.failure) is not None:
+        if engine.failure is not None:
             self.stop()
-            raise failure
+            raise engine.failure
         return self
 
     def stop(self) -> None:
-        """Finish what is being answered (at most 30 s), then free the port, the threads, and a model of its own."""
+        """Finish what is being answered (at most DRAIN_S), then free the port, the threads, and a model of its own."""
         if not self.started:
             return
         self._uvicorn.should_exit = True
@@ -148,7 +177,7 @@ class Server:
 def serve(
     model: str | SDXLPipeline = "tiny",
     *,
-    batching: str = "continuous",
+    batching: Batching = "continuous",
     max_batch_size: int = 8,
     max_wait_ms: float = 5.0,
     batch_buckets: Sequence[int] | None = None,
@@ -164,26 +193,23 @@ def serve(
 ) -> Server:
     """Serve a pipeline, or a model by name, over HTTP from this process; return when it is ready.
 
-    A pipeline stays yours. A model given by name is loaded with `load_options` (`device`, `dtype`, `recipe`, `seed`,
-    `torch_threads`: see `load_pipeline`), is owned by the server, and is freed at `stop()`. `port=0` takes a free port.
-    A server that runs under the same `name` is stopped first, so that a notebook cell can be run again; others are left
-    alone. `batching`, `max_batch_size`, `max_wait_ms`, `batch_buckets` and `sizes` say how requests share the model:
-    see `Engine`. `max_queue`, `deadline_s` and `max_pixel_steps` bound what is taken in: see `create_app`. Raises
-    ValueError for a bad argument, OSError where the port is taken, and what loading raises.
+    A pipeline stays yours. A model given by name is owned by the server and freed at `stop()`. It is loaded with
+    `load_options`: `device`, `dtype`, `recipe`, `seed`, `torch_threads` (see `load_pipeline`). `port=0` takes a free
+    port. A server that runs under the same `name` is stopped first, so that a notebook cell can be run again; others
+    are left alone.
+
+    How requests share the model: `batching`, `max_batch_size`, `max_wait_ms`, `batch_buckets`, `sizes` and `max_queue`
+    (see `EngineOptions`). What is taken in: `deadline_s` and `max_pixel_steps` (see `create_app`).
+
+    Raises ValueError for a bad argument, OSError if the port is taken, and what loading raises.
     """
     if load_options and not isinstance(model, str):
+        names = ", ".join(load_options)
         raise ValueError(
-            f"{', '.join(load_options)}: a loaded pipeline has its own; give these to load_pipeline instead"
+            f"{names}: a loaded pipeline has its own; give these to load_pipeline instead"
         )
-
-    def load() -> SDXLPipeline:
-        from benchlib.serving.model.loading import load_pipeline
-
-        return load_pipeline(model, **load_options) if isinstance(model, str) else model
-
-    def make_engine() -> Engine:
-        return Engine(
-            load if isinstance(model, str) else model,
+    try:
+        options = EngineOptions(
             batching=batching,
             max_batch_size=max_batch_size,
             max_wait_ms=max_wait_ms,
@@ -191,59 +217,30 @@ def serve(
             batch_buckets=batch_buckets,
             sizes=sizes,
         )
+    except ValidationError as error:
+        raise ValueError(in_words(error)) from None
 
-    limits = {"deadline_s": deadline_s, "max_pixel_steps": max_pixel_steps}
+    def load() -> SDXLPipeline:
+        from benchlib.serving.model.loading import load_pipeline
+
+        return load_pipeline(model, **load_options) if isinstance(model, str) else model
+
+    def make_engine() -> Engine:
+        return Engine(load if isinstance(model, str) else model, options)
+
     return Server(
-        make_engine, host=host, port=port, name=name, log_level=log_level, **limits
+        make_engine,
+        host=host,
+        port=port,
+        name=name,
+        log_level=log_level,
+        deadline_s=deadline_s,
+        max_pixel_steps=max_pixel_steps,
     ).start()
 
 
-def serve_alone(settings: Settings, *, host: str, port: int) -> int:
-    """Serve until a signal ends it: the body of `python -m benchlib serve`. Returns the exit status.
-
-    The port is bound first and the model loads behind it; where that fails, the reason is printed and the status is 1.
-    """
-    engine = engine_from(settings)
-    app = create_app(
-        engine, deadline_s=settings.deadline_s, max_pixel_steps=settings.max_pixel_steps
-    )
-    server = DrainingServer(app, engine, host=host, port=port, log_level="info")
-
-    def give_up_if_failed() -> None:
-        engine.settled.wait()
-        if engine.failure is not None:
-            server.should_exit = True
-
-    threading.Thread(target=give_up_if_failed, name="benchlib-watch", daemon=True).start()
-    with suppress(KeyboardInterrupt):  # uvicorn raises it anew once it has stopped in order
-        server.run()
-    if engine.failure is not None:
-        print(f"benchlib: {type(engine.failure).__name__}: {engine.failure}", file=sys.stderr)
-        return 1
-    return 0
-
-
-class DrainingServer(uvicorn.Server):
-    """uvicorn, which answers for DRAIN_S what it has taken in. It refuses the rest, so that nothing waits for it."""
-
-    def __init__(self, app: FastAPI, engine: Engine, **options: Any) -> None:
-        config = uvicorn.Config(
-            app,
-            access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=2 * DRAIN_S,  # then it cuts even what it is refusing
-            **options,
-        )
-        super().__init__(config)
-        self._engine = engine
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(DRAIN_S, self._engine.drop_jobs)
-        await super().shutdown(sockets)
-
-
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound TCP socket, of IPPROTO_TCP by name: asyncio spares only such the 40 ms of Nagle's algorithm."""
+    """A bound TCP socket. IPPROTO_TCP is named, or asyncio would leave on Nagle's algorithm, which costs 40 ms."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -259,6 +256,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @atexit.register
 def _stop_all() -> None:
-    """A daemon thread inside torch at the interpreter's exit crashes it, so they are ended in order."""
+    """End all servers in order. A daemon thread that is inside torch when the interpreter ends would crash it."""
     for server in list(_servers.values()):
         server.stop()

@@ -27,6 +27,7 @@ class FakePipeline:
             "showcase": {"width": 64, "height": 64, "num_inference_steps": 2},
         }  # fmt: skip
         self.fail_on = {}  # prompt -> exception, raised at its first step
+        self.encode_errors = []  # raised by the next calls of `encode`, one each
         self.batches = []  # (works, padded rows) of each step
         self.most_steps = self.most_decodes = self.most_pixels = (
             math.inf
@@ -36,6 +37,8 @@ class FakePipeline:
         return images * width * height <= self.most_pixels
 
     def encode(self, requests):
+        if self.encode_errors:
+            raise self.encode_errors.pop()
         self.calls += [("encode", request.prompt) for request in requests]
         return [
             Work(

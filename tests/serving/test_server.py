@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchlib.serving.app import Settings, engine_from
+from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.models import ModelError
 from benchlib.serving.server import serve
+from benchlib.serving.standalone import Settings, engine_from
 from benchmarks.fakes.fake_pipeline import FakePipeline
 
 SMALL = {"prompt": "a lighthouse", "num_inference_steps": 3, "width": 64, "height": 64}
@@ -305,6 +306,15 @@ def test_a_passed_deadline_is_504_at_once_and_the_work_is_dropped():
     assert steps.count("running") + steps.count("waiting") <= 1
 
 
+def test_a_deadline_passes_while_a_batch_is_gathered():
+    with serve(
+        FakePipeline(), name="fake", batching="dynamic", max_wait_ms=60_000, deadline_s=0.1
+    ) as server:
+        response = httpx.post(f"{server.url}/benchmark/generate", json=SMALL, timeout=30)
+        assert response.status_code == 504
+        assert server._engine.waiting == 0
+
+
 def test_a_client_that_has_gone_is_dropped_at_the_next_step():
     pipeline = FakePipeline()
     with fake_server(pipeline) as client:
@@ -387,7 +397,7 @@ def test_leaving_frees_port_threads_and_an_owned_model():
     before = set(threading.enumerate())
     references = []
     with serve("tiny", name="owned", device="cpu") as server:
-        references.append(weakref.ref(server._engine._pipeline))
+        references.append(weakref.ref(server._engine._calls.pipeline))
         port = int(server.url.rsplit(":", 1)[1])
         assert server.spec["model"] == "tiny"
         assert server.pid == os.getpid()
@@ -436,7 +446,7 @@ def test_a_failed_start_raises_the_reason_and_leaves_nothing():
 def test_bad_options_are_named(tiny):
     with pytest.raises(ValueError, match="dtype: a loaded pipeline has its own"):
         serve(tiny, dtype="float16")
-    with pytest.raises(ValueError, match="batching: 'magic'"):
+    with pytest.raises(ValueError, match=r"batching: .*, not 'magic'"):
         serve(tiny, batching="magic")
 
 
@@ -533,13 +543,21 @@ def test_the_engine_is_made_as_the_environment_says(monkeypatch):
     }  # fmt: skip
     for name, value in said.items():
         monkeypatch.setenv(f"BENCHLIB_{name}", value)
-    made = {}
-    monkeypatch.setattr("benchlib.serving.app.Engine", lambda _, **options: made.update(options))
+    made = []
+    monkeypatch.setattr(
+        "benchlib.serving.standalone.Engine", lambda _, options: made.append(options)
+    )
     engine_from(Settings())
-    assert made == {
-        "batching": "dynamic", "max_batch_size": 3, "max_wait_ms": 12.5, "batch_buckets": [1, 2, 4],
-        "sizes": [(64, 64), (128, 96)], "max_queue": 5,
-    }  # fmt: skip
+    expected = EngineOptions(
+        batching="dynamic",
+        max_batch_size=3,
+        max_wait_ms=12.5,
+        batch_buckets=(1, 2, 4),
+        sizes=((64, 64), (128, 96)),
+        max_queue=5,
+    )
+    assert made == [expected]
+    assert type(made[0]) is EngineOptions
 
 
 @pytest.mark.parametrize(

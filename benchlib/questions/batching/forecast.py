@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchlib.serving.engine.policies import Measured, SimulatedTask, make_policy, simulate
+from benchlib.serving.engine.policies import make_policy
+from benchlib.serving.engine.simulate import SimulatedTask, simulate
+from benchlib.serving.engine.step_times import StepTimesBySize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +32,7 @@ def predict_latency(
     """
     import pandas as pd
 
-    step_times = Measured.of(spec.get("step_times") or {})
+    step_times = StepTimesBySize.from_spec(spec.get("step_times") or {})
     tasks = _tasks(requests)
     missing = sorted({task.size for task in tasks} - step_times.keys())
     if missing:

@@ -1,171 +1,75 @@
-"""The engine: a bounded queue, and the one worker that carries out what its policy decides.
+"""The engine: a bounded queue, and one worker that carries out what its policy decides.
 
-Knows waiting, admission, deadlines, cancellation, memory that does not suffice, and what an error in one batch means
-for the others. Ignorant of HTTP, of what a denoising step computes, and of who should run with whom (policies.py). One
-worker, because a diffusers pipeline is not thread-safe.
+Knows waiting, admission, cancellation, starting and stopping. Ignorant of HTTP, of deadlines (the hand-off cancels late
+jobs), of who should run with whom (policies.py), and of the pipeline's calls (model_calls.py). There is one worker,
+because a diffusers pipeline is not thread-safe.
 """
 
 from __future__ import annotations
 
 import gc
-import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchlib.serving.engine.policies import Measured, Size, Turn, make_policy, until_place_s
-from benchlib.serving.engine.step_times import measure, warm
-from benchlib.serving.model.torch_thread import on_torch_thread, others_wait
+from benchlib.serving.engine.jobs import Cancelled, Job, Refused
+from benchlib.serving.engine.model_calls import ModelCalls
+from benchlib.serving.engine.options import RECORDED_OPTIONS, EngineOptions
+from benchlib.serving.engine.policies import Turn, make_policy
+from benchlib.serving.engine.simulate import SimulatedTask, until_place_s
+from benchlib.serving.engine.step_times import StepTimesBySize
+from benchlib.serving.model.torch_thread import on_torch_thread, repeat_on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 
 if TYPE_CHECKING:
-    from benchlib.serving.model.denoise import Work
-    from benchlib.serving.model.memory import PeakMemory
+    from PIL.Image import Image
+
     from benchlib.serving.model.pipeline import SDXLPipeline
 
-log = logging.getLogger(__name__)
-
 State = Literal["loading", "ready", "failed", "stopped"]
-T = TypeVar("T")
-
-
-class Refused(RuntimeError):
-    """The engine takes no job now. `retry_after_s` estimates when it would; None where waiting is no use."""
-
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class DoesNotFit(RuntimeError):
-    """The device has too little memory for one image of this size."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__(f"{size[0]}x{size[1]} does not fit in the device's memory; ask for less")
-
-
-class Cancelled(RuntimeError):
-    """Whoever asked has gone, or the engine stops; the work was dropped."""
-
-
-class DeadlinePassed(RuntimeError):
-    """The job was not done in time; the work was dropped."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished job: the work with its times, the peak memory of the calls it took part in, and the image."""
-
-    work: Work
-    memory: PeakMemory
-    image: Any  # PIL.Image.Image
-
-
-@dataclass(eq=False)
-class Job:
-    """One request in the engine. `future` ends with `Done` or with one of this module's exceptions.
-
-    Times are of `time.monotonic()`; `admitted_s` is None as long as the job waits in the queue. A `Task` to policies.
-    """
-
-    request: GenerateRequest
-    request_id: str
-    arrived_s: float
-    deadline_s: float | None = None  # after arrival
-    future: Future[Done] = field(default_factory=Future)
-    admitted_s: float | None = None
-    cancelled: bool = False
-    work: Work | None = None
-    memory: PeakMemory | None = None
-
-    @property
-    def size(self) -> Size:
-        return self.request.width, self.request.height
-
-    @property
-    def rows(self) -> int:
-        return 2 if self.request.guidance_scale > 1 else 1
-
-    @property
-    def steps_left(self) -> int:
-        return self.request.num_inference_steps if self.work is None else self.work.steps_left
-
-    @property
-    def begun(self) -> bool:
-        return self.admitted_s is not None
-
-    @property
-    def late_s(self) -> float:
-        """When its deadline passes."""
-        return math.inf if self.deadline_s is None else self.arrived_s + self.deadline_s
 
 
 class Engine:
-    """Runs jobs as `batching` says: "serial", "dynamic" or "continuous" (see policies.py).
+    """Runs jobs as its options say: "serial", "dynamic" or "continuous" (see policies.py).
 
-    `source` is a pipeline, or a callable that makes one: then the engine owns it and frees it at the end. Loading and
-    warm-up happen behind `start()`; `settled` is set when they have ended, well or badly. Warm-up measures what a batch
-    of each of `sizes` (pairs of width and height; the model's showcase if not given) costs: `spec["step_times"]`.
-
-    At most `max_batch_size` jobs share a step, and `max_queue` wait. "dynamic" gathers a batch for `max_wait_ms`.
-    `batch_buckets` are the UNet's batch sizes in rows (two for a guided request) that a compiled model is made ready
-    for before it serves (2, 4, 8, ... if not given): smaller batches are padded up to the next. `on_step(jobs,
-    seconds)` is called after each step, on the engine's thread.
+    `source` is a pipeline, or a callable that makes one. The engine owns what it made, and frees it at the end. Loading
+    and warm-up happen behind `start()`; `settled` is set when they have ended, well or badly. Warm-up measures what a
+    batch of each size costs: `spec["step_times"]`. `on_step(jobs, seconds)` is called after each step, on the torch
+    thread. A batch that runs out of memory is halved, and larger ones are tried again later (see `MemoryLimits`).
     """
 
     def __init__(
         self,
         source: SDXLPipeline | Callable[[], SDXLPipeline],
-        *,
-        batching: str = "continuous",
-        max_batch_size: int = 8,
-        max_wait_ms: float = 5.0,
-        max_queue: int = 64,
-        batch_buckets: Sequence[int] | None = None,
-        sizes: Sequence[Size] | None = None,
+        options: EngineOptions | None = None,
     ) -> None:
-        self._measured = Measured()
-        self._times = self._measured.__getitem__
-        self._policy = make_policy(
-            batching, self._times, max_batch_size=max_batch_size, max_wait_s=max_wait_ms / 1000
-        )
-        if max_queue < 1:
-            raise ValueError(f"max_queue: {max_queue} is too few; use 1 or more")
-        if batch_buckets is not None and (not batch_buckets or min(batch_buckets) < 1):
-            raise ValueError(
-                f"batch_buckets: {batch_buckets!r} are no batch sizes; use rows from 1, or None"
-            )
-        self.batching = batching
-        self.max_queue = max_queue
+        self.options = options or EngineOptions()
         self.on_step: Callable[[int, float], None] = lambda jobs, seconds: None  # noqa: ARG005
+        self.running = 0  # jobs in the latest step, or 0 once there is nothing to do
         self.busy_s = 0.0  # of encode, step and decode calls
         self.state: State = "loading"
         self.failure: BaseException | None = None
         self.settled = threading.Event()
         self.spec: dict[str, Any] = {}
-        self._settings = {
-            "batching": batching,
-            "max_batch_size": max_batch_size,
-            "max_wait_ms": max_wait_ms,
-            "max_queue": max_queue,
-        }
-        self._most = 1 if batching == "serial" else max_batch_size
-        self._buckets = sorted(batch_buckets or ())
-        self._sizes = sizes
         self._source = source
-        self._pipeline: SDXLPipeline  # from the start-up to the shutdown
-        self._limits: dict[
-            tuple[str, Size], int
-        ] = {}  # most jobs in one call, where more ran out of memory
+        self._calls: ModelCalls  # from the start-up to the shutdown
+        self._step_times = StepTimesBySize()
+        self._times = self._step_times.__getitem__
+        self._policy = make_policy(
+            self.options.batching,
+            self._times,
+            max_batch_size=self.options.max_batch_size,
+            max_wait_s=self.options.max_wait_ms / 1000,
+        )
         self._jobs: list[Job] = []  # waiting and begun, in the order of arrival
-        self._turn: Turn | None = None  # holds until a job comes, ends its steps or leaves
-        self._stepping: tuple[Job, ...] = ()  # in the step under way
+        self._turn: Turn[Job] | None = None  # None where the policy has to decide anew
+        self._stepping: tuple[
+            Job, ...
+        ] = ()  # in the step under way, which they have not counted yet
         self._place_s: float | None = (
-            None  # when the full queue should have a place, if nobody came since
+            None  # when the full queue should have a place, once estimated
         )
         self._change = threading.Condition()
         self._should_exit = False
@@ -176,13 +80,10 @@ class Engine:
         """Jobs in the queue now: those that have not been begun."""
         return sum(not job.begun for job in tuple(self._jobs))
 
-    @property
-    def running(self) -> int:
-        """Jobs that share the step under way."""
-        return len(self._stepping)
+    # -- for any thread -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to load. Does nothing where it has begun."""
+        """Begin to load. Does nothing if it has begun."""
         if self._thread.ident is None:
             self._thread.start()
 
@@ -192,14 +93,10 @@ class Engine:
         *,
         request_id: str = "without an id",
         arrived_s: float | None = None,
-        deadline_s: float | None = None,
     ) -> Job:
-        """Queue a request. Raises `Refused` where the engine is not ready, is stopping, or its queue is full.
-
-        A job that is not done `deadline_s` after it arrived ends with `DeadlinePassed`.
-        """
+        """Queue a request. Raises `Refused` if the engine is not ready, is stopping, or its queue is full."""
         now_s = time.monotonic()
-        job = Job(request, request_id, now_s if arrived_s is None else arrived_s, deadline_s)
+        job = Job(request, request_id, now_s if arrived_s is None else arrived_s)
         with self._change:
             if self.state == "loading":
                 raise Refused("the model is still loading; wait for /ready", retry_after_s=1.0)
@@ -207,32 +104,28 @@ class Engine:
                 raise Refused(f"the model could not be loaded: {self.failure}")
             if self.state == "stopped" or self._should_exit:
                 raise Refused("the server is stopping")
-            if self.waiting < self.max_queue:
+            if self.waiting < self.options.max_queue:
                 job.future.set_running_or_notify_cancel()  # from here on only this class ends it
                 self._jobs.append(job)
-                self._turn = self._place_s = None
-                self._change.notify()
+                self._decide_anew()
                 return job
-            ahead, stepping, place_s = tuple(self._jobs), self._stepping, self._place_s
-        if place_s is None or place_s < now_s:
-            place_s = now_s + until_place_s(
-                self._policy, ahead, stepping, now_s, self._times, self.max_queue
-            )
-            self._place_s = place_s
-        raise Refused(f"the queue is full ({self.max_queue} wait)", retry_after_s=place_s - now_s)
+        raise Refused(
+            f"the queue is full ({self.options.max_queue} wait)",
+            retry_after_s=self._until_place_s(now_s),
+        )
 
     def cancel(self, job: Job) -> None:
-        """Drop a job: at once where it waits, before its next denoising step where it runs. Safe at any time."""
+        """Drop a job: at once if it waits, before its next denoising step if it runs. Safe at any time."""
         with self._change:
             job.cancelled = True
             if job in self._jobs and not job.begun:
                 self._end(job, Cancelled("cancelled while waiting"))
 
     def stop(self, *, drain_s: float = 30.0) -> None:
-        """Take no more jobs, finish those inside within `drain_s`, refuse the rest, free an owned pipeline."""
+        """Take no more jobs, finish those inside within `drain_s`, drop the rest, free an owned pipeline."""
         with self._change:
             self._should_exit = True
-            self._change.notify()
+            self._decide_anew()
         if self._thread.ident is None:
             self.state = "stopped"
             return
@@ -241,168 +134,97 @@ class Engine:
         self._thread.join()
 
     def drop_jobs(self) -> None:
-        """Take no more jobs, refuse those that wait, and drop those that have begun before their next step."""
+        """Take no more jobs, refuse those that wait, and drop those that run before their next step."""
         with self._change:
             self._should_exit = True
-            self._change.notify()
+            self._decide_anew()
             for job in tuple(self._jobs):
                 if job.begun:
                     job.cancelled = True
                 else:
                     self._end(job, Refused("the server is stopping"))
 
-    # -- the worker thread --------------------------------------------------------------------------------------------
+    def _until_place_s(self, now_s: float) -> float:
+        """Estimated seconds until the full queue has a place. An estimate holds until its time or the next job."""
+        with self._change:
+            if self._place_s is not None and self._place_s >= now_s:
+                return self._place_s - now_s
+            # The torch thread goes on while this one simulates, so the simulation gets copies.
+            copies = {job: SimulatedTask.copy_of(job) for job in self._jobs}
+            stepping = [copies[job] for job in self._stepping if job in copies]
+        wait_s = until_place_s(
+            self._policy,
+            list(copies.values()),
+            stepping,
+            now_s,
+            self._times,
+            self.options.max_queue,
+        )
+        self._place_s = now_s + wait_s
+        return wait_s
+
+    # -- the engine's own thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             self._startup()
         except BaseException as error:  # noqa: BLE001 - whatever it is, `serve` raises it in the thread that waits
-            self.failure, self.state = error, "failed"
+            self.failure = error
+            self.state = "failed"
             self.settled.set()
             return
         try:
-            while turn := self._next_turn():
-                on_torch_thread(self._take_turns, turn)
+            self._main_loop()
         finally:
             self._shutdown()
 
-    def _take_turns(self, turn: Turn | None) -> None:
-        """On the torch thread: this turn and those after it, until there is none or others want the thread: to hand
-        it each turn takes longer than a small model's step."""
-        while turn:
-            if turn.decode:
-                self._decode(cast("tuple[Job, ...]", turn.decode))
-            if turn.step:
-                self._step(cast("tuple[Job, ...]", turn.step))
-            turn = None if others_wait() else self._next_turn(wait=False)
-
     def _startup(self) -> None:
-        self._pipeline = pipeline = (
-            on_torch_thread(self._source) if callable(self._source) else self._source
-        )
-        if pipeline.compiled and not self._buckets:
-            self._buckets = [2**n for n in range(1, (self._most - 1).bit_length() + 2)]
-        showcase = pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"]
-        for size in self._sizes or [showcase]:
-            self._measured[size] = on_torch_thread(
-                measure, pipeline, size, max_batch_size=self._most, padded=self._padded
-            )
-            for rows in self._buckets if pipeline.compiled else ():
-                on_torch_thread(warm, pipeline, size, rows)
-        self.spec = pipeline.spec | self._settings | {"step_times": self._measured.told()}
-        if callable(self._source):
+        # 1) Load
+        source = self._source
+        pipeline = on_torch_thread(source) if callable(source) else source
+        self._calls = ModelCalls(pipeline, self.options)
+
+        # 2) Measure what each size costs
+        showcase = (pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"])
+        for size in self.options.sizes or [showcase]:
+            self._step_times[size] = on_torch_thread(self._calls.warm_up, size)
+
+        # 3) Say so
+        options = self.options.model_dump(include=RECORDED_OPTIONS)
+        self.spec = {**pipeline.spec, **options, "step_times": self._step_times.to_spec()}
+        if callable(source):
+            # A full garbage collection over the loaded model would block every answer for 0.2 s.
             gc.collect()
-            gc.freeze()  # to walk all that loading made takes the collector 0.2 s, in which nobody is answered
+            gc.freeze()
         self.state = "ready"
         self.settled.set()
 
-    def _next_turn(self, *, wait: bool = True) -> Turn | None:
-        """Drop who has gone or is late, `wait` while there is nothing to do, and begin those whose turn it is."""
+    def _main_loop(self) -> None:
+        while self._wait_for_work():
+            repeat_on_torch_thread(self._take_turn)
+
+    def _wait_for_work(self) -> bool:
+        """Wait until the policy may have a turn. False if the engine should exit and holds no job."""
         with self._change:
-            while True:
-                now_s = time.monotonic()
-                for job in tuple(self._jobs):
-                    if job.cancelled:
-                        self._end(job, Cancelled("cancelled while running"))
-                    elif now_s >= job.late_s:
-                        self._end(
-                            job,
-                            DeadlinePassed(f"not done within the deadline of {job.deadline_s} s"),
-                        )
-                if self._turn is None:
-                    asked_s = (
-                        math.inf if self._should_exit else now_s
-                    )  # nobody comes any more: no use in waiting
-                    self._turn = self._within_limits(self._policy.turn(tuple(self._jobs), asked_s))
-                turn = self._turn
-                if turn.step or turn.decode:
-                    self._stepping = cast("tuple[Job, ...]", turn.step)
-                    for job in self._stepping:
-                        job.admitted_s = job.admitted_s or now_s
-                    return turn
-                self._turn, self._stepping = None, ()
-                if not wait or (self._should_exit and not self._jobs):
-                    return None
-                until_s = min([turn.wait_until_s or math.inf, *(job.late_s for job in self._jobs)])
-                self._change.wait(None if until_s == math.inf else max(0.0, until_s - now_s))
-
-    def _within_limits(self, turn: Turn) -> Turn:
-        """Fewer at once where as many have run out of memory, or on a CPU would do so in the decoder."""
-        step = turn.step and turn.step[: self._limits.get(("step", turn.step[0].size))]
-        decode = turn.decode and turn.decode[: self._limits.get(("decode", turn.decode[0].size))]
-        while len(decode) > 1 and not self._pipeline.fits(*decode[0].size, len(decode)):
-            decode = decode[: len(decode) // 2]
-        return replace(turn, step=step, decode=decode)
-
-    def _step(self, jobs: Sequence[Job]) -> None:
-        """Encode those of `jobs` that have just begun, together, then move all on by one denoising step."""
-        if new := [job for job in jobs if job.work is None]:
-            if not self._pipeline.fits(*new[0].size):
-                for job in new:
-                    self._end(job, DoesNotFit(job.size))
-                return
-            works = self._call(
-                "step", new, lambda: self._pipeline.encode([job.request for job in new])
-            )
-            if works is None:
-                return
-            for job, work in zip(new, works, strict=True):
-                job.work = work
-        batch = [job.work for job in jobs if job.work is not None]
-        rows = self._padded(sum(job.rows for job in jobs))
-        seconds = self._call("step", jobs, lambda: self._pipeline.step(batch, rows=rows))
-        if seconds is not None:
-            self.on_step(len(jobs), seconds)
-        if any(work.finished for work in batch):
-            self._turn = None
-
-    def _decode(self, jobs: Sequence[Job]) -> None:
-        works = [job.work for job in jobs if job.work is not None]
-        images = self._call("decode", jobs, lambda: self._pipeline.decode(works))
-        if images is None:
-            return
-        for job, work, image in zip(jobs, works, images, strict=True):
-            assert job.memory is not None
-            self._end(job, Done(work=work, memory=job.memory, image=image))
-
-    def _call(self, part: str, jobs: Sequence[Job], function: Callable[[], T]) -> T | None:
-        """Call the pipeline for `jobs`. None where it raised: then they have ended, or fewer will be tried next."""
-        import torch
-
-        self._pipeline.reset_peak_memory()
-        started = time.monotonic()
-        try:
-            result = function()
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            self._turn = None
-            self._limits[part, jobs[0].size] = max(1, len(jobs) // 2)
-            if len(jobs) == 1:
-                self._end(jobs[0], DoesNotFit(jobs[0].size))
-        except (
-            Exception
-        ) as error:  # it ends these jobs only; the app reports it and the log explains it
-            log.error(
-                "request %s failed", ", ".join(job.request_id for job in jobs), exc_info=error
-            )
-            for job in jobs:
-                self._end(job, error)
-        else:
-            peak = self._pipeline.peak_memory()
-            for job in jobs:
-                job.memory = peak if job.memory is None else job.memory.highest(peak)
-            return result
-        finally:
-            self.busy_s += time.monotonic() - started
-        return None
+            while self._jobs or not self._should_exit:
+                if self._turn is None and self._jobs:
+                    return True
+                wait_s = None
+                if self._turn is not None and self._turn.wait_until_s is not None:
+                    wait_s = max(0.0, self._turn.wait_until_s - time.monotonic())
+                if wait_s == 0.0:
+                    self._turn = None
+                else:
+                    self._change.wait(wait_s)
+            return False
 
     def _shutdown(self) -> None:
         with self._change:
             self.state = "stopped"
-            self._stepping = ()
+            self.running = 0
             for job in tuple(self._jobs):
                 self._end(job, Refused("the server is stopping"))
-        del self._pipeline
+        del self._calls
         if callable(self._source):
             import torch
 
@@ -410,17 +232,61 @@ class Engine:
             gc.collect()
             torch.cuda.empty_cache()
 
-    # -- helpers ------------------------------------------------------------------------------------------------------
+    # -- the torch thread ---------------------------------------------------------------------------------------------
 
-    def _end(self, job: Job, outcome: Done | Exception) -> None:
+    def _take_turn(self) -> bool:
+        """Carry out the next turn. False if there is nothing to do."""
+        turn = self._next_turn()
+        jobs = (*turn.decode, *turn.step)
+        started_s = time.monotonic()
+        step_s = self._calls.carry_out(turn)
+        self.busy_s += time.monotonic() - started_s
         with self._change:
-            self._jobs.remove(job)
-            self._turn = None
-        if isinstance(outcome, Done):
-            job.future.set_result(outcome)
-        else:
-            job.future.set_exception(outcome)
+            self._stepping = ()
+            for job in jobs:
+                if job.work is not None:
+                    job.steps_left = job.work.steps_left
+                if job.outcome is not None:
+                    self._end(job, job.outcome)
+                elif job.steps_left == 0:
+                    self._turn = None
+        if step_s is not None:
+            self.on_step(len(turn.step), step_s)
+        return bool(jobs)
 
-    def _padded(self, rows: int) -> int | None:
-        """Rows of the next bucket, or None where there is none to fill."""
-        return next((bucket for bucket in self._buckets if bucket >= rows), None)
+    def _next_turn(self) -> Turn[Job]:
+        """What the policy decides for the jobs that are still wanted. Those whose turn it is leave the queue."""
+        with self._change:
+            now_s = time.monotonic()
+            for job in tuple(self._jobs):
+                if job.cancelled:
+                    self._end(job, Cancelled("cancelled while running"))
+            if self._turn is None:
+                # Nobody comes any more once the engine should exit. Then it is no use to wait for company.
+                decided_s = math.inf if self._should_exit else now_s
+                self._turn = self._policy.turn(tuple(self._jobs), decided_s)
+            turn = self._calls.within_limits(self._turn)
+            self._stepping = turn.step
+            self.running = len(turn.step)
+            for job in turn.step:
+                if job.admitted_s is None:
+                    job.admitted_s = now_s
+            return turn
+
+    # -- helpers; the caller holds the lock ---------------------------------------------------------------------------
+
+    def _decide_anew(self) -> None:
+        """Forget what the policy decided and what was estimated."""
+        self._turn = None
+        self._place_s = None
+        self._change.notify()
+
+    def _end(self, job: Job, outcome: Image | Exception) -> None:
+        """Let a job leave the engine, with its image or with an error."""
+        self._jobs.remove(job)
+        self._turn = None
+        job.outcome = outcome
+        if isinstance(outcome, Exception):
+            job.future.set_exception(outcome)
+        else:
+            job.future.set_result(outcome)

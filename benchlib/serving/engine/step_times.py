@@ -1,106 +1,237 @@
-"""Warm-up: what a batch of each size costs on this machine, measured before the first request is taken.
+"""What a step costs: the times of each batch and size, as warm-up measures them before the first request.
 
-Knows a pipeline's calls. Ignorant of queues and of what is made of the times (policies.py).
+Knows a pipeline's calls. Ignorant of queues, and of what policies make of the times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import log
+from typing import TYPE_CHECKING, Any
 
-from benchlib.serving.engine.policies import Size, StepTimes
 from benchlib.serving.schemas import GenerateRequest
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
 
+Size = tuple[int, int]  # width and height in pixels
 REPEATS = 6
 ENOUGH_S = 1.0
 GAIN = 1.05  # the images per second of a batch over those of one half its size
+GUIDED = 7.5  # any guidance scale above 1 takes two rows
 
 
-def measure(
+@dataclass(frozen=True)
+class StepTimes:
+    """What one size costs in seconds: `step_s` by rows of the UNet's batch, the other two by number of requests.
+
+    Times are interpolated between the measured batches and grow in proportion beyond them. Raises ValueError for an
+    empty curve.
+    """
+
+    step_s: Mapping[int, float]
+    encode_s: Mapping[int, float]
+    decode_s: Mapping[int, float]
+
+    def __post_init__(self) -> None:
+        for name, curve in vars(self).items():
+            if not curve or min(curve) < 1 or not min(curve.values()) >= 0:
+                raise ValueError(
+                    f"{name}: {dict(curve)!r} needs an entry, batches from 1 and seconds from 0"
+                )
+
+    def step(self, rows: int) -> float:
+        return _interpolate(self.step_s, rows)
+
+    def encode(self, requests: int) -> float:
+        return _interpolate(self.encode_s, requests)
+
+    def decode(self, requests: int) -> float:
+        return _interpolate(self.decode_s, requests)
+
+    def scaled(self, pixels_ratio: float) -> StepTimes:
+        """Estimated times of a size with `pixels_ratio` times the pixels. Prompts take as long to encode."""
+        return StepTimes(
+            step_s={rows: s * pixels_ratio for rows, s in self.step_s.items()},
+            encode_s=self.encode_s,
+            decode_s={requests: s * pixels_ratio for requests, s in self.decode_s.items()},
+        )
+
+
+Times = Callable[[Size], StepTimes]
+
+
+class StepTimesBySize(dict[Size, StepTimes]):
+    """The step times of each measured size. Another size gets those of the nearest, in proportion to its pixels."""
+
+    def __missing__(self, size: Size) -> StepTimes:
+        pixels = size[0] * size[1]
+        nearest = min(self, key=lambda other: abs(log(other[0] * other[1] / pixels)))
+        return self[nearest].scaled(pixels / (nearest[0] * nearest[1]))
+
+    def to_spec(self) -> dict[str, Any]:
+        """JSON-able, as "step_times" of a server's spec: {"64x64": {"step_s": {"1": 0.01, ...}, ...}, ...}."""
+        spec: dict[str, Any] = {}
+        for (width, height), times in self.items():
+            curves = spec[f"{width}x{height}"] = {}
+            for part, curve in vars(times).items():
+                curves[part] = {str(n): seconds for n, seconds in curve.items()}
+        return spec
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> StepTimesBySize:
+        """The step times that `to_spec` wrote."""
+        by_size = cls()
+        for size, curves in spec.items():
+            width, height = size.split("x")
+            numbers = {}
+            for part, curve in curves.items():
+                numbers[part] = {int(n): seconds for n, seconds in curve.items()}
+            by_size[int(width), int(height)] = StepTimes(**numbers)
+        return by_size
+
+
+def measure_step_times(
     pipeline: SDXLPipeline, size: Size, *, max_batch_size: int, padded: Callable[[int], int | None]
 ) -> StepTimes:
-    """Times of 1, 2, 4, ... guided requests at once, while twice as many make 5 % more images a second, and fit.
+    """Measured times of 1, 2, 4, ... guided requests at once, and of one row if batches are made.
 
-    Where batches are made, also one row: a request without guidance. `padded` tells how many rows the UNet is given for
-    so many, or None for no padding: all that are padded to as many take as long, and each bucket that a batch can come
-    to is measured, with as many requests as fit, as it has to be made ready anyway. Raises what the pipeline does where
-    a single image fails.
+    Measuring stops where a batch does not fit, or makes less than GAIN times the images per second of half as many.
+    `padded(rows)` is the bucket that a batch of `rows` is padded to, or None. Every batch in a bucket takes as long as
+    a full one. So each bucket that requests can reach is measured once, with as many requests as fit. Raises what the
+    pipeline raises where a single image fails.
     """
     import torch
 
-    step_s: dict[int, float] = {}
-    encode_s: dict[int, float] = {}
-    decode_s: dict[int, float] = {}
+    curves = _Curves(pipeline, size, padded)
 
-    def measure_batch(n: int, guidance_scale: float) -> float:
-        width, height = size
-        request = GenerateRequest(
-            prompt="warm-up",
-            width=width,
-            height=height,
-            num_inference_steps=1 + REPEATS,
-            guidance_scale=guidance_scale,
-        )
-        rows = n * (2 if guidance_scale > 1 else 1)
-        shape = {} if padded(rows) is None else {"rows": padded(rows)}
-        works = pipeline.encode([request] * n)
-
-        def decode() -> float:
-            pipeline.decode(works)
-            return works[0].decode_s
-
-        fewest, most = rows, padded(rows) or rows
-        while shape and fewest > 1 and padded(fewest - 1) == most:
-            fewest -= 1
-        step_s[fewest] = step_s[most] = _least_s(lambda: pipeline.step(works, **shape))
-        encode_s[n] = _least_s(lambda: pipeline.encode([request] * n)[0].encode_s)
-        decode_s[n] = _least_s(decode)
-        return step_s[most] / n
-
+    # 1) The smallest batches
     if max_batch_size > 1:
-        measure_batch(1, 0.0)
-    per_image_s = measure_batch(1, 7.5)
+        curves.measure_batch(1, guidance_scale=0.0)
+    per_image_s = curves.measure_batch(1)
+
+    # 2) Larger ones: the powers of two, or the fullest batch of each bucket
     for n in range(2, max_batch_size + 1):
         bucket = padded(2 * n)
+        power_of_two = n.bit_count() == 1
         fullest = n == max_batch_size or padded(2 * n + 2) != bucket
-        if not (n.bit_count() == 1 if bucket is None else fullest):
+        if bucket is None and not power_of_two:
+            continue
+        if bucket is not None and not fullest:
             continue
         if not pipeline.fits(*size, n):
             break
         half_s = per_image_s
         try:
-            per_image_s = measure_batch(n, 7.5)
+            per_image_s = curves.measure_batch(n)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
         if bucket is None and half_s / per_image_s < GAIN:
             break
-    return StepTimes(_rising(step_s), _rising(encode_s), _rising(decode_s))
+
+    return StepTimes(_rising(curves.step_s), _rising(curves.encode_s), _rising(curves.decode_s))
+
+
+class _Curves:
+    """The times of one size, batch by batch as they are measured."""
+
+    def __init__(
+        self, pipeline: SDXLPipeline, size: Size, padded: Callable[[int], int | None]
+    ) -> None:
+        self.pipeline = pipeline
+        self.size = size
+        self.padded = padded
+        self.step_s: dict[int, float] = {}
+        self.encode_s: dict[int, float] = {}
+        self.decode_s: dict[int, float] = {}
+
+    def measure_batch(self, n: int, guidance_scale: float = GUIDED) -> float:
+        """Measure `n` requests at once; the seconds of a step per image."""
+        request = _warm_up_request(self.size, steps=1 + REPEATS, guidance_scale=guidance_scale)
+        works = self.pipeline.encode([request] * n)
+
+        def encode() -> float:
+            return self.pipeline.encode([request] * n)[0].encode_s
+
+        def decode() -> float:
+            self.pipeline.decode(works)
+            return works[0].decode_s
+
+        rows = n * (2 if guidance_scale > 1 else 1)
+        bucket = self.padded(rows)
+        if bucket is None:
+            step_s = _shortest_s(lambda: self.pipeline.step(works))
+            self.step_s[rows] = step_s
+        else:
+            step_s = _shortest_s(lambda: self.pipeline.step(works, rows=bucket))
+            self.step_s[self._fewest_rows(rows, bucket)] = step_s
+            self.step_s[bucket] = step_s
+        self.encode_s[n] = _shortest_s(encode)
+        self.decode_s[n] = _shortest_s(decode)
+        return step_s / n
+
+    def _fewest_rows(self, rows: int, bucket: int) -> int:
+        """The fewest rows that are padded to `bucket`, as `rows` are."""
+        while rows > 1 and self.padded(rows - 1) == bucket:
+            rows -= 1
+        return rows
 
 
 def warm(pipeline: SDXLPipeline, size: Size, rows: int) -> None:
-    """Step with so many rows until nothing is compiled any more and CUDA graphs are captured: the third one replays."""
-    width, height = size
-    works = pipeline.encode(
-        [GenerateRequest(prompt="warm-up", width=width, height=height, num_inference_steps=3)]
-    )
+    """Step with so many rows until all is compiled and CUDA graphs are captured: the third step replays them."""
+    works = pipeline.encode([_warm_up_request(size, steps=3)])
     for _ in range(3):
         pipeline.step(works, rows=rows)
 
 
+def _warm_up_request(size: Size, steps: int, guidance_scale: float = GUIDED) -> GenerateRequest:
+    width, height = size
+    return GenerateRequest(
+        prompt="warm-up",
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+    )
+
+
+def _interpolate(curve: Mapping[int, float], n: int) -> float:
+    """Seconds at `n`: on straight lines between the measured batches, and in proportion to `n` beyond the last.
+
+    Warm-up stops where a larger batch hardly pays. The last slope would mislead, as inside a padded bucket it is 0.
+    """
+    if n in curve:
+        return curve[n]
+    measured = sorted(curve)
+    first, last = measured[0], measured[-1]
+    if n < first:
+        return curve[first]
+    if n > last:
+        return curve[last] * n / last
+    right = bisect_left(measured, n)
+    low, high = measured[right - 1], measured[right]
+    slope = (curve[high] - curve[low]) / (high - low)
+    return curve[low] + slope * (n - low)
+
+
 def _rising(seconds: dict[int, float]) -> dict[int, float]:
-    """No batch takes longer than a larger one: where it was measured so, something else ran on the machine."""
-    return {n: min(s for m, s in seconds.items() if m >= n) for n in seconds}
+    """The curve, in which no batch takes longer than a larger one. Other work on the machine made it seem so."""
+    rising = {}
+    for n in seconds:
+        rising[n] = min(s for m, s in seconds.items() if m >= n)
+    return rising
 
 
-def _least_s(call: Callable[[], float]) -> float:
-    """The least of a few after one that is not counted, for a first call of a shape may take twenty times as long: what
-    other work on the machine adds is none of the batch's cost."""
+def _shortest_s(call: Callable[[], float]) -> float:
+    """The shortest of a few calls, in seconds. What other work on the machine adds is no cost of the batch.
+
+    One call before them is not counted: the first of a shape may take twenty times as long.
+    """
     call()
-    taken = [call()]
-    while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
-        taken.append(call())
-    return min(taken)
+    times_s = [call()]
+    while len(times_s) < REPEATS and sum(times_s) < ENOUGH_S:
+        times_s.append(call())
+    return min(times_s)

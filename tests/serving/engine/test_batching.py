@@ -12,7 +12,9 @@ from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteSchedul
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchlib.serving.engine.engine import Cancelled, DoesNotFit, Engine
+from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.jobs import Cancelled, DoesNotFit
+from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
@@ -70,7 +72,8 @@ def pipe(tiny):
 
 @pytest.fixture(scope="module", params=["continuous", "dynamic"])
 def engine(pipe, request):
-    engine = Engine(pipe, batching=request.param, max_batch_size=4, max_wait_ms=5)
+    options = EngineOptions(batching=request.param, max_batch_size=4, max_wait_ms=5)
+    engine = Engine(pipe, options)
     engine.start()
     assert engine.settled.wait(120)
     assert engine.failure is None
@@ -103,7 +106,7 @@ def test_everybody_gets_the_stock_pipelines_image(engine, pipe, arrivals):
             engine.cancel(jobs[-1])
     for (request, _, leaves), job in zip(arrivals, jobs, strict=True):
         try:
-            image = job.future.result(60).image
+            image = job.future.result(60)
         except Cancelled:
             assert leaves
             continue
@@ -117,7 +120,7 @@ def test_everybody_gets_the_stock_pipelines_image(engine, pipe, arrivals):
 @given(request=requests)
 def test_alone_it_is_the_same_to_the_bit(engine, pipe, request):
     np.testing.assert_array_equal(
-        engine.submit(request).future.result(60).image, stock_pixels(pipe, request)
+        engine.submit(request).future.result(60), stock_pixels(pipe, request)
     )
 
 

@@ -1,6 +1,7 @@
-"""The engine: order, bounds, cancellation, deadlines, memory, errors, stopping. The fake model steps when told to."""
+"""The engine: order, bounds, cancellation, memory, errors, stopping. The fake model steps when the test lets it."""
 
 import gc
+import re
 import threading
 import time
 import weakref
@@ -8,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from benchlib.serving.engine.engine import Cancelled, DeadlinePassed, DoesNotFit, Engine, Refused
-from benchlib.serving.engine.policies import StepTimes
+from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Refused
+from benchlib.serving.engine.options import EngineOptions, in_words
+from benchlib.serving.engine.step_times import StepTimes
 from benchlib.serving.model.torch_thread import on_torch_thread, others_wait
 from benchlib.serving.schemas import GenerateRequest
 from benchmarks.fakes.fake_pipeline import FakePipeline
@@ -29,7 +33,7 @@ def pipeline():
 
 @pytest.fixture
 def engine(pipeline):
-    engine = Engine(pipeline, batching="serial", max_queue=3)
+    engine = Engine(pipeline, EngineOptions(batching="serial", max_queue=3))
     engine.start()
     assert engine.settled.wait(10)
     yield engine
@@ -42,7 +46,8 @@ def start(pipeline):
     engines = []
 
     def start(**options):
-        engines.append(engine := Engine(pipeline, **options))
+        engine = Engine(pipeline, EngineOptions(**options))
+        engines.append(engine)
         engine.start()
         assert engine.settled.wait(10)
         assert engine.failure is None
@@ -69,8 +74,9 @@ def test_jobs_run_whole_in_the_order_of_arrival(engine, pipeline):
     first = hold(pipeline, engine)
     others = [engine.submit(ask(name)) for name in ("second", "third")]
     pipeline.gate.set()
-    done = [job.future.result(10) for job in (first, *others)]
-    assert [d.work.request.prompt for d in done] == ["first", "second", "third"]
+    for job in (first, *others):
+        assert job.future.result(10).size == (8, 8)
+    assert [job.work.request.prompt for job in (first, *others)] == ["first", "second", "third"]
     after_warm_up = [call for call in pipeline.calls if call[1] != "warm-up"]
     assert [prompt for _, prompt in after_warm_up] == ["first"] * 4 + ["second"] * 4 + ["third"] * 4
     assert first.arrived_s <= first.admitted_s <= others[0].admitted_s <= others[1].admitted_s
@@ -85,7 +91,8 @@ def test_who_wants_the_torch_thread_need_not_wait_for_the_whole_job(engine, pipe
         stood_at = len(pipeline.batches)
         pipeline.gate.set()
         assert wanted.result(10) == stood_at
-    assert job.future.result(10).work.steps_done == 50
+    assert job.future.result(10)
+    assert job.work.steps_done == 50
     assert not others_wait()
 
 
@@ -113,14 +120,14 @@ def test_a_cancelled_job_is_dropped_before_its_next_step(engine, pipeline):
         job.future.result(10)
     assert pipeline.calls.count(("step", "first")) == 1
     assert ("decode", "first") not in pipeline.calls
-    assert engine.submit(ask("next")).future.result(10).image.size == (8, 8)
+    assert engine.submit(ask("next")).future.result(10).size == (8, 8)
 
 
 def test_cancelling_a_finished_job_changes_nothing(engine):
     job = engine.submit(ask("a"))
-    done = job.future.result(10)
+    image = job.future.result(10)
     engine.cancel(job)
-    assert job.future.result(0) is done
+    assert job.future.result(0) is image
 
 
 def test_an_error_ends_its_own_job_and_is_logged_with_its_id(engine, pipeline, caplog):
@@ -128,7 +135,8 @@ def test_an_error_ends_its_own_job_and_is_logged_with_its_id(engine, pipeline, c
     bad, good = engine.submit(ask("bad"), request_id="id-of-bad"), engine.submit(ask("good"))
     with pytest.raises(ZeroDivisionError):
         bad.future.result(10)
-    assert good.future.result(10).work.request.prompt == "good"
+    assert good.future.result(10)
+    assert good.work.request.prompt == "good"
     assert "id-of-bad" in caplog.text
     assert "inside the model" in caplog.text
 
@@ -171,7 +179,8 @@ def test_stopping_gathers_no_longer(start):
     engine = start(batching="dynamic", max_wait_ms=60_000)
     jobs = [engine.submit(ask("a")), engine.submit(ask("b", side=128))]
     engine.stop(drain_s=20)
-    assert [job.future.result(0).work.request.prompt for job in jobs] == ["a", "b"]
+    assert all(job.future.result(0) for job in jobs)
+    assert [job.work.request.prompt for job in jobs] == ["a", "b"]
 
 
 def test_a_failure_to_load_is_kept_and_refuses():
@@ -208,18 +217,22 @@ def test_an_owned_pipeline_is_freed():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "words"),
     [
-        ({"batching": "magic"}, "batching: 'magic'"),
-        ({"max_queue": 0}, "max_queue: 0"),
-        ({"max_batch_size": 0}, "max_batch_size: 0"),
-        ({"max_wait_ms": -1}, "max_wait_s: -0.001"),
-        ({"batch_buckets": []}, r"batch_buckets: \[\]"),
+        ({"batching": "magic"}, "batching: .* not 'magic'"),
+        ({"max_queue": 0}, "max_queue: .* not 0"),
+        ({"max_batch_size": 0}, "max_batch_size: .* not 0"),
+        ({"max_wait_ms": -1}, "max_wait_ms: .* not -1"),
+        ({"max_wait_ms": float("nan")}, "max_wait_ms: .* not nan"),
+        ({"batch_buckets": []}, r"batch_buckets: .* not \[\]"),
+        ({"batch_buckets": [2, 0]}, r"batch_buckets\.1: .* not 0"),
+        ({"sizes": "64x"}, r"sizes\.0\.1: .* not ''"),
     ],
 )
-def test_bad_options_are_named(pipeline, options, message):
-    with pytest.raises(ValueError, match=message):
-        Engine(pipeline, **options)
+def test_bad_options_are_named(options, words):
+    with pytest.raises(ValidationError) as raised:
+        EngineOptions(**options)
+    assert re.fullmatch(words, in_words(raised.value))
 
 
 # -- batching ---------------------------------------------------------------------------------------------------------
@@ -234,10 +247,11 @@ def test_continuous_lets_requests_join_and_leave_between_steps(start, pipeline):
     ]
     assert (engine.running, engine.waiting) == (1, 2)
     pipeline.gate.set()
-    done = [job.future.result(10) for job in (first, *others)]
+    for job in (first, *others):
+        job.future.result(10)
     assert [size for size, _ in pipeline.batches] == [1, 3, 3, 2, 1]
-    assert [d.work.batch_rows for d in done] == [10, 6, 8]
-    assert done[0].work.service_s == pytest.approx(0.001 + 5 * 0.001 + 0.001)
+    assert [job.work.batch_rows for job in (first, *others)] == [10, 6, 8]
+    assert first.work.service_s == pytest.approx(0.001 + 5 * 0.001 + 0.001)
     assert pipeline.calls.index(("decode", "short")) < pipeline.calls.index(("decode", "first"))
     assert engine.waiting == 0
 
@@ -328,10 +342,40 @@ def test_a_batch_that_is_too_large_is_halved_and_its_members_tried_again(start, 
     for _ in range(2):
         jobs = [engine.submit(ask(str(i))) for i in range(4)]
         for job in jobs:
-            done = job.future.result(10)
-            assert done.work.steps_done == 2
+            assert job.future.result(10)
+            assert job.work.steps_done == 2
     assert sum(size > 2 for size, _ in pipeline.batches) <= 2  # the smaller limit is remembered
     assert sum(call == "decode" for call, _ in pipeline.calls) <= 8 + 4 + 2
+
+
+def test_a_newcomer_whose_encoding_runs_out_of_memory_once_is_served_and_batches_grow_again(
+    start, pipeline, caplog, monkeypatch
+):
+    step, seven = pipeline.step, threading.Event()
+
+    def step_and_hold_the_first_seven(works, *, rows=None):
+        if len(works) == 7 and not seven.is_set():
+            pipeline.gate.clear()
+            seven.set()
+        return step(works, rows=rows)
+
+    engine = start(batching="continuous", max_batch_size=8)
+    monkeypatch.setattr(pipeline, "step", step_and_hold_the_first_seven)
+    jobs = [hold(pipeline, engine, steps=150)]
+    jobs += [engine.submit(ask(str(i), steps=150)) for i in range(6)]
+    pipeline.gate.set()
+    assert seven.wait(10)
+    pipeline.encode_errors = [torch.OutOfMemoryError("CUDA out of memory")]
+    jobs.append(engine.submit(ask("newcomer", steps=150)))
+    pipeline.gate.set()
+    for job in jobs:
+        assert job.future.result(60)
+    assert pipeline.encode_errors == []
+    assert "8 at once ran out of memory" in caplog.text
+    sizes = [size for size, _ in pipeline.batches]
+    halved = sizes.index(4)
+    assert 1 not in sizes[1:halved]
+    assert 8 in sizes[halved:]
 
 
 def test_one_that_does_not_fit_alone_is_told_so_and_the_others_go_on(start, pipeline):
@@ -376,26 +420,32 @@ def test_an_error_reaches_the_members_of_its_batch_only(start, pipeline):
     assert other.future.result(10)
 
 
-def test_a_deadline_drops_at_the_next_step_or_from_the_queue(start, pipeline):
-    engine = start(batching="serial")
-    pipeline.gate.clear()
-    running = engine.submit(ask("running", steps=50), deadline_s=0.05)
-    waiting = engine.submit(ask("waiting"), deadline_s=0.05)
-    assert pipeline.stepping.wait(10)
-    while time.monotonic() < waiting.late_s:
-        pass
+def test_an_estimate_is_of_jobs_that_nobody_moves_meanwhile(start, pipeline, monkeypatch):
+    """A request is refused right after the pipeline's last step of a job, before the engine has looked."""
+    engine = start(batching="serial", max_queue=1)
+    step, seen, refused = pipeline.step, [], []
+
+    def step_and_refuse(works, *, rows=None):
+        seconds = step(works, rows=rows)
+        if engine.waiting:
+            with pytest.raises(Refused) as refusal:
+                engine.submit(ask("too many"))
+            refused.append(refusal.value.retry_after_s)
+        return seconds
+
+    class Watched(type(engine._policy)):
+        def turn(self, tasks, now_s):
+            seen.extend(task.steps_left for task in tasks)
+            return super().turn(tasks, now_s)
+
+    monkeypatch.setattr(pipeline, "step", step_and_refuse)
+    engine._policy = Watched()
+    hold(pipeline, engine, steps=1)
+    waiting = engine.submit(ask("waiting", steps=3))
     pipeline.gate.set()
-    for job in (running, waiting):
-        with pytest.raises(DeadlinePassed, match=r"0\.05 s"):
-            job.future.result(10)
-    assert pipeline.calls.count(("step", "running")) <= 1
-    assert ("encode", "waiting") not in pipeline.calls
-
-
-def test_a_deadline_passes_while_a_batch_is_gathered(start):
-    job = start(batching="dynamic", max_wait_ms=60_000).submit(ask("a"), deadline_s=0.02)
-    with pytest.raises(DeadlinePassed):
-        job.future.result(10)
+    waiting.future.result(10)
+    assert refused
+    assert min(seen) == 0
 
 
 @pytest.mark.parametrize("batching", ["serial", "dynamic", "continuous"])
@@ -453,7 +503,10 @@ class OnItsOwnClock(FakePipeline):
 def test_retry_after_is_when_a_place_comes_free(batching, step_s, steps, monkeypatch):
     pipeline = OnItsOwnClock(step_s)
     monkeypatch.setattr("benchlib.serving.engine.engine.time", pipeline)
-    engine = Engine(pipeline, batching=batching, max_batch_size=2, max_wait_ms=0.0, max_queue=2)
+    engine = Engine(
+        pipeline,
+        EngineOptions(batching=batching, max_batch_size=2, max_wait_ms=0.0, max_queue=2),
+    )
     engine.start()
     assert engine.settled.wait(10)
     running = hold(pipeline, engine, steps=steps[0])

@@ -10,18 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchlib.serving.engine.policies import (
-    PATIENCE,
-    Finished,
-    Policy,
-    SimulatedTask,
-    StepTimes,
-    Task,
-    Turn,
-    make_policy,
-    simulate,
-    until_place_s,
-)
+from benchlib.serving.engine.policies import PATIENCE, Policy, Task, Turn, make_policy
+from benchlib.serving.engine.simulate import Finished, SimulatedTask, simulate, until_place_s
+from benchlib.serving.engine.step_times import StepTimes
 from benchmarks import policies as table
 
 SMALL, LARGE = (64, 64), (128, 128)

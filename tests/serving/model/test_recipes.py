@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.optimisations import (
     Networks,
@@ -510,7 +511,7 @@ def test_without_a_compiler_compile_says_so(tmp_path):
 def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
     torch.compiler.reset()  # a decoder that another test compiled would be taken
     pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
-    engine = Engine(pipe, max_batch_size=2, sizes=[(64, 64)])
+    engine = Engine(pipe, EngineOptions(max_batch_size=2, sizes=[(64, 64)]))
     before = graphs_made()
     engine.start()
     assert engine.settled.wait(1200)
@@ -522,7 +523,7 @@ def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny,
     asked = [request(seed=n, width=64, height=64, **changes[n]) for n in range(4)]
     for n in (1, 2, 3, 4):
         jobs = [engine.submit(one) for one in asked[:n]]
-        images = [np.asarray(job.future.result(60).image) for job in jobs]
+        images = [np.asarray(job.future.result(60)) for job in jobs]
     assert graphs_made() == graphs
     engine.stop()
     assert (

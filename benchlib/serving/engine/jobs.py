@@ -1,0 +1,77 @@
+"""A job: one request in the engine, from the queue to its image, and the errors that end one without an image.
+
+Knows what a job has done and has left. Ignorant of who runs next, of threads, and of HTTP.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from benchlib.serving.engine.step_times import Size
+from benchlib.serving.schemas import GenerateRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from benchlib.serving.model.denoise import Work
+    from benchlib.serving.model.memory import PeakMemory
+
+
+class Refused(RuntimeError):
+    """The engine takes no job now. `retry_after_s` estimates when it would; None if waiting is no use."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DoesNotFit(RuntimeError):
+    """The device has too little memory for one image of this size."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__(f"{size[0]}x{size[1]} does not fit in the device's memory; ask for less")
+
+
+class Cancelled(RuntimeError):
+    """The job was dropped, because its client has gone or the engine stops."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One request in the engine. `future` ends with the image, or with one of the errors above or the model's own.
+
+    Times are readings of `time.monotonic()`. `admitted_s` is None while the job waits in the queue. `steps_left` counts
+    a step once it is done. `memory` is the highest peak of the calls that the job took part in. `outcome` is what the
+    future will end with. A job is a `Task` to the policies.
+    """
+
+    request: GenerateRequest
+    request_id: str
+    arrived_s: float
+    future: Future[Image] = field(default_factory=Future)
+    admitted_s: float | None = None
+    cancelled: bool = False
+    work: Work | None = None  # what the model makes of the request, from `encode` on
+    memory: PeakMemory | None = None
+    outcome: Image | Exception | None = None
+    steps_left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steps_left = self.request.num_inference_steps
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self.request.width, self.request.height
+
+    @property
+    def rows(self) -> int:
+        """Rows that the job takes in the UNet's batch."""
+        return 2 if self.request.guidance_scale > 1 else 1
+
+    @property
+    def begun(self) -> bool:
+        """Whether the job has left the queue."""
+        return self.admitted_s is not None

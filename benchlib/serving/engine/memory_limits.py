@@ -1,0 +1,56 @@
+"""How many jobs may share a call, where a larger batch ran out of memory.
+
+Knows which batches failed and which went well. Ignorant of the model and of who takes part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Literal
+
+from benchlib.serving.engine.step_times import Size
+
+log = logging.getLogger(__name__)
+
+Part = Literal["step", "decode"]
+RETRY_CALLS = 100
+
+
+class MemoryLimits:
+    """The most jobs in one call, by part and size. There is no limit before a batch has failed.
+
+    A batch that runs out of memory sets the limit to half of its jobs. Memory may have been short for a moment only. So
+    the limit doubles after every RETRY_CALLS calls that were as large as it allows and went well. A batch that never
+    fits thus costs one call in RETRY_CALLS. Each change is logged.
+    """
+
+    def __init__(self) -> None:
+        self._most: dict[tuple[Part, Size], int] = {}
+        self._went_well: Counter[tuple[Part, Size]] = (
+            Counter()
+        )  # calls at the limit since it changed
+
+    def most(self, part: Part, size: Size) -> int | None:
+        """The most jobs of this size in one call, or None for any number."""
+        return self._most.get((part, size))
+
+    def failed(self, part: Part, size: Size, jobs: int) -> None:
+        """Halve, because a batch of so many `jobs` ran out of memory. ValueError for a batch of one."""
+        if jobs < 2:
+            raise ValueError(f"jobs: a batch of {jobs} can't be halved")
+        self._set(part, size, jobs // 2, f"{jobs} at once ran out of memory")
+
+    def went_well(self, part: Part, size: Size, jobs: int) -> None:
+        """Count a call of so many `jobs`; double the limit if there were enough of them."""
+        key = (part, size)
+        if jobs != self._most.get(key):
+            return
+        self._went_well[key] += 1
+        if self._went_well[key] >= RETRY_CALLS:
+            self._set(part, size, 2 * jobs, f"{RETRY_CALLS} calls of {jobs} went well")
+
+    def _set(self, part: Part, size: Size, most: int, reason: str) -> None:
+        self._most[part, size] = most
+        self._went_well[part, size] = 0
+        log.warning("%s of %dx%d: at most %d at once from here on: %s", part, *size, most, reason)

@@ -1,0 +1,149 @@
+"""A turn in calls of the pipeline: encode the newcomers, step, decode.
+
+Knows padding, memory that does not suffice, and what an error in one batch means for its members. Ignorant of the
+queue, of locks, and of who should run with whom. All is called on the torch thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from benchlib.serving.engine.jobs import DoesNotFit, Job
+from benchlib.serving.engine.memory_limits import MemoryLimits, Part
+from benchlib.serving.engine.options import EngineOptions
+from benchlib.serving.engine.policies import Turn
+from benchlib.serving.engine.step_times import Size, StepTimes, measure_step_times, warm
+
+if TYPE_CHECKING:
+    from benchlib.serving.model.pipeline import SDXLPipeline
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class ModelCalls:
+    """Carries out turns with one pipeline. A job that ends gets its `outcome`; the engine lets it leave."""
+
+    def __init__(self, pipeline: SDXLPipeline, options: EngineOptions) -> None:
+        self.pipeline = pipeline
+        self._limits = MemoryLimits()
+        self._most = 1 if options.batching == "serial" else options.max_batch_size
+        self._buckets = sorted(options.batch_buckets or ())
+        if pipeline.compiled and not self._buckets:
+            self._buckets = [2**n for n in range(1, (self._most - 1).bit_length() + 2)]
+
+    def warm_up(self, size: Size) -> StepTimes:
+        """The measured step times of `size`. A compiled model is made ready for each bucket."""
+        times = measure_step_times(
+            self.pipeline, size, max_batch_size=self._most, padded=self._padded
+        )
+        if self.pipeline.compiled:
+            for rows in self._buckets:
+                warm(self.pipeline, size, rows)
+        return times
+
+    def within_limits(self, turn: Turn[Job]) -> Turn[Job]:
+        """The turn, with fewer jobs if memory does not suffice for all of them."""
+        step = turn.step
+        decode = turn.decode
+        if step:
+            step = step[: self._limits.most("step", step[0].size)]
+        if decode:
+            size = decode[0].size
+            decode = decode[: self._limits.most("decode", size)]
+            while len(decode) > 1 and not self.pipeline.fits(*size, len(decode)):
+                decode = decode[: len(decode) // 2]
+        return replace(turn, step=step, decode=decode)
+
+    def carry_out(self, turn: Turn[Job]) -> float | None:
+        """Decode and step as the turn says; the seconds of the step. None if no step was done."""
+        if turn.decode:
+            self._decode(turn.decode)
+        newcomers = [job for job in turn.step if job.work is None]
+        if newcomers:
+            self._encode(newcomers, sharing=len(turn.step))
+        if turn.step and all(job.work is not None for job in turn.step):
+            return self._step(turn.step)
+        return None
+
+    def _encode(self, newcomers: Sequence[Job], *, sharing: int) -> None:
+        """Give each newcomer its work, all at once. `sharing` counts all jobs of the step that they want to join."""
+        size = newcomers[0].size
+        if not self.pipeline.fits(*size):
+            for job in newcomers:
+                job.outcome = DoesNotFit(size)
+            return
+        requests = [job.request for job in newcomers]
+        works = self._call(
+            "step", newcomers, lambda: self.pipeline.encode(requests), sharing=sharing
+        )
+        if works is not None:
+            for job, work in zip(newcomers, works, strict=True):
+                job.work = work
+
+    def _step(self, jobs: Sequence[Job]) -> float | None:
+        works = [job.work for job in jobs if job.work is not None]
+        rows = self._padded(sum(job.rows for job in jobs))
+        seconds = self._call("step", jobs, lambda: self.pipeline.step(works, rows=rows))
+        if seconds is not None:
+            self._limits.went_well("step", jobs[0].size, len(jobs))
+        return seconds
+
+    def _decode(self, jobs: Sequence[Job]) -> None:
+        works = [job.work for job in jobs if job.work is not None]
+        images = self._call("decode", jobs, lambda: self.pipeline.decode(works))
+        if images is not None:
+            self._limits.went_well("decode", jobs[0].size, len(jobs))
+            for job, image in zip(jobs, images, strict=True):
+                job.outcome = image
+
+    def _call(
+        self,
+        part: Part,
+        jobs: Sequence[Job],
+        function: Callable[[], T],
+        *,
+        sharing: int | None = None,
+    ) -> T | None:
+        """Call the pipeline for `jobs`. None if it raised: then they have ended, or fewer will be tried next.
+
+        `sharing` is the size of the batch that a lack of memory is put down to; that of `jobs` if not given.
+        """
+        import torch
+
+        self.pipeline.reset_peak_memory()
+        try:
+            result = function()
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            self._ran_out_of_memory(part, jobs, sharing or len(jobs))
+            return None
+        except (
+            Exception
+        ) as error:  # it ends these jobs only; the app reports it and the log explains it
+            ids = ", ".join(job.request_id for job in jobs)
+            log.error("request %s failed", ids, exc_info=error)
+            for job in jobs:
+                job.outcome = error
+            return None
+        peak = self.pipeline.peak_memory()
+        for job in jobs:
+            job.memory = peak if job.memory is None else job.memory.highest(peak)
+        return result
+
+    def _ran_out_of_memory(self, part: Part, jobs: Sequence[Job], sharing: int) -> None:
+        size = jobs[0].size
+        if sharing > 1:
+            self._limits.failed(part, size, sharing)
+            return
+        [job] = jobs
+        log.warning("request %s: %dx%d does not fit in memory, even alone", job.request_id, *size)
+        job.outcome = DoesNotFit(size)
+
+    def _padded(self, rows: int) -> int | None:
+        """Rows of the next bucket, or None if there is none to fill."""
+        return next((bucket for bucket in self._buckets if bucket >= rows), None)

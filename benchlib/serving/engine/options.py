@@ -1,0 +1,67 @@
+"""The engine's options, spelled once: for `serve`, the command line, the environment and a run's record.
+
+Knows names, defaults, bounds and descriptions. Ignorant of what the engine does with them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from benchlib.serving.engine.step_times import Size
+
+Batching = Literal["serial", "dynamic", "continuous"]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def _split_numbers(value: object) -> object:
+    """ "1,2,4" as the command line gives it -> ["1", "2", "4"]."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _split_sizes(value: object) -> object:
+    """ "1024x1024,512x512" as the command line gives it -> [["1024", "1024"], ["512", "512"]]."""
+    return [size.split("x") for size in value.split(",")] if isinstance(value, str) else value
+
+
+class EngineOptions(BaseModel):
+    """How requests share the model. Raises pydantic's ValidationError, which names the field at fault.
+
+    `batch_buckets` are batch sizes of the UNet in rows; a guided request takes two. A compiled model is made ready for
+    each of them before it serves (2, 4, 8, ... by default), and a smaller batch is padded up to the next.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    batching: Batching = Field(
+        default="continuous",
+        description="how requests share the model: serial, dynamic or continuous",
+    )
+    max_batch_size: AtLeastOne = Field(default=8, description="most requests in one denoising step")
+    max_wait_ms: float = Field(
+        default=5.0, ge=0, description="how long dynamic batching waits for company"
+    )
+    max_queue: AtLeastOne = Field(
+        default=64, description="requests that may wait; one more gets 503"
+    )
+    batch_buckets: Annotated[
+        tuple[AtLeastOne, ...] | None, Field(min_length=1), BeforeValidator(_split_numbers)
+    ] = Field(default=None, description="batch sizes to pad to, as compiled models want it: 1,2,4")
+    sizes: Annotated[tuple[Size, ...] | None, BeforeValidator(_split_sizes)] = Field(
+        default=None,
+        description="sizes that are measured before it is ready: 1024x1024,512x512; its own if not given",
+    )
+
+
+# The options that a server's spec and a run's record name.
+RECORDED_OPTIONS = {"batching", "max_batch_size", "max_wait_ms", "max_queue"}
+
+
+def in_words(error: ValidationError) -> str:
+    """One line that names each field at fault, what is wrong with it, and the value that was given."""
+    problems = []
+    for problem in error.errors():
+        field = ".".join(map(str, problem["loc"]))
+        problems.append(f"{field}: {problem['msg']}, not {problem['input']!r}")
+    return "; ".join(problems)

@@ -1,0 +1,124 @@
+"""A policy on a virtual clock: when each request would begin and end, by the measured step times.
+
+Knows policies and what a step costs. Ignorant of the engine, of real clocks, and of requests that fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, inf
+
+from benchlib.serving.engine.policies import Policy, Task
+from benchlib.serving.engine.step_times import Size, Times
+
+
+@dataclass(eq=False)
+class SimulatedTask:
+    """A request in the simulator. `begun_s` is None until it begins, and if it had begun before the simulation."""
+
+    size: Size
+    rows: int
+    steps_left: int
+    arrived_s: float
+    begun: bool = False
+    begun_s: float | None = None
+
+    @classmethod
+    def copy_of(cls, task: Task) -> SimulatedTask:
+        return cls(task.size, task.rows, task.steps_left, task.arrived_s, task.begun)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """When a simulated request came, was begun (its encoding started) and was answered."""
+
+    arrived_s: float
+    begun_s: float | None
+    done_s: float
+
+
+def simulate(
+    policy: Policy, tasks: Sequence[Task], times: Times, *, now_s: float = 0.0
+) -> list[Finished]:
+    """What becomes of `tasks`, in their order, on a virtual clock that starts at `now_s`. Changes no task."""
+    copies = [SimulatedTask.copy_of(task) for task in tasks]
+    coming = sorted(copies, key=lambda task: task.arrived_s)
+    present: list[SimulatedTask] = []
+    done_s: dict[int, float] = {}
+    arrived = 0  # how many of `coming` have
+    while len(done_s) < len(coming):
+        # 1) Let those arrive that are due
+        if not present:
+            now_s = max(now_s, coming[arrived].arrived_s)
+        while arrived < len(coming) and coming[arrived].arrived_s <= now_s:
+            present.append(coming[arrived])
+            arrived += 1
+        next_arrival_s = coming[arrived].arrived_s if arrived < len(coming) else inf
+
+        # 2) Ask the policy
+        turn = policy.turn(present, now_s)
+        if turn.wait_until_s is not None:
+            now_s = min(turn.wait_until_s, next_arrival_s)
+
+        # 3) Decode those that are at their end
+        if turn.decode:
+            now_s += times(turn.decode[0].size).decode(len(turn.decode))
+            for task in turn.decode:
+                done_s[id(task)] = now_s
+            present = [task for task in present if id(task) not in done_s]
+
+        # 4) Step the others on, until the policy may decide anew
+        if turn.step:
+            now_s = _take_steps(turn.step, times, now_s, next_arrival_s)
+    return [Finished(task.arrived_s, task.begun_s, done_s[id(task)]) for task in copies]
+
+
+def _take_steps(
+    batch: Sequence[SimulatedTask], times: Times, now_s: float, next_arrival_s: float
+) -> float:
+    """Step `batch` on until one of it has no step left or the next request arrives; the time then."""
+    cost = times(batch[0].size)
+    newcomers = [task for task in batch if not task.begun]
+    for task in newcomers:
+        task.begun = True
+        task.begun_s = now_s
+    if newcomers:
+        now_s += cost.encode(len(newcomers))
+    step_s = cost.step(sum(task.rows for task in batch))
+    steps = min(task.steps_left for task in batch)
+    if step_s > 0 and next_arrival_s < inf:
+        until_arrival = ceil((next_arrival_s - now_s) / step_s)
+        steps = min(steps, max(1, until_arrival))
+    for task in batch:
+        task.steps_left -= steps
+    return now_s + steps * step_s
+
+
+def until_place_s(
+    policy: Policy,
+    tasks: Sequence[Task],
+    stepping: Sequence[Task],
+    now_s: float,
+    times: Times,
+    max_queue: int,
+) -> float:
+    """Seconds from `now_s` until fewer than `max_queue` of `tasks` wait (are not begun) if nobody else comes.
+
+    `stepping` are those of `tasks` in the step under way. It begins now, whatever the policy says. None of them may
+    move meanwhile, so an engine hands in copies.
+    """
+    step_s = 0.0
+    if stepping:
+        rows = sum(task.rows for task in stepping)
+        step_s = times(stepping[0].size).step(rows)
+    after_step = []
+    for task in tasks:
+        copy = SimulatedTask.copy_of(task)
+        if task in stepping:
+            copy.steps_left -= 1
+        after_step.append(copy)
+    finished = simulate(policy, after_step, times, now_s=now_s + step_s)
+    begins_s = sorted(one.begun_s for one in finished if one.begun_s is not None)
+    too_many = len(begins_s) - max_queue
+    return begins_s[too_many] - now_s if too_many >= 0 else 0.0

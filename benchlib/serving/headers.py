@@ -1,0 +1,57 @@
+"""The headers that say what an answer took: X-Seed, and Server-Timing as the W3C has it.
+
+Knows a finished job's times. Ignorant of routes and bodies.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+if TYPE_CHECKING:
+    from benchlib.serving.engine.jobs import Job
+    from benchlib.serving.handoff import Answer
+
+
+def answer_headers(answer: Answer) -> dict[str, str]:
+    """X-Seed is the first image's. Server-Timing has milliseconds that add up to `total`, which ends now.
+
+    `wait` is the rest: time between steps, and between threads. For several images, the header has the times of the
+    last one, and the time of all files.
+    """
+    job = answer.jobs[-1]
+    first_work = answer.jobs[0].work
+    work = job.work
+    assert job.admitted_s is not None
+    assert first_work is not None
+    assert work is not None
+    parts_s = {
+        "queue": job.admitted_s - job.arrived_s,
+        "encode": work.encode_s,
+        "denoise": work.denoise_s,
+        "decode": work.decode_s,
+        "image": answer.files_s,
+    }
+    total_s = time.monotonic() - job.arrived_s
+    parts_s["wait"] = total_s - sum(parts_s.values())
+    parts_s["total"] = total_s
+    parts = [_part(name, seconds) for name, seconds in parts_s.items()]
+    mean_batch = work.batch_rows / work.steps_done
+    parts.append(f'batch;desc="{mean_batch}"')
+    return {"X-Seed": str(first_work.seed), "Server-Timing": ", ".join(parts)}
+
+
+def error_headers(http: Request) -> dict[str, str]:
+    """The Server-Timing of an answer without an image: the time until it was begun, and the total."""
+    now_s = time.monotonic()
+    arrived_s = http.state.arrived_s
+    jobs: list[Job] = getattr(http.state, "jobs", [])
+    begun_s = max((job.admitted_s or now_s for job in jobs), default=arrived_s)
+    parts = [_part("queue", begun_s - arrived_s), _part("total", now_s - arrived_s)]
+    return {"Server-Timing": ", ".join(parts)}
+
+
+def _part(name: str, seconds: float) -> str:
+    return f"{name};dur={seconds * 1000:.6f}"

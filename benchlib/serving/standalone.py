@@ -1,0 +1,131 @@
+"""A server that is alone in its process: its settings from the environment, and its life until a signal.
+
+Knows the BENCHLIB_* variables and what is said while a model loads. Ignorant of routes and of how images are made.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from benchlib.serving.app import create_app
+from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.options import EngineOptions
+from benchlib.serving.schemas import GenerateRequest
+from benchlib.serving.server import DrainingServer
+
+if TYPE_CHECKING:
+    from benchlib.serving.model.pipeline import SDXLPipeline
+
+log = logging.getLogger("uvicorn.error")  # uvicorn shows its own start-up lines by this name
+
+
+class Settings(BaseSettings, EngineOptions):
+    """What is read from the environment: BENCHLIB_MODEL, BENCHLIB_DEVICE and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="BENCHLIB_", extra="ignore", enable_decoding=False)
+
+    model: str = Field(
+        default="auto",
+        description="auto (sdxl on CUDA, else tiny), tiny, sdxl, sdxl-random, hub id, folder, file",
+    )
+    device: str = Field(
+        default="auto", description="auto (CUDA, else the CPU), cpu, cuda, cuda:1, mps"
+    )
+    dtype: str = Field(
+        default="auto",
+        description="auto (float16 on CUDA, else float32), float32, float16, bfloat16",
+    )
+    recipe: str = Field(
+        default="baseline", description="named optimisations, such as channels-last+vae-tiling"
+    )
+    seed: int = Field(default=0, ge=0, description="draws the weights of the random models")
+    torch_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of torch; torch's own choice if not given"
+    )
+    deadline_s: float | None = Field(default=None, gt=0, description="a slower request gets 504")
+    max_pixel_steps: int | None = Field(
+        default=None, ge=1, description="most width x height x steps of a request; more gets 422"
+    )
+
+    def engine_options(self) -> EngineOptions:
+        return EngineOptions(**self.model_dump(include=set(EngineOptions.model_fields)))
+
+
+def engine_from(settings: Settings) -> Engine:
+    """The engine that `settings` describe. As it loads it logs which model, why, and what an image will cost."""
+
+    def load() -> SDXLPipeline:
+        from benchlib.serving.model.loading import load_pipeline
+
+        pipe = load_pipeline(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            recipe=settings.recipe,
+            seed=settings.seed,
+            torch_threads=settings.torch_threads,
+        )
+        log.info("Serving %(model)s on %(device)s in %(dtype)s: %(model_reason)s.", pipe.spec)
+        _log_cost(pipe)
+        return pipe
+
+    return Engine(load, settings.engine_options())
+
+
+def _log_cost(pipe: SDXLPipeline) -> None:
+    """Log what an image of the usual size will take."""
+    usual = GenerateRequest(prompt="-")
+    size = (usual.width, usual.height, usual.num_inference_steps)
+    shrink = 1
+    words = "about"
+    if pipe.device.type == "cpu":
+        # A step at full size takes as long as starting up. The cost grows faster than the pixels, so this bounds it.
+        shrink = 4
+        words = "at least"
+    small_s = pipe.predict_s(
+        usual.width // shrink, usual.height // shrink, usual.num_inference_steps
+    )
+    cost_s = shrink**2 * small_s
+    log.info("An image of %dx%d at %d steps will take %s %.2g s here.", *size, words, cost_s)
+
+
+def app_from(settings: Settings) -> FastAPI:
+    """The app that `uvicorn benchlib.serving.app:app` serves."""
+    return _app_before(engine_from(settings), settings)
+
+
+def _app_before(engine: Engine, settings: Settings) -> FastAPI:
+    return create_app(
+        engine, deadline_s=settings.deadline_s, max_pixel_steps=settings.max_pixel_steps
+    )
+
+
+def serve_alone(settings: Settings, *, host: str, port: int) -> int:
+    """Serve until a signal ends it: the body of `python -m benchlib serve`. Returns the exit status.
+
+    The port is bound first and the model loads behind it. If that fails, the reason is printed and the status is 1.
+    """
+    engine = engine_from(settings)
+    app = _app_before(engine, settings)
+    server = DrainingServer(app, engine, host=host, port=port, log_level="info")
+
+    def give_up_if_failed() -> None:
+        engine.settled.wait()
+        if engine.failure is not None:
+            server.should_exit = True
+
+    threading.Thread(target=give_up_if_failed, name="benchlib-watch", daemon=True).start()
+    with suppress(KeyboardInterrupt):  # uvicorn raises it anew once it has stopped in order
+        server.run()
+    if engine.failure is not None:
+        print(f"benchlib: {type(engine.failure).__name__}: {engine.failure}", file=sys.stderr)
+        return 1
+    return 0
