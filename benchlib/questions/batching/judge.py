@@ -76,12 +76,12 @@ def _ratio_of_pairs(logs: Sequence[float]) -> tuple[float, tuple[float, float] |
 
 
 def gain_words(gain: Mapping[Any, Any]) -> str:
-    """Returns one row of `gains` in words, without its policy: what the pairs support, and no more."""
-    name = LATENCIES[gain["figure"]]
+    """Returns one row of `gains` in words: what the pairs support, and no more."""
+    subject = f"{gain['batching']}'s {LATENCIES[gain['figure']]}"
     if gain["verdict"] == "not shown":
-        return f"{name}: a difference from serial's is not shown"
+        return f"a difference of {subject} from serial's is not shown"
     times = words(gain["ratio"], gain["interval"], "times serial's")
-    return f"{name} {times}"
+    return f"{subject} is {times}"
 
 
 @dataclass(frozen=True)

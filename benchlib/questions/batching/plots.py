@@ -1,74 +1,159 @@
 """Plots on how requests share the model: what a batch costs, who waits for whom, and what sharing gains.
 
-Knows the names of the policies and their look. Ignorant of how they decide.
+Knows the names of the policies and their look. Ignorant of how a policy decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.gridspec import SubplotSpec
 
+from benchlib.questions.batching.judge import gain_words
 from benchlib.rows import PARTS_IN_TIME
 from benchlib.study import figure, latency
-from benchlib.study.figure import number, whole_ticks
+from benchlib.study.wording import number
 
 POLICY_STYLES: dict[str, dict[str, Any]] = {
-    "serial": {"color": figure.GREY, "linestyle": ":", "marker": "o"},
-    "dynamic": {"color": figure.RED, "linestyle": "--", "marker": "s"},
-    "continuous": {"color": figure.BLUE, "linestyle": "-", "marker": "D"},
+    "serial": {
+        "color": figure.GREY,
+        "linestyle": ":",
+        "marker": "o",
+    },
+    "dynamic": {
+        "color": figure.RED,
+        "linestyle": "--",
+        "marker": "s",
+    },
+    "continuous": {
+        "color": figure.BLUE,
+        "linestyle": "-",
+        "marker": "D",
+    },
 }
+
+NO_GAIN = 1.05
+"""Batches that make less than this many times the images/s gain next to nothing."""
+
+LEAST_SHARE = 0.005
+"""A part of less than this share of all latencies is not drawn."""
+
+
+# -- what a batch costs
+
+
+class BatchCost(NamedTuple):
+    """What batches of each size cost, by the step times that a server measured: arrays with one value per size."""
+
+    sizes: list[int]
+    step_s: np.ndarray[Any, Any]
+    images_per_s: np.ndarray[Any, Any]
 
 
 @figure.styled
 def step_time_curve(
-    *, step_times: Mapping[str, Any], record: dict[str, Any], ax: Axes | None = None
+    *,
+    step_times: Mapping[str, Any],
+    record: dict[str, Any],
+    ax: Axes | None = None,
 ) -> Axes:
-    """Images per second and, in a panel below, milliseconds per denoising step, against the guided requests in a batch.
+    """Draws images per second and, in a panel below, milliseconds per step, against the images in a batch.
 
-    Of `step_times` (a server's spec has them), those of the showcase in `record` are drawn: each the least of a few
-    calls, so without interval. Images are of its number of steps, all begun at once. The upper panel is returned; an
-    `ax` that is given must be of a grid, as pyplot.subplots makes it.
+    `step_times` is from a server's spec. Each of its values is the least of a few calls, so there is no interval. Only
+    the showcase of `record` is drawn; its images begin together. The upper panel is returned. An `ax` that is given
+    must be of a grid, as pyplot.subplots makes it.
     """
     upper = figure.axes(ax, height=6)
     showcase = record["spec"]["target"]["showcase"] or {"width": None, "height": None}
-    if not (curves := step_times.get("{width}x{height}".format(**showcase))):
-        return figure.no_data(
-            upper, record, "what a batch costs", "the server measured no step times of its showcase"
-        )
-    lower, steps = figure.panel_below(upper), showcase["num_inference_steps"]
-    batch, rows = (sorted(map(int, curves[part])) for part in ("encode_s", "step_s"))
-    step_s = np.interp([2 * n for n in batch], rows, [curves["step_s"][str(n)] for n in rows])
-    around_s = [curves["encode_s"][str(n)] + curves["decode_s"][str(n)] for n in batch]
-    images_per_s = batch / (around_s + steps * step_s)
-    no_gain_ms = 1000 * step_s[0] * np.array(batch)
-    upper.plot(batch, images_per_s, "o-", color=figure.BLUE, linewidth=2)
-    lower.plot(batch, 1000 * step_s, "o-", color=figure.BLUE, linewidth=2)
-    lower.plot(batch, no_gain_ms, ":", color=figure.GREY)
-    for panel, label in ((upper, f"images/s, of {steps} steps"), (lower, "one denoising step, ms")):
-        panel.set(ylabel=label, ylim=(0, 1.1 * panel.get_ylim()[1]), xticks=batch)
+    curves = step_times.get("{width}x{height}".format(**showcase))
+    if not curves:
+        reason = "the server measured no step times of its showcase"
+        return figure.no_data(upper, record, "what a batch costs", reason)
+    steps = showcase["num_inference_steps"]
+    cost = batch_cost(curves, steps)
+
+    lower = figure.panel_below(upper)
+    step_ms = 1000 * cost.step_s
+    no_gain_ms = step_ms[0] * np.array(cost.sizes)
+    upper.plot(
+        cost.sizes,
+        cost.images_per_s,
+        "o-",
+        color=figure.BLUE,
+        linewidth=2,
+    )
+    lower.plot(
+        cost.sizes,
+        step_ms,
+        "o-",
+        color=figure.BLUE,
+        linewidth=2,
+    )
+    lower.plot(cost.sizes, no_gain_ms, ":", color=figure.GREY)
+    upper.set_ylabel(f"images/s, of {steps} steps")
+    lower.set_ylabel("one denoising step, ms")
     lower.set_xlabel("images in the batch, each with guidance (two rows in the UNet)")
+    for panel in (upper, lower):
+        _, top = panel.get_ylim()
+        panel.set(ylim=(0, 1.1 * top), xticks=cost.sizes)
     ends = [
-        (1000 * step_s[-1], "measured", figure.BLUE),
+        (step_ms[-1], "measured", figure.BLUE),
         (no_gain_ms[-1], "if batches gained nothing", figure.GREY),
     ]
     figure.label_at_right(lower, ends)
-    best = int(images_per_s.argmax())
-    times = (
-        f"{number(images_per_s[best] / images_per_s[0])} times the images/s of one image at a time"
+
+    source = "the least of up to six calls each, when the server started"
+    alt = (
+        "Lines over the number of images in a batch: "
+        "images per second above, the time of one step below."
     )
-    finding = f"a batch of {batch[best]} makes {times}"
-    if len(batch) == 1:
-        finding = "only one image at a time was measured: what a batch would gain is not known"
-    elif images_per_s[best] < 1.05 * images_per_s[0]:
-        finding = f"batches gain next to nothing: at most {times}"
-    of = "the least of up to six calls each, when the server started"
-    alt = "Lines over the number of images in a batch: images per second above, the time of one step below."
-    return figure.finish(upper, record, finding, alt, of=of, lowest=lower)
+    finding = _cost_finding(cost)
+    return figure.finish(
+        upper,
+        record,
+        finding,
+        alt,
+        source=source,
+        lowest=lower,
+    )
+
+
+def batch_cost(curves: Mapping[str, Mapping[str, float]], steps: int) -> BatchCost:
+    """Returns what batches of images with so many `steps` cost. Each image has guidance: two rows in the UNet."""
+    sizes = sorted(map(int, curves["encode_s"]))
+    rows = sorted(map(int, curves["step_s"]))
+    rows_s = [curves["step_s"][str(n)] for n in rows]
+    step_s = np.interp([2 * size for size in sizes], rows, rows_s)
+    encode_s = np.array([curves["encode_s"][str(size)] for size in sizes])
+    decode_s = np.array([curves["decode_s"][str(size)] for size in sizes])
+    batch_s = encode_s + steps * step_s + decode_s
+    return BatchCost(sizes, step_s, np.array(sizes) / batch_s)
+
+
+def _cost_finding(cost: BatchCost) -> str:
+    if len(cost.sizes) == 1:
+        return "only one image at a time was measured: what a batch would gain is not known"
+    best = int(cost.images_per_s.argmax())
+    gain = cost.images_per_s[best] / cost.images_per_s[0]
+    times = f"{number(gain)} times the images/s of one image at a time"
+    if gain < NO_GAIN:
+        return f"batches gain next to nothing: at most {times}"
+    return f"a batch of {cost.sizes[best]} makes {times}"
+
+
+# -- who waits for whom
+
+
+class Lanes(NamedTuple):
+    """The first requests of a run: those with an image, and the seconds of each part; both have the lane as index."""
+
+    lanes: int
+    requests: pd.DataFrame
+    parts: pd.DataFrame
 
 
 @figure.styled
@@ -79,111 +164,229 @@ def gantts(
     lanes: int = 20,
     ax: Axes | None = None,
 ) -> Axes:
-    """The first `lanes` measured requests under each policy, in panels one above the other: a lane each, from the
-    moment of the request to the image.
+    """Draws the first `lanes` measured requests under each policy, in panels one above the other.
 
-    A server tells how long each part took, not when it was: waiting between the steps is drawn after them. The lane of
-    a request without an image is empty.
-    `requests` has a run's by its policy's name, each asked for the same at the same moments: a lane is one request in
-    all panels, and time has one scale. `record` is that of any of the runs. The Axes around the panels is returned; an
-    `ax` that is given must be of a grid, as pyplot.subplots makes it.
+    A lane is one request, from its moment to its image. `requests` has the rows of a run by its policy's name. All
+    runs had the same requests at the same moments, so a lane is one request in all panels, and time has one scale.
+    `record` is that of any of the runs.
+
+    A server says how long each part took, not when it was: waiting between the steps is drawn after the steps. The
+    lane of a request without an image is empty. The Axes around the panels is returned. An `ax` that is given must be
+    of a grid, as pyplot.subplots makes it.
     """
     ax = figure.axes(ax, height=7.6)
-    if not any(len(latency.latency_parts(frame)) for frame in requests.values()):
-        return figure.no_data(
-            ax, record, "when each image was made", "no image whose server told how its time went"
-        )
-    # `ax` keeps the room above the panels, for the title and one legend.
-    ratios = [0.25, *[1] * len(requests)]
-    place = cast(SubplotSpec, ax.get_subplotspec()).subgridspec(
-        len(ratios), 1, height_ratios=ratios
-    )
-    ax.set_subplotspec(place[0])
-    ax.set_axis_off()
-    panels, keys, took_s, ends_s = (
-        list[Axes](),
-        dict[str, Any](),
-        list[tuple[float, str]](),
-        list[float](),
-    )
-    for row, (name, frame) in enumerate(requests.items(), 1):
-        panels.append(
-            panel := ax.figure.add_subplot(place[row], sharex=panels[0] if panels else None)
-        )
-        drawn = _draw_lanes(panel, frame, lanes)
-        panel.set_title(f"{name}: {_took(drawn) if len(drawn) else 'no image'}", size=10)
+    drawn = {name: first_lanes(frame, lanes) for name, frame in requests.items()}
+    if not any(len(one.requests) for one in drawn.values()):
+        reason = "no image whose server told how its time went"
+        return figure.no_data(ax, record, "when each image was made", reason)
+
+    panels = _panels_below(ax, len(drawn))
+    keys: dict[str, Any] = {}
+    ends_s: list[float] = []
+    for panel, (name, one) in zip(panels, drawn.items(), strict=True):
+        panel.set_title(f"{name}: {_waiting_words(one)}", size=10)
         panel.set_ylabel("requests")
-        panel.tick_params(labelbottom=row == len(requests))
-        keys |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-        if len(drawn):
-            took_s.append((drawn["latency_s"].mean(), name))
-            ends_s += panel.get_xlim()
-    panels[-1].set(xlim=(min(ends_s), max(ends_s)), xlabel="time since the start of each run, s")
+        panel.tick_params(labelbottom=panel is panels[-1])
+        if len(one.requests):
+            ends_s += _draw_lanes(panel, one)
+        handles, labels = panel.get_legend_handles_labels()
+        keys |= dict(zip(labels, handles, strict=True))
+    panels[-1].set(
+        xlim=(min(ends_s), max(ends_s)),
+        xlabel="time since the start of each run, s",
+    )
     order = [name for name, *_ in figure.PART_STYLES.values() if name in keys]
+    handles = [keys[name] for name in order]
     ax.legend(
-        [keys[name] for name in order],
+        handles,
         order,
         loc="upper left",
         bbox_to_anchor=(-0.01, 1.2),
         ncols=4,
     )
-    means = ", ".join(f"{number(mean)} s {name}" for mean, name in sorted(took_s))
-    n = max(len(latency.in_window(frame).head(lanes)) for frame in requests.values())
-    alt = f"A panel each for {', '.join(requests)}: a bar for each of {n} requests over time, coloured by part."
-    of = f"study {record['study']}, a run of each"
+
+    n = max(one.lanes for one in drawn.values())
+    means = _sorted_means(drawn)
     return figure.finish(
-        ax, record, f"{n} requests took on average {means}", alt, of=of, lowest=panels[-1]
+        ax,
+        record,
+        f"{n} requests took on average {means}",
+        f"A panel each for {', '.join(requests)}: a bar for each of {n} requests over time, coloured by part.",
+        source=f"study {record['study']}, a run of each",
+        lowest=panels[-1],
     )
+
+
+def first_lanes(requests: pd.DataFrame, lanes: int) -> Lanes:
+    """Returns the first measured requests of a run, and how the time of those with an image went."""
+    first = latency.in_window(requests).head(lanes).reset_index(drop=True)
+    parts = latency.latency_parts(first).fillna(0).clip(lower=0)
+    return Lanes(len(first), first.loc[parts.index], parts)
+
+
+def _panels_below(ax: Axes, count: int) -> list[Axes]:
+    """Returns `count` panels with one time axis. `ax` keeps the room above them, for the title and one legend."""
+    ratios = [0.25, *[1] * count]
+    place = cast(SubplotSpec, ax.get_subplotspec())
+    grid = place.subgridspec(len(ratios), 1, height_ratios=ratios)
+    ax.set_subplotspec(grid[0])
+    ax.set_axis_off()
+    panels: list[Axes] = []
+    for row in range(1, count + 1):
+        above = panels[0] if panels else None
+        panels.append(ax.figure.add_subplot(grid[row], sharex=above))
+    return panels
+
+
+def _draw_lanes(ax: Axes, one: Lanes) -> tuple[float, float]:
+    """Draws a bar for each part of each request, and returns where the first begins and the last ends, in seconds."""
+    start_s = one.requests["scheduled_s"].to_numpy()
+    left_s = start_s
+    all_s = one.parts.sum(axis=None)
+    for part in (*PARTS_IN_TIME, latency.OTHER, latency.REST):
+        part_s = one.parts[part]
+        if part_s.sum() >= LEAST_SHARE * all_s:
+            name, *_ = figure.PART_STYLES[part]
+            lane = one.parts.index + 1
+            ax.barh(
+                lane,
+                part_s,
+                0.8,
+                left_s,
+                label=name,
+                **figure.bar_style(part),
+            )
+        left_s = left_s + part_s.to_numpy()
+    ends_s = start_s.min(), left_s.max()
+    ax.set(ylim=(one.lanes + 0.6, 0.4), xlim=ends_s)
+    figure.whole_ticks(ax.yaxis)
+    return ends_s
+
+
+def _waiting_words(one: Lanes) -> str:
+    """Returns the mean latency of the requests drawn, and how much of it was waiting."""
+    if not len(one.requests):
+        return "no image"
+    latency_s = one.requests["latency_s"]
+    waited_s = one.parts["queue"] + one.parts["wait"]
+    waited = 100 * waited_s.sum() / latency_s.sum()
+    return f"{number(latency_s.mean())} s on average, {waited:.0f} % of it waiting"
+
+
+def _sorted_means(drawn: Mapping[str, Lanes]) -> str:
+    """Returns the mean latency under each policy, the shortest first."""
+    means_s = []
+    for name, one in drawn.items():
+        if len(one.requests):
+            means_s.append((one.requests["latency_s"].mean(), name))
+    return ", ".join(f"{number(mean_s)} s {name}" for mean_s, name in sorted(means_s))
+
+
+# -- how long requests took
 
 
 @figure.styled
 def latency_cdf(
-    *, requests: Mapping[str, pd.DataFrame], record: dict[str, Any], ax: Axes | None = None
+    *,
+    requests: Mapping[str, pd.DataFrame],
+    record: dict[str, Any],
+    ax: Axes | None = None,
 ) -> Axes:
-    """Which share of the measured requests had their image within so many seconds, a stair for each policy.
+    """Draws which share of the measured requests had their image within so many seconds, a stair for each policy.
 
-    `requests` has rows, of a run or of several together, by the policy's name; `record` is that of any of the runs. A
-    request that got no image keeps its stair below 100 %.
+    `requests` has rows, of one run or of several together, by the policy's name. `record` is that of any of the runs. A
+    request without an image keeps its stair below 100 %.
     """
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="share of the requests that had their image, %")
-    series = {name: latency.latencies(frame) for name, frame in requests.items()}
-    series = {name: latency_s for name, latency_s in series.items() if latency_s.notna().any()}
+    series = _slowest_first(requests)
     if not series:
         return figure.no_data(ax, record, "how long requests took", "no request got an image")
-    longest_s = max(latency_s.max() for latency_s in series.values())
-    by_mean = sorted(series, key=lambda name: -series[name].mean())
-    for place, name in enumerate(by_mean):  # the slowest first, its label lowest
-        known, n = np.sort(series[name].dropna()), len(series[name])
-        style = POLICY_STYLES[name]
-        percent = 100 * np.arange(len(known) + 1) / n
-        x = np.concatenate([[0], known, [1.03 * longest_s]])
-        ax.step(x, [*percent, percent[-1]], where="post", linewidth=2, **style | {"marker": ""})
-        height = min((25, 50, 75)[place % 3], 0.9 * percent[-1])  # on the stair's upright
-        spot, label = (
-            (known[int(height * n / 100)], height),
-            f"{name}, mean {number(known.mean())} s",
-        )
-        ax.plot(*spot, style["marker"], color=style["color"])
-        boxed: dict[str, Any] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-        ax.annotate(
-            label,
-            spot,
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            color=style["color"],
-            bbox=boxed,
-        )
-    ax.set(xlim=(0, 1.03 * longest_s), ylim=(0, 103))
-    halves = [(name, latency.percentile(series[name], 0.5)) for name in reversed(by_mean)]
-    told = ", ".join(f"{number(half)} s {name}" for name, half in halves if half is not None)
-    finding = (
-        f"half of the requests took at most {told}" if told else "too few requests for a median"
+
+    right_s = 1.03 * max(latency_s.max() for latency_s in series.values())
+    for place, (name, latency_s) in enumerate(series.items()):
+        # The slowest comes first, and its label stands lowest.
+        _draw_stair(ax, name, latency_s, right_s, label_percent=(25, 50, 75)[place % 3])
+    ax.set(xlim=(0, right_s), ylim=(0, 103))
+
+    count = sum(len(latency_s) for latency_s in series.values())
+    return figure.finish(
+        ax,
+        record,
+        _median_finding(series),
+        f"A stair from 0 to 100 % over latency for each of {', '.join(requests)}.",
+        source=figure.study_of(record, count, "request"),
     )
-    of = figure.study_of(record, sum(map(len, series.values())), "request")
-    alt = f"A stair from 0 to 100 % over latency for each of {', '.join(series)}."
-    return figure.finish(ax, record, finding, alt, of=of)
+
+
+def _slowest_first(requests: Mapping[str, pd.DataFrame]) -> dict[str, pd.Series]:
+    """Returns the latencies of each policy that made an image, by descending mean; NaN where no image came."""
+    series = {}
+    for name, frame in requests.items():
+        latency_s = latency.latencies(frame)
+        if latency_s.notna().any():
+            series[name] = latency_s
+    order = sorted(series, key=lambda name: -series[name].mean())
+    return {name: series[name] for name in order}
+
+
+def _draw_stair(
+    ax: Axes,
+    name: str,
+    latency_s: pd.Series,
+    right_s: float,
+    label_percent: float,
+) -> None:
+    """Draws one policy's stair to `right_s`, with its name beside the upright at `label_percent`."""
+    style = POLICY_STYLES[name]
+    n = len(latency_s)
+    known_s = np.sort(latency_s.dropna())
+    percent = 100 * np.arange(len(known_s) + 1) / n
+    x = [0, *known_s, right_s]
+    y = [*percent, percent[-1]]
+    line = style | {"marker": ""}
+    ax.step(
+        x,
+        y,
+        where="post",
+        linewidth=2,
+        **line,
+    )
+
+    height = min(label_percent, 0.9 * percent[-1])
+    spot = known_s[int(height * n / 100)], height
+    ax.plot(*spot, style["marker"], color=style["color"])
+    box = {
+        "facecolor": "white",
+        "alpha": 0.8,
+        "linewidth": 0,
+        "pad": 1,
+    }
+    figure.label_point(
+        ax,
+        spot,
+        f"{name}, mean {number(known_s.mean())} s",
+        (8, 0),
+        va="center",
+        color=style["color"],
+        bbox=box,
+        fontsize="medium",
+    )
+
+
+def _median_finding(series: Mapping[str, pd.Series]) -> str:
+    """Returns the median of each policy that has one, the fastest first."""
+    halves = []
+    for name, latency_s in reversed(list(series.items())):
+        half_s = latency.percentile(latency_s, 0.5)
+        if half_s is not None:
+            halves.append(f"{number(half_s)} s {name}")
+    if not halves:
+        return "too few requests for a median"
+    return f"half of the requests took at most {', '.join(halves)}"
+
+
+# -- what is gained at which load
 
 
 @figure.styled
@@ -194,111 +397,111 @@ def gain(
     predicted: pd.DataFrame | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Latency over that of serial batching at the same rate, with 95 % intervals: `gains` as of comparison.gains().
+    """Draws latency as a multiple of serial's at the same rate, with 95 % intervals.
 
-    Means are filled, 95th percentiles hollow. `predicted`, mean latencies by rate (its index, 1/s) and policy (a column
-    each, "serial" among them), becomes thin lines. `record` is that of any of the runs.
+    `gains` is as judge.gains() returns it. Means are filled, 95th percentiles hollow. `predicted` becomes thin lines:
+    mean latencies by rate (its index, 1/s), with a column for each policy, "serial" among them. `record` is that of any
+    of the runs.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
     if not len(gains):
         return figure.no_data(ax, record, "gain by rate", "no two valid runs of the same requests")
+
+    labels = _draw_gains(ax, gains)
+    right = gains["rate"].max()
+    if predicted is not None:
+        labels += _draw_predicted(ax, predicted)
+        right = max(right, predicted.index.max())
+    ax.axhline(1, color="black", linewidth=1.2)
+    at_left: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "bottom"}
+    ax.text(0.005, 1, "as serial", fontsize="small", **at_left)
+
+    # A wide interval must not press all marks onto the axis.
     top = 1.15 * max(1.3, gains["ratio"].max())
-    cut = any(pair is not None and pair[1] > top for pair in gains["interval"])
-    most = end = gains["rate"].max()
+    ax.set(xlim=(0, 1.05 * right), ylim=(0, top))
+    if any(pair is not None and pair[1] > top for pair in gains["interval"]):
+        ax.set_ylabel("latency, in multiples of serial's (bars cut at the top)")
+    figure.label_at_right(ax, labels)
+
+    bars = "one run of each, so no interval"
+    if gains["pairs"].max() > 1:
+        bars = f"at most {gains['pairs'].max()} runs of each; bars: 95 % intervals"
+    return figure.finish(
+        ax,
+        record,
+        _gain_finding(gains),
+        f"Marks with bars, by rate. {_all_gains(gains)}.",
+        source=f"study {record['study']}, {bars}",
+    )
+
+
+def _draw_gains(ax: Axes, gains: pd.DataFrame) -> list[tuple[float, str, str]]:
+    """Draws marks and bars of each policy and figure, and returns their labels for the right margin."""
     labels = []
     kinds = gains.groupby(["batching", "figure"], sort=True)
+    shift = 0.01 * gains["rate"].max()  # side by side, or one would hide another
     for place, (kind, rows) in enumerate(kinds):
-        name, latency = map(str, kind)
-        style, is_mean = POLICY_STYLES[name], latency == "latency_mean_s"
-        x = rows["rate"] + 0.01 * most * (place - (len(kinds) - 1) / 2)
-        pairs = [
-            pair or (ratio, ratio)
-            for pair, ratio in zip(rows["interval"], rows["ratio"], strict=True)
-        ]
+        name, latency_name = map(str, kind)
+        style = POLICY_STYLES[name]
+        is_mean = latency_name == "latency_mean_s"
+        x = rows["rate"] + shift * (place - (len(kinds) - 1) / 2)
+        lows, highs = _ends(rows)
+        width = 2 if is_mean else 1
         ax.vlines(
-            x, *np.transpose(pairs), color=style["color"], linewidth=2 if is_mean else 1, alpha=0.7
+            x,
+            lows,
+            highs,
+            color=style["color"],
+            linewidth=width,
+            alpha=0.7,
         )
+        face = None if is_mean else "white"
         ax.plot(
             x,
             rows["ratio"],
             **style,
             linewidth=1.2,
             markersize=7,
-            markerfacecolor=None if is_mean else "white",
+            markerfacecolor=face,
         )
-        words = f"{name}, {'mean' if is_mean else '95 % took at most'}"
-        labels.append((rows["ratio"].iloc[-1], words, style["color"]))
-    if predicted is not None:
-        end = max(end, predicted.index.max())
-        for policy, ratios in (
-            predicted.div(predicted["serial"], axis="index").drop(columns="serial").items()
-        ):
-            style = POLICY_STYLES[str(policy)] | {"marker": ""}
-            ax.plot(ratios, **style, linewidth=0.8)
-            labels.append(
-                (ratios.iloc[-1], f"{policy}, mean, long run as predicted", style["color"])
-            )
-    ax.axhline(1, color="black", linewidth=1.2)
-    ax.text(
-        0.005, 1, "as serial", transform=ax.get_yaxis_transform(), va="bottom", fontsize="small"
-    )
-    ax.set(xlim=(0, 1.05 * end), ylim=(0, top))
-    if cut:
-        ax.set_ylabel("latency, in multiples of serial's (bars cut at the top)")
-    figure.label_at_right(ax, labels)
-    each: list[Any] = gains.to_dict("records")
-    said = "; ".join(
-        _gained(row) for row in each if row["rate"] == most and row["figure"] == "latency_mean_s"
-    )
-    finding = (
-        f"at {number(most)} requests/s, {said}"
-        if said
-        else "no run carries a mean at the highest rate"
-    )
-    told = ". ".join(f"At {number(row['rate'])}/s {_gained(row)}" for row in each)
-    pairs = gains["pairs"].max()
-    bars = (
-        f" at most {pairs} runs of each; bars: 95 % intervals"
-        if pairs > 1
-        else " one run of each, so no interval"
-    )
-    of = f"study {record['study']},{bars}"
-    return figure.finish(ax, record, finding, f"Marks with bars, by rate. {told}.", of=of)
+        words = "mean" if is_mean else "95 % took at most"
+        labels.append((rows["ratio"].iloc[-1], f"{name}, {words}", style["color"]))
+    return labels
 
 
-def _gained(row: Any) -> str:
-    what = "mean latency" if row["figure"] == "latency_mean_s" else "p95"
-    if row["verdict"] == "not shown":
-        return f"a difference of {row['batching']}'s {what} from serial's is not shown"
-    low, high = row["interval"]
-    return f"{row['batching']}'s {what} is {number(row['ratio'])} times serial's ({number(low)} to {number(high)})"
+def _ends(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
+    """Returns the low and the high end of each interval; the ratio itself where there is none."""
+    lows, highs = [], []
+    for ratio, interval in zip(rows["ratio"], rows["interval"], strict=True):
+        low, high = interval or (ratio, ratio)
+        lows.append(low)
+        highs.append(high)
+    return lows, highs
 
 
-def _draw_lanes(ax: Axes, requests: pd.DataFrame, lanes: int) -> pd.DataFrame:
-    """Draws the first measured requests and returns those with an image, and `waited_s` of each."""
-    first = latency.in_window(requests).head(lanes).reset_index(drop=True)
-    parts = latency.latency_parts(first).fillna(0).clip(lower=0)
-    drawn = first.loc[parts.index].assign(waited_s=parts["queue"] + parts["wait"])
-    if not len(drawn):
-        return drawn
-    left = drawn["scheduled_s"].to_numpy()
-    for part in (*PARTS_IN_TIME, latency.OTHER, latency.REST):
-        if parts[part].sum() >= 0.005 * parts.sum(axis=None):
-            name, colour, hatch = figure.PART_STYLES[part]
-            style: dict[str, Any] = {
-                "color": colour,
-                "hatch": hatch,
-                "edgecolor": "white",
-                "linewidth": 0.3,
-            }
-            ax.barh(parts.index + 1, parts[part], 0.8, left, label=name, **style)
-        left = left + parts[part].to_numpy()
-    ax.set(ylim=(len(first) + 0.6, 0.4), xlim=(drawn["scheduled_s"].min(), left.max()))
-    whole_ticks(ax.yaxis)
-    return drawn
+def _draw_predicted(ax: Axes, predicted: pd.DataFrame) -> list[tuple[float, str, str]]:
+    """Draws thin lines, and returns their labels for the right margin."""
+    labels = []
+    ratios = predicted.div(predicted["serial"], axis="index").drop(columns="serial")
+    for name in map(str, ratios):
+        style = POLICY_STYLES[name] | {"marker": ""}
+        ax.plot(ratios[name], **style, linewidth=0.8)
+        words = f"{name}, mean, long run as predicted"
+        labels.append((ratios[name].iloc[-1], words, style["color"]))
+    return labels
 
 
-def _took(drawn: pd.DataFrame) -> str:
-    waited = 100 * drawn["waited_s"].sum() / drawn["latency_s"].sum()
-    return f"{number(drawn['latency_s'].mean())} s on average, {waited:.0f} % of it waiting"
+def _gain_finding(gains: pd.DataFrame) -> str:
+    """Returns what the means at the highest rate say."""
+    highest = gains["rate"].max()
+    means = gains[(gains["rate"] == highest) & (gains["figure"] == "latency_mean_s")]
+    if not len(means):
+        return "no run carries a mean at the highest rate"
+    found = "; ".join(gain_words(row) for row in means.to_dict("records"))
+    return f"at {number(highest)} requests/s, {found}"
+
+
+def _all_gains(gains: pd.DataFrame) -> str:
+    rows = gains.to_dict("records")
+    return ". ".join(f"At {number(row['rate'])}/s {gain_words(row)}" for row in rows)

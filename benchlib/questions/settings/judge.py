@@ -68,8 +68,10 @@ class Decision:
         if self.runner_up:
             next_best = capacity_words(others[0], self.slo)
             lines.append(f"Next comes {self.runner_up}: {next_best}.")
-            shown = "is shown: their intervals lie apart" if self.shown else "is not shown"
-            lines.append(f"That the first makes more images/s {shown}.")
+            shown = "is not shown that the first makes more images/s: measure more or longer runs"
+            if self.shown:
+                shown = "is shown that the first makes more images/s: the intervals lie apart"
+            lines.append(f"It {shown}.")
         return lines
 
     def _fleet_lines(self) -> list[str]:
@@ -80,13 +82,13 @@ class Decision:
         cost = "is not known without price_per_hour"
         if self.cost_per_1000 is not None:
             cost = f"is {number(self.cost_per_1000)}"
-        energy = "is not known, as no GPU told its power"
+        energy = "is not known, as no GPU reported its power"
         if self.energy_kwh_per_1000 is not None:
             energy = f"is {number(self.energy_kwh_per_1000)} kWh of the GPU"
         return [
             f"For {self.target_rate:g} images/s: {machines}, "
             "if each is kept as busy as here, with no room for bursts.",
-            f"Of a thousand images the cost {cost}, and the energy {energy}.",
+            f"For a thousand images, the cost {cost}, and the energy {energy}.",
         ]
 
 

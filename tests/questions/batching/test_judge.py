@@ -84,11 +84,12 @@ def test_the_answer_says_which_policy_pays_and_at_which_load(made: SimpleNamespa
     assert lines[0] == "Does batching pay here, compared with serial?"
     assert lines[1] == "- continuous: yes"
     assert lines[2].startswith(
-        "    at 2 requests/s (50% of what serial can make), 3 pairs of runs: mean latency 0.507 times serial's (0.4"
+        "    at 2 requests/s (50% of what serial can make), 3 pairs of runs: "
+        "continuous's mean latency is 0.507 times serial's (0.4"
     )
-    assert "; p95 latency 0.507 times serial's (" in lines[2]
+    assert "; continuous's p95 latency is 0.507 times serial's (" in lines[2]
     assert lines[3] == "- dynamic: not shown"
-    assert "mean latency: a difference from serial's is not shown" in lines[4]
+    assert "a difference of dynamic's mean latency from serial's is not shown" in lines[4]
     assert lines[5] == (
         "In one rush of 20 requests, the mean latency was: serial 2 s, dynamic 1 s (no interval)."
     )
