@@ -1,4 +1,7 @@
-"""How near one image is to another: PSNR and SSIM. Pure functions on arrays; ignorant of where images come from."""
+"""How much one image is like another: PSNR and SSIM.
+
+Pure functions on arrays. Ignorant of where images come from.
+"""
 
 from __future__ import annotations
 
@@ -8,64 +11,92 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[Any]
-WINDOW, SIGMA = 11, 1.5  # pixels; of the Gaussian in Wang et al.
+Pixels = npt.NDArray[Any]
+
+WINDOW = 11
+"""The side of SSIM's window, in pixels."""
+SIGMA = 1.5
+"""The deviation of the Gaussian in the window, in pixels."""
+C1 = 0.01**2
+C2 = 0.03**2
 
 
-def psnr_db(a: Image, b: Image) -> float:
+def psnr_db(a: Pixels, b: Pixels) -> float:
     """The peak signal-to-noise ratio of two images in dB; infinite where they are equal.
 
     Arrays (H, W, 3), both uint8 (peak 255) or both floats in [0, 1] (peak 1). Raises ValueError for others.
     """
     a, b = _checked(a, b)
-    error = float(np.mean((a - b) ** 2))
-    return -10 * math.log10(error) if error else math.inf
+    squares = (a - b) ** 2
+    error = float(np.mean(squares))
+    if error == 0:
+        return math.inf
+    return -10 * math.log10(error)
 
 
-def ssim(a: Image, b: Image) -> float:
+def ssim(a: Pixels, b: Pixels) -> float:
     """The mean structural similarity of two images, 1 where they are equal: the mean over the channels.
 
     Wang, Bovik, Sheikh & Simoncelli, IEEE Transactions on Image Processing 13 (2004): a Gaussian window of 11 pixels
-    with a deviation of 1.5, K1 = 0.01, K2 = 0.03, only windows that lie within the image. Arrays as in `psnr_db`, of
-    11 x 11 pixels at the least.
+    with a deviation of 1.5, K1 = 0.01, K2 = 0.03, and only windows that lie within the image. Arrays as in `psnr_db`,
+    of at least 11 x 11 pixels.
     """
     a, b = _checked(a, b)
-    if min(a.shape[:2]) < WINDOW:
+    height, width, _ = a.shape
+    if min(height, width) < WINDOW:
         raise ValueError(
-            f"a and b: {a.shape[1]}x{a.shape[0]} pixels are too few; SSIM needs {WINDOW}x{WINDOW}"
+            f"a and b: {width}x{height} pixels are too few; SSIM needs {WINDOW}x{WINDOW}"
         )
-    mean_a, mean_b = _blurred(a), _blurred(b)
-    variance_a, variance_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
-    covariance = _blurred(a * b) - mean_a * mean_b
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return float(np.mean(luminance * (2 * covariance + c2) / (variance_a + variance_b + c2)))
+    mean_a = _blurred(a)
+    mean_b = _blurred(b)
+    square_a = mean_a**2
+    square_b = mean_b**2
+    product = mean_a * mean_b
+    variance_a = _blurred(a * a) - square_a
+    variance_b = _blurred(b * b) - square_b
+    covariance = _blurred(a * b) - product
+    luminance = (2 * product + C1) / (square_a + square_b + C1)
+    structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
+    similarity = np.mean(luminance * structure)
+    return float(similarity)
 
 
-def _checked(a: Image, b: Image) -> tuple[Image, Image]:
-    """Both in [0, 1], as float64."""
-    for name, image in (("a", a), ("b", b)):
-        if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(
-                f"{name}: its shape is {image.shape}; give an image as an array of (height, width, 3)"
-            )
-    if a.shape != b.shape or (a.dtype == np.uint8) != (b.dtype == np.uint8):
-        raise ValueError(
-            f"a and b: {a.shape} of {a.dtype} and {b.shape} of {b.dtype}; give two of one size and kind"
-        )
-    scale = 255.0 if a.dtype == np.uint8 else 1.0
-    scaled = np.asarray(a, dtype=float) / scale, np.asarray(b, dtype=float) / scale
-    if not all(0 <= image.min() <= image.max() <= 1 for image in scaled):
+def _checked(a: Pixels, b: Pixels) -> tuple[Pixels, Pixels]:
+    """Both images in [0, 1], as float64. Raises ValueError for two that can't be compared."""
+    _check_shape("a", a)
+    _check_shape("b", b)
+    a_is_bytes = a.dtype == np.uint8
+    b_is_bytes = b.dtype == np.uint8
+    if a.shape != b.shape or a_is_bytes != b_is_bytes:
+        kinds = f"{a.shape} of {a.dtype} and {b.shape} of {b.dtype}"
+        raise ValueError(f"a and b: {kinds}; give two of one size and kind")
+    peak = 255.0 if a_is_bytes else 1.0
+    return _scaled(a, peak), _scaled(b, peak)
+
+
+def _check_shape(name: str, image: Pixels) -> None:
+    if image.ndim == 3 and image.shape[2] == 3 and image.size:
+        return
+    wanted = "give an image as an array of (height, width, 3)"
+    raise ValueError(f"{name}: its shape is {image.shape}; {wanted}")
+
+
+def _scaled(image: Pixels, peak: float) -> Pixels:
+    scaled = np.asarray(image, dtype=float) / peak
+    # Written so that a NaN is refused too.
+    if not 0 <= scaled.min() <= scaled.max() <= 1:
         raise ValueError(
             "a and b: floats must lie in [0, 1]; divide by the highest value, or give uint8"
         )
     return scaled
 
 
-def _blurred(image: Image) -> Image:
-    """Gaussian means over the windows that lie within the image, rows first, then columns."""
-    weights = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+def _blurred(image: Pixels) -> Pixels:
+    """Gaussian means over the windows that lie within the image: along the rows, then along the columns."""
+    offsets = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
     weights /= weights.sum()
     for axis in (0, 1):
-        image = np.lib.stride_tricks.sliding_window_view(image, WINDOW, axis=axis) @ weights
+        windows = np.lib.stride_tricks.sliding_window_view(image, WINDOW, axis=axis)
+        image = windows @ weights
     return image

@@ -1,8 +1,8 @@
 """Frames to pictures: the plots of one run, in one style (figure.py).
 
-Knows what a reader must be told of each. Ignorant of where runs are stored and of how they were measured: a function
-takes a run's frames and record, draws on `ax` (or on a figure of its own) and returns the Axes, whose label is the alt
-text.
+Knows what a reader has to be told about each figure. Ignorant of where runs are stored and of how they were measured.
+A function takes a run's frames and record, draws on `ax` (or on a figure of its own) and returns the Axes, whose label
+is the alt text.
 """
 
 from __future__ import annotations
@@ -14,68 +14,115 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchlib.study import figure, latency
-from benchlib.study.figure import number, whole_ticks
+from benchlib.study.figure import whole_ticks
 from benchlib.study.latency import Record
 from benchlib.study.summary import is_steady
+from benchlib.study.wording import number, span
 
 DRIFTED = "latency still drifted: no percentile is given"
+MANY = 2000
+"""With more requests than this, dots are drawn as an image: a path each would make the SVG huge."""
+_DARK_ORANGE = "#8A5F00"  # letters that can be read on white
+
+Labels = list[tuple[float, str, str]]
 
 
 @figure.styled
 def latency_over_time(*, requests: pd.DataFrame, record: Record, ax: Axes | None = None) -> Axes:
     """Each request's latency in seconds at the time it was scheduled, the warm-up shaded.
 
-    A failed request stands where it failed, and one that had not ended at as long as it had waited when the run ended.
+    A failed request stands where it failed. One that had not ended stands as high as it had waited when the run ended.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="when the request was made, s since the start of the run", ylabel=figure.LATENCY)
     if not len(requests):
         return figure.no_data(ax, record, "latency of each request", "no request was sent")
-    ok, censored = latency.is_ok(requests), latency.is_censored(requests)
-    end_s = (record["outcome"] or {}).get(
-        "wall_s", requests[["scheduled_s", "done_s"]].max(axis=None)
-    )
-    height_s = requests["latency_s"].fillna(end_s - requests["scheduled_s"])
-    # A timeout of minutes over images of a second would press these into a line: it stands at the upper edge instead.
-    top_s = min(height_s.max(), 1.5 * height_s[ok].max()) if ok.any() else height_s.max()
-    area = 30 if len(requests) <= 100 else 12 if len(requests) <= 2000 else 4
+    warmup_s = record["spec"]["warmup_s"]
+    latency_s = latency.latencies(requests)
+    drifted = is_steady(record, requests) is False
+    last_s = max(requests["scheduled_s"].max(), warmup_s, 1e-3)
+
+    # 1) The dots, and the warm-up behind them
+    top_s = _draw_requests(ax, requests, _waited_s(requests, record))
+    if warmup_s:
+        ax.axvspan(
+            0,
+            warmup_s,
+            color=figure.GREY,
+            alpha=0.18,
+            linewidth=0,
+            label="warm-up, not counted",
+        )
+    ax.set_xlim(-0.01 * last_s, 1.01 * last_s)
+    ax.set_ylim(0, 1.06 * top_s or 1)
+
+    scale = 6 / _dot_area(len(requests)) ** 0.5  # all dots of a legend have one size
+    figure.legend_above(ax, columns=4, handletextpad=0.3, markerscale=scale)
+
+    # 2) The median
+    median_s = None if drifted else latency.percentile(latency_s, 0.5)
+    if median_s is not None:
+        ax.hlines(median_s, warmup_s, last_s, color="black", linestyle="--", linewidth=1)
+        words = f"half took at most\n{number(median_s)} s (median)"
+        figure.label_at_right(ax, [(median_s, words, "black")])
+
+    # 3) The words
+    took = f"each image took {span(latency_s.dropna().tolist())} s"
+    if drifted:
+        took = f"{DRIFTED} ({took})"
+    elif warmup_s:
+        took = f"after warm-up, {took}"
+    alt = "Dots: when each request was made and how long it took, "
+    alt += f"{len(requests):,} in {number(last_s)} s."
+    if warmup_s:
+        alt += f" The first {number(warmup_s)} s are warm-up."
+    return figure.finish(ax, record, _finding(latency_s, took), alt, pad=22)
+
+
+def _waited_s(requests: pd.DataFrame, record: Record) -> pd.Series:
+    """How long each request took, or had waited when the run ended."""
+    outcome = record["outcome"] or {}
+    last_s = requests[["scheduled_s", "done_s"]].max(axis=None)
+    end_s = outcome.get("wall_s", last_s)
+    return requests["latency_s"].fillna(end_s - requests["scheduled_s"])
+
+
+def _draw_requests(ax: Axes, requests: pd.DataFrame, waited_s: pd.Series) -> float:
+    """Draws a dot for each request, and returns the height of the highest."""
+    ok = latency.is_ok(requests)
+    censored = latency.is_censored(requests)
+    top_s = float(waited_s.max())
+    if ok.any():
+        # A timeout of minutes would press images of a second into a line: it stands at the upper edge instead.
+        top_s = min(top_s, 1.5 * float(waited_s[ok].max()))
+    area = _dot_area(len(requests))
     for kind, marker, colour, label in (
         (ok, "o", figure.BLUE, "got an image"),
         (~ok & ~censored, "X", figure.RED, "failed"),
         (censored, "^", figure.PURPLE, "still waiting at the end"),
     ):
-        if kind.any():
-            if height_s[kind].max() > top_s:
-                label += " (top edge: even longer)"
-            x, y = requests["scheduled_s"][kind], height_s[kind].clip(upper=top_s)
-            dots = ax.scatter(
-                x, y, s=area, marker=marker, color=colour, alpha=0.8, linewidths=0, label=label
-            )
-            dots.set_rasterized(len(requests) > 2000)  # a path each would make the SVG huge
-    warmup_s = record["spec"]["warmup_s"]
-    if warmup_s:
-        ax.axvspan(
-            0, warmup_s, color=figure.GREY, alpha=0.18, linewidth=0, label="warm-up, not counted"
+        if not kind.any():
+            continue
+        if waited_s[kind].max() > top_s:
+            label += " (top edge: even longer)"
+        dots = ax.scatter(
+            requests["scheduled_s"][kind],
+            waited_s[kind].clip(upper=top_s),
+            area,
+            marker=marker,
+            color=colour,
+            alpha=0.8,
+            linewidths=0,
+            label=label,
         )
-    last_s = max(requests["scheduled_s"].max(), warmup_s, 1e-3)
-    ax.set(xlim=(-0.01 * last_s, 1.01 * last_s), ylim=(0, 1.06 * top_s or 1))
-    latency_s = latency.latencies(requests)
-    drifted = is_steady(record, requests) is False
-    median_s = None if drifted else latency.percentile(latency_s, 0.5)
-    if median_s is not None:
-        ax.hlines(median_s, warmup_s, last_s, color="black", linestyle="--", linewidth=1)
-        figure.label_at_right(
-            ax, [(median_s, f"half took at most\n{number(median_s)} s (median)", "black")]
-        )
-    span_s = " to ".join(dict.fromkeys(map(number, (latency_s.min(), latency_s.max()))))
-    took = f"{'after warm-up, ' if warmup_s else ''}each image took {span_s} s"
-    if drifted:
-        took = f"{DRIFTED} (each image took {span_s} s)"
-    keys = {"fontsize": "small", "handletextpad": 0.3, "markerscale": 6 / area**0.5}
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, **keys)
-    warmup = f" The first {number(warmup_s)} s are warm-up." if warmup_s else ""
-    alt = f"Dots: when each request was made and how long it took, {len(requests):,} in {number(last_s)} s.{warmup}"
-    return figure.finish(ax, record, _finding(latency_s, took), alt, pad=22)
+        dots.set_rasterized(len(requests) > MANY)
+    return top_s
+
+
+def _dot_area(requests: int) -> int:
+    if requests <= 100:
+        return 30
+    return 12 if requests <= MANY else 4
 
 
 @figure.styled
@@ -84,37 +131,66 @@ def latency_distribution(*, requests: pd.DataFrame, record: Record, ax: Axes | N
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="number of requests")
     latency_s = latency.latencies(requests)
-    known = latency_s.dropna().to_numpy()
-    if not len(known):
+    known_s = latency_s.dropna().to_numpy()
+    if not len(known_s):
         return figure.no_data(ax, record, "how long requests took", _finding(latency_s, ""))
-    low, high = known.min(), known.max()
-    spread = high - low > 0.01 * high
-    bins = int(np.clip(2 * len(known) ** (1 / 3), 6, 60)) if spread else 1  # the Rice rule
-    span = (low, high) if spread else (0.98 * low, 1.02 * high)
-    counts, _, _ = ax.hist(
-        known, bins, range=span, color=figure.BLUE, alpha=0.8, edgecolor="white", linewidth=0.5
-    )
-    top = float(np.max(counts))
     drifted = is_steady(record, requests) is False
-    carried = () if drifted else latency.carried_percentiles(len(latency_s))
-    points = {q: value for q in carried if (value := latency.percentile(latency_s, q)) is not None}
-    for row, (q, value) in enumerate(points.items()):
-        height = top * (
-            1.05 + 0.1 * (len(points) - row)
-        )  # each label passes over the lines to its right
-        ax.vlines(value, 0, height, color="black", linestyle="-" if q == 0.5 else "--", linewidth=1)
-        label = f"{100 * q:g} % took at most {number(value)} s"
-        ax.annotate(
-            label, (value, height), (4, 0), textcoords="offset points", va="top", fontsize="small"
-        )
+    points = {} if drifted else _percentiles(latency_s)
+
+    # 1) The bars, and over them a line for each percentile
+    top = _draw_histogram(ax, known_s)
+    for row, (q, value_s) in enumerate(points.items()):
+        # Each label passes over the lines to its right.
+        height = top * (1.05 + 0.1 * (len(points) - row))
+        line = "-" if q == 0.5 else "--"
+        ax.vlines(value_s, 0, height, color="black", linestyle=line, linewidth=1)
+        words = f"{100 * q:g} % took at most {number(value_s)} s"
+        figure.label_point(ax, (value_s, height), words, (4, 0), va="top")
     ax.set_ylim(0, top * (1.1 + 0.1 * len(points)))
     whole_ticks(ax.yaxis)
-    said = DRIFTED if drifted else f"the slowest image took {number(high)} s"
-    if 0.5 in points:
+
+    # 2) The words
+    low, high = number(known_s.min()), number(known_s.max())
+    said = f"the slowest image took {high} s"
+    if drifted:
+        said = DRIFTED
+    elif 0.5 in points:
         said = f"half of the requests took at most {number(points[0.5])} s"
-        said += f", 95 % at most {number(points[0.95])} s" if 0.95 in points else ""
-    alt = f"Histogram of latency, {len(known):,} in all, from {number(low)} to {number(high)} s."
+        if 0.95 in points:
+            said += f", 95 % at most {number(points[0.95])} s"
+    alt = f"Histogram of latency, {len(known_s):,} in all, from {low} to {high} s."
     return figure.finish(ax, record, _finding(latency_s, said), alt)
+
+
+def _percentiles(latency_s: pd.Series) -> dict[float, float]:
+    """Seconds by share, of the shares that so many requests support."""
+    points = {}
+    for q in latency.carried_percentiles(len(latency_s)):
+        value_s = latency.percentile(latency_s, q)
+        if value_s is not None:
+            points[q] = value_s
+    return points
+
+
+def _draw_histogram(ax: Axes, values: np.ndarray[Any, Any]) -> float:
+    """Draws the bars and returns the height of the highest; values that are nearly alike get one bar."""
+    low, high = values.min(), values.max()
+    bins = 1
+    ends = 0.98 * low, 1.02 * high
+    if high - low > 0.01 * high:
+        rice_rule = 2 * len(values) ** (1 / 3)
+        bins = int(np.clip(rice_rule, 6, 60))
+        ends = low, high
+    counts, _, _ = ax.hist(
+        values,
+        bins,
+        range=ends,
+        color=figure.BLUE,
+        alpha=0.8,
+        edgecolor="white",
+        linewidth=0.5,
+    )
+    return float(np.max(counts))
 
 
 @figure.styled
@@ -128,47 +204,52 @@ def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = N
     parts = latency.latency_parts(requests).fillna(0).clip(lower=0)
     n = len(parts)
     if not n:
-        return figure.no_data(
-            ax, record, "where the time went", "no image whose server told how its time went"
-        )
+        reason = "no image whose server told how its time went"
+        return figure.no_data(ax, record, "where the time went", reason)
     mean_s = parts.mean()
-    total_s = mean_s.sum()
-    percent = 100 * mean_s / total_s
-    drawn = [part for part in figure.PART_STYLES if percent[part] >= 0.5]
+    percent = 100 * mean_s / mean_s.sum()
+    shown = [part for part in figure.PART_STYLES if percent[part] >= 0.5]
+
+    # 1) The bars, a group of requests each
     groups = n if n <= 120 else 60
     edges = np.arange(groups + 1) * n // groups
-    order = parts.sum(axis="columns").argsort()
-    bars = parts.iloc[order].groupby(np.repeat(np.arange(groups), np.diff(edges))).mean()
+    widths = np.diff(edges)
+    bars = _means_by_group(parts, widths)
     bottom = np.zeros(groups)
-    for part in drawn:
-        name, colour, hatch = figure.PART_STYLES[part]
+    for part in shown:
+        name, *_ = figure.PART_STYLES[part]
         label = f"{name}: {number(mean_s[part])} s, {percent[part]:.0f} %"
-        style: dict[str, Any] = {
-            "color": colour,
-            "hatch": hatch,
-            "edgecolor": "white",
-            "linewidth": 0.3,
-        }
-        ax.bar(edges[:-1], bars[part], np.diff(edges), bottom, align="edge", label=label, **style)
+        ax.bar(
+            edges[:-1],
+            bars[part],
+            widths,
+            bottom,
+            align="edge",
+            label=label,
+            **figure.bar_style(part),
+        )
         bottom += bars[part].to_numpy()
     ax.set_xlim(0, n)
     whole_ticks(ax.xaxis)
     if groups < n:
         ax.set_xlabel(f"requests, fastest to slowest; each bar: the mean of about {n / groups:.0f}")
-    ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(1, 1),
-        reverse=True,
-        title="average, from 0.5 % up",
-        alignment="left",
-    )
-    largest = sorted(drawn, key=lambda part: -mean_s[part])[:2]
-    of_it = " and ".join(f"{percent[part]:.0f} % {figure.PART_STYLES[part][0]}" for part in largest)
-    alt = f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
-    finding = f"an image took {number(total_s)} s on average: {of_it}"
+    figure.legend_beside(ax, reverse=True, title="average, from 0.5 % up")
+
+    # 2) The words
+    largest = sorted(shown, key=lambda part: -mean_s[part])[:2]
+    shares = [f"{percent[part]:.0f} % {figure.PART_STYLES[part][0]}" for part in largest]
+    finding = f"an image took {number(mean_s.sum())} s on average: {' and '.join(shares)}"
     if is_steady(record, requests) is False:
         finding += "; latency still drifted"
+    alt = f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
     return figure.finish(ax, record, finding, alt)
+
+
+def _means_by_group(parts: pd.DataFrame, sizes: np.ndarray[Any, Any]) -> pd.DataFrame:
+    """The mean of each part in successive groups of so many requests, the fastest first."""
+    order = parts.sum(axis="columns").argsort()
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    return parts.iloc[order].groupby(group).mean()
 
 
 @figure.styled
@@ -182,76 +263,98 @@ def memory_over_time(
     """Memory of the server's process and, with CUDA, of its GPU over the run, in GiB, beside the model's own size.
 
     The weights are a band: on the GPU from 0, otherwise on top of what the process held before it loaded them.
-    `requests` gives the GPU's true peak, as told by the server: a decode is shorter than the time between two samples.
+    `requests` gives the GPU's true peak, as the server sent it: a decode is shorter than the time between two samples.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="time since the start of the run, s", ylabel="memory, GiB (1 GiB = 2³⁰ bytes)")
     if not telemetry["rss_gib"].notna().any():
-        return figure.no_data(
-            ax, record, "memory of the server", "the server's process was not sampled"
-        )
+        reason = "the server's process was not sampled"
+        return figure.no_data(ax, record, "memory of the server", reason)
+
+    # 1) The lines, each with its label
+    labels = _draw_samples(ax, telemetry)
     target = record["spec"]["target"]
     on_gpu = str(target["device"]).startswith("cuda")
-    time_s, labels = telemetry["time_s"], []
+    if on_gpu and requests is not None:
+        labels += _draw_peak(ax, requests["server_peak_gib"].max())
+    labels += _draw_model(ax, target, on_gpu)
+    ax.margins(x=0)
+    highest, *_ = max(labels)
+    ax.set_ylim(0, 1.15 * highest)
+    figure.label_at_right(ax, labels)
+
+    # 2) The words
+    finding = f"the server's process held at most {number(telemetry['rss_gib'].max())} GiB"
+    if telemetry["cuda_reserved_gib"].notna().any():
+        reserved_gib = telemetry["cuda_reserved_gib"].max()
+        finding += f" of main memory and {number(reserved_gib)} GiB of the GPU's"
+    if target["weights_gib"] is not None:
+        finding += f"; the model's weights are {number(target['weights_gib'])} GiB"
+    listed = "; ".join(text for _, text, _ in labels)
+    alt = f"Lines over {number(telemetry['time_s'].max())} s: {listed}."
+    return figure.finish(ax, record, finding, alt)
+
+
+def _draw_samples(ax: Axes, telemetry: pd.DataFrame) -> Labels:
+    labels: Labels = []
     for column, name, colour, line in (
         ("rss_gib", "server's process", figure.BLUE, "-"),
         ("cuda_reserved_gib", "GPU, reserved", figure.PURPLE, "-."),
         ("cuda_allocated_gib", "GPU, in use when sampled", figure.GREEN, "-"),
     ):
-        values = telemetry[column].dropna()
-        if len(values):
-            ax.plot(
-                time_s,
-                telemetry[column],
-                line,
-                color=colour,
-                linewidth=2,
-                marker="o" if len(values) == 1 else "",
-            )
-            labels.append((values.iloc[-1], f"{name}, at most {number(values.max())} GiB", colour))
-    peak_gib = None if requests is None else requests["server_peak_gib"].max()
-    if on_gpu and peak_gib is not None and peak_gib > 0:
-        ax.axhline(peak_gib, color=figure.GREEN, linestyle=(0, (1, 1)), linewidth=1.5)
-        labels.append(
-            (peak_gib, f"GPU, peak in use by an image, {number(peak_gib)} GiB", figure.GREEN)
+        known_gib = telemetry[column].dropna()
+        if not len(known_gib):
+            continue
+        ax.plot(
+            telemetry["time_s"],
+            telemetry[column],
+            line,
+            color=colour,
+            linewidth=2,
+            marker="o" if len(known_gib) == 1 else "",
         )
-    before_gib, weights_gib = target["memory_before_load_gib"], target["weights_gib"]
+        words = f"{name}, at most {number(known_gib.max())} GiB"
+        labels.append((known_gib.iloc[-1], words, colour))
+    return labels
+
+
+def _draw_peak(ax: Axes, peak_gib: float) -> Labels:
+    """The highest memory of the GPU while an image was made; none where it is not known."""
+    if not peak_gib > 0:
+        return []
+    ax.axhline(peak_gib, color=figure.GREEN, linestyle=(0, (1, 1)), linewidth=1.5)
+    words = f"GPU, peak in use by an image, {number(peak_gib)} GiB"
+    return [(peak_gib, words, figure.GREEN)]
+
+
+def _draw_model(ax: Axes, target: dict[str, Any], on_gpu: bool) -> Labels:
+    """What the process held before the model, and the model's weights as a band."""
+    labels: Labels = []
+    before_gib = target["memory_before_load_gib"]
     if before_gib is not None:
         ax.axhline(before_gib, color=figure.GREY, linestyle="--", linewidth=1)
-        labels.append(
-            (before_gib, f"process before the model, {number(before_gib)} GiB", figure.GREY)
-        )
+        words = f"process before the model, {number(before_gib)} GiB"
+        labels.append((before_gib, words, figure.GREY))
+    weights_gib = target["weights_gib"]
     base_gib = 0 if on_gpu else before_gib
     if weights_gib is not None and base_gib is not None:
         top_gib = base_gib + weights_gib
         ax.axhspan(base_gib, top_gib, color=figure.ORANGE, alpha=0.3, linewidth=0)
         ax.axhline(top_gib, color=figure.ORANGE, linestyle=":", linewidth=1.5)
         where = "on the GPU:" if on_gpu else "add"
-        labels.append(
-            (top_gib, f"the model's weights {where} {number(weights_gib)} GiB", "#8A5F00")
-        )
-    ax.margins(x=0)
-    ax.set_ylim(0, 1.15 * max(height for height, _, _ in labels))
-    figure.label_at_right(ax, labels)
-    finding = f"the server's process held at most {number(telemetry['rss_gib'].max())} GiB"
-    if telemetry["cuda_reserved_gib"].notna().any():
-        finding += (
-            f" of main memory and {number(telemetry['cuda_reserved_gib'].max())} GiB of the GPU's"
-        )
-    if weights_gib is not None:
-        finding += f"; the model's weights are {number(weights_gib)} GiB"
-    alt = f"Lines over {number(time_s.max())} s: {'; '.join(text for _, text, _ in labels)}."
-    return figure.finish(ax, record, finding, alt)
+        words = f"the model's weights {where} {number(weights_gib)} GiB"
+        labels.append((top_gib, words, _DARK_ORANGE))
+    return labels
 
 
 def _finding(latency_s: pd.Series, said_of_images: str) -> str:
-    n, images = len(latency_s), int(latency_s.notna().sum())
+    """The title: what is said of the images, and how many requests got none."""
+    n = len(latency_s)
+    images = int(latency_s.notna().sum())
     if not n:
         return "no request was measured"
     if not images:
         return f"none of {n:,} requests got an image"
-    return (
-        said_of_images
-        if images == n
-        else f"{said_of_images}; {n - images:,} of {n:,} requests got none"
-    )
+    if images < n:
+        return f"{said_of_images}; {n - images:,} of {n:,} requests got none"
+    return said_of_images

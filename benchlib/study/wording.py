@@ -41,7 +41,12 @@ def words(
 
 
 def span(values: Sequence[float]) -> str:
-    """The lowest and the highest of some values: "0.2 to 0.9"; one number where both are written alike."""
+    """The lowest and the highest of some values: "0.2 to 0.9"; one number where both are written alike.
+
+    "not known" where there is no value.
+    """
+    if not values:
+        return "not known"
     low, high = number(min(values)), number(max(values))
     if low == high:
         return low

@@ -41,6 +41,7 @@ def test_a_value_that_is_not_known_is_no_number(value):
 def test_a_span_of_numbers_that_are_written_alike_is_one_number():
     assert span([0.2, 0.9, 0.5]) == "0.2 to 0.9"
     assert span([0.2001, 0.2002]) == "0.2"
+    assert span([]) == "not known"
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 runs"), (1, "1 run"), (1500, "1,500 runs")])
