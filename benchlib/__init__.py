@@ -12,13 +12,21 @@ if TYPE_CHECKING:
     from benchlib import plots
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
-    from benchlib.questions.anatomy.judge import cost_lines, memory_growth, memory_parts, peak_stage
+    from benchlib.questions.anatomy.judge import (
+        cost_lines,
+        judge_images,
+        memory_growth,
+        memory_parts,
+        peak_stage,
+    )
     from benchlib.questions.anatomy.measure import arithmetic, dissect, watch_memory
     from benchlib.questions.batching.forecast import predict_latency
     from benchlib.questions.batching.judge import gains
-    from benchlib.questions.capacity.measure import find_capacity
+    from benchlib.questions.capacity.judge import judge_load, littles_law
+    from benchlib.questions.capacity.measure import find_capacity, plan_capacity
     from benchlib.questions.compare.judge import compare, compare_studies
     from benchlib.questions.parameters import check_parameters
+    from benchlib.questions.quickstart import judge_quickstart, run_times
     from benchlib.questions.settings.judge import decide
     from benchlib.questions.settings.measure import try_settings, usable_recipes
     from benchlib.run import Point, run_load
@@ -34,7 +42,8 @@ _NAMES = {
     "benchlib.run": ("Point", "run_load"),
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
-    "benchlib.questions.capacity.measure": ("find_capacity",),
+    "benchlib.questions.capacity.judge": ("judge_load", "littles_law"),
+    "benchlib.questions.capacity.measure": ("find_capacity", "plan_capacity"),
     "benchlib.questions.batching.forecast": ("predict_latency",),
     "benchlib.questions.batching.judge": ("gains",),
     "benchlib.serving.model.loading": ("load_pipeline",),
@@ -45,12 +54,14 @@ _NAMES = {
     "benchlib.questions.compare.judge": ("compare", "compare_studies"),
     "benchlib.questions.anatomy.judge": (
         "cost_lines",
+        "judge_images",
         "memory_growth",
         "memory_parts",
         "peak_stage",
     ),
     "benchlib.questions.settings.judge": ("decide",),
     "benchlib.questions.parameters": ("check_parameters",),
+    "benchlib.questions.quickstart": ("judge_quickstart", "run_times"),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
@@ -61,7 +72,8 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "gains",
     "predict_latency", "plots", "process_memory_gib", "Study", "compare_studies", "usable_recipes",
     "try_settings", "decide", "dissect", "cost_lines", "arithmetic", "memory_parts", "watch_memory",
-    "memory_growth", "peak_stage", "check_parameters",
+    "memory_growth", "peak_stage", "check_parameters", "run_times", "judge_quickstart",
+    "judge_images", "plan_capacity", "littles_law", "judge_load",
 ]  # fmt: skip
 
 

@@ -1,7 +1,6 @@
-"""Finds the highest rate that meets an objective, from trials that are noisy and dear.
+"""Loads one server more and more: how the minutes are shared, and a run for each trial of the search.
 
-`find_highest` is pure: it knows rates and verdicts. `find_capacity` makes a run of each trial. Ignorant of how a run is
-made (bench.py) and of how its latencies are judged (statistics.py).
+Knows servers, loads and runs. Ignorant of how the search goes on after a trial (judge.py).
 """
 
 from __future__ import annotations
@@ -9,37 +8,156 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from benchlib.load.arrivals import MOST_IN_FLIGHT, OpenLoop
-from benchlib.load.bounds import check_number
+from benchlib.load.arrivals import MOST_IN_FLIGHT, ClosedLoop, OpenLoop
 from benchlib.load.runner import Progress
 from benchlib.load.workload import Workload
+from benchlib.questions.capacity.judge import Capacity, find_highest, most_images_per_s
 from benchlib.run import Point, writing
+from benchlib.study.store import Run, Study
 
 if TYPE_CHECKING:
+    from benchlib.serving.model.pipeline import SDXLPipeline
     from benchlib.serving.server import Server
 
-LEAD = 2
-"""A rate is settled, "met" or "missed", once so many more of its trials say the one than say the other."""
+FEWER_STEPS = {"quick": 4, "full": 1}
+"""The model's usual steps are divided by this."""
+RATE_SHARES = {
+    "quick": (0.3, 0.7, 1.1),
+    "full": (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1),
+}
+"""The rates to try, as shares of the most images/s that users in a closed loop got."""
+TRIAL_REQUESTS = {"quick": 300, "full": 150}
+"""At most so many requests a trial of the search. In full an image takes longer."""
+SWEEP_SHARE = 0.15
+SEARCH_SHARE = 0.6
+"""Shares of the minutes: SWEEP_SHARE for the users, as much for the rates; the rest is for starts and last answers."""
+LOWEST_RATE = 0.01
+_ALONE = 6
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """The highest `rate` in requests/s that was shown to meet the objective; None where none was.
+class CapacityPlan:
+    """What is sent to the server, for how long, and the promise that is tested.
 
-    `interval` is from there to the lowest rate shown to miss it (None: not found), so the capacity lies in it unless
-    the trials at one of its ends were wrong, each time the same way. `trials` are (rate, verdict) in the order made;
-    `note` says why the search ended.
+    Every image has `steps` steps, and takes `image_s` seconds when it is alone. `minutes` are shared among the users,
+    the rates (`rate_shares` of the highest throughput) and the search, whose trials have at most `trial_requests`.
     """
 
-    rate: float | None
-    interval: tuple[float | None, float | None]
-    trials: tuple[tuple[float, str], ...]
-    note: str
+    steps: int
+    image_s: float
+    slo: str
+    minutes: float
+    rate_shares: tuple[float, ...]
+    trial_requests: int
+
+    def __str__(self) -> str:
+        image = f"One image of {self.steps} steps takes {self.image_s:.3g} s alone."
+        return f"{image} The promise: {self.slo}. Measuring takes about {self.minutes:.2g} minutes."
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(num_inference_steps=self.steps)
+
+    def user_points(self, server: Server, users: Sequence[int]) -> list[Point]:
+        """A point for each number of users in a closed loop."""
+        return [
+            Point(
+                ClosedLoop(people),
+                self.workload,
+                server,
+                label=f"users-{people}",
+                warmup_s=self._warmup_s,
+                duration_s=self._duration_s(len(users)),
+            )
+            for people in users
+        ]
+
+    def rates(self, closed: Study) -> list[float]:
+        """The rates to try: shares of the highest throughput of the closed loops."""
+        most = self._most_images_per_s(closed)
+        return [share * most for share in self.rate_shares]
+
+    def rate_points(self, server: Server, rates: Sequence[float]) -> list[Point]:
+        """A point for each rate of an open loop. An overloaded server's last answers are not waited for."""
+        duration_s = self._duration_s(len(rates))
+        return [
+            Point(
+                OpenLoop(rate),
+                self.workload,
+                server,
+                label=f"rate-{rate:.3g}",
+                warmup_s=self._warmup_s,
+                duration_s=duration_s,
+                max_s=self._warmup_s + 2 * duration_s,
+            )
+            for rate in rates
+        ]
+
+    def search_options(self, closed: Study) -> dict[str, Any]:
+        """find_capacity's `slo`, `start_rate`, `budget_min`, `trial_s` and `trial_requests`, by the closed loops.
+
+        The time must allow two trials at the start rate and two at twice that rate: these take 3 times as long as one
+        trial, and half a trial is left for starts.
+        """
+        start_rate = max(LOWEST_RATE, 0.4 * self._most_images_per_s(closed))
+        budget_min = SEARCH_SHARE * self.minutes
+        affordable = int(start_rate * 60 * budget_min / 3.5)
+        return {
+            "slo": self.slo,
+            "start_rate": start_rate,
+            "budget_min": budget_min,
+            "trial_s": 8 * self.image_s,
+            "trial_requests": max(1, min(self.trial_requests, affordable)),
+        }
+
+    def _most_images_per_s(self, closed: Study) -> float:
+        """The highest throughput; that of one image after another where no run has one."""
+        return most_images_per_s(closed) or 1 / self.image_s
+
+    @property
+    def _warmup_s(self) -> float:
+        return 2 * self.image_s
+
+    def _duration_s(self, points: int) -> float:
+        return 60 * SWEEP_SHARE * self.minutes / points
+
+
+def plan_capacity(
+    pipe: SDXLPipeline,
+    *,
+    profile: str,
+    budget_min: float | None = None,
+    slo: str | None = None,
+) -> CapacityPlan:
+    """Makes one image a few times, without a server, and plans by the shortest time.
+
+    Without `slo` the promise is that 95 % of the images come within 4 times that time. Without `budget_min` it takes 30
+    minutes in "full", and in "quick" as long as 200 images, but 1.5 to 3 minutes.
+    """
+    from benchlib.serving.schemas import GenerateRequest
+
+    showcase = pipe.spec["showcase"]
+    steps = max(1, showcase["num_inference_steps"] // FEWER_STEPS[profile])
+    fields = showcase | {"num_inference_steps": steps}
+    request = GenerateRequest(prompt="a lighthouse at dusk", seed=1, **fields)
+    times_s = [pipe.generate(request).timings.total_s for _ in range(_ALONE)]
+    image_s = min(times_s)
+    minutes = budget_min
+    if minutes is None and profile == "quick":
+        minutes = min(max(1.5, 200 * image_s / 60), 3)
+    return CapacityPlan(
+        steps=steps,
+        image_s=image_s,
+        slo=slo or f"p95 < {4 * image_s:.3f} s",
+        minutes=minutes or 30,
+        rate_shares=RATE_SHARES[profile],
+        trial_requests=TRIAL_REQUESTS[profile],
+    )
 
 
 def find_capacity(
@@ -58,107 +176,50 @@ def find_capacity(
     api: str = "benchmark",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Capacity:
-    """The highest rate (requests/s, Poisson) at which `target` meets `slo`, with its interval: see `find_highest`.
+    """The highest rate (requests/s, Poisson) at which `target` keeps the promise `slo`: see `find_highest`.
 
-    Each trial is a run of the study, `trial_s` seconds long or as long as `trial_requests` take to come, after a tenth
-    of that to warm up, and is judged by `Slo`. It is cut where the last answers take longer than the trial did. A trial
-    that was missed shows nothing where its run got images and is invalid all the same: then the generator itself fell
-    behind. No trial begins that `budget_min` minutes are too short for. `api`, and what is raised, is as `run_load` has
-    it.
+    Each trial is a run of the study. It lasts `trial_s` seconds, or as long as `trial_requests` take to come, after a
+    tenth of that to warm up. It is cut where the last answers take longer than the trial did. `Slo` judges it. No trial
+    begins that is longer than the time left of `budget_min` minutes. `api`, and what is raised, are as in `run_load`.
     """
-    from benchlib.study.latency import latencies
     from benchlib.study.slo import Slo
 
-    goal, seeds, workload = (
-        Slo.parse(slo),
-        count(seed),
-        Workload() if workload is None else workload,
-    )
+    goal = Slo.parse(slo)
+    seeds = count(seed)
     end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
+    runs: list[Run] = []
     with writing(results, study, on_progress) as writer:
 
         def judge(rate: float) -> str | None:
             length_s = max(trial_s, trial_requests / rate)
-            times_s: dict[str, Any] = {
-                "duration_s": length_s,
-                "warmup_s": 0.1 * length_s,
-                "max_s": 2.1 * length_s,
-            }
             if time.monotonic() + 1.1 * length_s > end_s:
                 return None
-            # Requests held back at a lower limit would pass for a generator that fell behind, and hide an overload.
-            arrivals = OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT)
-            run = writer.measure(
-                Point(arrivals, workload, target, seed=next(seeds), api=api, **times_s), target
+            point = Point(
+                # A lower limit would hold requests back. That looks like a slow generator and hides an overload.
+                OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT),
+                workload or Workload(),
+                target,
+                duration_s=length_s,
+                warmup_s=0.1 * length_s,
+                max_s=2.1 * length_s,
+                seed=next(seeds),
+                api=api,
             )
-            verdict, summary = goal.judge(latencies(run.requests)), run.summary()
-            behind = summary["ok"] and not summary["valid"]
-            return "not shown" if verdict == "missed" and behind else verdict
+            run = writer.measure(point, target)
+            runs.append(run)
+            return _verdict(goal, run)
 
-        return find_highest(judge, start=start_rate, precision=precision)
+        found = find_highest(judge, start=start_rate, precision=precision)
+    return replace(found, slo=slo, runs=tuple(runs))
 
 
-def find_highest(
-    judge: Callable[[float], str | None],
-    *,
-    start: float = 1.0,
-    lowest: float = 0.01,
-    highest: float = 1000.0,
-    precision: float = 0.05,
-    most_trials: int = 3,
-) -> Capacity:
-    """Search for the highest rate (requests/s) at which `judge` says "met", by doubling or halving, then bisection.
+def _verdict(goal: Any, run: Run) -> str:
+    """What a run shows of the promise. An invalid run that got images shows no miss: its generator fell behind."""
+    from benchlib.study.latency import latencies
 
-    `judge(rate)` makes one trial and says "met", "missed" or "not shown", or None where there is no budget for one. A
-    rate gets trials until they settle it (see LEAD), `most_trials` at the most; one that stays open is near the
-    capacity, and both sides of it are searched on. It ends where each gap is under `precision`, a share of the rate,
-    beside what stays open. Raises ValueError that names the field and the fix.
-    """
-    check_number("start", start, lowest, highest)
-    check_number("precision", precision, 0, 1, above=True)
-    check_number("most_trials", most_trials, LEAD, whole=True)
-    trials: list[tuple[float, str]] = []
-    met: float | None = None
-    missed: float | None = None
-    open_rates: list[float] = []
-
-    def capacity(note: str) -> Capacity:
-        return Capacity(met, (met, missed), tuple(trials), note)
-
-    rate = start
-    while True:
-        lead = made = 0
-        while abs(lead) < LEAD <= abs(lead) + most_trials - made:  # not settled, and can still be
-            verdict = judge(rate)
-            if verdict is None:
-                return capacity("the budget is spent: the interval is as far as it got")
-            trials.append((rate, verdict))
-            made += 1
-            lead += {"met": 1, "missed": -1}.get(verdict, 0)
-        if lead == LEAD:
-            met = rate
-        elif lead == -LEAD:
-            missed = rate
-        else:
-            open_rates.append(rate)
-        # What a settled rate has passed is settled with it.
-        open_rates = [
-            r for r in open_rates if (met is None or met < r) and (missed is None or r < missed)
-        ]
-        below, above = min(open_rates, default=missed), max(open_rates, default=met)
-        if met is None:
-            if rate <= lowest:
-                return capacity(f"no rate down to {lowest:g}/s was shown to meet it")
-            rate = max(rate / 2, lowest)
-        elif below is not None and below > met * (1 + precision):
-            rate = math.sqrt(met * below)
-        elif missed is None:
-            if above == highest:
-                return capacity(f"no rate up to {highest:g}/s was shown to miss it")
-            rate = min(2 * (above or met), highest)
-        elif above is not None and missed > above * (1 + precision):
-            rate = math.sqrt(above * missed)
-        else:
-            return capacity(
-                "as narrow as asked" + " beside the rates that stay open" * bool(open_rates)
-            )
+    verdict: str = goal.judge(latencies(run.requests))
+    summary = run.summary()
+    fell_behind = summary["ok"] and not summary["valid"]
+    if verdict == "missed" and fell_behind:
+        return "not shown"
+    return verdict

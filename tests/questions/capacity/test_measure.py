@@ -1,139 +1,111 @@
-"""The search for a capacity, on queues whose capacity is known by hand."""
+"""How the minutes of notebook 03 are shared, and the promise that it tests."""
 
-import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import pytest
 
-from benchlib.questions.capacity.measure import find_highest
+from benchlib.questions.capacity.measure import CapacityPlan, plan_capacity
+from benchlib.study.store import Run, Study
 
-T_19 = 2.093  # the 97.5th percentile of Student's t with 19 degrees of freedom
-
-
-def latencies_s(random, rate, service_s):
-    """Lindley's recursion: Poisson arrivals of `rate` at one server that is empty at first."""
-    waits_s, wait_s = [], 0.0
-    for gap_s, work_s in zip(random.exponential(1 / rate, len(service_s)), service_s, strict=True):
-        wait_s = max(0.0, wait_s - gap_s)
-        waits_s.append(wait_s)
-        wait_s += work_s
-    return np.array(waits_s) + service_s
+PLAN = CapacityPlan(
+    steps=5,
+    image_s=0.2,
+    slo="p95 < 0.8 s",
+    minutes=2.0,
+    rate_shares=(0.5, 1.0),
+    trial_requests=300,
+)
 
 
-def judge(latency_s, share, limit_s):
-    """Whether `share` of the requests took at most `limit_s`, by the t-interval over 20 batches, the start left out."""
-    batches = (
-        (latency_s[len(latency_s) // 10 :] <= limit_s)[-20 * (len(latency_s) // 25) :]
-        .reshape(20, -1)
-        .mean(1)
-    )
-    margin = T_19 * batches.std(ddof=1) / math.sqrt(20)
-    if batches.mean() - margin >= share:
-        return "met"
-    return "missed" if batches.mean() + margin < share else "not shown"
+class Pipe:
+    """Makes images of which the second took least."""
+
+    spec: dict[str, Any] = {  # noqa: RUF012 - nobody changes it
+        "showcase": {"width": 64, "height": 64, "num_inference_steps": 20}
+    }
+
+    def __init__(self) -> None:
+        self.times_s = iter([0.9, 0.2, *[0.3] * 9])
+        self.requests: list[Any] = []
+
+    def generate(self, request: Any) -> SimpleNamespace:
+        self.requests.append(request)
+        return SimpleNamespace(timings=SimpleNamespace(total_s=next(self.times_s)))
 
 
-def mm1(random, rate, n=2000):
-    return judge(latencies_s(random, rate, random.exponential(0.1, n)), 0.95, 1.0)
+def closed_loop(made: SimpleNamespace, images_per_s: float) -> Study:
+    gap_s = 1 / images_per_s
+    record, requests, telemetry = made.run([gap_s] * 100, gap_s=gap_s)
+    return Study(Path("results/load"), (Run(record, requests, telemetry, Path("results/load/a")),))
 
 
-def md1(random, rate, n=2000):
-    return judge(latencies_s(random, rate, np.full(n, 0.1)), 0.5, 0.15)
-
-
-# M/M/1, 10/s: a sojourn is exponential with rate 10 - x, so p95 = ln 20 / (10 - x), which is 1 s at x = 10 - ln 20.
-# M/D/1, 0.1 s: P(wait <= t) = (1 - rho) exp(rho t / 0.1 s) for t < 0.1 s (Erlang 1909), so half take at most 0.15 s
-# where (1 - rho) exp(rho / 2) = 1/2, which is rho = 0.63625: 0.36375 * 1.37455 = 0.49999.
-@pytest.mark.parametrize(("queue", "truth"), [(mm1, 10 - math.log(20)), (md1, 6.3625)])
-@pytest.mark.parametrize("start", [1.0, 300.0])
-def test_the_capacity_of_a_queue_is_found(queue, truth, start):
-    inside, widths, trials = 0, [], []
-    for seed in range(20):
-        random = np.random.default_rng(seed)
-        found = find_highest(lambda rate, random=random: queue(random, rate), start=start)
-        low, high = found.interval
-        assert found.rate == low
-        inside += low <= truth <= high
-        widths.append(high / low)
-        trials.append(len(found.trials))
-    assert inside >= 18
-    assert np.median(widths) < 1.5
-    assert np.median(trials) < 50
-
-
-def exact(capacity):
-    return lambda rate: "met" if rate <= capacity else "missed"
-
-
-@pytest.mark.parametrize("capacity", [0.02, 0.9, 1.0, 7.3, 640.0])
-def test_without_noise_the_interval_is_as_narrow_as_asked(capacity):
-    found = find_highest(exact(capacity), precision=0.02)
-    low, high = found.interval
-    assert low <= capacity < high <= 1.02 * low
-    assert found.note == "as narrow as asked"
-    verdicts = dict(found.trials)
-    assert len(found.trials) == 2 * len(verdicts), "each rate twice, as its two trials agree"
-    assert all(verdict == exact(capacity)(rate) for rate, verdict in verdicts.items())
-
-
-def test_what_stays_open_is_closed_in_from_both_sides():
-    found = find_highest(
-        lambda rate: "met" if rate < 5 else "missed" if rate > 7 else "not shown", most_trials=3
-    )
-    low, high = found.interval
-    assert 5 / 1.05 < low < 5 < 7 < high < 7 * 1.05
-    assert found.note == "as narrow as asked beside the rates that stay open"
-    assert max(sum(rate == tried for tried, _ in found.trials) for rate, _ in found.trials) == 2, (
-        "a third settles nothing"
-    )
-
-
-def test_trials_that_contradict_each_other_leave_a_rate_open():
-    says = iter(["met", "missed"] * 100)
-    found = find_highest(lambda rate: next(says) if rate == 1 else exact(1)(rate), most_trials=4)
-    assert [verdict for rate, verdict in found.trials if rate == 1] == [
-        "met",
-        "missed",
-        "met",
-        "missed",
-    ]
-    assert found.interval[0] < 1 < found.interval[1]
+NO_RUN = Study(Path("results/load"), ())
 
 
 @pytest.mark.parametrize(
-    ("capacity", "rate", "interval", "note"),
+    ("options", "steps", "minutes", "slo"),
     [
-        (0.001, None, (None, 0.01), "no rate down to 0.01/s was shown to meet it"),
-        (1e9, 1000, (1000, None), "no rate up to 1000/s was shown to miss it"),
+        ({"profile": "quick"}, 5, 1.5, "p95 < 0.800 s"),
+        ({"profile": "full"}, 20, 30, "p95 < 0.800 s"),
+        ({"profile": "full", "budget_min": 7}, 20, 7, "p95 < 0.800 s"),
+        ({"profile": "quick", "slo": "p90 < 1 s"}, 5, 1.5, "p90 < 1 s"),
     ],
 )
-def test_beyond_what_is_tried_is_said(capacity, rate, interval, note):
-    found = find_highest(exact(capacity))
-    assert (found.rate, found.interval, found.note) == (rate, interval, note)
+def test_the_plan_follows_from_one_image(
+    options: dict[str, Any], steps: int, minutes: float, slo: str
+) -> None:
+    pipe: Any = Pipe()
+    plan = plan_capacity(pipe, **options)
+    assert (plan.steps, plan.minutes, plan.slo) == (steps, minutes, slo)
+    assert plan.image_s == 0.2, "the shortest time is what an image takes alone"
+    assert {request.num_inference_steps for request in pipe.requests} == {steps}
 
 
-@pytest.mark.parametrize("trials", range(12))
-def test_the_budget_is_kept(trials):
-    left = [exact(5)] * trials
-    found = find_highest(lambda rate: left.pop()(rate) if left else None)
-    assert len(found.trials) == trials
-    assert found.note.startswith("the budget is spent")
-    assert found.rate == (None, 1, 2, 4, 4, 4)[trials // 2]
-    assert found.interval[1] == (
-        None if trials < 8 else 8 if trials < 10 else pytest.approx(32**0.5)
+def test_the_plan_in_words() -> None:
+    assert str(PLAN) == (
+        "One image of 5 steps takes 0.2 s alone. The promise: p95 < 0.8 s. "
+        "Measuring takes about 2 minutes."
     )
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("start", 0),
-        ("start", 2000.0),
-        ("precision", 0),
-        ("precision", math.nan),
-        ("most_trials", 1),
-    ],
-)
-def test_a_bad_argument_is_named(field, value):
-    with pytest.raises(ValueError, match=field):
-        find_highest(exact(1), **{field: value})
+def test_users_and_rates_get_their_shares_of_the_minutes() -> None:
+    server: Any = "http://127.0.0.1:1"
+    users = PLAN.user_points(server, [1, 2])
+    assert [point.label for point in users] == ["users-1", "users-2"]
+    assert [point.duration_s for point in users] == pytest.approx([9, 9])
+    rates = PLAN.rate_points(server, [2.0, 4.0, 6.0])
+    assert [point.label for point in rates] == ["rate-2", "rate-4", "rate-6"]
+    assert [point.duration_s for point in rates] == pytest.approx([6, 6, 6])
+    for point in [*users, *rates]:
+        assert point.warmup_s == 0.4
+        assert point.workload.num_inference_steps == 5
+        assert point.plan(server)
+
+
+def test_the_rates_are_shares_of_the_most_images_of_a_closed_loop(made: SimpleNamespace) -> None:
+    assert PLAN.rates(closed_loop(made, 8)) == pytest.approx([4, 8], rel=0.05)
+    assert PLAN.rates(NO_RUN) == [2.5, 5], "one image after another"
+
+
+def test_the_search_has_time_for_four_trials(made: SimpleNamespace) -> None:
+    options = PLAN.search_options(closed_loop(made, 8))
+    assert options["start_rate"] == pytest.approx(3.2, rel=0.05)
+    two_at_start_and_two_at_twice_s = 3 * options["trial_requests"] / options["start_rate"]
+    assert two_at_start_and_two_at_twice_s < 60 * options["budget_min"] == 72
+    assert options["trial_s"] == pytest.approx(1.6)
+    assert options["slo"] == "p95 < 0.8 s"
+
+
+def test_a_machine_that_takes_minutes_for_an_image_is_searched_from_the_lowest_rate() -> None:
+    slow = CapacityPlan(
+        steps=20,
+        image_s=300.0,
+        slo="p95 < 1200 s",
+        minutes=1.0,
+        rate_shares=(0.5,),
+        trial_requests=150,
+    )
+    options = slow.search_options(NO_RUN)
+    assert (options["start_rate"], options["trial_requests"]) == (0.01, 1)

@@ -1,0 +1,252 @@
+"""How many people a server serves: the search for its capacity, Little's law, and the answer in words.
+
+`find_highest` knows rates and verdicts alone; the rest knows studies of runs. Ignorant of how a run is made
+(measure.py) and of how its latencies are judged (study/slo.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchlib.study.store import Run, Study
+from benchlib.study.wording import counted, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEAD = 2
+"""A rate is settled, "met" or "missed", once one verdict has this many more of its trials than the other."""
+BUDGET_SPENT = "the budget is spent: the interval is as far as it got"
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The highest `rate` in requests/s that was shown to keep a promise; None where none was.
+
+    `interval` goes from that rate to the lowest rate that was shown to break the promise (None: not found). The
+    capacity lies in it unless the trials at one of its ends were wrong, each time in the same way. `trials` are (rate,
+    verdict) in the order in which they were made, `runs` their runs, and `note` says why the search ended. `slo` is
+    the promise, where it is known.
+    """
+
+    rate: float | None
+    interval: tuple[float | None, float | None]
+    trials: tuple[tuple[float, str], ...]
+    note: str
+    slo: str | None = None
+    runs: tuple[Run, ...] = field(default=(), repr=False, compare=False)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        promise = self.slo or "the promise"
+        if low is not None and high is not None:
+            return f"The capacity within {promise} is {number(low)} to {number(high)} images/s."
+        if low is not None:
+            found = f"at least {number(low)} images/s"
+            return f"The capacity within {promise} is {found}. No rate was shown to break it."
+        if high is not None:
+            found = f"less than {number(high)} images/s"
+            return f"The capacity within {promise} is {found}. No rate was shown to keep it."
+        return f"The capacity within {promise} is not shown: a longer search is needed."
+
+
+def find_highest(
+    judge: Callable[[float], str | None],
+    *,
+    start: float = 1.0,
+    lowest: float = 0.01,
+    highest: float = 1000.0,
+    precision: float = 0.05,
+    most_trials: int = 3,
+) -> Capacity:
+    """Searches for the highest rate (requests/s) that `judge` calls "met": by doubling or halving, then bisection.
+
+    `judge(rate)` makes one trial and returns "met", "missed", "not shown", or None where no budget is left for it. A
+    rate gets trials until they settle it (see LEAD), at most `most_trials`. A rate that stays open is near the
+    capacity, so the search goes on at both sides of it. The search ends where each gap beside the open rates is below
+    `precision`, a share of the rate. Raises ValueError that names the argument and its limits.
+    """
+    if not lowest <= start <= highest:
+        raise ValueError(f"start must be a rate from {lowest:g} to {highest:g}, got {start!r}")
+    if not 0 < precision <= 1:
+        raise ValueError(f"precision must be a share above 0 and up to 1, got {precision!r}")
+    if most_trials < LEAD:
+        raise ValueError(f"most_trials must be {LEAD} or more, got {most_trials!r}")
+    search = _Search(lowest, highest, precision)
+    trials: list[tuple[float, str]] = []
+    rate: float | None = start
+    while rate is not None:
+        verdicts: list[str] = []
+        while _can_be_settled(verdicts, most_trials):
+            verdict = judge(rate)
+            if verdict is None:
+                return search.capacity(trials, BUDGET_SPENT)
+            verdicts.append(verdict)
+            trials.append((rate, verdict))
+        search.keep(rate, _lead(verdicts))
+        rate = search.next_rate(rate)
+    return search.capacity(trials, search.why_ended)
+
+
+def _lead(verdicts: Sequence[str]) -> int:
+    return verdicts.count("met") - verdicts.count("missed")
+
+
+def _can_be_settled(verdicts: Sequence[str], most_trials: int) -> bool:
+    """Whether a rate is still open, and the trials that are left could settle it."""
+    lead = abs(_lead(verdicts))
+    trials_left = most_trials - len(verdicts)
+    return lead < LEAD <= lead + trials_left
+
+
+@dataclass
+class _Search:
+    """What is settled so far: the highest rate that was met, the lowest that was missed, the open ones between."""
+
+    lowest: float
+    highest: float
+    precision: float
+    met: float | None = None
+    missed: float | None = None
+    open_rates: list[float] = field(default_factory=list)
+    why_ended: str = ""
+
+    def capacity(self, trials: list[tuple[float, str]], note: str) -> Capacity:
+        return Capacity(self.met, (self.met, self.missed), tuple(trials), note)
+
+    def keep(self, rate: float, lead: int) -> None:
+        """Takes in how the trials of a rate ended; open rates outside of the new interval are settled with it."""
+        if lead == LEAD:
+            self.met = rate
+        elif lead == -LEAD:
+            self.missed = rate
+        else:
+            self.open_rates.append(rate)
+        above = 0.0 if self.met is None else self.met
+        below = math.inf if self.missed is None else self.missed
+        self.open_rates = [rate for rate in self.open_rates if above < rate < below]
+
+    def next_rate(self, rate: float) -> float | None:
+        """The rate to try after `rate`; None where the search ends, and `why_ended` says why."""
+        # 1) Downwards, until a rate is met.
+        if self.met is None:
+            if rate > self.lowest:
+                return max(rate / 2, self.lowest)
+            self.why_ended = f"no rate down to {self.lowest:g}/s was shown to meet it"
+            return None
+
+        # 2) Between the highest rate that was met and the lowest that was not.
+        not_met = min(self.open_rates, default=self.missed)
+        if not_met is not None and self._is_wide(self.met, not_met):
+            return math.sqrt(self.met * not_met)
+
+        # 3) Upwards, until a rate is missed.
+        not_missed = max(self.open_rates, default=self.met)
+        if self.missed is None:
+            if not_missed < self.highest:
+                return min(2 * not_missed, self.highest)
+            self.why_ended = f"no rate up to {self.highest:g}/s was shown to miss it"
+            return None
+
+        # 4) Between the highest rate that was not missed and the lowest that was.
+        if self._is_wide(not_missed, self.missed):
+            return math.sqrt(not_missed * self.missed)
+        self.why_ended = "as narrow as asked"
+        if self.open_rates:
+            self.why_ended += " beside the rates that stay open"
+        return None
+
+    def _is_wide(self, low: float, high: float) -> bool:
+        return high > low * (1 + self.precision)
+
+
+def littles_law(study: Study) -> pd.DataFrame:
+    """A row for each run of a closed loop: whether its figures agree with each other.
+
+    Little's law: the requests under way, on average, are the throughput times the mean latency. So
+    `images_per_s` times `mean_latency_s` (`product`) comes near `users`, or less where a short run cuts off images at
+    its edges. `difference` is how far the rows are from a gauge that was read beside them, and `passed` whether that
+    is within `limit` (see validity.checks).
+    """
+    import pandas as pd
+
+    rows = []
+    for run in study.runs:
+        summary = run.summary()
+        check = run.checks().iloc[0]
+        images_per_s = summary["throughput_images_per_s"]
+        mean_latency_s = summary["latency_mean_s"]
+        product = None
+        if images_per_s is not None and mean_latency_s is not None:
+            product = images_per_s * mean_latency_s
+        rows.append(
+            {
+                "users": run.spec["arrivals"]["users"],
+                "images_per_s": images_per_s,
+                "mean_latency_s": mean_latency_s,
+                "product": product,
+                "difference": check["value"],
+                "limit": check["limit"],
+                "passed": check["passed"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def most_images_per_s(study: Study) -> float | None:
+    """The highest throughput of the valid runs; None where no run has one."""
+    rates = [run.summary()["throughput_images_per_s"] for run in study.runs if _is_valid(run)]
+    return max((rate for rate in rates if rate), default=None)
+
+
+def _is_valid(run: Run) -> bool:
+    return bool(run.summary()["valid"])
+
+
+@dataclass(frozen=True)
+class PeopleServed:
+    """How many people a server serves.
+
+    `images_per_s` is the most that was seen, with `users` in a closed loop (None: no valid run). `users_within_slo` is
+    the highest number of users for whom the promise `slo` was shown to be kept. `capacity` is what find_capacity
+    found for requests at a rate. `folder` holds the runs.
+    """
+
+    images_per_s: float | None
+    users: int | None
+    users_within_slo: int | None
+    slo: str
+    capacity: Capacity
+    folder: Path
+
+    def __str__(self) -> str:
+        most = "No valid run shows how many images it makes."
+        if self.images_per_s is not None and self.users is not None:
+            people = f"{counted(self.users, 'user')} at a time"
+            most = f"It makes at most {number(self.images_per_s)} images/s, with {people}."
+        within = f"It is not shown to keep {self.slo} with any number of users."
+        if self.users_within_slo is not None:
+            people = f"{counted(self.users_within_slo, 'user')} at a time"
+            within = f"It keeps {self.slo} with up to {people}."
+        where = f"Rows, records and figures are in {self.folder}"
+        return "\n".join([most, within, str(self.capacity), where])
+
+
+def judge_load(closed: Study, capacity: Capacity, *, slo: str) -> PeopleServed:
+    """The answer from the closed loops of a study, and from the search for the capacity."""
+    rows = closed.judge(slo).to_dict("records") if closed.runs else []
+    valid = [row for row in rows if row["valid"] and row["throughput_images_per_s"]]
+    best = max(valid, key=lambda row: float(row["throughput_images_per_s"]), default=None)
+    kept = [int(row["users"]) for row in valid if row["verdict"] == "met"]
+    return PeopleServed(
+        images_per_s=best["throughput_images_per_s"] if best else None,
+        users=int(best["users"]) if best else None,
+        users_within_slo=max(kept, default=None),
+        slo=slo,
+        capacity=capacity,
+        folder=closed.path,
+    )

@@ -1,0 +1,104 @@
+"""Whether it works here: how long the first notebook measures, and its answer in words.
+
+Knows the summary of one run. Ignorant of how it was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchlib.study.store import Run
+from benchlib.study.wording import counted, number
+
+
+def run_times(
+    users: int,
+    *,
+    image_s: float,
+    images: int,
+    least_s: float = 15.0,
+    duration_s: float | None = None,
+) -> dict[str, float]:
+    """`duration_s` and `warmup_s` of a closed loop of so many users, as run_load and Point take them.
+
+    It measures for as long as `images` take one after another, `image_s` seconds each, and at least for `least_s`. A
+    `duration_s` that is given goes before. It warms up for one image of each user, at least for 3 s.
+    """
+    return {
+        "duration_s": duration_s or max(least_s, images * image_s),
+        "warmup_s": max(3.0, users * image_s),
+    }
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What the first run shows.
+
+    `ok` of `requests` got an image. `images_per_s` is the throughput, `median_s` the median latency (None: not known,
+    as latency `drifted` or the images were too few). Memory is what the process and torch on the GPU held at most.
+    `errors` counts what went wrong, by its kind.
+    """
+
+    model: str
+    users: int
+    requests: int
+    ok: int
+    images_per_s: float | None
+    median_s: float | None
+    drifted: bool
+    process_gib: float | None
+    gpu_gib: float | None
+    errors: dict[str, int]
+    why_invalid: str | None
+    folder: Path
+
+    def __str__(self) -> str:
+        where = f"Rows, record and figures are in {self.folder}"
+        if self.requests and self.ok == self.requests:
+            return "\n".join([self._speed(), self._memory(), where])
+        return f"{self._failure()}\n{where}"
+
+    def _failure(self) -> str:
+        got = f"{self.ok} of {counted(self.requests, 'request')} got an image"
+        kinds = [f"{kind} {counted(times, 'time')}" for kind, times in self.errors.items()]
+        reasons = ", ".join(kinds) or self.why_invalid or "the run was cut"
+        return f"It does not work yet: {got} ({reasons})."
+
+    def _speed(self) -> str:
+        people = counted(self.users, "user")
+        speed = f"It works here: {self.model} served {people}."
+        if self.images_per_s is not None:
+            speed = f"It works here: {self.model} made {number(self.images_per_s)} images/s for {people}."
+        if self.median_s is not None:
+            return f"{speed} Half of the images came within {number(self.median_s)} s."
+        if self.drifted:
+            return f"{speed} Latency still drifted, so there is no median: measure longer."
+        return f"{speed} There were too few images for a median: measure longer."
+
+    def _memory(self) -> str:
+        if self.process_gib is None:
+            return "Memory is not known."
+        process = f"The process held at most {number(self.process_gib)} GiB"
+        if self.gpu_gib is None:
+            return f"{process}."
+        return f"{process}, and torch reserved at most {number(self.gpu_gib)} GiB of the GPU."
+
+
+def judge_quickstart(run: Run) -> Quickstart:
+    """The answer from one run of a closed loop."""
+    summary = run.summary()
+    return Quickstart(
+        model=run.spec["target"]["model"],
+        users=run.spec["arrivals"]["users"],
+        requests=summary["requests"],
+        ok=summary["ok"],
+        images_per_s=summary["throughput_images_per_s"],
+        median_s=summary["latency_p50_s"],
+        drifted=summary["state"] == "unstable",
+        process_gib=summary["rss_peak_gib"],
+        gpu_gib=summary["cuda_reserved_peak_gib"],
+        errors=summary["errors"],
+        why_invalid=summary["invalid_reason"],
+        folder=run.path.parent,
+    )
