@@ -19,7 +19,12 @@ if TYPE_CHECKING:
         memory_parts,
         peak_stage,
     )
-    from benchlib.questions.anatomy.measure import arithmetic, dissect, watch_memory
+    from benchlib.questions.anatomy.measure import (
+        arithmetic,
+        dissect,
+        dissect_options,
+        watch_memory,
+    )
     from benchlib.questions.batching.forecast import predict_latency
     from benchlib.questions.batching.judge import gains
     from benchlib.questions.capacity.judge import judge_load, littles_law
@@ -38,7 +43,12 @@ if TYPE_CHECKING:
     from benchlib.telemetry import process_memory_gib
 
 _NAMES = {
-    "benchlib.questions.anatomy.measure": ("arithmetic", "dissect", "watch_memory"),
+    "benchlib.questions.anatomy.measure": (
+        "arithmetic",
+        "dissect",
+        "dissect_options",
+        "watch_memory",
+    ),
     "benchlib.run": ("Point", "run_load"),
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
@@ -73,7 +83,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "predict_latency", "plots", "process_memory_gib", "Study", "compare_studies", "usable_recipes",
     "try_settings", "decide", "dissect", "cost_lines", "arithmetic", "memory_parts", "watch_memory",
     "memory_growth", "peak_stage", "check_parameters", "run_times", "judge_quickstart",
-    "judge_images", "plan_capacity", "littles_law", "judge_load",
+    "dissect_options", "judge_images", "plan_capacity", "littles_law", "judge_load",
 ]  # fmt: skip
 
 

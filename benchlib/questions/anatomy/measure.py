@@ -37,9 +37,37 @@ PRODUCTS: tuple[int, ...] = (512, 1024, 2048)
 """Sides of the square matrices whose product is the limit of the arithmetic."""
 LARGE_PRODUCTS = (4096, 8192)
 """On a GPU these too: smaller ones don't fill it. On a CPU they take too long."""
+PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {
+        "sizes": [64, 128, 256],
+        "steps": [2, 4, 8],
+        "repeat": 5,
+        "budget_min": 0.4,
+    },
+    "full": {
+        "sizes": [512, 768, 1024],
+        "steps": [10, 20, 30, 50],
+        "repeat": 10,
+        "budget_min": 30,
+    },
+}
+"""What each profile gives to dissect()."""
 _PROMPT = "a lighthouse at dusk, oil painting"
 _LINE_EVERY_S = 10.0
 Row = dict[str, Any]
+
+
+def dissect_options(
+    profile: str,
+    *,
+    sizes: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+    budget_min: float | None = None,
+) -> dict[str, Any]:
+    """dissect's `sizes`, `steps`, `repeat` and `budget_min`: what is given, and for the rest what the profile has."""
+    given = {"sizes": sizes, "steps": steps, "budget_min": budget_min}
+    own = {name: value for name, value in given.items() if value is not None}
+    return PROFILES[profile] | own
 
 
 def dissect(

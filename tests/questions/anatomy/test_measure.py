@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchlib import arithmetic, dissect, load_pipeline, load_run, watch_memory
+from benchlib import arithmetic, dissect, dissect_options, load_pipeline, load_run, watch_memory
 from benchlib.questions.anatomy.judge import MATMUL, memory_growth
 from benchlib.rows import STAGES
 
@@ -56,6 +56,13 @@ def test_a_size_that_does_not_fit_is_left_out_and_a_budget_allows_fewer_rounds(
     told = capsys.readouterr().out
     assert "128x128 does not fit in memory: left out" in told
     assert "1 points, 1 times each" in told
+
+
+def test_what_is_given_goes_before_the_profile():
+    quick = {"sizes": [64, 128, 256], "steps": [2, 4, 8], "repeat": 5, "budget_min": 0.4}
+    assert dissect_options("quick") == quick
+    own = dissect_options("full", sizes=[64], budget_min=2)
+    assert own == {"sizes": [64], "steps": [10, 20, 30, 50], "repeat": 10, "budget_min": 2}
 
 
 def test_where_no_size_fits_that_is_said(pipe, tmp_path, monkeypatch):
