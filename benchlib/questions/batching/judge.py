@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from benchlib.study import intervals
+from benchlib.study.intervals import Interval
 from benchlib.study.store import Run
 from benchlib.study.wording import counted, number, words
 
@@ -21,6 +22,15 @@ LATENCIES = {"latency_mean_s": "mean latency", "latency_p95_s": "p95 latency"}
 """The figures of a run's summary that are compared, and what a reader calls each."""
 
 GAIN_COLUMNS = ["rate", "batching", "figure", "pairs", "ratio", "interval", "verdict"]
+
+
+class _Case(NamedTuple):
+    """A figure of one run. Cases that differ in `batching` alone had the same requests at the same moments."""
+
+    rate: float
+    batching: str
+    figure: str
+    seed: int
 
 
 def gains(runs: Iterable[Run], *, over: str = "serial") -> pd.DataFrame:
@@ -35,38 +45,45 @@ def gains(runs: Iterable[Run], *, over: str = "serial") -> pd.DataFrame:
     - `verdict`: "lower" or "higher" where the interval leaves out 1, else "not shown".
     """
     latency_s = _latencies_by_case(runs)
-    logs: dict[tuple[float, str, str], list[float]] = {}
-    for (rate, batching, figure, seed), value_s in sorted(latency_s.items()):
-        base_s = latency_s.get((rate, over, figure, seed))
-        if batching != over and base_s is not None:
-            pairs = logs.setdefault((rate, batching, figure), [])
+    logs: dict[Any, list[float]] = {}
+    for case, value_s in sorted(latency_s.items()):
+        base_s = latency_s.get(case._replace(batching=over))
+        if case.batching != over and base_s is not None:
+            pairs = logs.setdefault(case[:3], [])
             pairs.append(math.log(value_s / base_s))
     rows = []
-    for case, values in logs.items():
-        rows.append([*case, len(values), *_ratio_of_pairs(values)])
+    for kind, values in logs.items():
+        ratio = _ratio_of_pairs(values)
+        rows.append([*kind, len(values), *ratio])
     return pd.DataFrame(rows, columns=GAIN_COLUMNS)
 
 
-def _latencies_by_case(runs: Iterable[Run]) -> dict[tuple[float, str, str, int], float]:
-    """Returns the LATENCIES of valid runs, by rate, policy, figure and seed. Unknown ones are left out."""
+def _latencies_by_case(runs: Iterable[Run]) -> dict[_Case, float]:
+    """Returns the LATENCIES of valid runs in seconds. Unknown ones are left out."""
     found = {}
     for run in runs:
         summary = run.summary()
-        rate, batching = run.spec["arrivals"]["rate"], run.spec["target"]["batching"]
+        if not summary["valid"]:
+            continue
+        rate = run.spec["arrivals"]["rate"]
+        batching = run.spec["target"]["batching"]
         for figure in LATENCIES:
-            if summary["valid"] and summary[figure]:
-                found[rate, batching, figure, run.spec["seed"]] = summary[figure]
+            case = _Case(rate, batching, figure, run.spec["seed"])
+            if summary[figure]:
+                found[case] = summary[figure]
     return found
 
 
-def _ratio_of_pairs(logs: Sequence[float]) -> tuple[float, tuple[float, float] | None, str]:
+def _ratio_of_pairs(logs: Sequence[float]) -> tuple[float, Interval, str]:
     """Returns ratio, interval and verdict, from the logarithm of each pair's ratio."""
     n = len(logs)
     mean = float(np.mean(logs))
     if n == 1:
         return math.exp(mean), None, "not shown"
-    half = intervals.t_quantile(0.975, n - 1) * float(np.std(logs, ddof=1)) / math.sqrt(n)
-    low, high = math.exp(mean - half), math.exp(mean + half)
+    deviation = float(np.std(logs, ddof=1))
+    half = intervals.t_quantile(0.975, n - 1) * deviation / math.sqrt(n)
+    low = math.exp(mean - half)
+    high = math.exp(mean + half)
     verdict = "not shown"
     if high < 1:
         verdict = "lower"
@@ -155,12 +172,16 @@ class BatchingAnswer:
 
 def rows_at_highest_rate(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Returns the requests of all runs at the highest rate together, by policy. Empty without runs."""
-    highest = max((run.spec["arrivals"]["rate"] for run in runs), default=None)
+    rates = [run.spec["arrivals"]["rate"] for run in runs]
     frames: dict[str, list[pd.DataFrame]] = {}
-    for run in runs:
-        if run.spec["arrivals"]["rate"] == highest:
-            frames.setdefault(run.spec["target"]["batching"], []).append(run.requests)
-    return {batching: pd.concat(parts, ignore_index=True) for batching, parts in frames.items()}
+    for run, rate in zip(runs, rates, strict=True):
+        if rate == max(rates):
+            batching = run.spec["target"]["batching"]
+            frames.setdefault(batching, []).append(run.requests)
+    together = {}
+    for batching, parts in frames.items():
+        together[batching] = pd.concat(parts, ignore_index=True)
+    return together
 
 
 def judge_batching(

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,8 @@ _SETTINGS = ("model", "device", "dtype", "recipe", "batching", "max_batch_size",
 _NO_SUSPECTS = ("url", "load", "memory_before", "step_times")
 """Fields that begin like this differ from run to run by nature."""
 
-_COLUMNS = ["study", "load", "figure", "a", "b", "ratio", "low", "high", "verdict", "note"]
+_NUMBERS = ["a", "b", "ratio", "low", "high"]
+_COLUMNS = ["study", "load", "figure", *_NUMBERS, "verdict", "note"]
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,12 @@ def compare(
             row |= {"note": "a run does not have this figure"}
         else:
             logs = np.log(known)
-            row |= _ratio(logs[: len(a)], logs[len(a) :], rise, min_effect, comparisons)
+            logs_a, logs_b = np.split(logs, [len(a)])
+            row |= _ratio(logs_a, logs_b, rise, min_effect, comparisons)
         rows.append({"figure": figure, **row})
     table = pd.DataFrame(rows).set_index("figure")
-    suspects = tuple(_suspects(a[0].record, b[0].record, differing))
-    return Comparison(table, suspects, _verdict_of_speed(table))
+    suspects = _suspects(a[0].record, b[0].record, differing)
+    return Comparison(table, tuple(suspects), _verdict_of_speed(table))
 
 
 def _verdict_of_speed(table: pd.DataFrame) -> str:
@@ -151,13 +154,16 @@ def _ratio(
         return row | {"note": "one run on a side: repeat it (5 times are good)"}
 
     # 1) The interval of the difference of the logarithms.
-    variances = [float(side.var(ddof=1)) / len(side) for side in (a, b)]
+    variance_a = float(a.var(ddof=1)) / len(a)
+    variance_b = float(b.var(ddof=1)) / len(b)
+    variance = variance_a + variance_b
     half = 0.0
-    if sum(variances) > 0:
-        parts = [variances[0] ** 2 / (len(a) - 1), variances[1] ** 2 / (len(b) - 1)]
-        freedom = sum(variances) ** 2 / sum(parts)
+    if variance > 0:
+        part_a = variance_a**2 / (len(a) - 1)
+        part_b = variance_b**2 / (len(b) - 1)
+        freedom = variance**2 / (part_a + part_b)
         share = 0.025 / (comparisons * len(COMPARED))
-        half = intervals.t_quantile(1 - share, freedom) * math.sqrt(sum(variances))
+        half = intervals.t_quantile(1 - share, freedom) * math.sqrt(variance)
     row["interval"] = math.exp(difference - half), math.exp(difference + half)
 
     # 2) The verdict.
@@ -183,7 +189,11 @@ def _differing(runs: Sequence[Run], allowed: set[str]) -> list[str]:
     """Returns the parts of the runs' identities that differ. Raises ValueError where one is not `allowed`."""
     identities = [_identity(run.record) for run in runs]
     first, last = identities[0], identities[-1]
-    differing = [part for part in first if any(one[part] != first[part] for one in identities)]
+    differing = []
+    for part, value in first.items():
+        is_alike = all(identity[part] == value for identity in identities)
+        if not is_alike:
+            differing.append(part)
     refused = tuple(part for part in differing if part not in allowed)
     if refused:
         both = "; ".join(f"{part}: {first[part]} and {last[part]}" for part in refused)
@@ -328,17 +338,25 @@ def compare_studies(
         rows += compared
 
     changes = {}
-    for before, study, name in zip(studies, studies[1:], names[1:], strict=False):
-        changes[name] = tuple(_changed_packages(before.runs[-1], study.runs[-1]))
+    last_runs = [study.runs[-1] for study in studies]
+    for (before, after), name in zip(pairwise(last_runs), names[1:], strict=True):
+        changes[name] = tuple(_changed_packages(before, after))
 
-    numbers = dict.fromkeys(["a", "b", "ratio", "low", "high"], float)
-    table = pd.DataFrame(rows, columns=_COLUMNS).astype(numbers)
+    table = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_NUMBERS, float))
     verdict, causes = _overall(table[table["study"] == names[-1]])
     answer = f"{names[-1]} against {names[0]}: {verdict}"
     reasons = dict.fromkeys(_reason(row) for row in causes.to_dict("records"))
     if reasons:
         answer += f": {'; '.join(reasons)}"
-    return StudyComparison(table, names, changes, suspects, verdict, answer, studies[-1].path)
+    return StudyComparison(
+        table=table,
+        studies=names,
+        changes=changes,
+        suspects=suspects,
+        verdict=verdict,
+        answer=answer,
+        path=studies[-1].path,
+    )
 
 
 def _study_names(studies: Sequence[Study]) -> tuple[str, ...]:
@@ -413,8 +431,9 @@ def _changed_packages(before: Run, after: Run) -> Iterator[str]:
 
 def _overall(last: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Returns the verdict of a study and the rows that lead to it. Unknown memory leaves nothing open."""
-    is_open = (last["figure"] == "memory") & last["ratio"].isna() & (last["verdict"] != "invalid")
-    known = last[~is_open]
+    is_memory = last["figure"] == "memory"
+    is_unknown = last["ratio"].isna() & (last["verdict"] != "invalid")
+    known = last[~(is_memory & is_unknown)]
     for verdict, causes in _CAUSES.items():
         rows = known[known["verdict"].isin(causes)]
         if len(rows):
@@ -426,5 +445,6 @@ def _reason(row: Mapping[Any, Any]) -> str:
     """Returns in words what one row adds to the verdict."""
     if row["verdict"] == "invalid":
         return f"{row['load']}: {row['note']}"
-    times = words(row["ratio"], (row["low"], row["high"]), "times")
+    interval = row["low"], row["high"]
+    times = words(row["ratio"], interval, "times")
     return f"{row['load']}: {FIGURES[row['figure']]} {times}"

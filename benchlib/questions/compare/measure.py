@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
 from benchlib.run import run_load
+from benchlib.study.folders import results_dir
 from benchlib.study.store import Run, Study
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def measure_examples(
 
     # 1) How long a run is.
     pipe = load_pipeline(model)
-    image: Mapping[str, Any] = TINY_IMAGE if model == "tiny" else pipe.spec["showcase"]
+    image: Mapping[str, Any] = pipe.spec["showcase"]
+    if model == "tiny":
+        image = TINY_IMAGE
     image_s = _image_s(pipe, image)
     run_s = 60 * budget_min / (3 * repeat)
     options: dict[str, Any] = {
@@ -53,11 +56,11 @@ def measure_examples(
     print(f"3 studies of {repeat} runs, {length_s:.3g} s each", flush=True)
 
     # 2) Three servers over one model.
-    slow: dict[str, Any] = {"batching": "dynamic", "max_wait_ms": 1000 * SLOW_SHARE * image_s}
+    wait_ms = 1000 * SLOW_SHARE * image_s
     servers = {
         "compare-first": serve(pipe, name="compare-first"),
         "compare-again": serve(pipe, name="compare-again"),
-        "compare": serve(pipe, name="compare", **slow),
+        "compare": serve(pipe, name="compare", batching="dynamic", max_wait_ms=wait_ms),
     }
 
     # 3) The first run in a process loads libraries, which count as its server's memory: it is not compared.
@@ -81,7 +84,8 @@ def measure_examples(
     finally:
         for server in servers.values():
             server.stop()
-    return [Study(runs[name][0].path.parent, tuple(runs[name])) for name in servers]
+    folder = results_dir(results)
+    return [Study(folder / name, tuple(runs[name])) for name in servers]
 
 
 def _image_s(pipe: SDXLPipeline, image: Mapping[str, Any]) -> float:

@@ -1,12 +1,12 @@
-"""Pictures of several studies: how each figure of one stands to another's, and how one figure went over the nights.
+"""Pictures of several studies: how their figures compare with the first one's, and how one figure went over the nights.
 
-Knows the table that `comparison.compare_studies` makes. Ignorant of runs and of how ratios and verdicts are found.
+Knows the table that judge.compare_studies() makes. Ignorant of runs, and of how ratios and verdicts are found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,17 +14,31 @@ from matplotlib.axes import Axes
 
 from benchlib.questions.compare.judge import FIGURES
 from benchlib.study import figure
-from benchlib.study.figure import number
+from benchlib.study.wording import number, words
 
 MOST = 40
 """Lines of a forest plot: more could not be read."""
 
-_WORSE, _BETTER, _OPEN = (
-    ("worse", figure.RED, "X"),
-    ("better", figure.GREEN, "D"),
-    ("inconclusive", figure.GREY, "s"),
-)
-_NONE = ("no difference", figure.BLUE, "o")
+MOST_NIGHT_NAMES = 12
+MOST_CHANGES_NAMED = 8
+
+LINE_COLOURS = (figure.BLUE, figure.PURPLE, figure.ORANGE, figure.GREEN)
+LINE_STYLES = ("-", "--", "-.", ":")
+"""One for each load, and again from the first."""
+
+
+class Kind(NamedTuple):
+    """What a verdict means for a reader, and its look."""
+
+    name: str
+    colour: str
+    marker: str
+
+
+_WORSE = Kind("worse", figure.RED, "X")
+_BETTER = Kind("better", figure.GREEN, "D")
+_OPEN = Kind("inconclusive", figure.GREY, "s")
+_SAME = Kind("no difference", figure.BLUE, "o")
 _KINDS = {
     "slower": _WORSE,
     "more": _WORSE,
@@ -32,6 +46,16 @@ _KINDS = {
     "less": _BETTER,
     "inconclusive": _OPEN,
 }
+_GRAVEST_FIRST = (_WORSE, _OPEN, _BETTER, _SAME)
+_PHRASES = {
+    _WORSE: "worse than",
+    _OPEN: "not shown to differ from",
+    _BETTER: "better than",
+    _SAME: "no different from",
+}
+
+
+# -- one study against another
 
 
 @figure.styled
@@ -43,79 +67,125 @@ def forest(
     min_effect: float = 0.05,
     ax: Axes | None = None,
 ) -> Axes:
-    """Each figure's ratio to that of the study `against`, with its 95 % interval and verdict, a line each.
+    """Draws each figure's ratio to that of the study `against`, with its 95 % interval and verdict, a line each.
 
     `table` has `study`, `load`, `figure`, `ratio`, `low`, `high` and `verdict`, as `compare_studies` makes it. Ratios
-    in the band differ by less than `min_effect`. Of more than MOST lines, those furthest from 1 are drawn.
+    in the band differ by less than `min_effect`. Of more than MOST lines, only those furthest from 1 are drawn.
     """
     known = table[table["ratio"].notna()]
-    shown = known.loc[np.log(known["ratio"]).abs().nlargest(MOST).index].sort_index()
+    shown = furthest_from_one(known)
     ax = figure.axes(ax, height=max(3.2, 1.9 + 0.33 * len(shown)))
     if not len(shown):
-        return figure.no_data(
-            ax, record, f"ratios to {against}", "no figure that both studies have"
-        )
-    several = [column for column in ("study", "load") if shown[column].nunique() > 1]
+        reason = "no figure that both studies have"
+        return figure.no_data(ax, record, f"ratios to {against}", reason)
+    names = _line_names(shown)
     lines = shown.to_dict("records")
-    names = [
-        ", ".join([*(str(line[column]) for column in several), FIGURES[line["figure"]]])
-        for line in lines
-    ]
+
     for place, line in enumerate(lines):
-        _, colour, marker = _KINDS.get(line["verdict"], _NONE)
-        ax.errorbar(
-            line["ratio"],
-            place,
-            xerr=_beyond(line),
-            fmt=marker,
-            color=colour,
-            markersize=7,
-            capsize=3,
-        )
-        words = f"{number(line['ratio'])} times: {line['verdict'].replace('%', ' %')}"
-        ax.text(
-            1.01,
-            place,
-            words,
-            transform=ax.get_yaxis_transform(),
-            va="center",
-            fontsize="small",
-            color=colour,
-        )
-    ax.axvspan(1 / (1 + min_effect), 1 + min_effect, color=figure.SKY, alpha=0.25, linewidth=0)
+        _draw_line(ax, place, line)
+    ax.axvspan(
+        *_band(min_effect),
+        color=figure.SKY,
+        alpha=0.25,
+        linewidth=0,
+    )
     ax.axvline(1, color="black", linewidth=1)
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
-    ax.set_xlabel(
-        f"times that of {against}; lines: 95 % intervals; band: within {100 * min_effect:g} %"
+    ax.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        ylim=(len(names) - 0.5, -0.5),
     )
-    # The labels take room of the axes, and a title is as wide as these are.
+    band = f"band: within {100 * min_effect:g} %"
+    ax.set_xlabel(f"times that of {against}; lines: 95 % intervals; {band}")
+    # The labels take room of the axes, and a title is as wide as the axes.
     ax.figure.figure.draw_without_rendering()
-    told = "; ".join(f"{name} {_words(line)}" for name, line in zip(names, lines, strict=True))
-    kinds = [_KINDS.get(line["verdict"], _NONE)[0] for line in lines]
-    kind = next(
-        kind for kind in ("worse", "inconclusive", "better", "no difference") if kind in kinds
-    )
-    most = max(
-        (line for line in lines if _KINDS.get(line["verdict"], _NONE)[0] == kind), key=_distance
-    )
-    said = {
-        "worse": "worse than",
-        "better": "better than",
-        "inconclusive": "not shown to differ from",
-    }
-    who = (
-        " and ".join(dict.fromkeys(line["study"] for line in lines))
-        if shown["study"].nunique() < 3
-        else "all"
-    )
-    finding = f"{who} {said.get(kind, 'no different from')} {against} in {kinds.count(kind)} of {len(kinds)} figures"
-    if kind != "no difference":
-        finding += f", most in {names[lines.index(most)]}: {_ratio(most)}"
+
+    finding = _forest_finding(shown, names, against)
     if len(shown) < len(known):
         finding += f"; the {MOST} of {len(known)} furthest from 1"
+    all_lines = [f"{name} {_line_words(line)}" for name, line in zip(names, lines, strict=True)]
     return figure.finish(
-        ax, record, finding, f"Forest plot of ratios: {told}.", of=_of(shown, against)
+        ax,
+        record,
+        finding,
+        f"Forest plot of ratios: {'; '.join(all_lines)}.",
+        source=_studies_of(shown, against),
     )
+
+
+def furthest_from_one(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns at most MOST rows, those whose ratio is furthest from 1, in the order of the table."""
+    furthest = _distances(table).nlargest(MOST).index
+    return table.loc[furthest].sort_index()
+
+
+def _distances(table: pd.DataFrame) -> pd.Series:
+    """Returns how far each ratio is from 1: a half is as far as a double."""
+    logs: pd.Series = np.log(table["ratio"])
+    return logs.abs()
+
+
+def _line_names(shown: pd.DataFrame) -> list[str]:
+    """Returns a name for each line: its figure, and its study and load where there are several."""
+    several = [column for column in ("study", "load") if shown[column].nunique() > 1]
+    names = []
+    for line in shown.to_dict("records"):
+        parts = [str(line[column]) for column in several]
+        names.append(", ".join([*parts, FIGURES[line["figure"]]]))
+    return names
+
+
+def _draw_line(
+    ax: Axes,
+    place: int,
+    line: Mapping[Any, Any],
+) -> None:
+    """Draws one ratio with its interval, and writes its verdict beside the axes."""
+    kind = _kind(line)
+    figure.whiskers(
+        ax,
+        [line["ratio"]],
+        [place],
+        [_interval(line)],
+        horizontal=True,
+        colour=kind.colour,
+        marker=kind.marker,
+        markersize=7,
+    )
+    verdict = line["verdict"].replace("%", " %")
+    ax.text(
+        1.01,
+        place,
+        f"{number(line['ratio'])} times: {verdict}",
+        transform=ax.get_yaxis_transform(),
+        va="center",
+        fontsize="small",
+        color=kind.colour,
+    )
+
+
+def _forest_finding(
+    shown: pd.DataFrame,
+    names: Sequence[str],
+    against: str,
+) -> str:
+    """Returns the gravest verdict, how many figures have it, and the one furthest from 1 of these."""
+    kinds = [_kind(line) for line in shown.to_dict("records")]
+    gravest = next(kind for kind in _GRAVEST_FIRST if kind in kinds)
+    studies = [str(study) for study in shown["study"].unique()]
+    who = " and ".join(studies) if len(studies) < 3 else "all"
+    count = f"{kinds.count(gravest)} of {len(kinds)} figures"
+    finding = f"{who} {_PHRASES[gravest]} {against} in {count}"
+    if gravest is _SAME:
+        return finding
+    is_gravest = [kind is gravest for kind in kinds]
+    distances = np.where(is_gravest, _distances(shown), -1.0)
+    place = int(distances.argmax())
+    ratio = _ratio_words(shown.iloc[place].to_dict())
+    return f"{finding}, most in {names[place]}: {ratio}"
+
+
+# -- a figure over the nights
 
 
 @figure.styled
@@ -129,99 +199,175 @@ def nights(
     min_effect: float = 0.05,
     ax: Axes | None = None,
 ) -> Axes:
-    """`metric` of each of `studies` as a ratio to the first, a line per load; dotted where packages changed.
+    """Draws `metric` of each of `studies` as a ratio to the first, a line per load; dotted where packages changed.
 
-    `table` and `changes` are those of `compare_studies`. Ratios in the band differ by less than `min_effect`.
+    `table` and `changes` are from `compare_studies`. Ratios in the band differ by less than `min_effect`.
     """
     ax = figure.axes(ax)
-    name, first, last, changes = FIGURES[metric], studies[0], studies[-1], changes or {}
+    name = FIGURES[metric]
     found = table[(table["figure"] == metric) & table["ratio"].notna()]
     if not len(found):
         return figure.no_data(ax, record, f"{name} over studies", f"no two studies have a {name}")
-    ax.axhspan(1 / (1 + min_effect), 1 + min_effect, color=figure.SKY, alpha=0.25, linewidth=0)
-    ax.axhline(1, color="black", linewidth=1)
-    place, ends = {study: x for x, study in enumerate(studies)}, {}
-    for index, (load, rows) in enumerate(found.groupby("load", sort=False)):
-        colour = (figure.BLUE, figure.PURPLE, figure.ORANGE, figure.GREEN)[index % 4]
-        x = rows["study"].map(place).to_numpy(float) + 0.06 * index
-        line = ("-", "--", "-.", ":")[index % 4]
-        ax.plot([0, *x], [1, *rows["ratio"]], line, color=colour, linewidth=1.5, label=load)
-        for at, row in zip(x, rows.to_dict("records"), strict=True):
-            marker = _KINDS.get(row["verdict"], _NONE)[2]
-            ax.errorbar(
-                at,
-                row["ratio"],
-                yerr=_beyond(row),
-                fmt=marker,
-                color=colour,
-                markersize=6,
-                capsize=3,
-            )
-        if rows["study"].iloc[-1] == last:
-            ends[load] = rows.iloc[-1].to_dict()
-    for kind, _, marker in dict.fromkeys(
-        _KINDS.get(verdict, _NONE) for verdict in found["verdict"]
-    ):
-        ax.plot([], [], marker, color=figure.GREY, label=kind)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
-    changed = [study for study in studies if changes.get(study)]
-    for study in changed:
-        ax.axvline(place[study] - 0.5, color=figure.ORANGE, linestyle=":", linewidth=1.5)
-        more = f" and {len(changes[study]) - 1} more" if len(changes[study]) > 1 else ""
-        if len(changed) <= 8:
-            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-            style: dict[str, Any] = {
-                "rotation": 90,
-                "ha": "right",
-                "va": "bottom",
-                "fontsize": 7.5,
-                "bbox": box,
-            }
-            style["transform"] = ax.get_xaxis_transform()
-            ax.text(place[study] - 0.53, 0.02, changes[study][0] + more, color="#8A5F00", **style)
-    ticks = range(0, len(studies), -(-len(studies) // 12))
-    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(studies) > 5 else {}
-    ax.set_xticks(ticks, [studies[tick] for tick in ticks], **turned)
-    ax.set(xlim=(-0.4, len(studies) - 0.6), ylabel=f"{name}, times that of {first}")
-    ax.set_xlabel(f"study, oldest first; bars: 95 % intervals; band: within {100 * min_effect:g} %")
-    told = "; ".join(
-        f"{load} {_words(end)}" if len(ends) > 1 else _words(end) for load, end in ends.items()
+
+    ax.axhspan(
+        *_band(min_effect),
+        color=figure.SKY,
+        alpha=0.25,
+        linewidth=0,
     )
-    finding = f"{name} of {last} against {first}: {told or 'not known'}"
+    ax.axhline(1, color="black", linewidth=1)
+    for number_of_load, (load, rows) in enumerate(found.groupby("load", sort=False)):
+        _draw_load(ax, number_of_load, str(load), rows, studies)
+    kinds = dict.fromkeys(_kind(row) for row in found.to_dict("records"))
+    for kind in kinds:
+        ax.plot(
+            [],
+            [],
+            kind.marker,
+            color=figure.GREY,
+            label=kind.name,
+        )
+    figure.legend_beside(ax, fontsize="small")
+
+    changed = [study for study in studies if changes and changes.get(study)]
+    for study in changed:
+        assert changes is not None
+        words_of_change = changes[study] if len(changed) <= MOST_CHANGES_NAMED else ()
+        _draw_change(ax, studies.index(study), words_of_change)
+    _name_studies(ax, studies)
+    ax.set_ylabel(f"{name}, times that of {studies[0]}")
+    ax.set_xlabel(f"study, oldest first; bars: 95 % intervals; band: within {100 * min_effect:g} %")
+
     alt = f"Lines: {name} over {len(studies)} studies, each as a ratio to the first."
     if changed:
         alt += f" Packages changed before {', '.join(changed)}."
-    return figure.finish(ax, record, finding, alt, of=_of(found, first))
+    finding = f"{name} of {studies[-1]} against {studies[0]}: {_last_words(found, studies[-1])}"
+    source = _studies_of(found, studies[0])
+    return figure.finish(ax, record, finding, alt, source=source)
 
 
-def _beyond(row: Mapping[Any, Any]) -> list[list[float]]:
-    """How far the interval goes to either side of the ratio: nowhere where there is none."""
-    low, high = (row["ratio"] if pd.isna(row[end]) else row[end] for end in ("low", "high"))
-    return [[row["ratio"] - low], [high - row["ratio"]]]
-
-
-def _distance(row: Mapping[Any, Any]) -> float:
-    return abs(float(np.log(row["ratio"])))
-
-
-def _ratio(row: Mapping[Any, Any]) -> str:
-    interval = (
-        "no interval" if pd.isna(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
+def _draw_load(
+    ax: Axes,
+    place: int,
+    load: str,
+    rows: pd.DataFrame,
+    studies: Sequence[str],
+) -> None:
+    """Draws the line of one load, from the first study on, and its marks with their intervals."""
+    colour = LINE_COLOURS[place % len(LINE_COLOURS)]
+    style = LINE_STYLES[place % len(LINE_STYLES)]
+    shift = 0.06 * place  # side by side, or one would hide another
+    x = [studies.index(study) + shift for study in rows["study"]]
+    ax.plot(
+        [0, *x],
+        [1, *rows["ratio"]],
+        style,
+        color=colour,
+        linewidth=1.5,
+        label=load,
     )
-    return f"{number(row['ratio'])} times ({interval})"
+    for at, row in zip(x, rows.to_dict("records"), strict=True):
+        figure.whiskers(
+            ax,
+            [at],
+            [row["ratio"]],
+            [_interval(row)],
+            colour=colour,
+            marker=_kind(row).marker,
+            markersize=6,
+        )
 
 
-def _words(row: Mapping[Any, Any]) -> str:
-    verdict = {"inconclusive": "not shown to differ"}.get(
-        row["verdict"], row["verdict"].replace("%", " %")
+def _draw_change(
+    ax: Axes,
+    place: int,
+    changes: Sequence[str],
+) -> None:
+    """Draws a dotted line before a study, with the first of `changes` in words; without any, the line alone."""
+    ax.axvline(
+        place - 0.5,
+        color=figure.ORANGE,
+        linestyle=":",
+        linewidth=1.5,
     )
-    return f"{_ratio(row)}, {verdict}"
+    if not changes:
+        return
+    text = changes[0]
+    if len(changes) > 1:
+        text += f" and {len(changes) - 1} more"
+    box = {
+        "facecolor": "white",
+        "edgecolor": "none",
+        "alpha": 0.8,
+        "pad": 1,
+    }
+    ax.text(
+        place - 0.53,
+        0.02,
+        text,
+        color="#8A5F00",
+        rotation=90,
+        ha="right",
+        va="bottom",
+        fontsize=7.5,
+        bbox=box,
+        transform=ax.get_xaxis_transform(),
+    )
 
 
-def _of(rows: pd.DataFrame, first: str) -> str:
+def _name_studies(ax: Axes, studies: Sequence[str]) -> None:
+    """Writes at most MOST_NIGHT_NAMES names below the axes, at equal distances."""
+    step = -(-len(studies) // MOST_NIGHT_NAMES)
+    ticks = range(0, len(studies), step)
+    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(studies) > 5 else {}
+    ax.set_xticks(ticks, [studies[tick] for tick in ticks], **turned)
+    ax.set_xlim(-0.4, len(studies) - 0.6)
+
+
+def _last_words(found: pd.DataFrame, last: str) -> str:
+    """Returns what the last study's ratios are, with the load's name where there are several."""
+    ends = found[found["study"] == last].drop_duplicates("load", keep="last")
+    sentences = []
+    for row in ends.to_dict("records"):
+        load = f"{row['load']} " if len(ends) > 1 else ""
+        sentences.append(f"{load}{_line_words(row)}")
+    return "; ".join(sentences) or "not known"
+
+
+# -- for both
+
+
+def _kind(row: Mapping[Any, Any]) -> Kind:
+    return _KINDS.get(row["verdict"], _SAME)
+
+
+def _band(min_effect: float) -> tuple[float, float]:
+    """Returns the ratios between which a difference does not matter."""
+    return 1 / (1 + min_effect), 1 + min_effect
+
+
+def _interval(row: Mapping[Any, Any]) -> tuple[float, float]:
+    """Returns the interval; the ratio itself where there is none, which draws caps and no line."""
+    if pd.isna(row["low"]):
+        return row["ratio"], row["ratio"]
+    return row["low"], row["high"]
+
+
+def _ratio_words(row: Mapping[Any, Any]) -> str:
+    interval = row["low"], row["high"]
+    return words(row["ratio"], interval, "times", no_interval="no interval")
+
+
+def _line_words(row: Mapping[Any, Any]) -> str:
+    verdict = row["verdict"].replace("%", " %")
+    if verdict == "inconclusive":
+        verdict = "not shown to differ"
+    return f"{_ratio_words(row)}, {verdict}"
+
+
+def _studies_of(rows: pd.DataFrame, first: str) -> str:
+    """Returns which studies the rows are of."""
     studies = [str(study) for study in rows["study"].unique()]
-    return (
-        f"studies {first} to {studies[-1]}"
-        if len(studies) > 1
-        else f"study {studies[0]} against {first}"
-    )
+    if len(studies) > 1:
+        return f"studies {first} to {studies[-1]}"
+    return f"study {studies[0]} against {first}"
