@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status is 2 for bad arguments, 1 where the server could not start."""
+    """Run one command. The exit status is 2 for bad arguments, 1 if the server could not start."""
     from benchlib.report import write_report
     from benchlib.serving.engine.options import in_words
     from benchlib.serving.standalone import Settings, serve_alone
 
+    # 1) `serve` takes every setting as an option
     about = "Serve Stable Diffusion XL to be measured, or show what was measured."
     parser = argparse.ArgumentParser(prog="python -m benchlib", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -28,14 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     serve.add_argument("--port", default=8000, type=int, help="port to listen on; 0 for a free one")
     for name, field in Settings.model_fields.items():
-        serve.add_argument(
-            f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=field.description
-        )
+        option = "--" + name.replace("_", "-")
+        serve.add_argument(option, default=argparse.SUPPRESS, help=field.description)
+
+    # 2) `report` takes a folder
     report = commands.add_parser("report", help="write index.html, a page of all results")
     report.add_argument(
         "--results",
         help="folder of the studies; by default BENCHLIB_RESULTS or the project's results/",
     )
+
+    # 3) Run the command
     given = vars(parser.parse_args(arguments))
     if given.pop("command") == "report":
         try:
@@ -43,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             report.error(str(error))
         return 0
-    host, port = given.pop("host"), given.pop("port")
+    host = given.pop("host")
+    port = given.pop("port")
     try:
         settings = Settings(**given)
     except ValidationError as error:

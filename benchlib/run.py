@@ -22,6 +22,7 @@ from benchlib.load.bounds import check_number
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, LoadPlan, Progress, generate_load
 from benchlib.load.workload import Workload
 from benchlib.progress import progress_shown
+from benchlib.serving.engine.options import RECORDED_OPTIONS
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.study.folders import check_names, lock_study, results_dir
 from benchlib.study.store import Run, RunFolder, Study, create_run
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from benchlib.serving.server import Server
 
 _TARGET_FIELDS = (
-    "model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms", "torch_threads", "max_queue",
-    "seed", "model_params", "weights_gib", "showcase", "memory_before_load_gib", "step_times",
+    "model", "device", "dtype", "recipe", *RECORDED_OPTIONS, "torch_threads", "seed", "model_params", "weights_gib",
+    "showcase", "memory_before_load_gib", "step_times",
 )  # fmt: skip
 """What a run's record says of its target. A `Server` knows all of it, a bare URL nothing."""
 _MEASURED_FIELDS = ("memory_before_load_gib", "step_times")

@@ -11,7 +11,7 @@ import json
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -51,21 +51,17 @@ def create_app(
         engine.stop(drain_s=0.0)
         handoff.close()
 
-    app = FastAPI(
-        title="benchlib", summary="Stable Diffusion XL, served to be measured", lifespan=lifespan
-    )
+    summary = "Stable Diffusion XL, served to be measured"
+    app = FastAPI(title="benchlib", summary=summary, lifespan=lifespan)
     app.add_middleware(Edge)
     app.include_router(openai_images.make_router(handoff))
 
     @app.exception_handler(HTTPException)
     async def http_error(http: Request, error: HTTPException) -> Response:
-        if (
-            error.status_code == 400
-        ):  # FastAPI's, for JSON beyond Python's limits of digits or depth
+        if error.status_code == 400:  # FastAPI's, for JSON with too many digits or too deep
             problem = {"loc": ("body",), "msg": error.detail, "type": "json_invalid"}
             return _error_response(http, 422, [problem])
-        reason = getattr(error, "reason", None)
-        return _error_response(http, error.status_code, error.detail, reason, error.headers)
+        return _error_response(http, error.status_code, error.detail, error)
 
     @app.exception_handler(RequestValidationError)
     async def bad_request(http: Request, error: RequestValidationError) -> Response:
@@ -112,18 +108,17 @@ def create_app(
 
 
 def _error_response(
-    http: Request,
-    status: int,
-    detail: object,
-    reason: str | None = None,
-    headers: Mapping[str, str] | None = None,
+    http: Request, status: int, detail: object, error: HTTPException | None = None
 ) -> Response:
     """An error's answer, with the times until now. ASCII JSON: a lone surrogate can be named but not sent."""
     if openai_images.is_asked(http):
+        reason = getattr(error, "reason", None)
         status, body = openai_images.error_answer(status, detail, reason)
     else:
         body = {"detail": detail, "request_id": http.state.request_id}
-    headers = {**(headers or {}), **error_headers(http)}
+    headers = error_headers(http)
+    if error is not None:
+        headers.update(error.headers or {})
     return Response(json.dumps(body), status, headers, media_type="application/json")
 
 

@@ -40,7 +40,10 @@ def answer_headers(answer: Answer) -> dict[str, str]:
     parts = [_part(name, seconds) for name, seconds in parts_s.items()]
     mean_batch = work.batch_rows / work.steps_done
     parts.append(f'batch;desc="{mean_batch}"')
-    return {"X-Seed": str(first_work.seed), "Server-Timing": ", ".join(parts)}
+    return {
+        "X-Seed": str(first_work.seed),
+        "Server-Timing": ", ".join(parts),
+    }
 
 
 def error_headers(http: Request) -> dict[str, str]:
@@ -48,10 +51,14 @@ def error_headers(http: Request) -> dict[str, str]:
     now_s = time.monotonic()
     arrived_s = http.state.arrived_s
     jobs: list[Job] = getattr(http.state, "jobs", [])
-    begun_s = max((job.admitted_s or now_s for job in jobs), default=arrived_s)
-    parts = [_part("queue", begun_s - arrived_s), _part("total", now_s - arrived_s)]
-    return {"Server-Timing": ", ".join(parts)}
+    begun_s = arrived_s
+    for job in jobs:
+        begun_s = max(begun_s, job.admitted_s or now_s)
+    queue = _part("queue", begun_s - arrived_s)
+    total = _part("total", now_s - arrived_s)
+    return {"Server-Timing": f"{queue}, {total}"}
 
 
 def _part(name: str, seconds: float) -> str:
-    return f"{name};dur={seconds * 1000:.6f}"
+    milliseconds = seconds * 1000
+    return f"{name};dur={milliseconds:.6f}"

@@ -1,6 +1,6 @@
-"""The wire: what a request may ask and what the answer holds. The same request model serves Python callers.
+"""The bodies of requests and answers. Python callers use the same request model.
 
-Knows bounds. Ignorant of torch, of engines and of how HTTP carries these models.
+Knows fields and bounds. Ignorant of torch, of engines and of how HTTP carries these models.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED)]
 class GenerateRequest(BaseModel):
     """One image to make.
 
-    `guidance_scale` of 1 or less switches classifier-free guidance off. `negative_prompt=None` takes zero embeddings
-    and `""` an encoded empty prompt, which differ. `seed=None` lets the server draw one and say which. Raises
-    pydantic's ValidationError, which names the field, where a value is out of bounds.
+    A `guidance_scale` of 1 or less switches classifier-free guidance off. `negative_prompt=None` stands for zero
+    embeddings, `""` for an encoded empty prompt; the images differ. `seed=None` lets the server draw a seed and name
+    it. Raises pydantic's ValidationError, which names the field, if a value is out of bounds.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -43,12 +43,12 @@ class GenerateRequest(BaseModel):
 
     @property
     def pixel_steps(self) -> int:
-        """Pixels times denoising steps: what a request costs, to first order."""
+        """Pixels times denoising steps: the cost of a request, to first order."""
         return self.width * self.height * self.num_inference_steps
 
 
 class GenerateResponse(BaseModel):
-    """What one image took. The image itself is made, decoded to PIL, and dropped."""
+    """The cost of one image. The image itself is decoded to PIL and dropped."""
 
     prompt: str
     time_s: float = Field(
@@ -73,7 +73,7 @@ class Readiness(BaseModel):
     detail: str | None = None
     spec: dict[str, Any] | None = Field(
         default=None,
-        description="once ready: what is served, and the step times that were measured before",
+        description="once ready: what is served, and its measured step times",
     )
 
 

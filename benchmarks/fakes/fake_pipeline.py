@@ -1,4 +1,4 @@
-"""A pipeline without a model: each step waits until the test lets it go on. For what the engine and the app decide."""
+"""A pipeline without a model, for tests of the engine and the app. Each step waits until the test lets it go on."""
 
 import math
 import threading
@@ -12,7 +12,7 @@ from benchlib.serving.model.schedulers import Schedule
 
 
 class FakePipeline:
-    """Steps take as long as the test holds `gate` clear. `calls` lists what was done, as (call, prompt)."""
+    """A step waits while `gate` is clear. `calls` lists the calls that were made, as (call, prompt)."""
 
     compiled = False
 
@@ -29,9 +29,10 @@ class FakePipeline:
         self.fail_on = {}  # prompt -> exception, raised at its first step
         self.encode_errors = []  # raised by the next calls of `encode`, one each
         self.batches = []  # (works, padded rows) of each step
-        self.most_steps = self.most_decodes = self.most_pixels = (
-            math.inf
-        )  # at once, before memory is short
+        # The most works in a step, in a decode, and the most pixels at once, before memory runs out.
+        self.most_steps = math.inf
+        self.most_decodes = math.inf
+        self.most_pixels = math.inf
 
     def fits(self, width, height, images=1):
         return images * width * height <= self.most_pixels

@@ -1,4 +1,4 @@
-"""The server as its clients see it: real uvicorn, real HTTP; the tiny model, or a fake where time would be wasted."""
+"""The server as its clients see it: real uvicorn and real HTTP, before the tiny model or a fake one."""
 
 import gc
 import json
@@ -128,7 +128,7 @@ def test_a_seed_is_used_told_and_repeated(client):
 
 
 def test_the_image_that_is_served_is_the_stock_pipelines(tiny):
-    """The engine's thread against the caller's: thread counts are equal, so the bits are."""
+    """The engine's image equals the caller's to the bit, because both compute on the same thread."""
     made = []
     original = tiny.decode
     tiny.decode = lambda batch: made.extend(images := original(batch)) or images
@@ -455,7 +455,7 @@ def test_bad_options_are_named(tiny):
 
 @contextmanager
 def stand_alone(*command, **environment):
-    """A server process; yields its URL and, at the end, checks that SIGINT ended it in order."""
+    """A server process. Yields its URL; checks at the end that SIGINT stopped it in order."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         env=os.environ | environment,
@@ -480,7 +480,7 @@ def stand_alone(*command, **environment):
 
 
 def wait_ready(url):
-    """The port is bound before the model is there: /health is alive at once, /ready says 503 until then."""
+    """Wait for /ready; its statuses. The port is bound before the model is loaded, so /health answers at once."""
     assert httpx.get(f"{url}/health").status_code == 200
     seen = []
     wait_until(lambda: seen.append(httpx.get(f"{url}/ready").status_code) or seen[-1] == 200, 300)

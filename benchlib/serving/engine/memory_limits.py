@@ -14,6 +14,7 @@ from benchlib.serving.engine.step_times import Size
 log = logging.getLogger(__name__)
 
 Part = Literal["step", "decode"]
+Kind = tuple[Part, Size]
 RETRY_CALLS = 100
 
 
@@ -26,10 +27,8 @@ class MemoryLimits:
     """
 
     def __init__(self) -> None:
-        self._most: dict[tuple[Part, Size], int] = {}
-        self._went_well: Counter[tuple[Part, Size]] = (
-            Counter()
-        )  # calls at the limit since it changed
+        self._most: dict[Kind, int] = {}
+        self._went_well: Counter[Kind] = Counter()  # calls at the limit since it changed
 
     def most(self, part: Part, size: Size) -> int | None:
         """The most jobs of this size in one call, or None for any number."""
@@ -39,18 +38,27 @@ class MemoryLimits:
         """Halve, because a batch of so many `jobs` ran out of memory. ValueError for a batch of one."""
         if jobs < 2:
             raise ValueError(f"jobs: a batch of {jobs} can't be halved")
-        self._set(part, size, jobs // 2, f"{jobs} at once ran out of memory")
+        reason = f"{jobs} at once ran out of memory"
+        self._set(part, size, jobs // 2, reason)
 
     def went_well(self, part: Part, size: Size, jobs: int) -> None:
         """Count a call of so many `jobs`; double the limit if there were enough of them."""
-        key = (part, size)
-        if jobs != self._most.get(key):
+        kind = (part, size)
+        if jobs != self._most.get(kind):
             return
-        self._went_well[key] += 1
-        if self._went_well[key] >= RETRY_CALLS:
-            self._set(part, size, 2 * jobs, f"{RETRY_CALLS} calls of {jobs} went well")
+        self._went_well[kind] += 1
+        if self._went_well[kind] >= RETRY_CALLS:
+            reason = f"{RETRY_CALLS} calls of {jobs} went well"
+            self._set(part, size, 2 * jobs, reason)
 
     def _set(self, part: Part, size: Size, most: int, reason: str) -> None:
-        self._most[part, size] = most
-        self._went_well[part, size] = 0
-        log.warning("%s of %dx%d: at most %d at once from here on: %s", part, *size, most, reason)
+        kind = (part, size)
+        self._most[kind] = most
+        self._went_well[kind] = 0
+        log.warning(
+            "%s of %dx%d: at most %d at once from here on: %s",
+            part,
+            *size,
+            most,
+            reason,
+        )

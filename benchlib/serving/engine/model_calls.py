@@ -31,15 +31,20 @@ class ModelCalls:
     def __init__(self, pipeline: SDXLPipeline, options: EngineOptions) -> None:
         self.pipeline = pipeline
         self._limits = MemoryLimits()
-        self._most = 1 if options.batching == "serial" else options.max_batch_size
+        self._most = options.max_batch_size
+        if options.batching == "serial":
+            self._most = 1
         self._buckets = sorted(options.batch_buckets or ())
         if pipeline.compiled and not self._buckets:
-            self._buckets = [2**n for n in range(1, (self._most - 1).bit_length() + 2)]
+            self._buckets = _powers_of_two(2 * self._most)
 
     def warm_up(self, size: Size) -> StepTimes:
         """The measured step times of `size`. A compiled model is made ready for each bucket."""
         times = measure_step_times(
-            self.pipeline, size, max_batch_size=self._most, padded=self._padded
+            self.pipeline,
+            size,
+            max_batch_size=self._most,
+            padded=self._padded,
         )
         if self.pipeline.compiled:
             for rows in self._buckets:
@@ -51,10 +56,12 @@ class ModelCalls:
         step = turn.step
         decode = turn.decode
         if step:
-            step = step[: self._limits.most("step", step[0].size)]
+            most = self._limits.most("step", step[0].size)
+            step = step[:most]
         if decode:
             size = decode[0].size
-            decode = decode[: self._limits.most("decode", size)]
+            most = self._limits.most("decode", size)
+            decode = decode[:most]
             while len(decode) > 1 and not self.pipeline.fits(*size, len(decode)):
                 decode = decode[: len(decode) // 2]
         return replace(turn, step=step, decode=decode)
@@ -79,7 +86,10 @@ class ModelCalls:
             return
         requests = [job.request for job in newcomers]
         works = self._call(
-            "step", newcomers, lambda: self.pipeline.encode(requests), sharing=sharing
+            "step",
+            newcomers,
+            lambda: self.pipeline.encode(requests),
+            sharing=sharing,
         )
         if works is not None:
             for job, work in zip(newcomers, works, strict=True):
@@ -87,8 +97,9 @@ class ModelCalls:
 
     def _step(self, jobs: Sequence[Job]) -> float | None:
         works = [job.work for job in jobs if job.work is not None]
-        rows = self._padded(sum(job.rows for job in jobs))
-        seconds = self._call("step", jobs, lambda: self.pipeline.step(works, rows=rows))
+        rows = sum(job.rows for job in jobs)
+        bucket = self._padded(rows)
+        seconds = self._call("step", jobs, lambda: self.pipeline.step(works, rows=bucket))
         if seconds is not None:
             self._limits.went_well("step", jobs[0].size, len(jobs))
         return seconds
@@ -122,9 +133,8 @@ class ModelCalls:
             torch.cuda.empty_cache()
             self._ran_out_of_memory(part, jobs, sharing or len(jobs))
             return None
-        except (
-            Exception
-        ) as error:  # it ends these jobs only; the app reports it and the log explains it
+        except Exception as error:
+            # It ends these jobs only. The app reports that, and the log says why.
             ids = ", ".join(job.request_id for job in jobs)
             log.error("request %s failed", ids, exc_info=error)
             for job in jobs:
@@ -141,9 +151,20 @@ class ModelCalls:
             self._limits.failed(part, size, sharing)
             return
         [job] = jobs
-        log.warning("request %s: %dx%d does not fit in memory, even alone", job.request_id, *size)
         job.outcome = DoesNotFit(size)
+        log.warning("request %s is alone and ran out of memory", job.request_id)
 
     def _padded(self, rows: int) -> int | None:
         """Rows of the next bucket, or None if there is none to fill."""
-        return next((bucket for bucket in self._buckets if bucket >= rows), None)
+        for bucket in self._buckets:
+            if bucket >= rows:
+                return bucket
+        return None
+
+
+def _powers_of_two(at_least: int) -> list[int]:
+    """2, 4, 8, ... up to the first that is `at_least` so large."""
+    powers = [2]
+    while powers[-1] < at_least:
+        powers.append(2 * powers[-1])
+    return powers

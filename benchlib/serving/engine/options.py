@@ -13,16 +13,21 @@ from benchlib.serving.engine.step_times import Size
 
 Batching = Literal["serial", "dynamic", "continuous"]
 AtLeastOne = Annotated[int, Field(ge=1)]
+SomeNumbers = Annotated[tuple[AtLeastOne, ...], Field(min_length=1)]
 
 
 def _split_numbers(value: object) -> object:
-    """ "1,2,4" as the command line gives it -> ["1", "2", "4"]."""
-    return value.split(",") if isinstance(value, str) else value
+    """The numbers in a text such as "1,2,4"; any other value as it is."""
+    if isinstance(value, str):
+        return value.split(",")
+    return value
 
 
 def _split_sizes(value: object) -> object:
-    """ "1024x1024,512x512" as the command line gives it -> [["1024", "1024"], ["512", "512"]]."""
-    return [size.split("x") for size in value.split(",")] if isinstance(value, str) else value
+    """The sides in a text such as "1024x1024,512x512"; any other value as it is."""
+    if isinstance(value, str):
+        return [size.split("x") for size in value.split(",")]
+    return value
 
 
 class EngineOptions(BaseModel):
@@ -38,16 +43,23 @@ class EngineOptions(BaseModel):
         default="continuous",
         description="how requests share the model: serial, dynamic or continuous",
     )
-    max_batch_size: AtLeastOne = Field(default=8, description="most requests in one denoising step")
+    max_batch_size: AtLeastOne = Field(
+        default=8,
+        description="most requests in one denoising step",
+    )
     max_wait_ms: float = Field(
-        default=5.0, ge=0, description="how long dynamic batching waits for company"
+        default=5.0,
+        ge=0,
+        description="how long dynamic batching waits for company",
     )
     max_queue: AtLeastOne = Field(
-        default=64, description="requests that may wait; one more gets 503"
+        default=64,
+        description="requests that may wait; one more gets 503",
     )
-    batch_buckets: Annotated[
-        tuple[AtLeastOne, ...] | None, Field(min_length=1), BeforeValidator(_split_numbers)
-    ] = Field(default=None, description="batch sizes to pad to, as compiled models want it: 1,2,4")
+    batch_buckets: Annotated[SomeNumbers | None, BeforeValidator(_split_numbers)] = Field(
+        default=None,
+        description="batch sizes to pad to, as compiled models want it: 1,2,4",
+    )
     sizes: Annotated[tuple[Size, ...] | None, BeforeValidator(_split_sizes)] = Field(
         default=None,
         description="sizes that are measured before it is ready: 1024x1024,512x512; its own if not given",
@@ -55,7 +67,7 @@ class EngineOptions(BaseModel):
 
 
 # The options that a server's spec and a run's record name.
-RECORDED_OPTIONS = {"batching", "max_batch_size", "max_wait_ms", "max_queue"}
+RECORDED_OPTIONS = ("batching", "max_batch_size", "max_wait_ms", "max_queue")
 
 
 def in_words(error: ValidationError) -> str:

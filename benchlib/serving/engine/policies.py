@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from benchlib.serving.engine.step_times import Size, Times
 
+Kind = tuple[Size, int]  # size and rows
 PATIENCE = 3.0  # how far a request may be overtaken, in multiples of its own time alone
 
 
@@ -36,10 +37,10 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 
 @dataclass(frozen=True)
 class Turn(Generic[AnyTask]):
-    """What to do next: `decode` first, then one denoising `step`; each of one size.
+    """What to do next: `decode` first, then one denoising `step`; each of one size. Empty if there is no request.
 
     Members of `step` that have not begun are encoded before it, together. `wait_until_s`: there is nothing to do until
-    then, unless a request comes. A turn with none of the three says that there is no request.
+    then, unless a request comes.
     """
 
     step: tuple[AnyTask, ...] = ()
@@ -60,10 +61,12 @@ class Serial:
     """One request at a time, first come first served."""
 
     def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:  # noqa: ARG002
-        first = tuple(tasks[:1])
-        if first and first[0].steps_left:
-            return Turn(step=first)
-        return Turn(decode=first)
+        if not tasks:
+            return Turn()
+        first = tasks[0]
+        if first.steps_left:
+            return Turn(step=(first,))
+        return Turn(decode=(first,))
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,12 @@ class Dynamic:
 
     def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:
         # 1) Finish the batch that has begun
-        batch = tuple(task for task in tasks if task.begun)
+        batch = [task for task in tasks if task.begun]
+        step = [task for task in batch if task.steps_left]
+        if step:
+            return Turn(step=tuple(step))
         if batch:
-            step = tuple(task for task in batch if task.steps_left)
-            return Turn(step=step) if step else Turn(decode=batch)
+            return Turn(decode=tuple(batch))
 
         # 2) Begin the first batch that is full or has waited long enough
         by_size: dict[Size, list[AnyTask]] = {}
@@ -91,10 +96,11 @@ class Dynamic:
         due_s = inf
         for gathered in by_size.values():
             batch_due_s = gathered[0].arrived_s + self.max_wait_s
-            if len(gathered) >= self.max_batch_size or now_s >= batch_due_s:
+            is_full = len(gathered) >= self.max_batch_size
+            if is_full or now_s >= batch_due_s:
                 return Turn(step=tuple(gathered[: self.max_batch_size]))
             due_s = min(due_s, batch_due_s)
-        return Turn(wait_until_s=due_s if tasks else None)
+        return Turn(wait_until_s=due_s) if tasks else Turn()
 
 
 @dataclass(frozen=True)
@@ -125,27 +131,31 @@ class Continuous:
         if len(tasks) < 2:
             return Turn(step=tuple(tasks))
 
-        # 2) Put them in order: the first decides which size runs, and the others of that size may join
+        # 2) Put them in order: the first decides which size runs
         patience = min(len(tasks) / 3, PATIENCE)
         alone_s = self._alone_s(tasks)
-        left_s = [task.steps_left * alone_s[task.size, task.rows] for task in tasks]
-        places = range(len(tasks))
-        first = min(places, key=lambda i: (tasks[i].arrived_s + patience * left_s[i], i))
-        size = tasks[first].size
-        others = [i for i in places if i != first and tasks[i].size == size]
-        others.sort(key=lambda i: tasks[i].arrived_s + 2 * patience * left_s[i])
 
-        # 3) Take as many as pays
-        candidates = [tasks[i] for i in (first, *others[: self.max_batch_size - 1])]
-        return Turn(step=tuple(self._best_batch(candidates, alone_s, len(tasks))))
+        def left_s(task: Task) -> float:
+            return task.steps_left * alone_s[task.size, task.rows]
 
-    def _alone_s(self, tasks: Sequence[Task]) -> dict[tuple[Size, int], float]:
+        first = min(tasks, key=lambda task: task.arrived_s + patience * left_s(task))
+
+        # 3) Let others of its size join, as many as pays
+        others = [task for task in tasks if task is not first and task.size == first.size]
+        others.sort(key=lambda task: task.arrived_s + 2 * patience * left_s(task))
+        candidates = [first, *others[: self.max_batch_size - 1]]
+        best = self._best_batch(candidates, alone_s, present=len(tasks))
+        return Turn(step=tuple(best))
+
+    def _alone_s(self, tasks: Sequence[Task]) -> dict[Kind, float]:
         """Seconds of a step alone, by size and rows."""
-        kinds = {(task.size, task.rows) for task in tasks}
-        return {(size, rows): self.times(size).step(rows) for size, rows in kinds}
+        alone_s = {}
+        for size, rows in {(task.size, task.rows) for task in tasks}:
+            alone_s[size, rows] = self.times(size).step(rows)
+        return alone_s
 
     def _best_batch(
-        self, candidates: list[AnyTask], alone_s: dict[tuple[Size, int], float], present: int
+        self, candidates: list[AnyTask], alone_s: dict[Kind, float], present: int
     ) -> list[AnyTask]:
         """The first b of `candidates`, where b gives the least cost for the n requests that are `present`.
 
@@ -156,7 +166,7 @@ class Continuous:
         taken only in a long queue.
         """
         size = candidates[0].size
-        step_s = self.times(size).step
+        times = self.times(size)
         rows = 0
         one_by_one_s = 0.0
         least_cost = inf
@@ -164,7 +174,7 @@ class Continuous:
         for b, task in enumerate(candidates, 1):
             rows += task.rows
             one_by_one_s += alone_s[size, task.rows]
-            slowness = step_s(rows) / one_by_one_s if one_by_one_s else 1.0
+            slowness = times.step(rows) / one_by_one_s if one_by_one_s else 1.0
             cost = (1 + b / present) * slowness + present / 2 * slowness**2
             if cost < least_cost:
                 least_cost = cost

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 from typing import TYPE_CHECKING, Any
 
 from benchlib.serving.schemas import GenerateRequest
@@ -54,9 +54,9 @@ class StepTimes:
     def scaled(self, pixels_ratio: float) -> StepTimes:
         """Estimated times of a size with `pixels_ratio` times the pixels. Prompts take as long to encode."""
         return StepTimes(
-            step_s={rows: s * pixels_ratio for rows, s in self.step_s.items()},
+            step_s=_scaled(self.step_s, pixels_ratio),
             encode_s=self.encode_s,
-            decode_s={requests: s * pixels_ratio for requests, s in self.decode_s.items()},
+            decode_s=_scaled(self.decode_s, pixels_ratio),
         )
 
 
@@ -67,9 +67,12 @@ class StepTimesBySize(dict[Size, StepTimes]):
     """The step times of each measured size. Another size gets those of the nearest, in proportion to its pixels."""
 
     def __missing__(self, size: Size) -> StepTimes:
-        pixels = size[0] * size[1]
-        nearest = min(self, key=lambda other: abs(log(other[0] * other[1] / pixels)))
-        return self[nearest].scaled(pixels / (nearest[0] * nearest[1]))
+        def distance(measured: Size) -> float:
+            return abs(log(_pixels(size) / _pixels(measured)))
+
+        nearest = min(self, key=distance)
+        pixels_ratio = _pixels(size) / _pixels(nearest)
+        return self[nearest].scaled(pixels_ratio)
 
     def to_spec(self) -> dict[str, Any]:
         """JSON-able, as "step_times" of a server's spec: {"64x64": {"step_s": {"1": 0.01, ...}, ...}, ...}."""
@@ -94,7 +97,11 @@ class StepTimesBySize(dict[Size, StepTimes]):
 
 
 def measure_step_times(
-    pipeline: SDXLPipeline, size: Size, *, max_batch_size: int, padded: Callable[[int], int | None]
+    pipeline: SDXLPipeline,
+    size: Size,
+    *,
+    max_batch_size: int,
+    padded: Callable[[int], int | None],
 ) -> StepTimes:
     """Measured times of 1, 2, 4, ... guided requests at once, and of one row if batches are made.
 
@@ -115,11 +122,11 @@ def measure_step_times(
     # 2) Larger ones: the powers of two, or the fullest batch of each bucket
     for n in range(2, max_batch_size + 1):
         bucket = padded(2 * n)
-        power_of_two = n.bit_count() == 1
-        fullest = n == max_batch_size or padded(2 * n + 2) != bucket
-        if bucket is None and not power_of_two:
-            continue
-        if bucket is not None and not fullest:
+        due = n.bit_count() == 1  # a power of two
+        if bucket is not None:
+            next_bucket = padded(2 * n + 2)
+            due = n == max_batch_size or next_bucket != bucket
+        if not due:
             continue
         if not pipeline.fits(*size, n):
             break
@@ -132,7 +139,11 @@ def measure_step_times(
         if bucket is None and half_s / per_image_s < GAIN:
             break
 
-    return StepTimes(_rising(curves.step_s), _rising(curves.encode_s), _rising(curves.decode_s))
+    return StepTimes(
+        step_s=_rising(curves.step_s),
+        encode_s=_rising(curves.encode_s),
+        decode_s=_rising(curves.decode_s),
+    )
 
 
 class _Curves:
@@ -160,14 +171,15 @@ class _Curves:
             self.pipeline.decode(works)
             return works[0].decode_s
 
-        rows = n * (2 if guidance_scale > 1 else 1)
+        rows = 2 * n if guidance_scale > 1 else n
         bucket = self.padded(rows)
         if bucket is None:
             step_s = _shortest_s(lambda: self.pipeline.step(works))
             self.step_s[rows] = step_s
         else:
             step_s = _shortest_s(lambda: self.pipeline.step(works, rows=bucket))
-            self.step_s[self._fewest_rows(rows, bucket)] = step_s
+            fewest = self._fewest_rows(rows, bucket)
+            self.step_s[fewest] = step_s
             self.step_s[bucket] = step_s
         self.encode_s[n] = _shortest_s(encode)
         self.decode_s[n] = _shortest_s(decode)
@@ -198,6 +210,15 @@ def _warm_up_request(size: Size, steps: int, guidance_scale: float = GUIDED) -> 
     )
 
 
+def _pixels(size: Size) -> int:
+    width, height = size
+    return width * height
+
+
+def _scaled(curve: Mapping[int, float], factor: float) -> dict[int, float]:
+    return {n: seconds * factor for n, seconds in curve.items()}
+
+
 def _interpolate(curve: Mapping[int, float], n: int) -> float:
     """Seconds at `n`: on straight lines between the measured batches, and in proportion to `n` beyond the last.
 
@@ -206,13 +227,15 @@ def _interpolate(curve: Mapping[int, float], n: int) -> float:
     if n in curve:
         return curve[n]
     measured = sorted(curve)
-    first, last = measured[0], measured[-1]
+    first = measured[0]
+    last = measured[-1]
     if n < first:
         return curve[first]
     if n > last:
         return curve[last] * n / last
     right = bisect_left(measured, n)
-    low, high = measured[right - 1], measured[right]
+    low = measured[right - 1]
+    high = measured[right]
     slope = (curve[high] - curve[low]) / (high - low)
     return curve[low] + slope * (n - low)
 
@@ -220,9 +243,11 @@ def _interpolate(curve: Mapping[int, float], n: int) -> float:
 def _rising(seconds: dict[int, float]) -> dict[int, float]:
     """The curve, in which no batch takes longer than a larger one. Other work on the machine made it seem so."""
     rising = {}
-    for n in seconds:
-        rising[n] = min(s for m, s in seconds.items() if m >= n)
-    return rising
+    shortest_s = inf
+    for n in sorted(seconds, reverse=True):
+        shortest_s = min(shortest_s, seconds[n])
+        rising[n] = shortest_s
+    return dict(sorted(rising.items()))
 
 
 def _shortest_s(call: Callable[[], float]) -> float:

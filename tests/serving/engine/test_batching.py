@@ -1,4 +1,4 @@
-"""Whoever shares a batch, a seeded request gives the stock image. The real tiny model, driven by hypothesis."""
+"""A seeded request gives the stock pipeline's image, whatever shares its batch. The real tiny model."""
 
 import copy
 import threading
@@ -33,7 +33,7 @@ requests = st.builds(
 
 @cache
 def stock_pixels(pipe, request):
-    """(height, width, 3) in 0..1, float32: what the stock call makes of the request."""
+    """The stock call's image of the request: (height, width, 3), float32, from 0 to 1."""
     stock = pipe.diffusers
     stock.set_progress_bar_config(disable=True)
     return on_torch_thread(
@@ -50,7 +50,7 @@ def stock_pixels(pipe, request):
 
 
 class Exact(SDXLPipeline):
-    """Images as float arrays: PIL's 255 levels are too coarse to be compared to 1e-4."""
+    """A pipeline whose images are float arrays. PIL's 255 levels are too coarse to compare to 1e-4."""
 
     def _pictures(self, pixels):
         return list(pixels.permute(0, 2, 3, 1).numpy())
@@ -88,7 +88,7 @@ def engine(pipe, request):
     arrivals=st.lists(st.tuples(requests, st.integers(0, 3), st.booleans()), min_size=1, max_size=6)
 )
 def test_everybody_gets_the_stock_pipelines_image(engine, pipe, arrivals):
-    """Each arrives some steps after the one before; some change their minds a step later."""
+    """Each request arrives some steps after the one before. Some are cancelled a step later."""
     steps = threading.Semaphore(0)
     engine.on_step = lambda *_: steps.release()
 

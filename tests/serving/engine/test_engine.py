@@ -62,7 +62,7 @@ def start(pipeline):
 
 
 def hold(pipeline, engine, prompt="first", steps=2):
-    """Submit a job and return when it stands in its first step."""
+    """Submit a job; return it once it stands in its first step."""
     pipeline.gate.clear()
     pipeline.stepping.clear()
     job = engine.submit(ask(prompt, steps))
@@ -286,13 +286,14 @@ def test_warm_up_measures_growing_batches_and_says_so(start):
     assert {name: engine.spec[name] for name in ("batching", "max_batch_size", "max_wait_ms", "max_queue")} == {
         "batching": "continuous", "max_batch_size": 6, "max_wait_ms": 5.0, "max_queue": 64,
     }  # fmt: skip
-    assert engine._times((256, 64)).step(2) == 0.002  # of the nearest in pixels, in proportion
+    # A size that was not measured gets the times of the nearest in pixels, in proportion.
+    assert engine._times((256, 64)).step(2) == 0.002
 
 
 def test_each_bucket_is_measured_full_and_what_is_padded_to_it_takes_as_long(
     start, pipeline, monkeypatch
 ):
-    """Also where more at once gain nothing: two requests in a bucket of eight rows, and eight in one of sixteen."""
+    """A bucket of 8 rows holds two to four requests, one of 16 rows five to eight. Neither gains anything here."""
     step = pipeline.step
     monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * rows)
     engine = start(batching="continuous", batch_buckets=[2, 8, 16], max_batch_size=8)
@@ -300,13 +301,13 @@ def test_each_bucket_is_measured_full_and_what_is_padded_to_it_takes_as_long(
     assert curve == pytest.approx(
         {"1": 0.002, "2": 0.002, "3": 0.008, "8": 0.008, "9": 0.016, "16": 0.016}
     )
-    assert engine._times((64, 64)).step(32) == pytest.approx(0.032), "beyond, no batch is free"
+    assert engine._times((64, 64)).step(32) == pytest.approx(0.032), "no larger batch is free"
 
 
 def test_buckets_that_are_no_powers_of_two_or_can_not_be_filled_are_measured_too(
     start, pipeline, monkeypatch
 ):
-    """Six rows; five, in which two guided requests leave one empty; and sixteen, of which five requests fill ten."""
+    """Three requests fill 6 rows. Two requests leave one of 5 rows empty, and five leave six of 16 empty."""
     step = pipeline.step
     monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * rows)
     for most_rows, most in ((6, 3), (5, 2), (16, 5)):
@@ -395,7 +396,7 @@ def test_what_the_estimate_says_does_not_fit_is_refused_before_anything_is_made(
     with pytest.raises(DoesNotFit, match="128x128 does not fit"):
         engine.submit(ask("huge", side=128)).future.result(10)
     assert pipeline.calls == []
-    pipeline.most_decodes = 2  # more would be tried again, and so be seen twice
+    pipeline.most_decodes = 2  # larger batches would fail, and be seen twice in `calls`
     hold(pipeline, engine, steps=1)
     jobs = [engine.submit(ask(str(i), steps=1)) for i in range(4)]
     pipeline.gate.set()
@@ -465,7 +466,7 @@ def test_a_refusal_says_when_a_place_should_come_free(start, pipeline, batching)
 
 
 class OnItsOwnClock(FakePipeline):
-    """Its calls take what its curves say, by a clock that nothing else moves."""
+    """Its calls take as long as its curves say, by a clock that nothing else moves."""
 
     def __init__(self, step_s):
         super().__init__()

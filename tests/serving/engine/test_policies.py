@@ -1,4 +1,4 @@
-"""Hand-checked schedules, and what must hold for every policy whatever comes."""
+"""Hand-checked schedules, and rules that every policy must keep for any requests."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def test_bad_input_names_its_field():
                 )
 
 
-# Halves are exact in floating point, and so are straight lines through neighbours and multiples of a quarter of a last
-# one: what is equal by hand is equal here. No batch takes less than a smaller one, as warm-up sees to.
+# All times are multiples of 1/2 and batches double, so interpolated times are exact: what is equal by
+# hand is equal here. No batch takes less time than a smaller one; warm-up makes sure of that.
 batches = (
     st.sampled_from([1, 2, 4])
     .flatmap(lambda n: st.lists(st.integers(1, 8).map(lambda n: n / 2), min_size=n, max_size=n))
@@ -163,7 +163,7 @@ arriving = st.lists(
 
 @dataclass
 class Watched:
-    """A policy whose turns are judged as they come."""
+    """A policy, each of whose turns is checked."""
 
     policy: Policy
     most: int
@@ -214,7 +214,7 @@ def test_every_request_ends_and_nobody_idles(tasks, small, large, batching, most
     st.integers(1, 8),
 )
 def test_a_turn_may_be_repeated_until_somebody_comes_or_ends(tasks, small, large, batching, most):
-    """What `simulate` does at one stroke is what an engine does, step by step."""
+    """`simulate` takes many steps at once. The result must be that of single steps, as an engine takes them."""
 
     def times(size: tuple[int, int]) -> StepTimes:
         return small if size == SMALL else large
@@ -302,7 +302,7 @@ def test_a_stream_of_short_requests_delays_a_long_one_by_the_bound_and_no_more()
     times = StepTimes(DEAR.step_s, {1: 0.0}, {1: 0.0})
     stream = [task(0, 12), *(task(0, 1) for _ in range(12)), *(task(n, 1) for n in range(1, 200))]
     ended_s = done_s("continuous", stream, times)[0]
-    # 12 short ones are there, and those of the next 3 * 12 s may overtake it: 12 + 36 + its own 12 steps.
+    # 12 short requests are there, 36 more may overtake, and it takes 12 steps itself: 60 in all.
     assert 40 < ended_s <= 60
 
 
