@@ -148,6 +148,11 @@ def _checked_point(fields: Point | Mapping[str, Any], share_s: float | None) -> 
         raise ValueError(f" takes {names}: {error}") from error
     try:
         if share_s is not None and point.duration_s is None and point.requests is None:
+            if share_s <= point.warmup_s:
+                raise ValueError(
+                    f"duration_s: budget_min leaves {share_s:.3g} s for this point, and its warm-up takes "
+                    f"{point.warmup_s:.3g} s: give more minutes, fewer points or repetitions, or less warm-up"
+                )
             point = replace(point, duration_s=share_s - point.warmup_s)
         if not (isinstance(point.load, Mapping) and isinstance(point.serve, Mapping)):
             raise ValueError('load and serve must be dicts, such as load={"model": "tiny"}')

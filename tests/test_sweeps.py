@@ -277,6 +277,8 @@ def test_a_budget_is_shared_and_kept(fake, tmp_path, monkeypatch, capsys):
         (r"points\[0\]: target is up already", {"points": points("http://a", load={"model": "tiny"})}),
         (r"points\[0\]: .*not JSON", {"points": [{"arrivals": ClosedLoop(1), "requests": 1, "load": {"a": object}}]}),
         (r"points\[0\]: duration_s", {"points": points("http://a", requests=None, warmup_s=60), "budget_min": 1}),
+        ("leaves 45 s for this point, and its warm-up takes 60 s: give more minutes",
+         {"points": points("http://a", requests=None, warmup_s=60)[:1], "budget_min": 1}),
         ("budget_min", {"budget_min": 0}),
         ("repeat", {"repeat": 0}),
         ("study", {"study": "../up"}),

@@ -1,0 +1,146 @@
+"""What is sent to the servers of all policies, for any budget, and what the simulation makes of their step times."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchlib import Workload, gains, plots
+from benchlib.questions.batching import measure
+from benchlib.questions.batching.judge import judge_batching, rows_at_highest_rate
+from benchlib.study.store import Run, Study
+
+POLICIES = ("serial", "dynamic", "continuous")
+ALONE = {"step_s": {"1": 0.05, "2": 0.05}, "encode_s": {"1": 0.01}, "decode_s": {"1": 0.01}}
+BATCHES = {  # four at once cost little more than one
+    "step_s": {"1": 0.05, "2": 0.05, "4": 0.06, "8": 0.07},
+    "encode_s": {"1": 0.01, "2": 0.01, "4": 0.01},
+    "decode_s": {"1": 0.01, "2": 0.01, "4": 0.01},
+}
+SHOWCASE = {"width": 64, "height": 64, "num_inference_steps": 10}
+
+
+def spec(batching: str, curves: dict[str, Any]) -> dict[str, Any]:
+    most = 1 if batching == "serial" else 4
+    return {
+        "batching": batching,
+        "max_batch_size": most,
+        "max_wait_ms": 0.0,
+        "step_times": {"64x64": curves},
+    }
+
+
+@pytest.fixture
+def servers() -> dict[str, Any]:
+    specs = {name: spec(name, ALONE if name == "serial" else BATCHES) for name in POLICIES}
+    return {name: SimpleNamespace(spec=one, url="http://a", pid=1) for name, one in specs.items()}
+
+
+@pytest.fixture
+def workload() -> Workload:
+    return measure.mixed_workload(SHOWCASE)
+
+
+def test_requests_have_from_a_fifth_to_twice_the_models_steps(workload: Workload) -> None:
+    steps = {workload.request(index)["num_inference_steps"] for index in range(500)}
+    assert steps == {2, 4, 6, 8, 10, 12, 14, 16, 18, 20}
+    assert workload.request(0)["width"] == 64
+    assert (
+        measure.mixed_workload({**SHOWCASE, "num_inference_steps": 1}).request(3)[
+            "num_inference_steps"
+        ]
+        >= 1
+    )
+
+
+@pytest.mark.parametrize("budget_min", [1e-9, 0.01, 0.8, 30])
+def test_any_budget_gives_runs_that_can_be_measured(
+    servers: dict[str, Any],
+    workload: Workload,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    budget_min: float,
+) -> None:
+    points = []
+
+    def record_points(given: Any, **options: Any) -> Study:
+        points.extend(given)
+        assert (options["budget_min"], options["resume"]) == (budget_min, False)
+        return Study(tmp_path, ())
+
+    monkeypatch.setattr(measure, "sweep", record_points)
+    options: dict[str, Any] = {"rates": [2.0, 4.0], "repeat": 3, "results": tmp_path}
+    runs = measure.compare_policies(servers, workload, budget_min=budget_min, **options)
+    assert runs == ()
+    assert [point.label for point in points] == [
+        f"{name}-{rate}" for rate in (2, 4) for name in POLICIES
+    ]
+    for point in points:
+        point.plan("http://localhost")  # refuses what can't be measured
+        assert point.duration_s >= measure.LEAST_REQUESTS / point.arrivals.rate
+    total_s = 3 * sum(point.duration_s for point in points)
+    assert total_s <= max(60 * budget_min, 3 * 3 * (2.5 + 1.25) + 1e-6)
+
+
+def test_without_a_run_there_are_words_and_empty_plots(made: SimpleNamespace) -> None:
+    record = made.record()
+    found = gains(())
+    for ax in (
+        plots.latency_cdf(requests=rows_at_highest_rate(()), record=record),
+        plots.gain(gains=found, record=record),
+    ):
+        assert "no data" in ax.get_title("left")
+    rush = {"serial": Run(*made.run([1.0]), Path("run"))}
+    predicted = measure.predict_cases(
+        {name: SimpleNamespace(spec=spec(name, BATCHES)) for name in POLICIES},  # type: ignore[misc]
+        measure.mixed_workload(SHOWCASE),
+    )
+    answer = judge_batching(found, serial_images_per_s=1.0, rush=rush, predicted=predicted)
+    assert "continuous: not measured" in str(answer)
+
+
+def test_a_run_without_an_image_has_no_throughput(made: SimpleNamespace) -> None:
+    run = Run(*made.run([1.0] * 10), Path("run"))
+    assert measure.images_per_s(run) == run.summary()["throughput_images_per_s"] > 0
+    failed = made.run([1.0] * 10)
+    failed[1]["error"] = "503"
+    with pytest.raises(RuntimeError, match="run: the throughput is not known: "):
+        measure.images_per_s(Run(*failed, Path("run")))
+
+
+def test_the_more_there_is_to_share_the_more_continuous_gains(
+    servers: dict[str, Any], workload: Workload
+) -> None:
+    predicted = measure.predict_gains(servers["continuous"].spec, workload, servers)
+    ratio = predicted["continuous"] / predicted["serial"]
+    alone_s = 0.01 + 11 * 0.05 + 0.01  # eleven steps on average
+    assert (predicted.index * alone_s).tolist() == pytest.approx(measure.SIMULATED_LOADS, rel=0.05)
+    assert ratio.iloc[0] > 0.9
+    assert ratio.iloc[-1] < 0.5
+    assert ratio.is_monotonic_decreasing
+
+
+def test_each_case_changes_one_thing(servers: dict[str, Any], workload: Workload) -> None:
+    cases = measure.predict_cases(servers, workload)
+    assert cases["serial"].tolist() == [1.0] * 4
+    busy, seldom, _, no_gain = cases["continuous"]
+    assert busy < 0.5 < seldom
+    assert no_gain > 0.8
+    assert cases.index[-1] == measure.NO_GAIN
+
+
+def test_the_forecast_is_held_against_the_runs_own_requests(made: SimpleNamespace) -> None:
+    def run(batching: str, took_s: float) -> Run:
+        target = spec(batching, BATCHES)
+        arrivals = {"arrivals": {"kind": "open_loop", "rate": 0.1}}
+        record, requests, telemetry = made.run(
+            [took_s] * 3, gap_s=10.0, target=target, spec=arrivals
+        )
+        requests = requests.assign(width=64, height=64, num_inference_steps=8)
+        return Run(record, requests, telemetry, Path("run"))
+
+    table = measure.check_forecast([run("serial", 0.42), run("serial", 0.42), run("dynamic", 0.84)])
+    assert table.index.tolist() == [(0.1, "dynamic"), (0.1, "serial")]
+    assert table["predicted_s"].tolist() == pytest.approx([0.42, 0.42])
+    assert table["off_percent"].tolist() == pytest.approx([-50.0, 0.0], abs=1e-6)
