@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchlib.study import figure as style
-from benchmarks.serving import Figure
+from benchmarks.figures import Figure
 
 BATCHES = (1, 2, 4, 8, 16)
 LIMIT_TFLOP = (

@@ -1,8 +1,8 @@
-"""LitServe over the stock tiny pipeline, with request-level batching, for `serving.py`.
+"""LitServe over the stock tiny pipeline: a rival for `serving.py` that batches whole requests.
 
     python -m benchmarks.litserve_rival --port 8001 --batch-timeout 0.005
 
-needs the extra `litserve` of pyproject.toml. One worker process computes, as one thread does on the other sides.
+Needs the extra `litserve` of pyproject.toml. One worker process computes, as one thread does on the other sides.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Keeps of a workbook's results what README shows, small enough for git: `make reference`.
+"""Keeps the part of a workbook's results that README shows, small enough for git: `make reference`.
 
     python -m benchmarks.reference build/reference results/reference-cpu
 
-Each study's summary, verdict and PNG figures, these in 128 colours with their alt text, and the quickstart's runs. What
-the target held of these studies goes. The exit status is 1 where the target then takes more than LIMIT_MB.
+Copies each study's summary, verdict and PNG figures (in 128 colours, with their alt text), and the quickstart's runs.
+It replaces what the target held of these studies. The exit status is 1 where the target is then over LIMIT_MB.
 """
 
 import shutil
@@ -16,29 +16,38 @@ LIMIT_MB = 3.0
 
 
 def keep(source: Path, target: Path) -> float:
-    """Copies the studies in `source`; how many MB `target` holds then."""
-    for study in sorted(path.parent for path in source.glob("*/summary.csv")):
-        there = target / study.name
-        shutil.rmtree(there, ignore_errors=True)
-        (there / "figures").mkdir(parents=True)
+    """Copies the studies in `source`, and returns how many MB `target` then holds."""
+    for summary in sorted(source.glob("*/summary.csv")):
+        study = summary.parent
+        kept = target / study.name
+        shutil.rmtree(kept, ignore_errors=True)
+        (kept / "figures").mkdir(parents=True)
         for path in [*study.glob("*.csv"), *study.glob("verdict.json")]:
-            shutil.copy(path, there)
-        for path in (study / "figures").glob("*.png"):
-            with Image.open(path) as image:
-                text = PngImagePlugin.PngInfo()
-                for name, words in image.info.items():
-                    if name in ("Title", "Description"):
-                        text.add_itxt(name, words)
-                small = image.convert("RGB").quantize(
-                    128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-                )
-                small.save(there / "figures" / path.name, pnginfo=text, optimize=True)
-        for run in study.glob("*/run.json") if study.name == "quickstart" else ():
-            shutil.copytree(run.parent, there / run.parent.name)
-    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
+            shutil.copy(path, kept)
+        for path in study.glob("figures/*.png"):
+            _save_small(path, kept / "figures" / path.name)
+        if study.name == "quickstart":
+            for record in study.glob("*/run.json"):
+                run = record.parent
+                shutil.copytree(run, kept / run.name)
+    sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
+    return sum(sizes) / 1e6
+
+
+def _save_small(source: Path, target: Path) -> None:
+    """Saves a PNG in 128 colours, with its title and alt text."""
+    with Image.open(source) as image:
+        text = PngImagePlugin.PngInfo()
+        for name in ("Title", "Description"):
+            if name in image.info:
+                text.add_itxt(name, image.info[name])
+        # The colours that cover the most keep thin lines, and dithering would make the file larger.
+        method = Image.Quantize.MAXCOVERAGE
+        small = image.convert("RGB").quantize(128, method, dither=Image.Dither.NONE)
+        small.save(target, pnginfo=text, optimize=True)
 
 
 if __name__ == "__main__":
-    held_mb = keep(Path(sys.argv[1]), Path(sys.argv[2]))
-    print(f"{sys.argv[2]} holds {held_mb:.2f} MB")
-    sys.exit(held_mb > LIMIT_MB)
+    size_mb = keep(Path(sys.argv[1]), Path(sys.argv[2]))
+    print(f"{sys.argv[2]} holds {size_mb:.2f} MB")
+    sys.exit(size_mb > LIMIT_MB)

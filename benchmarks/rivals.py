@@ -1,12 +1,16 @@
-"""What `serving.py` holds benchlib's server against, each in a process of its own.
+"""The rivals that `serving.py` holds benchlib's server against, each in a process of its own.
 
     python -m benchmarks.rivals naive --port 8001
 
-`naive` is the careful server that people write: FastAPI, and one worker thread that calls the stock pipeline. `loop` is
-that call without a server: for a line of JSON on stdin, `[seconds, [request, ...]]`, it makes these images in turn and
-again until the seconds are over, and says how long each took. `nothing` is benchlib's app on a model that takes no
-time, `route` a bare route that gives the same answer and does not read the question. LitServe, which is optional, has a
-file of its own (litserve_rival.py).
+| rival     | what it is                                                                                             |
+|-----------|--------------------------------------------------------------------------------------------------------|
+| `naive`   | the careful server that people write: FastAPI, and one worker thread that calls the stock pipeline     |
+| `loop`    | that call without a server. It reads a line of JSON, `[seconds, [request, ...]]`, and makes these       |
+|           | images in turn, again and again, until the seconds are over. It prints how long each image took        |
+| `nothing` | benchlib's app on a model that takes no time                                                           |
+| `route`   | a bare route that gives the same answer and does not read the request                                  |
+
+LitServe, which is optional, has a file of its own (litserve_rival.py).
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from benchlib.serving.schemas import GenerateRequest
 
 
 def stock_pipeline() -> Any:
-    """The stock diffusers pipeline over tiny's weights. Call it on the thread that it was made on (torch_thread.py)."""
+    """The stock diffusers pipeline over tiny's weights. Call it on the thread that made it (see torch_thread.py)."""
     import torch
 
     from benchlib.serving.model.models import load_diffusers
@@ -39,23 +43,21 @@ def stock_pipeline() -> Any:
 
 
 def make_images(pipe: Any, requests: list[dict[str, Any]]) -> list[Any]:
-    """PIL images of requests that differ in prompt and seed only."""
+    """PIL images of requests that differ only in prompt and seed."""
     import torch
 
-    options = {
-        key: value
-        for key, value in requests[0].items()
-        if key not in ("prompt", "seed") and value is not None
-    }
+    options = {key: value for key, value in requests[0].items() if value is not None}
+    for name in ("prompt", "seed"):
+        options.pop(name, None)
+    prompts = [request["prompt"] for request in requests]
     seeds = [torch.Generator("cpu").manual_seed(request.get("seed") or 0) for request in requests]
-    images: list[Any] = pipe(
-        [request["prompt"] for request in requests], generator=seeds, **options
-    ).images
+    images: list[Any] = pipe(prompts, generator=seeds, **options).images
     return images
 
 
 def naive() -> FastAPI:
-    app, worker = FastAPI(), ThreadPoolExecutor(max_workers=1)
+    app = FastAPI()
+    worker = ThreadPoolExecutor(max_workers=1)
     pipe = worker.submit(stock_pipeline).result()
 
     @app.post("/benchmark/generate")
@@ -77,7 +79,7 @@ def nothing() -> FastAPI:
     from benchmarks.fakes.fake_pipeline import FakePipeline
 
     class NoTime(FakePipeline):
-        """Without that pipeline's notes of what was called and its new images, which take longer than the engine."""
+        """A fake that keeps no notes of its calls and makes no new images: both would take longer than the engine."""
 
         def step(self, works: Any, *, rows: int | None = None) -> float:  # noqa: ARG002
             for work in works:
@@ -117,9 +119,11 @@ def loop() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         seconds, requests = json.loads(line)
-        end_s, took_s = time.monotonic() + seconds, []
+        end_s = time.monotonic() + seconds
+        took_s = []
         for request in itertools.cycle(requests):
-            if (started_s := time.monotonic()) >= end_s:
+            started_s = time.monotonic()
+            if started_s >= end_s:
                 break
             make_images(pipe, [request])
             took_s.append(time.monotonic() - started_s)
@@ -127,9 +131,7 @@ def loop() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="One of those that benchlib's server is held against."
-    )
+    parser = argparse.ArgumentParser(description="A rival that benchlib's server is held against.")
     parser.add_argument("rival", choices=["naive", "loop", "nothing", "route"])
     parser.add_argument("--port", type=int, default=8001)
     options = parser.parse_args()

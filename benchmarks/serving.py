@@ -4,14 +4,16 @@
     python -m benchmarks.serving one users      # parts by name: one, users, mixed, nothing
     python -m benchmarks.serving --quick        # a minute: shows that all works, judges nothing well
 
-prints a table of figures with their limits and, as its last line, all of it as JSON. The exit status is 1 where a limit
-is broken, and where a figure could not be measured: without LitServe (the extra `litserve`) say `--without litserve`.
+Prints a table of figures with their limits and, as its last line, all of it as JSON. The exit status is 1 where a limit
+is broken, or where a figure could not be measured. LitServe is an extra (`litserve`); without it, say
+`--without litserve`.
 
-Each side is a process of its own with the same torch threads. All are loaded first, and then stand still (SIGSTOP) but
-for the one that is measured; repetitions go through the sides in turn, back and forth, so that drift hits all alike. A
-figure is the median over repetitions of a ratio within one, with the 95 % interval of a median (from six repetitions
-on). Requests are 64x64 pixels with 8 steps but in `mixed`. Knows the sides and the limits; ignorant of how anything is
-computed.
+Each side is a process of its own with the same number of torch threads. All sides are loaded first. Then each one
+stands still (SIGSTOP) unless it is being measured. Repetitions go through the sides in turn, back and forth, so that
+drift of the machine hits all alike. A figure is the median, over repetitions, of a ratio within one repetition; from
+six repetitions on it has the 95 % interval of a median. Requests are 64x64 pixels with 8 steps, except in `mixed`.
+
+Knows the sides and the limits. Ignorant of how anything is computed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -34,60 +36,29 @@ from benchlib.load.arrivals import ClosedLoop, OpenLoop
 from benchlib.load.workload import Workload
 from benchlib.machine import describe_load
 from benchlib.questions.batching.forecast import predict_latency
-from benchlib.study.intervals import order_ranks
-from benchmarks.sides import LITSERVE, OURS, DidNotStart, Measured, Side, back_to_back, load, start
+from benchmarks.figures import Figure, print_table
+from benchmarks.sides import (
+    LITSERVE,
+    OURS,
+    DidNotStart,
+    Measured,
+    Side,
+    back_to_back,
+    load,
+    start,
+)
 
 SMALL = Workload("a lighthouse at dusk", width=64, height=64, num_inference_steps=8)
 STEPS = range(4, 41, 4)
 MIXED = Workload("a lighthouse at dusk", width=64, height=64, num_inference_steps=list(STEPS))
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure of each repetition, and the limits, both included, of their median.
-
-    With `by_interval` a limit is broken where the whole interval is beyond it. Without values it was `not_measured`.
-    """
-
-    case: str
-    name: str
-    values: list[float]
-    low: float | None = None
-    high: float | None = None
-    by_interval: bool = False
-    not_measured: str | None = None
-
-    @property
-    def value(self) -> float | None:
-        return statistics.median(self.values) if self.values else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Of the median, with at least 95 %, whatever the distribution; None for fewer than six values."""
-        low, high = order_ranks(len(self.values), 0.5)
-        return (sorted(self.values)[low - 1], sorted(self.values)[high - 1]) if low else None
-
-    @property
-    def passed(self) -> bool | None:
-        """None where there is no limit; False where there is one and nothing was measured."""
-        if self.low is None and self.high is None:
-            return None
-        if self.value is None:
-            return False
-        least, most = (self.interval if self.by_interval else None) or (self.value, self.value)
-        return (self.low is None or most >= self.low) and (self.high is None or least <= self.high)
-
-    def told(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "value": self.value,
-            "interval": self.interval,
-            "passed": self.passed,
-        }
-
-
 @dataclass
 class Bench:
-    """The sides that are up, why others are not, how long and how often is measured, and what came of it."""
+    """The sides that are up, the reasons why others are missing, and the runs so far.
+
+    `repeat` is the number of repetitions; `scale` multiplies how long each run takes.
+    """
 
     sides: dict[str, Side]
     missing: dict[str, str]
@@ -98,51 +69,60 @@ class Bench:
     def interleave(
         self, case: str, runs: dict[str, tuple[str, Callable[[Side, int], Measured]]]
     ) -> None:
-        """Each run, (side, how), `repeat` times, the rounds back and forth; those of missing sides are left out."""
+        """Makes each run, (side, how), `repeat` times: every second round backwards, missing sides left out."""
         measured = self.runs.setdefault(case, {})
         for number in range(self.repeat):
-            for name in list(runs)[:: 1 if number % 2 == 0 else -1]:
+            names = list(runs)
+            if number % 2:
+                names.reverse()
+            for name in names:
                 side, how = runs[name]
                 if side in self.sides:
                     measured.setdefault(name, []).append(how(self.sides[side], number))
             print(f"{case}: round {number + 1} of {self.repeat}", file=sys.stderr, flush=True)
 
-    def told(self, case: str, name: str, of: str) -> Figure:
-        """A side's own figure (`of`: "images_per_s", "p95_s", ...), without a limit."""
-        return Figure(
-            case, f"{name}: {of}", self._values(case, name, of), not_measured=self._why(case, name)
-        )
+    def own(self, case: str, name: str, what: str) -> Figure:
+        """A side's own figure (`what`: "images_per_s", "p95_s", ...), without a limit."""
+        values = self._values(case, name, what)
+        return Figure(case, f"{name}: {what}", values, not_measured=self._why(case, name))
 
-    def against(
-        self, case: str, one: str, other: str, of: str, *, apart: bool = False, **limits: Any
-    ) -> Figure:
-        """`one`'s figure over `other`'s of the same repetition, or less it where they are held `apart`."""
-        pairs = zip(self._values(case, one, of), self._values(case, other, of), strict=False)
-        values = [mine - theirs if apart else mine / theirs for mine, theirs in pairs]
-        words = f"{one} {'less' if apart else 'over'} {other}: {of}"
-        return Figure(
-            case,
-            words,
-            values,
-            **limits,
-            not_measured=self._why(case, one) or self._why(case, other),
-        )
+    def over(self, case: str, one: str, other: str, what: str, **limits: Any) -> Figure:
+        """The ratio of `one`'s figure to `other`'s, in each repetition."""
+        pairs = self._pairs(case, one, other, what)
+        values = [mine / theirs for mine, theirs in pairs]
+        why = self._why(case, one) or self._why(case, other)
+        return Figure(case, f"{one} over {other}: {what}", values, **limits, not_measured=why)
+
+    def less(self, case: str, one: str, other: str, what: str, **limits: Any) -> Figure:
+        """The difference of `one`'s figure and `other`'s, in each repetition."""
+        pairs = self._pairs(case, one, other, what)
+        values = [mine - theirs for mine, theirs in pairs]
+        why = self._why(case, one) or self._why(case, other)
+        return Figure(case, f"{one} less {other}: {what}", values, **limits, not_measured=why)
 
     def slowdown(self, case: str) -> Figure:
-        """What an image alone took in each serial run, its queueing left out, over what the step times of warm-up say:
-        beside a load generator, and whatever the machine does meanwhile, torch is slower than it was then."""
-        values, why = [], self._why(case, "serial") or self._why(case, "continuous")
+        """How much slower torch was in each serial run than at warm-up, when the step times were measured.
+
+        The time of an image without its queueing, over what the step times predict for it. Torch is slower beside a
+        load generator, and with whatever else the machine does meanwhile.
+        """
+        values: list[float] = []
+        why = self._why(case, "serial") or self._why(case, "continuous")
         for run in [] if why else self.runs[case]["serial"]:
             rows = pd.DataFrame(run.rows)
-            apart = rows.assign(scheduled_s=1e6 * rows.index)
-            alone_s = predict_latency(apart, self.sides["continuous"].spec, batching="serial")
-            values.append(float((rows["total_s"] - rows["queue_s"]).sum() / alone_s.sum()))
+            work_s = rows["total_s"] - rows["queue_s"]
+            far_apart = rows.assign(scheduled_s=1e6 * rows.index)
+            alone_s = predict_latency(far_apart, self.sides["continuous"].spec, batching="serial")
+            values.append(float(work_s.sum() / alone_s.sum()))
         return Figure(case, "serial's work over its step times", values, not_measured=why)
 
     def forecast(self, case: str, name: str) -> Figure:
-        """The mean latency over that of the simulator on the same requests, which is told the step times that the
-        continuous side measured at its start, and the round's slowdown."""
-        slowdown, values = self.slowdown(case), []
+        """The mean latency over that of the simulator on the same requests.
+
+        The simulator is given the step times that the continuous side measured at its start, and the round's slowdown.
+        """
+        slowdown = self.slowdown(case)
+        values: list[float] = []
         why = self._why(case, name) or slowdown.not_measured
         for run, slower in zip([] if why else self.runs[case][name], slowdown.values, strict=False):
             rows = pd.DataFrame(run.rows)
@@ -155,14 +135,22 @@ class Bench:
         return Figure(case, f"{name} over its forecast: mean_s", values, **limits, not_measured=why)
 
     def failed(self) -> Figure:
-        runs = [run for case in self.runs.values() for several in case.values() for run in several]
-        return Figure("all", "requests that failed", [sum(run.failed for run in runs)], high=0)
+        failed = 0
+        for runs_by_name in self.runs.values():
+            for runs in runs_by_name.values():
+                failed += sum(run.failed for run in runs)
+        return Figure.once("all", "requests that failed", failed, high=0)
 
-    def _values(self, case: str, name: str, of: str) -> list[float]:
-        return [] if self._why(case, name) else [getattr(run, of) for run in self.runs[case][name]]
+    def _values(self, case: str, name: str, what: str) -> list[float]:
+        if self._why(case, name):
+            return []
+        return [getattr(run, what) for run in self.runs[case][name]]
+
+    def _pairs(self, case: str, one: str, other: str, what: str) -> Iterable[tuple[float, float]]:
+        return zip(self._values(case, one, what), self._values(case, other, what), strict=False)
 
     def _why(self, case: str, name: str) -> str | None:
-        """Why a side has no figures; a run without an answer in its window spoils them all."""
+        """Why a side has no figures; one run without an answer in its window spoils them all."""
         if name not in self.runs[case]:
             return next(why for side, why in self.missing.items() if name.startswith(side))
         answered = all(run.latencies_s and run.images_per_s for run in self.runs[case][name])
@@ -170,7 +158,7 @@ class Bench:
 
 
 def one(bench: Bench) -> list[Figure]:
-    """One user at the serial server against the bare call; and four, so that its queue is never empty."""
+    """One user at the serial server against the bare call; and four users, so that its queue is never empty."""
     time_s = {"duration_s": 4 * bench.scale, "warmup_s": 0.5}
     case = "one"
     bench.interleave(
@@ -187,13 +175,13 @@ def one(bench: Bench) -> list[Figure]:
             ),
         },
     )
-    bare_s = bench.told(case, "loop", "median_s")
+    bare_s = bench.own(case, "loop", "median_s")
     allowed_s = max(0.003, 0.02 * (bare_s.value or 0.0))
     return [
         bare_s,
-        bench.told(case, "loop", "images_per_s"),
-        bench.against(case, "serial", "loop", "median_s", apart=True, high=allowed_s),
-        bench.against(case, "serial, 4 users", "loop", "images_per_s", low=1.0),
+        bench.own(case, "loop", "images_per_s"),
+        bench.less(case, "serial", "loop", "median_s", high=allowed_s),
+        bench.over(case, "serial, 4 users", "loop", "images_per_s", low=1.0),
     ]
 
 
@@ -209,21 +197,19 @@ def users(bench: Bench) -> list[Figure]:
             return load(side, ClosedLoop(number), SMALL, **time_s)
 
         bench.interleave(case, {name: (name, run) for name in names})
+        figures += [bench.own(case, name, of) for of in ("images_per_s", "p95_s") for name in names]
+        figures += [bench.over(case, "continuous", "naive", "images_per_s", low=least)]
         figures += [
-            bench.told(case, name, of) for of in ("images_per_s", "p95_s") for name in names
-        ]
-        figures += [bench.against(case, "continuous", "naive", "images_per_s", low=least)]
-        figures += [
-            bench.against(case, "continuous", "dynamic", "images_per_s", low=1.0, by_interval=True)
+            bench.over(case, "continuous", "dynamic", "images_per_s", low=1.0, by_interval=True)
         ]
         for rival in LITSERVE:
-            figures += [bench.against(case, "continuous", rival, "images_per_s", low=1.0)]
-            figures += [bench.against(case, "continuous", rival, "p95_s", high=1.0)]
+            figures += [bench.over(case, "continuous", rival, "images_per_s", low=1.0)]
+            figures += [bench.over(case, "continuous", rival, "p95_s", high=1.0)]
     return figures
 
 
 def mixed(bench: Bench) -> list[Figure]:
-    """4 to 40 steps, Poisson arrivals at 80 % of what the serial server can do in that round, the same for all."""
+    """4 to 40 steps, and the same Poisson arrivals for all: at 80 % of the serial server's capacity in that round."""
     case = "mixed"
     if "serial" not in bench.sides:
         return [Figure(case, "all", [], low=1, not_measured=bench.missing["serial"])]
@@ -246,15 +232,15 @@ def mixed(bench: Bench) -> list[Figure]:
     bench.interleave(case, {name: (name, run) for name in OURS})
     figures = [Figure(case, "serial, queue never empty: images_per_s", capacities)]
     for of in ("mean_s", "p95_s"):
-        figures += [bench.told(case, name, of) for name in OURS]
-        figures += [bench.against(case, "continuous", "serial", of, high=0.5)]
-        figures += [bench.against(case, "continuous", "dynamic", of, high=1.0)]
-        figures += [bench.against(case, "dynamic", "serial", of)]
+        figures += [bench.own(case, name, of) for name in OURS]
+        figures += [bench.over(case, "continuous", "serial", of, high=0.5)]
+        figures += [bench.over(case, "continuous", "dynamic", of, high=1.0)]
+        figures += [bench.over(case, "dynamic", "serial", of)]
     return [*figures, bench.slowdown(case), *(bench.forecast(case, name) for name in OURS)]
 
 
 def nothing(bench: Bench) -> list[Figure]:
-    """A model that takes no time: what the app and the engine take, against a route that does nothing."""
+    """What the app and the engine cost: a model that takes no time, against a route that does nothing."""
     figures = []
     for number in (8, 32):
         case = f"nothing, users {number}"
@@ -265,10 +251,10 @@ def nothing(bench: Bench) -> list[Figure]:
         bench.interleave(case, {name: (name, run) for name in ("nothing", "route")})
         for name in ("nothing", "route"):
             figures += [
-                bench.told(case, name, "images_per_s"),
-                bench.told(case, name, "generator_cpu_cores"),
+                bench.own(case, name, "images_per_s"),
+                bench.own(case, name, "generator_cpu_cores"),
             ]
-        figures += [bench.against(case, "nothing", "route", "images_per_s", low=0.5)]
+        figures += [bench.over(case, "nothing", "route", "images_per_s", low=0.5)]
     return figures
 
 
@@ -288,7 +274,7 @@ def measure(
     threads: int | None,
     without: Iterable[str] = (),
 ) -> list[Figure]:
-    """The figures of these parts; sides whose name begins as one of `without` are left out, with all their figures."""
+    """The figures of these parts, without those of the sides whose name begins with a word of `without`."""
     parts, without = list(parts), tuple(without)
     names = dict.fromkeys(name for part in parts for name in PARTS[part][1])
     with ExitStack() as stack:
@@ -309,7 +295,7 @@ def measure(
 
 
 def packages() -> dict[str, str | None]:
-    """The versions that matter; None: not there. Where uvloop is, uvicorn takes it, on every side."""
+    """The versions that matter; None for a missing package. If uvloop is there, uvicorn uses it on every side."""
     versions: dict[str, str | None] = dict.fromkeys(
         ("torch", "diffusers", "fastapi", "uvicorn", "uvloop", "litserve")
     )
@@ -352,30 +338,21 @@ def main(arguments: list[str] | None = None) -> int:
         threads=options.threads,
         without=options.without,
     )
-    print(f"{'':5}{'case':18}{'figure':50}{'value':>10}  {'interval':22}limits")
-    for figure in figures:
-        passed = {None: "", True: "ok", False: "FAIL"}[figure.passed]
-        limits = "" if figure.passed is None else f"{_words(figure.low)} to {_words(figure.high)}"
-        value = "not measured" if figure.value is None else f"{figure.value:10.4g}"
-        interval = " to ".join(map(_words, figure.interval)) if figure.interval else ""
-        print(f"{passed:5}{figure.case:18}{figure.name:50}{value:>10}  {interval:22}{limits}")
-    told = {
+    print_table(figures)
+    passed = all(figure.passed is not False for figure in figures)
+    everything = {
         "conditions": [*conditions, describe_load()],
         "cores": os.cpu_count(),
         "threads": options.threads,
         "packages": packages(),
+        "passed": passed,
+        "figures": [figure.to_dict() for figure in figures],
     }
-    told |= {"passed": all(figure.passed is not False for figure in figures)}
-    print(json.dumps(told | {"figures": [figure.told() for figure in figures]}))
-    return 0 if told["passed"] else 1
-
-
-def _words(limit: float | None) -> str:
-    return "-" if limit is None else f"{limit:.4g}"
+    print(json.dumps(everything))
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # or the sides would be left, standing still
+    # Without this the sides would be left behind, standing still.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -1,6 +1,6 @@
-"""The sides that `serving.py` compares, each a process that stands still but when it is measured, and one run of one.
+"""The sides that `serving.py` compares, and one run of a side. A side is a process that stands still between its runs.
 
-Knows how each is started and when it is ready. Ignorant of what is compared with what.
+Knows how each side is started and when it is ready. Ignorant of what is compared with what.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import benchlib.serving  # noqa: F401 - sets how long torch's threads spin, for every side alike
 from benchlib.load.arrivals import Arrivals
-from benchlib.load.runner import LoadPlan, generate_load
 from benchlib.load.workload import Workload
+from benchmarks.figures import percentile
+from benchmarks.one_run import measured_s, one_run, per_second
 
 ROOT = Path(__file__).parents[1]
 OURS = ("serial", "dynamic", "continuous")
@@ -37,8 +36,10 @@ MAX_BATCH = 8
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: images a second in its window, the latency of each request, how many failed, the generator's share, and
-    the generator's rows."""
+    """One run of a side: images a second in its window, and the latency of each request.
+
+    Also how many requests failed, how many CPU cores the generator took, and the generator's rows.
+    """
 
     images_per_s: float
     latencies_s: list[float]
@@ -56,12 +57,12 @@ class Measured:
 
     @property
     def p95_s(self) -> float:
-        return float(np.quantile(self.latencies_s, 0.95, method="inverted_cdf"))
+        return percentile(self.latencies_s, 0.95)
 
 
 @dataclass(frozen=True)
 class Side:
-    """A process that stands still but within `awake`, and what ours says of itself."""
+    """A process that runs only within `awake`, and its specification where it is a server of ours."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -77,53 +78,34 @@ class Side:
 
 
 class DidNotStart(RuntimeError):
-    """The side's last words."""
+    """A side that could not be started: its last line of standard error."""
 
 
 @contextmanager
 def start(name: str, threads: int | None) -> Iterator[Side]:
-    """Load a side and stop it in its tracks. Raises DidNotStart; ends its process group in the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    module, ready = ["benchmarks.rivals", name], "openapi.json"
-    environment = (
-        os.environ
-        | {"HF_HUB_OFFLINE": "1"}
-        | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    )
-    if name in OURS:
-        module, ready = ["benchlib", "serve"], "ready"
-        environment |= {
-            "BENCHLIB_MODEL": "tiny",
-            "BENCHLIB_DEVICE": "cpu",
-            "BENCHLIB_BATCHING": name,
-        }
-        environment |= {"BENCHLIB_MAX_BATCH_SIZE": str(MAX_BATCH), "BENCHLIB_MAX_QUEUE": "1000"}
-        environment |= {"BENCHLIB_SIZES": "64x64"}
-    elif name in LITSERVE:
-        module, ready = ["benchmarks.litserve_rival", f"--batch-timeout={LITSERVE[name]}"], "health"
-        module += [f"--max-batch-size={MAX_BATCH}"]
-    command = [sys.executable, "-m", *module, f"--port={port}"]
-    pipes: dict[str, Any] = {
-        "stdin": subprocess.PIPE,
-        "stdout": subprocess.PIPE if name == "loop" else subprocess.DEVNULL,
-    }
+    """Loads a side, and stops it where it stands. Ends its process group on leaving. Raises DidNotStart."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    arguments, environment, ready = _command(name)
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=errors, start_new_session=True, **pipes
+            [sys.executable, "-m", *arguments, f"--port={port}"],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if name == "loop" else subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
         ) as process,
     ):
         try:
-            url = f"http://127.0.0.1:{port}"
-            answer = (
-                process.stdout.readline() if process.stdout else _answer(process, f"{url}/{ready}")
-            )
+            answer = _first_answer(process, f"{url}/{ready}")
             if not answer:
                 errors.seek(0)
-                last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-                raise DidNotStart(last[0] if last else "it gave no answer")
+                raise DidNotStart(_last_line(errors.read()))
             side = Side(process, url, json.loads(answer)["spec"] if name in OURS else {})
             with side.awake():
                 pass
@@ -133,8 +115,45 @@ def start(name: str, threads: int | None) -> Iterator[Side]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def _command(name: str) -> tuple[list[str], dict[str, str], str]:
+    """The module and options of a side, its environment, and the route that answers once it is ready."""
+    if name in OURS:
+        environment = {
+            "BENCHLIB_MODEL": "tiny",
+            "BENCHLIB_DEVICE": "cpu",
+            "BENCHLIB_BATCHING": name,
+            "BENCHLIB_MAX_BATCH_SIZE": str(MAX_BATCH),
+            "BENCHLIB_MAX_QUEUE": "1000",
+            "BENCHLIB_SIZES": "64x64",
+        }
+        return ["benchlib", "serve"], environment, "ready"
+    if name in LITSERVE:
+        options = [f"--batch-timeout={LITSERVE[name]}", f"--max-batch-size={MAX_BATCH}"]
+        return ["benchmarks.litserve_rival", *options], {}, "health"
+    return ["benchmarks.rivals", name], {}, "openapi.json"
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _last_line(errors: bytes) -> str:
+    lines = errors.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else "it gave no answer"
+
+
+def _first_answer(process: subprocess.Popen[bytes], url: str) -> bytes:
+    """What a side says once it is ready: a line of its standard output (`loop`), or the body at `url`."""
+    if process.stdout:
+        return process.stdout.readline()
+    return _answer(process, url)
+
+
 def _answer(process: subprocess.Popen[bytes], url: str) -> bytes:
-    """What it answers with 200 within START_S; nothing as soon as it has ended."""
+    """The body of the first answer with 200; empty where the process ends before, or START_S is over."""
     end_s = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < end_s:
         with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
@@ -153,18 +172,14 @@ def load(
     seed: int = 0,
 ) -> Measured:
     """One run of benchlib's generator on a side; throughput counts what was done within the window."""
-    with tempfile.TemporaryDirectory() as folder, side.awake():
-        path = Path(folder) / "requests.jsonl"
-        plan = LoadPlan(
+    with side.awake():
+        outcome, rows = one_run(
             side.url, arrivals, workload, duration_s=duration_s, warmup_s=warmup_s, seed=seed
         )
-        outcome = generate_load(plan, path)
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
     good = [row for row in rows if row["error"] is None]
-    start_s, end_s = outcome.window_start_s, outcome.window_end_s
     return Measured(
-        images_per_s=sum(start_s <= row["done_s"] < end_s for row in good) / (end_s - start_s),
-        latencies_s=[row["latency_s"] for row in good if row["phase"] == "measure"],
+        images_per_s=per_second(good, outcome),
+        latencies_s=measured_s(good),
         failed=len(rows) - len(good),
         generator_cpu_cores=outcome.generator_cpu_cores,
         rows=rows,
@@ -172,7 +187,7 @@ def load(
 
 
 def back_to_back(side: Side, workload: Workload, *, duration_s: float) -> Measured:
-    """The stock call, one after the other, without a server."""
+    """The stock call without a server, one image after the other."""
     assert side.process.stdin
     assert side.process.stdout
     requests = [workload.request(index) for index in range(100)]

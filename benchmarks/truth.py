@@ -15,40 +15,27 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchlib.load.arrivals import Arrivals, ClosedLoop, OpenLoop
-from benchlib.load.runner import LoadOutcome, LoadPlan, generate_load
+from benchlib.load.runner import LoadOutcome
 from benchlib.load.workload import Workload
 from benchlib.study.intervals import is_stable
 
-SERVER = Path(__file__).parents[1] / "benchmarks/fakes/fake_server.py"
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # run by its path, a file does not find `benchmarks`
+
+from benchmarks.figures import Figure, percentile, print_table
+from benchmarks.one_run import measured_s, one_run, per_second
+
+SERVER = Path(__file__).parent / "fakes/fake_server.py"
 SERVICE_S = 0.05
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured `value` and the limits, both included, that the truth sets."""
-
-    case: str
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def passed(self) -> bool:
-        return (self.low is None or self.value >= self.low) and (
-            self.high is None or self.value <= self.high
-        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ class Measured:
 
     @property
     def latencies_s(self) -> list[float]:
-        return [row["latency_s"] for row in self.rows if row["phase"] == "measure"]
+        return measured_s(self.rows)
 
 
 @contextmanager
@@ -84,20 +71,13 @@ def server(**options: float) -> Iterator[str]:
 def measure(
     arrivals: Arrivals, duration_s: float, *, warmup_s: float = 0.0, **options: float
 ) -> Measured:
-    with server(**options) as url, tempfile.TemporaryDirectory() as folder:
-        rows_path = Path(folder) / "requests.jsonl"
-        plan = LoadPlan(url, arrivals, Workload("a cat"), duration_s=duration_s, warmup_s=warmup_s)
-        outcome = generate_load(plan, rows_path)
+    with server(**options) as url:
+        outcome, rows = one_run(
+            url, arrivals, Workload("a cat"), duration_s=duration_s, warmup_s=warmup_s
+        )
         with urllib.request.urlopen(f"{url}/requests") as answer:
             seen = {request["request_id"]: request for request in json.load(answer)}
-        rows = sorted(
-            map(json.loads, rows_path.read_text().splitlines()), key=lambda row: row["index"]
-        )
     return Measured(outcome, rows, seen)
-
-
-def percentile(values: list[float], q: float) -> float:
-    return float(np.quantile(values, q, method="inverted_cdf"))
 
 
 def fixed(duration_s: float = 20.0) -> list[Figure]:
@@ -105,14 +85,18 @@ def fixed(duration_s: float = 20.0) -> list[Figure]:
     run = measure(ClosedLoop(10), duration_s, service_s=SERVICE_S)
     told_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
     figures = [
-        Figure("fixed", "rows without a request, and requests without a row", _unmatched(run), 0, 0)
+        Figure.once(
+            "fixed", "rows without a request, and requests without a row", _unmatched(run), 0, 0
+        )
     ]
     for name, q in (("p50", 0.5), ("p99", 0.99)):
         gap_s, limit_s = (
             percentile(run.latencies_s, q) - percentile(told_s, q),
             0.001 + 0.02 * percentile(told_s, q),
         )
-        figures.append(Figure("fixed", f"{name}, client minus server, s", gap_s, -limit_s, limit_s))
+        figures.append(
+            Figure.once("fixed", f"{name}, client minus server, s", gap_s, -limit_s, limit_s)
+        )
     return figures
 
 
@@ -128,9 +112,9 @@ def stall(
     if figure:
         draw_stall(open_, closed, figure)
     return [
-        Figure("stall", "open loop, p99, s", percentile(open_.latencies_s, 0.99), low=1.5),
-        Figure("stall", "closed loop, p99, s", percentile(closed.latencies_s, 0.99), high=1.0),
-        Figure("stall", "closed loop, longest, s", max(closed.latencies_s), low=1.5),
+        Figure.once("stall", "open loop, p99, s", percentile(open_.latencies_s, 0.99), low=1.5),
+        Figure.once("stall", "closed loop, p99, s", percentile(closed.latencies_s, 0.99), high=1.0),
+        Figure.once("stall", "closed loop, longest, s", max(closed.latencies_s), low=1.5),
     ]
 
 
@@ -156,9 +140,9 @@ def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
     assert run.outcome.in_flight_mean is not None
     case = f"queue at {load:g}"
     return [
-        Figure(case, "median error of a latency, s", statistics.median(errors_s), high=0.003),
-        Figure(case, "p99 against Lindley's, relative", p99, -0.05, 0.05),
-        Figure(
+        Figure.once(case, "median error of a latency, s", statistics.median(errors_s), high=0.003),
+        Figure.once(case, "p99 against Lindley's, relative", p99, -0.05, 0.05),
+        Figure.once(
             case,
             "gauge of requests in flight against rows, relative",
             run.outcome.in_flight_mean * end_s / held_s - 1,
@@ -173,21 +157,20 @@ def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
     run = measure(
         OpenLoop(1.5 / SERVICE_S), duration_s, warmup_s=warmup_s, service_s=SERVICE_S, lanes=1
     )
-    start_s, end_s = run.outcome.window_start_s, run.outcome.window_end_s
-    throughput = sum(start_s <= row["done_s"] < end_s for row in run.rows) / (end_s - start_s)
+    throughput = per_second(run.rows, run.outcome)
     busy_s = [request["ended_s"] - request["begun_s"] for request in run.seen.values()]
     scheduled_s = [row["scheduled_s"] for row in run.rows if row["phase"] == "measure"]
     growth = statistics.linear_regression(scheduled_s, run.latencies_s).slope
     return [
-        Figure(
+        Figure.once(
             "overload",
             "throughput against capacity, relative",
             throughput * statistics.mean(busy_s) - 1,
             -0.03,
             0.03,
         ),
-        Figure("overload", "growth of latency, s each s (0.5 is due)", growth, 0.35, 0.65),
-        Figure(
+        Figure.once("overload", "growth of latency, s each s (0.5 is due)", growth, 0.35, 0.65),
+        Figure.once(
             "overload", "called unstable (1: yes)", float(is_stable(run.latencies_s) is False), 1, 1
         ),
     ]
@@ -200,13 +183,15 @@ def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
     assert run.outcome.send_lag_p99_s is not None
     assert run.outcome.generator_cpu_cores is not None
     return [
-        Figure(case, "rows without a request, and requests without a row", _unmatched(run), 0, 0),
-        Figure(
+        Figure.once(
+            case, "rows without a request, and requests without a row", _unmatched(run), 0, 0
+        ),
+        Figure.once(
             case, "requests that failed", sum(row["error"] is not None for row in run.rows), 0, 0
         ),
-        Figure(case, "send lag, p99, s", run.outcome.send_lag_p99_s, high=limit_s),
-        Figure(case, "generator, cores", run.outcome.generator_cpu_cores, high=0.8),
-        Figure(
+        Figure.once(case, "send lag, p99, s", run.outcome.send_lag_p99_s, high=limit_s),
+        Figure.once(case, "generator, cores", run.outcome.generator_cpu_cores, high=0.8),
+        Figure.once(
             case,
             "requests sent a second",
             len(run.latencies_s) / duration_s,
@@ -264,23 +249,14 @@ def main() -> int:
         *overload(),
         *reach(),
     ]
-    print(f"{'':5}{'case':15}{'figure':52}{'value':>9}   limits")
-    for figure in figures:
-        limits = f"{_words(figure.low)} to {_words(figure.high)}"
-        print(
-            f"{'ok' if figure.passed else 'FAIL':5}{figure.case:15}{figure.name:52}{figure.value:9.4g}   {limits}"
-        )
+    print_table(figures)
     told = {
         "load_average_before": before,
         "cores": os.cpu_count(),
         "passed": all(one.passed for one in figures),
     }
-    print(json.dumps(told | {"figures": [asdict(one) | {"passed": one.passed} for one in figures]}))
+    print(json.dumps(told | {"figures": [one.to_dict() for one in figures]}))
     return 0 if told["passed"] else 1
-
-
-def _words(limit: float | None) -> str:
-    return "-" if limit is None else f"{limit:.4g}"
 
 
 if __name__ == "__main__":

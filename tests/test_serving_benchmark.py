@@ -5,7 +5,8 @@ import json
 import pytest
 
 from benchmarks import serving, sides
-from benchmarks.serving import Bench, Figure
+from benchmarks.figures import Figure
+from benchmarks.serving import Bench
 from benchmarks.sides import Measured, Side
 
 
@@ -40,14 +41,12 @@ def test_figures_are_of_one_repetition_each_and_a_missing_side_is_told():
         "b": [Measured(2.0, [0.3]), Measured(2.0, [0.3])],
     }
     bench = Bench({}, {"c": "not installed"}, 2, 1.0, {"case": runs})
-    assert bench.against("case", "a", "b", "images_per_s").values == [2.0, 3.0]
-    assert bench.against("case", "b", "a", "median_s", apart=True).values == pytest.approx(
-        [0.2, 0.1]
-    )
-    missing = bench.against("case", "a", "c", "images_per_s", low=1.0)
+    assert bench.over("case", "a", "b", "images_per_s").values == [2.0, 3.0]
+    assert bench.less("case", "b", "a", "median_s").values == pytest.approx([0.2, 0.1])
+    missing = bench.over("case", "a", "c", "images_per_s", low=1.0)
     assert (missing.not_measured, missing.passed) == ("not installed", False)
     runs["b"].append(Measured(0.0, []))
-    assert bench.told("case", "b", "p95_s").not_measured == "a run had no answer within its window"
+    assert bench.own("case", "b", "p95_s").not_measured == "a run had no answer within its window"
 
 
 def test_what_was_measured_is_held_against_the_forecast_for_the_very_rows():

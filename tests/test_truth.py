@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from benchmarks import truth
+from benchmarks.figures import Figure
 
 
 def test_a_fixed_latency_is_seen_as_the_server_records_it():
@@ -47,7 +48,7 @@ def test_every_request_of_a_quick_rate_is_a_row():
 def test_a_broken_limit_is_told(monkeypatch, capsys, high, status):
     for case in ("fixed", "stall", "queue", "overload"):
         monkeypatch.setattr(truth, case, lambda *_, **__: [])
-    monkeypatch.setattr(truth, "reach", lambda: [truth.Figure("reach", "cores", 0.5, high=high)])
+    monkeypatch.setattr(truth, "reach", lambda: [Figure.once("reach", "cores", 0.5, high=high)])
     monkeypatch.setattr(sys, "argv", ["truth.py"])
     assert truth.main() == status
     *_, line, told = capsys.readouterr().out.splitlines()

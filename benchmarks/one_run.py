@@ -1,0 +1,45 @@
+"""One run of benchlib's load generator, without a study: what the generator says, and its rows.
+
+Ignorant of which server is asked and of what the rows are held against.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchlib.load.arrivals import Arrivals
+from benchlib.load.runner import LoadOutcome, LoadPlan, generate_load
+from benchlib.load.workload import Workload
+
+
+def one_run(
+    url: str,
+    arrivals: Arrivals,
+    workload: Workload,
+    *,
+    duration_s: float,
+    warmup_s: float = 0.0,
+    seed: int = 0,
+) -> tuple[LoadOutcome, list[dict[str, Any]]]:
+    """The outcome of a run, and its rows in the order of their index."""
+    plan = LoadPlan(url, arrivals, workload, duration_s=duration_s, warmup_s=warmup_s, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "requests.jsonl"
+        outcome = generate_load(plan, path)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return outcome, sorted(rows, key=lambda row: row["index"])
+
+
+def per_second(rows: list[dict[str, Any]], outcome: LoadOutcome) -> float:
+    """How many of these rows were done in each second of the measuring window."""
+    start_s, end_s = outcome.window_start_s, outcome.window_end_s
+    done = sum(start_s <= row["done_s"] < end_s for row in rows)
+    return done / (end_s - start_s)
+
+
+def measured_s(rows: list[dict[str, Any]]) -> list[float]:
+    """The latencies of the rows in the measuring window."""
+    return [row["latency_s"] for row in rows if row["phase"] == "measure"]
