@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CPython 3.11.7, Linux or macOS. (The script takes the `python3` that it finds. It needs no
+# CPython 3.11.7, Linux or macOS. The script takes the `python3` that it finds, and needs no package.
 # package.)
 #
 # Behaviour: a script that ends by KeyboardInterrupt dies by SIGINT, so that a shell knows. A

@@ -10,7 +10,9 @@
 # cause.
 #
 # Output seen:
-# OUTPUT
+#   residual block: strides (2048, 1, 256, 32) become (2048, 1, 256, 32)
+#   transformer, use_linear_projection=False: strides (2048, 1, 256, 32) become (2048, 1, 256, 32)
+#   transformer, use_linear_projection=True: strides (2048, 1, 256, 32) become (2048, 64, 8, 1)
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

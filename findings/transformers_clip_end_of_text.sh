@@ -11,7 +11,9 @@
 # embedding.
 #
 # Output seen:
-# OUTPUT
+#   eos_token_id 49407: two prompts get the same pooled embeddings
+#   eos_token_id 299: two prompts get different pooled embeddings
+#   eos_token_id 2: two prompts get different pooled embeddings
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
