@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# CPython 3.11.7, Linux or macOS. The script takes the `python3` that it finds, and needs no package.
-# package.)
+# CPython 3.11.7 (3.10, 3.12 and 3.13 do the same), Linux or macOS. It takes the `python3` it finds.
 #
 # Behaviour: a script that ends by KeyboardInterrupt dies by SIGINT, so that a shell knows. A
 # script that ends by a subclass of KeyboardInterrupt exits with status 1, as after any error.

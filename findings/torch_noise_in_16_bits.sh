@@ -8,7 +8,10 @@
 # server that moves from float32 to bfloat16 looks broken in a comparison of images, and is not.
 #
 # Output seen:
-# OUTPUT
+#   torch 2.11.0+cu130 torch.float16: other numbers, correlation 0.03
+#   torch 2.11.0+cu130 torch.bfloat16: other numbers, correlation -0.00
+#   torch 2.13.0+cpu torch.float16: the same numbers, rounded, correlation 1.00
+#   torch 2.13.0+cpu torch.bfloat16: the same numbers, rounded, correlation 1.00
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
