@@ -119,7 +119,7 @@ class Batch:
             latents, timesteps = self._scheduler_inputs()
         else:
             timestep, divisor, _, _ = self._levels[self._step].unbind(1)
-            latents = (self._latents / divisor).to(self._dtype)
+            latents = _divide(self._latents, divisor).to(self._dtype)
             timesteps = timestep.view(-1)
         return latents[self._work_of_row], timesteps[self._work_of_row]
 
@@ -164,7 +164,7 @@ class Batch:
         on_cpu = noise.device.type == "cpu"
         factor = sigma.to(noise.dtype) if on_cpu else sigma
         original = sample - (factor * noise).to(noise.dtype)
-        derivative = (sample - original) / sigma
+        derivative = _divide(sample - original, sigma)
         return (sample + derivative * sigma_change).to(self._dtype)
 
     def _scheduler_inputs(self) -> tuple[Tensor, Tensor]:
@@ -192,6 +192,16 @@ class Batch:
             )
             moved.append(answer[0].to(self._dtype))
         return torch.cat(moved)
+
+
+def _divide(numerator: Tensor, divisor: Tensor) -> Tensor:
+    """Returns the quotient, rounded as diffusers' scheduler rounds it.
+
+    Its divisor is a scalar on the CPU. For a numerator on a CUDA device torch then multiplies by the reciprocal.
+    """
+    if numerator.device.type == "cuda":
+        return numerator * divisor.reciprocal()
+    return numerator / divisor
 
 
 def _euler_levels(works: Sequence[Work], device: torch.device) -> Tensor | None:

@@ -84,6 +84,22 @@ def test_latents_are_bit_identical_to_the_stock_call(tiny):
     assert torch.equal(work.latents, stock)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_latents_are_bit_identical_on_a_gpu(dtype):
+    """On a GPU torch divides by a scalar on the CPU in another way than by a tensor on the GPU."""
+    pipe = load_pipeline("tiny", device="cuda", dtype=dtype)
+    [work] = pipe.encode([request(num_inference_steps=8)])
+    while not work.finished:
+        pipe.step([work])
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    stock = pipe.diffusers(
+        "a lighthouse", num_inference_steps=8, guidance_scale=7.5, width=64, height=64,
+        latents=noise.to("cuda", getattr(torch, dtype)), output_type="latent",
+    ).images  # fmt: skip
+    assert torch.equal(work.latents, stock)
+
+
 def test_a_scheduler_that_draws_noise_keeps_the_seeds_meaning(tiny):
     stock = copy.copy(tiny.diffusers)
     stock.scheduler = EulerAncestralDiscreteScheduler.from_config(stock.scheduler.config)
