@@ -445,6 +445,8 @@ def _reason(row: Mapping[Any, Any]) -> str:
     """Returns in words what one row adds to the verdict."""
     if row["verdict"] == "invalid":
         return f"{row['load']}: {row['note']}"
+    figure = f"{row['load']}: {FIGURES[row['figure']]}"
+    if pd.isna(row["ratio"]):
+        return f"{figure} is not known, as {row['note']}"
     interval = row["low"], row["high"]
-    times = words(row["ratio"], interval, "times")
-    return f"{row['load']}: {FIGURES[row['figure']]} {times}"
+    return f"{figure} {words(row['ratio'], interval, 'times')}"

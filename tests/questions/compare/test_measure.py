@@ -8,7 +8,7 @@ import pytest
 
 from benchlib.questions.compare import measure
 from benchlib.serving import server
-from benchlib.serving.model import pipeline
+from benchlib.serving.model import loading
 from benchlib.study.store import Run
 
 IMAGE_S = 0.5
@@ -44,7 +44,7 @@ class FakeServers:
 @pytest.fixture
 def fake(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> FakeServers:
     servers = FakeServers(made)
-    monkeypatch.setattr(pipeline, "load_pipeline", servers.load_pipeline)
+    monkeypatch.setattr(loading, "load_pipeline", servers.load_pipeline)
     monkeypatch.setattr(server, "serve", servers.serve)
     monkeypatch.setattr(measure, "run_load", servers.run_load)
     return servers
