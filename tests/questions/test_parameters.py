@@ -128,11 +128,7 @@ def first_cells(notebook):
     return parameters.source, check.source
 
 
-CHECKED = [name for name in NOTEBOOKS if "check_parameters" in first_cells(name)[1]]
-"""The notebooks that check their parameters."""
-
-
-@pytest.mark.parametrize("notebook", CHECKED)
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_a_notebook_checks_all_its_parameters_in_its_first_cell(notebook):
     parameters, check = first_cells(notebook)
     targets = [target.id for line in ast.parse(parameters).body for target in line.targets]
@@ -143,9 +139,7 @@ def test_a_notebook_checks_all_its_parameters_in_its_first_cell(notebook):
     }
 
 
-@pytest.mark.parametrize(
-    ("notebook", "name", "value"), [case for case in CASES if case[0] in CHECKED]
-)
+@pytest.mark.parametrize(("notebook", "name", "value"), CASES)
 def test_a_notebook_stops_at_a_bad_parameter_before_it_does_anything(notebook, name, value):
     parameters, check = first_cells(notebook)
     cells = {}

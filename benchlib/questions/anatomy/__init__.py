@@ -1,0 +1,1 @@
+"""Where do an image's time and memory go? (Notebook 02.)"""

@@ -1,0 +1,1 @@
+"""How many people can a server serve? (Notebook 03.)"""

@@ -33,19 +33,19 @@ Ends = tuple[float | None, float | None]
 Means = dict[float, float]  # by load
 
 
-class Series(NamedTuple):
-    """A line of the load curve: the column of the summary, its label, colour and marker."""
+class PlottedColumn(NamedTuple):
+    """A column of the summary, and how it is drawn."""
 
-    column: str
+    name: str
     label: str
     colour: str
     marker: str
 
 
-THROUGHPUT = Series("throughput_images_per_s", "", figure.GREEN, "D")
+THROUGHPUT = PlottedColumn("throughput_images_per_s", "", figure.GREEN, "D")
 LATENCIES = (
-    Series("latency_p95_s", "95 % within this", figure.RED, "s"),
-    Series("latency_p50_s", "half within this", figure.BLUE, "o"),
+    PlottedColumn("latency_p95_s", "95 % within this", figure.RED, "s"),
+    PlottedColumn("latency_p50_s", "half within this", figure.BLUE, "o"),
 )
 
 
@@ -64,7 +64,7 @@ def load_curve(
     """
     upper = figure.axes(ax, height=6)
     by = "users" if "users" in summary and summary["users"].notna().any() else "rate"
-    runs, left_out = _valid_runs(summary, by, THROUGHPUT.column)
+    runs, left_out = _valid_runs(summary, by, THROUGHPUT.name)
     if not len(runs):
         no_run = "no valid run at a known load"
         return figure.no_data(upper, record, "throughput and latency by load", no_run)
@@ -73,11 +73,11 @@ def load_curve(
     # 1) Marks and lines.
     images_per_s = _draw_runs(upper, runs, by, THROUGHPUT)
     labels = []
-    for series in LATENCIES:
-        means_s = _draw_runs(lower, runs, by, series)
+    for column in LATENCIES:
+        means_s = _draw_runs(lower, runs, by, column)
         if means_s:
             _, last_s = max(means_s.items())
-            labels.append((last_s, series.label, series.colour))
+            labels.append((last_s, column.label, column.colour))
 
     # 2) Axes and labels.
     highest_load = float(runs[by].max())
@@ -101,16 +101,16 @@ def load_curve(
     return figure.finish(upper, record, finding, alt, source=source, lowest=lower)
 
 
-def _draw_runs(ax: Axes, runs: pd.DataFrame, by: str, series: Series) -> Means:
+def _draw_runs(ax: Axes, runs: pd.DataFrame, by: str, column: PlottedColumn) -> Means:
     """Draws each run's value with its interval and a line through the means, and returns the means by load."""
-    values = runs[series.column].astype(float)
+    values = runs[column.name].astype(float)
     if values.isna().all():
         return {}
     load = runs[by].astype(float)
-    found = runs[f"{series.column}_interval"]
-    figure.whiskers(ax, load, values, found, colour=series.colour, marker=series.marker)
+    found = runs[f"{column.name}_interval"]
+    figure.whiskers(ax, load, values, found, colour=column.colour, marker=column.marker)
     means = values.groupby(load).mean().dropna()
-    ax.plot(means.index, means, color=series.colour, linewidth=1.5)
+    ax.plot(means.index, means, color=column.colour, linewidth=1.5)
     return dict(zip(means.index, means, strict=True))
 
 
