@@ -31,6 +31,7 @@ MEMORIES = {
     "gpu_used": "GPU: in use by all programs",
 }
 """The memories that are sampled after each image, in GiB. Each of the three of the GPU includes the one above it."""
+NOT_SHOWN = "not shown, too few images"
 OWN_MEMORIES = ("rss", "cuda_allocated", "cuda_reserved")
 """The memories that this process alone fills, so that their growth is a leak of its own."""
 LEAK_KIB = 2.0
@@ -271,7 +272,7 @@ class Anatomy:
     def __str__(self) -> str:
         lines = [
             self._time(),
-            *(_cost_sentence(cost) for cost in self.costs.to_dict("records")),
+            *self._costs(),
             self._peak(),
             *(_share_sentence(share) for share in self.shares.to_dict("records")),
             *self._leaks(),
@@ -291,6 +292,19 @@ class Anatomy:
         ]
         image = f"The largest image, {size_name(width, height)} with {steps} steps,"
         return f"{image} takes {words(total_s, unit='s')}: {', '.join(shares)}."
+
+    def _costs(self) -> list[str]:
+        if not len(self.means_s):
+            return []
+        if not len(self.costs):
+            return ["What a step costs: not shown, as it takes two numbers of steps."]
+        costs = self.costs.to_dict("records")
+        if all(not cost["per_step_s_interval"] for cost in costs):
+            return [f"What a step costs: {NOT_SHOWN}. A larger budget_min makes more."]
+        return [
+            f"Cost at {size_name(cost['width'], cost['height'])}: {cost_words(cost)}."
+            for cost in costs
+        ]
 
     def _peak(self) -> str:
         if self.peak is None:
@@ -326,7 +340,7 @@ def cost_words(cost: dict[Any, Any]) -> str:
     An interval that reaches down to 0 shows no cost.
     """
     if not cost["per_step_s_interval"]:
-        return "costs not shown, too few images"
+        return NOT_SHOWN
     per_step = _shown(cost["per_step_s"], cost["per_step_s_interval"], "s a step")
     fixed = _shown(cost["fixed_s"], cost["fixed_s_interval"], "s")
     step_words = per_step or "the cost of a step is not shown"
@@ -336,10 +350,6 @@ def cost_words(cost: dict[Any, Any]) -> str:
 
 def _shown(value: float, interval: tuple[float, float], unit: str) -> str | None:
     return words(value, interval, unit) if interval[0] > 0 else None
-
-
-def _cost_sentence(cost: dict[Any, Any]) -> str:
-    return f"Cost at {size_name(cost['width'], cost['height'])}: {cost_words(cost)}."
 
 
 def _share_sentence(share: dict[Any, Any]) -> str:

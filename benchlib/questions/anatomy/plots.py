@@ -174,7 +174,8 @@ def cost_line(
 
     # 4) Words.
     scale = f"time up to {number(top)} s by steps up to {most_steps:g}"
-    return _finish(ax, record, findings[-1], f"Dots and lines, {scale}: {'; '.join(findings)}.")
+    alt = f"Dots and lines, {scale}: {'; '.join(findings)}."
+    return _finish(ax, record, f"cost at {findings[-1]}", alt)
 
 
 def _dots_and_line(

@@ -210,7 +210,7 @@ def hockey_stick(
     # 2) Draw.
     ax.set_xlim(0, last_rate)
     ax.set_ylim(0, 1.2 * highest_s)
-    _draw_curve(ax, curve, figure.BLUE, f"{100 * goal.q:g} % took at most")
+    _draw_curve(ax, curve, figure.BLUE, f"{100 * goal.q:g} % took at most this")
     _draw_verdicts(ax, runs, took_s)
     silent = [rate for rate in curve.index if rate not in known_s]
     if silent:
@@ -347,9 +347,9 @@ def goodput_curve(
     best = max(means, key=lambda rate: means[rate])
     last = max(means)
     in_time = f"at most {number(means[best])} images/s came {within}"
-    finding = f"{in_time}, with {number(best)} asked for"
+    finding = f"{in_time}, of {number(best)} asked for"
     if last != best:
-        finding += f"; with {number(last)}, {number(means[last])}"
+        finding += f"; of {number(last)} asked for, {number(means[last])} came in time"
     points = [f"{number(mean)} of {number(rate)}" for rate, mean in means.items()]
     alt = f"Images/s {within}: {'; '.join(points)}/s."
     return _finish(ax, record, runs, finding + left_out, alt)
@@ -392,10 +392,10 @@ def queue_share(
 
     # 3) Words, with the fewest and the most users in the title.
     means = _known_means(curve)
-    points = [f"{share:.0f} % with {_users(load)}" for load, share in means.items()]
-    ends = points if len(points) == 1 else [points[0], points[-1]]
-    finding = f"of all latency, {' and '.join(ends)} was waiting in the queue"
-    return _finish(ax, record, runs, finding + left_out, f"By load: {'; '.join(points)}.")
+    shares = [f"{share:.0f} % of latency with {_users(load)}" for load, share in means.items()]
+    ends = shares if len(shares) == 1 else [shares[0], shares[-1]]
+    finding = f"waiting in the queue is {' and '.join(ends)}"
+    return _finish(ax, record, runs, finding + left_out, f"By load: {'; '.join(shares)}.")
 
 
 def _users(count: float) -> str:

@@ -171,9 +171,12 @@ def test_the_answer_in_words(made: SimpleNamespace) -> None:
 
 def test_the_answer_says_what_is_not_shown(made: SimpleNamespace) -> None:
     few = answer(made, made.images(1), [1.0])
-    assert "Cost at 64x64: costs not shown, too few images." in few
+    assert "What a step costs: not shown, too few images. A larger budget_min makes more." in few
     assert "Peak memory: 1.2 GiB, at 128x128, in which stage is not shown." in few
     assert "Leak: not shown, as it takes at least 40 images." in few
+    images = made.images()
+    of_four_steps = images[images["num_inference_steps"] == 4]
+    assert "not shown, as it takes two numbers of steps." in answer(made, of_four_steps, [1.0])
     none = answer(made, made.images()[:0], [1.0])
     assert none.startswith("No image was made.\nPeak memory: not known here.\n")
 

@@ -41,7 +41,7 @@ def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
     record = made.run([1.0])[0]
     images = made.images()
     assert "0.2" in title(plots.cost_line(requests=images, record=record))
-    assert "128x128: costs not shown, too few images" in title(
+    assert "cost at 128x128: not shown, too few images" in title(
         plots.cost_line(requests=made.images(1), record=record)
     )
     assert "denoising" in title(plots.stage_stack(requests=images, record=record)).lower()

@@ -142,7 +142,7 @@ def test_the_hockey_stick_is_of_the_promised_percentile(made: SimpleNamespace) -
     )
     ax = plots.hockey_stick(summary=judged, record=made.record(), slo="p90 < 600 ms")
     assert title(ax) == "where p90 passes 0.6 s is not shown"
-    assert "90 % took at most (too few requests for an interval)" in texts(ax)
+    assert "90 % took at most this (too few requests for an interval)" in texts(ax)
     assert "no p90: latency drifted, or too few images" in texts(ax)
     assert "p90 by offered load: 0.5 s at 1/s; 0.7 s at 2/s." in ax.get_label()
     alone = plots.hockey_stick(summary=judged[2:], record=made.record(), slo="p90 < 600 ms")
@@ -184,12 +184,12 @@ def test_goodput_falls_where_the_promise_breaks(made: SimpleNamespace) -> None:
     assert line.get_xdata().tolist() == pytest.approx([1, 2, 3, 4])
     assert line.get_ydata().tolist() == good.tolist()
     assert (
-        title(ax)
-        == f"at most {good[1]:.3g} images/s came within 2 s, with 2 asked for; with 4, {good[3]:.3g}"
+        title(ax) == f"at most {good[1]:.3g} images/s came within 2 s, of 2 asked for; "
+        f"of 4 asked for, {good[3]:.3g} came in time"
     )
     assert "all of them came within 2 s" in texts(ax)
     one = plots.goodput_curve(summary=summary[:1], record=made.record(), slo=SLO)
-    assert title(one) == "at most 1 images/s came within 2 s, with 1 asked for"
+    assert title(one) == "at most 1 images/s came within 2 s, of 1 asked for"
 
 
 def test_the_queue_s_share_grows_with_the_users(made: SimpleNamespace) -> None:
@@ -198,12 +198,12 @@ def test_the_queue_s_share_grows_with_the_users(made: SimpleNamespace) -> None:
     ax = plots.queue_share(summary=summary, record=made.record())
     assert (
         title(ax)
-        == "of all latency, 0 % with 1 user and 75 % with 8 users was waiting in the queue"
+        == "waiting in the queue is 0 % of latency with 1 user and 75 % of latency with 8 users"
     )
     assert ax.lines[-1].get_xdata().tolist() == [1, 2, 8]
     assert ax.lines[-1].get_ydata().tolist() == [0, 50, 75]
     one = plots.queue_share(summary=summary[:1], record=made.record())
-    assert title(one) == "of all latency, 75 % with 8 users was waiting in the queue"
+    assert title(one) == "waiting in the queue is 75 % of latency with 8 users"
     silent = summary.assign(queue_share=None)
     assert "no data" in texts(plots.queue_share(summary=silent, record=made.record()))
 
