@@ -78,7 +78,7 @@ def latencies(requests: pd.DataFrame) -> pd.Series:
     return counted["latency_s"].where(is_ok(counted))
 
 
-def latency_parts(requests: pd.DataFrame) -> pd.DataFrame:
+def breakdown(requests: pd.DataFrame) -> pd.DataFrame:
     """Where the latency of each image went, in seconds: a row per image whose server sent its total time.
 
     The columns add up to the latency: the server's PARTS, the rest of the server's total (OTHER), and the time outside

@@ -201,7 +201,7 @@ def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = N
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests, fastest to slowest", ylabel=figure.LATENCY)
-    parts = latency.latency_parts(requests).fillna(0).clip(lower=0)
+    parts = latency.breakdown(requests).fillna(0).clip(lower=0)
     n = len(parts)
     if not n:
         reason = "no image whose server told how its time went"

@@ -187,7 +187,7 @@ def test_parts_add_up_to_the_latency(made: SimpleNamespace) -> None:
         made.row(2, **untold),
         made.row(3, **REFUSED),
     ]
-    parts = latency.latency_parts(made.requests(rows))
+    parts = latency.breakdown(made.requests(rows))
     assert list(parts.columns) == [*PARTS, latency.OTHER, latency.REST]
     assert len(parts) == 2
     assert parts.sum(axis="columns").tolist() == pytest.approx([1.0, 1.0])
@@ -198,7 +198,7 @@ def test_parts_add_up_to_the_latency(made: SimpleNamespace) -> None:
 def test_empty_frames_keep_working(made: SimpleNamespace) -> None:
     empty = made.requests([])
     assert isinstance(summarise(made.record(outcome=None), empty, made.telemetry(0)), pd.Series)
-    assert latency.latency_parts(empty).empty
+    assert latency.breakdown(empty).empty
 
 
 # ---- intervals, steady state and validity

@@ -220,7 +220,7 @@ def gantts(
 def first_lanes(requests: pd.DataFrame, lanes: int) -> Lanes:
     """Returns the first measured requests of a run, and how the time of those with an image went."""
     first = latency.in_window(requests).head(lanes).reset_index(drop=True)
-    parts = latency.latency_parts(first).fillna(0).clip(lower=0)
+    parts = latency.breakdown(first).fillna(0).clip(lower=0)
     return Lanes(len(first), first.loc[parts.index], parts)
 
 
