@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from benchlib import machine, telemetry
 from benchlib.load.arrivals import Arrivals
 from benchlib.load.bounds import check_number
-from benchlib.load.runner import LoadInterrupted, LoadOutcome, LoadPlan, Progress, generate_load
+from benchlib.load.plan import LoadPlan
+from benchlib.load.runner import LoadInterrupted, LoadOutcome, Progress, generate_load
 from benchlib.load.workload import Workload
 from benchlib.progress import progress_shown
 from benchlib.serving.engine.options import RECORDED_OPTIONS

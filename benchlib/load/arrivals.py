@@ -1,23 +1,24 @@
-"""Knows when requests are due. Pure: ignorant of clocks, sockets and Locust; what a request holds it passes on as told.
+"""When requests are due: closed and open loops, ramps and traces.
 
-Closed arrivals are users, each with a span in which it keeps asking. Open ones are moments, drawn from a seed before
-the first request is sent, so that no answer, slow or missing, can move them.
+Closed arrivals are users, each with a span in which it keeps asking. Open arrivals are moments, drawn from a seed
+before the first request is sent, so that no answer, slow or missing, can move them. Pure: ignorant of clocks, sockets
+and Locust, and of what a request holds.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count, pairwise, takewhile
+from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Literal, Self
 
-from benchlib.load.bounds import check_number
-from benchlib.load.workload import check_request
+from benchlib.load.bounds import check_number, check_request
+from benchlib.load.files import read_trace
+from benchlib.load.levels import first_moment_s, moments_of_areas, ramp_corners
 from benchlib.rows import PARAMETERS
 
 MOST_IN_FLIGHT = 10_000  # connections that one process is sure to be able to open
@@ -36,17 +37,21 @@ class Arrivals:
 
     def times(self, seed: int) -> Iterator[float]:  # noqa: ARG002 - open arrivals draw from it
         """When requests are due, in order and maybe without end. Raises ValueError for a closed loop."""
-        raise ValueError(
-            f"{self.kind} has no schedule: each of its users asks again once it has its answer"
-        )
+        reason = "each of its users asks again once it has its answer"
+        raise ValueError(f"{self.kind} has no schedule: {reason}")
 
     def schedule(self, until_s: float, seed: int) -> list[float]:
         """The moments before `until_s`, the same for the same seed. Raises ValueError for a closed loop."""
-        return list(takewhile(lambda due_s: due_s < until_s, self.times(seed)))
+        moments = self.times(seed)
+        return list(takewhile(lambda due_s: due_s < until_s, moments))
 
     def request(self, index: int) -> Mapping[str, Any]:  # noqa: ARG002 - a trace uses it
-        """What the arrivals themselves say of request `index`, in place of the workload's word."""
+        """The fields of request `index` that the arrivals set, in place of the workload's."""
         return {}
+
+    def different_requests(self) -> int:
+        """How many requests may differ in the fields that they set; all later ones are like the first."""
+        return 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields, with the `kind` that `from_dict` reads."""
@@ -95,27 +100,25 @@ class OpenLoop(Arrivals):
     def __post_init__(self) -> None:
         check_number("rate", self.rate, 0, above=True)
         if self.arrivals not in ("poisson", "constant", "gamma"):
-            raise ValueError(
-                f'arrivals must be "poisson", "constant" or "gamma", got {self.arrivals!r}'
-            )
+            kinds = '"poisson", "constant" or "gamma"'
+            raise ValueError(f"arrivals must be {kinds}, got {self.arrivals!r}")
         check_number("burstiness", self.burstiness, 0, above=True)
         if self.burstiness != 1 and self.arrivals != "gamma":
-            raise ValueError(
-                f'burstiness needs arrivals="gamma", got {self.burstiness!r} with {self.arrivals!r}'
-            )
+            given = f"{self.burstiness!r} with {self.arrivals!r}"
+            raise ValueError(f'burstiness needs arrivals="gamma", got {given}')
         check_number("max_in_flight", self.max_in_flight, 1, MOST_IN_FLIGHT, whole=True)
 
     def times(self, seed: int) -> Iterator[float]:
         if self.arrivals == "constant":
             yield from (number / self.rate for number in count())
-        random, due_s = Random(seed), 0.0
-        shape = 1 / self.burstiness
+        random = Random(seed)
+        draw = partial(random.expovariate, 1.0)
+        if self.arrivals == "gamma":
+            shape = 1 / self.burstiness
+            draw = partial(random.gammavariate, shape, 1 / shape)
+        due_s = 0.0
         while True:
-            gap = (
-                random.expovariate(1.0)
-                if self.arrivals == "poisson"
-                else random.gammavariate(shape, 1 / shape)
-            )
+            gap = draw()  # of mean 1
             due_s += gap / self.rate
             yield due_s
 
@@ -124,10 +127,10 @@ class OpenLoop(Arrivals):
 class Ramp(Arrivals):
     """A load that goes from `start` to `end`, up or down, in `over_s` seconds from the run's start, and stays there.
 
-    `of="users"`: so many users, as of a `ClosedLoop`, who come (or go, once answered) one by one; whole numbers.
-    `of="rate"`: so many requests a second, as of a Poisson `OpenLoop`. The way is straight, or in `stairs` levels (2 or
-    more, the first of them `start` and the last `end`), each for an equal part of `over_s`. Raises ValueError that
-    names the field.
+    With `of="users"` the two are numbers of users who behave as in a `ClosedLoop`, and come (or go, once answered) one
+    by one. With `of="rate"` they are requests a second, as of a Poisson `OpenLoop`. The way is straight, or in `stairs`
+    levels (2 or more), each for an equal part of `over_s`; the first level is `start`, the last `end`. Raises
+    ValueError that names the field.
     """
 
     kind: ClassVar[str] = "ramp"
@@ -143,9 +146,7 @@ class Ramp(Arrivals):
         check_number("start", self.start, 0, whole=self.of == "users")
         check_number("end", self.end, 0, whole=self.of == "users")
         if not self.start + self.end:
-            raise ValueError(
-                "start and end are both 0: no request would ever be sent; give one of them more"
-            )
+            raise ValueError("start and end are both 0: no request would be sent; raise one")
         check_number("over_s", self.over_s, 0, above=True)
         if self.stairs is not None:
             check_number("stairs", self.stairs, 2, whole=True)
@@ -153,57 +154,42 @@ class Ramp(Arrivals):
     def spans(self) -> list[tuple[float, float]]:
         if self.of == "rate":
             return []
-        few, many = sorted((int(self.start), int(self.end)))
-        up = self.start < self.end
-        moved = [self._first_s(user + up) for user in range(few, many)]
-        return [(0.0, math.inf)] * few + [
-            (moment_s, math.inf) if up else (0.0, moment_s) for moment_s in moved
-        ]
+        few = int(min(self.start, self.end))
+        many = int(max(self.start, self.end))
+        corners = ramp_corners(self.start, self.end, self.over_s, self.stairs)
+        spans = [(0.0, math.inf)] * few  # these users stay all the time
+        for user in range(few, many):
+            if self.start < self.end:
+                spans.append((first_moment_s(corners, user + 1), math.inf))
+            else:
+                spans.append((0.0, first_moment_s(corners, user)))
+        return spans
 
     def times(self, seed: int) -> Iterator[float]:
         """A Poisson process of rate 1, its time changed by the inverse of the integrated rate (Cinlar 1975, 4.7)."""
         if self.of == "users":
             yield from super().times(seed)
-        random, past = Random(seed), 0.0  # in expected arrivals
-        due = random.expovariate(1.0)
-        for (from_s, low), (until_s, high) in pairwise([*self._corners(), (math.inf, self.end)]):
-            length_s = until_s - from_s
-            area = (low + high) / 2 * length_s if low + high else 0.0
-            while due < past + area:
-                into, slope = due - past, (high - low) / length_s
-                yield from_s + 2 * into / (low + math.sqrt(max(0.0, low * low + 2 * slope * into)))
-                due += random.expovariate(1.0)
-            past += area
+        # Where the rate ends at 0, so does the schedule: no area is left under the line.
+        corners = ramp_corners(self.start, self.end, self.over_s, self.stairs)
+        corners.append((math.inf, self.end))
+        yield from moments_of_areas(_poisson_arrivals(Random(seed)), corners)
 
-    def _corners(self) -> list[tuple[float, float]]:
-        """The line of (moment, level), straight from corner to corner; a stair is two corners at one moment."""
-        if self.stairs is None:
-            return [(0.0, self.start), (self.over_s, self.end)]
-        levels = [
-            self.start + (self.end - self.start) * step / (self.stairs - 1)
-            for step in range(self.stairs)
-        ]
-        return [
-            (self.over_s * moment / self.stairs, level)
-            for step, level in enumerate(levels)
-            for moment in (step, step + 1)
-        ]
 
-    def _first_s(self, level: float) -> float:
-        """The first moment at which the line reaches `level`, which lies between start and end."""
-        for (from_s, one), (until_s, other) in pairwise(self._corners()):
-            if one != other and min(one, other) <= level <= max(one, other):
-                return from_s + (level - one) / (other - one) * (until_s - from_s)
-        raise AssertionError("a level between start and end is on the line")
+def _poisson_arrivals(random: Random) -> Iterator[float]:
+    """The arrivals of a Poisson process of rate 1, without end."""
+    due = 0.0
+    while True:
+        due += random.expovariate(1.0)
+        yield due
 
 
 @dataclass(frozen=True)
 class Trace(Arrivals):
-    """Requests at `times_s`, seconds from the run's start, in order; nobody waits for an answer, as in an `OpenLoop`.
+    """Requests at `times_s`, seconds from the run's start, in order; none waits for an answer.
 
-    `requests`, one for each moment, are mappings of fields (`prompt`, `width`, `height`, `num_inference_steps`, ...)
-    that stand in for the workload's; a field that is absent or None is left to the workload. A run of a trace needs no
-    `duration_s`: it ends with the trace. Raises ValueError that names the field and the entry.
+    `requests`, one for each moment, are mappings of fields (`prompt`, `width`, `height`, ...) that replace the
+    workload's; a field that is absent or None is left to the workload. A run of a trace needs no `duration_s`: it ends
+    with the trace. Raises ValueError that names the field and the entry.
     """
 
     kind: ClassVar[str] = "trace"
@@ -214,45 +200,32 @@ class Trace(Arrivals):
         object.__setattr__(self, "times_s", tuple(self.times_s))
         if not self.times_s:
             raise ValueError("times_s is empty: give at least one moment")
-        for number, (before_s, due_s) in enumerate(pairwise((0.0, *self.times_s))):
+        before_s = 0.0
+        for number, due_s in enumerate(self.times_s):
             check_number(f"times_s[{number}] (they must be in order)", due_s, before_s)
-        if self.requests is not None:
-            if len(self.requests) != len(self.times_s):
-                raise ValueError(
-                    f"requests must be one for each of {len(self.times_s)} times_s: {len(self.requests)}"
-                )
-            checked = tuple(
-                check_request(f"requests[{i}]", request) for i, request in enumerate(self.requests)
-            )
-            object.__setattr__(self, "requests", checked)
+            before_s = due_s
+        if self.requests is None:
+            return
+        moments, requests = len(self.times_s), len(self.requests)
+        if requests != moments:
+            raise ValueError(f"requests must be one for each of {moments} times_s: {requests}")
+        checked = [check_request(f"requests[{i}]", body) for i, body in enumerate(self.requests)]
+        object.__setattr__(self, "requests", tuple(checked))
 
     @classmethod
     def from_file(cls, path: Path | str) -> Self:
-        """Read a .csv (its columns named in the first line) or .jsonl file (an object a line), a request a line.
+        """The trace in a .csv or .jsonl file (see `files.read_trace`): `time_s`, and fields of a request.
 
-        `time_s` in seconds is required; the fields of a request may be missing or empty, and others are passed over.
-        Raises ValueError that names the file.
+        A field may be missing or empty; others are passed over. Raises ValueError that names the file.
         """
         path = Path(path)
         if path.suffix not in (".csv", ".jsonl"):
             raise ValueError(f"{path}: a trace is read from a .csv or .jsonl file")
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = (
-                    csv.DictReader(file)
-                    if path.suffix == ".csv"
-                    else map(json.loads, filter(str.strip, file))
-                )
-                lines = [(float(row["time_s"]), row) for row in rows]
-            requests = [
-                {name: row[name] for name in PARAMETERS if row.get(name) not in (None, "")}
-                for _, row in lines
-            ]
-            return cls([time_s for time_s, _ in lines], requests)
+            return cls(*read_trace(path, PARAMETERS))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}: each line must be like {{"time_s": 0.5, "prompt": "..."}}: {error!r}'
-            ) from error
+            like = '{"time_s": 0.5, "prompt": "..."}'
+            raise ValueError(f"{path}: each line must be like {like}: {error!r}") from error
 
     def times(self, seed: int) -> Iterator[float]:  # noqa: ARG002 - nothing is drawn
         return iter(self.times_s)
@@ -260,8 +233,13 @@ class Trace(Arrivals):
     def request(self, index: int) -> Mapping[str, Any]:
         return {} if self.requests is None else self.requests[index]
 
+    def different_requests(self) -> int:
+        return 1 if self.requests is None else len(self.requests)
+
     def to_dict(self) -> dict[str, Any]:
-        requests = None if self.requests is None else [dict(request) for request in self.requests]
+        requests = None
+        if self.requests is not None:
+            requests = [dict(request) for request in self.requests]
         return {"kind": self.kind, "times_s": list(self.times_s), "requests": requests}
 
 
@@ -269,11 +247,9 @@ _KINDS = {kind.kind: kind for kind in (ClosedLoop, OpenLoop, Ramp, Trace)}
 
 
 def from_dict(fields: Mapping[str, Any]) -> ClosedLoop | OpenLoop | Ramp | Trace:
-    """The arrivals that `to_dict` told of. Raises ValueError for a kind that is not known."""
-    kind, arguments = (
-        fields.get("kind"),
-        {name: value for name, value in fields.items() if name != "kind"},
-    )
+    """The arrivals that `to_dict` wrote. Raises ValueError for a kind that is not known."""
+    arguments = dict(fields)
+    kind = arguments.pop("kind", None)
     if kind not in _KINDS:
         raise ValueError(f"arrivals kind must be one of {sorted(_KINDS)}, got {kind!r}")
     return _KINDS[kind](**arguments)

@@ -1,8 +1,12 @@
-"""Knows how a number in a plan is checked and what the error says. Ignorant of what the numbers mean."""
+"""Which numbers a plan may hold, which values a request's fields may have, and what the error says.
+
+Ignorant of what is done with them.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -15,7 +19,7 @@ def check_number(
     whole: bool = False,
     above: bool = False,
 ) -> None:
-    """Raise ValueError, naming `field` and the fix, unless `low <= value <= high` (`above`: `low < value`).
+    """Raises ValueError, naming `field` and the fix, unless `low <= value <= high` (`above`: `low < value`).
 
     Booleans, NaN, infinities and anything but int or float (`whole`: anything but int) are refused.
     """
@@ -34,3 +38,51 @@ def check_number(
             else f"from {low} to {high}"
         )
         raise ValueError(f"{field} must be {noun} {limits}, got {value!r}")
+
+
+def check_text(field: str, text: Any, shortest: int = 0) -> None:
+    if not isinstance(text, str) or not shortest <= len(text) <= 4000:
+        raise ValueError(
+            f"{field} must be text of {shortest} to 4000 characters, got {str(text)[:40]!r}"
+        )
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(
+            f"{field} holds half a character (a lone surrogate), which UTF-8 cannot carry: {text[:40]!r}"
+        )
+
+
+def _check_size(field: str, pixels: Any) -> None:
+    check_number(field, pixels, 64, 2048, whole=True)
+    if pixels % 8:
+        raise ValueError(f"{field} must be a multiple of 8, got {pixels}")
+
+
+FIELD_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "prompts": lambda field, text: check_text(field, text, shortest=1),
+    "width": _check_size,
+    "height": _check_size,
+    "num_inference_steps": lambda field, steps: check_number(field, steps, 1, 150, whole=True),
+    "guidance_scale": lambda field, scale: check_number(field, scale, 0, 30),
+    "negative_prompt": lambda field, text: None if text is None else check_text(field, text),
+}
+
+
+def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one request, but for those that are None; a number may be text, as a .csv has it.
+
+    Raises ValueError that names `where` and the field.
+    """
+    checks = dict(FIELD_CHECKS)
+    checks["prompt"] = checks.pop("prompts")
+    checks["seed"] = lambda field, seed: check_number(field, seed, 0, whole=True)
+    body = {}
+    for field, value in fields.items():
+        if field not in checks:
+            names = ", ".join(checks)
+            raise ValueError(f"{where}: {field!r} is no field of a request; there are {names}")
+        if isinstance(value, str) and "prompt" not in field:
+            value = float(value) if field == "guidance_scale" else int(value)
+        if value is not None:
+            checks[field](f"{where}: {field}", value)
+            body[field] = value
+    return body

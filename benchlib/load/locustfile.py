@@ -21,7 +21,8 @@ from typing import Any
 import gevent
 from locust import FastHttpUser, events, task
 
-from benchlib.load.workload import APIS, Workload
+from benchlib.load.apis import APIS
+from benchlib.load.workload import Workload
 from benchlib.rows import Call
 
 

@@ -16,108 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import IO, Any, Literal
 
-from benchlib.load import arrivals as arrivals_
-from benchlib.load.bounds import check_number
-from benchlib.load.workload import APIS, Workload
+from benchlib.load.plan import LoadPlan
 
 _TICK_S = 0.5
 _STOP_S = 3.0  # The child writes the rows of what is in flight: 0.1 s on an idle machine.
-
-
-@dataclass(frozen=True)
-class LoadPlan:
-    """One load run on the server at `url`, in seconds from its start.
-
-    Requests are scheduled through `warmup_s`, then for `duration_s` or until `requests` more are scheduled, whichever
-    comes first (a trace ends of itself); then those in flight are waited for. Each fails after `timeout_s`; at `max_s`
-    the whole run is cut, and what is in flight is censored. `seed` draws the arrivals (a closed loop and a trace draw
-    none). `api` is the route that is asked, "benchmark" or "openai" (see `APIS` of workload.py). Raises ValueError that
-    names the field and the fix.
-    """
-
-    url: str
-    arrivals: arrivals_.Arrivals
-    workload: Workload
-    duration_s: float | None = None
-    requests: int | None = None
-    max_s: float | None = None
-    warmup_s: float = 0.0
-    timeout_s: float = 600.0
-    seed: int = 0
-    api: str = "benchmark"
-
-    def __post_init__(self) -> None:
-        for field, kind, example in (
-            ("arrivals", arrivals_.Arrivals, "ClosedLoop(users=4)"),
-            ("workload", Workload, "Workload()"),
-        ):
-            if not isinstance(getattr(self, field), kind):
-                raise ValueError(f"{field} must be such as {example}, got {getattr(self, field)!r}")
-        parts = urlsplit(self.url)
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or parts.query
-            or parts.fragment
-        ):
-            raise ValueError(f"url must be like http://127.0.0.1:8000, got {self.url!r}")
-        object.__setattr__(self, "url", self.url.rstrip("/"))
-        check_number("warmup_s", self.warmup_s, 0)
-        if (
-            self.duration_s is None
-            and self.requests is None
-            and isinstance(self.arrivals, arrivals_.Trace)
-        ):
-            object.__setattr__(
-                self, "requests", sum(due_s >= self.warmup_s for due_s in self.arrivals.times_s)
-            )
-            if not self.requests:
-                raise ValueError(
-                    f"warmup_s of {self.warmup_s:g} leaves no request of the trace to measure: give less"
-                )
-        if self.duration_s is None and self.requests is None:
-            raise ValueError("give duration_s, requests or both: nothing says when the run ends")
-        for field in ("duration_s", "max_s"):
-            if getattr(self, field) is not None:
-                check_number(field, getattr(self, field), 0, above=True)
-        if self.requests is not None:
-            check_number("requests", self.requests, 1, whole=True)
-        check_number("timeout_s", self.timeout_s, 0, above=True)
-        check_number("seed", self.seed, 0, whole=True)
-        if self.api not in APIS:
-            raise ValueError(f"api must be one of {', '.join(map(repr, APIS))}, got {self.api!r}")
-        own = self.arrivals.requests if isinstance(self.arrivals, arrivals_.Trace) else None
-        for index in range(
-            1 if own is None else len(own)
-        ):  # the fields of one are those of all, but in a trace
-            APIS[self.api][1](self.request(index))
-
-    def request(self, index: int) -> dict[str, Any]:
-        """The JSON body of request `index`: the workload's, but for what the arrivals say of it."""
-        return self.workload.request(index) | dict(self.arrivals.request(index))
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
-        return {
-            **vars(self),
-            "arrivals": self.arrivals.to_dict(),
-            "workload": self.workload.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The plan that `to_dict` told of."""
-        parts = {
-            "arrivals": arrivals_.from_dict(fields["arrivals"]),
-            "workload": Workload.from_dict(fields["workload"]),
-        }
-        return cls(**{**fields, **parts})
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
+from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import (
     GeneratorError,
     LoadInterrupted,
-    LoadPlan,
     Progress,
     _Reader,
     generate_load,
@@ -396,6 +396,7 @@ def test_an_error_in_a_callback_ends_the_child(serve, load, tmp_path):
 PARENT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts with &
+from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import *
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
@@ -474,14 +475,14 @@ def test_importing_the_runner_imports_no_locust():
 def test_a_connection_is_alive_until_something_comes_whatever_its_number():
     code = """
 import resource, socket
-from benchlib.load.child import PlannedUser  # patches its process
+from benchlib.load.connections import is_alive
 resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 ours, theirs = socket.socketpair()
 many = [ours.dup() for _ in range(1100)]
 assert many[-1].fileno() > 1024
-assert PlannedUser.is_alive(many[-1])
+assert is_alive(many[-1])
 theirs.close()
-assert not PlannedUser.is_alive(many[-1])
+assert not is_alive(many[-1])
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

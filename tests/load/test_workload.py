@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchlib.load.arrivals import ClosedLoop, OpenLoop, Trace
-from benchlib.load.runner import LoadPlan
+from benchlib.load.plan import LoadPlan
 from benchlib.load.workload import Workload, _own_prompts
 
 UNHURRIED = settings(

@@ -1,0 +1,26 @@
+"""How a server is asked for an image: the routes and bodies of two APIs. Ignorant of which image is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def _openai_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    asked = {**body, "n": 1, "response_format": "b64_json"}
+    width = asked.pop("width", None)
+    height = asked.pop("height", None)
+    if (width is None) != (height is None):
+        raise ValueError(
+            "api='openai' has one field for the size: give both width and height, or neither"
+        )
+    if width is not None:
+        asked["size"] = f"{width}x{height}"
+    return asked
+
+
+APIS: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    "benchmark": ("/benchmark/generate", dict),
+    "openai": ("/v1/images/generations", _openai_body),
+}
+"""By name: the route, and a function that makes its body of what `Workload.request` returns."""

@@ -1,0 +1,59 @@
+"""When a request got its connection and when its answer came: the three things that geventhttpclient's pool lacks.
+
+Knows the pool's private functions, which have no public counterpart. Ignorant of users, plans and rows.
+"""
+
+# gevent's own functions are typed in part:
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import time
+from select import POLLIN
+from typing import Any
+
+import gevent
+import gevent.socket
+from gevent.local import local
+from gevent.monkey import get_original
+
+poll = get_original("select", "poll")
+sending = local()
+"""Each greenlet's own: `sending.call` is the request that it is sending."""
+
+
+def mark_moments(pool: Any) -> None:
+    """Makes `pool` mark `sent_s` and `read_s` of each greenlet's call, and ask in its own way if a connection lives.
+
+    Waiting for a connection is send lag: a request counts as sent once it has one.
+    """
+    get_socket = pool.get_socket
+
+    def get_socket_and_mark() -> Any:
+        socket = get_socket()
+        sending.call.sent_s = time.monotonic()
+        return socket
+
+    pool.get_socket = get_socket_and_mark
+    pool._create_tcp_socket = MarkingSocket
+    pool._is_socket_alive = is_alive
+
+
+class MarkingSocket(gevent.socket.socket):  # type: ignore[misc]
+    """Marks when an answer could be read, before this process works on any other answer that came with it."""
+
+    def recv(self, *args: Any) -> bytes:
+        data: bytes = super().recv(*args)
+        sending.call.read_s = time.monotonic()
+        gevent.sleep(0)
+        return data
+
+
+def is_alive(socket: Any) -> bool:
+    """Whether an idle connection is still good: the server has sent nothing on it, and has not closed it.
+
+    geventhttpclient's own way lets all other greenlets run first, and takes connections past the 1,024th for dead.
+    """
+    asked = poll()
+    asked.register(socket, POLLIN)
+    return not asked.poll(0)

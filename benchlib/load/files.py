@@ -1,0 +1,60 @@
+"""How prompts and traces are read from .txt, .csv and .jsonl files. Ignorant of which values are good."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+
+def read_prompts(path: Path) -> list[Any]:
+    """The prompts of a .txt (one a line), .csv (column `prompt`) or .jsonl file (key `prompt`).
+
+    Raises ValueError that names the file, also where there is no prompt in it.
+    """
+    if path.suffix not in (".txt", ".csv", ".jsonl"):
+        raise ValueError(f"{path}: prompts are read from .txt, .csv or .jsonl files")
+    try:
+        with _opened(path) as file:
+            if path.suffix == ".txt":
+                prompts: list[Any] = [line.strip() for line in file if line.strip()]
+            elif path.suffix == ".csv":
+                prompts = [row.get("prompt") for row in csv.DictReader(file)]
+            else:
+                prompts = [row["prompt"] for row in _json_lines(file)]
+    except (ValueError, KeyError, TypeError) as error:
+        like = '{"prompt": "..."}'
+        raise ValueError(f"{path}: each line must be like {like} in UTF-8: {error!r}") from error
+    if not prompts:
+        raise ValueError(f"{path}: there is no prompt in it")
+    return prompts
+
+
+def read_trace(path: Path, fields: Iterable[str]) -> tuple[list[float], list[dict[str, Any]]]:
+    """The moments (`time_s`, seconds) and, for each, the request's `fields` that are not empty.
+
+    Reads a .csv, its columns named in the first line, or else a .jsonl file, an object a line. Raises ValueError,
+    KeyError or TypeError for a line that is no such thing.
+    """
+    times_s: list[float] = []
+    requests: list[dict[str, Any]] = []
+    with _opened(path) as file:
+        rows = csv.DictReader(file) if path.suffix == ".csv" else _json_lines(file)
+        for row in rows:
+            times_s.append(float(row["time_s"]))
+            request = {}
+            for name in fields:
+                if row.get(name) not in (None, ""):
+                    request[name] = row[name]
+            requests.append(request)
+    return times_s, requests
+
+
+def _opened(path: Path) -> IO[str]:
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _json_lines(file: IO[str]) -> Iterable[dict[str, Any]]:
+    return (json.loads(line) for line in file if line.strip())

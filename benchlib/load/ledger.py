@@ -1,0 +1,220 @@
+"""What is scheduled, in flight and done in one load run, and the file that its rows go to.
+
+Knows the plan, the clock and the measuring window. Ignorant of how a request is sent, and of who sends it.
+"""
+
+# gevent's own functions are typed in part:
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from benchlib.load.plan import LoadPlan
+from benchlib.load.runner import LoadOutcome
+from benchlib.rows import Call, make_row
+
+INTERRUPTED = "interrupted"
+GAUGE_EVERY_S = 0.05
+
+
+class GaugeSample(NamedTuple):
+    """A moment in seconds from the start, the requests in flight then, and the CPU seconds of this process so far."""
+
+    time_s: float
+    in_flight: int
+    cpu_s: float
+
+
+class Ledger:
+    """The state of one run. Moments are seconds on `time.monotonic()`."""
+
+    def __init__(self, plan: LoadPlan, rows_path: str) -> None:
+        self.plan = plan
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self.rows_fd = os.open(rows_path, flags, 0o644)
+        self.started = Event()
+        self.started_at = ""
+        self.started_s = math.nan
+        # Why the run is cut; None where all is done; or the error that broke it.
+        self.end = AsyncResult()
+        self.in_flight: dict[int, Call] = {}
+        self.scheduled = 0
+        self.finished = 0
+        self.max_in_flight_hits = 0
+        self.gauge: list[GaugeSample] = []
+        # Of the requests in the measuring window:
+        self.measured = 0
+        self.in_flight_max = 0
+        self.last_done_s = 0.0
+        self.lags_s: list[float] = []
+
+    def start(self) -> None:
+        """Time zero. Every user sends its first request now."""
+        self.started_at = datetime.now(UTC).isoformat()
+        self.started_s = time.monotonic()
+        self.started.set()
+
+    def stop(self, why: str | None) -> None:
+        """Ends the run, unless it has ended already; `why` goes into the rows of the requests in flight."""
+        if not self.end.ready():
+            self.end.set(why)
+
+    def fail(self, exception: Exception, **_: Any) -> None:
+        """Ends the run with an error that Locust would only count: its `user_error` event."""
+        self.end.set_exception(exception)
+
+    # ---- one request
+
+    def schedule(self, due_s: float, late_s: float = 0.0) -> Call:
+        """The next request, due at `due_s`; the caller has seen that it is not `over`."""
+        index = self.scheduled
+        self.scheduled += 1
+        body = self.plan.request(index)
+        call = Call(index, uuid.uuid4().hex, body, due_s, late_s)
+        self.in_flight[index] = call
+        if self.is_measured(due_s):
+            self.measured += 1
+            self.in_flight_max = max(self.in_flight_max, len(self.in_flight))
+        return call
+
+    def is_measured(self, due_s: float) -> bool:
+        return due_s - self.started_s >= self.plan.warmup_s
+
+    def over(self, due_s: float) -> bool:
+        """Whether a request due then is one too many, or comes after the end of the measuring window."""
+        plan = self.plan
+        if self.is_measured(due_s) and self.measured == plan.requests:
+            return True
+        if plan.duration_s is None:
+            return False
+        return due_s - self.started_s >= plan.warmup_s + plan.duration_s
+
+    def record(
+        self, context: dict[str, Any], response: Any, exception: Exception | None, **_: Any
+    ) -> None:
+        """Appends the row of a request that ended: Locust's `request` event."""
+        headers = response.headers or {}
+        timing = headers.get("server-timing", "")
+        if not isinstance(timing, str):  # the server sent several such headers
+            timing = ", ".join(timing)
+        # OpenAI's API answers with the image: megabytes that hold no value of a row.
+        has_values = exception is None and self.plan.api == "benchmark"
+        row = self.write(
+            context["call"],
+            http_status=response.status_code or None,
+            error=None if exception is None else str(exception),
+            server_timing=timing,
+            body=response.content if has_values else b"",
+        )
+        self.finished += 1
+        if row["phase"] == "measure":
+            self.last_done_s = max(self.last_done_s, row["done_s"])
+        if self.measured == self.plan.requests and not self.in_flight:
+            self.stop(None)
+
+    def write(self, call: Call, **answer: Any) -> dict[str, Any]:
+        """Appends the row of `call`, which is over, and returns the row."""
+        row = make_row(call, started_s=self.started_s, warmup_s=self.plan.warmup_s, **answer)
+        text = json.dumps(row, allow_nan=False, separators=(",", ":"))
+        line = text.encode() + b"\n"
+        written = os.write(self.rows_fd, line)
+        if written != len(line):
+            raise OSError("a row was written in part only: is the disk full?")
+        if row["phase"] == "measure":
+            sent_s = time.monotonic() if call.sent_s is None else call.sent_s
+            self.lags_s.append(call.late_s + sent_s - call.due_s)
+        del self.in_flight[call.index]
+        return row
+
+    def censor(self, why: str) -> int:
+        """Writes a row for each request that is still in flight, and returns how many these were."""
+        censored = list(self.in_flight.values())
+        for call in censored:
+            call.done_s = None
+            self.write(call, error=f"censored: {why}")
+        return len(censored)
+
+    # ---- the whole run
+
+    def watch(self) -> None:
+        """Counts the requests in flight, for ever, at a random moment in each GAUGE_EVERY_S.
+
+        Moments at a fixed distance could keep step with the arrivals.
+        """
+        draw = random.Random(self.plan.seed).random
+        for cell in itertools.count():
+            due_s = self.started_s + (cell + draw()) * GAUGE_EVERY_S
+            gevent.sleep(max(0.0, due_s - time.monotonic()))
+            sample = GaugeSample(
+                time_s=time.monotonic() - self.started_s,
+                in_flight=len(self.in_flight),
+                cpu_s=time.process_time(),
+            )
+            self.gauge.append(sample)
+
+    def outcome(self, cut: str | None, wall_s: float, censored: int) -> LoadOutcome:
+        """What became of the run, which was cut because of `cut`, or was not (None)."""
+        start_s = self.plan.warmup_s
+        end_s = self._window_end_s(None if cut is None else wall_s)
+        inside = [sample for sample in self.gauge if start_s <= sample.time_s < end_s]
+        return LoadOutcome(
+            status="interrupted" if cut == INTERRUPTED else "finished",
+            started_at=self.started_at,
+            started_monotonic_s=self.started_s,
+            window_start_s=start_s,
+            window_end_s=end_s,
+            wall_s=wall_s,
+            scheduled=self.scheduled,
+            finished=self.finished,
+            censored=censored,
+            generator_cpu_cores=_cores(inside),
+            send_lag_p99_s=_p99(self.lags_s),
+            in_flight_mean=_mean([sample.in_flight for sample in inside]),
+            in_flight_max=self.in_flight_max or None,
+            max_in_flight_hits=self.max_in_flight_hits,
+        )
+
+    def _window_end_s(self, cut_s: float | None) -> float:
+        """The end of the measuring window, in seconds from the start, of a run cut at `cut_s` (None: not cut)."""
+        plan = self.plan
+        if plan.duration_s is None or self.measured == plan.requests:
+            end_s = self.last_done_s if cut_s is None else cut_s
+        else:
+            end_s = plan.warmup_s + plan.duration_s
+            if cut_s is not None:
+                end_s = min(cut_s, end_s)
+        return max(plan.warmup_s, end_s)
+
+
+def _cores(samples: list[GaugeSample]) -> float | None:
+    """The CPU time between the first and the last sample of the gauge, over the time."""
+    if len(samples) < 2:
+        return None
+    first = samples[0]
+    last = samples[-1]
+    cpu_s = last.cpu_s - first.cpu_s
+    return cpu_s / (last.time_s - first.time_s)
+
+
+def _mean(values: list[int]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _p99(values: list[float]) -> float | None:
+    """The 99th percentile by the nearest rank; None of no values."""
+    if not values:
+        return None
+    rank = math.ceil(0.99 * len(values))
+    return sorted(values)[rank - 1]

@@ -1,0 +1,111 @@
+"""What one load run is asked for: the server, when and which requests, and when the run ends.
+
+Knows which plans make sense. Ignorant of how a plan is carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from benchlib.load import arrivals as arrivals_
+from benchlib.load.apis import APIS
+from benchlib.load.bounds import check_number
+from benchlib.load.workload import Workload
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """One load run on the server at `url`; times are in seconds from the run's start.
+
+    Requests are scheduled through `warmup_s`, then for `duration_s` or until `requests` more are scheduled, whichever
+    comes first; a trace ends of itself. Then the run waits for the answers. A request fails after `timeout_s`. At
+    `max_s` the whole run is cut, and requests in flight are censored. `seed` draws the moments of open arrivals. `api`
+    is the route: "benchmark" or "openai" (see `APIS`). Raises ValueError that names the field and the fix.
+    """
+
+    url: str
+    arrivals: arrivals_.Arrivals
+    workload: Workload
+    duration_s: float | None = None
+    requests: int | None = None
+    max_s: float | None = None
+    warmup_s: float = 0.0
+    timeout_s: float = 600.0
+    seed: int = 0
+    api: str = "benchmark"
+
+    def __post_init__(self) -> None:
+        # 1) Who is asked, and for what.
+        _check_kind("arrivals", self.arrivals, arrivals_.Arrivals, "ClosedLoop(users=4)")
+        _check_kind("workload", self.workload, Workload, "Workload()")
+        _check_url(self.url)
+        object.__setattr__(self, "url", self.url.rstrip("/"))
+        check_number("warmup_s", self.warmup_s, 0)
+
+        # 2) When it ends.
+        is_open_end = self.duration_s is None and self.requests is None
+        if is_open_end and isinstance(self.arrivals, arrivals_.Trace):
+            object.__setattr__(self, "requests", self._measured_of_trace(self.arrivals))
+        elif is_open_end:
+            raise ValueError("give duration_s, requests or both: nothing says when the run ends")
+        if self.duration_s is not None:
+            check_number("duration_s", self.duration_s, 0, above=True)
+        if self.max_s is not None:
+            check_number("max_s", self.max_s, 0, above=True)
+        if self.requests is not None:
+            check_number("requests", self.requests, 1, whole=True)
+        check_number("timeout_s", self.timeout_s, 0, above=True)
+        check_number("seed", self.seed, 0, whole=True)
+
+        # 3) Whether the API takes the requests. All have the same fields, except in a trace.
+        if self.api not in APIS:
+            raise ValueError(f"api must be one of {', '.join(map(repr, APIS))}, got {self.api!r}")
+        _, to_body = APIS[self.api]
+        for index in range(self.arrivals.different_requests()):
+            to_body(self.request(index))
+
+    def _measured_of_trace(self, trace: arrivals_.Trace) -> int:
+        """How many of the trace's requests come after the warm-up."""
+        measured = sum(due_s >= self.warmup_s for due_s in trace.times_s)
+        if not measured:
+            raise ValueError(
+                f"warmup_s of {self.warmup_s:g} leaves no request of the trace to measure: give less"
+            )
+        return measured
+
+    def request(self, index: int) -> dict[str, Any]:
+        """The JSON body of request `index`: the workload's, with the fields that the arrivals set themselves."""
+        own = self.arrivals.request(index)
+        return self.workload.request(index) | dict(own)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able fields."""
+        return {
+            **vars(self),
+            "arrivals": self.arrivals.to_dict(),
+            "workload": self.workload.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The plan that `to_dict` wrote."""
+        parts = {
+            "arrivals": arrivals_.from_dict(fields["arrivals"]),
+            "workload": Workload.from_dict(fields["workload"]),
+        }
+        return cls(**{**fields, **parts})
+
+
+def _check_kind(field: str, value: Any, kind: type, example: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{field} must be such as {example}, got {value!r}")
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    is_base = parts.scheme in ("http", "https") and parts.hostname
+    if not is_base or parts.query or parts.fragment:
+        raise ValueError(f"url must be like http://127.0.0.1:8000, got {url!r}")
