@@ -1,4 +1,4 @@
-"""Knows how a load run is asked for, followed and ended: a child process sends it, this one watches.
+"""How a load run is started, followed and ended: a child process sends the requests, this process watches.
 
 Standard library only: Locust and gevent live in the child, because importing them hangs a notebook's kernel. Ignorant
 of how requests are sent (child.py) and of what the rows mean.
@@ -29,11 +29,12 @@ _STOP_S = 3.0  # The child writes the rows of what is in flight: 0.1 s on an idl
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: requests `done` (warm-up included; `errors` among them failed), seconds since its start.
+    """How far a run is. A value is None while it is not known.
 
-    Of those after the warm-up: `images_per_s` so far, `median_latency_s` of the images, and `p95_latency_s` of all (one
-    that failed is longer than any image), from 20 on. `time_left_s` is until the last is scheduled. Each is None while
-    it is unknown.
+    `elapsed_s` counts from the run's start. `done` requests have ended, warm-up included; `errors` of them failed. The
+    other values are of requests after the warm-up: `images_per_s`, the `median_latency_s` of the images, and from 20
+    requests on the `p95_latency_s` of all (one that failed counts as longer than any image). `time_left_s` is the time
+    until the last request is scheduled.
     """
 
     elapsed_s: float
@@ -47,18 +48,19 @@ class Progress:
 
 @dataclass(frozen=True)
 class LoadOutcome:
-    """What became of a run, in seconds from its start (which was `started_at` in ISO UTC, `started_monotonic_s` on
-    `time.monotonic()`). Of the requests `scheduled`, `finished` ended, well or not, and `censored` never did.
-    `generator_cpu_cores` is the CPU time that the child took in the window, over the window (None: it was too short).
+    """What became of a run; times are in seconds from its start, None where there is no value.
 
-    Of the measured requests: `send_lag_p99_s` is the 99th percentile (nearest rank) of how late they were sent: sent
-    minus scheduled, and in a closed loop what a user, ready, waited for its turn in the child; one that was never sent
-    counts with the time that it waited; `in_flight_mean` the mean, over a random moment in every
-    0.05 s of the window, of how many were due or sent and not ended, `in_flight_max` the most when any became due; each
-    is None where there was none. `max_in_flight_hits` counts the requests that were held back, and so sent late,
-    because `max_in_flight` others were with the server (see `OpenLoop`).
-
-    The window of a run that was cut ends with the cut; one of no length means a cut during warm-up.
+    started_at, started_monotonic_s: the start in ISO UTC, and on `time.monotonic()`.
+    window_start_s, window_end_s: the measuring window. A cut ends the window; no length means a cut during warm-up.
+    scheduled, finished, censored: of the requests scheduled, some ended, well or not, and the others never did.
+    generator_cpu_cores: the CPU time that the child took in the window, over the window.
+    send_lag_p99_s: the 99th percentile (nearest rank) of how late the measured requests were sent. In a closed loop the
+        time that a ready user waited for its turn in the child is part of that. A request that was never sent counts
+        with the time that it waited.
+    in_flight_mean: the mean number of requests due or sent and not ended, over random moments 0.05 s apart.
+    in_flight_max: the highest number of these when any measured request became due.
+    max_in_flight_hits: the measured requests that were held back, and so sent late, because `max_in_flight` others were
+        with the server (see `OpenLoop`).
     """
 
     status: Literal["finished", "interrupted"]
@@ -82,7 +84,7 @@ class GeneratorError(RuntimeError):
 
 
 class LoadInterrupted(KeyboardInterrupt):
-    """The user interrupted the run. `outcome` is None where it had not begun, or the child had to be killed."""
+    """The user interrupted the run. `outcome` is None where the run had not begun, or the child had to be killed."""
 
     def __init__(self, outcome: LoadOutcome | None, rows_path: str | Path) -> None:
         super().__init__(f"the load run was interrupted; its rows are kept in {rows_path}")
@@ -96,11 +98,11 @@ def generate_load(
     on_start: Callable[[float, int], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LoadOutcome:
-    """Run `plan` in a child process that appends a row per request to `rows_path`, and wait for its end.
+    """Runs `plan` in a child process, which appends a row per request to `rows_path`, and waits for its end.
 
     `on_start(started_monotonic_s, child_pid)` is called once, `on_progress` at most twice a second and once at the end.
     Raises GeneratorError where the child dies or fails, and LoadInterrupted, a KeyboardInterrupt, for an interrupt.
-    However it ends, the child is gone and the rows stay.
+    However the run ends, the child is gone and the rows stay.
     """
     order = {"plan": plan.to_dict(), "rows_path": str(Path(rows_path).resolve())}
     started_s: float | None = None
@@ -110,9 +112,10 @@ def generate_load(
         open(rows_path, "ab+") as rows,
         _child(stderr) as child,
     ):
-        reader = _Reader(plan, rows)
+        reader = _ProgressReader(plan, rows)
         try:
-            _tell(child, json.dumps(order))
+            # 1) Give the order, and follow the child's messages: first its start, last its outcome.
+            _write_line(child, json.dumps(order))
             for message in _messages(child):
                 if message and "outcome" in message:
                     outcome = LoadOutcome(**message["outcome"])
@@ -122,37 +125,44 @@ def generate_load(
                         on_start(started_s, child.pid)
                 if started_s is not None and on_progress:
                     on_progress(reader.progress(time.monotonic() - started_s))
+
+        # 2) After an interrupt, let a child that has begun write its last rows.
         except KeyboardInterrupt:
             if started_s is None:
                 child.kill()
             else:
-                _tell(child, "stop")
-                ends = [message["outcome"] for message in _messages(child, _STOP_S) if message]
-                outcome = LoadOutcome(**ends[0]) if ends else outcome
+                _write_line(child, "stop")
+                for message in _messages(child, _STOP_S):
+                    if message and "outcome" in message:
+                        outcome = LoadOutcome(**message["outcome"])
             raise LoadInterrupted(outcome, rows_path) from None
+
+        # 3) Without an outcome, say what the child said last.
         code = child.wait()
         if outcome is None or code != 0:
-            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - 4000))
             raise GeneratorError(
-                f"the load generator ended with code {code} before its run did; its rows are kept in {rows_path}. "
-                f"Its last words:\n{stderr.read().decode('utf-8', 'replace').strip() or '(none)'}"
+                f"the load generator ended with code {code} before its run did; "
+                f"its rows are kept in {rows_path}. Its last words:\n{_last_words(stderr)}"
             )
     return outcome
 
 
 @contextlib.contextmanager
 def _child(stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The child process; it and its pipes are gone in the end, after it was let write its last rows."""
-    # What Locust, gevent or the locustfile would take for settings is not passed on; and -P: a module of the user's in
-    # the working folder must not stand in for one of theirs.
+    """Yields the child process. In the end it is let write its last rows; then it and its pipes are gone."""
+    # Locust, gevent and the locustfile would take these variables for their settings.
     foreign = ("LOCUST_", "GEVENT", "BENCHLIB_")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(foreign)
+    }
     child = subprocess.Popen(
+        # -P: a user's module in the working folder must not stand in for one that the child imports.
         [sys.executable, "-P", "-m", "benchlib.load.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
         bufsize=0,
-        env={name: value for name, value in os.environ.items() if not name.startswith(foreign)},
+        env=environment,
         start_new_session=True,  # Jupyter and terminals send an interrupt to the whole process group
     )
     assert child.stdin is not None
@@ -161,7 +171,7 @@ def _child(stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
         yield child
     finally:
         try:
-            child.stdin.close()  # it takes this for our death
+            child.stdin.close()  # the child takes this for our death
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(_STOP_S)
         finally:
@@ -170,11 +180,10 @@ def _child(stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
             child.stdout.close()
 
 
-def _tell(child: subprocess.Popen[bytes], line: str) -> None:
+def _write_line(child: subprocess.Popen[bytes], line: str) -> None:
     assert child.stdin is not None
-    with contextlib.suppress(
-        BrokenPipeError
-    ):  # it has died, which the end of its messages will show
+    # A child that has died can't read; the end of its messages will show that.
+    with contextlib.suppress(BrokenPipeError):
         child.stdin.write(line.encode() + b"\n")
 
 
@@ -183,7 +192,8 @@ def _messages(
 ) -> Iterator[dict[str, Any] | None]:
     """Each message of the child, and None after each tick of silence, until it closes its end or `limit_s` is over."""
     assert child.stdout is not None
-    end_s, unread = time.monotonic() + limit_s, b""
+    end_s = time.monotonic() + limit_s
+    unread = b""
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         while (left_s := end_s - time.monotonic()) > 0:
@@ -197,36 +207,67 @@ def _messages(
             yield from map(json.loads, lines)
 
 
-class _Reader:
+def _last_words(stderr: IO[bytes]) -> str:
+    end = stderr.seek(0, os.SEEK_END)
+    stderr.seek(max(0, end - 4000))
+    return stderr.read().decode("utf-8", "replace").strip() or "(none)"
+
+
+class _ProgressReader:
     """Reads the rows that the child appends, as far as they are whole, for the progress."""
 
     def __init__(self, plan: LoadPlan, rows: IO[bytes]) -> None:
-        self.plan, self.rows, self.unread = plan, rows, b""
-        self.done = self.errors = self.measured = self.images = 0
-        self.latencies_s: list[float] = []
+        self.plan = plan
+        self.rows = rows
+        self.unread = b""
+        self.done = 0
+        self.errors = 0
+        self.images = 0
+        self.measured = 0
+        self.latencies_s: list[float] = []  # of the measured images, sorted
 
     def progress(self, elapsed_s: float) -> Progress:
         *lines, self.unread = (self.unread + self.rows.read()).split(b"\n")
-        for row in map(json.loads, lines):
-            self.done += row["done_s"] is not None
-            self.errors += row["done_s"] is not None and row["error"] is not None
-            self.images += row["error"] is None and row["done_s"] >= self.plan.warmup_s
-            if row["phase"] == "measure":
-                self.measured += 1
-                if row["error"] is None:
-                    self.latencies_s.append(row["latency_s"])
-        self.latencies_s.sort()  # kept sorted, a new sort is quick; this process may be the server's
-        known_s, rank = self.latencies_s, -(-95 * self.measured // 100)  # rounded up
+        for line in lines:
+            self._count(json.loads(line))
+        # Sorting a list that is almost sorted is quick. That matters: this process may be the server's.
+        self.latencies_s.sort()
         measuring_s = elapsed_s - self.plan.warmup_s
-        images_per_s = self.images / measuring_s if measuring_s > 0 else None
-        median_s = statistics.median(known_s) if known_s else None
-        p95_s = known_s[rank - 1] if self.measured >= 20 and rank <= len(known_s) else None
-        left_s = self._time_left_s(elapsed_s)
-        return Progress(elapsed_s, self.done, self.errors, images_per_s, median_s, p95_s, left_s)
+        return Progress(
+            elapsed_s=elapsed_s,
+            done=self.done,
+            errors=self.errors,
+            images_per_s=self.images / measuring_s if measuring_s > 0 else None,
+            median_latency_s=statistics.median(self.latencies_s) if self.latencies_s else None,
+            p95_latency_s=self._p95_s(),
+            time_left_s=self._time_left_s(elapsed_s),
+        )
+
+    def _count(self, row: dict[str, Any]) -> None:
+        if row["done_s"] is not None:
+            self.done += 1
+            if row["error"] is not None:
+                self.errors += 1
+            elif row["done_s"] >= self.plan.warmup_s:
+                self.images += 1
+        if row["phase"] == "measure":
+            self.measured += 1
+            if row["error"] is None:
+                self.latencies_s.append(row["latency_s"])
+
+    def _p95_s(self) -> float | None:
+        """The 95th percentile of all measured requests; None where it falls on one that failed, and below 20."""
+        rank = math.ceil(95 * self.measured / 100)
+        if self.measured < 20 or rank > len(self.latencies_s):
+            return None
+        return self.latencies_s[rank - 1]
 
     def _time_left_s(self, elapsed_s: float) -> float | None:
-        plan, measuring_s = self.plan, elapsed_s - self.plan.warmup_s
-        left_s = [end_s - elapsed_s for end_s in (plan.max_s,) if end_s is not None]
+        plan = self.plan
+        measuring_s = elapsed_s - plan.warmup_s
+        left_s = []
+        if plan.max_s is not None:
+            left_s.append(plan.max_s - elapsed_s)
         if plan.duration_s is not None:
             left_s.append(plan.duration_s - measuring_s)
         if plan.requests is not None and self.measured and measuring_s > 0:

@@ -19,7 +19,7 @@ from benchlib.load.runner import (
     GeneratorError,
     LoadInterrupted,
     Progress,
-    _Reader,
+    _ProgressReader,
     generate_load,
 )
 from benchlib.load.workload import Workload
@@ -127,7 +127,7 @@ def test_progress_gives_a_p95_where_so_many_requests_carry_one(images, failures,
     rows = [row | {"latency_s": float(took)} for took in range(images, 0, -1)]
     rows += [row | {"latency_s": 0.1, "error": "HTTP 503"}] * failures
     plan = LoadPlan("http://localhost", ClosedLoop(2), Workload("a cat"), duration_s=60)
-    told = _Reader(
+    told = _ProgressReader(
         plan, io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     ).progress(2.0)
     assert (told.done, told.errors, told.images_per_s) == (images + failures, failures, images / 2)
