@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
     from benchlib.serving.server import Server
 
-_TARGET_FIELDS = (
-    "model", "device", "dtype", "recipe", *RECORDED_OPTIONS, "torch_threads", "seed", "model_params", "weights_gib",
-    "showcase", "memory_before_load_gib", "step_times",
+_MODEL_FIELDS = (
+    "model", "device", "dtype", "recipe", "torch_threads", "seed", "model_params", "weights_gib", "showcase",
 )  # fmt: skip
-"""What a run's record says of its target. A `Server` knows all of it, a bare URL nothing."""
 _MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
+_REQUESTED_FIELDS = (*_MODEL_FIELDS, *sorted(RECORDED_OPTIONS))
+_TARGET_FIELDS = (*_REQUESTED_FIELDS, *_MEASURED_FIELDS)
+"""What a run's record says of its target. A `Server` knows all of it, a bare URL nothing."""
 _PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
 
 
@@ -136,11 +137,10 @@ class Point:
     def to_dict(self) -> dict[str, Any]:
         """The point as JSON holds it, the same wherever the server is now: without its URL and start-up figures."""
         spec = {} if self.target is None else server_spec(self.target)
-        asked_of_target = [name for name in _TARGET_FIELDS if name not in _MEASURED_FIELDS]
         plain = {
             "arrivals": self.arrivals.to_dict(),
             "workload": self.workload.to_dict(),
-            "target": {name: spec.get(name) for name in asked_of_target},
+            "target": {name: spec.get(name) for name in _REQUESTED_FIELDS},
         }
         fields: dict[str, Any] = json.loads(json.dumps({**vars(self), **plain}))
         return fields
