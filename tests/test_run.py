@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pandas as pd
@@ -454,10 +453,8 @@ def assert_the_rows_are_kept(run, server, why):
 def test_an_interrupt_ends_the_child_and_keeps_the_rows(running):
     process, child_pid, server, study = running
     assert only_run(study).record["status"] == "running"
-    sent_s = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as Jupyter and terminals do
     wait_until(lambda: is_gone(child_pid), within_s=30)
-    took_s = time.monotonic() - sent_s
     assert b"its rows are kept in" in process.communicate(timeout=60)[1]
     assert process.returncode == -signal.SIGINT, (
         "as of any script that is interrupted: 130 in a shell"
@@ -467,7 +464,6 @@ def test_an_interrupt_ends_the_child_and_keeps_the_rows(running):
     assert run.record["outcome"]["status"] == "interrupted", (
         "the child ended by itself, it was not killed"
     )
-    assert took_s < 2.5, f"the child lived for {took_s:.2f} s after the interrupt"
     assert_the_rows_are_kept(run, server, "censored: interrupted")
     assert run.summary()["invalid_reason"] == "the run was interrupted"
     assert (study / "summary.csv").exists()

@@ -324,11 +324,15 @@ def test_repeated_runs_come_as_a_study_of_their_own(fake, tmp_path):
 
 @pytest.fixture
 def by_users(monkeypatch):
-    """Arrivals of so many users as the rate says: on a server of one lane, latency rises with them in steps."""
-    monkeypatch.setattr(
-        capacity_measure, "OpenLoop", lambda rate, **_: ClosedLoop(max(1, round(rate)))
-    )
-    slo = SimpleNamespace(judge=lambda latency_s: "met" if latency_s.median() < 0.09 else "missed")
+    """Arrivals of as many users as the rate says, and a promise that is kept for up to four of them."""
+    users = []
+
+    def closed_loop(rate, **_):
+        users.append(max(1, round(rate)))
+        return ClosedLoop(users[-1])
+
+    monkeypatch.setattr(capacity_measure, "OpenLoop", closed_loop)
+    slo = SimpleNamespace(judge=lambda _: "met" if users[-1] <= 4 else "missed")
     monkeypatch.setattr(slo_module, "Slo", SimpleNamespace(parse=lambda _: slo))
 
 
@@ -342,9 +346,7 @@ def test_a_capacity_is_found_by_runs_that_are_kept(fake, tmp_path):
         "on_progress": quiet,
     }
     found = find_capacity(fake.url, start_rate=2, **options)
-    assert (found.rate, found.interval) == (4, (4, 8)), (
-        "one lane of 20 ms: four users wait 80 ms, five 100 ms"
-    )
+    assert (found.rate, found.interval) == (4, (4, 8))
     runs = load_study(tmp_path / "capacity").runs
     assert [rate for rate, _ in found.trials] == [run.spec["arrivals"]["users"] for run in runs]
     assert [run.spec["seed"] for run in runs] == list(range(len(runs))), (

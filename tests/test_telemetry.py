@@ -9,22 +9,31 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 
 from benchlib import telemetry
 from benchlib.machine import describe_machine
 from benchlib.telemetry import Sampler, process_memory_gib
 
+from .load.conftest import wait_until
+
 GIB = 2**30
+
+
+def wait_for_samples(sampler: Sampler, number: int) -> None:
+    """Wait until `sampler` has taken so many further samples."""
+    enough = len(sampler.frame) + number
+    wait_until(lambda: len(sampler.frame) >= enough)
 
 
 def test_memory_rises_when_it_is_taken() -> None:
     # Not by malloc, which may find as much that it never gave back; mapped memory is taken when it is written to.
     with mmap.mmap(-1, GIB // 8) as taken, Sampler(os.getpid(), interval_s=0.02) as sampler:
-        time.sleep(0.1)
+        wait_for_samples(sampler, 2)
         for page in range(0, GIB // 8, mmap.PAGESIZE):
             taken[page] = 1
-        time.sleep(0.15)
+        wait_for_samples(sampler, 2)
     frame = sampler.frame
     assert tuple(frame.columns) == telemetry.COLUMNS
     assert frame["rss_gib"].iloc[-1] - frame["rss_gib"].iloc[0] == pytest.approx(1 / 8, abs=0.02)
@@ -36,19 +45,23 @@ def test_memory_rises_when_it_is_taken() -> None:
 
 def test_busy_process_takes_a_core_and_the_generator_is_counted_apart() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        process = psutil.Process(busy.pid)
+        before_s = sum(process.cpu_times()[:2])
+        began_s = time.monotonic()
         with Sampler(os.getpid(), interval_s=0.1) as sampler:
             sampler.generator_pid = busy.pid
             time.sleep(1)
+        cores = (sum(process.cpu_times()[:2]) - before_s) / (time.monotonic() - began_s)
         busy.kill()
-    assert 0.2 < sampler.frame["generator_cpu_cores"].mean() <= 1.2
-    assert sampler.frame["server_cpu_cores"].mean() < 0.2
+    assert sampler.frame["generator_cpu_cores"].mean() == pytest.approx(cores, rel=0.3)
+    assert sampler.frame["server_cpu_cores"].mean() < cores
 
 
 def test_zero_can_be_set_after_the_start() -> None:
     with Sampler(os.getpid(), interval_s=0.02) as sampler:
-        time.sleep(0.1)
+        wait_for_samples(sampler, 1)
         sampler.zero_s = time.monotonic()
-        time.sleep(0.1)
+        wait_for_samples(sampler, 2)
     assert sampler.frame["time_s"].iloc[0] < 0 < sampler.frame["time_s"].iloc[-1]
 
 
@@ -56,24 +69,21 @@ def test_zero_can_be_set_after_the_start() -> None:
 def test_a_process_that_ends_ends_the_sampling_quietly(reaped: bool) -> None:
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen(sleeper) as process, Sampler(process.pid, interval_s=0.02) as sampler:
-        time.sleep(0.1)
+        wait_for_samples(sampler, 1)
         process.kill()
         if reaped:
             process.wait()
-        time.sleep(0.1)
-        samples = len(sampler.frame)
-        time.sleep(0.1)
-        assert len(sampler.frame) == samples > 0
+        wait_until(lambda: not sampler._thread.is_alive())
+        assert len(sampler.frame) > 0
     with Sampler(process.pid) as gone:
-        time.sleep(0.05)
+        wait_until(lambda: not gone._thread.is_alive())
     assert gone.frame.empty
     assert (gone.frame.dtypes == "float64").all()
 
 
 def test_generator_that_ends_leaves_the_server_sampled() -> None:
     with Sampler(os.getpid(), generator_pid=2**22 - 1, interval_s=0.02) as sampler:
-        time.sleep(0.1)
-    assert len(sampler.frame) > 2
+        wait_for_samples(sampler, 3)
     assert sampler.frame["generator_cpu_cores"].isna().all()
 
 
@@ -81,7 +91,7 @@ def test_sampling_costs_little_and_says_what() -> None:
     with Sampler(os.getpid()) as sampler:
         time.sleep(1.5)
     assert sampler.cpu_cores is not None
-    assert 0 < sampler.cpu_cores < 0.02  # measured at 0.003; a shared machine gets some room
+    assert 0 < sampler.cpu_cores < 0.02  # of this thread alone: 0.003 was measured
 
 
 def test_interval_must_be_positive() -> None:
@@ -126,7 +136,8 @@ def test_cuda_is_asked_only_where_this_process_uses_it(monkeypatch: pytest.Monke
         Sampler(os.getpid(), interval_s=0.02) as own,
         Sampler(os.getppid(), interval_s=0.02) as other,
     ):
-        time.sleep(0.1)
+        wait_for_samples(own, 1)
+        wait_for_samples(other, 1)
     assert own.frame[["cuda_allocated_gib", "cuda_reserved_gib"]].iloc[-1].tolist() == [1.0, 2.0]
     assert other.frame["cuda_allocated_gib"].isna().all()
     assert describe_machine()["gpu"] == "GPU 1"
@@ -172,7 +183,7 @@ GPU_COLUMNS = [name for name in telemetry.COLUMNS if name.startswith("gpu_")]
 
 def sample_once(device: str | None) -> pd.DataFrame:
     with Sampler(os.getpid(), interval_s=0.02, device=device) as sampler:
-        time.sleep(0.1)
+        wait_for_samples(sampler, 1)
     return sampler.frame[GPU_COLUMNS]
 
 

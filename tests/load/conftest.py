@@ -1,4 +1,4 @@
-"""A fake server per test, and what the load tests ask of rows and processes."""
+"""A fake server for each test, and helpers that read rows and watch processes."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ class FakeServerProcess:
         self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
 
     def seen(self):
-        """The requests that it saw, in order of arrival."""
+        """The requests that the server got, in order of arrival."""
         with urllib.request.urlopen(f"{self.url}/requests") as answer:
             return json.load(answer)
 
@@ -53,7 +53,7 @@ def read_rows(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def wait_until(condition, within_s=10.0):
+def wait_until(condition, within_s=30.0):
     """Poll `condition` until it is true; fail the test where it is not in time."""
     end_s = time.monotonic() + within_s
     while not condition():
