@@ -128,8 +128,8 @@ def _requested_runs(
         seen.append(plain)
 
     # 2) Put the points of one model together, in the order of their first ones.
-    models = [(point.target, point.load) for point in checked]
-    checked.sort(key=lambda point: models.index((point.target, point.load)))
+    models = [_model(point) for point in checked]
+    checked.sort(key=lambda point: models.index(_model(point)))
 
     # 3) Go there and back.
     runs: list[Point] = []
@@ -137,6 +137,11 @@ def _requested_runs(
         one_round = [replace(point, seed=point.seed + number) for point in checked]
         runs += one_round if number % 2 == 0 else reversed(one_round)
     return runs
+
+
+def _model(point: Point) -> tuple[Any, Any]:
+    """What the point is measured on, apart from the settings of the server."""
+    return point.target, point.load
 
 
 def _checked_point(fields: Point | Mapping[str, Any], share_s: float | None) -> Point:
@@ -172,7 +177,7 @@ def _on_targets(
     points: Sequence[Point],
 ) -> Generator[tuple[Point, Server | str | None, str | None]]:
     """Each point with the server that it is measured on, or with None and the error that kept it from starting."""
-    for (target, load), same_model in groupby(points, key=lambda point: (point.target, point.load)):
+    for (target, load), same_model in groupby(points, key=_model):
         if target is not None:
             yield from ((point, target, None) for point in same_model)
             continue
@@ -262,10 +267,10 @@ def _case(point: Mapping[str, Any]) -> str:
 
 
 def _name(point: Point) -> str:
+    spec = {"label": point.label, "arrivals": point.arrivals.to_dict()}
     settings = {**point.load, **point.serve}
-    words = [run_words({"label": point.label, "arrivals": point.arrivals.to_dict()})]
-    words += [f"{key}={value}" for key, value in settings.items()]
-    return ", ".join(words)
+    words = [f"{key}={value}" for key, value in settings.items()]
+    return ", ".join([run_words(spec), *words])
 
 
 def _shortest_s(point: Point) -> float:
@@ -280,12 +285,14 @@ def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
     limits = [point.plan("http://localhost").requests]  # a trace has its own
     if point.duration_s is not None:
         try:
-            due_s = point.arrivals.schedule(point.warmup_s + point.duration_s, point.seed)
+            end_s = point.warmup_s + point.duration_s
+            due_s = point.arrivals.schedule(end_s, point.seed)
             limits.append(sum(moment_s >= point.warmup_s for moment_s in due_s))
         except ValueError:  # a closed loop has no schedule
             if images_per_s is not None:
                 limits.append(int(images_per_s * point.duration_s))
-    return min((number for number in limits if number is not None), default=None)
+    known = [number for number in limits if number is not None]
+    return min(known, default=None)
 
 
 def _carried(requests: int | None) -> str:

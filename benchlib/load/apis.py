@@ -7,16 +7,16 @@ from typing import Any
 
 
 def _openai_body(body: Mapping[str, Any]) -> dict[str, Any]:
-    asked = {**body, "n": 1, "response_format": "b64_json"}
-    width = asked.pop("width", None)
-    height = asked.pop("height", None)
+    fields = {**body, "n": 1, "response_format": "b64_json"}
+    width = fields.pop("width", None)
+    height = fields.pop("height", None)
     if (width is None) != (height is None):
         raise ValueError(
             "api='openai' has one field for the size: give both width and height, or neither"
         )
     if width is not None:
-        asked["size"] = f"{width}x{height}"
-    return asked
+        fields["size"] = f"{width}x{height}"
+    return fields
 
 
 APIS: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {

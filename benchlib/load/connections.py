@@ -54,6 +54,6 @@ def is_alive(socket: Any) -> bool:
 
     geventhttpclient's own way lets all other greenlets run first, and takes connections past the 1,024th for dead.
     """
-    asked = poll()
-    asked.register(socket, POLLIN)
-    return not asked.poll(0)
+    waiting = poll()
+    waiting.register(socket, POLLIN)
+    return not waiting.poll(0)

@@ -76,6 +76,17 @@ def make_run_folder(results: Path, study: str, spec: Mapping[str, Any]) -> tuple
             folder = results / study / f"{first}-{number}"
 
 
+def run_folders(study: Path) -> list[Path]:
+    """The folders of a study's runs, by name, but for empty ones: their process was killed while it made them."""
+    folders = []
+    for entry in sorted(study.iterdir()):
+        rows = entry / "requests.jsonl"
+        has_rows = rows.exists() and rows.stat().st_size > 0
+        if has_rows or (entry / "run.json").exists():
+            folders.append(entry)
+    return folders
+
+
 def check_names(study: str, spec: Mapping[str, Any]) -> None:
     """Raises ValueError where `study` or the name of a run of `spec` is no safe file name."""
     _check_name("study", study)

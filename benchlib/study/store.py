@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchlib.rows import ROW_DTYPES
-from benchlib.study.folders import make_run_folder, write_aside
+from benchlib.study.folders import make_run_folder, run_folders, write_aside
+from benchlib.telemetry import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,13 +36,8 @@ def create_run(results: Path, study: str, record: dict[str, Any]) -> RunFolder:
     or label that is no safe file name.
     """
     folder, now = make_run_folder(results, study, record["spec"])
-    head = {
-        "format_version": FORMAT_VERSION,
-        "study": study,
-        "run": folder.name,
-        "status": "running",
-        "error": None,
-    }
+    head = {"format_version": FORMAT_VERSION, "study": study, "run": folder.name}
+    head |= {"status": "running", "error": None}
     started = {"started_at": now.isoformat()}
     run = RunFolder(folder, head | started | record | head | {"outcome": None})
     run.rows_path.touch()
@@ -75,13 +71,14 @@ class RunFolder:
         requests = read_rows(self.rows_path)
         write_aside(self.path / "requests.parquet", requests.to_parquet)
         write_aside(self.path / "telemetry.parquet", telemetry.to_parquet)
-        self.record = {**self.record, "status": status, "error": error, "outcome": outcome}
+        self.record |= {"status": status, "error": error, "outcome": outcome}
         self.write_record()
         return Run(self.record, requests, telemetry, self.path)
 
     def write_record(self) -> None:
-        text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_aside(self.path / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+        text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False)
+        data = text.encode() + b"\n"
+        write_aside(self.path / "run.json", lambda path: path.write_bytes(data))
 
 
 @dataclass(frozen=True)
@@ -133,10 +130,11 @@ class Study:
         import pandas as pd
 
         dtypes = {"run": "string"} | ROW_DTYPES
-        frames = [run.requests.assign(run=run.record["run"]) for run in self.runs]
-        if not frames:
+        if not self.runs:
             return pd.DataFrame(columns=list(dtypes)).astype(dtypes)
-        return pd.concat(frames, ignore_index=True).astype({"run": "string"})[list(dtypes)]
+        frames = [run.requests.assign(run=run.record["run"]) for run in self.runs]
+        together = pd.concat(frames, ignore_index=True)
+        return together[list(dtypes)].astype({"run": "string"})
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -146,11 +144,6 @@ class Study:
         from benchlib.study.summary_table import table_row
 
         return pd.DataFrame([table_row(run) for run in self.runs])
-
-    def since(self, moment: str) -> Study:
-        """The runs that began at `moment` or later: UTC as datetime.isoformat writes it."""
-        later = [run for run in self.runs if str(run.record["started_at"]) >= moment]
-        return Study(self.path, tuple(later))
 
     def judge(self, slo: str) -> pd.DataFrame:
         """`summary` with what each run says of a promise such as "p95 < 2 s".
@@ -163,10 +156,13 @@ class Study:
         from benchlib.study.slo import Slo, goodput
 
         goal = Slo.parse(slo)
-        in_time = [goodput(run.requests, run.record, latency_s=goal.latency_s) for run in self.runs]
+        verdicts = []
+        in_time = []
+        for run in self.runs:
+            verdicts.append(goal.judge(latencies(run.requests)))
+            in_time.append(goodput(run.requests, run.record, latency_s=goal.latency_s))
         return self.summary.assign(
-            verdict=[goal.judge(latencies(run.requests)) for run in self.runs],
-            goodput_images_per_s=pd.Series(in_time, dtype=float),
+            verdict=verdicts, goodput_images_per_s=pd.Series(in_time, dtype=float)
         )
 
 
@@ -176,8 +172,6 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     Raises ValueError that names the folder where it holds no run, is damaged, or has a newer format.
     """
     import pandas as pd
-
-    from benchlib.telemetry import COLUMNS
 
     folder = Path(path)
     try:
@@ -202,8 +196,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
     version = record["format_version"]
     if version > FORMAT_VERSION:
-        readable = f"this benchlib reads up to {FORMAT_VERSION}: upgrade benchlib"
-        raise ValueError(f"its format is {version} and {readable}")
+        raise ValueError(
+            f"its format is {version} and newer than {FORMAT_VERSION}: upgrade benchlib"
+        )
     return record
 
 
@@ -223,17 +218,8 @@ def load_study(path: str | os.PathLike[str]) -> Study:
             warnings.warn(f"left out of the study: {error}", stacklevel=2)
     if not runs:
         raise ValueError(f"path: {folder} holds no run that can be read; pass results/<study>")
-    return Study(folder, tuple(sorted(runs, key=lambda run: str(run.record["started_at"]))))
-
-
-def run_folders(study: Path) -> list[Path]:
-    """The folders of a study's runs, by name, but for empty ones: their process was killed while it made them."""
-    folders = []
-    for entry in sorted(study.iterdir()):
-        rows = entry / "requests.jsonl"
-        if (entry / "run.json").exists() or (rows.exists() and rows.stat().st_size):
-            folders.append(entry)
-    return folders
+    runs.sort(key=lambda run: str(run.record["started_at"]))
+    return Study(folder, tuple(runs))
 
 
 def read_records(study: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -271,5 +257,6 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
         rows.append(row)
     columns = {}
     for name, dtype in ROW_DTYPES.items():
-        columns[name] = pd.Series([row.get(name) for row in rows], dtype=dtype)
+        values = [row.get(name) for row in rows]
+        columns[name] = pd.Series(values, dtype=dtype)
     return pd.DataFrame(columns)

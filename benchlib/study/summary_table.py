@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchlib.study.folders import write_aside
-from benchlib.study.store import Run, load_run, run_folders
+from benchlib.study.folders import run_folders, write_aside
+from benchlib.study.store import Run, load_run
 
 Cells: TypeAlias = dict[str, str]
 """A row as text, each cell as it stands in the file."""

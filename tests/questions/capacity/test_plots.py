@@ -65,17 +65,8 @@ def test_a_promise_is_judged_run_by_run(made: SimpleNamespace) -> None:
     assert judged.drop(columns=["verdict", "goodput_images_per_s"]).equals(study.summary)
 
 
-def test_the_runs_since_a_moment_are_those_that_began_then(made: SimpleNamespace) -> None:
-    days = [f"2026-11-{day}T10:00:00.5+00:00" for day in (22, 23, 24)]
-    runs = [
-        Run(made.record(started_at=day), made.requests([]), made.telemetry(0), Path("run"))
-        for day in days
-    ]
-    study = Study(Path("load"), tuple(runs))
-    assert [
-        run.record["started_at"] for run in study.since("2026-11-23T10:00:00+00:00").runs
-    ] == days[1:]
-    assert study.since("2027-01-01T00:00:00+00:00").judge(SLO).empty
+def test_a_study_without_runs_judges_nothing() -> None:
+    assert Study(Path("load"), ()).judge(SLO).empty
 
 
 def test_the_hockey_stick_draws_what_is_known_and_shades_what_is_not(made: SimpleNamespace) -> None:
