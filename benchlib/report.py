@@ -92,21 +92,25 @@ def write_report(results: str | os.PathLike[str] | None = None) -> Path:
 def _card(folder: Path) -> Card:
     card = Card(folder.name)
     try:
-        records = sorted(_records(folder), key=lambda record: str(record["started_at"]))
+        records = list(_records(folder))
         if not records:
             raise ValueError("it holds no run")
-        card.started = str(records[-1]["started_at"])
-        card.lines = [*_where_and_what(records), *_validity(folder, len(records))]
-        card.lines += _verdict(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-        card.lines = [Line(f"broken: {reason}", "bad")]
+        records.sort(key=_started)
+        card.started = _started(records[-1])
+        card.lines += _where_and_what(records)
+        card.lines += _validity(folder, len(records))
+        card.lines += _verdict_lines(folder)
+    except (OSError, ValueError) as error:
+        card.lines = [Line(f"broken: {error}", "bad")]
+    except (KeyError, TypeError, AttributeError) as error:
+        card.lines = [Line(f"broken: {error!r}", "bad")]
     _add_pictures(card, folder)
-    card.links = _links(folder)
-    for record_path in sorted(folder.glob("*/run.json"), reverse=True):
-        run = record_path.parent
-        card.runs.append(Link(_url(run, folder), run.name))
+    _add_links(card, folder)
     return card
+
+
+def _started(record: dict[str, Any]) -> str:
+    return str(record["started_at"])
 
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:
@@ -119,14 +123,21 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _where_and_what(records: list[dict[str, Any]]) -> list[Line]:
     """When and on which machine the last run was made, and which models the runs are of."""
+    # 1) The last run.
     last = records[-1]
     machine = last["machine"]
-    when = last["started_at"][:16].replace("T", " ") + " UTC"
-    hardware = [when, machine["cpu"], f"{machine['cores']} cores", machine["gpu"]]
-    lines = [Line(" · ".join(str(part) for part in hardware if part))]
+    moment = last["started_at"][:16].replace("T", " ")
+    parts = [f"{moment} UTC", machine["cpu"], f"{machine['cores']} cores"]
+    if machine["gpu"]:
+        parts.append(machine["gpu"])
+    lines = [Line(" · ".join(part for part in parts if part))]
 
-    targets = [record["spec"]["target"] for record in records]
-    models = dict.fromkeys(str(target["model"] or target["url"]) for target in targets)
+    # 2) All models, each once.
+    models: dict[str, None] = {}
+    for record in records:
+        target = record["spec"]["target"]
+        name = target["model"] or target["url"]
+        models[str(name)] = None
     if "tiny" in models:
         lines.append(Line("tiny model, not SDXL", "tiny"))
     others = [model for model in models if model != "tiny"]
@@ -142,12 +153,14 @@ def _validity(folder: Path, runs: int) -> list[Line]:
     valid = sum(row["valid"] == "True" for row in rows)
     lines = [Line(f"{valid} of {runs} runs valid", "" if valid == runs else "bad")]
     if len(rows) < runs:
-        lines.append(Line("a run without a line in summary.csv is going on, or was killed", "bad"))
+        reason = "a run without a line in summary.csv is going on, or was killed"
+        lines.append(Line(reason, "bad"))
     reasons = dict.fromkeys(row["invalid_reason"] for row in rows)
-    return lines + [Line(reason, "bad") for reason in reasons if reason]
+    lines += [Line(reason, "bad") for reason in reasons if reason]
+    return lines
 
 
-def _verdict(folder: Path) -> list[Line]:
+def _verdict_lines(folder: Path) -> list[Line]:
     """The answer of a comparison, where there is one."""
     path = folder / "verdict.json"
     if not path.exists():
@@ -159,9 +172,8 @@ def _verdict(folder: Path) -> list[Line]:
 
 def _add_pictures(card: Card, folder: Path) -> None:
     """Adds the first MOST figures, and a line for each that can't be read."""
-    ranks = {name: rank for rank, name in enumerate(HEADLINES)}
     paths = list((folder / "figures").glob("*.png"))
-    paths.sort(key=lambda path: (ranks.get(path.stem, len(ranks)), path.name))
+    paths.sort(key=_rank)
     for path in paths[:MOST]:
         try:
             with Image.open(path) as image:
@@ -170,15 +182,30 @@ def _add_pictures(card: Card, folder: Path) -> None:
         except (OSError, SyntaxError) as error:  # no picture, or a damaged one
             card.lines.append(Line(f"{path.name} can't be read: {error}", "bad"))
             continue
-        card.pictures.append(Thumbnail(_url(path, folder), width, height, alt))
+        thumbnail = Thumbnail(_url(path, folder), width, height, alt)
+        card.pictures.append(thumbnail)
 
 
-def _links(folder: Path) -> list[Link]:
-    """The executed notebooks, the table and the folder of figures."""
-    paths = [*sorted(folder.glob("*.html")), folder / "summary.csv", folder / "figures"]
-    return [Link(_url(path, folder), path.name) for path in paths if path.exists()]
+def _rank(path: Path) -> tuple[int, str]:
+    """Where a figure comes: HEADLINES in their order, then the others by name."""
+    is_headline = path.stem in HEADLINES
+    rank = HEADLINES.index(path.stem) if is_headline else len(HEADLINES)
+    return rank, path.name
+
+
+def _add_links(card: Card, folder: Path) -> None:
+    """Adds links to the executed notebooks, the table, the folder of figures, and each run."""
+    paths = sorted(folder.glob("*.html"))
+    paths += [folder / "summary.csv", folder / "figures"]
+    for path in paths:
+        if path.exists():
+            card.links.append(Link(_url(path, folder), path.name))
+    for record_path in sorted(folder.glob("*/run.json"), reverse=True):
+        run = record_path.parent
+        card.runs.append(Link(_url(run, folder), run.name))
 
 
 def _url(path: Path, study: Path) -> str:
     """The address of a file of `study` from the page, which lies beside the study's folder."""
-    return quote(path.relative_to(study.parent).as_posix())
+    relative = path.relative_to(study.parent)
+    return quote(relative.as_posix())

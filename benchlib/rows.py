@@ -89,9 +89,9 @@ def make_row(
         "error": error,
         **{name: call.body.get(name) for name in PARAMETERS},
         **{f"{part}_s": _seconds(timing.get(part, {})) for part in (*PARTS, "total")},
-        "batch_size": _number(timing.get("batch", {}).get("desc")),
-        "service_s": _number(answer.get("time_s")),
-        "server_peak_gib": _number(answer.get("mem_gb")),
+        "batch_size": _finite(timing.get("batch", {}).get("desc")),
+        "service_s": _finite(answer.get("time_s")),
+        "server_peak_gib": _finite(answer.get("mem_gb")),
     }
 
 
@@ -131,7 +131,7 @@ def _json_object(body: bytes) -> Mapping[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _number(value: Any) -> float | None:
+def _finite(value: Any) -> float | None:
     """`value` as a finite number of 0 or more, else None."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -141,5 +141,5 @@ def _number(value: Any) -> float | None:
 
 
 def _seconds(metric: Mapping[str, str]) -> float | None:
-    milliseconds = _number(metric.get("dur"))
+    milliseconds = _finite(metric.get("dur"))
     return None if milliseconds is None else milliseconds / 1000

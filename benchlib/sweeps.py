@@ -67,18 +67,18 @@ def sweep(
         return Study(folder, tuple(_make_plan(requested, folder, resume).done))
     with writing(results, study, on_progress) as writer:
         plan = _make_plan(requested, writer.folder, resume)
-        _measure(plan.todo, writer, budget_min)
+        _make_runs(plan.todo, writer, budget_min)
         # A process that was killed may have left a finished run without a row.
         renew_summary(writer.folder)
     return Study(writer.folder, (*plan.done, *writer.runs))
 
 
-def _measure(todo: Sequence[Point], writer: Writer, budget_min: float | None) -> None:
+def _make_runs(todo: Sequence[Point], writer: Writer, budget_min: float | None) -> None:
     """Makes the runs `todo`, until the budget is spent."""
     end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
     with closing(_on_targets(todo)) as on_targets:
         for number, (point, target, error) in enumerate(on_targets, 1):
-            if time.monotonic() + _shortest_s(point) > end_s:
+            if time.monotonic() + _least_run_s(point) > end_s:
                 left = len(todo) - number + 1
                 print(f"the budget is spent and {left} runs are left: sweep again to go on")
                 break
@@ -128,8 +128,8 @@ def _requested_runs(
         seen.append(plain)
 
     # 2) Put the points of one model together, in the order of their first ones.
-    models = [_model(point) for point in checked]
-    checked.sort(key=lambda point: models.index(_model(point)))
+    models = [_model_of(point) for point in checked]
+    checked.sort(key=lambda point: models.index(_model_of(point)))
 
     # 3) Go there and back.
     runs: list[Point] = []
@@ -139,7 +139,7 @@ def _requested_runs(
     return runs
 
 
-def _model(point: Point) -> tuple[Any, Any]:
+def _model_of(point: Point) -> tuple[Any, Any]:
     """What the point is measured on, apart from the settings of the server."""
     return point.target, point.load
 
@@ -177,7 +177,7 @@ def _on_targets(
     points: Sequence[Point],
 ) -> Generator[tuple[Point, Server | str | None, str | None]]:
     """Each point with the server that it is measured on, or with None and the error that kept it from starting."""
-    for (target, load), same_model in groupby(points, key=_model):
+    for (target, load), same_model in groupby(points, key=_model_of):
         if target is not None:
             yield from ((point, target, None) for point in same_model)
             continue
@@ -242,7 +242,7 @@ def _make_plan(requested: list[Point], folder: Path, resume: bool) -> _Plan:
     cases: dict[str, Point] = {}
     for point in requested:
         cases.setdefault(_case(point.to_dict()), point)
-    least_min = sum(map(_shortest_s, todo)) / 60
+    least_min = sum(map(_least_run_s, todo)) / 60
     print(
         f"study {folder.name}: {len(cases)} points, {len(requested)} runs, {len(done)} of them done; "
         f"the rest take at least {least_min:.1f} minutes"
@@ -273,7 +273,7 @@ def _name(point: Point) -> str:
     return ", ".join([run_words(spec), *words])
 
 
-def _shortest_s(point: Point) -> float:
+def _least_run_s(point: Point) -> float:
     return point.warmup_s + (point.duration_s or 0.0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,18 +18,22 @@ def read_prompts(path: Path) -> list[Any]:
         raise ValueError(f"{path}: prompts are read from .txt, .csv or .jsonl files")
     try:
         with _opened(path) as file:
-            if path.suffix == ".txt":
-                prompts: list[Any] = [line.strip() for line in file if line.strip()]
-            elif path.suffix == ".csv":
-                prompts = [row.get("prompt") for row in csv.DictReader(file)]
-            else:
-                prompts = [row["prompt"] for row in _json_lines(file)]
+            prompts = _prompts_in(file, path.suffix)
     except (ValueError, KeyError, TypeError) as error:
         like = '{"prompt": "..."}'
         raise ValueError(f"{path}: each line must be like {like} in UTF-8: {error!r}") from error
     if not prompts:
         raise ValueError(f"{path}: there is no prompt in it")
     return prompts
+
+
+def _prompts_in(file: IO[str], suffix: str) -> list[Any]:
+    if suffix == ".csv":
+        return [row.get("prompt") for row in csv.DictReader(file)]
+    if suffix == ".jsonl":
+        return [row["prompt"] for row in _json_lines(file)]
+    lines = [line.strip() for line in file]
+    return [line for line in lines if line]
 
 
 def read_trace(path: Path, fields: Iterable[str]) -> tuple[list[float], list[dict[str, Any]]]:
@@ -41,8 +45,7 @@ def read_trace(path: Path, fields: Iterable[str]) -> tuple[list[float], list[dic
     times_s: list[float] = []
     requests: list[dict[str, Any]] = []
     with _opened(path) as file:
-        rows = csv.DictReader(file) if path.suffix == ".csv" else _json_lines(file)
-        for row in rows:
+        for row in _rows_in(file, path.suffix):
             times_s.append(float(row["time_s"]))
             request = {}
             for name in fields:
@@ -52,9 +55,15 @@ def read_trace(path: Path, fields: Iterable[str]) -> tuple[list[float], list[dic
     return times_s, requests
 
 
+def _rows_in(file: IO[str], suffix: str) -> Iterable[dict[str, Any]]:
+    return csv.DictReader(file) if suffix == ".csv" else _json_lines(file)
+
+
 def _opened(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _json_lines(file: IO[str]) -> Iterable[dict[str, Any]]:
-    return (json.loads(line) for line in file if line.strip())
+def _json_lines(file: IO[str]) -> Iterator[dict[str, Any]]:
+    for line in file:
+        if line.strip():
+            yield json.loads(line)

@@ -181,7 +181,7 @@ class Ledger:
             censored=censored,
             generator_cpu_cores=_cores(inside),
             send_lag_p99_s=_p99(self.lags_s),
-            in_flight_mean=_mean([sample.in_flight for sample in inside]),
+            in_flight_mean=_mean_of([sample.in_flight for sample in inside]),
             in_flight_max=self.in_flight_max or None,
             max_in_flight_hits=self.max_in_flight_hits,
         )
@@ -208,7 +208,7 @@ def _cores(samples: list[GaugeSample]) -> float | None:
     return cpu_s / (last.time_s - first.time_s)
 
 
-def _mean(values: list[int]) -> float | None:
+def _mean_of(values: list[int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 

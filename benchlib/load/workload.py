@@ -60,7 +60,8 @@ class Workload:
         # Random.random() alone is promised to be the same in every Python, and a field always takes the same draw,
         # so giving one field more choices changes no other.
         draw = random.Random(f"{self.seed}:{index}").random
-        body: dict[str, Any] = {"seed": int(draw() * 2**32)}
+        seed = int(draw() * 2**32)
+        body: dict[str, Any] = {"seed": seed}
         for field in FIELD_CHECKS:
             value = getattr(self, field)
             if field == "prompts" and value is None:
@@ -72,10 +73,13 @@ class Workload:
 
     def with_defaults(self, *, width: int, height: int, num_inference_steps: int) -> Workload:
         """A copy in which these fields are filled in where they are None: a model's own size and steps."""
-        defaults = {"width": width, "height": height, "num_inference_steps": num_inference_steps}
-        missing: dict[str, Any] = {
-            field: value for field, value in defaults.items() if getattr(self, field) is None
-        }
+        missing: dict[str, Any] = {}
+        if self.width is None:
+            missing["width"] = width
+        if self.height is None:
+            missing["height"] = height
+        if self.num_inference_steps is None:
+            missing["num_inference_steps"] = num_inference_steps
         return replace(self, **missing)
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,7 +142,8 @@ def _choices(value: Any) -> Iterable[Any]:
 
 def _numbers(kind: type[int] | type[float], text: str) -> Any:
     """One number, or a tuple where there are commas."""
-    numbers = tuple(kind(part) for part in text.split(","))
+    parts = text.split(",")
+    numbers = tuple(kind(part) for part in parts)
     return numbers[0] if len(numbers) == 1 else numbers
 
 
