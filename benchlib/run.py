@@ -38,7 +38,7 @@ _MODEL_FIELDS = (
     "model", "device", "dtype", "recipe", "torch_threads", "seed", "model_params", "weights_gib", "showcase",
 )  # fmt: skip
 _MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
-_REQUESTED_FIELDS = (*_MODEL_FIELDS, *sorted(RECORDED_OPTIONS))
+_REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, *_MEASURED_FIELDS)
 """What a run's record says of its target. A `Server` knows all of it, a bare URL nothing."""
 _PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")

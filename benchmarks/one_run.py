@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchlib.load.arrivals import Arrivals
-from benchlib.load.runner import LoadOutcome, LoadPlan, generate_load
+from benchlib.load.plan import LoadPlan
+from benchlib.load.runner import LoadOutcome, generate_load
 from benchlib.load.workload import Workload
 
 
