@@ -195,15 +195,17 @@ def nights(
     record: dict[str, Any],
     studies: Sequence[str],
     changes: Mapping[str, Sequence[str]] | None = None,
-    metric: str = "latency_p95_s",
+    metric: str | None = None,
     min_effect: float = 0.05,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws `metric` of each of `studies` as a ratio to the first, a line per load; dotted where packages changed.
 
+    `metric` is a key of FIGURES. None is the 95th percentile of latency, or the median where no study has the former.
     `table` and `changes` are from `compare_studies`. Ratios in the band differ by less than `min_effect`.
     """
     ax = figure.axes(ax)
+    metric = metric or _latency_with_data(table)
     name = FIGURES[metric]
     found = table[(table["figure"] == metric) & table["ratio"].notna()]
     if not len(found):
@@ -244,6 +246,14 @@ def nights(
     finding = f"{name} of {studies[-1]} against {studies[0]}: {_last_words(found, studies[-1])}"
     source = _studies_of(found, studies[0])
     return figure.finish(ax, record, finding, alt, source=source)
+
+
+def _latency_with_data(table: pd.DataFrame) -> str:
+    """Returns the 95th percentile's name; the median's where only that one has ratios."""
+    figures = set(table["figure"][table["ratio"].notna()])
+    if "latency_p95_s" not in figures and "latency_p50_s" in figures:
+        return "latency_p50_s"
+    return "latency_p95_s"
 
 
 def _draw_load(

@@ -54,13 +54,13 @@ def test_three_studies_take_turns_after_a_run_that_is_not_compared(
     fake: FakeServers, tmp_path: Path
 ) -> None:
     studies = measure.measure_examples("tiny", budget_min=1, repeat=2, results=tmp_path)
-    names = ["compare-first", "compare-again", "compare"]
+    names = ["compare-first", "compare-again", "compare-slower"]
     assert [study.path for study in studies] == [tmp_path / name for name in names]
     assert [len(study.runs) for study in studies] == [2, 2, 2]
     turns = [("compare-warm-up", 0), *((name, seed) for seed in (0, 1) for name in names)]
     assert [run[:2] for run in fake.runs] == turns
     slow = {"batching": "dynamic", "max_wait_ms": 250 * IMAGE_S}
-    assert fake.serving == {"compare-first": {}, "compare-again": {}, "compare": slow}
+    assert fake.serving == {"compare-first": {}, "compare-again": {}, "compare-slower": slow}
     assert fake.stopped == names
 
 

@@ -120,6 +120,14 @@ def test_nights_are_a_line_per_load_from_one_on(made: SimpleNamespace) -> None:
     assert "Packages changed before c." in str(ax.get_label())
 
 
+def test_nights_show_the_median_where_no_study_has_a_95th_percentile(made: SimpleNamespace) -> None:
+    unknown = line(study="b", ratio=None, low=None, high=None)
+    drawn = table(unknown, line(study="b", figure="latency_p50_s"))
+    ax = plots.nights(table=drawn, record=made.record(), studies=["a", "b"])
+    assert "median latency of b against a: 1.3 times" in " ".join(texts(ax).split())
+    assert ax.get_ylabel() == "median latency, times that of a"
+
+
 def test_what_straddles_one_is_not_said_to_differ(made: SimpleNamespace) -> None:
     drawn = table(line("open", low=0.9, high=1.2))
     ax = plots.nights(table=drawn, record=made.record(), studies=["night-1", "night-2"])
