@@ -1,13 +1,12 @@
-"""What each recipe does to the networks of a pipeline, and why it can't be done somewhere.
+"""What each recipe does to the networks of a pipeline, and why a recipe can't be used somewhere.
 
-Knows torch's, diffusers' and torchao's switches. Ignorant of names, of what goes with what (recipes.py), and of
-requests. A `no_...` says in words what is missing and what to do, or None where nothing is.
+Knows torch's, diffusers' and torchao's switches. Ignorant of the recipes' names, of which recipes go together
+(recipes.py), and of requests. A function named `no_...` returns what is missing and what to do, or None.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import sys
 import warnings
@@ -22,23 +21,28 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchlib.serving.model.models import ModelError, ask_hub
 
 
 @dataclass
 class Networks:
-    """The UNet and the VAE that a wrapper computes with. A recipe changes or replaces them."""
+    """The UNet and the VAE that a pipeline computes with. A recipe changes or replaces them."""
 
     unet: Any
     vae: Any
 
 
+# -- layouts, projections and attention -------------------------------------------------------------------------------
+
+
 def channels_last(networks: Networks) -> None:
-    """Also between a transformer and what follows: diffusers' lays its answer out by channels again, which is undone
-    by the next convolution."""
+    """Lay out weights and activations in channels-last.
+
+    diffusers' transformer returns channels-first output, which the next convolution would convert back.
+    """
     for network in (networks.unet, networks.vae):
         network.to(memory_format=torch.channels_last)
     for module in networks.unet.modules():
@@ -47,49 +51,83 @@ def channels_last(networks: Networks) -> None:
 
 
 class _ChannelsLastTransformer(Transformer2DModel):  # type: ignore[misc] # diffusers is not typed
-    """A transformer whose output is channels-last. A class, since a method hung on an instance is a reference cycle."""
+    """A transformer whose output is channels-last. A class, since a method set on an instance is a reference cycle."""
 
     def _get_output_for_continuous_inputs(
         self,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor,
+        hidden_states: Tensor,
+        residual: Tensor,
         height: int,
         width: int,
         **_: int,
-    ) -> torch.Tensor:
-        """Returns (n, channels, height, width): a row of tokens, pixel by pixel, is channels-last already."""
-        tokens: torch.Tensor = self.proj_out(hidden_states)
-        return tokens.view(len(tokens), height, width, -1).permute(0, 3, 1, 2) + residual
+    ) -> Tensor:
+        """Returns (n, channels, height, width): tokens in the order of pixels are channels-last already."""
+        tokens: Tensor = self.proj_out(hidden_states)
+        image = tokens.view(len(tokens), height, width, -1)
+        return image.permute(0, 3, 1, 2) + residual
 
 
 def fused_qkv(networks: Networks) -> None:
-    """Q, K and V, also the stock's, become rows of the joined matrix, which so takes no memory of its own."""
+    """Compute Q, K and V in one product. Their own matrices become rows of the joined one, so memory stays the same."""
     for network in (networks.unet, networks.vae):
         if not hasattr(network, "fuse_qkv_projections"):  # a tiny VAE has no attention
             continue
         network.fuse_qkv_projections()
-        for one in network.modules():
-            if getattr(one, "fused_projections", False):
-                cross = one.is_cross_attention
-                joined, parts = (one.to_kv, "kv") if cross else (one.to_qkv, "qkv")
-                for name, whole in joined.named_parameters():
-                    owners = [getattr(getattr(one, f"to_{part}"), name) for part in parts]
-                    for owner, rows in zip(owners, whole.data.chunk(len(owners)), strict=True):
-                        owner.data = rows
+        for module in network.modules():
+            if getattr(module, "fused_projections", False):
+                _share_rows(module)
+
+
+def _share_rows(attention: Any) -> None:
+    """Make the weights of the single projections views of the joined projection's rows."""
+    if attention.is_cross_attention:
+        joined = attention.to_kv
+        parts = [attention.to_k, attention.to_v]
+    else:
+        joined = attention.to_qkv
+        parts = [attention.to_q, attention.to_k, attention.to_v]
+    for name, whole in joined.named_parameters():
+        pieces = whole.data.chunk(len(parts))
+        for part, piece in zip(parts, pieces, strict=True):
+            getattr(part, name).data = piece
+
+
+class _CudnnAttention(torch.nn.Module):
+    """A UNet whose attention is cuDNN's.
+
+    diffusers' own switch does not reach SDXL's processors, which call SDPA themselves. Where cuDNN's attention can't be
+    used, torch raises an error.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return self.network(*args, **kwargs)
+
+
+def cudnn_attention(networks: Networks) -> None:
+    networks.unet = _CudnnAttention(networks.unet)
+
+
+# -- VAEs -------------------------------------------------------------------------------------------------------------
 
 
 def hub_vae(kind: Any, hub_id: str, networks: Networks) -> None:
+    """Take a VAE of class `kind` from the hub's cache, or download it."""
     try:
         folder = _cached(hub_id, local=True)
     except LocalEntryNotFoundError:
         folder = _cached(hub_id, local=False)
-    networks.vae = kind.from_pretrained(folder, torch_dtype=networks.vae.dtype).to(
-        networks.vae.device
-    )
+    former = networks.vae
+    vae = kind.from_pretrained(folder, torch_dtype=former.dtype)
+    networks.vae = vae.to(former.device)
 
 
 def _cached(hub_id: str, *, local: bool) -> str:
-    """The folder of a VAE in the hub's cache, downloaded unless it is to be `local`."""
+    """The folder of a VAE in the hub's cache. It is downloaded unless `local`, which raises where it is missing."""
     files = ["config.json", "diffusion_pytorch_model.safetensors"]
     return snapshot_download(hub_id, allow_patterns=files, local_files_only=local)
 
@@ -99,43 +137,34 @@ def vae_bf16(networks: Networks) -> None:
 
 
 def vae_tiling(networks: Networks) -> None:
-    """Tiles of half the model's own side: diffusers' default is the whole side, which tiles nothing at that size."""
+    """Decode in tiles of half the model's own side. diffusers' default is the whole side, which tiles nothing there."""
     vae = networks.vae
-    per_latent = vae.tile_sample_min_size // vae.tile_latent_min_size
+    pixels_per_latent = vae.tile_sample_min_size // vae.tile_latent_min_size
     vae.enable_tiling()
     vae.tile_latent_min_size = networks.unet.config.sample_size // 2
-    vae.tile_sample_min_size = vae.tile_latent_min_size * per_latent
+    vae.tile_sample_min_size = vae.tile_latent_min_size * pixels_per_latent
 
 
 def vae_slicing(networks: Networks) -> None:
     networks.vae.enable_slicing()
 
 
-def attention(backend: SDPBackend, networks: Networks) -> None:
-    """SDPA is told around the UNet alone: diffusers' own switch does not reach SDXL's processors, which call SDPA
-    themselves. With one backend allowed, torch raises where it can't be used, and never takes another."""
-    forward = networks.unet.forward
-
-    @functools.wraps(forward)
-    def within(*args: Any, **kwargs: Any) -> Any:
-        with sdpa_kernel(backend):
-            return forward(*args, **kwargs)
-
-    networks.unet.forward = within
+# -- quantisation -----------------------------------------------------------------------------------------------------
 
 
 def quantise(config: Callable[[Any], Any], networks: Networks) -> None:
-    """The linears of the transformer blocks, which do most of the work; inductor's flags stay ours (_FLAGS)."""
+    """Quantise the linear layers of the transformer blocks, which do most of the work.
+
+    `config` gets torchao's module and returns its configuration. inductor's flags stay as _FLAGS sets them.
+    """
     import torchao.quantization as ao
 
-    def worth_it(module: torch.nn.Module, name: str) -> bool:
-        large = (
-            isinstance(module, torch.nn.Linear)
-            and min(module.in_features, module.out_features) >= 64
-        )
-        return large and "transformer_blocks" in name
+    def is_large(module: torch.nn.Module, name: str) -> bool:
+        if not isinstance(module, torch.nn.Linear) or "transformer_blocks" not in name:
+            return False
+        return min(module.in_features, module.out_features) >= 64
 
-    ao.quantize_(networks.unet, config(ao), filter_fn=worth_it)
+    ao.quantize_(networks.unet, config(ao), filter_fn=is_large)
 
 
 def int8(ao: Any) -> Any:
@@ -143,154 +172,186 @@ def int8(ao: Any) -> Any:
 
 
 def fp8(ao: Any) -> Any:
-    """A scale for each row: it is found in the pass that makes the row, where one for all needs a pass of its own. An
-    empty negative prompt is rows of zeros, whose scale would be 0, and 0 / 0 the image: hence the lower bound."""
+    """A scale for each row, because the pass that writes a row finds it. One scale for all needs a pass of its own.
+
+    An empty negative prompt is rows of zeros. Without the lower bound their scale would be 0, and the image 0 / 0.
+    """
     return ao.Float8DynamicActivationFloat8WeightConfig(
-        granularity=ao.PerRow(), activation_value_lb=1e-6, set_inductor_config=False
+        granularity=ao.PerRow(),
+        activation_value_lb=1e-6,
+        set_inductor_config=False,
     )
 
 
-# Those of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast); int8 products are not left in int32.
-_FLAGS = {"conv_1x1_as_mm": True, "epilogue_fusion": False, "force_fuse_int_mm_with_mul": True}
-TUNING = {"coordinate_descent_tuning": True, "coordinate_descent_check_all_directions": True}
+# -- compiling --------------------------------------------------------------------------------------------------------
 
-
-_SHAPES = 1024  # most graphs of one function: layers' shapes times batches times image sizes; torch gives up after 8
+# The flags of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast). The last one keeps int8 products
+# from being stored in int32.
+_FLAGS = {
+    "conv_1x1_as_mm": True,
+    "epilogue_fusion": False,
+    "force_fuse_int_mm_with_mul": True,
+}
+# The most graphs of one function: its layers' shapes times batches times image sizes. torch gives up after 8.
+_SHAPES = 1024
+# Few kinds of blocks, which do nearly all of the work.
 _BLOCKS = (
     Transformer2DModel,
     ResnetBlock2D,
     Downsample2D,
     Upsample2D,
-)  # nearly all of the work, and few kinds of them
+)
 
 
-def compiled(
-    networks: Networks, more: dict[str, bool] | None = None, *, regional: bool = False
-) -> None:
-    """Anew for each shape: with shapes left open, inductor took over four minutes for the UNet on an H200. So that the
-    decoder has one batch for all, it gets the images one by one, which at full size costs nothing."""
+def compiled(networks: Networks, *, regional: bool = False) -> None:
+    """Compile the UNet, or only its blocks where `regional`, and the VAE's decoder.
+
+    Compiles anew for each shape: with dynamic shapes, inductor took over four minutes for the UNet on an H200. The
+    decoder gets one image at a time, so it needs one shape. At full size that costs no time.
+    """
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
-        setattr(torch._dynamo.config, limit, max(_SHAPES, getattr(torch._dynamo.config, limit)))
-    # diffusers asks for torch's version within a forward, and remembers the answer; it is the same each time.
-    warnings.filterwarnings(
-        "ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning
-    )
-    blocks = [module for module in networks.unet.modules() if isinstance(module, _BLOCKS)]
-    for norm in networks.vae.decoder.modules():
-        if isinstance(norm, torch.nn.GroupNorm):
-            norm.__class__ = _ChannelwiseGroupNorm
-    for module in [*(blocks if regional else [networks.unet]), networks.vae.decoder]:
-        module.compile(dynamic=False, options=_FLAGS | (more or {}))
+        allowed = max(_SHAPES, getattr(torch._dynamo.config, limit))
+        setattr(torch._dynamo.config, limit, allowed)
+    # diffusers asks for torch's version within a forward and caches the answer, which is always the same.
+    words = "Dynamo detected a call to a `functools.lru_cache`"
+    warnings.filterwarnings("ignore", words, UserWarning)
+    decoder = networks.vae.decoder
+    for module in decoder.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.__class__ = _ChannelwiseGroupNorm
+    regions = [networks.unet]
+    if regional:
+        regions = [module for module in networks.unet.modules() if isinstance(module, _BLOCKS)]
+    for module in [*regions, decoder]:
+        module.compile(dynamic=False, options=dict(_FLAGS))
     networks.vae.enable_slicing()
 
 
 class _ChannelwiseGroupNorm(torch.nn.GroupNorm):
-    """A class, since a forward hung on an instance is a reference cycle."""
+    """A class, since a forward set on an instance is a reference cycle."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as torch's own
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as torch's own
         return _group_norm(self, input)
 
 
-def _group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-    """GroupNorm of (n, channels, ...), its statistics taken of each channel and then joined (Chan, Golub and LeVeque,
-    Algorithms for computing the sample variance, 1983). In channels-last a group's few channels lie scattered, and
-    inductor reads them one by one; all channels of a pixel lie together: of an image of its own, as the decoder has,
-    an H100 made it in 0.3 of the time, of the UNet's 32 rows in 1.0 to 1.2."""
-    wide, groups = x.float(), (x.shape[0], norm.num_groups, -1)
-    variances, means = (
-        of.view(groups) for of in torch.var_mean(wide, tuple(range(2, x.dim())), correction=0)
-    )
+def _group_norm(norm: torch.nn.GroupNorm, x: Tensor) -> Tensor:
+    """GroupNorm of (n, channels, ...): each channel's statistics are taken first and then joined.
+
+    The rule that joins them is Chan, Golub and LeVeque's (Algorithms for computing the sample variance, 1983). In
+    channels-last, a group's few channels lie scattered and inductor reads them one by one, but all channels of a pixel
+    lie together. Time on an H100, as a share of inductor's own group norm: 0.3 for the decoder's single image, 1.0 to
+    1.2 for the UNet's 32 rows. So only the decoder has it.
+    """
+    wide = x.float()
+    grouped = (x.shape[0], norm.num_groups, -1)
+    spatial = tuple(range(2, x.dim()))
+    variances, means = torch.var_mean(wide, spatial, correction=0)
+    variances = variances.view(grouped)
+    means = means.view(grouped)
     mean = means.mean(2, keepdim=True)
-    variance = variances.mean(2, keepdim=True) + (means - mean).square().mean(2, keepdim=True)
+    between = (means - mean).square().mean(2, keepdim=True)
+    variance = variances.mean(2, keepdim=True) + between
 
-    def of_channels(values: torch.Tensor) -> torch.Tensor:
-        return values.expand_as(means).reshape(x.shape[:2] + (1,) * (x.dim() - 2))
+    def per_channel(values: Tensor) -> Tensor:
+        shape = x.shape[:2] + (1,) * len(spatial)
+        return values.expand_as(means).reshape(shape)
 
-    made = (wide - of_channels(mean)) * of_channels((variance + norm.eps).rsqrt())
+    answer = (wide - per_channel(mean)) * per_channel((variance + norm.eps).rsqrt())
     if norm.weight is not None:
-        made = made * of_channels(norm.weight.view(groups[1:])) + of_channels(
-            norm.bias.view(groups[1:])
-        )
-    return made.to(x.dtype)
+        weight = per_channel(norm.weight.view(grouped[1:]))
+        bias = per_channel(norm.bias.view(grouped[1:]))
+        answer = answer * weight + bias
+    return answer.to(x.dtype)
+
+
+# -- launches ---------------------------------------------------------------------------------------------------------
 
 
 class _Tuned(torch.nn.Module):
-    """A network within which cuDNN tries its kernels once for each shape. The switch is the process's, so it is set for
-    as long as a call lasts."""
+    """A network in which cuDNN tries its kernels once for each shape.
+
+    The switch belongs to the whole process, so it is set only while the network is called.
+    """
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True
         try:
             return self.network(*args, **kwargs)
         finally:
             torch.backends.cudnn.benchmark = before
 
 
+def tuned(networks: Networks) -> None:
+    networks.unet = _Tuned(networks.unet)
+    networks.vae.decoder = _Tuned(networks.vae.decoder)
+
+
 class _Graphed(torch.nn.Module):
-    """A UNet whose launches are recorded once for each shape as a CUDA graph, and then replayed by one launch
-    (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs, 2021). The next call overwrites its answer."""
+    """A UNet whose launches are recorded once for each shape as a CUDA graph, which one launch then replays.
+
+    Source: https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs, 2021. The next call overwrites the answer.
+    """
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._pool: Any = None  # one graph runs at a time, so all may use the same memory
-        self._recorded: dict[Any, tuple[Any, list[torch.Tensor], torch.Tensor]] = {}
+        self._pool: Any = None  # one graph runs at a time, so all graphs may share their memory
+        self._recorded: dict[Any, tuple[Any, list[Tensor], Tensor]] = {}
 
     def forward(
         self,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
+        latents: Tensor,
+        timesteps: Tensor,
         *,
-        encoder_hidden_states: torch.Tensor,
-        added_cond_kwargs: dict[str, torch.Tensor],
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: dict[str, Tensor],
         return_dict: bool,  # noqa: ARG002 - as the UNet's own
-    ) -> tuple[torch.Tensor]:
-        given = [latents, timesteps, encoder_hidden_states, *added_cond_kwargs.values()]
-        shapes = tuple(tensor.shape for tensor in given)
+    ) -> tuple[Tensor]:
+        inputs = [latents, timesteps, encoder_hidden_states, *added_cond_kwargs.values()]
+        shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self._recorded:
-            self._recorded[shapes] = self._record(
-                [tensor.clone() for tensor in given], list(added_cond_kwargs)
-            )
-        graph, places, made = self._recorded[shapes]
-        for place, tensor in zip(places, given, strict=True):
+            copies = [tensor.clone() for tensor in inputs]
+            self._recorded[shapes] = self._record(copies, list(added_cond_kwargs))
+        graph, places, noise = self._recorded[shapes]
+        for place, tensor in zip(places, inputs, strict=True):
             place.copy_(tensor)
         graph.replay()
-        return (made,)
+        return (noise,)
 
-    def _record(
-        self, places: list[torch.Tensor], names: list[str]
-    ) -> tuple[Any, list[torch.Tensor], torch.Tensor]:
-        def call() -> torch.Tensor:
-            latents, timesteps, text, *added = places
-            conditions = dict(zip(names, added, strict=True))
-            options = {
-                "encoder_hidden_states": text,
-                "added_cond_kwargs": conditions,
-                "return_dict": False,
-            }
-            noise: torch.Tensor = self.network(latents, timesteps, **options)[0]
+    def _record(self, places: list[Tensor], names: list[str]) -> tuple[Any, list[Tensor], Tensor]:
+        """Returns the graph, the tensors that it reads, and the tensor that it writes."""
+
+        def call() -> Tensor:
+            latents, timesteps, text, *conditions = places
+            noise: Tensor = self.network(
+                latents,
+                timesteps,
+                encoder_hidden_states=text,
+                added_cond_kwargs=dict(zip(names, conditions, strict=True)),
+                return_dict=False,
+            )[0]
             return noise
 
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call] # what is made ready at a first call can't be recorded
+        # 1) Call on another stream: what a first call makes ready can't be recorded
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(2):
                 call()
         torch.cuda.current_stream().wait_stream(beside)
+
+        # 2) Record
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            made = call()
+            noise = call()
         self._pool = graph.pool()
         torch._dynamo.utils.counters["benchlib"]["recorded"] += 1
-        return graph, places, made
-
-
-def tuned(networks: Networks) -> None:
-    networks.unet, networks.vae.decoder = _Tuned(networks.unet), _Tuned(networks.vae.decoder)
+        return graph, places, noise
 
 
 def graphs(networks: Networks) -> None:
@@ -298,14 +359,16 @@ def graphs(networks: Networks) -> None:
 
 
 def graphs_made() -> int:
-    """Graphs that torch has compiled in this process so far, and CUDA graphs that were recorded."""
-    if "torch._dynamo.utils" not in sys.modules:  # whose import takes seconds
+    """The number of graphs that torch has compiled in this process, and of CUDA graphs that were recorded."""
+    if "torch._dynamo.utils" not in sys.modules:  # its import takes seconds
         return 0
     counters = torch._dynamo.utils.counters
-    return int(counters["stats"]["unique_graphs"] + counters["benchlib"]["recorded"])
+    compilations = counters["stats"]["unique_graphs"]
+    recordings = counters["benchlib"]["recorded"]
+    return int(compilations + recordings)
 
 
-# -- and when they can't ----------------------------------------------------------------------------------------------
+# -- why a recipe can't be used ---------------------------------------------------------------------------------------
 
 
 def no_bf16(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
@@ -315,11 +378,9 @@ def no_bf16(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
 
 
 def no_vae_bf16(device: torch.device, dtype: str) -> str | None:
-    return (
-        "the VAE is in bfloat16 already; leave it out"
-        if dtype == "bfloat16"
-        else no_bf16(device, dtype)
-    )
+    if dtype == "bfloat16":
+        return "the VAE is in bfloat16 already; leave it out"
+    return no_bf16(device, dtype)
 
 
 def no_fusing(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
@@ -329,17 +390,33 @@ def no_fusing(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
 
 
 def no_compiler(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Whether inductor can compile is tried on one sum: it needs a C++ compiler, on CUDA also Triton."""
+    """Tries to compile one negation: inductor needs a C++ compiler, and Triton on CUDA."""
     try:
         torch.compile(torch.neg)(torch.ones(2, device=device))
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
         words = str(error).strip().splitlines()[0]
-        return f"torch.compile does not work here ({words}); install a C++ compiler such as g++, or leave it out"
+        return (
+            f"torch.compile does not work here ({words}); "
+            "install a C++ compiler such as g++, or leave it out"
+        )
     return None
 
 
 def no_cuda(what: str, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    return None if device.type == "cuda" else f"{what} a CUDA GPU; leave it out"
+    if device.type != "cuda":
+        return f"{what} a CUDA GPU; leave it out"
+    return None
+
+
+def no_cudnn_attention(device: torch.device, dtype: str) -> str | None:
+    """Tries cuDNN's attention with heads of SDXL's size."""
+    heads = torch.zeros(1, 1, 8, 64, device=device, dtype=getattr(torch, dtype))
+    try:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+    except RuntimeError:
+        return f"torch has no such attention for {dtype} on {device.type}; leave it out"
+    return None
 
 
 def no_hub_vae(hub_id: str, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
@@ -351,37 +428,6 @@ def no_hub_vae(hub_id: str, device: torch.device, dtype: str) -> str | None:  # 
         except ModelError as error:
             return str(error).removeprefix("model: ")
     return None
-
-
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The names of all operators that run within."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.names.append(function.name())
-        return function(*args, **(kwargs or {}))
-
-
-def no_attention(
-    backend: SDPBackend, operator: str, device: torch.device, dtype: str
-) -> str | None:
-    """Whether SDPA has this backend is tried with heads of SDXL's size, and what ran is looked at."""
-    heads = torch.zeros(1, 1, 8, 64, device=device, dtype=getattr(torch, dtype))
-    try:
-        with sdpa_kernel(backend), _Operators() as ran:
-            torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
-    except RuntimeError:
-        return f"torch has no such attention for {dtype} on {device.type}; leave it out"
-    return (
-        None
-        if any(operator in name for name in ran.names)
-        else f"torch ran {ran.names} in its place; leave it out"
-    )
 
 
 def no_torchao(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
