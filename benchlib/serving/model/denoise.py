@@ -146,37 +146,38 @@ class Batch:
 
     def _guide(self, noise: Tensor) -> Tensor:
         """Returns (works, channels, height/8, width/8): the noise after classifier-free guidance."""
-        conditional = noise[self._guided : self._guided + len(self._works)]
-        if not self._guided:
+        count = self._guided
+        conditional = noise[count : count + len(self._works)]
+        if count == 0:
             return conditional
-        unconditional = noise[: self._guided]
-        difference = conditional[: self._guided] - unconditional
+        unconditional = noise[:count]
+        difference = conditional[:count] - unconditional
         guided = unconditional + (self._guidance * difference).to(noise.dtype)
-        if self._guided == len(self._works):
+        if count == len(self._works):
             return guided
-        return torch.cat([guided, conditional[self._guided :]])
+        return torch.cat([guided, conditional[count:]])
 
     def _euler_step(self, noise: Tensor, levels: Tensor) -> Tensor:
         """Euler's method (Karras et al., 2022, algorithm 1, no churn), rounded where EulerDiscreteScheduler rounds."""
         _, _, sigma, sigma_change = levels.unbind(1)
         sample = self._latents.to(torch.float32)
-        # On the CPU torch rounds a scalar tensor that is the first factor to the other factor's type.
-        on_cpu = noise.device.type == "cpu"
-        factor = sigma.to(noise.dtype) if on_cpu else sigma
+        # The scheduler's sigma is a tensor without dimensions. On the CPU torch rounds it to the noise's type.
+        factor = sigma
+        if noise.device.type == "cpu":
+            factor = sigma.to(noise.dtype)
         original = sample - (factor * noise).to(noise.dtype)
         derivative = _divide(sample - original, sigma)
         return (sample + derivative * sigma_change).to(self._dtype)
 
     def _scheduler_inputs(self) -> tuple[Tensor, Tensor]:
         """Asks a copy of each work's scheduler, because a scheduler can't take a step back."""
-        self._schedulers = [
-            copy.deepcopy((work.scheduler, work.step_options)) for work in self._works
-        ]
+        self._schedulers = []
         latents = []
-        timesteps = []
-        for work, (scheduler, _) in zip(self._works, self._schedulers, strict=True):
+        for work in self._works:
+            scheduler, options = copy.deepcopy((work.scheduler, work.step_options))
+            self._schedulers.append((scheduler, options))
             latents.append(scheduler.scale_model_input(work.latents, work.timestep))
-            timesteps.append(work.timestep)
+        timesteps = [work.timestep for work in self._works]
         return torch.cat(latents), torch.stack(timesteps)
 
     def _scheduler_step(self, noise: Tensor) -> Tensor:

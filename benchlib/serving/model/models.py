@@ -1,6 +1,6 @@
-"""Where an SDXL pipeline comes from: a tiny one made in code, full size with random weights, the hub, a folder, a file.
+"""Models: an SDXL pipeline made in code, with random weights, or from the hub, a folder or a file.
 
-Knows Hugging Face's loaders and caches. Ignorant of requests, engines and HTTP.
+Knows Hugging Face's loaders and caches. Ignorant of recipes, requests, engines and HTTP.
 """
 
 from __future__ import annotations
@@ -34,25 +34,27 @@ from benchlib.machine import available_memory_gib
 from benchlib.telemetry import GIB
 
 SDXL_HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
-SDXL_PARAMS = 3_468_837_867  # of the published base model: UNet, two text encoders and VAE
+SDXL_PARAMS = (
+    3_468_837_867  # parameters of the published base model's UNet, two text encoders and VAE
+)
 HUB_TIMEOUT_S = 5.0
-# Part of the cache key: raise it with every change to what `tiny` is made of.
+# Part of the cache key: raise it whenever the architecture or the weights of `tiny` change.
 TINY_VERSION = 1
 
-# "sdxl" is the published configuration of stabilityai/stable-diffusion-xl-base-1.0, as its config.json files state it
-# (an eos_token_id of 2 makes transformers pool at the highest token id, which is end-of-text). "tiny" is what differs:
-# narrow and shallow, over the byte vocabulary; its sample_size of 16 makes 128x128 the pipeline's own size.
+# "sdxl" is the published configuration of stabilityai/stable-diffusion-xl-base-1.0, from its config.json files. Its
+# eos_token_id of 2 makes transformers pool at the highest token id, which is end-of-text. "tiny" holds only the
+# differences: fewer and narrower layers, and a vocabulary of bytes. Its sample_size of 16 means images of 128x128.
 _ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text())
 SDXL: dict[str, dict[str, Any]] = _ARCHITECTURES["sdxl"]
 TINY = {part: config | _ARCHITECTURES["tiny"].get(part, {}) for part, config in SDXL.items()}
 
 
 class ModelError(RuntimeError):
-    """A model can't be had: the message says why and what to do about it."""
+    """A model can't be loaded: the message says why and what to do about it."""
 
 
 def choose_model(model: str, device: torch.device) -> tuple[str, str]:
-    """Resolve `"auto"` to a model's name for `device`; the second value says why, for a person."""
+    """The name of the model, where "auto" is resolved for `device`, and the reason in words."""
     if model != "auto":
         return model, "asked for by name"
     if device.type == "cuda":
@@ -66,8 +68,8 @@ def load_diffusers(
     """Load or make a stock pipeline on `device` in `dtype`.
 
     `model` is `"tiny"`, `"sdxl"`, `"sdxl-random"`, a hub id, a diffusers folder or a single `.safetensors` file.
-    `seed` draws the weights of the two random models. Raises `ModelError`, which names the remedy, before anything
-    large is read where the model can't be had or does not fit.
+    `seed` draws the weights of the two random models. Raises `ModelError`, which names the remedy, where the model
+    can't be loaded or does not fit. Nothing large is read before that.
     """
     if model == "tiny":
         with _no_progress_bars():
@@ -87,7 +89,8 @@ def load_diffusers(
     hub_id = SDXL_HUB_ID if model == "sdxl" else model
     if "/" not in hub_id:
         raise ModelError(
-            f"model: {model!r} is none of 'tiny', 'sdxl', 'sdxl-random', no folder here and no hub id (owner/name)"
+            f"model: {model!r} is none of 'tiny', 'sdxl' and 'sdxl-random', "
+            "and neither a folder here nor a hub id (owner/name)"
         )
     return _from_hub(hub_id, device, dtype)
 
@@ -96,12 +99,13 @@ def load_diffusers(
 
 
 def tiny_folder(seed: int = 0) -> Path:
-    """Folder of the tiny pipeline in `save_pretrained`'s layout (16 MB), built on first use.
+    """The folder of the tiny pipeline in `save_pretrained`'s layout (16 MB), built on first use.
 
-    Lies under BENCHLIB_CACHE, else the user's cache folder. It is written aside and renamed, so that two processes
-    may build at once: the first to rename wins and the other takes its result.
+    It lies under BENCHLIB_CACHE, else in the user's cache folder. Two processes may build it at once: each writes a
+    folder of its own and renames it. The first to rename wins, and the other process uses that result.
     """
-    cache = Path(os.environ.get("BENCHLIB_CACHE") or platformdirs.user_cache_path("benchlib"))
+    chosen = os.environ.get("BENCHLIB_CACHE")
+    cache = Path(chosen or platformdirs.user_cache_path("benchlib"))
     folder = cache / f"tiny-v{TINY_VERSION}-seed{seed}"
     if folder.is_dir():
         return folder
@@ -109,7 +113,7 @@ def tiny_folder(seed: int = 0) -> Path:
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
     try:
         _assemble(TINY, torch.device("cpu"), torch.float32, seed).save_pretrained(aside)
-        # A rename onto a folder that has come to be meanwhile fails, and then that one is as good.
+        # The rename fails where another process has finished the folder meanwhile. That folder is as good.
         try:
             aside.rename(folder)
         except OSError:
@@ -122,39 +126,37 @@ def tiny_folder(seed: int = 0) -> Path:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Five bars for 16 MB are noise; on real weights they are news."""
-    shown = (
-        diffusers_logging.is_progress_bar_enabled(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    """Hides the libraries' progress bars meanwhile. Real weights deserve bars, the tiny model's 16 MB do not."""
+    libraries = [diffusers_logging, transformers_logging]
+    showing = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in showing:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        if shown[0]:
-            diffusers_logging.enable_progress_bar()
-        if shown[1]:
-            transformers_logging.enable_progress_bar()
+        for library in showing:
+            library.enable_progress_bar()
 
 
 def _tokenizer(pad_token: str) -> CLIPTokenizer:
-    """CLIP's tokenizer over single bytes, with no merges: it reads any Unicode text with 514 entries.
+    """CLIP's tokenizer over single bytes, without merges: its 514 entries read any Unicode text.
 
-    The alphabet is GPT-2's printable stand-ins for the 256 bytes, which CLIP shares: printable Latin-1 stands for
-    itself, the rest is moved up to U+0100 and on. "!" is entry 0 and end-of-text the highest, as in CLIP's vocabulary.
+    The alphabet is the one that CLIP took from GPT-2. It has a printable character for each of the 256 bytes: printable
+    Latin-1 stands for itself, and the other bytes are moved to U+0100 and up. As in CLIP's vocabulary, "!" is entry 0
+    and end-of-text the highest entry.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [0x100 + i for i in range(256 - len(printable))]
     alphabet = [chr(code) for code in printable + moved]
-    entries = [
-        *alphabet,
-        *(f"{letter}</w>" for letter in alphabet),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    vocab = {entry: i for i, entry in enumerate(entries)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77, pad_token=pad_token)
+    last_in_word = [f"{letter}</w>" for letter in alphabet]
+    entries = [*alphabet, *last_in_word, "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=[],
+        model_max_length=77,
+        pad_token=pad_token,
+    )
 
 
 # -- random weights ---------------------------------------------------------------------------------------------------
@@ -163,8 +165,8 @@ def _tokenizer(pad_token: str) -> CLIPTokenizer:
 def _assemble(
     config: dict[str, dict[str, Any]], device: torch.device, dtype: torch.dtype, seed: int
 ) -> StableDiffusionXLPipeline:
-    """A whole pipeline of random weights, made on `device` in `dtype`."""
-    networks: dict[str, Callable[[], torch.nn.Module]] = {
+    """A whole pipeline with random weights, made on `device` in `dtype`."""
+    builders: dict[str, Callable[[], torch.nn.Module]] = {
         "unet": lambda: UNet2DConditionModel(**config["unet"]),
         "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**config["text_encoder"])),
         "text_encoder_2": lambda: CLIPTextModelWithProjection(
@@ -172,11 +174,12 @@ def _assemble(
         ),
         "vae": lambda: AutoencoderKL(**config["vae"]),
     }
+    networks = {
+        name: _with_random_weights(build, f"{seed}:{name}", device, dtype)
+        for name, build in builders.items()
+    }
     return StableDiffusionXLPipeline(
-        **{
-            name: _with_random_weights(build, f"{seed}:{name}", device, dtype)
-            for name, build in networks.items()
-        },
+        **networks,
         tokenizer=_tokenizer(pad_token="<|endoftext|>"),
         tokenizer_2=_tokenizer(pad_token="!"),
         scheduler=EulerDiscreteScheduler(**config["scheduler"]),
@@ -188,16 +191,20 @@ def _with_random_weights(
 ) -> torch.nn.Module:
     """Build a network whose weights are drawn at their final place, so that no second copy of them ever exists.
 
-    Matrices are uniform with variance 1 / fan-in (LeCun et al., "Efficient BackProp", 1998, section 4.6), which keeps
-    activations finite at any depth; gains are 1 and biases 0. The libraries' own initialisers are passed over: theirs
-    change between versions, and with them what a seed means. Every `dtype` rounds the same numbers, drawn in float32.
+    Matrices are uniform with variance 1 / fan-in (LeCun et al., "Efficient BackProp", 1998, section 4.6). That keeps
+    activations finite at any depth. Gains are 1 and biases 0. The libraries' own initialisers are not used: they change
+    between versions, and a seed would then mean other weights. All dtypes round the same float32 numbers.
     """
-    generator = torch.Generator(device)
-    generator.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
-    # Larger parts leave holes in the heap: 13 % of the weights' bytes with 4 MiB, 0.5 % with 256 KiB.
-    drawn_at_once = 2**16 if device.type == "cpu" else 2**22
+    # 1) Lay out the network without memory
     with init_empty_weights(include_buffers=False):
         network = build()
+
+    # 2) Draw its weights
+    generator = torch.Generator(device)
+    digest = hashlib.sha256(key.encode()).digest()
+    generator.manual_seed(int.from_bytes(digest[:7]))
+    # Larger parts leave holes in a CPU's heap: 13 % of the weights' bytes with 4 MiB, 0.5 % with 256 KiB.
+    drawn_at_once = 2**16 if device.type == "cpu" else 2**22
     for name, parameter in list(network.named_parameters()):
         value = torch.empty(parameter.shape, device=device, dtype=dtype)
         if value.ndim > 1:
@@ -222,7 +229,7 @@ def _from_folder(
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(
-            f"model: {folder} is no diffusers pipeline: it has no model_index.json; give the folder that has one"
+            f"model: {folder} is not a diffusers pipeline: it has no model_index.json; give the folder that has one"
         )
     try:
         kind = json.loads(index.read_text())["_class_name"]
@@ -234,13 +241,12 @@ def _from_folder(
         raise ModelError(
             f"model: {folder} holds a {kind}, not a StableDiffusionXLPipeline; give an SDXL text-to-image model"
         )
-    variant = (
-        "fp16" if dtype == torch.float16 and any(folder.glob("unet/*.fp16.safetensors")) else None
-    )
-    weights = folder.glob("*/*.fp16.safetensors" if variant else "*/*.safetensors")
-    _require_memory(
-        _count_params(f for f in weights if variant or ".fp16." not in f.name), device, dtype
-    )
+    in_16_bits = dtype == torch.float16 and any(folder.glob("unet/*.fp16.safetensors"))
+    variant = "fp16" if in_16_bits else None
+    files = [
+        file for file in folder.glob("*/*.safetensors") if (".fp16." in file.name) == in_16_bits
+    ]
+    _require_memory(_count_params(files), device, dtype)
     try:
         pipe = StableDiffusionXLPipeline.from_pretrained(
             folder, dtype=dtype, variant=variant, local_files_only=True
@@ -251,7 +257,7 @@ def _from_folder(
 
 
 def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    """Load from the local cache where the model is there, else ask the hub first, briefly."""
+    """Load from the local cache, or ask the hub and download where the model is not cached."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def fetch(*, variant: str | None, local: bool) -> Path:
@@ -271,7 +277,7 @@ def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDi
     files = ask_hub(hub_id)
     if "model_index.json" not in files:
         raise ModelError(
-            f"model: {hub_id} on the hub is no diffusers pipeline; give an SDXL model in diffusers' layout"
+            f"model: {hub_id} on the hub is not a diffusers pipeline; give an SDXL model in diffusers' layout"
         )
     has_fp16 = any(name.startswith("unet/") and ".fp16." in name for name in files)
     return _from_folder(
@@ -280,11 +286,11 @@ def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDi
 
 
 def ask_hub(hub_id: str) -> set[str]:
-    """File names of a model on the hub. Raises `ModelError` at once where the hub or the model can't be reached."""
+    """The names of a model's files on the hub. Raises `ModelError` soon where the hub or the model can't be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    # Of httpx or its successor, whichever this version of the hub's client speaks through.
+    # The base class belongs to the HTTP library that this version of the hub's client uses.
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]
     remedy = "use model='tiny' or 'sdxl-random', which need no download, or give the folder of a downloaded model"
     try:
@@ -306,7 +312,7 @@ def _from_single_file(
     if not path.is_file():
         raise ModelError(f"model: there is no file {path}")
     _require_memory(_count_params([path]), device, dtype)
-    # A single file holds weights only: configuration and vocabulary are the base model's (a few MB).
+    # A single file holds weights only. Configuration and vocabulary are the base model's, a few MB.
     try:
         pipe = StableDiffusionXLPipeline.from_single_file(
             path, config=SDXL_HUB_ID, dtype=dtype, local_files_only=True
@@ -323,20 +329,21 @@ def _from_single_file(
 
 
 def _placed(pipe: StableDiffusionXLPipeline, device: torch.device) -> StableDiffusionXLPipeline:
-    # Loaders put weights on the CPU. Asking for it again makes diffusers warn that float16 can't run there; it can.
-    return pipe if device.type == "cpu" else pipe.to(device)
+    # Loaders put weights on the CPU. A further `to("cpu")` makes diffusers warn that float16 can't run there; it can.
+    if device.type == "cpu":
+        return pipe
+    return pipe.to(device)
 
 
 def _count_params(files: Iterable[Path]) -> int:
-    """Numbers stored in safetensors files, from their headers alone."""
+    """The number of parameters in safetensors files, read from the headers alone."""
     count = 0
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                count += sum(
-                    torch.Size(tensors.get_slice(name).get_shape()).numel()
-                    for name in tensors.keys()  # noqa: SIM118 - it is no dict
-                )
+                for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                    shape = tensors.get_slice(name).get_shape()
+                    count += torch.Size(shape).numel()
         except SafetensorError as error:
             raise ModelError(
                 f"model: {file} is no safetensors file ({error}); download it again"
@@ -352,9 +359,11 @@ def _free_memory_gib(device: torch.device) -> float:
 
 
 def _require_memory(params: int, device: torch.device, dtype: torch.dtype) -> None:
-    needed_gib, free_gib = params * dtype.itemsize / 2**30, _free_memory_gib(device)
+    needed_gib = params * dtype.itemsize / GIB
+    free_gib = _free_memory_gib(device)
     if needed_gib > free_gib:
+        dtype_name = str(dtype).removeprefix("torch.")
         raise ModelError(
-            f"model: its weights need {needed_gib:.1f} GiB in {str(dtype).removeprefix('torch.')} and {device} has "
+            f"model: its weights need {needed_gib:.1f} GiB in {dtype_name} and {device} has "
             f"{free_gib:.1f} GiB free; free memory, take a smaller dtype (dtype='bfloat16'), or use model='tiny'"
         )

@@ -20,7 +20,8 @@ Embedding = tuple[Tensor, Tensor]  # (rows, 77, features) of the text, (rows, fe
 def embed_prompts(pipe: Any, requests: Sequence[GenerateRequest]) -> list[Embedding]:
     """The embeddings that each request gives to the UNet.
 
-    A guided request (`guidance_scale` above 1) has two rows, the negative prompt's first. Another one has one row.
+    A guided request (`guidance_scale` above 1) has two rows, of which the negative prompt's is the first. A request
+    without guidance has one row.
     """
     embeddings = _embed_texts(pipe, requests)
     chosen = []
@@ -52,8 +53,9 @@ def _embed_texts(pipe: Any, requests: Sequence[GenerateRequest]) -> dict[str, Em
         embedded, _, pooled, _ = pipe.encode_prompt(
             prompt=group, device=pipe.unet.device, do_classifier_free_guidance=False
         )
-        rows = zip(embedded.split(1), pooled.split(1), strict=True)
-        embeddings.update(zip(group, rows, strict=True))
+        for number, text in enumerate(group):
+            row = slice(number, number + 1)
+            embeddings[text] = (embedded[row], pooled[row])
     return embeddings
 
 

@@ -1,4 +1,4 @@
-"""Where models come from: tiny's cache, published sizes, local hubs, and errors that name their remedy."""
+"""Models: the tiny model's cache, published sizes, a local hub, and errors that name their remedy."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ def test_two_processes_may_build_tiny_at_once_and_agree(tmp_path):
         out, err = builder.communicate(timeout=120)
         assert builder.returncode == 0, err
         assert out.strip() == str(next(tmp_path.iterdir()))
-    [only] = tmp_path.iterdir()  # nothing half-written is left beside it
+    [only] = tmp_path.iterdir()  # no half-written folder is left beside it
     assert digest(only) == digest(tiny_folder())
 
 
@@ -174,7 +174,7 @@ def test_a_cached_hub_model_loads_without_asking_the_hub(hub_cache, dtype):
     assert out == "loaded StableDiffusionXLPipeline"
 
 
-def test_a_hub_that_refuses_connections_is_told_at_once(tmp_path):
+def test_a_hub_that_refuses_connections_is_reported_at_once(tmp_path):
     out = load_elsewhere(
         "someone/other", "bfloat16", HF_HUB_CACHE=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9"
     )
@@ -243,7 +243,7 @@ def test_a_damaged_weights_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["sdxl-random", "sdxl"])
-def test_too_little_memory_is_told_before_anything_is_loaded(model, monkeypatch):
+def test_too_little_memory_is_reported_before_anything_is_loaded(model, monkeypatch):
     monkeypatch.setattr(models, "_free_memory_gib", lambda _: 1.0)
     started = time.monotonic()
     with pytest.raises(
@@ -253,9 +253,7 @@ def test_too_little_memory_is_told_before_anything_is_loaded(model, monkeypatch)
     assert time.monotonic() - started < 2
 
 
-def test_a_container_with_too_little_memory_is_told_before_anything_is_loaded(
-    monkeypatch, tmp_path
-):
+def test_a_containers_limit_is_reported_before_anything_is_loaded(monkeypatch, tmp_path):
     for name, content in {"memory.max": 2**30, "memory.current": 2**29, "memory.stat": ""}.items():
         (tmp_path / name).write_text(str(content))
     monkeypatch.setattr(machine, "_cgroups", lambda *_: [tmp_path])

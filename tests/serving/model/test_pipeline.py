@@ -1,4 +1,4 @@
-"""The wrapper against the stock pipeline: the same bits, whatever is asked; and what it says of time and memory."""
+"""The pipeline against the stock pipeline: the same bits for every request. And its times and its memory."""
 
 import copy
 import logging
@@ -145,9 +145,8 @@ def test_a_mixed_batch_gives_each_request_its_own_image(tiny):
     together = tiny.generate(requests)
     for image, one in zip(together.images, requests, strict=True):
         difference = pixels(image).astype(int) - pixels(stock_image(tiny, one)).astype(int)
-        assert (
-            np.abs(difference).max() <= 1
-        )  # float32 sums in another order: at most one of 255 levels
+        # A batch sums float32 in another order, which changes at most one of 255 levels.
+        assert np.abs(difference).max() <= 1
     assert len(together.timings.step_s) == 7
 
 
@@ -158,7 +157,7 @@ def test_a_batch_of_different_sizes_is_refused(tiny):
         tiny.generate([])
 
 
-def test_a_seed_is_drawn_and_told_where_none_is_given(tiny):
+def test_without_a_seed_one_is_drawn_and_returned(tiny):
     result = tiny.generate(request(seed=None))
     assert tiny.generate(request(seed=None)).seeds != result.seeds
     np.testing.assert_array_equal(
@@ -181,9 +180,8 @@ def test_times_add_up_and_memory_is_named(tiny):
     not Path("/proc/self/clear_refs").exists(), reason="only /proc can reset the peak of the RSS"
 )
 def test_the_memory_peak_is_of_the_work_alone(tiny):
-    with mmap.mmap(
-        -1, 2**30
-    ) as ballast:  # not by malloc, which may find 1 GiB that it never gave back
+    # Mapped, because malloc may reuse 1 GiB that it never gave back.
+    with mmap.mmap(-1, 2**30) as ballast:
         for page in range(0, 2**30, mmap.PAGESIZE):
             ballast[page] = 1
         tiny.generate(request())
@@ -222,8 +220,8 @@ def test_a_bad_argument_is_named_with_its_remedy(arguments, message):
         load_pipeline("tiny", **arguments)
 
 
-def test_the_threads_asked_for_are_those_that_compute(tiny):
-    """Also where torch has computed before: `tiny` was loaded."""
+def test_the_requested_number_of_threads_computes(tiny):
+    """Also in a process where torch has computed before, here to load `tiny`."""
     was = tiny.spec["torch_threads"]
     try:
         for threads in (was + 1, 1):

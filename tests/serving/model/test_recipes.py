@@ -1,4 +1,4 @@
-"""Recipes on the tiny model: each takes effect, leaves the stock pipeline alone, and says why where it can't."""
+"""Recipes on the tiny model: each takes effect, leaves the stock pipeline alone, and says why it can't be used."""
 
 import copy
 import gc
@@ -29,7 +29,7 @@ from benchlib.serving.model.recipes import COMBINATIONS, RECIPES, Recipe, parse_
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
-PSNR_DB = {  # at the least; those that are exact differ by single levels
+PSNR_DB = {  # at least; the images of exact recipes differ by single levels
     "fp32": math.inf, "bf16": 30, "channels-last": 60, "fused-qkv": 60, "vae-bf16": 40, "vae-tiling": 18,
     "vae-slicing": 60,
 }  # fmt: skip
@@ -68,7 +68,7 @@ def applied():
 
 
 @pytest.mark.parametrize("name", PSNR_DB)
-def test_its_image_is_near_the_baselines(applied, tiny, name):
+def test_a_recipes_image_is_near_the_baselines(applied, tiny, name):
     pair, others = (request(), request(seed=2)), (request(seed=3), request(seed=4))
     a, b, other = pixels(tiny, *pair), pixels(applied(name), *pair), pixels(tiny, *others)
     found = min(psnr_db(one, two) for one, two in zip(a, b, strict=True))
@@ -129,7 +129,7 @@ def test_the_compilers_group_norm_frees_its_weights(tiny):
     assert sum(weight() is not None for weight in weights) == 0
 
 
-def test_those_called_exact_are():
+def test_the_recipes_called_exact_are_exact():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
         "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn", "compile",
         "compile-regional", "cudnn-tuned", "cuda-graphs",
@@ -169,14 +169,14 @@ def test_a_seed_means_the_same_noise_in_every_dtype(applied, tiny):
     for size in (
         {"width": 64, "height": 64},
         {"width": 104, "height": 88},
-    ):  # of which 16 is no divisor
+    ):  # 16 does not divide these
         noise = [pipe.encode([request(**size)])[0].latents for pipe in (tiny, applied("bf16"))]
         assert torch.allclose(noise[0], noise[1].float(), rtol=2**-7, atol=0)
 
 
-def test_channels_last_is_how_the_weights_and_what_flows_lie(applied, tiny):
+def test_channels_last_is_the_layout_of_weights_and_activations(applied, tiny):
     def strides(pipe):
-        """Of the weights of a convolution of each network, and of what a transformer and the UNet's last one make."""
+        """Whether two convolutions' weights and the outputs of a transformer and of the UNet are channels-last."""
         made, unet = [], pipe._unet
         hooks = [
             module.register_forward_hook(lambda *passed: made.append(passed[2]))
@@ -362,7 +362,7 @@ def test_a_16_bit_vae_that_overflows_is_reached_too(tiny, name, own):
 def test_a_vae_of_the_hub_takes_the_decoders_place(
     tiny, tmp_path, monkeypatch, name, hub_id, kind, of_stock
 ):
-    """From the hub's cache, as a download would leave it; of random weights here."""
+    """The hub's cache holds a VAE with random weights, as a download would leave it."""
     repository = tmp_path / f"models--{hub_id.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
@@ -380,7 +380,7 @@ def test_a_vae_of_the_hub_takes_the_decoders_place(
 
 
 class Replayed(_Graphed):
-    """Records the call itself in place of CUDA's launches; a replay reads the same places, writes the same answer."""
+    """Records the call instead of CUDA's launches. A replay reads the same tensors and overwrites the same answer."""
 
     def _record(self, places, names):
         def call():
@@ -398,7 +398,7 @@ class Replayed(_Graphed):
         return SimpleNamespace(replay=lambda: made.copy_(call())), places, made
 
 
-def test_what_was_recorded_is_replayed_for_whatever_comes_in_its_shape(tiny):
+def test_a_recording_is_replayed_for_each_input_of_its_shape(tiny):
     pipe = copy.copy(tiny)
     pipe._unet = Replayed(tiny._unet)
     first, second = (
@@ -474,7 +474,7 @@ def test_each_says_what_it_is():
         ),
     ],
 )
-def test_what_is_refused_is_refused_before_anything_is_loaded(options, words):
+def test_a_bad_recipe_is_refused_before_anything_is_loaded(options, words):
     with pytest.raises(ValueError, match=f"^{words}"):
         load_pipeline("/no/such/model", device="cpu", **options)
 
@@ -508,7 +508,7 @@ def test_without_a_compiler_compile_says_so(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("recipe", ["compile-regional", "compile"])
 def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
-    torch.compiler.reset()  # a decoder that another test compiled would be taken
+    torch.compiler.reset()  # else a decoder that another test compiled would be used
     pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
     engine = Engine(pipe, EngineOptions(max_batch_size=2, sizes=[(64, 64)]))
     before = graphs_made()
