@@ -4,13 +4,14 @@
     python -m benchmarks.gpu --results results/gpu                     # all parts
     python -m benchmarks.gpu --results results/gpu --table             # the table, from what is kept
 
-Each figure is a line in <results>/<part>.jsonl as soon as it is measured. A section of a part that was ended is skipped
-when the part is run again, and one for which no time is left (`--budget`, in seconds) is left out, with a line that
-says so. Every shape is run before it is timed, the device is synchronised before a clock is read, repetitions go
-through the variants in turn, and a compilation during a measurement marks its line. Figures are medians of their
-repetitions with the 95 % interval of a median (from six on). Images are 1024x1024 in 20 guided steps if nothing else is
-said. `--model tiny --device cpu --quick` shows that all works, and measures nothing. Knows recipes, engine and server
-from outside; ignorant of how anything is computed.
+Each figure is a line in <results>/<part>.jsonl as soon as it is measured. A part that is run again skips its finished
+sections. A section for which no time is left (`--budget`, in seconds) is left out, and a line says so.
+
+Every shape is run before it is timed, and the device is synchronised before a clock is read. Repetitions go through the
+variants in turn, and a compilation during a measurement marks its line. Figures are medians of their repetitions, with
+the 95 % interval of a median from six repetitions on. Images are 1024x1024 in 20 guided steps unless a line says
+otherwise. `--model tiny --device cpu --quick` shows that every part works, and measures nothing. Knows recipes, engine
+and server from outside; ignorant of how anything is computed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,54 +45,60 @@ from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import Server
 from benchlib.study.latency import in_window
 from benchlib.study.likeness import psnr_db, ssim
+from benchlib.telemetry import GIB
 from benchmarks.gpu_table import draw, read, table
 
 EAGER = "bf16+channels-last+fused-qkv"
 GRAPHS = f"{EAGER}+cudnn-tuned+cuda-graphs"
-COMPILE_S = {
-    "regional": 90.0,
-    "compile": 150.0,
-    "fastest": 90.0,
-}  # to load and compile one shape, at a guess
+# A guess of the seconds that loading and compiling one shape takes, by a word in the recipe's name.
+COMPILE_S = {"regional": 90.0, "compile": 150.0, "fastest": 90.0}
 SEEDS = (1, 2, 3)  # of the images that are compared
-BUCKETS = (
-    2,
-    16,
-)  # rows: two for each guided request; on an H100 eight rows were no faster than four times two
-MIXED = (10, 20, 30, 40, 50)
+# Rows of the UNet, two for each guided request. On an H100, eight rows were no faster than four times two.
+BUCKETS = (2, 16)
+MIXED_STEPS = (10, 20, 30, 40, 50)
 
 
 class Book:
-    """What is measured: a file of lines for a part, how long may be measured, and how much is asked for."""
+    """The file of one part's figures, the time that is left, and the requests and models that the options choose."""
 
     def __init__(self, part: str, options: argparse.Namespace) -> None:
-        self.part, self.options = part, options
+        self.part = part
+        self.options = options
         self.folder = Path(options.results)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / f"{part}.jsonl"
         self.end_s = time.monotonic() + options.budget
-        self.ended = {
-            line["case"]
-            for line in read(self.folder)
-            if (line["part"], line["what"]) == (part, "ended")
-        }
-        side = {} if options.size is None else {"width": options.size, "height": options.size}
-        self.shape: dict[str, int] = side
+        self.ended = set()
+        for line in read(self.folder):
+            if line["part"] == part and line["what"] == "ended":
+                self.ended.add(line["case"])
+        self.shape: dict[str, int] = {}
+        if options.size is not None:
+            self.shape = {"width": options.size, "height": options.size}
 
     def write(self, case: str, what: str, value: Any, **more: Any) -> None:
-        line = {"part": self.part, "case": case, "what": what, "value": value} | more
+        """Keep a figure, and print it."""
+        self.keep(case, what, value, **more)
+        if what == "machine":
+            return
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        words = f"{self.part}, {case}: {what} {shown}"
+        if more:
+            words += f" {more}"
+        print(words, flush=True)
+
+    def keep(self, case: str, what: str, value: Any, **more: Any) -> None:
+        """Append a figure to the part's file."""
+        line = {"part": self.part, "case": case, "what": what, "value": value}
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        if what != "machine":
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            print(f"{self.part}, {case}: {what} {shown}" + (f" {more}" if more else ""), flush=True)
+            file.write(json.dumps(line | more) + "\n")
 
     @property
     def left_s(self) -> float:
         return self.end_s - time.monotonic()
 
     def begins(self, section: str, needs_s: float = 0.0) -> bool:
-        """Whether `section` is to be measured: it was not, and there is time."""
+        """Whether `section` is still to be measured and there is time for it."""
         if section in self.ended:
             return False
         if not self.options.quick and self.left_s < needs_s:
@@ -100,8 +107,9 @@ class Book:
         return True
 
     def can(self, case: str, recipe: str) -> bool:
-        """Whether `recipe` applies here; if not, a line says why. A quick run compiles nothing."""
-        if self.options.quick and any(word in recipe for word in ("compile", "fastest")):
+        """Whether `recipe` works here; if not, a line says why. A quick run compiles nothing."""
+        compiles = "compile" in recipe or "fastest" in recipe
+        if self.options.quick and compiles:
             self.write(case, "left out", "a quick run compiles nothing")
             return False
         try:
@@ -113,7 +121,7 @@ class Book:
 
     @contextmanager
     def trying(self, case: str) -> Iterator[None]:
-        """What fails within leaves out `case`, with its reason, and the others go on: the machine may be lent."""
+        """An error within leaves out `case`, and a line says why. The other cases go on: the machine may be lent."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever a compiler or a kernel raises
@@ -122,49 +130,62 @@ class Book:
     def load(self, case: str, recipe: str) -> SDXLPipeline:
         began_s = time.monotonic()
         pipe = load_pipeline(self.options.model, device=self.options.device, recipe=recipe)
-        self.shape = self.shape or {
-            name: pipe.spec["showcase"][name] for name in ("width", "height")
-        }
+        if not self.shape:
+            showcase = pipe.spec["showcase"]
+            self.shape = {"width": showcase["width"], "height": showcase["height"]}
         self.write(case, "load_s", time.monotonic() - began_s, recipe=recipe)
         return pipe
 
     def requests(self, n: int = 1, *, steps: int = 20, seed: int = 1) -> list[GenerateRequest]:
-        steps = min(steps, 3) if self.options.quick else steps
-        prompt = "a lighthouse at dusk"
-        return [
-            GenerateRequest(prompt=prompt, num_inference_steps=steps, seed=seed + i, **self.shape)
-            for i in range(n)
-        ]
+        if self.options.quick:
+            steps = min(steps, 3)
+        first = GenerateRequest(
+            prompt="a lighthouse at dusk",
+            num_inference_steps=steps,
+            **self.shape,
+        )
+        return [first.model_copy(update={"seed": seed + number}) for number in range(n)]
 
 
 def starts_s(recipe: str) -> float:
-    """Seconds to load and warm, with which to decide whether there is time."""
-    return next((seconds for word, seconds in COMPILE_S.items() if word in recipe), 20.0)
+    """A guess of the seconds to load and warm `recipe`."""
+    for word, seconds in COMPILE_S.items():
+        if word in recipe:
+            return seconds
+    return 20.0
+
+
+def recompiled(graphs_before: int) -> dict[str, int]:
+    """The mark of a line during whose measurement something was compiled or recorded, else nothing."""
+    new = graphs_made() - graphs_before
+    return {"recompiled": new} if new else {}
 
 
 def timed(
     book: Book, pipe: SDXLPipeline, case: str, n: int = 1, *, steps: int = 20, seed: int = 1
 ) -> list[Any]:
-    """Write what one batch took; its images."""
-    before = graphs_made()
+    """Write the times of one batch; returns its images."""
+    graphs_before = graphs_made()
     result = pipe.generate(book.requests(n, steps=steps, seed=seed))
-    more = {"recompiled": graphs_made() - before} if graphs_made() > before else {}
     timings = result.timings
-    parts = {name: getattr(timings, f"{name}_s") for name in ("encode", "denoise", "decode")}
-    book.write(case, "image_s", timings.total_s / n, n=n, steps=steps, **parts, **more)
+    book.write(
+        case,
+        "image_s",
+        timings.total_s / n,
+        n=n,
+        steps=steps,
+        encode=timings.encode_s,
+        denoise=timings.denoise_s,
+        decode=timings.decode_s,
+        **recompiled(graphs_before),
+    )
     for step_s in timings.step_s[1:]:
-        book_step(book, case, step_s, n)
+        book.keep(case, "step_s", step_s, n=n)
     return [np.asarray(image) for image in result.images]
 
 
-def book_step(book: Book, case: str, step_s: float, n: int) -> None:
-    line = {"part": book.part, "case": case, "what": "step_s", "value": step_s, "n": n}
-    with book.path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 def warm(book: Book, pipe: SDXLPipeline, case: str, n: int = 1) -> None:
-    """Run a shape until it neither compiles nor captures a graph any more."""
+    """Run a shape until it compiles and records no more graphs."""
     began_s = time.monotonic()
     for _ in range(2):
         pipe.generate(book.requests(n, steps=4))
@@ -173,22 +194,25 @@ def warm(book: Book, pipe: SDXLPipeline, case: str, n: int = 1) -> None:
 
 @contextmanager
 def peaks(book: Book, case: str) -> Iterator[None]:
-    """Write the most GPU memory, in GiB, that was taken within, less what others had before."""
+    """Write the peak of the GPU memory, in GiB, that was taken within. Memory that was taken before does not count."""
     if not torch.cuda.is_available() or book.options.device == "cpu":
         yield
         return
     gc.collect()
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    allocated_before = torch.cuda.memory_allocated()
+    reserved_before = torch.cuda.memory_reserved()
     yield
-    book.write(case, "allocated_gib", (torch.cuda.max_memory_allocated() - before[0]) / 2**30)
-    book.write(case, "reserved_gib", (torch.cuda.max_memory_reserved() - before[1]) / 2**30)
+    allocated = torch.cuda.max_memory_allocated() - allocated_before
+    reserved = torch.cuda.max_memory_reserved() - reserved_before
+    book.write(case, "allocated_gib", allocated / GIB)
+    book.write(case, "reserved_gib", reserved / GIB)
 
 
 def profiled(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> Any:
-    """Operators and kernels of a step, as torch's profiler tells them."""
+    """The operators and kernels of a step, by torch's profiler."""
 
-    def step() -> Any:  # a profiler sees the operators of its own thread alone
+    def step() -> Any:  # a profiler sees only the operators of its own thread
         works = pipe.encode(requests)
         pipe.step(works)
         with torch.profiler.profile() as profile:
@@ -199,40 +223,45 @@ def profiled(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> Any:
 
 
 def attention(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[str]:
-    """What computed the attention in a step: operators' and kernels' names, shortened."""
+    """The names, shortened, of the operators and kernels that computed the attention in a step."""
     words = ("dot_product", "flash", "fmha", "sdpa")
-    return sorted(
-        {e.key[:80] for e in profiled(pipe, requests) if any(w in e.key.lower() for w in words)}
-    )
+    names = set()
+    for event in profiled(pipe, requests):
+        if any(word in event.key.lower() for word in words):
+            names.add(event.key[:80])
+    return sorted(names)
 
 
 def kernels(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[tuple[str, int, float]]:
-    """The kernels that take most of a step: name, shortened, calls, and milliseconds on the GPU."""
-    events = [
-        e for e in profiled(pipe, requests) if e.device_type == torch.autograd.DeviceType.CUDA
-    ]
+    """The kernels that take most of a step: shortened name, calls, and milliseconds on the GPU."""
+    on_gpu = torch.autograd.DeviceType.CUDA
+    events = [event for event in profiled(pipe, requests) if event.device_type == on_gpu]
     events.sort(key=lambda event: -event.self_device_time_total)
-    return [
-        (event.key[:70], event.count, event.self_device_time_total / 1000) for event in events[:60]
-    ]
+    longest = []
+    for event in events[:60]:
+        took_ms = event.self_device_time_total / 1000
+        longest.append((event.key[:70], event.count, took_ms))
+    return longest
 
 
-def liken(book: Book, case: str, images: Sequence[Any]) -> None:
-    """Write how near images of SEEDS are to those in fp32, which the case "fp32" leaves in a file."""
+def write_likeness(book: Book, case: str, images: Sequence[Any]) -> None:
+    """Write how near the images of SEEDS are to the images in fp32, which the case "fp32" leaves in a file."""
     path = book.folder / "reference.npz"
     if case == "fp32":
         np.savez_compressed(path, images=np.stack(images))
     elif path.is_file():
-        for one, two in zip(np.load(path)["images"], images, strict=True):
-            book.write(case, "psnr_db", psnr_db(one, two))
-            book.write(case, "ssim", ssim(one, two))
+        references = np.load(path)["images"]
+        for reference, image in zip(references, images, strict=True):
+            book.write(case, "psnr_db", psnr_db(reference, image))
+            book.write(case, "ssim", ssim(reference, image))
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------
 
 
 def latency(book: Book) -> None:
-    """The ladder at batch 1: first what need not be compiled, in turn; then each compiled rung in turn with GRAPHS."""
+    """The ladder at batch 1: the rungs without a compiler in turn, then each compiled rung in turn with GRAPHS."""
+    # 1) The rungs
     exact = book.options.exact
     graphs = "bf16, CUDA graphs"
     eager = {
@@ -249,27 +278,35 @@ def latency(book: Book) -> None:
         "compiled": f"{EAGER}+compile",
         "best, cuDNN attention": f"{exact}+sdpa-cudnn",
     }
+
+    # 2) fp32 by itself, since all pipelines at once may not fit
     pipes: dict[str, SDXLPipeline] = {}
     if book.begins("fp32"):
         if rung(book, pipes, "fp32", "fp32"):
             turns(book, pipes)
-            del pipes["fp32"]  # all at once may not fit
+            pipes.pop("fp32").close()
         book.write("fp32", "ended", True)
+
+    # 3) Without a compiler
     if book.begins("ladder"):
         for case, recipe in eager.items():
             rung(book, pipes, case, recipe)
         turns(book, pipes)
         book.write("ladder", "ended", True)
+
+    # 4) Compiled, each beside GRAPHS
     for case, recipe in compiled.items():
-        if book.begins(case, starts_s(recipe) + 30.0) and rung(book, pipes, case, recipe):
+        if not book.begins(case, starts_s(recipe) + 30.0):
+            continue
+        if rung(book, pipes, case, recipe):
             turns(book, {name: pipes[name] for name in (graphs, case) if name in pipes})
             book.write(case, "ended", True)
             if case != "best":
-                del pipes[case]
+                pipes.pop(case).close()
 
 
 def rung(book: Book, pipes: dict[str, SDXLPipeline], case: str, recipe: str) -> bool:
-    """Load, warm and try `recipe`, and put it into `pipes`; whether that went well."""
+    """Load, warm and try `recipe`, and put its pipeline into `pipes`. Returns whether that went well."""
     if book.can(case, recipe):
         with book.trying(case):
             with peaks(book, case):
@@ -278,63 +315,90 @@ def rung(book: Book, pipes: dict[str, SDXLPipeline], case: str, recipe: str) -> 
                 if torch.cuda.is_available():
                     torch.cuda.reset_peak_memory_stats()
                 images = [timed(book, pipe, case, seed=seed)[0] for seed in SEEDS]
-            liken(book, case, images)
+            write_likeness(book, case, images)
             book.write(case, "attention", attention(pipe, book.requests()))
             pipes[case] = pipe
     return case in pipes
 
 
 def turns(book: Book, pipes: dict[str, SDXLPipeline]) -> None:
-    """An image of 30 steps each, back and forth, and one of 20 where few take part; fp32, which takes long, thrice."""
+    """Time an image of 30 steps of each pipeline, in rounds back and forth, and one of 20 steps where few take part.
+
+    There are six rounds; fp32, which takes long, gets three.
+    """
+    rounds = 1 if book.options.quick else 6
+    if "fp32" in pipes:
+        rounds = min(rounds, 3)
     longest_s = 0.0
-    for number in range(1 if book.options.quick else 6):
+    for number in range(rounds):
         began_s = time.monotonic()
-        if book.left_s < longest_s or ("fp32" in pipes and number > 2):
+        if book.left_s < longest_s:
             break
-        for case in list(pipes)[:: 1 if number % 2 == 0 else -1]:
+        for case in back_and_forth(pipes, number):
             if len(pipes) <= 2 and case != "fp32":
                 timed(book, pipes[case], case)
             timed(book, pipes[case], case, steps=30)
         longest_s = max(longest_s, time.monotonic() - began_s)
 
 
+def back_and_forth(names: Iterable[str], number: int) -> list[str]:
+    """The order of round `number`: every second round goes backwards, so that drift hits all alike."""
+    order = list(names)
+    if number % 2 == 1:
+        order.reverse()
+    return order
+
+
 def throughput(book: Book) -> None:
-    """Images a second with nothing but batches, and what a step takes by the batch."""
+    """Images a second in full batches without a server, and the time of a step by the size of the batch."""
     exact = book.options.exact
-    variants = {
+    variants: dict[str, tuple[str, tuple[int, ...]]] = {
         "compiled": (exact, (8,)),
         "fp8": (f"{exact}+fp8", (8,)),
         "int8": (f"{exact}+int8", (8,)),
-        "eager": (EAGER, (1, 2) if book.options.quick else (1, 2, 4, 8)),
+        "eager": (EAGER, (1, 2, 4, 8)),
     }
+    if book.options.quick:
+        variants["eager"] = (EAGER, (1, 2))
     for case, (recipe, batches) in variants.items():
-        if book.begins(case, starts_s(recipe) + 30.0 * len(batches)) and book.can(case, recipe):
+        needs_s = starts_s(recipe) + 30.0 * len(batches)
+        if book.begins(case, needs_s) and book.can(case, recipe):
             with book.trying(case):
                 offline(book, case, recipe, batches)
             clear()
 
 
 def offline(book: Book, case: str, recipe: str, batches: Sequence[int]) -> None:
-    """Each batch is warmed and timed before the next one is compiled: six times where that takes a minute at most."""
+    """Warm and time each batch before the next one is compiled: six times, or fewer where they take over a minute."""
     pipe = book.load(case, recipe)
-    took_s = 0.0
+    # 1) Time each batch
+    needs_s = 0.0
     for n in batches:
-        if n != batches[0] and book.left_s < took_s:
+        if n != batches[0] and book.left_s < needs_s:
             break
         began_s = time.monotonic()
         warm(book, pipe, case, n)
-        timed_s = time.monotonic()
-        for number in range(1 if book.options.quick else 6):
-            if number and (time.monotonic() - timed_s) * (number + 1) / number > 60.0:
-                break
-            timed(book, pipe, case, n)
-        took_s = 1.5 * (time.monotonic() - began_s)
+        repeat(book, pipe, case, n)
+        needs_s = 1.5 * (time.monotonic() - began_s)
         book.write(case, "kernels", kernels(pipe, book.requests(n)), n=n)
-    if case in ("fp8", "int8"):  # what changes the image; of the others the ladder tells
+
+    # 2) Compare the images of recipes that change them; the ladder compares the others
+    if case in ("fp8", "int8"):
         n = batches[0]
         made = pipe.generate(book.requests(n)).images
-        liken(book, case, [np.asarray(image) for image in made[: len(SEEDS)]])
+        write_likeness(book, case, [np.asarray(image) for image in made[: len(SEEDS)]])
     book.write(case, "ended", True)
+
+
+def repeat(book: Book, pipe: SDXLPipeline, case: str, n: int) -> None:
+    """Time a batch six times, or as often as 60 s allow."""
+    repetitions = 1 if book.options.quick else 6
+    began_s = time.monotonic()
+    for number in range(repetitions):
+        took_s = time.monotonic() - began_s
+        if number > 0 and took_s / number * (number + 1) > 60.0:
+            break
+        timed(book, pipe, case, n)
 
 
 def clear() -> None:
@@ -344,7 +408,7 @@ def clear() -> None:
 
 
 def serving(book: Book) -> None:
-    """One model behind the engine and the server: what these add, and what they do under load."""
+    """One model behind the engine and the server: the time that these add, and their latency under load."""
     recipe = EAGER if book.options.quick else book.options.exact
     if not book.can("server", recipe):
         return
@@ -359,7 +423,7 @@ def serving(book: Book) -> None:
 
     def server(one: Engine) -> Server:
         return Server(
-            lambda: one, host="127.0.0.1", port=0, name=one.batching, log_level="warning"
+            lambda: one, host="127.0.0.1", port=0, name=one.options.batching, log_level="warning"
         ).start()
 
     own = engine("continuous")
@@ -371,12 +435,13 @@ def serving(book: Book) -> None:
         mixed(book, {"continuous": continuous}, continuous.spec)
         with server(engine("serial")) as serial:
             mixed(book, {"serial": serial}, continuous.spec)
-        for rate in () if book.options.quick else (1.2, 0.8):
-            poisson(book, continuous, rate)
+        if not book.options.quick:
+            poisson(book, continuous, 1.2)
+            poisson(book, continuous, 0.8)
 
 
 def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> None:
-    """The same image from the pipeline, the engine and the server, in turn: wall seconds as the caller sees them."""
+    """The same image from the pipeline, the engine and the server, in turn: wall seconds that the caller measures."""
     import httpx
 
     request = book.requests()[0]
@@ -387,84 +452,121 @@ def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> Non
             "engine": lambda: own.submit(request).future.result(),
             "server": lambda: client.post("/benchmark/generate", json=body).raise_for_status(),
         }
-        for number in range(2 if book.options.quick else 15):
-            for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
-                began_s, before = time.monotonic(), graphs_made()
+        rounds = 2 if book.options.quick else 15
+        for number in range(rounds):
+            for name in back_and_forth(ways, number):
+                graphs_before = graphs_made()
+                began_s = time.monotonic()
                 ways[name]()
                 took_s = time.monotonic() - began_s
-                if number:  # the first is a warm-up
-                    more = {"recompiled": graphs_made() - before} if graphs_made() > before else {}
-                    book.write("overhead", name, took_s, round=number, **more)
+                if number > 0:  # the first round is a warm-up
+                    mark = recompiled(graphs_before)
+                    book.write("overhead", name, took_s, round=number, **mark)
     book.write("overhead", "ended", True)
 
 
 def poisson(book: Book, server: Server, rate: float) -> None:
-    """Open loop at `rate` requests a second; p99 is a request's that was measured. Of the seeds 0 to 7, 1 is the one
-    whose requests come nearest to 1.6 a second in these 70 s."""
-    case, quick = f"poisson {rate}/s", book.options.quick
+    """Open loop at `rate` requests a second. Of the seeds 0 to 7, seed 1 comes nearest to 1.6 a second in 70 s."""
+    case = f"poisson {rate}/s"
+    quick = book.options.quick
     duration_s = 2.0 if quick else 70.0
     if not book.begins(case, duration_s + 30.0):
         return
-    before = graphs_made()
+    graphs_before = graphs_made()
     run = run_load(
-        server, OpenLoop(rate), Workload(num_inference_steps=3 if quick else 20, **book.shape), study="poisson",
-        results=book.folder, duration_s=duration_s, warmup_s=0.5 if quick else 5.0, seed=1, label=f"poisson-{rate}",
-    )  # fmt: skip
-    told = run.summary()
+        server,
+        OpenLoop(rate),
+        Workload(num_inference_steps=3 if quick else 20, **book.shape),
+        study="poisson",
+        results=book.folder,
+        duration_s=duration_s,
+        warmup_s=0.5 if quick else 5.0,
+        seed=1,
+        label=f"poisson-{rate}",
+    )
+    summary = run.summary()
     book.write(case, "rate_per_s", len(in_window(run.requests)) / duration_s)
     for name in ("throughput_images_per_s", "latency_p50_s", "latency_p95_s", "latency_p99_s"):
-        more = {"interval": told.get(f"{name}_interval"), "valid": bool(told["valid"])}
-        book.write(case, name, told.get(name), **more, recompiled=graphs_made() - before)
+        book.write(
+            case,
+            name,
+            summary.get(name),
+            interval=summary.get(f"{name}_interval"),
+            valid=bool(summary["valid"]),
+            recompiled=graphs_made() - graphs_before,
+        )
     book.write(case, "ended", True)
 
 
 def mixed(book: Book, servers: dict[str, Server], spec: dict[str, Any]) -> None:
-    """10 to 50 steps at 80 % of what serial can do by its step times, beside the simulator's prediction on the same."""
-    quick = book.options.quick
-    steps, duration_s = ((2, 3, 4), 2.0) if quick else (MIXED, 60.0)
+    """Requests of 10 to 50 steps at 80 % of serial's capacity, beside the simulator's prediction for the same requests.
+
+    Serial's capacity follows from the step times in `spec`.
+    """
+    # 1) The load
+    steps = MIXED_STEPS
+    duration_s = 60.0
+    if book.options.quick:
+        steps = (2, 3, 4)
+        duration_s = 2.0
     (times,) = spec["step_times"].values()
-    alone_s = (
-        times["encode_s"]["1"]
-        + statistics.mean(steps) * times["step_s"]["2"]
-        + times["decode_s"]["1"]
-    )
+    denoise_s = statistics.mean(steps) * times["step_s"]["2"]
+    alone_s = times["encode_s"]["1"] + denoise_s + times["decode_s"]["1"]
+    rate = 0.8 / alone_s
+
+    # 2) Each server under it
     for name, server in servers.items():
         case = f"mixed, {name}"
         if not book.begins(case, duration_s + 30.0):
             continue
-        before = graphs_made()
+        graphs_before = graphs_made()
         run = run_load(
-            server, OpenLoop(0.8 / alone_s), Workload(num_inference_steps=list(steps), **book.shape), study="mixed",
-            results=book.folder, duration_s=duration_s, seed=1, label=f"mixed-{name}",
-        )  # fmt: skip
+            server,
+            OpenLoop(rate),
+            Workload(num_inference_steps=list(steps), **book.shape),
+            study="mixed",
+            results=book.folder,
+            duration_s=duration_s,
+            seed=1,
+            label=f"mixed-{name}",
+        )
         rows = in_window(run.requests)
-        predicted = predict_latency(run.requests, spec, batching=name).loc[rows.index]
-        more = {"n": len(rows), "rate": 0.8 / alone_s, "recompiled": graphs_made() - before}
-        book.write(case, "mean_s", float(rows["latency_s"].mean()), **more)
+        new_graphs = graphs_made() - graphs_before
+        predicted_s = predict_latency(run.requests, spec, batching=name).loc[rows.index]
+        mean_s = float(rows["latency_s"].mean())
+        book.write(case, "mean_s", mean_s, n=len(rows), rate=rate, recompiled=new_graphs)
         book.write(case, "p95_s", float(rows["latency_s"].quantile(0.95)))
-        book.write(case, "predicted_mean_s", float(predicted.mean()))
+        book.write(case, "predicted_mean_s", float(predicted_s.mean()))
         book.write(case, "ended", True)
 
 
 def faithful(book: Book) -> None:
-    """How near each recipe's images are to fp32's at equal seeds; those that other parts have told are left out."""
-    known = {line["case"] for line in read(book.folder) if line["what"] == "psnr_db"}
-    if not (book.folder / "reference.npz").is_file():
-        known.discard("fp32")
+    """How near each recipe's images are to fp32's at equal seeds. Cases that other parts have compared are left out."""
+    # 1) The cases that are compared already
+    compared = {line["case"] for line in read(book.folder) if line["what"] == "psnr_db"}
+    if (book.folder / "reference.npz").is_file():
+        compared.add("fp32")
     else:
-        known.add("fp32")
+        compared.discard("fp32")
+
+    # 2) The others; fp32 is the first, since its images are the reference
     recipes = {
-        name: name for name in ("fp32", "bf16", "baseline", "bf16+channels-last", "bf16+fused-qkv")
+        "fp32": "fp32",
+        "bf16": "bf16",
+        "baseline": "baseline",
+        "bf16+channels-last": "bf16+channels-last",
+        "bf16+fused-qkv": "bf16+fused-qkv",
+        "fp8": "bf16+fp8",
+        "int8": "bf16+int8",
     }
-    recipes |= {"fp8": "bf16+fp8", "int8": "bf16+int8"}
     for case, recipe in recipes.items():
-        if case not in known and book.begins(case, 45.0) and book.can(case, recipe):
+        if case not in compared and book.begins(case, 45.0) and book.can(case, recipe):
             with book.trying(case):
                 pipe = book.load(case, recipe)
-                made = [pipe.generate(book.requests(seed=seed)) for seed in SEEDS]
-                liken(book, case, [np.asarray(one.images[0]) for one in made])
+                results = [pipe.generate(book.requests(seed=seed)) for seed in SEEDS]
+                write_likeness(book, case, [np.asarray(result.images[0]) for result in results])
                 book.write(case, "ended", True)
-                del pipe
+                pipe.close()
             clear()
 
 
@@ -482,10 +584,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--results", default="results/gpu", help="the folder that keeps the figures"
     )
     parser.add_argument(
-        "--table", action="store_true", help="print the table of what is kept, and measure nothing"
+        "--table", action="store_true", help="print the table of kept figures, and measure nothing"
     )
     parser.add_argument(
-        "--draw", action="store_true", help="draw what is kept into its folder, and measure nothing"
+        "--draw", action="store_true", help="draw the kept figures, and measure nothing"
     )
     parser.add_argument("--model", default="sdxl-random")
     parser.add_argument("--device", default="auto")
@@ -507,10 +609,9 @@ def main(arguments: list[str] | None = None) -> int:
                 "torch": describe_torch(),
                 "packages": describe_packages(),
             }
-            asked = {name: value for name, value in vars(options).items() if name != "results"}
-            book.write(
-                "all", "machine", machine | {"git": describe_git(Path(__file__).parent), **asked}
-            )
+            machine["git"] = describe_git(Path(__file__).parent)
+            chosen = {name: value for name, value in vars(options).items() if name != "results"}
+            book.write("all", "machine", machine | chosen)
             PARTS[part](book)
             clear()
     if options.draw:

@@ -1,6 +1,6 @@
-"""What `gpu.py` has measured, as a table beside what others published, and as pictures.
+"""The figures that `gpu.py` has measured, as a table beside published figures, and as pictures.
 
-Knows the lines that are kept, the limits, and the published figures with what they are of. Ignorant of how anything was
+Knows the lines that are kept, the limits, and the published figures with their sources. Ignorant of how anything was
 measured.
 """
 
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from benchlib.study import figure as style
+from benchlib.study.wording import number
 from benchmarks.figures import Figure
 
 BATCHES = (1, 2, 4, 8, 16)
-LIMIT_TFLOP = (
-    281.0  # of an image of 1024x1024 in 20 guided steps: a UNet forward is 6.76, a decode 10.5
-)
+# The arithmetic of an image of 1024x1024 in 20 guided steps: a UNet forward is 6.76 TFLOP, a decode 10.5.
+LIMIT_TFLOP = 281.0
 PEAK_TFLOP_PER_S = 790.0  # of a dense bf16 product, as measured on such GPUs
-KINDS = {  # of kernels, by parts of their names
+KINDS = {  # the kinds of kernels, by parts of their names
     "attention": ("sdpa", "fmha", "flash"),
     "convolutions": ("fprop", "conv2d", "implicit_gemm"),
     "linears": ("nvjet", "gemm", "cutlass", "cublas"),
@@ -31,7 +31,7 @@ KINDS = {  # of kernels, by parts of their names
 }
 REST = "the rest, and gaps"
 _HF = "HF diffusion-fast, A100, real weights"
-LADDER = {  # rungs of `latency`: what others published of theirs, in seconds for 30 steps at 1024x1024
+LADDER = {  # the rungs of `latency`, and a published time in seconds for 30 steps at 1024x1024
     "fp32": (_HF, 7.36),
     "bf16": (_HF, 3.32),
     "bf16, channels-last, fused-qkv": None,
@@ -44,7 +44,7 @@ LADDER = {  # rungs of `latency`: what others published of theirs, in seconds fo
     "best, int8": (_HF, 2.43),
     "best, fp8": None,
 }
-NAMES = {  # as a reader knows them
+NAMES = {  # of the rungs, for readers
     "bf16, channels-last, fused-qkv": "bf16, channels last, fused QKV",
     "bf16, cuDNN tuned": "the same, cuDNN tuned",
     "bf16, CUDA graphs": "the same, CUDA graphs",
@@ -55,11 +55,19 @@ NAMES = {  # as a reader knows them
     "best, int8": "fastest-exact, int8 linears",
     "best, fp8": "fastest-exact, fp8 linears",
 }
+# The rungs that keep bf16's image.
+EXACT_RUNGS = (
+    "best",
+    "best, cuDNN attention",
+    "bf16, CUDA graphs",
+    "bf16, CUDA graphs, cuDNN attention",
+    "compiled",
+)
 MLPERF = "MLPerf v5.1 closed, H200, TensorRT fp8, real weights"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All lines that are kept; one that was cut off is left out."""
+    """All lines that are kept. A last line that was cut off is left out."""
     lines = []
     for path in sorted(folder.glob("*.jsonl")):
         whole = path.read_text().rpartition("\n")[0]
@@ -67,342 +75,422 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def figures(lines: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
-    """Each row of the table: what others published, and our figure with its limit. A compilation spoils its line."""
+class Lines:
+    """The kept lines, and the values that a case has in them. A line during which something was compiled is spoilt."""
 
-    def values(part: str, case: str, what: str, **same: Any) -> list[float]:
-        return [
-            line["value"]
-            for line in lines
-            if (line["part"], line["case"], line["what"]) == (part, case, what)
-            and all(line.get(name) == value for name, value in same.items())
-            and not line.get("recompiled")
-            and line["value"] is not None
+    def __init__(self, lines: list[dict[str, Any]]) -> None:
+        self._lines = [
+            line for line in lines if line["value"] is not None and not line.get("recompiled")
         ]
 
-    def of(
-        name: str, found: list[float], published: str = "", **limits: float
-    ) -> tuple[str, Figure]:
-        return published, Figure(
-            "gpu", name, found, **limits, not_measured=None if found else "not measured"
+    def values(self, part: str, case: str, what: str, **same: Any) -> list[float]:
+        """The values of all lines that agree in every argument."""
+        wanted = {"part": part, "case": case, "what": what} | same
+        return [line["value"] for line in self._lines if wanted.items() <= line.items()]
+
+    def image_s(self, case: str, steps: int) -> list[float]:
+        """Seconds of one image by itself."""
+        return self.values("latency", case, "image_s", n=1, steps=steps)
+
+    def images_per_s(self, case: str) -> list[float]:
+        """Images a second in the batch size that makes the most."""
+        best: list[float] = []
+        for n in BATCHES:
+            rates = [1 / s for s in self.values("throughput", case, "image_s", n=n)]
+            if rates and (not best or statistics.median(rates) > statistics.median(best)):
+                best = rates
+        return best
+
+    def best_rung(self) -> str:
+        """The exact rung of the ladder that makes an image of 20 steps in the least time."""
+        rungs = [case for case in EXACT_RUNGS if self.image_s(case, 20)]
+        return min(
+            rungs,
+            key=lambda case: statistics.median(self.image_s(case, 20)),
+            default="best",
         )
 
-    def image(case: str, steps: int) -> list[float]:
-        return values("latency", case, "image_s", n=1, steps=steps)
+    def psnr_db(self) -> dict[str, list[float]]:
+        """PSNR to fp32's images, by "part, case"."""
+        found: dict[str, list[float]] = {}
+        for line in self._lines:
+            if line["what"] == "psnr_db":
+                found.setdefault(f"{line['part']}, {line['case']}", []).append(line["value"])
+        return found
 
-    def rate(case: str) -> list[float]:
-        """Of the batch with the most images a second."""
-        by_batch = [values("throughput", case, "image_s", n=n) for n in BATCHES]
-        rates = [[1 / s for s in batch] for batch in by_batch if batch]
-        return max(rates, key=statistics.median, default=[])
 
-    def ratio(name: str) -> list[float]:
-        bare = values("serving", "overhead", "bare")
-        return [
-            one / two for one, two in zip(values("serving", "overhead", name), bare, strict=False)
-        ]
+def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
+    """Each pair's ratio, for as many pairs as there are."""
+    pairs = zip(numerators, denominators, strict=False)
+    return [numerator / denominator for numerator, denominator in pairs]
 
-    def held(one: list[float], two: list[float]) -> list[float]:
-        return [a / b for a, b in zip(one, two, strict=False)]
 
-    bests = (
-        "best",
-        "best, cuDNN attention",
-        "bf16, CUDA graphs",
-        "bf16, CUDA graphs, cuDNN attention",
-        "compiled",
-    )
-    best = min(
-        (case for case in bests if image(case, 20)),
-        key=lambda c: statistics.median(image(c, 20)),
-        default="best",
-    )
-    rows = [
-        of(f"one image, 20 steps, {best}: s", image(best, 20), high=0.9),
-        of(
-            f"one image, 30 steps, {best}: s",
-            image(best, 30),
-            "TensorRT, H100, real weights: 1.47 s",
-            high=1.3,
-        ),
-        of(
-            "offline, compiled bf16: images/s",
-            rate("compiled"),
-            "60 % of the arithmetic's limit: 1.7",
-            low=1.7,
-        ),
-        of("offline, fp8: images/s", rate("fp8"), f"{MLPERF}: 2.40", low=2.4),
-        of("offline, int8: images/s", rate("int8")),
-        of("offline, eager bf16: images/s", rate("eager")),
+def row(name: str, values: list[float], published: str = "", **limits: float) -> tuple[str, Figure]:
+    """A row of the table: a published figure in words, and ours with its limits `low` and `high`."""
+    missing = None if values else "not measured"
+    return published, Figure("gpu", name, values, **limits, not_measured=missing)
+
+
+def figures(lines: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
+    """The rows of the table."""
+    kept = Lines(lines)
+    return [
+        *_one_image(kept),
+        *_offline(kept),
+        *_under_load(kept),
+        *_ladder_rows(kept),
+        *_mixed_steps(kept),
+        *_overhead(kept),
+        *_memory(kept),
+        *_likeness(kept),
     ]
+
+
+def _one_image(kept: Lines) -> list[tuple[str, Figure]]:
+    best = kept.best_rung()
+    published = "TensorRT, H100, real weights: 1.47 s"
+    return [
+        row(f"one image, 20 steps, {best}: s", kept.image_s(best, 20), high=0.9),
+        row(f"one image, 30 steps, {best}: s", kept.image_s(best, 30), published, high=1.3),
+    ]
+
+
+def _offline(kept: Lines) -> list[tuple[str, Figure]]:
+    compiled = kept.images_per_s("compiled")
+    limit = "60 % of the arithmetic's limit: 1.7"
+    return [
+        row("offline, compiled bf16: images/s", compiled, limit, low=1.7),
+        row("offline, fp8: images/s", kept.images_per_s("fp8"), f"{MLPERF}: 2.40", low=2.4),
+        row("offline, int8: images/s", kept.images_per_s("int8")),
+        row("offline, eager bf16: images/s", kept.images_per_s("eager")),
+    ]
+
+
+def _under_load(kept: Lines) -> list[tuple[str, Figure]]:
+    rows = []
     for per_s in (1.6, 1.2, 0.8):
-        published = f"{MLPERF}: 2.30/s at p99 10.7 s" if per_s == 1.6 else ""
-        limit = {"high": 10.0} if per_s == 1.6 else {}
-        rows.append(of(f"server, {per_s}/s: p99, s", values("serving", f"poisson {per_s}/s", "latency_p99_s"),
-                       published, **limit))  # fmt: skip
+        name = f"server, {per_s}/s: p99, s"
+        p99_s = kept.values("serving", f"poisson {per_s}/s", "latency_p99_s")
+        if per_s == 1.6:
+            rows.append(row(name, p99_s, f"{MLPERF}: 2.30/s at p99 10.7 s", high=10.0))
+        else:
+            rows.append(row(name, p99_s))
+    return rows
+
+
+def _ladder_rows(kept: Lines) -> list[tuple[str, Figure]]:
+    rows = []
     for case, theirs in LADDER.items():
         published = f"{theirs[0]}: {theirs[1]} s" if theirs else ""
-        rows.append(of(f"ladder, {case}, 30 steps: s", image(case, 30), published))
-    mean = {
-        name: values("serving", f"mixed, {name}", "mean_s") for name in ("continuous", "serial")
-    }
-    told = {name: values("serving", f"mixed, {name}", "predicted_mean_s") for name in mean}
-    rows += [
-        of("mixed: continuous over serial, mean latency", held(mean["continuous"], mean["serial"]), high=1.0),
-        of("mixed: the same as simulated", held(told["continuous"], told["serial"])),
-        of("mixed: continuous over simulated", held(mean["continuous"], told["continuous"]), low=0.85, high=1.15),
-        of("mixed: serial over simulated", held(mean["serial"], told["serial"])),
-        of("engine over bare pipeline", ratio("engine"), high=1.01),
-        of("server over bare pipeline", ratio("server"), high=1.01),
-        of("peak allocated, best: GiB", values("latency", "best", "allocated_gib"),
-           f"{_HF}: 8.8 GB", high=8.2),
-        of("peak allocated, bf16: GiB", values("latency", "bf16", "allocated_gib")),
-        of("peak reserved, best: GiB", values("latency", "best", "reserved_gib")),
-    ]  # fmt: skip
-    psnr: dict[str, list[float]] = {}
-    for line in lines:
-        if line["what"] == "psnr_db":
-            psnr.setdefault(f"{line['part']}, {line['case']}", []).append(line["value"])
-    plain = next((found for name, found in psnr.items() if name.endswith(", bf16")), None)
-    limit = {} if plain is None else {"low": statistics.median(plain) - 1}
-    changes = ("fp8", "int8")
-    rows += [of(f"PSNR to fp32: {name}: dB", found, **({} if name.endswith(changes) else limit))
-             for name, found in psnr.items()]  # fmt: skip
+        rows.append(row(f"ladder, {case}, 30 steps: s", kept.image_s(case, 30), published))
+    return rows
+
+
+def _mixed_steps(kept: Lines) -> list[tuple[str, Figure]]:
+    continuous = kept.values("serving", "mixed, continuous", "mean_s")
+    serial = kept.values("serving", "mixed, serial", "mean_s")
+    simulated_continuous = kept.values("serving", "mixed, continuous", "predicted_mean_s")
+    simulated_serial = kept.values("serving", "mixed, serial", "predicted_mean_s")
+    of_simulated = ratios(continuous, simulated_continuous)
+    return [
+        row("mixed: continuous over serial, mean latency", ratios(continuous, serial), high=1.0),
+        row("mixed: the same as simulated", ratios(simulated_continuous, simulated_serial)),
+        row("mixed: continuous over simulated", of_simulated, low=0.85, high=1.15),
+        row("mixed: serial over simulated", ratios(serial, simulated_serial)),
+    ]
+
+
+def _overhead(kept: Lines) -> list[tuple[str, Figure]]:
+    bare_s = kept.values("serving", "overhead", "bare")
+    rows = []
+    for name in ("engine", "server"):
+        found_s = kept.values("serving", "overhead", name)
+        rows.append(row(f"{name} over bare pipeline", ratios(found_s, bare_s), high=1.01))
+    return rows
+
+
+def _memory(kept: Lines) -> list[tuple[str, Figure]]:
+    allocated = kept.values("latency", "best", "allocated_gib")
+    return [
+        row("peak allocated, best: GiB", allocated, f"{_HF}: 8.8 GB", high=8.2),
+        row("peak allocated, bf16: GiB", kept.values("latency", "bf16", "allocated_gib")),
+        row("peak reserved, best: GiB", kept.values("latency", "best", "reserved_gib")),
+    ]
+
+
+def _likeness(kept: Lines) -> list[tuple[str, Figure]]:
+    """A recipe that keeps the image is held to plain bf16's PSNR, less 1 dB."""
+    psnr_db = kept.psnr_db()
+    limits = {}
+    for name, values in psnr_db.items():
+        if name.endswith(", bf16"):
+            limits = {"low": statistics.median(values) - 1}
+            break
+    rows = []
+    for name, values in psnr_db.items():
+        changes_the_image = name.endswith(("fp8", "int8"))
+        held_to = {} if changes_the_image else limits
+        rows.append(row(f"PSNR to fp32: {name}: dB", values, **held_to))
     return rows
 
 
 def verdict(figure: Figure, ends: Sequence[float]) -> str:
-    """Whether the limits hold for all that the figure may be: "ok", "MISS", or else "not shown"."""
+    """Whether the limits hold for all values that the figure may have: "ok", "MISS", or else "not shown"."""
     if not figure.values or figure.passed is None:
         return ""
-    least, most = min(ends, default=figure.values[0]), max(ends, default=figure.values[0])
-    low, high = (
-        -math.inf if figure.low is None else figure.low,
-        math.inf if figure.high is None else figure.high,
-    )
+    least = min(ends, default=figure.values[0])
+    most = max(ends, default=figure.values[0])
+    low = -math.inf if figure.low is None else figure.low
+    high = math.inf if figure.high is None else figure.high
     if low <= least and most <= high:
         return "ok"
-    return "MISS" if most < low or least > high else "not shown"
+    if most < low or least > high:
+        return "MISS"
+    return "not shown"
 
 
 def table(folder: Path) -> str:
+    """The table in plain text, then the times of a step, the cases that were left out, and the spoilt lines."""
     lines = read(folder)
-    said = [
+    text = [
         f"{'':10}{'figure':58}{'ours':>10}  {'n':>3} {'spread':22}{'limits':14}published, not by us"
     ]
-    for published, figure in figures(lines):
-        ours = "-" if figure.value is None else f"{figure.value:.4g}"
-        ends = figure.interval or (
-            (min(figure.values), max(figure.values)) if len(figure.values) > 1 else ()
-        )
-        passed = verdict(figure, ends)
-        spread = " to ".join(f"{end:.4g}" for end in ends)
-        bounds = [
-            f"{sign} {end:.4g}"
-            for sign, end in ((">=", figure.low), ("<=", figure.high))
-            if end is not None
-        ]
-        count = len(figure.values)
-        said.append(
-            f"{passed:10}{figure.name:58}{ours:>10}  {count:3} {spread:22}{', '.join(bounds):14}{published}"
-        )
-    said.append(
+    text += [_table_line(published, figure) for published, figure in figures(lines)]
+    text.append(
         "spread: the 95 % interval of the median from six repetitions on, else the least and the most"
     )
-    curves: dict[tuple[str, int], list[float]] = {}
+    step_s: dict[tuple[str, int], list[float]] = {}
     for line in lines:
-        if (line["part"], line["what"]) == ("throughput", "step_s"):
-            curves.setdefault((line["case"], line["n"]), []).append(line["value"])
-    said += [
-        f"step, {case}, batch {n}: {statistics.median(values):.4g} s"
-        for (case, n), values in sorted(curves.items())
-    ]
-    said += [
-        f"left out: {x['part']}, {x['case']}: {x['value']}"
-        for x in lines
-        if x["what"] == "left out"
-    ]
-    said += [
-        f"compiled while measured: {x['part']}, {x['case']}, {x['what']}"
-        for x in lines
-        if x.get("recompiled")
-    ]
-    return "\n".join(said)
+        if line["part"] == "throughput" and line["what"] == "step_s":
+            step_s.setdefault((line["case"], line["n"]), []).append(line["value"])
+    for (case, n), values in sorted(step_s.items()):
+        text.append(f"step, {case}, batch {n}: {statistics.median(values):.4g} s")
+    for line in lines:
+        if line["what"] == "left out":
+            text.append(f"left out: {line['part']}, {line['case']}: {line['value']}")
+    for line in lines:
+        if line.get("recompiled"):
+            text.append(f"compiled while measured: {line['part']}, {line['case']}, {line['what']}")
+    return "\n".join(text)
+
+
+def _table_line(published: str, figure: Figure) -> str:
+    ours = "-" if figure.value is None else f"{figure.value:.4g}"
+    ends: tuple[float, ...] = ()
+    if figure.interval:
+        ends = figure.interval
+    elif len(figure.values) > 1:
+        ends = (min(figure.values), max(figure.values))
+    spread = " to ".join(f"{end:.4g}" for end in ends)
+    limits = []
+    if figure.low is not None:
+        limits.append(f">= {figure.low:.4g}")
+    if figure.high is not None:
+        limits.append(f"<= {figure.high:.4g}")
+    passed = verdict(figure, ends)
+    measured = f"{passed:10}{figure.name:58}{ours:>10}  {len(figure.values):3} {spread:22}"
+    return f"{measured}{', '.join(limits):14}{published}"
 
 
 @style.styled
 def draw(folder: Path) -> list[Path]:
-    """Pictures of what is kept in `folder`: the ladder, images a second, and where a step's time goes."""
+    """Draws what is kept in `folder`: the ladder, images a second, and the parts of a step. Returns the files."""
     lines = read(folder)
     found = {figure.name: figure for _, figure in figures(lines) if figure.values}
     machine = next(line["value"] for line in lines if line["what"] == "machine")
-    record = {
-        "spec": {
-            "target": {"model": machine["model"], "dtype": None, "device": None, "url": None},
-            "workload": {},
-            "arrivals": {},
-        },
-        **machine,
+    target = {"model": machine["model"], "dtype": None, "device": None, "url": None}
+    record = {"spec": {"target": target, "workload": {}, "arrivals": {}}, **machine}
+    pictures = {
+        "ladder": _ladder(found, record),
+        "throughput": _rates(found, record),
+        "kernels": _kernels(lines, record),
     }
-    made = [_ladder(found, record), _rates(found, record), _kernels(lines, record)]
-    return [
-        path
-        for name, ax in made
-        if ax is not None
-        for path in style.save(ax, folder / "figures" / name)
-    ]
+    files: list[Path] = []
+    for name, ax in pictures.items():
+        if ax is not None:
+            files += style.save(ax, folder / "figures" / name)
+    return files
+
+
+def _value(figure: Figure) -> float:
+    return figure.value or 0.0
 
 
 def _interval(figure: Figure) -> tuple[float, float]:
     return figure.interval or (min(figure.values), max(figure.values))
 
 
+def _listed(values: dict[str, float], unit: str) -> str:
+    """Names with their values, as alt text needs them."""
+    return "; ".join(f"{name} {number(value)} {unit}" for name, value in values.items())
+
+
 def _bars(ax: Any, names: Sequence[str], shown: Sequence[Figure], colours: Sequence[str]) -> None:
-    values = [figure.value or 0.0 for figure in shown]
-    ends = [_interval(figure) for figure in shown]
-    whiskers = style.beyond(values, ends)
+    """Draws a bar with its interval and its number for each figure, the first at the top."""
+    values = [_value(figure) for figure in shown]
+    intervals = [_interval(figure) for figure in shown]
     ax.barh(
-        range(len(shown)), values, 0.55, xerr=whiskers, color=colours, capsize=3, ecolor="black"
+        range(len(shown)),
+        values,
+        0.55,
+        xerr=style.whisker_lengths(values, intervals),
+        color=colours,
+        capsize=3,
+        ecolor="black",
     )
-    for place, (value, (_, high)) in enumerate(zip(values, ends, strict=True)):
-        ax.text(high, place, f"  {style.number(value)}", va="center", fontsize="small")
+    for place, (value, (_, high)) in enumerate(zip(values, intervals, strict=True)):
+        ax.text(high, place, f"  {number(value)}", va="center", fontsize="small")
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
     ax.grid(visible=False, axis="y")
 
 
-def _ladder(found: dict[str, Figure], record: dict[str, Any]) -> tuple[str, Any]:
-    rungs = {
-        case: found[name] for case in LADDER if (name := f"ladder, {case}, 30 steps: s") in found
-    }
+def _ladder(found: dict[str, Figure], record: dict[str, Any]) -> Any:
+    """The time of one image by rung, beside published times; None where no rung was measured."""
+    # 1) Take the rungs that were measured
+    rungs: dict[str, Figure] = {}
+    for case in LADDER:
+        name = f"ladder, {case}, 30 steps: s"
+        if name in found:
+            rungs[case] = found[name]
     if not rungs:
-        return "ladder", None
+        return None
+
+    # 2) Draw
     ax = style.axes(None, height=1.9 + 0.5 * len(rungs))
-    _bars(
-        ax,
-        [NAMES.get(case, case) for case in rungs],
-        list(rungs.values()),
-        [style.BLUE] * len(rungs),
-    )
+    names = [NAMES.get(case, case) for case in rungs]
+    _bars(ax, names, list(rungs.values()), [style.BLUE] * len(rungs))
     for place, case in enumerate(rungs):
-        if theirs := LADDER[case]:
-            ax.plot(theirs[1], place + 0.5, "D", color=style.ORANGE, markersize=5, clip_on=False)
-            ax.text(
-                theirs[1], place + 0.5, f"   {theirs[0]}: {theirs[1]} s", va="center", fontsize=7.5
-            )
+        published = LADDER[case]
+        if published:
+            source, time_s = published
+            words = f"   {source}: {time_s} s"
+            ax.plot(time_s, place + 0.5, "D", color=style.ORANGE, markersize=5, clip_on=False)
+            ax.text(time_s, place + 0.5, words, va="center", fontsize=7.5)
     ax.set_xlabel(
         "time of one image of 30 guided steps, s (orange: published by others, not equals)"
     )
-    ax.set_xlim(0, 1.25 * max(_interval(one)[1] for one in rungs.values()))
-    least, most = (pick(rungs, key=lambda case: rungs[case].value or 0.0) for pick in (min, max))
-    times = [style.number(rungs[case].value or 0.0) for case in (least, most)]
-    finding = (
-        f"a 1024x1024 image of 30 steps takes {times[0]} s at best, and {times[1]} s in {most}"
-    )
-    alt = "Bars: " + "; ".join(
-        f"{case} {style.number(one.value or 0.0)} s" for case, one in rungs.items()
-    )
-    return "ladder", style.finish(
-        ax, record, finding, f"{alt}.", of="benchmarks/gpu.py, part latency"
-    )
+    longest_s = max(_interval(figure)[1] for figure in rungs.values())
+    ax.set_xlim(0, 1.25 * longest_s)
+
+    # 3) Say what it shows
+    times_s = {case: _value(figure) for case, figure in rungs.items()}
+    fastest = min(times_s, key=times_s.__getitem__)
+    slowest = max(times_s, key=times_s.__getitem__)
+    best = f"{number(times_s[fastest])} s at best"
+    worst = f"{number(times_s[slowest])} s in {slowest}"
+    finding = f"a 1024x1024 image of 30 steps takes {best}, and {worst}"
+    alt = f"Bars: {_listed(times_s, 's')}."
+    return style.finish(ax, record, finding, alt, source="benchmarks/gpu.py, part latency")
 
 
-def _rates(found: dict[str, Figure], record: dict[str, Any]) -> tuple[str, Any]:
-    kinds = {kind: found[name] for kind in ("eager bf16", "compiled bf16", "int8", "fp8")
-             if (name := f"offline, {kind}: images/s") in found}  # fmt: skip
+def _rates(found: dict[str, Figure], record: dict[str, Any]) -> Any:
+    """Images a second by kind of arithmetic, beside two limits; None where none was measured."""
+    # 1) Take the kinds that were measured
+    kinds: dict[str, Figure] = {}
+    for kind in ("eager bf16", "compiled bf16", "int8", "fp8"):
+        name = f"offline, {kind}: images/s"
+        if name in found:
+            kinds[kind] = found[name]
     if not kinds:
-        return "throughput", None
+        return None
+
+    # 2) Draw
     ax = style.axes(None, height=2.9 + 0.4 * len(kinds))
-    _bars(
-        ax,
-        list(kinds),
-        list(kinds.values()),
-        [style.BLUE if "bf16" in kind else style.ORANGE for kind in kinds],
-    )
+    colours = [style.BLUE if "bf16" in kind else style.ORANGE for kind in kinds]
+    _bars(ax, list(kinds), list(kinds.values()), colours)
     limit = PEAK_TFLOP_PER_S / LIMIT_TFLOP
     theirs = MLPERF.replace(", TensorRT", ",\nTensorRT")
-    for at, words, colour in (
-        (limit, f"the bf16 arithmetic's limit: {limit:.2f}", style.GREY),
-        (2.4, f"published: 2.40\n{theirs}", style.ORANGE),
-    ):
-        ax.axvline(at, color=colour, linestyle="--", linewidth=1.2)
-        ax.text(
-            at,
-            -0.62,
-            f" {words} ",
-            fontsize=7.5,
-            ha="left" if at == limit else "right",
-            va="bottom",
-        )
+    limit_words = f"the bf16 arithmetic's limit: {limit:.2f}"
+    _mark(ax, limit, limit_words, style.GREY, side="left")
+    _mark(ax, 2.4, f"published: 2.40\n{theirs}", style.ORANGE, side="right")
     ax.set(
         xlabel="images (1024x1024, 20 guided steps) a second, in full batches without a server",
         xlim=(0, 1.3 * limit),
     )
+
+    # 3) Say what it shows
     best = kinds.get("compiled bf16") or next(iter(kinds.values()))
-    share = 100 * (best.value or 0.0) / limit
-    finding = f"{style.number(best.value or 0.0)} images/s in bf16, {share:.0f} % of the arithmetic's limit"
+    share = 100 * _value(best) / limit
+    finding = f"{number(_value(best))} images/s in bf16, {share:.0f} % of the arithmetic's limit"
     if "fp8" in kinds:
-        finding += f"; {style.number(kinds['fp8'].value or 0.0)} with fp8 linears"
-    alt = "Bars: " + "; ".join(
-        f"{kind} {style.number(one.value or 0.0)} images/s" for kind, one in kinds.items()
-    )
-    of = "benchmarks/gpu.py, part throughput"
-    return "throughput", style.finish(ax, record, finding, f"{alt}.", pad=44, of=of)
+        finding += f"; {number(_value(kinds['fp8']))} with fp8 linears"
+    rates = {kind: _value(figure) for kind, figure in kinds.items()}
+    alt = f"Bars: {_listed(rates, 'images/s')}."
+    source = "benchmarks/gpu.py, part throughput"
+    return style.finish(ax, record, finding, alt, pad=44, source=source)
 
 
-def _kernels(lines: Sequence[dict[str, Any]], record: dict[str, Any]) -> tuple[str, Any]:
-    """Of the largest batch of each recipe, in milliseconds an image; what is not in the kernels kept is the rest."""
-    told = {line["case"]: line for line in lines if line["what"] == "kernels" and line["value"]}
-    if not told:
-        return "kernels", None
-    ax = style.axes(None, height=2.4 + 0.5 * len(told))
+def _mark(ax: Any, x: float, words: str, colour: str, *, side: str) -> None:
+    """Draws a dashed line at `x` with words over it."""
+    ax.axvline(x, color=colour, linestyle="--", linewidth=1.2)
+    ax.text(x, -0.62, f" {words} ", fontsize=7.5, ha=side, va="bottom")
+
+
+def _kernels(lines: Sequence[dict[str, Any]], record: dict[str, Any]) -> Any:
+    """The parts of a step in milliseconds an image, for each recipe's largest batch; None where none was profiled."""
+    # 1) Add up the kernels of each recipe by kind
+    profiles = {}
+    for line in lines:
+        if line["what"] == "kernels" and line["value"]:
+            profiles[line["case"]] = line
+    if not profiles:
+        return None
+    parts_ms = {case: _by_kind(line, lines) for case, line in profiles.items()}
+
+    # 2) Draw one kind after the other, each at the right of the one before
+    ax = style.axes(None, height=2.4 + 0.5 * len(profiles))
     colours = [style.PURPLE, style.GREEN, style.BLUE, style.SKY, style.GREY]
-    sums = {case: _by_kind(line, lines) for case, line in told.items()}
-    left = np.zeros(len(told))
+    left = np.zeros(len(profiles))
     for kind, colour in zip([*KINDS, REST], colours, strict=True):
-        ms = np.array([one[kind] for one in sums.values()])
-        ax.barh(range(len(told)), ms, 0.6, left, color=colour, label=kind)
-        for place, (start, width) in enumerate(zip(left, ms, strict=True)):
-            if width > 0.03 * left.max(initial=10.0):
-                ax.text(
-                    start + width / 2,
-                    place,
-                    style.number(width),
-                    ha="center",
-                    va="center",
-                    fontsize="small",
-                    color="white",
-                )
-        left = left + ms
-    ax.set(
-        yticks=range(len(told)),
-        yticklabels=[f"{case}, {line['n']} images" for case, line in told.items()],
-    )
-    ax.set(ylim=(len(told) - 0.4, -0.6), xlabel="time of one step, ms an image")
+        widths = np.array([parts[kind] for parts in parts_ms.values()])
+        ax.barh(range(len(profiles)), widths, 0.6, left, color=colour, label=kind)
+        _label_inside(ax, left, widths)
+        left = left + widths
+    names = [f"{case}, {line['n']} images" for case, line in profiles.items()]
+    ax.set(yticks=range(len(profiles)), yticklabels=names, ylim=(len(profiles) - 0.4, -0.6))
+    ax.set_xlabel("time of one step, ms an image")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     ax.grid(visible=False, axis="y")
-    first = next(iter(sums))
-    shares = sorted(
-        ((ms / sum(sums[first].values()), kind) for kind, ms in sums[first].items()), reverse=True
-    )
-    finding = f"a step at 1024x1024, {first} in bf16, spends " + ", ".join(
-        f"{100 * share:.0f} % in {kind}" for share, kind in shares[:3]
-    )
-    alt = "Bars: " + "; ".join(
-        f"{case}: " + ", ".join(f"{k} {style.number(v)} ms" for k, v in one.items())
-        for case, one in sums.items()
-    )
-    of = "benchmarks/gpu.py, part throughput"
-    return "kernels", style.finish(ax, record, finding, f"{alt}.", of=of)
+
+    # 3) Say what it shows
+    first = next(iter(parts_ms))
+    total_ms = sum(parts_ms[first].values())
+    largest = sorted(parts_ms[first].items(), key=lambda part: -part[1])[:3]
+    shares = ", ".join(f"{100 * ms / total_ms:.0f} % in {kind}" for kind, ms in largest)
+    finding = f"a step at 1024x1024, {first} in bf16, spends {shares}"
+    described = []
+    for case, parts in parts_ms.items():
+        words = ", ".join(f"{kind} {number(ms)} ms" for kind, ms in parts.items())
+        described.append(f"{case}: {words}")
+    alt = f"Bars: {'; '.join(described)}."
+    return style.finish(ax, record, finding, alt, source="benchmarks/gpu.py, part throughput")
+
+
+def _label_inside(ax: Any, left: Any, widths: Any) -> None:
+    """Writes the width into each bar that is wide enough for it."""
+    narrowest = 0.03 * left.max(initial=10.0)
+    for place, (start, width) in enumerate(zip(left, widths, strict=True)):
+        if width > narrowest:
+            ax.text(
+                start + width / 2,
+                place,
+                number(width),
+                ha="center",
+                va="center",
+                fontsize="small",
+                color="white",
+            )
 
 
 def _by_kind(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Milliseconds an image of a step by KINDS; REST is the measured step less the kernels of these kinds."""
     same = {"part": line["part"], "case": line["case"], "what": "step_s", "n": line["n"]}
     step_s = statistics.median(one["value"] for one in lines if same.items() <= one.items())
-    sums = dict.fromkeys([*KINDS, REST], 0.0)
+    parts_ms = dict.fromkeys(KINDS, 0.0)
     for name, _, ms in line["value"]:
-        sums[
-            next(
-                (kind for kind, words in KINDS.items() if any(word in name for word in words)), REST
-            )
-        ] += ms / line["n"]
-    return sums | {REST: 1000 * step_s / line["n"] - sum(sums[kind] for kind in KINDS)}
+        for kind, words in KINDS.items():
+            if any(word in name for word in words):
+                parts_ms[kind] += ms / line["n"]
+                break
+    rest_ms = 1000 * step_s / line["n"] - sum(parts_ms.values())
+    return parts_ms | {REST: rest_ms}
