@@ -63,14 +63,14 @@ class Engine:
             max_batch_size=self.options.max_batch_size,
             max_wait_s=self.options.max_wait_ms / 1000,
         )
-        self._jobs: list[Job] = []  # waiting and begun, in the order of arrival
-        self._turn: Turn[Job] | None = None  # None where the policy has to decide anew
-        self._stepping: tuple[
-            Job, ...
-        ] = ()  # in the step under way, which they have not counted yet
-        self._place_s: float | None = (
-            None  # when the full queue should have a place, once estimated
-        )
+        # The jobs that wait or have begun, in the order of arrival.
+        self._jobs: list[Job] = []
+        # What the policy decided; None if it has to decide anew.
+        self._turn: Turn[Job] | None = None
+        # The jobs in the step under way. Their `steps_left` does not count it yet.
+        self._stepping: tuple[Job, ...] = ()
+        # When the full queue should have a place; None if that has to be estimated anew.
+        self._place_s: float | None = None
         self._change = threading.Condition()
         self._should_exit = False
         self._thread = threading.Thread(target=self._run, name="benchlib-engine", daemon=True)

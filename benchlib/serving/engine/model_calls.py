@@ -64,6 +64,8 @@ class ModelCalls:
             decode = decode[:most]
             while len(decode) > 1 and not self.pipeline.fits(*size, len(decode)):
                 decode = decode[: len(decode) // 2]
+        if len(step) == len(turn.step) and len(decode) == len(turn.decode):
+            return turn
         return replace(turn, step=step, decode=decode)
 
     def carry_out(self, turn: Turn[Job]) -> float | None:
