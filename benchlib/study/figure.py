@@ -157,9 +157,6 @@ def whisker_lengths(values: Any, intervals: Any) -> Any:
     return np.abs(np.transpose(pairs) - middle)
 
 
-beyond = whisker_lengths  # the rooms' plots still use this older name
-
-
 def whiskers(
     ax: Axes,
     x: Any,
@@ -262,15 +259,12 @@ def finish(
     *,
     pad: float = 8,
     source: str = "",
-    of: str = "",
     lowest: Axes | None = None,
 ) -> Axes:
     """Writes the title over `ax`, what was measured under `lowest` (`ax` itself by default), and the alt text.
 
-    `source` says where the data come from, unless that is the one run of `record`: "study load, 12 runs". (`of` is its
-    older name.)
+    `source` says where the data come from, unless that is the one run of `record`: "study load, 12 runs".
     """
-    source = source or of
     # 1) The title, over the axes
     title = finding[0].upper() + finding[1:]
     if record["spec"]["target"]["model"] == "tiny":

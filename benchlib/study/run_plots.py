@@ -204,7 +204,7 @@ def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = N
     parts = latency.breakdown(requests).fillna(0).clip(lower=0)
     n = len(parts)
     if not n:
-        reason = "no image whose server told how its time went"
+        reason = "no image came with the server's times"
         return figure.no_data(ax, record, "where the time went", reason)
     mean_s = parts.mean()
     percent = 100 * mean_s / mean_s.sum()
@@ -348,7 +348,7 @@ def _draw_model(ax: Axes, target: dict[str, Any], on_gpu: bool) -> Labels:
 
 
 def _finding(latency_s: pd.Series, said_of_images: str) -> str:
-    """The title: what is said of the images, and how many requests got none."""
+    """The title: what is said of the images, and how many requests got no image."""
     n = len(latency_s)
     images = int(latency_s.notna().sum())
     if not n:
@@ -356,5 +356,5 @@ def _finding(latency_s: pd.Series, said_of_images: str) -> str:
     if not images:
         return f"none of {n:,} requests got an image"
     if images < n:
-        return f"{said_of_images}; {n - images:,} of {n:,} requests got none"
+        return f"{said_of_images}; {n - images:,} of {n:,} requests got no image"
     return said_of_images

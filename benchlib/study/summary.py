@@ -180,7 +180,7 @@ def _why_no_interval(record: Record, latency_s: pd.Series, steady: bool | None) 
     needed = Estimates(latency_s).rows_needed(0.95)
     if needed <= n:
         needed = 3 * n // 2
-    why = "too few to tell if they depend"
+    why = "too few to tell whether they depend on each other"
     if n >= intervals.MIN_ROWS:
         why = "successive latencies depend on each other"
     advice = f"about {needed} are needed, or 5 independent runs (repeat=5)"

@@ -34,34 +34,36 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
             "answer after server",
             -outside_s.min(),
             0.001,
-            "s; the server's own total less the latency, at most",
+            "s, at most: the server's own total minus the latency",
         ),
         (
             "network and client",
             outside_s.median(),
             0.01 + 0.05 * _median_latency_s(ok),
-            "s; the latency less the server's own total, median",
+            "s, median: the latency minus the server's own total",
         ),
         # The generator should neither be busy nor, in an open loop, send late or hold anything back.
         (
             "send lag",
             outcome.get("send_lag_p99_s"),
             _most_lag_s(ok),
-            "s that a request left after it was due, p99",
+            "s, p99: from the moment a request was due until it was sent",
         ),
         (
             "generator, cores",
             outcome.get("generator_cpu_cores"),
             GENERATOR_CORES,
-            "CPU cores taken by what sends the requests; it can use one",
+            "CPU cores that the load generator took; it can use one",
         ),
     ]
     if _is_open(record):
         held_back = outcome.get("max_in_flight_hits")
-        note = "requests held back because max_in_flight others were with the server"
+        note = "requests held back because max_in_flight others were at the server"
         rows.append(("in flight limit", held_back, 0, note))
     longest_gap_s = telemetry["time_s"].diff().max()
-    rows.append(("sampler", longest_gap_s, 2.0, "s between samples of memory and CPU, at most"))
+    rows.append(
+        ("sampler", longest_gap_s, 2.0, "s, at most: between two samples of memory and CPU")
+    )
     table = [(name, *_judged(value, limit), note) for name, value, limit, note in rows]
     return pd.DataFrame(table, columns=_COLUMNS).astype({"passed": object})
 
@@ -117,9 +119,9 @@ def _check_littles_law(record: Record, requests: pd.DataFrame) -> _Row:
         gauge = record["outcome"].get("in_flight_mean")
         if gauge is not None:
             difference = abs(in_flight - gauge)
-    note = "requests in flight on average: as counted at random moments, less"
+    note = "mean requests in flight: the difference between samples at random moments and"
     limit = max(0.1, 0.05 * in_flight)
-    return "Little's law", difference, limit, f"{note} {in_flight:.3g} by the rows"
+    return "Little's law", difference, limit, f"{note} the rows' {in_flight:.3g}"
 
 
 def _check_engine(record: Record, ok: pd.DataFrame) -> _Row:

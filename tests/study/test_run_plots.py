@@ -273,7 +273,7 @@ def test_a_run_that_drifted_is_given_no_percentile(made: SimpleNamespace) -> Non
 def test_what_got_no_image_is_marked_and_said(made: SimpleNamespace) -> None:
     requests = made.requests(made.simulate(90, failed=0.1, censored=4))
     ax = plots.latency_over_time(requests=requests, record=made.record())
-    assert "12 of 64 requests got none" in texts(ax).replace("\n", " ")
+    assert "12 of 64 requests got no image" in texts(ax).replace("\n", " ")
     assert "failed" in texts(ax)
     assert "still waiting at the end" in texts(ax)
     timeouts = plots.latency_over_time(

@@ -177,7 +177,7 @@ def gantts(
     ax = figure.axes(ax, height=7.6)
     drawn = {name: first_lanes(frame, lanes) for name, frame in requests.items()}
     if not any(len(one.requests) for one in drawn.values()):
-        reason = "no image whose server told how its time went"
+        reason = "no image came with the server's times"
         return figure.no_data(ax, record, "when each image was made", reason)
 
     panels = _panels_below(ax, len(drawn))
