@@ -2,15 +2,19 @@
 
     python benchmarks/policies.py [--quick] [--replications 24] [--requests 2500] [--seed 0]
 
-Time is in steps of one request alone. Requests of 4 to 40 steps come as a Poisson process, at a load given as a share
-of what serial can do. A curve of gain g: a batch of b takes 1 - 1/g + b/g of the time of one, in its steps, encoding
-(0.5 for one) and decoding (2 for one), so images per second grow by g at the limit. The batches are of 8 at most;
-dynamic waits for 2 at most. "mixed": a request in two is of twice the pixels, and a request in two has no guidance.
+The unit of time is a step of one request alone. Requests have 4 to 40 steps and come as a Poisson process. The load is
+a share of what serial can do.
 
-Each replication starts empty and gives all three policies the same requests. Shown are the means over replications of
-the mean and the 99th percentile of latency, and their ratios to serial's with a 95 % interval of the paired ratios
-(Student's t). Continuous has lost where an interval lies above 1.00 (mean) or 1.02 (p99): the last line, in JSON, says
-so, and the exit status is then 1. One core, some minutes; --quick: seconds, and a coarser table.
+The curve of gain g: a batch of b takes 1 - 1/g + b/g of the time of one. That holds for steps, encoding (0.5 for one)
+and decoding (2 for one). So images per second grow by g at the limit. A batch has at most 8 requests. Dynamic waits for
+2 at most. "mixed": every second request has twice the pixels, and every second one has no guidance.
+
+Each replication starts empty and gives all three policies the same requests. The table shows the mean and the 99th
+percentile of latency, as means over the replications. Beside them stand the ratios to serial's, with a 95 % interval of
+the paired ratios (Student's t).
+
+Continuous has lost where an interval lies above 1.00 (mean) or 1.02 (p99). The last line, in JSON, says so, and the
+exit status is then 1. It takes some minutes on one core; --quick takes seconds and gives a coarser table.
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ import json
 import math
 import sys
 import time
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -58,73 +61,77 @@ def arrivals(
     mixed: bool, load: float, times: Times, n: int, random: np.random.Generator
 ) -> list[SimulatedTask]:
     """`n` requests that come at `load` times the rate that serial can serve."""
+    # 1) How long serial takes for a request, in the mean
     kinds = list(product(SIZES, (1, 2))) if mixed else [(SIZES[0], 2)]
-    mean_s = np.mean(
-        [
-            times(size).encode(1) + np.mean(STEPS) * times(size).step(rows) + times(size).decode(1)
-            for size, rows in kinds
-        ]
-    )
+    alone_s = []
+    for size, rows in kinds:
+        cost = times(size)
+        denoise_s = np.mean(STEPS) * cost.step(rows)
+        alone_s.append(cost.encode(1) + denoise_s + cost.decode(1))
+    mean_s = np.mean(alone_s)
+
+    # 2) When requests come, and of which kind they are
     arrived_s = random.exponential(mean_s / load, n).cumsum().tolist()
-    steps, kind = (
-        random.integers(STEPS[0], STEPS[1] + 1, n).tolist(),
-        random.integers(len(kinds), size=n),
-    )
-    return [
-        SimulatedTask(*kinds[k], s, at) for at, s, k in zip(arrived_s, steps, kind, strict=True)
-    ]
+    steps = random.integers(STEPS[0], STEPS[1] + 1, n).tolist()
+    kind_numbers = random.integers(len(kinds), size=n)
+    tasks = []
+    for number in range(n):
+        size, rows = kinds[kind_numbers[number]]
+        tasks.append(SimulatedTask(size, rows, steps[number], arrived_s[number]))
+    return tasks
 
 
 def cell(
     gain: float, mixed: bool, load: float, replications: int, requests: int, seed: int
 ) -> dict[str, Any]:
-    """One row of the table. `lost`: what the intervals of continuous show; ratios are (mean, low, high)."""
+    """One row of the table. Ratios are (mean, low, high). `lost` names the limits that continuous is shown to break."""
+    # 1) Simulate
     times = curve(gain)
-    figures: dict[str, list[tuple[float, float]]] = {}
+    latencies: dict[str, dict[str, list[float]]] = {}  # by policy and limit, one per replication
     for replication in range(replications):
         random = np.random.default_rng((seed, replication))
         tasks = arrivals(mixed, load, times, requests, random)
         for batching in ("serial", "dynamic", "continuous"):
             policy = make_policy(batching, times, max_batch_size=8, max_wait_s=2.0)
-            latency_s = [each.done_s - each.arrived_s for each in simulate(policy, tasks, times)]
-            figures.setdefault(batching, []).append(
-                (float(np.mean(latency_s)), float(np.quantile(latency_s, 0.99)))
-            )
+            finished = simulate(policy, tasks, times)
+            latency_s = [one.done_s - one.arrived_s for one in finished]
+            by_limit = latencies.setdefault(batching, {"mean": [], "p99": []})
+            by_limit["mean"].append(float(np.mean(latency_s)))
+            by_limit["p99"].append(float(np.quantile(latency_s, 0.99)))
+
+    # 2) Compare with serial
     row: dict[str, Any] = {"gain": gain, "mixed": mixed, "load": load}
-    for batching, measured in figures.items():
-        by_limit = zip(*measured, strict=True)
-        serial_by_limit = zip(*figures["serial"], strict=True)
-        for name, values, serial in zip(LIMITS, by_limit, serial_by_limit, strict=True):
+    for batching, by_limit in latencies.items():
+        for name, values in by_limit.items():
             row[f"{batching}_{name}"] = float(np.mean(values))
-            if batching != "serial":
-                ratios = np.divide(values, serial).tolist()
-                row[f"{batching}_{name}_ratio"] = (
-                    float(np.mean(ratios)),
-                    *(runs_interval(ratios) or (0.0, math.inf)),
-                )
-    lows = {name: row[f"continuous_{name}_ratio"][1] for name in LIMITS}
-    return row | {"lost": [name for name, limit in LIMITS.items() if lows[name] > limit + 1e-9]}
+            if batching == "serial":
+                continue
+            ratios = np.divide(values, latencies["serial"][name]).tolist()
+            low, high = runs_interval(ratios) or (0.0, math.inf)
+            row[f"{batching}_{name}_ratio"] = (float(np.mean(ratios)), low, high)
+
+    # 3) Judge
+    row["lost"] = []
+    for name, limit in LIMITS.items():
+        _, low, _ = row[f"continuous_{name}_ratio"]
+        if low > limit + 1e-9:
+            row["lost"].append(name)
+    return row
 
 
-def shown(row: dict[str, Any]) -> str:
-    def ratio(name: str) -> str:
-        middle, low, high = row[name]
-        return f"{middle:6.3f} [{low:.3f} {high:.3f}]"
-
-    ratios = [
-        ratio(f"{batching}_{name}_ratio")
-        for batching in ("dynamic", "continuous")
-        for name in LIMITS
+def table_line(row: dict[str, Any]) -> str:
+    """A row of the table as text."""
+    mixed = "mixed" if row["mixed"] else ""
+    parts = [
+        f"{row['gain']:4.2f} {mixed:5} {row['load']:4.2f}",
+        f"{row['serial_mean']:7.1f} {row['serial_p99']:8.1f}",
     ]
-    kind = f"{row['gain']:4.2f} {'mixed' if row['mixed'] else '':5} {row['load']:4.2f}"
-    return "  ".join(
-        [
-            kind,
-            f"{row['serial_mean']:7.1f} {row['serial_p99']:8.1f}",
-            *ratios,
-            " ".join(row["lost"]),
-        ]
-    )
+    for batching in ("dynamic", "continuous"):
+        for name in LIMITS:
+            mean, low, high = row[f"{batching}_{name}_ratio"]
+            parts.append(f"{mean:6.3f} [{low:.3f} {high:.3f}]")
+    parts.append(" ".join(row["lost"]))
+    return "  ".join(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,24 +146,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     began_s = time.perf_counter()
-    loads, size = (
-        ((0.3, 0.8), (6, 400))
-        if options.quick
-        else (LOADS, (options.replications, options.requests))
-    )
-    cells = list(product(GAINS, (False,), loads)) + (
-        [] if options.quick else list(product(GAINS, (True,), loads[::2]))
-    )
-    run = partial(cell, replications=size[0], requests=size[1], seed=options.seed)
+
+    # 1) Which cells
+    loads = LOADS
+    replications = options.replications
+    requests = options.requests
+    if options.quick:
+        loads = (0.3, 0.8)
+        replications = 6
+        requests = 400
+    cells = list(product(GAINS, (False,), loads))
+    if not options.quick:
+        cells += product(GAINS, (True,), loads[::2])
+
+    # 2) Simulate and print them
     print(
         "gain       load   serial: mean, p99  to serial's, dynamic: mean, p99; continuous: mean, p99"
     )
     rows = []
-    for each in cells:
-        rows.append(run(*each))
-        print(shown(rows[-1]), flush=True)
+    for gain, mixed, load in cells:
+        row = cell(gain, mixed, load, replications, requests, options.seed)
+        rows.append(row)
+        print(table_line(row), flush=True)
+
+    # 3) Judge
     passed = not any(row["lost"] for row in rows)
-    print(json.dumps({"passed": passed, "seconds": time.perf_counter() - began_s, "rows": rows}))
+    seconds = time.perf_counter() - began_s
+    print(json.dumps({"passed": passed, "seconds": seconds, "rows": rows}))
     return 0 if passed else 1
 
 

@@ -37,7 +37,7 @@ def answer_headers(answer: Answer) -> dict[str, str]:
     total_s = time.monotonic() - job.arrived_s
     parts_s["wait"] = total_s - sum(parts_s.values())
     parts_s["total"] = total_s
-    parts = [_part(name, seconds) for name, seconds in parts_s.items()]
+    parts = [_duration(name, seconds) for name, seconds in parts_s.items()]
     mean_batch = work.batch_rows / work.steps_done
     parts.append(f'batch;desc="{mean_batch}"')
     return {
@@ -54,11 +54,11 @@ def error_headers(http: Request) -> dict[str, str]:
     begun_s = arrived_s
     for job in jobs:
         begun_s = max(begun_s, job.admitted_s or now_s)
-    queue = _part("queue", begun_s - arrived_s)
-    total = _part("total", now_s - arrived_s)
+    queue = _duration("queue", begun_s - arrived_s)
+    total = _duration("total", now_s - arrived_s)
     return {"Server-Timing": f"{queue}, {total}"}
 
 
-def _part(name: str, seconds: float) -> str:
+def _duration(name: str, seconds: float) -> str:
     milliseconds = seconds * 1000
     return f"{name};dur={milliseconds:.6f}"

@@ -27,7 +27,7 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self.registry = registry = CollectorRegistry()
         self.latency_s = Histogram(
-            "benchlib_request_latency_seconds", "From a request's arrival to the start of its answer, where it got one",
+            "benchlib_request_latency_seconds", "From a request's arrival to the start of its answer, if it got one",
             ["route"], buckets=LATENCY_BUCKETS_S, registry=registry,
         )  # fmt: skip
         self.images = Counter(

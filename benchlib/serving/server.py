@@ -25,7 +25,7 @@ from benchlib.serving.engine.options import Batching, EngineOptions, in_words
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
 
-# Past uvicorn's default of 5 s it closes an idle connection just as a slow client takes it up again.
+# After its default of 5 s, uvicorn would close an idle connection just as a slow client uses it again.
 KEEP_ALIVE_S = 75
 DRAIN_S = 30
 
@@ -40,7 +40,7 @@ class DrainingServer(uvicorn.Server):
             app,
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=2 * DRAIN_S,  # then it cuts even what it is refusing
+            timeout_graceful_shutdown=2 * DRAIN_S,  # after that it cuts connections
             **options,
         )
         super().__init__(config)

@@ -14,7 +14,7 @@ from benchlib.serving.engine.step_times import Size
 log = logging.getLogger(__name__)
 
 Part = Literal["step", "decode"]
-Kind = tuple[Part, Size]
+PartAndSize = tuple[Part, Size]
 RETRY_CALLS = 100
 
 
@@ -27,8 +27,8 @@ class MemoryLimits:
     """
 
     def __init__(self) -> None:
-        self._most: dict[Kind, int] = {}
-        self._went_well: Counter[Kind] = Counter()  # calls at the limit since it changed
+        self._most: dict[PartAndSize, int] = {}
+        self._went_well: Counter[PartAndSize] = Counter()  # calls at the limit since it changed
 
     def most(self, part: Part, size: Size) -> int | None:
         """The most jobs of this size in one call, or None for any number."""

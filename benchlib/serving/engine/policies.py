@@ -13,12 +13,12 @@ from typing import Generic, Protocol, TypeVar
 
 from benchlib.serving.engine.step_times import Size, Times
 
-Kind = tuple[Size, int]  # size and rows
+SizeAndRows = tuple[Size, int]
 PATIENCE = 3.0  # how far a request may be overtaken, in multiples of its own time alone
 
 
 class Task(Protocol):
-    """What a policy sees of a request. `rows`: 2 with guidance, else 1. `begun`: encoded, so no longer waiting."""
+    """What a policy sees of a request. `rows`: 2 with guidance, else 1. `begun`: no longer in the queue."""
 
     @property
     def size(self) -> Size: ...
@@ -147,7 +147,7 @@ class Continuous:
         best = self._best_batch(candidates, alone_s, present=len(tasks))
         return Turn(step=tuple(best))
 
-    def _alone_s(self, tasks: Sequence[Task]) -> dict[Kind, float]:
+    def _alone_s(self, tasks: Sequence[Task]) -> dict[SizeAndRows, float]:
         """Seconds of a step alone, by size and rows."""
         alone_s = {}
         for size, rows in {(task.size, task.rows) for task in tasks}:
@@ -155,7 +155,7 @@ class Continuous:
         return alone_s
 
     def _best_batch(
-        self, candidates: list[AnyTask], alone_s: dict[Kind, float], present: int
+        self, candidates: list[AnyTask], alone_s: dict[SizeAndRows, float], present: int
     ) -> list[AnyTask]:
         """The first b of `candidates`, where b gives the least cost for the n requests that are `present`.
 

@@ -54,9 +54,9 @@ class StepTimes:
     def scaled(self, pixels_ratio: float) -> StepTimes:
         """Estimated times of a size with `pixels_ratio` times the pixels. Prompts take as long to encode."""
         return StepTimes(
-            step_s=_scaled(self.step_s, pixels_ratio),
+            step_s=_multiplied(self.step_s, pixels_ratio),
             encode_s=self.encode_s,
-            decode_s=_scaled(self.decode_s, pixels_ratio),
+            decode_s=_multiplied(self.decode_s, pixels_ratio),
         )
 
 
@@ -215,7 +215,7 @@ def _pixels(size: Size) -> int:
     return width * height
 
 
-def _scaled(curve: Mapping[int, float], factor: float) -> dict[int, float]:
+def _multiplied(curve: Mapping[int, float], factor: float) -> dict[int, float]:
     return {n: seconds * factor for n, seconds in curve.items()}
 
 
