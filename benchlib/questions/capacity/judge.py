@@ -51,7 +51,8 @@ class Capacity:
         if high is not None:
             found = f"less than {number(high)} images/s"
             return f"The capacity within {promise} is {found}. No rate was shown to keep it."
-        return f"The capacity within {promise} is not shown: a longer search is needed."
+        longer = "a longer search is needed (a larger budget_min)"
+        return f"The capacity within {promise} is not shown: {longer}."
 
 
 def find_highest(
@@ -213,40 +214,79 @@ class PeopleServed:
 
     `images_per_s` is the most that was seen, with `users` in a closed loop (None: no valid run). `users_within_slo` is
     the highest number of users for whom the promise `slo` was shown to be kept. `capacity` is what find_capacity
-    found for requests at a rate. `folder` holds the runs.
+    found for requests at a rate. `users_seen` and `rate_seen` are up to where the runs kept the promise, though they
+    may be too short to show it. `folder` holds the runs.
     """
 
     images_per_s: float | None
     users: int | None
     users_within_slo: int | None
+    users_seen: int | None
+    rate_seen: float | None
     slo: str
     capacity: Capacity
     folder: Path
 
     def __str__(self) -> str:
-        most = "No valid run shows how many images it makes."
-        if self.images_per_s is not None and self.users is not None:
-            people = f"{counted(self.users, 'user')} at a time"
-            most = f"It makes at most {number(self.images_per_s)} images/s, with {people}."
-        within = f"It is not shown to keep {self.slo} with any number of users."
+        where = f"Rows, records and figures are in {self.folder}"
+        return "\n".join([self._most(), self._users(), self._rate(), where])
+
+    def _most(self) -> str:
+        if self.images_per_s is None or self.users is None:
+            return "No valid run shows how many images it makes."
+        people = f"{counted(self.users, 'user')} at a time"
+        return f"It makes at most {number(self.images_per_s)} images/s, with {people}."
+
+    def _users(self) -> str:
         if self.users_within_slo is not None:
             people = f"{counted(self.users_within_slo, 'user')} at a time"
-            within = f"It keeps {self.slo} with up to {people}."
-        where = f"Rows, records and figures are in {self.folder}"
-        return "\n".join([most, within, str(self.capacity), where])
+            return f"It keeps {self.slo} with up to {people}."
+        not_shown = f"It is not shown to keep {self.slo} with any number of users."
+        if self.users_seen is None:
+            return not_shown
+        people = f"{counted(self.users_seen, 'user')} at a time"
+        return f"{not_shown} In these runs, too short to show it, it did with up to {people}."
+
+    def _rate(self) -> str:
+        if self.capacity.rate is not None or self.rate_seen is None:
+            return str(self.capacity)
+        rate = f"{number(self.rate_seen)} images/s"
+        return f"{self.capacity} In these runs it kept the promise up to {rate}."
 
 
-def judge_load(closed: Study, capacity: Capacity, *, slo: str) -> PeopleServed:
-    """The answer from the closed loops of a study, and from the search for the capacity."""
+def judge_load(closed: Study, at_rates: Study, capacity: Capacity, *, slo: str) -> PeopleServed:
+    """The answer from runs of closed loops, from runs at fixed rates, and from the search for the capacity."""
     rows = closed.judge(slo).to_dict("records") if closed.runs else []
     valid = [row for row in rows if row["valid"] and row["throughput_images_per_s"]]
     best = max(valid, key=lambda row: float(row["throughput_images_per_s"]), default=None)
     kept = [int(row["users"]) for row in valid if row["verdict"] == "met"]
+    users_seen = _kept_up_to(closed.runs, "users", slo)
     return PeopleServed(
         images_per_s=best["throughput_images_per_s"] if best else None,
         users=int(best["users"]) if best else None,
         users_within_slo=max(kept, default=None),
+        users_seen=None if users_seen is None else int(users_seen),
+        rate_seen=_kept_up_to(at_rates.runs + capacity.runs, "rate", slo),
         slo=slo,
         capacity=capacity,
         folder=closed.path,
     )
+
+
+def _kept_up_to(runs: Sequence[Run], by: str, slo: str) -> float | None:
+    """The highest load below which each valid run had the promised share of its images in time; None for none."""
+    from benchlib.study.latency import latencies
+    from benchlib.study.slo import Slo
+
+    goal = Slo.parse(slo)
+    kept: list[float] = []
+    broken: list[float] = []
+    for run in runs:
+        latency_s = latencies(run.requests)
+        if not _is_valid(run) or not len(latency_s):
+            continue
+        in_time = (latency_s <= goal.latency_s).mean()
+        loads = kept if in_time >= goal.q else broken
+        loads.append(run.spec["arrivals"][by])
+    lowest_broken = min(broken, default=math.inf)
+    return max((load for load in kept if load < lowest_broken), default=None)

@@ -153,7 +153,7 @@ def test_a_bad_argument_is_named(field, value):
         ((1.38, 1.42), "is 1.38 to 1.42 images/s."),
         ((1.38, None), "is at least 1.38 images/s. No rate was shown to break it."),
         ((None, 3.5), "is less than 3.5 images/s. No rate was shown to keep it."),
-        ((None, None), "is not shown: a longer search is needed."),
+        ((None, None), "is not shown: a longer search is needed (a larger budget_min)."),
     ],
 )
 def test_a_capacity_in_words(interval, words):
@@ -189,11 +189,24 @@ def test_littles_law_holds_in_a_closed_loop(made):
 
 
 FOUND = Capacity(2.0, (2.0, 3.0), (), "as narrow as asked", "p95 < 0.6 s")
+NOT_FOUND = Capacity(None, (None, None), (), "the budget is spent", "p95 < 0.6 s")
+NO_RUNS = Study(Path("results/load"), ())
+
+
+def at_rates(made, **latencies_s):
+    """A run of an open loop at each rate whose images took so long."""
+    runs = []
+    for name, took_s in latencies_s.items():
+        rate = float(name.removeprefix("rate_"))
+        arrivals = {"kind": "open_loop", "rate": rate}
+        record, requests, telemetry = made.run(took_s, gap_s=1 / rate, spec={"arrivals": arrivals})
+        runs.append(Run(record, requests, telemetry, Path("results/load/run")))
+    return Study(Path("results/load"), tuple(runs))
 
 
 def test_the_answer_has_the_most_images_the_users_and_the_capacity(made):
     closed = closed_loops(made, [0.5] * 100, [0.5] * 100, [0.7] * 100)
-    answer = judge_load(closed, FOUND, slo="p95 < 0.6 s")
+    answer = judge_load(closed, NO_RUNS, FOUND, slo="p95 < 0.6 s")
     assert str(answer).splitlines() == [
         "It makes at most 4.2 images/s, with 3 users at a time.",
         "It keeps p95 < 0.6 s with up to 2 users at a time.",
@@ -202,11 +215,24 @@ def test_the_answer_has_the_most_images_the_users_and_the_capacity(made):
     ]
 
 
+def test_the_answer_of_short_runs_has_what_was_seen(made):
+    closed = closed_loops(made, [0.5] * 20, [0.5] * 20, [0.7] * 20, [0.5] * 20)
+    rates = at_rates(made, rate_2=[0.5] * 20, rate_3=[0.5] * 18 + [0.7] * 2, rate_4=[0.5] * 20)
+    _, users, rate, _ = str(judge_load(closed, rates, NOT_FOUND, slo="p95 < 0.6 s")).splitlines()
+    assert users == (
+        "It is not shown to keep p95 < 0.6 s with any number of users. "
+        "In these runs, too short to show it, it did with up to 2 users at a time."
+    )
+    assert rate.endswith("In these runs it kept the promise up to 2 images/s.")
+
+
 def test_the_answer_says_what_no_run_shows(made):
-    answer = judge_load(closed_loops(made, [0.7] * 100), FOUND, slo="p95 < 0.6 s")
-    assert "It is not shown to keep p95 < 0.6 s with any number of users." in str(answer)
+    answer = judge_load(closed_loops(made, [0.7] * 100), NO_RUNS, NOT_FOUND, slo="p95 < 0.6 s")
+    _, users, rate, _ = str(answer).splitlines()
+    assert users == "It is not shown to keep p95 < 0.6 s with any number of users."
+    assert rate.endswith("is not shown: a longer search is needed (a larger budget_min).")
     failed = closed_loops(made, [0.5] * 100, status="failed", error="no room")
-    for study in (failed, Study(Path("results/load"), ())):
-        nothing = judge_load(study, FOUND, slo="p95 < 0.6 s")
+    for study in (failed, NO_RUNS):
+        nothing = judge_load(study, NO_RUNS, FOUND, slo="p95 < 0.6 s")
         assert str(nothing).startswith("No valid run shows how many images it makes.\n")
         assert most_images_per_s(study) is None
