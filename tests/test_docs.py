@@ -29,6 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results/README.md"]
 LINKED = [*PAGES, ROOT / "findings/README.md"]
 README_LINES, README_COLUMNS, README_WIDEST = 160, 100, 110
+HEART_FILES, HEART_LINES = 16, 3600
 
 PROGRAMS = {
     "bash",
@@ -345,3 +346,26 @@ def test_readme_is_short():
     for line in lines:
         has_link = line.startswith(("|", "!")) or "](" in line
         assert len(line) <= (README_WIDEST if has_link else README_COLUMNS), line
+
+
+# ---- the heart of the code
+
+
+def heart():
+    """The files that README lists under "Read it in an evening", in its order."""
+    readme = (ROOT / "README.md").read_text()
+    after = readme.partition("**Read it in an evening**")[2].partition("\n## ")[0]
+    for item in re.split(r"^\d+\. ", after, flags=re.MULTILINE)[1:]:
+        folder = ROOT / "benchlib"
+        for name in CODE_SPAN.findall(item):
+            if name.endswith("/"):
+                folder = ROOT / "benchlib" / name
+            else:
+                yield folder / name
+
+
+def test_the_heart_can_be_read_in_an_evening():
+    files = list(heart())
+    assert len(set(files)) == HEART_FILES
+    lines = {path: len(path.read_text().splitlines()) for path in files}
+    assert sum(lines.values()) <= HEART_LINES, lines
