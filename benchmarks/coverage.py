@@ -2,20 +2,25 @@
 
     python benchmarks/coverage.py [--simulations 4000] [--seed 2000000]
 
-Simulates series whose truth is known, with fixed seeds: exponential and lognormal (sigma 1) values, and the latencies
-of M/D/1 queues (one server, service 1, Poisson arrivals) at loads of 0.5 and 0.8, begun in their steady state. "given"
-is the share of series that got an interval, "covers" the share of these that holds the truth (where 20 or more got
-one), "wrong" the share of all series that got one which misses it. Limits: at least 93 % where one series in ten or
-more got an interval, and for means at most 97 %; where fewer did, what binomial chance (2.5 %) allows at these limits:
-series that get one so near the shortest length are calmer than most, which no rule that sees one series can undo. The
-rules were tuned with seeds below 2,000,000. M/M/1 queues at 0.7 were looked at less and are shown without a limit.
+Simulates, from fixed seeds, series whose truth is known: exponential and lognormal (sigma 1) values, and the latencies
+of M/D/1 queues (one server, service 1, Poisson arrivals) at loads of 0.5 and 0.8, from their steady state on. The rules
+were tuned with seeds below 2,000,000. M/M/1 queues at 0.7 were looked at less, and are shown without a limit.
 
-Throughput: the interval of summarise() for an open loop on one lane, whose truth is the rate. Verdicts: how often Slo
-calls a promise broken that is just kept (the share of late requests is just what it allows), or kept that is just
-broken; at most 5 % of either.
+| column   | what it is                                                                        |
+|----------|-----------------------------------------------------------------------------------|
+| given    | the share of series that got an interval                                          |
+| covers   | the share of these intervals that holds the truth, where 20 or more were given    |
+| wrong    | the share of all series that got an interval which misses the truth               |
 
-Then compares pairs of made-up jobs, five runs each of four users in a closed loop on one server (0.1 s, 10 % spread
-from request to request, 1 % from run to run in time and memory): 20 pairs alike, and 20 whose second is 10 % slower.
+Where one series in ten or more got an interval, at least 93 % must cover; for means at most 97 %. Where fewer did, the
+limits are loosened by binomial chance (2.5 %). Series that get an interval close to the shortest length are calmer than
+most, and no rule that sees a single series can undo that.
+
+Throughput: the interval of summarise() for an open loop on one lane; the truth is the rate. Verdicts: how often Slo
+calls a promise broken that is just kept, or kept that is just broken; at most 5 % of either.
+
+Comparisons: pairs of simulated jobs, five runs each of four users in a closed loop on one server. A request takes 0.1 s
+with 10 % spread; time and memory differ by 1 % from run to run. 20 pairs are alike; in 20 the second is 10 % slower.
 """
 
 from __future__ import annotations
@@ -57,24 +62,30 @@ JUDGED = ("exponential", "lognormal", "M/D/1 0.5", "M/D/1 0.8")
 
 
 def draw(data: str, n: int, random: np.random.Generator) -> np.ndarray:
-    """`n` successive values."""
+    """`n` successive values of a series: a key of LENGTHS."""
     if data == "exponential":
         return random.exponential(size=n)
     if data == "lognormal":
         return random.lognormal(size=n)
-    load, start = float(data[-3:]), 3000
-    service = (
-        random.exponential(1, n + start + 1) if data.startswith("M/M") else np.ones(n + start + 1)
-    )
-    walk = np.cumsum(
-        service[:-1] - random.exponential(1 / load, n + start)
-    )  # Lindley: w' = max(0, w + service - gap)
-    return (walk - np.minimum.accumulate(np.minimum(walk, 0)) + service[1:])[start:]
+    load = float(data[-3:])
+    start = 3000  # values until the queue is in its steady state
+    service = np.ones(n + start + 1)
+    if data.startswith("M/M"):
+        service = random.exponential(1, n + start + 1)
+    gaps = random.exponential(1 / load, n + start)
+    # Lindley: the next wait is max(0, wait + service - gap), which is a random walk less its lowest value so far.
+    walk = np.cumsum(service[:-1] - gaps)
+    lowest = np.minimum.accumulate(np.minimum(walk, 0))
+    latency = walk - lowest + service[1:]
+    return latency[start:]
 
 
 def truth(data: str, q: float | None) -> float:
-    """The mean (q None) or percentile. M/D/1: Pollaczek & Khinchine; Erlang (1909) for the distribution. M/M/1: the
-    latency is exponential with the mean 1/(1 - load)."""
+    """The true mean (q None) or percentile of a series.
+
+    M/D/1: Pollaczek & Khinchine's mean, and Erlang's distribution (1909). M/M/1: latency is exponential, with the mean
+    1/(1 - load).
+    """
     if data == "exponential":
         return 1.0 if q is None else -math.log(1 - q)
     if data == "lognormal":
@@ -84,11 +95,16 @@ def truth(data: str, q: float | None) -> float:
         return truth("exponential", q) / (1 - load)
     if q is None:
         return 1 + load / (2 * (1 - load))
+    if wait_cdf(0, load) >= q:
+        return 1.0
     low, high = 0.0, 40.0
     while high - low > 1e-12:
         middle = (low + high) / 2
-        low, high = (middle, high) if wait_cdf(middle, load) < q else (low, middle)
-    return 1 + (0.0 if wait_cdf(0, load) >= q else high)
+        if wait_cdf(middle, load) < q:
+            low = middle
+        else:
+            high = middle
+    return 1 + high
 
 
 def wait_cdf(wait: float, load: float) -> float:
@@ -127,17 +143,18 @@ def coverage(data: str, n: int, simulations: int, workers: int = 1, seed: int = 
         given = [row[column] for row in found if row[column] is not None]
         # A part in 10^9: a sum's last digits must not decide whether an atom of the distribution is inside.
         held = sum(low <= true * (1 + 1e-9) and true <= high * (1 + 1e-9) for low, high in given)
+        ok = None
+        if data in JUDGED:
+            ok = kept(len(given), held, simulations, most=0.97 if q is None else 1.0)
         rows.append(
-            {"data": data, "n": n, "estimate": "mean" if q is None else f"p{100 * q:g}"}
-            | {
+            {
+                "data": data,
+                "n": n,
+                "estimate": "mean" if q is None else f"p{100 * q:g}",
                 "given": len(given) / simulations,
                 "covers": held / len(given) if len(given) >= 20 else None,
-            }
-            | {"wrong": (len(given) - held) / simulations}
-            | {
-                "ok": kept(len(given), held, simulations, most=0.97 if q is None else 1.0)
-                if data in JUDGED
-                else None
+                "wrong": (len(given) - held) / simulations,
+                "ok": ok,
             }
         )
     return pd.DataFrame(rows)
@@ -146,24 +163,24 @@ def coverage(data: str, n: int, simulations: int, workers: int = 1, seed: int = 
 def kept(
     given: int, held: int, simulations: int, *, least: float = 0.93, most: float = 1.0
 ) -> bool:
-    """Whether `held` of `given` intervals are within the limits: sharply, or by chance where few were given."""
+    """Whether `held` of `given` intervals are within the limits; where few were given, give or take chance."""
     if given >= 0.1 * simulations:
         return least * given <= held <= most * given
-    return (
-        binomial_cdf(held, given, least) > 0.025 and 1 - binomial_cdf(held - 1, given, most) > 0.025
-    )
+    chance_of_as_few = binomial_cdf(held, given, least)
+    chance_of_as_many = 1 - binomial_cdf(held - 1, given, most)
+    return min(chance_of_as_few, chance_of_as_many) > 0.025
 
 
 def throughput_interval(load: float, n: int, seed: int) -> tuple[float, float] | None:
     """What summarise() gives for `n` requests at `load` to a lane that takes 1 s; the truth is `load` images/s."""
     random = np.random.default_rng([seed, n])
-    begin = np.cumsum(random.exponential(1 / load, n + 1000))
-    done_s = np.maximum.accumulate(begin - np.arange(n + 1000)) + np.arange(
-        1, n + 1001
-    )  # Lindley, unrolled
-    rows = made_rows(begin, done_s, np.where(np.arange(n + 1000) < 1000, "warmup", "measure"))
-    window = {"window_start_s": float(begin[1000]), "window_end_s": float(begin[-1])}
-    record = made_record({"kind": "open_loop", "rate": load}, window)
+    warmup = 1000
+    number = np.arange(n + warmup)
+    begin_s = np.cumsum(random.exponential(1 / load, n + warmup))
+    done_s = np.maximum.accumulate(begin_s - number) + number + 1  # Lindley, unrolled
+    rows = frame(begin_s, done_s, np.where(number < warmup, "warmup", "measure"))
+    window = {"window_start_s": float(begin_s[warmup]), "window_end_s": float(begin_s[-1])}
+    record = record_of({"kind": "open_loop", "rate": load}, window)
     return summarise(record, rows, TELEMETRY)["throughput_images_per_s_interval"]  # type: ignore[no-any-return]
 
 
@@ -175,14 +192,13 @@ def verdict(data: str, q: float, n: int, seed: int) -> str:
 def run(random: np.random.Generator, service_s: float) -> SimpleNamespace:
     """300 requests of four users in a closed loop, as compare() takes a run."""
     service = service_s * random.lognormal(sigma=0.01) * random.gamma(100, 0.01, 300)
-    done_s = np.cumsum(
-        service
-    )  # never idle: a user's next request is scheduled when its last is done
+    # The server is never idle: a user's next request is scheduled when the last one is done.
+    done_s = np.cumsum(service)
     scheduled_s = np.append(np.zeros(4), done_s[:-4])
     window = {"window_start_s": 0.0, "window_end_s": float(done_s[-1])}
-    record = made_record({"kind": "closed_loop", "users": 4}, window)
+    record = record_of({"kind": "closed_loop", "users": 4}, window)
     telemetry = TELEMETRY.assign(rss_gib=random.lognormal(sigma=0.01))
-    summary = summarise(record, made_rows(scheduled_s, done_s, "measure"), telemetry)
+    summary = summarise(record, frame(scheduled_s, done_s, "measure"), telemetry)
     return SimpleNamespace(record=record, summary=lambda: summary)
 
 
@@ -191,7 +207,7 @@ TELEMETRY = pd.DataFrame({"rss_gib": [1.0]}).assign(
 )
 
 
-def made_rows(scheduled_s: np.ndarray, done_s: np.ndarray, phase: object) -> pd.DataFrame:
+def frame(scheduled_s: np.ndarray, done_s: np.ndarray, phase: object) -> pd.DataFrame:
     rows = pd.DataFrame(
         {name: pd.Series([None] * len(done_s), dtype=dtype) for name, dtype in ROW_DTYPES.items()}
     )
@@ -200,10 +216,16 @@ def made_rows(scheduled_s: np.ndarray, done_s: np.ndarray, phase: object) -> pd.
     )
 
 
-def made_record(arrivals: dict[str, Any], window: dict[str, float]) -> dict[str, Any]:
-    spec = {"target": {"model": "made up"}, "workload": {}, "arrivals": arrivals}
-    told = {"machine": {}, "packages": {}, "git": {}, "spec": spec, "outcome": window}
-    return {"status": "finished", "error": None} | told
+def record_of(arrivals: dict[str, Any], window: dict[str, float]) -> dict[str, Any]:
+    return {
+        "status": "finished",
+        "error": None,
+        "machine": {},
+        "packages": {},
+        "git": {},
+        "spec": {"target": {"model": "simulated"}, "workload": {}, "arrivals": arrivals},
+        "outcome": window,
+    }
 
 
 def pairs(slowdown: float, count: int, seed: int) -> list[Comparison]:
@@ -232,48 +254,70 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=2_000_000, help="the first simulation's")
     options = parser.parse_args()
-    simulations, workers = options.simulations, os.cpu_count() or 1
+    simulations = options.simulations
+    workers = os.cpu_count() or 1
+    seeds = range(options.seed, options.seed + simulations // 4)
+
+    # 1) Intervals
     tables = []
     for data, lengths in LENGTHS.items():
         for n in lengths:
-            tables.append(coverage(data, n, simulations, workers, options.seed))
-            print(
-                tables[-1].to_string(index=False, na_rep="-", float_format="{:.4f}".format),
-                flush=True,
-            )
+            table = coverage(data, n, simulations, workers, options.seed)
+            text = table.to_string(index=False, na_rep="-", float_format="{:.4f}".format)
+            print(text, flush=True)
+            tables.append(table)
     table = pd.concat(tables)
-    passed = {"intervals": bool((table["ok"].dropna() == True).all())}  # noqa: E712 - a column of objects
-    seeds = range(options.seed, options.seed + simulations // 4)
-    told: dict[str, Any] = {"throughput": {}, "verdicts": {}}
-    for load, n in ((0.5, 200), (0.5, 2000), (0.8, 200), (0.8, 2000), (0.8, 10_000)):
-        found = [
-            pair for pair in repeated(partial(throughput_interval, load, n), seeds, workers) if pair
-        ]
-        held = sum(low <= load <= high for low, high in found)
-        told["throughput"][f"load {load}, n {n}"] = {
-            "given": len(found),
-            "of": len(seeds),
-            "held": held,
-        }
-    passed["throughput"] = all(
-        kept(f["given"], f["held"], f["of"]) for f in told["throughput"].values()
-    )
-    for data, q, n in product(JUDGED, (0.5, 0.9, 0.95), (200, 1000, 5000)):
-        counts = Counter(repeated(partial(verdict, data, q, n), seeds, workers))
-        told["verdicts"][f"{data}, p{100 * q:g}, n {n}"] = {
-            each: counts[each] / len(seeds) for each in VERDICTS
-        }
-    passed["verdicts"] = all(max(shares.values()) <= 0.05 for shares in told["verdicts"].values())
-    for name, rows in told.items():
-        print(pd.DataFrame(rows).T.to_string(header=True).replace("\n", f"\n{name}: "), flush=True)
+    broken = table[table["ok"] == False]  # noqa: E712 - a column of objects
+
+    # 2) Throughput and verdicts
+    throughput = throughputs(seeds, workers)
+    show("throughput", throughput)
+    verdicts = verdict_shares(seeds, workers)
+    show("verdicts", verdicts)
+
+    # 3) Comparisons
     alike = called(pairs(0, 20, 1), "slower", "more")
     slower = called(pairs(0.1, 20, 2), "slower")
     print("of 20 pairs alike, called slower or more:", alike)
     print("of 20 pairs with a slowdown of 10 %, called slower:", slower)
-    passed["comparisons"] = alike <= 1 and slower >= 19
-    print(table[table["ok"] == False].to_string(index=False))  # noqa: E712
-    print(json.dumps({"passed": passed, "simulations": simulations, "seed": options.seed, **told}))
+
+    print(broken.to_string(index=False))
+    passed = {
+        "intervals": not len(broken),
+        "throughput": all(kept(f["given"], f["held"], f["of"]) for f in throughput.values()),
+        "verdicts": all(max(shares.values()) <= 0.05 for shares in verdicts.values()),
+        "comparisons": alike <= 1 and slower >= 19,
+    }
+    everything = {"passed": passed, "simulations": simulations, "seed": options.seed}
+    print(json.dumps(everything | {"throughput": throughput, "verdicts": verdicts}))
     return 0 if all(passed.values()) else 1
+
+
+def throughputs(seeds: range, workers: int) -> dict[str, dict[str, int]]:
+    """By load and length: how many intervals of throughput were `given`, `of` how many series, and `held` the truth."""
+    counts = {}
+    for load, n in ((0.5, 200), (0.5, 2000), (0.8, 200), (0.8, 2000), (0.8, 10_000)):
+        found = repeated(partial(throughput_interval, load, n), seeds, workers)
+        given = [pair for pair in found if pair]
+        held = sum(low <= load <= high for low, high in given)
+        counts[f"load {load}, n {n}"] = {"given": len(given), "of": len(seeds), "held": held}
+    return counts
+
+
+def verdict_shares(seeds: range, workers: int) -> dict[str, dict[str, float]]:
+    """By series, percentile and length: how often a promise on the brink is called met, and how often missed."""
+    shares = {}
+    for data, q, n in product(JUDGED, (0.5, 0.9, 0.95), (200, 1000, 5000)):
+        counts = Counter(repeated(partial(verdict, data, q, n), seeds, workers))
+        by_verdict = {each: counts[each] / len(seeds) for each in VERDICTS}
+        shares[f"{data}, p{100 * q:g}, n {n}"] = by_verdict
+    return shares
+
+
+def show(name: str, rows: dict[str, Any]) -> None:
+    """Prints a row each, with `name` before it."""
+    text = pd.DataFrame(rows).T.to_string()
+    print(text.replace("\n", f"\n{name}: "), flush=True)
 
 
 if __name__ == "__main__":
