@@ -67,6 +67,7 @@ def step_time_curve(
     the showcase of `record` is drawn; its images begin together. The upper panel is returned. An `ax` that is given
     must be of a grid, as pyplot.subplots makes it.
     """
+    # 1) Reduce.
     upper = figure.axes(ax, height=6)
     showcase = record["spec"]["target"]["showcase"] or {"width": None, "height": None}
     curves = step_times.get("{width}x{height}".format(**showcase))
@@ -76,6 +77,7 @@ def step_time_curve(
     steps = showcase["num_inference_steps"]
     cost = batch_cost(curves, steps)
 
+    # 2) Draw the lines.
     lower = figure.panel_below(upper)
     step_ms = 1000 * cost.step_s
     no_gain_ms = step_ms[0] * np.array(cost.sizes)
@@ -94,6 +96,7 @@ def step_time_curve(
         linewidth=2,
     )
     lower.plot(cost.sizes, no_gain_ms, ":", color=figure.GREY)
+    # 3) Name the axes and the lines, and say what was found.
     upper.set_ylabel(f"images/s, of {steps} steps")
     lower.set_ylabel("one denoising step, ms")
     lower.set_xlabel("images in the batch, each with guidance (two rows in the UNet)")
@@ -180,6 +183,7 @@ def gantts(
         reason = "no image came with the server's times"
         return figure.no_data(ax, record, "when each image was made", reason)
 
+    # 1) A panel for each policy.
     panels = _panels_below(ax, len(drawn))
     keys: dict[str, Any] = {}
     ends_s: list[float] = []
@@ -195,6 +199,7 @@ def gantts(
         xlim=(min(ends_s), max(ends_s)),
         xlabel="time since the start of each run, s",
     )
+    # 2) One legend for all panels, in the order in which the parts happen.
     order = [name for name, *_ in figure.PART_STYLES.values() if name in keys]
     handles = [keys[name] for name in order]
     ax.legend(
@@ -205,6 +210,7 @@ def gantts(
         ncols=4,
     )
 
+    # 3) What was found.
     n = max(one.lanes for one in drawn.values())
     means = _sorted_means(drawn)
     return figure.finish(
@@ -338,6 +344,7 @@ def _draw_stair(
     label_percent: float,
 ) -> None:
     """Draws one policy's stair to `right_s`, with its name beside the upright at `label_percent`."""
+    # 1) The stair.
     style = POLICY_STYLES[name]
     n = len(latency_s)
     known_s = np.sort(latency_s.dropna())
@@ -353,6 +360,7 @@ def _draw_stair(
         **line,
     )
 
+    # 2) The label, lower where the stair ends below its place.
     height = min(label_percent, 0.9 * percent[-1])
     spot = known_s[int(height * n / 100)], height
     ax.plot(*spot, style["marker"], color=style["color"])
@@ -408,6 +416,7 @@ def gain(
     if not len(gains):
         return figure.no_data(ax, record, "gain by rate", "no two valid runs of the same requests")
 
+    # 1) What was measured and predicted.
     labels = _draw_gains(ax, gains)
     right = gains["rate"].max()
     if predicted is not None:
@@ -417,13 +426,14 @@ def gain(
     at_left: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "bottom"}
     ax.text(0.005, 1, "as serial", fontsize="small", **at_left)
 
-    # A wide interval must not press all marks onto the axis.
+    # 2) The limits: a wide interval must not press all marks onto the axis.
     top = 1.15 * max(1.3, gains["ratio"].max())
     ax.set(xlim=(0, 1.05 * right), ylim=(0, top))
     if any(pair is not None and pair[1] > top for pair in gains["interval"]):
         ax.set_ylabel("latency, in multiples of serial's (bars cut at the top)")
     figure.label_at_right(ax, labels)
 
+    # 3) What was found.
     bars = "one run of each, so no interval"
     if gains["pairs"].max() > 1:
         bars = f"at most {gains['pairs'].max()} runs of each; bars: 95 % intervals"

@@ -322,6 +322,7 @@ def compare_studies(
 
     Raises ValueError as `compare` does, and for fewer than two studies, two of one name, or no load in common.
     """
+    # 1) Compare each study with the first.
     names = _study_names(studies)
     loads = [_by_load(study) for study in studies]
     allowed = tuple(allow)
@@ -337,11 +338,13 @@ def compare_studies(
         compared, suspects = _compare_loads(name, loads[0], study_loads, allowed, min_effect)
         rows += compared
 
+    # 2) What changed from each study to the next.
     changes = {}
     last_runs = [study.runs[-1] for study in studies]
     for (before, after), name in zip(pairwise(last_runs), names[1:], strict=True):
         changes[name] = tuple(_changed_packages(before, after))
 
+    # 3) The verdict on the last study.
     table = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_NUMBERS, float))
     verdict, causes = _overall(table[table["study"] == names[-1]])
     answer = f"{names[-1]} against {names[0]}: {verdict}"

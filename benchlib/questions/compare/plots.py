@@ -72,6 +72,7 @@ def forest(
     `table` has `study`, `load`, `figure`, `ratio`, `low`, `high` and `verdict`, as `compare_studies` makes it. Ratios
     in the band differ by less than `min_effect`. Of more than MOST lines, only those furthest from 1 are drawn.
     """
+    # 1) Reduce.
     known = table[table["ratio"].notna()]
     shown = furthest_from_one(known)
     ax = figure.axes(ax, height=max(3.2, 1.9 + 0.33 * len(shown)))
@@ -81,6 +82,7 @@ def forest(
     names = _line_names(shown)
     lines = shown.to_dict("records")
 
+    # 2) Draw the lines.
     for place, line in enumerate(lines):
         _draw_line(ax, place, line)
     ax.axvspan(
@@ -100,6 +102,7 @@ def forest(
     # The labels take room of the axes, and a title is as wide as the axes.
     ax.figure.figure.draw_without_rendering()
 
+    # 3) Say what was found.
     finding = _forest_finding(shown, names, against)
     if len(shown) < len(known):
         finding += f"; the {MOST} of {len(known)} furthest from 1"
@@ -231,11 +234,14 @@ def nights(
         )
     figure.legend_beside(ax, fontsize="small")
 
+    # 2) Where packages changed.
     changed = [study for study in studies if changes and changes.get(study)]
     for study in changed:
         assert changes is not None
         words_of_change = changes[study] if len(changed) <= MOST_CHANGES_NAMED else ()
         _draw_change(ax, studies.index(study), words_of_change)
+
+    # 3) The axes, and what was found.
     _name_studies(ax, studies)
     ax.set_ylabel(f"{name}, times that of {studies[0]}")
     ax.set_xlabel(f"study, oldest first; bars: 95 % intervals; band: within {100 * min_effect:g} %")

@@ -134,6 +134,7 @@ def decide(
         if value is not None and not value > 0:
             raise ValueError(f"{name}: {value} must be more than 0")
 
+    # 1) The best setting and the next one.
     table = _ranked(settings, goal, memory_limit_gib, exact_only)
     left = table[table["ruled_out"].isna()].to_dict("records")
     if not left:
@@ -144,6 +145,8 @@ def decide(
     if len(left) > 1:
         runner_up = left[1]["setting"]
         shown = apart(best["images_per_s_interval"], left[1]["images_per_s_interval"])
+
+    # 2) What the target rate takes.
     gpus = _gpus(best, target_rate)
     cost = None
     if price_per_hour is not None and gpus is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
 from benchlib.questions.settings.judge import NO_TIME
-from benchlib.study.folders import results_dir
-from benchlib.study.store import Run, Study
+from benchlib.study.store import Run
 from benchlib.sweeps import LOADED_SHARE, sweep
 
 if TYPE_CHECKING:
@@ -149,78 +148,80 @@ def try_settings(
     """
     import pandas as pd
 
-    cases = [Case(*setting, people) for setting in settings for people in users]
     began_s = time.monotonic()
     budget_s = math.inf if budget_min is None else 60 * budget_min
-
+    cases = [Case(*setting, people) for setting in settings for people in users]
+    recipes = dict.fromkeys([BASELINE, *(case.recipe for case in cases)])
     if steps_share is not None:
         num_inference_steps = max(1, int(steps_share * _own_steps(model, device)))
 
     # 1) Each recipe alone, without a server.
     alone = _try_alone(
         model,
-        list(dict.fromkeys([BASELINE, *(case.recipe for case in cases)])),
+        list(recipes),
         end_s=began_s + ALONE_SHARE * budget_s,
         images=images,
         device=device,
-        steps={} if num_inference_steps is None else {"num_inference_steps": num_inference_steps},
+        steps=num_inference_steps,
     )
 
     # 2) What the rest of the budget has room for.
     left_s = budget_s - (time.monotonic() - began_s)
     working = [case for case in cases if alone[case.recipe]["error"] is None]
-    plan = plan_serving(
-        working,
-        alone,
-        time_s=left_s,
-        repeat=repeat,
-        duration_s=duration_s,
-    )
-    points = [
-        {
+    plan = plan_serving(working, alone, time_s=left_s, repeat=repeat, duration_s=duration_s)
+
+    # 3) Each setting behind a server.
+    points = []
+    for case, case_s in plan.durations_s.items():
+        point = {
             "arrivals": ClosedLoop(case.users),
             "workload": Workload(num_inference_steps=num_inference_steps),
-            "load": {
-                "model": model,
-                "recipe": case.recipe,
-                "device": device,
-            },
+            "load": {"model": model, "recipe": case.recipe, "device": device},
             "serve": {"batching": case.batching},
             "duration_s": case_s,
             "warmup_s": _warmup_s(case, alone),
         }
-        for case, case_s in plan.durations_s.items()
-    ]
+        points.append(point)
+    runs = _measure_points(points, plan, study, results)
+    return pd.DataFrame(_rows(cases, alone, runs), dtype=object), runs
 
-    # 3) Behind a server. Without a single run there would be nothing to show: the first one is made in any case.
-    options: dict[str, Any] = {
-        "study": study,
-        "resume": False,
-        "results": results,
-    }
-    made = Study(results_dir(results) / study, ())
-    if points:
-        limit_min = None if plan.limit_s is None else plan.limit_s / 60
-        made = sweep(
-            points,
-            repeat=plan.repeat,
-            budget_min=limit_min,
-            **options,
-        )
-    if points and not made.runs:
+
+def _measure_points(
+    points: Sequence[Mapping[str, Any]],
+    plan: ServingPlan,
+    study: str,
+    results: str | os.PathLike[str] | None,
+) -> tuple[Run, ...]:
+    """Returns the runs of a plan. The first one is made in any case: without a run there is nothing to show."""
+    if not points:
+        return ()
+    limit_min = None if plan.limit_s is None else plan.limit_s / 60
+    options: dict[str, Any] = {"study": study, "resume": False, "results": results}
+    made = sweep(points, repeat=plan.repeat, budget_min=limit_min, **options)
+    if not made.runs:
         made = sweep(points[:1], **options)
+    return made.runs
 
-    # 4) One row for each case.
-    runs = made.runs
+
+def _rows(
+    cases: Sequence[Case],
+    alone: Mapping[str, dict[str, Any]],
+    runs: Sequence[Run],
+) -> list[dict[str, Any]]:
+    """Returns a row for each case: what its recipe does alone, and what the case's runs show."""
     rows = []
     for case in cases:
-        name = {"setting": f"{case.recipe}, {case.batching}", **vars(case)}
-        figures = _serving_figures([run for run in runs if _case_of(run) == case])
-        failed_alone = alone[case.recipe]["error"]
-        rows.append(name | alone[case.recipe] | figures)
-        if failed_alone is not None:
-            rows[-1]["error"] = failed_alone
-    return pd.DataFrame(rows, dtype=object), runs
+        own_runs = [run for run in runs if _case_of(run) == case]
+        row = {
+            "setting": f"{case.recipe}, {case.batching}",
+            **vars(case),
+            **alone[case.recipe],
+            **_serving_figures(own_runs),
+        }
+        if alone[case.recipe]["error"] is not None:
+            row["error"] = alone[case.recipe]["error"]
+        rows.append(row)
+    return rows
 
 
 def plan_serving(
@@ -289,7 +290,7 @@ def _try_alone(
     end_s: float,
     images: int,
     device: str,
-    steps: dict[str, int],
+    steps: int | None,
 ) -> dict[str, dict[str, Any]]:
     """Returns what each recipe does without a server. The baseline, which comes first, is always tried.
 
@@ -323,7 +324,7 @@ def _one_alone(
     recipe: str,
     images: int,
     device: str,
-    steps: dict[str, int],
+    steps: int | None,
     reference: list[np.ndarray[Any, Any]],
 ) -> tuple[dict[str, Any], list[np.ndarray[Any, Any]]]:
     """Returns what one recipe does without a server, and the pixels of its images.
@@ -382,21 +383,14 @@ def _own_steps(model: str, device: str) -> int:
         return int(pipe.spec["showcase"]["num_inference_steps"])
 
 
-def _image(
-    pipe: SDXLPipeline,
-    seed: int,
-    steps: dict[str, int],
-) -> Any:
+def _image(pipe: SDXLPipeline, seed: int, steps: int | None) -> Any:
+    """Returns one image of the model's own size, with so many steps or the model's own number."""
     from benchlib.serving.schemas import GenerateRequest
 
-    size = pipe.spec["showcase"] | steps
-    return pipe.generate(
-        GenerateRequest(
-            prompt="a lighthouse at dusk",
-            seed=seed,
-            **size,
-        )
-    )
+    showcase = dict(pipe.spec["showcase"])
+    if steps is not None:
+        showcase["num_inference_steps"] = steps
+    return pipe.generate(GenerateRequest(prompt="a lighthouse at dusk", seed=seed, **showcase))
 
 
 def _serving_figures(runs: list[Run]) -> dict[str, Any]:
@@ -404,6 +398,7 @@ def _serving_figures(runs: list[Run]) -> dict[str, Any]:
     from benchlib.study.intervals import runs_interval
     from benchlib.study.latency import latencies
 
+    # 1) Speed, of the valid runs.
     summaries = [run.summary() for run in runs]
     valid = [summary for summary in summaries if summary["valid"]]
     rates = _known(valid, "throughput_images_per_s")
@@ -416,11 +411,12 @@ def _serving_figures(runs: list[Run]) -> dict[str, Any]:
         if summary["valid"]:
             latencies_s.append(latencies(run.requests).tolist())
 
-    # On a GPU only its own memory counts; where no run knows that, the process's.
+    # 2) Memory. On a GPU only its own memory counts; where no run knows that, the process's.
     memory_of, peaks_gib = "GPU, reserved", _known(valid, GPU_MEMORY)
     if not peaks_gib:
         memory_of, peaks_gib = "process RSS", _known(valid, PROCESS_MEMORY)
 
+    # 3) Why there may be nothing.
     error = None
     if not runs:
         error = NO_TIME

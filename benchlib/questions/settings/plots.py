@@ -60,6 +60,7 @@ def ladder(
     shown = rows.iloc[:DRAWN]
     users = counted(rows["users"].iloc[0], "user")
 
+    # 1) Three columns with one line for each setting.
     ax.axis("off")
     speed = ax.inset_axes((0.19, 0, 0.3, 1))
     alone = ax.inset_axes((0.52, 0, 0.19, 1))
@@ -71,6 +72,7 @@ def ladder(
         panel.set(ylim=(len(shown) - 0.4, -0.6))
         panel.grid(visible=False, axis="y")
 
+    # 2) What was found.
     speeds = span(rows["images_per_s"].tolist())
     alt = (
         f"Bars and dots of {len(rows):,} settings, from {speeds} images/s, "

@@ -216,7 +216,7 @@ def test_one_model_at_a_time_is_in_memory(monkeypatch):
             end_s=math.inf,
             images=1,
             device="cpu",
-            steps={"num_inference_steps": 1},
+            steps=1,
         )
     finally:
         gc.enable()
