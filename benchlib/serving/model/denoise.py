@@ -22,8 +22,7 @@ from benchlib.serving.schemas import GenerateRequest
 class Work:
     """One image on its way, with everything that its request sets. `encode` makes it, `step` and `decode` move it on.
 
-    A time is the wall time of a whole call, however many works shared the call. `batch_rows` is the sum of the batch
-    sizes of the work's steps.
+    A time is the wall time of a whole call, however many works shared the call.
     """
 
     request: GenerateRequest
@@ -41,7 +40,7 @@ class Work:
     encode_s: float = 0.0
     step_s: list[float] = field(default_factory=list)
     decode_s: float = 0.0
-    batch_rows: int = 0
+    batch_rows: int = 0  # the sum of the batch sizes of its steps
 
     @property
     def guided(self) -> bool:
@@ -76,8 +75,7 @@ class Batch:
     """Works of one size side by side. A step is `inputs()`, the UNet, and `advance()` with the UNet's answer.
 
     The UNet's rows are one unconditional row for each guided work, one conditional row for each work, and padding up to
-    `rows`. What stays the same from step to step (`text`, `pooled`, `time_ids`) is laid out once. A batch is valid as
-    long as its works are the same and no other batch moves them.
+    `rows`. `text`, `pooled` and `time_ids` are the same in every step. No other batch may move the works meanwhile.
     """
 
     def __init__(self, works: Sequence[Work], *, rows: int | None, device: torch.device) -> None:
