@@ -1,10 +1,10 @@
-"""Is the live line of a run seen in what it measures? The same runs with and without it, in turns.
+"""Does a run's live line change what the run measures? The same runs with and without the line, in turns.
 
     python -m benchmarks.live_line
 
-serves `tiny` in a Jupyter kernel, as a notebook does, and prints what the line makes of throughput and of the mean
-latency, as ratios with 95 % intervals over the pairs; the exit status is 1 where one lies beyond LIMIT on the bad side.
-It takes some four minutes, and the machine should have nothing else to do. A browser's own work is not in it.
+serves `tiny` in a Jupyter kernel, as a notebook does. It prints throughput and mean latency with the line as ratios to
+those without, with 95 % intervals over the pairs. The exit status is 1 where an interval reaches LIMIT on the bad side.
+It takes about four minutes, and the machine should have nothing else to do. A browser's own work is not measured.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import benchlib as bl
 from benchlib.study.intervals import runs_interval
 
 LIMIT = 0.02
-SESSION = "JPY_SESSION_NAME"  # what tells benchlib that a person watches
+SESSION = "JPY_SESSION_NAME"  # where it is set, benchlib takes it that a person watches
 
 
 def measure(pairs: int = 12, requests: int = 150) -> bool:
-    """Within a kernel: `pairs` of runs; whether both intervals leave room for less than LIMIT."""
+    """Makes `pairs` of runs in this kernel; True where both intervals stay within LIMIT."""
     workload = bl.Workload(width=64, height=64, num_inference_steps=4)
     logs: dict[str, list[float]] = {"throughput": [], "mean latency": []}
     with bl.serve("tiny", batching="serial") as server, tempfile.TemporaryDirectory() as results:
@@ -46,11 +46,10 @@ def measure(pairs: int = 12, requests: int = 150) -> bool:
                     results=results,
                     on_progress=silent,
                 )
-                images_per_s, mean_s = (
-                    run.summary()["throughput_images_per_s"],
-                    run.requests["latency_s"].mean(),
-                )
-                figures[watched] = {"throughput": images_per_s, "mean latency": mean_s}
+                figures[watched] = {
+                    "throughput": run.summary()["throughput_images_per_s"],
+                    "mean latency": run.requests["latency_s"].mean(),
+                }
             for name, found in logs.items():
                 found.append(math.log(figures[True][name] / figures[False][name]))
     passed = True

@@ -1,10 +1,10 @@
-"""Holds the load generator to the truth: a server in a process of its own that records every request itself.
+"""Compares the load generator with the truth: a server in a process of its own that records every request itself.
 
     python benchmarks/truth.py
 
-takes some five minutes, prints a table of figures with their limits and, as its last line, all of it as JSON; the exit
-status is 1 where a limit is broken. The machine should have nothing else to do: the load average is printed too. A
-plot of the planted stall goes to --figure. Knows how the known server behaves; ignorant of models and images.
+takes about five minutes. It prints a table of figures with their limits and, as its last line, all of it as JSON. The
+exit status is 1 where a limit is broken. The machine should have nothing else to do; the load average is printed too.
+A plot of the planted stall goes to --figure. Knows how the known server behaves. Ignorant of models and images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SERVICE_S = 0.05
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: what the generator says, and what the server saw of each of its requests, by request id."""
+    """One run: the generator's outcome and rows, and the server's own record of each request, by request id."""
 
     outcome: LoadOutcome
     rows: list[dict[str, Any]]
@@ -53,7 +53,7 @@ class Measured:
 
 @contextmanager
 def server(**options: float) -> Iterator[str]:
-    """The known server; its URL."""
+    """Runs the known server and yields its URL."""
     command = [
         sys.executable,
         str(SERVER),
@@ -81,7 +81,7 @@ def measure(
 
 
 def fixed(duration_s: float = 20.0) -> list[Figure]:
-    """Each request takes 50 ms; ten users: percentiles as in the server's own record, within 1 ms + 2 %."""
+    """Ten users, 50 ms a request: the percentiles agree with the server's record within 1 ms + 2 %."""
     run = measure(ClosedLoop(10), duration_s, service_s=SERVICE_S)
     told_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
     figures = [
@@ -103,7 +103,7 @@ def fixed(duration_s: float = 20.0) -> list[Figure]:
 def stall(
     duration_s: float = 20.0, service_s: float = SERVICE_S, figure: Path | None = None
 ) -> list[Figure]:
-    """The server freezes once for 2 s: the open loop's p99 tells of it, and the closed loop's hides it."""
+    """The server freezes once for 2 s: the open loop's p99 shows it, and the closed loop's hides it."""
     kind = {"service_s": service_s, "stall_s": 2.0, "stall_after_s": duration_s / 3}
     open_, closed = (
         measure(arrivals, duration_s, **kind)
@@ -119,10 +119,10 @@ def stall(
 
 
 def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
-    """One lane of 50 ms and Poisson arrivals: each latency as Lindley's recursion (1952) has it.
+    """One lane of 50 ms and Poisson arrivals: each latency agrees with Lindley's recursion (1952).
 
-    From this run's scheduled arrivals A and the server's recorded service times S: W(n+1) = max(0, W(n) + S(n) -
-    (A(n+1) - A(n))), and the latency is W + S.
+    Takes this run's scheduled arrivals A and the server's recorded service times S. The wait is
+    W(n+1) = max(0, W(n) + S(n) - (A(n+1) - A(n))), and the latency is W + S.
     """
     run = measure(OpenLoop(load / SERVICE_S), duration_s, service_s=SERVICE_S, lanes=1)
     free_s, expected_s = 0.0, []
@@ -153,7 +153,7 @@ def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
 
 
 def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
-    """Poisson at 1.5 times what one lane of 50 ms can do: throughput is capacity, and latency grows without end."""
+    """Poisson arrivals at 1.5 times the capacity of one lane of 50 ms: capacity is reached, and latency grows."""
     run = measure(
         OpenLoop(1.5 / SERVICE_S), duration_s, warmup_s=warmup_s, service_s=SERVICE_S, lanes=1
     )
@@ -177,7 +177,7 @@ def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
 
 
 def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
-    """Poisson arrivals at a server that answers at once: sent on time, and every one a row."""
+    """Poisson arrivals at a server that answers at once: all are sent on time, and each has a row."""
     run = measure(OpenLoop(rate), duration_s, warmup_s=1.0)
     case, limit_s = f"reach, {rate:g}/s", 0.005 + 0.01 * statistics.median(run.latencies_s)
     assert run.outcome.send_lag_p99_s is not None

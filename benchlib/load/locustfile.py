@@ -1,10 +1,12 @@
-"""Knows how one image is asked for over HTTP: the Locust user of `run_load`, and of the plain `locust` command line.
+"""How one image is requested over HTTP: the Locust user of `run_load`, and of the plain `locust` command line.
 
     locust -f benchlib/load/locustfile.py --host http://localhost:8000 --headless -u 10 -r 2 -t 5m --csv fastapi_bench
 
-sends the requests that `run_load` sends, as BENCHLIB_WORKLOAD_* choose them (see `Workload.from_env`); each is given up
-after BENCHLIB_LOAD_TIMEOUT_S, or 600, seconds; BENCHLIB_LOAD_API=openai asks for them as OpenAI's clients do. Ignorant
-of plans, rows and results. Importing it imports Locust, which patches the process: never do so in a notebook's kernel.
+sends the requests that `run_load` sends. BENCHLIB_WORKLOAD_* choose them (see `Workload.from_env`). A request fails
+after BENCHLIB_LOAD_TIMEOUT_S seconds, by default 600. BENCHLIB_LOAD_API=openai sends them as OpenAI's clients do.
+
+Ignorant of plans, rows and results. Importing this file imports Locust, which patches the process: never import it in
+a notebook's kernel.
 """
 
 # Locust's own functions are typed in part:
@@ -27,7 +29,7 @@ from benchlib.rows import Call
 
 
 class ImageUser(FastHttpUser):
-    """Asks for one image after the other. What is asked for, and whether at all, is `next_call`'s to say."""
+    """Requests one image after the other. `next_call` says which, and when to stop."""
 
     host = "http://localhost:8000"
     timeout_s = float(os.environ.get("BENCHLIB_LOAD_TIMEOUT_S", "600"))
@@ -37,32 +39,33 @@ class ImageUser(FastHttpUser):
     max_retries = max_redirects = 0  # one row is one request
     api = os.environ.get("BENCHLIB_LOAD_API", "benchmark")
     workload = Workload.from_env(os.environ)
-    indexes = (
-        itertools.count()
-    )  # of the class: users share it, so the i-th request sent is workload.request(i)
+    # All users share it, so that the i-th request sent is workload.request(i).
+    indexes = itertools.count()
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        # For a status that it takes for bad, geventhttpclient decodes the body as UTF-8, and a body that is none raises
-        # past Locust's request event. So every status is good to it, and `generate` judges.
+        # geventhttpclient decodes the body of a bad status as UTF-8. A body that is not UTF-8 would raise there, and
+        # Locust would report no request. So every status counts as good here, and `send` judges.
         agent: Any = self.client.client
         agent.valid_response_codes = frozenset(range(100, 600))
 
     def next_call(self) -> Call:
         """The request to send now. Raises StopUser where there is none left to send."""
-        index, now_s = next(self.indexes), time.monotonic()
+        index = next(self.indexes)
+        now_s = time.monotonic()
         return Call(index, uuid.uuid4().hex, self.workload.request(index), due_s=now_s)
 
     @task
     def generate(self) -> None:
-        """Send the next request and wait for its whole answer."""
+        """Sends the next request and waits for its whole answer."""
         self.send(self.next_call())
 
     def send(self, call: Call) -> None:
-        """Send `call` and wait for its whole answer; all but a complete 200 is a failure."""
+        """Sends `call` and waits for its whole answer. Anything but a complete 200 is a failure."""
         route, to_body = APIS[self.api]
         body = to_body(call.body)
         call.sent_s = time.monotonic()
+        # 1) Send it; the deadline holds for the whole request.
         with gevent.Timeout(self.timeout_s) as deadline:
             response = self.client.post(
                 route,
@@ -71,6 +74,7 @@ class ImageUser(FastHttpUser):
                 context={"call": call},
                 catch_response=True,
             )
+        # 2) Note when it ended, and why it failed.
         error = response.request_meta["exception"]
         cause = getattr(error, "original", error)
         call.done_s = time.monotonic() if cause or call.read_s is None else call.read_s
@@ -86,5 +90,5 @@ class ImageUser(FastHttpUser):
 
 @events.test_start.add_listener
 def count_from_zero(**_: Any) -> None:
-    """Each test that Locust's web page starts sends the same requests."""
+    """Makes each test that Locust's web page starts send the same requests."""
     ImageUser.indexes = itertools.count()

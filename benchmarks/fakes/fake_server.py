@@ -1,9 +1,9 @@
-"""An image server of known behaviour that remembers every request it saw: the truth to hold the load generator to.
+"""An image server of known behaviour that records every request: the truth that the load generator is compared with.
 
 Run as a process of its own (`python fake_server.py --service-s 0.02`), it prints its port, and ends with its stdin. GET
-/requests is what it saw, in order of arrival; POST /benchmark/generate, or OpenAI's /v1/images/generations, answers
-after its service time. What happens instead may be asked for by the first word of the prompt: MODES below. Ignorant of
-benchlib.
+/requests returns the requests so far, in order of arrival. POST /benchmark/generate, or OpenAI's
+/v1/images/generations, answers after the service time. The first word of a prompt may ask for something else: see
+MODES. Ignorant of benchlib.
 """
 
 import argparse
@@ -28,17 +28,22 @@ MODES = {
 
 
 class FakeServer:
-    """`service_s` seconds of work for each request, on `lanes` at once (0: any number), first come first served.
+    """Works `service_s` seconds on each request, on `lanes` of them at once (0: any number), first come first served.
 
-    It closes a connection that was idle for `keep_alive_s`. Once, `stall_after_s` after its first request, it freezes
-    as a whole for `stall_s`. `seen` has a dict for each request: path, body, `request_id`, `connection` (a number),
-    `received_s`, `begun_s` and `ended_s` (it had a lane) and `answered_s` (on time.monotonic(); null where it never
-    came to it). A lane is free at `ended_s` sharp, however late the answer is sent: lateness adds up in no queue.
+    The server closes a connection that was idle for `keep_alive_s`. Once, `stall_after_s` after its first request, it
+    freezes as a whole for `stall_s`.
+
+    `seen` has a dict for each request: path, body, `request_id`, `connection` (a number), and four moments on
+    time.monotonic(), null where they never came. `received_s` is its arrival, `begun_s` and `ended_s` are when it got
+    and left a lane, and `answered_s` is when the answer was sent. A lane is free exactly at `ended_s`, however late the
+    answer is sent: delays don't add up in the queue.
     """
 
     def __init__(self, service_s, lanes=0, keep_alive_s=75.0, stall_s=0.0, stall_after_s=0.0):
-        self.service_s, self.keep_alive_s = service_s, keep_alive_s
-        self.stall_s, self.stall_after_s = stall_s, stall_after_s
+        self.service_s = service_s
+        self.keep_alive_s = keep_alive_s
+        self.stall_s = stall_s
+        self.stall_after_s = stall_after_s
         self.free_s = [0.0] * lanes  # a heap: from when on each lane is free
         self.seen = []
         self.connections = 0
@@ -72,7 +77,7 @@ class FakeServer:
         writer.close()
 
     async def generate(self, reader, writer, headers, request):
-        """Answer one request; false where the connection is to be closed."""
+        """Answers one request; false where the connection is to be closed."""
         body = request["body"]
         request |= {"request_id": headers.get("x-request-id"), "received_s": time.monotonic()}
         request |= {"begun_s": None, "ended_s": None, "answered_s": None}
@@ -95,8 +100,8 @@ class FakeServer:
         queued_s = request["begun_s"] - request["received_s"]
         total_s = time.monotonic() - request["received_s"]
         timing = f'total;dur={total_s * 1000:.6f}, queue;desc="waiting; in line, really";dur={queued_s * 1000:.6f}'
-        told = {**body, "time_s": self.service_s, "mem_gb": 0.25, "model_params": 1}
-        answer = json.dumps(told).encode()
+        figures = {"time_s": self.service_s, "mem_gb": 0.25, "model_params": 1}
+        answer = json.dumps(body | figures).encode()
         if mode in ("half", "drip"):
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{")
             while mode == "drip":
@@ -149,7 +154,7 @@ async def main():
         lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin
     )
     await stdin.read()
-    os._exit(0)  # what it still serves may hang for ever
+    os._exit(0)  # a request that is still served may hang for ever
 
 
 if __name__ == "__main__":
