@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchlib import ClosedLoop, OpenLoop, Ramp, Trace
@@ -136,6 +136,7 @@ VALUES = {
 }
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(
     rows=st.lists(
         st.fixed_dictionaries({n: st.none() | VALUES[d] for n, d in ROW_DTYPES.items()}), max_size=5
