@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # After its default of 5 s, uvicorn would close an idle connection just as a slow client uses it again.
 KEEP_ALIVE_S = 75
 DRAIN_S = 30
+REFUSE_S = (
+    30  # for the steps under way to end and their clients to be told; then connections are cut
+)
 
 _servers: dict[str, Server] = {}
 
@@ -40,7 +43,7 @@ class DrainingServer(uvicorn.Server):
             app,
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=2 * DRAIN_S,  # after that it cuts connections
+            timeout_graceful_shutdown=DRAIN_S + REFUSE_S,
             **options,
         )
         super().__init__(config)

@@ -25,13 +25,12 @@ from benchlib.serving import server
 from benchlib.serving.server import serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
 
-server.DRAIN_S = 1
 
 
 class SlowPipeline(FakePipeline):
     def step(self, works, *, rows=None):
         if works[0].request.prompt == "slow":
-            time.sleep(0.05)
+            time.sleep(0.5)
         return super().step(works, rows=rows)
 
 
@@ -59,13 +58,15 @@ def post(path, body):
 
 # Its file is written while the server drains. No executor of the standard library takes a call then.
 ONE_AT_WORK = """
-post("/v1/images/generations", '{"prompt": "slow", "num_inference_steps": 10}')
+server.DRAIN_S = 100
+post("/v1/images/generations", '{"prompt": "slow", "num_inference_steps": 3}')
 while not engine.running:
     time.sleep(0.01)
 """
 
-# Twenty requests of 7.5 s each, for which nobody should have to wait.
+# Twenty requests of 75 s each, for which nobody should have to wait.
 MUCH_QUEUED = """
+server.DRAIN_S = 1
 for _ in range(20):
     post("/benchmark/generate", '{"prompt": "slow", "num_inference_steps": 150, "width": 64, "height": 64}')
 while engine.waiting < 19:
