@@ -90,11 +90,14 @@ def dissect(
     check_number("repeat", repeat, 1, whole=True)
     if not (sizes and steps):
         raise ValueError("sizes and steps need at least one value each")
+
+    # 1) Take the sizes that fit.
     fitting = [size for size in sizes if _fits(pipe, size)]
     if not fitting:
         tried = ", ".join(map(str, sizes))
         raise ValueError(f"sizes: none of {tried} fits in this machine's memory; take smaller ones")
 
+    # 2) Plan as many rounds as the budget allows.
     cases = product(fitting, steps)
     requests = [_request(size, count, seed) for size, count in cases]
     # The first encode with a number of steps prepares its schedule, which is not part of an image's time.
@@ -107,6 +110,7 @@ def dissect(
     minutes = rounds * round_s / 60
     print(f"{len(requests)} points, {rounds} times each: {minutes:.1f} minutes", flush=True)
 
+    # 3) Make the images, every second round backwards.
     order = []
     for number in range(rounds):
         order += requests if number % 2 == 0 else requests[::-1]
@@ -181,11 +185,14 @@ def _measure(
 ) -> Run:
     """Makes the images one after another and keeps their rows; those made before an error are kept too."""
     with writing(results, STUDY, None) as writer:
+        # 1) Make room for the samples before the first image.
         spec = _spec(requests, label)
         folder = writer.create(spec, pipe.spec, networks=pipe.spec["networks"])
         # The array is made at once: a list that gets longer would be a leak of our own.
         columns = 1 + len(MEMORIES)
         samples = np.full((len(requests), columns), np.nan)
+
+        # 2) Make the images, and keep the run however that ends.
         status = "finished"
         error: str | None = None
         began_s = time.monotonic()
@@ -257,6 +264,7 @@ def _telemetry(samples: Any) -> pd.DataFrame:
 
 def _image(pipe: SDXLPipeline, request: GenerateRequest, began_s: float) -> Row:
     """The row of one image. Which memory its peaks are of depends on the device (see PeakMemory.headline_gib)."""
+    # 1) The three stages, each with its own peak.
     started_s = time.monotonic()
     peaks_gib: dict[str, float | None] = {}
     pipe.reset_peak_memory()
@@ -273,6 +281,7 @@ def _image(pipe: SDXLPipeline, request: GenerateRequest, began_s: float) -> Row:
     peaks_gib["decode"] = pipe.peak_memory().headline_gib
     done_s = time.monotonic()
 
+    # 2) The row.
     work = works[0]
     sent_s = started_s - began_s
     took_s = done_s - started_s

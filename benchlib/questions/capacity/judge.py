@@ -77,6 +77,8 @@ def find_highest(
         raise ValueError(f"precision must be a share above 0 and up to 1, got {precision!r}")
     if most_trials < LEAD:
         raise ValueError(f"most_trials must be {LEAD} or more, got {most_trials!r}")
+
+    # Try rate after rate, each until its trials settle it.
     search = _Search(lowest, highest, precision)
     trials: list[tuple[float, str]] = []
     rate: float | None = start
@@ -156,7 +158,7 @@ class _Search:
         # 4) Between the highest rate that was not missed and the lowest that was.
         if self._is_wide(not_missed, self.missed):
             return math.sqrt(not_missed * self.missed)
-        self.why_ended = "as narrow as asked"
+        self.why_ended = "as narrow as requested"
         if self.open_rates:
             self.why_ended += " beside the rates that stay open"
         return None

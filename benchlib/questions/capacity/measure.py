@@ -191,9 +191,12 @@ def find_capacity(
     with writing(results, study, on_progress) as writer:
 
         def judge(rate: float) -> str | None:
+            # 1) Is there time for one more trial?
             length_s = max(trial_s, trial_requests / rate)
             if time.monotonic() + 1.1 * length_s > end_s:
                 return None
+
+            # 2) Make it.
             point = Point(
                 # A lower limit would hold requests back. That looks like a slow generator and hides an overload.
                 OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT),

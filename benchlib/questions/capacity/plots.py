@@ -368,7 +368,7 @@ def queue_share(
     ax.set_ylabel("share of latency in the queue, %")
     runs, left_out = _valid_runs(summary, "users", "queue_share")
     if not len(runs):
-        no_run = "no valid run of users whose server told its queue"
+        no_run = "no valid run of users whose server reports its queue"
         return figure.no_data(ax, record, "waiting in the queue", no_run)
 
     # 1) Reduce to a curve.

@@ -78,7 +78,7 @@ def test_without_noise_the_interval_is_as_narrow_as_asked(capacity):
     found = find_highest(exact(capacity), precision=0.02)
     low, high = found.interval
     assert low <= capacity < high <= 1.02 * low
-    assert found.note == "as narrow as asked"
+    assert found.note == "as narrow as requested"
     verdicts = dict(found.trials)
     assert len(found.trials) == 2 * len(verdicts), "each rate twice, as its two trials agree"
     assert all(verdict == exact(capacity)(rate) for rate, verdict in verdicts.items())
@@ -90,7 +90,7 @@ def test_what_stays_open_is_closed_in_from_both_sides():
     )
     low, high = found.interval
     assert 5 / 1.05 < low < 5 < 7 < high < 7 * 1.05
-    assert found.note == "as narrow as asked beside the rates that stay open"
+    assert found.note == "as narrow as requested beside the rates that stay open"
     assert max(sum(rate == tried for tried, _ in found.trials) for rate, _ in found.trials) == 2, (
         "a third settles nothing"
     )
@@ -188,7 +188,7 @@ def test_littles_law_holds_in_a_closed_loop(made):
     assert drifting["product"].tolist() == [None], "latency has no mean"
 
 
-FOUND = Capacity(2.0, (2.0, 3.0), (), "as narrow as asked", "p95 < 0.6 s")
+FOUND = Capacity(2.0, (2.0, 3.0), (), "as narrow as requested", "p95 < 0.6 s")
 NOT_FOUND = Capacity(None, (None, None), (), "the budget is spent", "p95 < 0.6 s")
 NO_RUNS = Study(Path("results/load"), ())
 
