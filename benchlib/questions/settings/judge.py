@@ -76,9 +76,10 @@ class Decision:
 
     def _fleet_lines(self) -> list[str]:
         """Returns what the target rate takes in machines, money and energy."""
-        machines = "an unknown number of such machine(s)"
+        machines = "an unknown number of such machines"
         if self.gpus is not None:
-            machines = f"{self.gpus} such machine(s)"
+            machines = counted(self.gpus, "such machine")
+        images = "1 image/s" if self.target_rate == 1 else f"{self.target_rate:g} images/s"
         cost = "is not known without price_per_hour"
         if self.cost_per_1000 is not None:
             cost = f"is {number(self.cost_per_1000)}"
@@ -86,7 +87,7 @@ class Decision:
         if self.energy_kwh_per_1000 is not None:
             energy = f"is {number(self.energy_kwh_per_1000)} kWh of the GPU"
         return [
-            f"For {self.target_rate:g} images/s: {machines}, "
+            f"For {images}: {machines}, "
             "if each is kept as busy as here, with no room for bursts.",
             f"For a thousand images, the cost {cost}, and the energy {energy}.",
         ]

@@ -112,7 +112,7 @@ def test_a_fleet_is_sized_by_the_low_end_and_costs_by_the_hour(setting):
     assert decision.gpus == math.ceil(9 / 4)
     assert decision.cost_per_1000 == pytest.approx(3 * 2.7 / (9 * 3600) * 1000)
     assert decision.energy_kwh_per_1000 == pytest.approx(0.1)  # 360 kJ; 1 kWh is 3,600 kJ
-    assert "3 such machine(s)" in str(decision)
+    assert "For 9 images/s: 3 such machines, if" in str(decision)
     bare = decide(setting.frame(setting.row("a", 5.0)), slo="p95 < 2 s", memory_limit_gib=4.0)
     assert (bare.cost_per_1000, bare.energy_kwh_per_1000) == (None, None)
     assert "the cost is not known without price_per_hour, and the energy is not known" in str(bare)
@@ -145,4 +145,4 @@ def test_without_an_image_or_a_bound_above_zero_no_fleet_is_named(setting):
     frame = setting.frame(setting.row("a", 1.0, images_per_s_interval=(-0.1, 2.1)))
     decision = decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0, price_per_hour=1.0)
     assert (decision.best, decision.gpus, decision.cost_per_1000) == ("a, serial", None, None)
-    assert "an unknown number of such machine(s)" in str(decision)
+    assert "For 1 image/s: an unknown number of such machines" in str(decision)
