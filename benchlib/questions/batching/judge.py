@@ -150,7 +150,8 @@ class BatchingAnswer:
             at_rate = rows[rows["rate"] == rate]
             load = f"at {number(rate)} requests/s"
             if self.serial_images_per_s:
-                load += f" ({rate / self.serial_images_per_s:.0%} of what serial can make)"
+                percent = 100 * rate / self.serial_images_per_s
+                load += f" ({percent:.0f} % of what serial can make)"
             figures = "; ".join(gain_words(row) for row in at_rate.to_dict("records"))
             pairs = counted(at_rate["pairs"].max(), "pair")
             lines.append(f"    {load}, {pairs} of runs: {figures}")

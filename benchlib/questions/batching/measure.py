@@ -150,7 +150,7 @@ def predict_cases(servers: Mapping[str, Server], workload: Workload) -> pd.DataF
     busy = _simulated_requests(workload, highest / _alone_s(measured, workload))
     equal_steps = round(busy["num_inference_steps"].mean())
     cases = {
-        f"at {highest:.0%} of serial's capacity": (busy, measured),
+        f"at {100 * highest:g} % of serial's capacity": (busy, measured),
         "with a tenth of these requests": (
             busy.assign(scheduled_s=10 * busy["scheduled_s"]),
             measured,

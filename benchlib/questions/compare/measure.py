@@ -22,7 +22,7 @@ SLOW_SHARE = 0.25
 """The slow server waits for this share of an image's time, for other requests that never come."""
 
 TINY_IMAGE = {"width": 64, "height": 64, "num_inference_steps": 4}
-"""What the tiny model is asked for: short runs have many images."""
+"""The image that the tiny model makes. It is small, so that a short run has many of them."""
 
 
 def measure_examples(

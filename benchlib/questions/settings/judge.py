@@ -87,8 +87,7 @@ class Decision:
         if self.energy_kwh_per_1000 is not None:
             energy = f"is {number(self.energy_kwh_per_1000)} kWh of the GPU"
         return [
-            f"For {images}: {machines}, "
-            "if each is kept as busy as here, with no room for bursts.",
+            f"For {images}: {machines}, if each is kept as busy as here, with no room for bursts.",
             f"For a thousand images, the cost {cost}, and the energy {energy}.",
         ]
 

@@ -68,7 +68,7 @@ def test_gains_of_one_pair_have_no_interval_and_of_invalid_runs_there_are_none(
 def answer(made: SimpleNamespace, runs: list[Run], continuous: float = 0.5) -> Any:
     predicted = pd.DataFrame(
         {"serial": [1.0, 1.0], "continuous": [continuous, 0.99], "dynamic": [0.8, 1.3]},
-        index=["at 90% of serial's capacity", "if batches gained nothing"],
+        index=["at 90 % of serial's capacity", "if batches gained nothing"],
     )
     rush = {
         name: open_runs(made, [took], name)[0] for name, took in (("serial", 2.0), ("dynamic", 1.0))
@@ -84,7 +84,7 @@ def test_the_answer_says_which_policy_pays_and_at_which_load(made: SimpleNamespa
     assert lines[0] == "Does batching pay here, compared with serial?"
     assert lines[1] == "- continuous: yes"
     assert lines[2].startswith(
-        "    at 2 requests/s (50% of what serial can make), 3 pairs of runs: "
+        "    at 2 requests/s (50 % of what serial can make), 3 pairs of runs: "
         "continuous's mean latency is 0.507 times serial's (0.4"
     )
     assert "; continuous's p95 latency is 0.507 times serial's (" in lines[2]
