@@ -1,4 +1,4 @@
-"""Measures many points, each as often as asked: the order, the budget, what is done already, and the servers.
+"""Measures many points, each several times: the order, the budget, the runs that exist already, and the servers.
 
     study = sweep([Point(ClosedLoop(n), target=server, requests=200) for n in (1, 2, 4)], study="load")
 
@@ -52,7 +52,7 @@ def sweep(
 
     `budget_min` minutes are shared among the runs. A point without `duration_s` and `requests` gets its part of
     LOADED_SHARE of the budget, less its warm-up. No run begins that the time left is too short for. With `resume`, a
-    finished run of the study that was asked for in the very same words is not made again, and the newest such run is
+    finished run of the study that was requested in exactly the same words is not made again, and the newest such run is
     returned: running again goes on. A plan is printed first; with `dry_run` nothing follows, and the runs that need not
     be made again are returned.
 
@@ -218,7 +218,7 @@ class _Plan:
 
 
 def _make_plan(requested: list[Point], folder: Path, resume: bool) -> _Plan:
-    """Sets what is asked for against what the study in `folder` holds, and prints the plan."""
+    """Compares the requested runs with those that the study in `folder` holds, and prints the plan."""
     # 1) The newest finished run of each point, and of each case.
     by_point: dict[str, Path] = {}
     by_case: dict[str, Path] = {}
@@ -278,7 +278,7 @@ def _least_run_s(point: Point) -> float:
 
 
 def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
-    """How many requests a run of `point` measures; None where that is not known.
+    """The number of requests that a run of `point` measures, or None.
 
     A schedule is counted. A closed loop gets as many as at `images_per_s`, the throughput of its last run.
     """
@@ -291,8 +291,8 @@ def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
         except ValueError:  # a closed loop has no schedule
             if images_per_s is not None:
                 limits.append(int(images_per_s * point.duration_s))
-    known = [number for number in limits if number is not None]
-    return min(known, default=None)
+    given = [number for number in limits if number is not None]
+    return min(given, default=None)
 
 
 def _carried(requests: int | None) -> str:

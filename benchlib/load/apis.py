@@ -1,4 +1,4 @@
-"""How a server is asked for an image: the routes and bodies of two APIs. Ignorant of which image is asked for."""
+"""The routes and bodies of two APIs that make an image. Ignorant of which image is requested."""
 
 from __future__ import annotations
 

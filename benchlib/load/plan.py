@@ -1,4 +1,4 @@
-"""What one load run is asked for: the server, when and which requests, and when the run ends.
+"""The plan of one load run: the server, when and which requests, and when the run ends.
 
 Knows which plans make sense. Ignorant of how a plan is carried out.
 """
@@ -38,14 +38,14 @@ class LoadPlan:
     api: str = "benchmark"
 
     def __post_init__(self) -> None:
-        # 1) Who is asked, and for what.
+        # 1) The server and the requests.
         _check_kind("arrivals", self.arrivals, arrivals_.Arrivals, "ClosedLoop(users=4)")
         _check_kind("workload", self.workload, Workload, "Workload()")
         _check_url(self.url)
         object.__setattr__(self, "url", self.url.rstrip("/"))
         check_number("warmup_s", self.warmup_s, 0)
 
-        # 2) When it ends.
+        # 2) When the run ends.
         is_open_end = self.duration_s is None and self.requests is None
         if is_open_end and isinstance(self.arrivals, arrivals_.Trace):
             object.__setattr__(self, "requests", self._measured_of_trace(self.arrivals))

@@ -77,7 +77,7 @@ def make_run_folder(results: Path, study: str, spec: Mapping[str, Any]) -> tuple
 
 
 def run_folders(study: Path) -> list[Path]:
-    """The folders of a study's runs, by name, but for empty ones: their process was killed while it made them."""
+    """The folders of a study's runs, by name. Empty ones are left out: a kill came while they were being created."""
     folders = []
     for entry in sorted(study.iterdir()):
         rows = entry / "requests.jsonl"

@@ -3,9 +3,8 @@
 Knows a run's files and their format. Ignorant of what the figures mean (summary.py), of where results lie (folders.py)
 and of who writes the rows: another process appends to requests.jsonl, one line with one write per request.
 
-A process that is killed at any moment leaves either whole files or none: every other file is written aside and renamed
-into place, run.json last. A run is finished only when run.json says so. That outlives SIGKILL without an fsync; a loss
-of power it may not outlive.
+A process that is killed at any moment leaves whole files or none: each is written aside and renamed, run.json last. A
+run is finished only when run.json says so. This survives SIGKILL without an fsync, but maybe not a loss of power.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT_VERSION = 1
+_ENDS = ("finished", "interrupted", "failed")
 _FORMER_COLUMNS = {"request_class"}  # rows of older results have them; they are passed over
 
 
@@ -64,10 +64,9 @@ class RunFolder:
         telemetry: pd.DataFrame,
         error: str | None = None,
     ) -> Run:
-        """Writes both Parquet files, then run.json with `status` ("finished", "interrupted" or "failed")."""
-        if status not in ("finished", "interrupted", "failed"):
-            known = '"finished", "interrupted" or "failed"'
-            raise ValueError(f"status must be {known}, not {status!r}")
+        """Writes both Parquet files, then run.json with `status`, one of _ENDS."""
+        if status not in _ENDS:
+            raise ValueError(f"status must be one of {', '.join(_ENDS)}, not {status!r}")
         requests = read_rows(self.rows_path)
         write_aside(self.path / "requests.parquet", requests.to_parquet)
         write_aside(self.path / "telemetry.parquet", telemetry.to_parquet)
@@ -77,7 +76,7 @@ class RunFolder:
 
     def write_record(self) -> None:
         text = json.dumps(self.record, indent=2, ensure_ascii=False, allow_nan=False)
-        data = text.encode() + b"\n"
+        data = f"{text}\n".encode()
         write_aside(self.path / "run.json", lambda path: path.write_bytes(data))
 
 
@@ -161,9 +160,8 @@ class Study:
         for run in self.runs:
             verdicts.append(goal.judge(latencies(run.requests)))
             in_time.append(goodput(run.requests, run.record, latency_s=goal.latency_s))
-        return self.summary.assign(
-            verdict=verdicts, goodput_images_per_s=pd.Series(in_time, dtype=float)
-        )
+        per_s = pd.Series(in_time, dtype=float)
+        return self.summary.assign(verdict=verdicts, goodput_images_per_s=per_s)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
