@@ -114,7 +114,9 @@ def picture(image: Image, *, alt: str) -> Picture:
     """A generated image for the notebook, no wider than a figure."""
     file = io.BytesIO()
     image.save(file, "png")
-    return Picture(alt, file.getvalue(), min(image.width, Picture.width))
+    png = file.getvalue()
+    width = min(image.width, Picture.width)
+    return Picture(alt, png, width)
 
 
 def axes(ax: Axes | None, height: float = 4.6) -> Axes:
@@ -173,13 +175,18 @@ def whiskers(
     `intervals` holds a pair or None for each point: of `y`, or of `x` where the whiskers are `horizontal`. A `marker`
     draws the points as well.
     """
-    lengths = whisker_lengths(x if horizontal else y, intervals)
-    direction = {"xerr": lengths} if horizontal else {"yerr": lengths}
-    points: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": markersize}
-    if marker == "none":
-        points = {"fmt": "none"}
-    ax.errorbar(x, y, **direction, **points, ecolor=colour, capsize=3)
-    return np.nan_to_num(lengths[1])
+    style: dict[str, Any] = {"fmt": marker, "ecolor": colour, "capsize": 3}
+    if marker != "none":
+        style["color"] = colour
+        style["markersize"] = markersize
+    if horizontal:
+        lengths = whisker_lengths(x, intervals)
+        ax.errorbar(x, y, xerr=lengths, **style)
+    else:
+        lengths = whisker_lengths(y, intervals)
+        ax.errorbar(x, y, yerr=lengths, **style)
+    _, above = lengths
+    return np.nan_to_num(above)
 
 
 def bar_style(part: str) -> dict[str, Any]:
@@ -198,15 +205,26 @@ def label_point(
 
 def legend_beside(ax: Axes, **options: Any) -> None:
     """Puts the legend to the right of the axes, at their top; `options` go to ax.legend (title, reverse, ...)."""
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), alignment="left", **options)
+    ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        alignment="left",
+        **options,
+    )
 
 
 def legend_above(ax: Axes, columns: int = 3, **options: Any) -> float:
     """Puts the legend between the axes and their title, and returns the `pad` that finish() needs to make room."""
-    entries = len(ax.get_legend_handles_labels()[0])
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.99)}
-    ax.legend(**place, ncols=columns, fontsize="small", **options)
-    return 10 + 13 * math.ceil(entries / columns)
+    entries, _ = ax.get_legend_handles_labels()
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 0.99),
+        ncols=columns,
+        fontsize="small",
+        **options,
+    )
+    rows = math.ceil(len(entries) / columns)
+    return 10 + 13 * rows
 
 
 def study_of(record: Record, count: int, what: str) -> str:
@@ -312,12 +330,17 @@ def _caption(record: Record, source: str) -> str:
         (_hardware(record), machine["gpu"]),
         (source or _run_of(record), machine["os"], _versions(record["packages"])),
     )
-    return "\n".join(" · ".join(filter(None, line)) for line in lines)
+    written = [" · ".join(filter(None, line)) for line in lines]
+    return "\n".join(written)
 
 
 def _model(target: dict[str, Any]) -> str:
-    known = [str(target[key]) for key in ("model", "dtype", "device") if target[key]]
-    return " ".join(known) or str(target["url"])
+    """The model as it was loaded, or the URL of a server that says nothing of its model."""
+    values = (target["model"], target["dtype"], target["device"])
+    known = [str(value) for value in values if value]
+    if not known:
+        return str(target["url"])
+    return " ".join(known)
 
 
 def _image(workload: dict[str, Any]) -> str:
@@ -342,8 +365,9 @@ def _hardware(record: Record) -> str:
 
 
 def _versions(packages: dict[str, str]) -> str:
-    shown = [name for name in ("python", "torch", "diffusers") if name in packages]
-    return ", ".join(f"{name} {packages[name]}" for name in shown)
+    names = ("python", "torch", "diffusers")
+    shown = [f"{name} {packages[name]}" for name in names if name in packages]
+    return ", ".join(shown)
 
 
 def _run_of(record: Record) -> str:

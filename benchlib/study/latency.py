@@ -40,12 +40,11 @@ def percentile(values: Iterable[float], q: float) -> float | None:
     n = len(everything)
     if not _is_carried(n, q):
         return None
-    known = [float(value) for value in everything if not math.isnan(value)]
-    known.sort()
+    known = sorted(value for value in everything if not math.isnan(value))
     rank = math.ceil(n * _exact(q))
     if rank > len(known):
         return None
-    return known[rank - 1]
+    return float(known[rank - 1])
 
 
 def carried_percentiles(n: int) -> tuple[float, ...]:
@@ -61,7 +60,8 @@ def in_window(requests: pd.DataFrame) -> pd.DataFrame:
 
 def is_ok(requests: pd.DataFrame) -> pd.Series:
     """Which requests were answered with an image."""
-    return requests["error"].isna() & requests["done_s"].notna()
+    has_ended = requests["done_s"].notna()
+    return requests["error"].isna() & has_ended
 
 
 def is_censored(requests: pd.DataFrame) -> pd.Series:
@@ -87,7 +87,8 @@ def breakdown(requests: pd.DataFrame) -> pd.DataFrame:
     counted = in_window(requests)
     is_timed = is_ok(counted) & counted["total_s"].notna()
     timed = counted[is_timed]
-    parts = pd.DataFrame({part: timed[f"{part}_s"] for part in PARTS})
+    columns = {f"{part}_s": part for part in PARTS}
+    parts = timed[list(columns)].rename(columns=columns)
     sum_s = parts.sum(axis="columns")
     parts[OTHER] = timed["total_s"] - sum_s
     parts[REST] = timed["latency_s"] - timed["total_s"]
