@@ -39,6 +39,8 @@ POLICY_STYLES: dict[str, dict[str, Any]] = {
 NO_GAIN = 1.05
 """Batches that make less than this many times the images/s gain next to nothing."""
 
+NO_PAIRS = "no two valid runs of the same requests"
+
 LEAST_SHARE = 0.005
 """A part of less than this share of all latencies is not drawn."""
 
@@ -413,28 +415,28 @@ def gain(
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
-    if not len(gains):
-        return figure.no_data(ax, record, "gain by rate", "no two valid runs of the same requests")
+    if not len(gains) and predicted is None:
+        return figure.no_data(ax, record, "gain by rate", NO_PAIRS)
 
     # 1) What was measured and predicted.
     labels = _draw_gains(ax, gains)
-    right = gains["rate"].max()
+    rates = gains["rate"].tolist()
     if predicted is not None:
         labels += _draw_predicted(ax, predicted)
-        right = max(right, predicted.index.max())
+        rates += predicted.index.tolist()
     ax.axhline(1, color="black", linewidth=1.2)
     at_left: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "bottom"}
     ax.text(0.005, 1, "as serial", fontsize="small", **at_left)
 
     # 2) The limits: a wide interval must not press all marks onto the axis.
-    top = 1.15 * max(1.3, gains["ratio"].max())
-    ax.set(xlim=(0, 1.05 * right), ylim=(0, top))
+    top = 1.15 * max([1.3, *gains["ratio"]])
+    ax.set(xlim=(0, 1.05 * max(rates)), ylim=(0, top))
     if any(pair is not None and pair[1] > top for pair in gains["interval"]):
         ax.set_ylabel("latency, in multiples of serial's (bars cut at the top)")
     figure.label_at_right(ax, labels)
 
     # 3) What was found.
-    bars = "one run of each, so no interval"
+    bars = "one run of each, so no interval" if len(gains) else NO_PAIRS
     if gains["pairs"].max() > 1:
         bars = f"at most {gains['pairs'].max()} runs of each; bars: 95 % intervals"
     return figure.finish(
@@ -504,6 +506,8 @@ def _draw_predicted(ax: Axes, predicted: pd.DataFrame) -> list[tuple[float, str,
 
 def _gain_finding(gains: pd.DataFrame) -> str:
     """Returns what the means at the highest rate say."""
+    if not len(gains):
+        return f"{NO_PAIRS}; the lines are predicted"
     highest = gains["rate"].max()
     means = gains[(gains["rate"] == highest) & (gains["figure"] == "latency_mean_s")]
     if not len(means):

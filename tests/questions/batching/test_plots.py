@@ -215,6 +215,10 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     assert "no run carries a mean at the highest rate" in texts(one)
     assert "cut" not in one.get_ylabel()
     assert "no data" in texts(plots.gain(gains=gains(), record=made.record()))
+    lines = plots.gain(gains=gains(), predicted=predicted, record=made.record())
+    assert "no two valid runs of the same requests; the lines are predicted" in texts(lines)
+    assert lines.lines[0].get_ydata().tolist() == [1.0, 450.0]
+    plots.save(lines, tmp_path / "lines")
 
 
 def test_all_draw_on_the_axes_that_they_are_given(made: SimpleNamespace) -> None:
