@@ -443,7 +443,7 @@ def gain(
         ax,
         record,
         _gain_finding(gains),
-        f"Marks with bars, by rate. {_all_gains(gains)}.",
+        _all_gains(gains),
         source=f"study {record['study']}, {bars}",
     )
 
@@ -517,5 +517,9 @@ def _gain_finding(gains: pd.DataFrame) -> str:
 
 
 def _all_gains(gains: pd.DataFrame) -> str:
+    """Returns the alt text: every gain in words."""
+    if not len(gains):
+        return "Lines of predicted ratios, by rate."
     rows = gains.to_dict("records")
-    return ". ".join(f"At {number(row['rate'])}/s {gain_words(row)}" for row in rows)
+    each = ". ".join(f"At {number(row['rate'])}/s {gain_words(row)}" for row in rows)
+    return f"Marks with bars, by rate. {each}."
