@@ -1,15 +1,17 @@
-"""What is measured: an SDXL pipeline, the engine that drives it, and the HTTP server before it."""
+"""What is measured: an SDXL pipeline, the engine that drives it, and the HTTP server in front."""
 
 import logging
 import os
 
-# libgomp reads this variable when torch is imported: how often a thread checks a barrier before it sleeps. With the
-# default of 300,000 checks, waiting threads keep the cores from the thread that they wait for, as soon as the machine
-# has other work. Images on a CPU then take 25 times as long. 10,000 checks avoid that at no cost on an idle one.
+# GOMP_SPINCOUNT is how often a waiting thread checks a barrier before it sleeps. libgomp reads the
+# variable when torch is imported. The default is 300,000 checks. On a machine with other work,
+# waiting threads then take the cores from the thread that they wait for. Images on a CPU take 25
+# times as long. With 10,000 checks they do not, and an idle machine loses nothing.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# Log messages of libraries that say nothing to the user of a benchmark. transformers mentions that torchvision is
-# missing, which no text-to-image model uses. Both libraries report each prompt that is longer than CLIP reads.
+# Log messages of libraries that are of no use to the user of a benchmark. transformers reports a
+# missing torchvision, which no text-to-image model uses. transformers and diffusers report each
+# prompt that is longer than CLIP reads.
 _UNWANTED = {
     "transformers.utils.import_utils": "requires torchvision",
     "transformers.tokenization_utils_base": "Token indices sequence length",

@@ -1,8 +1,9 @@
 """The HTTP face of an engine: `create_app(engine)` -> FastAPI.
 
-Knows HTTP: routes, error bodies, headers, limits of a body. Ignorant of torch, and of how jobs are waited for
-(handoff.py). `app` is made on first access, from the BENCHLIB_* settings (standalone.py). So
-`uvicorn benchlib.serving.app:app` works, and importing `create_app` loads no model.
+Knows routes, error bodies, headers and the limit of a body. Ignorant of torch, and of how a route
+waits for its jobs (handoff.py). `app` is created on first access, from the BENCHLIB_* settings
+(standalone.py). So `uvicorn benchlib.serving.app:app` works, and importing `create_app` loads no
+model.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 def create_app(
     engine: Engine, *, deadline_s: float | None = None, max_pixel_steps: int | None = None
 ) -> FastAPI:
-    """An app before `engine`: it starts the engine when it starts, and stops it when it ends.
+    """Return an app that starts `engine` when it starts, and stops `engine` when it ends.
 
-    `deadline_s`: a request that is not answered this long after its arrival gets 504 and its work is dropped.
-    `max_pixel_steps`: the most width x height x steps that one request may ask for; more is a 422.
+    `deadline_s`: a request without an answer this many seconds after its arrival gets 504.
+    `max_pixel_steps`: the largest width x height x steps of a request; a larger one gets 422.
     """
     handoff = HandOff(engine, deadline_s=deadline_s, max_pixel_steps=max_pixel_steps)
 
@@ -46,8 +47,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        # This blocks the event loop, but uvicorn has drained the requests by now. A thread to wait in could not be
-        # started here: the script that serves may have ended.
+        # This blocks the event loop, but uvicorn has drained the requests by now. A thread to wait
+        # in can't be started: the script that serves may have ended.
         engine.stop(drain_s=0.0)
         handoff.close()
 
@@ -58,7 +59,8 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def http_error(http: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:  # FastAPI's, for JSON with too many digits or too deep
+        # FastAPI raises 400 for JSON with too many digits or too much nesting.
+        if error.status_code == 400:
             problem = {"loc": ("body",), "msg": error.detail, "type": "json_invalid"}
             return _error_response(http, 422, [problem])
         return _error_response(http, error.status_code, error.detail, error)
@@ -72,7 +74,7 @@ def create_app(
     @app.post(
         "/benchmark/generate",
         responses={code: {"model": Problem} for code in (413, 422, 500, 503, 504, 507)},
-        summary="Make one image and say what it took",
+        summary="Make one image and report its time and memory",
     )
     async def generate(
         body: GenerateRequest, http: Request, response: Response
@@ -101,7 +103,7 @@ def create_app(
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """For Prometheus."""
+        """The server's metrics in Prometheus' text format."""
         return Response(handoff.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     return app
@@ -110,8 +112,11 @@ def create_app(
 def _error_response(
     http: Request, status: int, detail: object, error: HTTPException | None = None
 ) -> Response:
-    """An error's answer, with the times until now. ASCII JSON: a lone surrogate can be named but not sent."""
-    if openai_images.is_asked(http):
+    """Return the answer for an error, with its times so far.
+
+    The JSON is ASCII, because UTF-8 can't carry the lone surrogate that a message may quote.
+    """
+    if openai_images.expects_openai(http):
         reason = getattr(error, "reason", None)
         status, body = openai_images.error_answer(status, detail, reason)
     else:
@@ -123,7 +128,7 @@ def _error_response(
 
 
 class Edge:
-    """ASGI middleware around everything: when a request came, its id, and how much body it may send."""
+    """ASGI middleware that notes when a request arrived, gives it an id, and limits its body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -134,7 +139,7 @@ class Edge:
             return
         request_id = Headers(scope=scope).get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):
-            # uuid4 would ask the kernel, and so give up the interpreter's lock to the torch thread.
+            # uuid4 would call the kernel and hand the interpreter's lock to the torch thread.
             request_id = f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {}).update(arrived_s=time.monotonic(), request_id=request_id)
         received = 0

@@ -1,7 +1,7 @@
-"""Between a route and the engine: hands jobs in, waits for them, and has their files written.
+"""Between a route and the engine: submits jobs, waits for them, and writes their files.
 
-Knows deadlines, clients that leave, which status stands for which of the engine's errors, and the threads that write
-image files. Ignorant of routes, bodies, headers and torch.
+Knows deadlines, clients that leave, the HTTP status of each engine error, and the threads that
+write image files. Ignorant of routes, bodies, headers and torch.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE_THREADS = 2
-# A client that leaves earlier is noticed then. To watch from the start would double a route's time.
+# A route watches its client's connection from this time on. Watching from the start would double a
+# route's time. A client that leaves earlier is noticed at this time.
 WATCH_AFTER_S = 0.02
 
 
 class Unserved(HTTPException):
-    """A request that gets no image; `reason` is its word in the metrics and in OpenAI's errors."""
+    """A request gets no image. `reason` is a label in the metrics and the code of OpenAI's errors."""
 
     def __init__(
         self, status: int, reason: str, detail: str, *, headers: dict[str, str] | None = None
@@ -46,7 +47,7 @@ class Unserved(HTTPException):
 
 @dataclass(frozen=True)
 class Answer:
-    """The finished jobs of one HTTP request, their files in base64, and the seconds that writing those took."""
+    """The finished jobs of one HTTP request, their files in base64, and the time of writing these."""
 
     jobs: list[Job]
     files: list[str]
@@ -54,7 +55,7 @@ class Answer:
 
 
 class HandOff:
-    """Where the routes hand in what they want to have made. The options: see `create_app`."""
+    """Makes the images that routes request. `create_app` describes the options."""
 
     def __init__(
         self, engine: Engine, *, deadline_s: float | None, max_pixel_steps: int | None
@@ -74,10 +75,10 @@ class HandOff:
         wanted: Sequence[GenerateRequest],
         write_file: Callable[[Image], str] | None = None,
     ) -> Answer:
-        """The images of `wanted`, in order, and their files if `write_file` makes one of an image.
+        """Return the finished jobs of `wanted`, in order, and their files if `write_file` is given.
 
-        One image that is refused or fails ends them all. Raises `Unserved`, or RequestValidationError for too many
-        pixel steps.
+        `write_file` turns an image into a file in base64. If one image is refused or fails, all
+        end. Raises `Unserved`, or RequestValidationError for too many pixel steps.
         """
         http.state.jobs = []
         self._check_pixel_steps(wanted)
@@ -96,7 +97,10 @@ class HandOff:
         if self.max_pixel_steps is None or most <= self.max_pixel_steps:
             return
         self.metrics.count_unserved("too_large")
-        message = f"width x height x num_inference_steps is {most}, above this server's {self.max_pixel_steps}"
+        message = (
+            f"width x height x num_inference_steps is {most}, "
+            f"above this server's limit of {self.max_pixel_steps}"
+        )
         raise RequestValidationError(
             [
                 {"loc": ("body", field), "msg": message, "type": "too_large"}
@@ -133,7 +137,11 @@ class HandOff:
                     self.engine.cancel(job)
 
     async def _wait(self, http: Request, jobs: list[Job]) -> None:
-        """Return once all jobs have their images. Raises a job's error, or `Unserved` if the client or time is gone."""
+        """Return once all jobs have their images.
+
+        Raises a job's error, or `Unserved` if the client leaves or the deadline passes.
+        """
+        # 1) What ends the wait: a failed job, the last image, or the end of the connection
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Exception | None] = loop.create_future()
 
@@ -141,7 +149,7 @@ class HandOff:
             if not ended.done():
                 ended.set_result(error)
 
-        def look() -> None:
+        def check_jobs() -> None:
             finished = [job for job in jobs if job.future.done()]
             errors = [job.outcome for job in finished if isinstance(job.outcome, Exception)]
             if errors:
@@ -149,22 +157,26 @@ class HandOff:
             elif len(finished) == len(jobs):
                 end()
 
-        async def watch() -> None:
+        async def watch_client() -> None:
             # The body has been read, so nothing but the end of the connection can arrive.
             while (await http.receive())["type"] != "http.disconnect":
                 pass
             end(Unserved(499, "client_gone", "the client has gone"))
 
+        def start_watching() -> None:
+            watchers.append(loop.create_task(watch_client()))
+
+        # 2) Start to watch the client, the deadline and the jobs
         watchers: list[asyncio.Task[None]] = []
-        timers = [
-            loop.call_later(WATCH_AFTER_S, lambda: watchers.append(loop.create_task(watch())))
-        ]
+        timers = [loop.call_later(WATCH_AFTER_S, start_watching)]
         if self.deadline_s is not None:
             left_s = http.state.arrived_s + self.deadline_s - time.monotonic()
             words = f"not done within the deadline of {self.deadline_s} s"
             timers.append(loop.call_later(left_s, end, Unserved(504, "deadline", words)))
         for job in jobs:
-            job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(look))
+            job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(check_jobs))
+
+        # 3) Wait
         try:
             error = await ended
             if error is not None:
@@ -180,18 +192,19 @@ class HandOff:
         files = [self._file_threads.submit(write_file, image) for image in images]
         try:
             return await asyncio.gather(*map(asyncio.wrap_future, files))
-        except Exception as error:  # an error inside the engine is logged there
+        except Exception as error:
+            # The engine logs its own errors; this one is not the engine's.
             words = "request %s: its image could not be written as a file"
             log.error(words, jobs[0].request_id, exc_info=error)
             raise
 
     def _unserved(self, error: Exception, request_id: str) -> Unserved:
-        """What HTTP says of the engine's `error`."""
+        """The HTTP error that stands for the engine's `error`."""
         if isinstance(error, Refused) and error.retry_after_s is not None:
             reason = "loading" if self.engine.state == "loading" else "queue_full"
             headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
             return Unserved(503, reason, str(error), headers=headers)
-        if isinstance(error, Refused | Cancelled):  # the engine stops, or has stopped meanwhile
+        if isinstance(error, Refused | Cancelled):  # the engine is stopping or has stopped
             return Unserved(503, "stopping", str(error))
         if isinstance(error, DoesNotFit):
             return Unserved(507, "too_large", str(error))

@@ -1,4 +1,4 @@
-"""The headers that say what an answer took: X-Seed, and Server-Timing as the W3C has it.
+"""The headers of an answer: X-Seed, and the W3C's Server-Timing.
 
 Knows a finished job's times. Ignorant of routes and bodies.
 """
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def answer_headers(answer: Answer) -> dict[str, str]:
-    """X-Seed is the first image's. Server-Timing has milliseconds that add up to `total`, which ends now.
+    """Return X-Seed and Server-Timing of an answer with images.
 
-    `wait` is the rest: time between steps, and between threads. For several images, the header has the times of the
-    last one, and the time of all files.
+    X-Seed is the first image's. Server-Timing has parts in milliseconds. They add up to `total`,
+    which ends now. `wait` is the remaining time: between steps, and between threads. For several
+    images, `image` is the time of all files; the other parts are the last image's.
     """
     job = answer.jobs[-1]
     first_work = answer.jobs[0].work
@@ -47,7 +48,7 @@ def answer_headers(answer: Answer) -> dict[str, str]:
 
 
 def error_headers(http: Request) -> dict[str, str]:
-    """The Server-Timing of an answer without an image: the time until it was begun, and the total."""
+    """Return the Server-Timing of an answer without an image: `queue` and `total`, milliseconds."""
     now_s = time.monotonic()
     arrived_s = http.state.arrived_s
     jobs: list[Job] = getattr(http.state, "jobs", [])

@@ -1,8 +1,8 @@
-"""The images route of OpenAI's API, so that its clients can ask this server for images.
+"""OpenAI's images API, so that its clients can request images from this server.
 
-Knows the wire of https://platform.openai.com/docs/api-reference/images/create: bodies, answers, the shape and status of
-errors. What that API has and this server has not (quality, style, user, ...) is ignored. Ignorant of how images are
-made: that is the hand-off's business.
+Knows https://platform.openai.com/docs/api-reference/images/create: bodies, answers, and the shape
+and status of errors. Fields that this server lacks (quality, style, user, ...) are ignored.
+Ignorant of how images are made (handoff.py).
 """
 
 from __future__ import annotations
@@ -42,16 +42,19 @@ _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
 
 
 class ImagesRequest(BaseModel):
-    """One to ten images of a prompt. None stands for the default; size and steps are by default the model's own.
+    """A request for one to ten images of a prompt. None stands for a field's default.
 
-    `num_inference_steps`, `guidance_scale`, `negative_prompt` and `seed` are not OpenAI's: in its Python client they go
-    into `extra_body`. Image i is drawn with `seed` + i.
+    The defaults of size and steps are the model's own. `num_inference_steps`, `guidance_scale`,
+    `negative_prompt` and `seed` are not OpenAI's: in its Python client they go into `extra_body`.
+    Image i, counted from 0, is drawn with `seed` + i.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
     prompt: Prompt
-    model: str | None = Field(default=None, description="what /v1/models lists, or left out")
+    model: str | None = Field(
+        default=None, description="the id that /v1/models lists; may be left out"
+    )
     n: int | None = Field(default=None, ge=1, le=10, description="how many images; 1 by default")
     size: str | None = Field(
         default=None,
@@ -67,7 +70,7 @@ class ImagesRequest(BaseModel):
         default=None, ge=0, le=100, description="quality of jpeg and webp; 100 by default"
     )
     stream: bool | None = Field(
-        default=None, description="there are no partial images: false, or left out"
+        default=None, description="false or left out, because there are no partial images"
     )
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
@@ -82,7 +85,8 @@ class ImagesRequest(BaseModel):
         for side in map(int, size.split("x")):
             if side % 8 or not MIN_SIDE <= side <= MAX_SIDE:
                 raise ValueError(
-                    f"width and height must be multiples of 8 from {MIN_SIDE} to {MAX_SIDE}, or auto"
+                    f"width and height must be multiples of 8 from {MIN_SIDE} to {MAX_SIDE}, "
+                    f"or auto"
                 )
         return size
 
@@ -90,11 +94,14 @@ class ImagesRequest(BaseModel):
     @classmethod
     def _check_stream(cls, stream: bool | None) -> bool | None:
         if stream:
-            raise ValueError("there are no partial images to stream; leave it out")
+            raise ValueError("there are no partial images to stream; leave stream out")
         return stream
 
     def requests(self, showcase: Mapping[str, int]) -> list[GenerateRequest]:
-        """A request for each image. `showcase` has the model's own width, height and steps."""
+        """Return a request for each image. `showcase` has the model's own width, height and steps.
+
+        Raises RequestValidationError if the last seed would be too large.
+        """
         # 1) The fields that all images share
         fields: dict[str, Any] = dict(showcase)
         for name in _SAME:
@@ -106,7 +113,7 @@ class ImagesRequest(BaseModel):
             fields["width"] = int(sides[1])
             fields["height"] = int(sides[2])
 
-        # 2) A seed for each
+        # 2) A seed for each image
         n = self.n or 1
         seed = self.seed
         if seed is None:
@@ -116,7 +123,7 @@ class ImagesRequest(BaseModel):
         return [GenerateRequest(seed=seed + number, **fields) for number in range(n)]
 
     def write_file(self, image: Image) -> str:
-        """The image as a file, in base64."""
+        """Return the image as a file of the requested format, in base64."""
         file = io.BytesIO()
         kind = self.output_format or "png"
         quality = 100 if self.output_compression is None else self.output_compression
@@ -130,7 +137,7 @@ class ImageFile(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """The images, in the order of their seeds; the header X-Seed has the first one's."""
+    """The images, in the order of their seeds. The header X-Seed has the first image's seed."""
 
     created: int
     data: list[ImageFile]
@@ -146,7 +153,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The one model that is served; none as long as it loads."""
+    """The model that is served; empty while it loads."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -160,7 +167,7 @@ class OpenAIProblem(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """An error in OpenAI's shape; `param` is the field at fault, `code` the reason in a word."""
+    """An error in OpenAI's shape. `param` is the field at fault; `code` is the reason in a word."""
 
     error: OpenAIProblem
 
@@ -177,12 +184,12 @@ def make_router(handoff: HandOff) -> APIRouter:
         "/images/generations",
         response_model=ImagesResponse,
         responses=errors,
-        summary="Make images, as OpenAI does",
+        summary="Make images, by OpenAI's API",
     )
     async def generate_images(body: ImagesRequest, http: Request) -> Response:
         spec = handoff.engine.spec
         if spec and body.model is not None and body.model != spec["model"]:
-            words = f"this server has {spec['model']!r} alone: name it, or no model"
+            words = f"this server serves only {spec['model']!r}; name that model, or none"
             raise Unserved(404, "model_not_found", words)
         wanted = body.requests(spec.get("showcase", {}))
         answer = await handoff.make_images(http, wanted, body.write_file)
@@ -208,16 +215,17 @@ def make_router(handoff: HandOff) -> APIRouter:
     return router
 
 
-def is_asked(http: Request) -> bool:
+def expects_openai(http: Request) -> bool:
     """Whether the client of this request expects OpenAI's errors."""
     path: str = http.scope["path"]
     return path.startswith(f"{PREFIX}/")
 
 
 def error_answer(status: int, detail: object, code: str | None) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error as OpenAI has them. `detail` is a sentence, or FastAPI's list of problems.
+    """Return the status and the body of an error in OpenAI's shape.
 
-    A bad body is 400, not 422: OpenAI's clients tell the two apart.
+    `detail` is a sentence, or FastAPI's list of problems. A bad body gets 400 in place of 422,
+    because OpenAI's clients treat the two statuses differently.
     """
     if status == 422:
         status = 400

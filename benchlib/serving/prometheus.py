@@ -1,7 +1,8 @@
 """The server's metrics for Prometheus, as /metrics shows them.
 
-Knows the names of the metrics. Ignorant of HTTP: the hand-off counts requests, and the engine knows the rest. Each app
-has a registry of its own, as several servers may live in one process.
+Knows the names of the metrics. Ignorant of HTTP: the hand-off counts requests, and the engine has
+the other figures. Each app has a registry of its own, because several servers may live in one
+process.
 """
 
 from __future__ import annotations
@@ -22,19 +23,25 @@ BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 class Metrics:
-    """Counters of one app. `latency_s` and `images` have a label `route`, `refusals` and `cancellations` a `reason`."""
+    """The metrics of one app.
+
+    `latency_s` and `images` have the label `route`; `refusals` and `cancellations` have `reason`.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.registry = registry = CollectorRegistry()
         self.latency_s = Histogram(
-            "benchlib_request_latency_seconds", "From a request's arrival to the start of its answer, if it got one",
-            ["route"], buckets=LATENCY_BUCKETS_S, registry=registry,
-        )  # fmt: skip
+            "benchlib_request_latency_seconds",
+            "From a request's arrival to the start of its answer, for requests that got images",
+            ["route"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
         self.images = Counter(
             "benchlib_images_total", "Images made and answered", ["route"], registry=registry
         )
         self.refusals = Counter(
-            "benchlib_refusals_total", "Requests not taken in", ["reason"], registry=registry
+            "benchlib_refusals_total", "Requests that were refused", ["reason"], registry=registry
         )
         self.cancellations = Counter(
             "benchlib_cancellations_total",
@@ -43,11 +50,14 @@ class Metrics:
             registry=registry,
         )
         self.failures = Counter(
-            "benchlib_failures_total", "Requests that an error inside ended", registry=registry
+            "benchlib_failures_total",
+            "Requests that an error in the server ended",
+            registry=registry,
         )
         for counter, reasons in ((self.refusals, REFUSALS), (self.cancellations, CANCELLATIONS)):
             for reason in reasons:
-                counter.labels(reason)  # a rate over a counter needs its zero
+                # A rate needs the counter's first value, which is 0.
+                counter.labels(reason)
         batch_size = Histogram(
             "benchlib_batch_size",
             "Requests in a denoising step",
@@ -72,7 +82,7 @@ class Metrics:
 
 
 class EngineCollector(Collector):
-    """Metrics that are looked up only when somebody reads the page."""
+    """Metrics that are read from the engine only when the page is requested."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -80,7 +90,7 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         engine = self.engine
         yield GaugeMetricFamily(
-            "benchlib_queue_length", "Requests that wait to be begun", engine.waiting
+            "benchlib_queue_length", "Requests that have not begun", engine.waiting
         )
         yield GaugeMetricFamily(
             "benchlib_running_batch", "Requests in the step under way", engine.running
@@ -89,7 +99,7 @@ class EngineCollector(Collector):
             "benchlib_busy_seconds", "Time spent encoding, denoising, decoding", engine.busy_s
         )
         memory = GaugeMetricFamily(
-            "benchlib_memory_bytes", "Memory held, by whose word it is", labels=["kind"]
+            "benchlib_memory_bytes", "Memory held, by the source of the figure", labels=["kind"]
         )
         allocated_gib, reserved_gib = cuda_memory_gib()
         held_gib = {

@@ -24,11 +24,12 @@ Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED)]
 
 
 class GenerateRequest(BaseModel):
-    """One image to make.
+    """A request for one image.
 
-    A `guidance_scale` of 1 or less switches classifier-free guidance off. `negative_prompt=None` stands for zero
-    embeddings, `""` for an encoded empty prompt; the images differ. `seed=None` lets the server draw a seed and name
-    it. Raises pydantic's ValidationError, which names the field, if a value is out of bounds.
+    A `guidance_scale` of 1 or less switches classifier-free guidance off. `negative_prompt=None`
+    stands for zero embeddings, `""` for an encoded empty prompt; the images differ. With
+    `seed=None` the server draws a seed and names it. Raises pydantic's ValidationError, which names
+    the field, if a value is out of bounds.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -52,10 +53,10 @@ class GenerateResponse(BaseModel):
 
     prompt: str
     time_s: float = Field(
-        description="wall seconds of the engine calls this request took part in, without queueing"
+        description="wall seconds of this request's engine calls, without queueing"
     )
     mem_gb: float | None = Field(
-        description="peak GiB over those calls: CUDA allocator, or the process's RSS on a CPU"
+        description="peak GiB over these calls: the CUDA allocator's, or the process's RSS on a CPU"
     )
     num_inference_steps: int
     guidance_scale: float
@@ -73,12 +74,15 @@ class Readiness(BaseModel):
     detail: str | None = None
     spec: dict[str, Any] | None = Field(
         default=None,
-        description="once ready: what is served, and its measured step times",
+        description="once ready: the model, the options and the measured step times",
     )
 
 
 class Problem(BaseModel):
-    """An error's body. `detail` is a sentence, or for a 422 a list of `{loc, msg, type}` that names each field."""
+    """An error's body.
+
+    `detail` is a sentence, or for a 422 a list of `{loc, msg, type}` that names each field.
+    """
 
     detail: str | list[dict[str, object]]
     request_id: str

@@ -1,4 +1,4 @@
-"""`serve(...)`: uvicorn in this process, on a thread of its own, as an object that starts, says where it is, and stops.
+"""`serve(...)`: a uvicorn server on a thread of this process, as an object that starts and stops.
 
 Knows sockets, threads and uvicorn's life. Ignorant of routes (app.py) and of images (engine/).
 """
@@ -25,18 +25,21 @@ from benchlib.serving.engine.options import Batching, EngineOptions, in_words
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
 
-# After its default of 5 s, uvicorn would close an idle connection just as a slow client uses it again.
+# uvicorn's default of 5 s would close an idle connection just as a slow client uses it again.
 KEEP_ALIVE_S = 75
 DRAIN_S = 30
-REFUSE_S = (
-    30  # for the steps under way to end and their clients to be told; then connections are cut
-)
+# After DRAIN_S, the steps under way may end and their clients get an answer. Then connections are
+# cut.
+REFUSE_S = 30
 
 _servers: dict[str, Server] = {}
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn that, once it should exit, answers for DRAIN_S what it has taken in, and then refuses the rest."""
+    """A uvicorn server that finishes its requests before it exits.
+
+    The engine has DRAIN_S seconds to finish the requests inside. Then it refuses the others.
+    """
 
     def __init__(self, app: FastAPI, engine: Engine, **options: Any) -> None:
         config = uvicorn.Config(
@@ -55,9 +58,10 @@ class DrainingServer(uvicorn.Server):
 
 
 class Server:
-    """An app that listens, before an engine that `make_engine` makes anew at each start. Made by `serve`.
+    """An app that listens, and its engine; `serve` returns it.
 
-    A context manager that stops at its end. `app_options` go to `create_app`.
+    Each start calls `make_engine` for a new engine. As a context manager, the server stops at the
+    end of the block. `app_options` go to `create_app`.
     """
 
     def __init__(
@@ -99,37 +103,41 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Base URL, without a slash at its end. Raises RuntimeError where the server is stopped."""
+        """Base URL, without a slash at its end. Raises RuntimeError if the server is stopped."""
         if self._url is None:
             raise RuntimeError(f"server {self.name!r} is stopped; call start()")
         return self._url
 
     @property
     def pid(self) -> int:
-        """The process that serves: this one."""
+        """The id of the process that serves, which is this process."""
         return os.getpid()
 
     @property
     def graphs_made(self) -> int:
-        """Graphs that this process has compiled or recorded so far: a request that adds to them waited for that."""
+        """The number of graphs that this process has compiled or recorded.
+
+        A request that increases the number has waited for a compilation or a recording.
+        """
         from benchlib.serving.model.optimisations import graphs_made
 
         return graphs_made()
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What is served: model, device, dtype, recipe, batching, weights_gib and so on. Empty before it is ready."""
+        """The model, device, dtype, recipe, batching, weights_gib and so on; empty before ready."""
         return {} if self._engine is None else self._engine.spec
 
     def start(self) -> Server:
-        """Bind, load, warm up; return when the model is ready. If that fails, raise why and leave nothing running.
+        """Bind, load and warm up; return this server when the model is ready.
 
-        OSError if the address can't be bound; what `load_pipeline` raises if the model can't be had.
+        Raises OSError if the address can't be bound, and what `load_pipeline` raises if the model
+        can't be loaded. After an error nothing is left running.
         """
         if self.started:
             return self
 
-        # 1) Take the place of the server of this name
+        # 1) Stop the running server of the same name
         engine = self._make_engine()
         former = _servers.get(self.name)
         if former is not None:
@@ -157,7 +165,7 @@ class Server:
         # 3) Wait for the model
         try:
             engine.settled.wait()
-        except BaseException:  # the cell was interrupted while a model loads
+        except BaseException:  # a notebook's cell was interrupted while the model loaded
             self.stop()
             raise
         if engine.failure is not None:
@@ -166,7 +174,7 @@ class Server:
         return self
 
     def stop(self) -> None:
-        """Finish what is being answered (at most DRAIN_S), then free the port, the threads, and a model of its own."""
+        """Finish requests inside for at most DRAIN_S; free the port, threads and an owned model."""
         if not self.started:
             return
         self._uvicorn.should_exit = True
@@ -196,13 +204,15 @@ def serve(
 ) -> Server:
     """Serve a pipeline, or a model by name, over HTTP from this process; return when it is ready.
 
-    A pipeline stays yours. A model given by name is owned by the server and freed at `stop()`. It is loaded with
-    `load_options`: `device`, `dtype`, `recipe`, `seed`, `torch_threads` (see `load_pipeline`). `port=0` takes a free
-    port. A server that runs under the same `name` is stopped first, so that a notebook cell can be run again; others
-    are left alone.
+    A pipeline stays the caller's. A model given by name is loaded with
+    `load_options`: `device`, `dtype`, `recipe`, `seed`, `torch_threads` (see `load_pipeline`). The
+    server owns that model and frees it at `stop()`. `port=0` takes a free port. A server that runs
+    under the same `name` is stopped first, so that a notebook cell can be run again; other servers
+    go on.
 
-    How requests share the model: `batching`, `max_batch_size`, `max_wait_ms`, `batch_buckets`, `sizes` and `max_queue`
-    (see `EngineOptions`). What is taken in: `deadline_s` and `max_pixel_steps` (see `create_app`).
+    `EngineOptions` describes how requests share the model: `batching`, `max_batch_size`,
+    `max_wait_ms`, `batch_buckets`, `sizes` and `max_queue`. `create_app` describes which requests
+    are accepted: `deadline_s` and `max_pixel_steps`.
 
     Raises ValueError for a bad argument, OSError if the port is taken, and what loading raises.
     """
@@ -243,8 +253,9 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound TCP socket. IPPROTO_TCP is named, or asyncio would leave on Nagle's algorithm, which costs 40 ms."""
+    """A bound TCP socket. Raises OSError that names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Unless IPPROTO_TCP is named, asyncio leaves Nagle's algorithm on, which costs 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -259,6 +270,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @atexit.register
 def _stop_all() -> None:
-    """End all servers in order. A daemon thread that is inside torch when the interpreter ends would crash it."""
+    """Stop all servers.
+
+    A daemon thread that is inside torch when the interpreter ends would crash the process.
+    """
     for server in list(_servers.values()):
         server.stop()

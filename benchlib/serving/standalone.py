@@ -1,6 +1,7 @@
-"""A server that is alone in its process: its settings from the environment, and its life until a signal.
+"""A server in a process of its own: settings from the environment, and life until a signal.
 
-Knows the BENCHLIB_* variables and what is said while a model loads. Ignorant of routes and of how images are made.
+Knows the BENCHLIB_* variables and the log lines while a model loads. Ignorant of routes and of how
+images are made.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ log = logging.getLogger("uvicorn.error")  # uvicorn shows its own start-up lines
 
 
 class Settings(BaseSettings, EngineOptions):
-    """What is read from the environment: BENCHLIB_MODEL, BENCHLIB_DEVICE and so on."""
+    """The settings that the environment gives: BENCHLIB_MODEL, BENCHLIB_DEVICE and so on."""
 
     model_config = SettingsConfigDict(env_prefix="BENCHLIB_", extra="ignore", enable_decoding=False)
 
@@ -46,11 +47,13 @@ class Settings(BaseSettings, EngineOptions):
     recipe: str = Field(
         default="baseline", description="named optimisations, such as channels-last+vae-tiling"
     )
-    seed: int = Field(default=0, ge=0, description="draws the weights of the random models")
+    seed: int = Field(default=0, ge=0, description="seed of the random models' weights")
     torch_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of torch; torch's own choice if not given"
     )
-    deadline_s: float | None = Field(default=None, gt=0, description="a slower request gets 504")
+    deadline_s: float | None = Field(
+        default=None, gt=0, description="seconds; a slower request gets 504"
+    )
     max_pixel_steps: int | None = Field(
         default=None, ge=1, description="most width x height x steps of a request; more gets 422"
     )
@@ -60,7 +63,10 @@ class Settings(BaseSettings, EngineOptions):
 
 
 def engine_from(settings: Settings) -> Engine:
-    """The engine that `settings` describe. As it loads it logs which model, why, and what an image will cost."""
+    """The engine that `settings` describe.
+
+    While loading, it logs the model, why the model was chosen, and the time of an image.
+    """
 
     def load() -> SDXLPipeline:
         from benchlib.serving.model.loading import load_pipeline
@@ -81,13 +87,14 @@ def engine_from(settings: Settings) -> Engine:
 
 
 def _log_cost(pipe: SDXLPipeline) -> None:
-    """Log what an image of the usual size will take."""
+    """Log the seconds that an image of the default size will take."""
     usual = GenerateRequest(prompt="-")
     size = (usual.width, usual.height, usual.num_inference_steps)
     shrink = 1
     words = "about"
     if pipe.device.type == "cpu":
-        # A step at full size takes as long as starting up. The cost grows faster than the pixels, so this bounds it.
+        # On a CPU a step at full size takes as long as the whole start-up. The cost grows faster
+        # than the number of pixels, so a smaller image gives a lower bound.
         shrink = 4
         words = "at least"
     small_s = pipe.predict_s(
@@ -109,9 +116,10 @@ def _app_before(engine: Engine, settings: Settings) -> FastAPI:
 
 
 def serve_alone(settings: Settings, *, host: str, port: int) -> int:
-    """Serve until a signal ends it: the body of `python -m benchlib serve`. Returns the exit status.
+    """Serve until a signal comes; return the exit status. This is `python -m benchlib serve`.
 
-    The port is bound first and the model loads behind it. If that fails, the reason is printed and the status is 1.
+    The port is bound before the model loads. If loading fails, the reason is printed and the status
+    is 1.
     """
     engine = engine_from(settings)
     app = _app_before(engine, settings)

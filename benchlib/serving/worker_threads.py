@@ -1,8 +1,9 @@
 """Threads that carry out calls one by one, and that may outlive the script that started them.
 
-An executor of the standard library refuses work as soon as the main thread has ended, and Python waits for all of its
-queued calls. A server still has requests to finish then, and wants to drop the rest. So these are daemon threads, and
-their owner ends them with `close`. Ignorant of what is called.
+An executor of the standard library refuses work as soon as the main thread has ended, and Python
+waits for all of its queued calls. At that time a server still has requests to finish and others to
+drop. So these are daemon threads, and their owner ends them with `close`. Ignorant of what the
+calls do.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ T = TypeVar("T")
 
 
 class WorkerThreads:
-    """At most `count` daemon threads: each of the first calls starts one. Calls begin in the order of `submit`."""
+    """At most `count` daemon threads: each of the first calls starts one.
+
+    Calls begin in the order of `submit`.
+    """
 
     def __init__(self, name: str, count: int = 1) -> None:
         self.name = name
@@ -38,7 +42,7 @@ class WorkerThreads:
         return threading.current_thread() in self._threads
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Queue a call; the future ends with what `function` returns or raises. RuntimeError after `close`."""
+        """Queue a call and return its future. Raises RuntimeError after `close`."""
         future: Future[T] = Future()
 
         def call() -> None:
@@ -46,7 +50,7 @@ class WorkerThreads:
                 return
             try:
                 result = function(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
+            except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -60,7 +64,7 @@ class WorkerThreads:
         return future
 
     def close(self) -> None:
-        """End the threads, once they have carried out the calls that wait."""
+        """End the threads once they have carried out the waiting calls."""
         with self._change:
             self._closed = True
         for _ in self._threads:

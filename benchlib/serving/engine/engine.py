@@ -1,8 +1,8 @@
 """The engine: a bounded queue, and one worker that carries out what its policy decides.
 
-Knows waiting, admission, cancellation, starting and stopping. Ignorant of HTTP, of deadlines (the hand-off cancels late
-jobs), of who should run with whom (policies.py), and of the pipeline's calls (model_calls.py). There is one worker,
-because a diffusers pipeline is not thread-safe.
+Knows waiting, admission, cancellation, starting and stopping. Ignorant of HTTP, of deadlines (the
+hand-off cancels late jobs), of who should run with whom (policies.py), and of the pipeline's calls
+(model_calls.py). There is one worker, because a diffusers pipeline is not thread-safe.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ State = Literal["loading", "ready", "failed", "stopped"]
 class Engine:
     """Runs jobs as its options say: "serial", "dynamic" or "continuous" (see policies.py).
 
-    `source` is a pipeline, or a callable that makes one. The engine owns what it made, and frees it at the end. Loading
-    and warm-up happen behind `start()`; `settled` is set when they have ended, well or badly. Warm-up measures what a
-    batch of each size costs: `spec["step_times"]`. `on_step(jobs, seconds)` is called after each step, on the torch
-    thread. A batch that runs out of memory is halved, and larger ones are tried again later (see `MemoryLimits`).
+    `source` is a pipeline, or a callable that loads one. The engine frees a pipeline that it
+    loaded. `start()` returns at once; `settled` is set when loading and warm-up have succeeded or
+    failed. `spec["step_times"]` has the cost of a batch of each size, as warm-up measured it.
+    `on_step(jobs, seconds)` is called after each step, on the torch thread. A batch that runs out
+    of memory is halved, and larger ones are tried again later (see `MemoryLimits`).
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class Engine:
         self.options = options or EngineOptions()
         self.on_step: Callable[[int, float], None] = lambda jobs, seconds: None  # noqa: ARG005
         self.running = 0  # jobs in the latest step, or 0 once there is nothing to do
-        self.busy_s = 0.0  # of encode, step and decode calls
+        self.busy_s = 0.0  # in encode, step and decode calls
         self.state: State = "loading"
         self.failure: BaseException | None = None
         self.settled = threading.Event()
         self.spec: dict[str, Any] = {}
         self._source = source
-        self._calls: ModelCalls  # from the start-up to the shutdown
+        self._calls: ModelCalls  # exists from start-up to shutdown
         self._step_times = StepTimesBySize()
         self._times = self._step_times.__getitem__
         self._policy = make_policy(
@@ -77,13 +78,13 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue now: those that have not been begun."""
+        """The number of jobs that have not begun."""
         return sum(not job.begun for job in tuple(self._jobs))
 
-    # -- for any thread -----------------------------------------------------------------------------------------------
+    # -- for any thread ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to load. Does nothing if it has begun."""
+        """Begin to load. Does nothing if loading has begun."""
         if self._thread.ident is None:
             self._thread.start()
 
@@ -94,7 +95,10 @@ class Engine:
         request_id: str = "without an id",
         arrived_s: float | None = None,
     ) -> Job:
-        """Queue a request. Raises `Refused` if the engine is not ready, is stopping, or its queue is full."""
+        """Queue a request and return its job.
+
+        Raises `Refused` if the engine is not ready or is stopping, or if its queue is full.
+        """
         now_s = time.monotonic()
         job = Job(request, request_id, now_s if arrived_s is None else arrived_s)
         with self._change:
@@ -105,7 +109,8 @@ class Engine:
             if self.state == "stopped" or self._should_exit:
                 raise Refused("the server is stopping")
             if self.waiting < self.options.max_queue:
-                job.future.set_running_or_notify_cancel()  # from here on only this class ends it
+                # From here on only this class ends the future.
+                job.future.set_running_or_notify_cancel()
                 self._jobs.append(job)
                 self._decide_anew()
                 return job
@@ -115,14 +120,14 @@ class Engine:
         )
 
     def cancel(self, job: Job) -> None:
-        """Drop a job: at once if it waits, before its next denoising step if it runs. Safe at any time."""
+        """Drop a job: at once if it waits, before its next step if it runs. Safe at any time."""
         with self._change:
             job.cancelled = True
             if job in self._jobs and not job.begun:
                 self._end(job, Cancelled("cancelled while waiting"))
 
     def stop(self, *, drain_s: float = 30.0) -> None:
-        """Take no more jobs, finish those inside within `drain_s`, drop the rest, free an owned pipeline."""
+        """Refuse new jobs, give the others `drain_s` to end, drop the rest, free an owned pipeline."""
         with self._change:
             self._should_exit = True
             self._decide_anew()
@@ -134,7 +139,7 @@ class Engine:
         self._thread.join()
 
     def drop_jobs(self) -> None:
-        """Take no more jobs, refuse those that wait, and drop those that run before their next step."""
+        """Refuse new jobs and waiting jobs, and drop running jobs before their next step."""
         with self._change:
             self._should_exit = True
             self._decide_anew()
@@ -145,7 +150,10 @@ class Engine:
                     self._end(job, Refused("the server is stopping"))
 
     def _until_place_s(self, now_s: float) -> float:
-        """Estimated seconds until the full queue has a place. An estimate holds until its time or the next job."""
+        """Estimated seconds until the full queue has a free place.
+
+        An estimate stays valid until the estimated time, or until the next job.
+        """
         with self._change:
             if self._place_s is not None and self._place_s >= now_s:
                 return self._place_s - now_s
@@ -163,12 +171,12 @@ class Engine:
         self._place_s = now_s + wait_s
         return wait_s
 
-    # -- the engine's own thread --------------------------------------------------------------------------------------
+    # -- the engine's own thread -------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             self._startup()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, `serve` raises it in the thread that waits
+        except BaseException as error:  # noqa: BLE001 - `serve` raises it in the waiting thread
             self.failure = error
             self.state = "failed"
             self.settled.set()
@@ -184,12 +192,12 @@ class Engine:
         pipeline = on_torch_thread(source) if callable(source) else source
         self._calls = ModelCalls(pipeline, self.options)
 
-        # 2) Measure what each size costs
+        # 2) Measure the cost of each size
         showcase = (pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"])
         for size in self.options.sizes or [showcase]:
             self._step_times[size] = on_torch_thread(self._calls.warm_up, size)
 
-        # 3) Say so
+        # 3) Publish the spec
         options = self.options.model_dump(include=set(RECORDED_OPTIONS))
         self.spec = {**pipeline.spec, **options, "step_times": self._step_times.to_spec()}
         if callable(source):
@@ -204,7 +212,7 @@ class Engine:
             repeat_on_torch_thread(self._take_turn)
 
     def _wait_for_work(self) -> bool:
-        """Wait until the policy may have a turn. False if the engine should exit and holds no job."""
+        """Wait until the policy can decide. Returns False if the engine should exit and has no job."""
         with self._change:
             while self._jobs or not self._should_exit:
                 if self._turn is None and self._jobs:
@@ -232,10 +240,10 @@ class Engine:
             gc.collect()
             torch.cuda.empty_cache()
 
-    # -- the torch thread ---------------------------------------------------------------------------------------------
+    # -- the torch thread --------------------------------------------------------------------------
 
     def _take_turn(self) -> bool:
-        """Carry out the next turn. False if there is nothing to do."""
+        """Carry out the next turn. Returns False if there is nothing to do."""
         turn = self._next_turn()
         jobs = (*turn.decode, *turn.step)
         started_s = time.monotonic()
@@ -255,14 +263,17 @@ class Engine:
         return bool(jobs)
 
     def _next_turn(self) -> Turn[Job]:
-        """What the policy decides for the jobs that are still wanted. Those whose turn it is leave the queue."""
+        """The policy's decision for the jobs that are not cancelled.
+
+        The jobs to step leave the queue.
+        """
         with self._change:
             now_s = time.monotonic()
             for job in tuple(self._jobs):
                 if job.cancelled:
                     self._end(job, Cancelled("cancelled while running"))
             if self._turn is None:
-                # Nobody comes any more once the engine should exit. Then it is no use to wait for company.
+                # No job will come once the engine should exit, so the policy must not wait for one.
                 decided_s = math.inf if self._should_exit else now_s
                 self._turn = self._policy.turn(tuple(self._jobs), decided_s)
             turn = self._calls.within_limits(self._turn)
@@ -273,16 +284,16 @@ class Engine:
                     job.admitted_s = now_s
             return turn
 
-    # -- helpers; the caller holds the lock ---------------------------------------------------------------------------
+    # -- helpers; the caller holds the lock --------------------------------------------------------
 
     def _decide_anew(self) -> None:
-        """Forget what the policy decided and what was estimated."""
+        """Forget the policy's decision and the estimated time of a free place."""
         self._turn = None
         self._place_s = None
         self._change.notify()
 
     def _end(self, job: Job, outcome: Image | Exception) -> None:
-        """Let a job leave the engine, with its image or with an error."""
+        """Remove a job from the engine, with its image or with an error."""
         self._jobs.remove(job)
         self._turn = None
         job.outcome = outcome

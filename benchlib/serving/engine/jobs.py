@@ -1,6 +1,6 @@
-"""A job: one request in the engine, from the queue to its image, and the errors that end one without an image.
+"""A job: one request in the engine, from the queue to its image or to an error.
 
-Knows what a job has done and has left. Ignorant of who runs next, of threads, and of HTTP.
+Knows the progress of a job. Ignorant of who runs next, of threads, and of HTTP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Refused(RuntimeError):
-    """The engine takes no job now. `retry_after_s` estimates when it would; None if waiting is no use."""
+    """The engine refuses a job.
+
+    `retry_after_s` estimates when the engine would accept it; None if waiting won't help.
+    """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -35,16 +38,18 @@ class DoesNotFit(RuntimeError):
 
 
 class Cancelled(RuntimeError):
-    """The job was dropped, because its client has gone or the engine stops."""
+    """The job was dropped, because its client left or the engine is stopping."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One request in the engine. `future` ends with the image, or with one of the errors above or the model's own.
+    """One request in the engine.
 
-    Times are readings of `time.monotonic()`. `admitted_s` is None while the job waits in the queue. `steps_left` counts
-    a step once it is done. `memory` is the highest peak of the calls that the job took part in. `outcome` is what the
-    future will end with. A job is a `Task` to the policies.
+    `future` ends with the image, with one of the errors above, or with the model's own error. Times
+    are readings of `time.monotonic()`. `admitted_s` is None while the job waits in the queue.
+    `steps_left` counts a step once it is done. `memory` is the highest peak of the calls that the
+    job took part in. `outcome` is what the future will end with, or None before that. A job is a
+    `Task` to the policies.
     """
 
     request: GenerateRequest
@@ -53,7 +58,7 @@ class Job:
     future: Future[Image] = field(default_factory=Future)
     admitted_s: float | None = None
     cancelled: bool = False
-    work: Work | None = None  # what the model makes of the request, from `encode` on
+    work: Work | None = None  # the request's work in the model, from `encode` on
     memory: PeakMemory | None = None
     outcome: Image | Exception | None = None
     steps_left: int = field(init=False)

@@ -1,6 +1,6 @@
-"""How many jobs may share a call, where a larger batch ran out of memory.
+"""How many jobs may share a call after a larger batch ran out of memory.
 
-Knows which batches failed and which went well. Ignorant of the model and of who takes part.
+Knows which batches failed and which succeeded. Ignorant of the model and of the jobs themselves.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ RETRY_CALLS = 100
 
 
 class MemoryLimits:
-    """The most jobs in one call, by part and size. There is no limit before a batch has failed.
+    """The most jobs in one call, by part and size. Without a failed batch there is no limit.
 
-    A batch that runs out of memory sets the limit to half of its jobs. Memory may have been short for a moment only. So
-    the limit doubles after every RETRY_CALLS calls that were as large as it allows and went well. A batch that never
-    fits thus costs one call in RETRY_CALLS. Each change is logged.
+    A batch that runs out of memory sets the limit to half of its jobs. Memory may have been short
+    for a moment only, so the limit doubles after RETRY_CALLS successful calls at the limit. A batch
+    that never fits thus costs one call in RETRY_CALLS. Each change is logged.
     """
 
     def __init__(self) -> None:
@@ -35,14 +35,17 @@ class MemoryLimits:
         return self._most.get((part, size))
 
     def failed(self, part: Part, size: Size, jobs: int) -> None:
-        """Halve, because a batch of so many `jobs` ran out of memory. ValueError for a batch of one."""
+        """Halve the limit: a batch of `jobs` ran out of memory.
+
+        Raises ValueError for a batch of one.
+        """
         if jobs < 2:
             raise ValueError(f"jobs: a batch of {jobs} can't be halved")
         reason = f"{jobs} at once ran out of memory"
         self._set(part, size, jobs // 2, reason)
 
     def went_well(self, part: Part, size: Size, jobs: int) -> None:
-        """Count a call of so many `jobs`; double the limit if there were enough of them."""
+        """Count a successful call of `jobs`; double the limit after RETRY_CALLS calls at the limit."""
         kind = (part, size)
         if jobs != self._most.get(kind):
             return

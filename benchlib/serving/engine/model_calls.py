@@ -1,7 +1,7 @@
 """A turn in calls of the pipeline: encode the newcomers, step, decode.
 
-Knows padding, memory that does not suffice, and what an error in one batch means for its members. Ignorant of the
-queue, of locks, and of who should run with whom. All is called on the torch thread.
+Knows padding, a lack of memory, and what an error means for the jobs of a batch. Ignorant of the
+queue, of locks, and of which jobs should run together. Every call is made on the torch thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ T = TypeVar("T")
 
 
 class ModelCalls:
-    """Carries out turns with one pipeline. A job that ends gets its `outcome`; the engine lets it leave."""
+    """Carries out turns with one pipeline.
+
+    A job that ends gets an `outcome`; then the engine removes it.
+    """
 
     def __init__(self, pipeline: SDXLPipeline, options: EngineOptions) -> None:
         self.pipeline = pipeline
@@ -39,7 +42,7 @@ class ModelCalls:
             self._buckets = _powers_of_two(2 * self._most)
 
     def warm_up(self, size: Size) -> StepTimes:
-        """The measured step times of `size`. A compiled model is made ready for each bucket."""
+        """Measure and return the step times of `size`. A compiled model is warmed for each bucket."""
         times = measure_step_times(
             self.pipeline,
             size,
@@ -69,7 +72,7 @@ class ModelCalls:
         return replace(turn, step=step, decode=decode)
 
     def carry_out(self, turn: Turn[Job]) -> float | None:
-        """Decode and step as the turn says; the seconds of the step. None if no step was done."""
+        """Decode and step as `turn` says. Returns the step's seconds, or None if no step was done."""
         if turn.decode:
             self._decode(turn.decode)
         newcomers = [job for job in turn.step if job.work is None]
@@ -80,7 +83,10 @@ class ModelCalls:
         return None
 
     def _encode(self, newcomers: Sequence[Job], *, sharing: int) -> None:
-        """Give each newcomer its work, all at once. `sharing` counts all jobs of the step that they want to join."""
+        """Encode all newcomers in one call, which gives each its `work`.
+
+        `sharing` is the number of all jobs in the step that the newcomers will join.
+        """
         size = newcomers[0].size
         if not self.pipeline.fits(*size):
             for job in newcomers:
@@ -122,9 +128,10 @@ class ModelCalls:
         *,
         sharing: int | None = None,
     ) -> T | None:
-        """Call the pipeline for `jobs`. None if it raised: then they have ended, or fewer will be tried next.
+        """Return the result of `function`, a call of the pipeline for `jobs`; None if it raises.
 
-        `sharing` is the size of the batch that a lack of memory is put down to; that of `jobs` if not given.
+        A lack of memory lowers the limit of a batch of `sharing` jobs (by default all of `jobs`). A
+        job alone ends instead. Any other error ends all of `jobs`.
         """
         import torch
 
@@ -136,7 +143,7 @@ class ModelCalls:
             self._ran_out_of_memory(part, jobs, sharing or len(jobs))
             return None
         except Exception as error:
-            # It ends these jobs only. The app reports that, and the log says why.
+            # The error ends only these jobs. The client gets a 500, and the log has the reason.
             ids = ", ".join(job.request_id for job in jobs)
             log.error("request %s failed", ids, exc_info=error)
             for job in jobs:
@@ -157,7 +164,7 @@ class ModelCalls:
         log.warning("request %s is alone and ran out of memory", job.request_id)
 
     def _padded(self, rows: int) -> int | None:
-        """Rows of the next bucket, or None if there is none to fill."""
+        """The smallest bucket that holds `rows`, or None if there is none."""
         for bucket in self._buckets:
             if bucket >= rows:
                 return bucket
@@ -165,7 +172,7 @@ class ModelCalls:
 
 
 def _powers_of_two(at_least: int) -> list[int]:
-    """2, 4, 8, ... up to the first that is `at_least` so large."""
+    """The powers of two from 2 up to the first that is `at_least` or more."""
     powers = [2]
     while powers[-1] < at_least:
         powers.append(2 * powers[-1])

@@ -1,6 +1,7 @@
-"""The engine's options, spelled once: for `serve`, the command line, the environment and a run's record.
+"""The engine's options, spelled once.
 
-Knows names, defaults, bounds and descriptions. Ignorant of what the engine does with them.
+`serve`, the command line, the environment and a run's record use them. Knows names, defaults,
+bounds and descriptions. Ignorant of what the engine does with them.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ def _split_sizes(value: object) -> object:
 
 
 class EngineOptions(BaseModel):
-    """How requests share the model. Raises pydantic's ValidationError, which names the field at fault.
+    """How requests share the model.
 
-    `batch_buckets` are batch sizes of the UNet in rows; a guided request takes two. A compiled model is made ready for
-    each of them before it serves (2, 4, 8, ... by default), and a smaller batch is padded up to the next.
+    Raises pydantic's ValidationError, which names the field at fault. `batch_buckets` are batch
+    sizes of the UNet in rows; a guided request takes two rows. A compiled model is warmed for each
+    bucket before it serves (by default 2, 4, 8, ...). A smaller batch is padded to the next bucket.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -50,7 +52,7 @@ class EngineOptions(BaseModel):
     max_wait_ms: float = Field(
         default=5.0,
         ge=0,
-        description="how long dynamic batching waits for company",
+        description="how long dynamic batching waits for more requests",
     )
     max_queue: AtLeastOne = Field(
         default=64,
@@ -58,11 +60,11 @@ class EngineOptions(BaseModel):
     )
     batch_buckets: Annotated[SomeNumbers | None, BeforeValidator(_split_numbers)] = Field(
         default=None,
-        description="batch sizes to pad to, as compiled models want it: 1,2,4",
+        description="batch sizes to pad to, for compiled models: 1,2,4",
     )
     sizes: Annotated[tuple[Size, ...] | None, BeforeValidator(_split_sizes)] = Field(
         default=None,
-        description="sizes that are measured before it is ready: 1024x1024,512x512; its own if not given",
+        description="sizes to measure before serving: 1024x1024,512x512; else the model's own",
     )
 
 
@@ -71,7 +73,7 @@ RECORDED_OPTIONS = ("batching", "max_batch_size", "max_wait_ms", "max_queue")
 
 
 def in_words(error: ValidationError) -> str:
-    """One line that names each field at fault, what is wrong with it, and the value that was given."""
+    """One line that names each field at fault, the problem, and the given value."""
     problems = []
     for problem in error.errors():
         field = ".".join(map(str, problem["loc"]))

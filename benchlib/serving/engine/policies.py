@@ -1,7 +1,8 @@
 """Which requests run together, and in what order: serial, dynamic and continuous batching.
 
-Knows what each request has left, and what a step costs. Ignorant of torch, threads, clocks and HTTP: the engine asks
-for the next turn and carries it out. The simulator does the same on a virtual clock.
+Knows the steps that each request has left, and the cost of a step. Ignorant of torch, threads,
+clocks and HTTP: the engine asks for the next turn and carries it out. The simulator does the same
+on a virtual clock.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ PATIENCE = 3.0  # how far a request may be overtaken, in multiples of its own ti
 
 
 class Task(Protocol):
-    """What a policy sees of a request. `rows`: 2 with guidance, else 1. `begun`: no longer in the queue."""
+    """A request as a policy sees it.
+
+    `rows` is 2 with guidance, else 1. `begun` is true once the request has left the queue.
+    """
 
     @property
     def size(self) -> Size: ...
@@ -37,10 +41,11 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 
 @dataclass(frozen=True)
 class Turn(Generic[AnyTask]):
-    """What to do next: `decode` first, then one denoising `step`; each of one size. Empty if there is no request.
+    """What to do next: decode the requests in `decode`, then step the requests in `step` once.
 
-    Members of `step` that have not begun are encoded before it, together. `wait_until_s`: there is nothing to do until
-    then, unless a request comes.
+    All requests of one part have one size. Requests in `step` that have not begun are encoded
+    first, in one call. Until `wait_until_s` there is nothing to do, unless a request comes. Without
+    any request, all parts are empty.
     """
 
     step: tuple[AnyTask, ...] = ()
@@ -49,7 +54,10 @@ class Turn(Generic[AnyTask]):
 
 
 class Policy(Protocol):
-    """Decides on the next turn. A turn may be repeated until a request comes, ends its steps or leaves."""
+    """Decides on the next turn.
+
+    A turn may be repeated until a request comes, ends its steps or leaves.
+    """
 
     def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:
         """The next turn for all `tasks` that wait or have begun, in their order of arrival."""
@@ -71,10 +79,12 @@ class Serial:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Requests of one size, gathered until `max_batch_size` are there or the oldest is `max_wait_s` old.
+    """Requests of one size, gathered until there are `max_batch_size` or the oldest is overdue.
 
-    They run, and are answered, as one batch. A request with fewer steps waits for the others. A request that arrives
-    after the batch has started waits until the whole batch is done.
+    The oldest is overdue `max_wait_s` after its arrival.
+
+    They run, and are answered, as one batch. A request with fewer steps waits for the others. A
+    request that arrives after the batch has started waits until the whole batch is done.
     """
 
     max_batch_size: int
@@ -107,22 +117,24 @@ class Dynamic:
 class Continuous:
     """Requests join and leave between steps.
 
-    **The order** is that of arrival, plus a head start in proportion to the seconds that a request has left alone. So a
-    short request overtakes longer ones that came a little earlier. The head start grows with the number of requests
-    that are there, up to `PATIENCE`. The first in order takes part in the step, and its size runs: so sizes take turns.
+    **The order** goes by arrival plus a delay. The delay is in proportion to the seconds that the
+    request's remaining steps take alone. So a short request overtakes longer ones that came a
+    little earlier. The delay's factor grows with the number of requests, up to `PATIENCE`. The
+    first request in order takes part in the step and decides which size runs, so sizes take turns.
 
-    **The age bound**: a request that needs T alone is never overtaken by one that arrives more than `PATIENCE` * T
-    later. So it ends within as many steps as it and all that arrived before then have left together.
+    **The age bound**: a request that needs T alone is never overtaken by one that arrives more than
+    `PATIENCE` * T later. So it waits at most for the remaining steps of the requests that arrived
+    before that time.
 
-    **The batch**: requests of the same size join the first, short ones before long ones, as long as that lowers the
-    estimated time of everybody (`_best_batch`).
+    **The batch**: requests of the same size join the first, short ones before long ones.
+    `_best_batch` lets them join as long as that lowers the estimated mean time of all requests.
     """
 
     times: Times
     max_batch_size: int
 
     def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:  # noqa: ARG002
-        # 1) Decode those that have no step left
+        # 1) Decode requests that have no step left
         leavers = [task for task in tasks if task.begun and not task.steps_left]
         if leavers:
             size = leavers[0].size
@@ -140,7 +152,7 @@ class Continuous:
 
         first = min(tasks, key=lambda task: task.arrived_s + patience * left_s(task))
 
-        # 3) Let others of its size join, as many as pays
+        # 3) Let others of its size join, as long as that pays
         others = [task for task in tasks if task is not first and task.size == first.size]
         others.sort(key=lambda task: task.arrived_s + 2 * patience * left_s(task))
         candidates = [first, *others[: self.max_batch_size - 1]]
@@ -157,13 +169,14 @@ class Continuous:
     def _best_batch(
         self, candidates: list[AnyTask], alone_s: dict[SizeAndRows, float], present: int
     ) -> list[AnyTask]:
-        """The first b of `candidates`, where b gives the least cost for the n requests that are `present`.
+        """The first b of `candidates`: the b of least cost for the n requests that are `present`.
 
-        A batch of b takes `slowness` times as long as running its b members one by one. The mean finishing time of the
-        n requests is then proportional to (1 + b / n) * slowness: sharing delays those at the front. Requests still to
-        come wait for the rest of the queue, so their time goes with slowness ** 2, weighted by their number. That
-        number is unknown; n / 2 stands for it. Without any gain the best batch is thus one request, and a small gain is
-        taken only in a long queue.
+        A batch of b takes `slowness` times as long as running its b members one by one. The mean
+        finishing time of the n requests is then proportional to (1 + b / n) * slowness: sharing
+        delays those at the front. Requests that come later wait for the rest of the queue, so their
+        time is proportional to slowness ** 2. It is weighted by their number, which is unknown; n/2
+        stands for it. So without any gain the best batch is one request. A small gain is taken only
+        in a long queue.
         """
         size = candidates[0].size
         times = self.times(size)
@@ -183,7 +196,10 @@ class Continuous:
 
 
 def make_policy(batching: str, times: Times, *, max_batch_size: int, max_wait_s: float) -> Policy:
-    """The policy of that name. `times` gives what a size costs. Raises ValueError that names the field."""
+    """The policy named `batching`; `times(size)` is a size's cost.
+
+    Raises ValueError, which names the field.
+    """
     if max_batch_size < 1:
         raise ValueError(f"max_batch_size: {max_batch_size} is too few; use 1 or more")
     if not 0 <= max_wait_s < inf:

@@ -1,6 +1,7 @@
 """A policy on a virtual clock: when each request would begin and end, by the measured step times.
 
-Knows policies and what a step costs. Ignorant of the engine, of real clocks, and of requests that fail.
+Knows policies and what a step costs. Ignorant of the engine, of real clocks, and of requests that
+fail.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from benchlib.serving.engine.step_times import Size, Times
 
 @dataclass(eq=False)
 class SimulatedTask:
-    """A request in the simulator. `begun_s` is None until it begins, and if it had begun before the simulation."""
+    """A request in the simulator.
+
+    `begun_s` is None until the request begins, or if it began before the simulation.
+    """
 
     size: Size
     rows: int
@@ -31,7 +35,7 @@ class SimulatedTask:
 
 @dataclass(frozen=True)
 class Finished:
-    """When a simulated request came, was begun (its encoding started) and was answered."""
+    """When a simulated request arrived, began (its encoding) and was answered, in seconds."""
 
     arrived_s: float
     begun_s: float | None
@@ -41,14 +45,17 @@ class Finished:
 def simulate(
     policy: Policy, tasks: Sequence[Task], times: Times, *, now_s: float = 0.0
 ) -> list[Finished]:
-    """What becomes of `tasks`, in their order, on a virtual clock that starts at `now_s`. Changes no task."""
+    """When each of `tasks` begins and ends, in their order. Changes no task.
+
+    The virtual clock starts at `now_s`.
+    """
     copies = [SimulatedTask.copy_of(task) for task in tasks]
     coming = sorted(copies, key=lambda task: task.arrived_s)
     present: list[SimulatedTask] = []
     done_s: dict[int, float] = {}
-    arrived = 0  # how many of `coming` have
+    arrived = 0  # the number of `coming` that have arrived
     while len(done_s) < len(coming):
-        # 1) Let those arrive that are due
+        # 1) Let the due requests arrive
         if not present:
             now_s = max(now_s, coming[arrived].arrived_s)
         while arrived < len(coming) and coming[arrived].arrived_s <= now_s:
@@ -61,14 +68,14 @@ def simulate(
         if turn.wait_until_s is not None:
             now_s = min(turn.wait_until_s, next_arrival_s)
 
-        # 3) Decode those that are at their end
+        # 3) Decode requests that have no step left
         if turn.decode:
             now_s += times(turn.decode[0].size).decode(len(turn.decode))
             for task in turn.decode:
                 done_s[id(task)] = now_s
             present = [task for task in present if id(task) not in done_s]
 
-        # 4) Step the others on, until the policy may decide anew
+        # 4) Step the others until the policy may decide anew
         if turn.step:
             now_s = _take_steps(turn.step, times, now_s, next_arrival_s)
     return [Finished(task.arrived_s, task.begun_s, done_s[id(task)]) for task in copies]
@@ -77,7 +84,7 @@ def simulate(
 def _take_steps(
     batch: Sequence[SimulatedTask], times: Times, now_s: float, next_arrival_s: float
 ) -> float:
-    """Step `batch` on until one of it has no step left or the next request arrives; the time then."""
+    """Step `batch` until a task has no step left or the next request arrives; returns that time."""
     cost = times(batch[0].size)
     newcomers = [task for task in batch if not task.begun]
     for task in newcomers:
@@ -103,10 +110,10 @@ def until_place_s(
     times: Times,
     max_queue: int,
 ) -> float:
-    """Seconds from `now_s` until fewer than `max_queue` of `tasks` wait (are not begun) if nobody else comes.
+    """Seconds from `now_s` until fewer than `max_queue` of `tasks` wait, if no other comes.
 
-    `stepping` are those of `tasks` in the step under way. It begins now, whatever the policy says. None of them may
-    move meanwhile, so an engine hands in copies.
+    `stepping` are the tasks in the step under way, which is assumed to begin at `now_s`. No task
+    may change during the simulation, so an engine passes copies.
     """
     step_s = 0.0
     if stepping:

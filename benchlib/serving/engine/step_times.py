@@ -1,6 +1,6 @@
-"""What a step costs: the times of each batch and size, as warm-up measures them before the first request.
+"""The cost of a step: the times of each batch and size, measured before the first request.
 
-Knows a pipeline's calls. Ignorant of queues, and of what policies make of the times.
+Knows a pipeline's calls. Ignorant of queues, and of how policies use the times.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # width and height in pixels
 REPEATS = 6
 ENOUGH_S = 1.0
-GAIN = 1.05  # the images per second of a batch over those of one half its size
+GAIN = 1.05  # least ratio of images per second to those of half the batch
 GUIDED = 7.5  # any guidance scale above 1 takes two rows
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What one size costs in seconds: `step_s` by rows of the UNet's batch, the other two by number of requests.
+    """The cost of one size in seconds.
 
-    Times are interpolated between the measured batches and grow in proportion beyond them. Raises ValueError for an
-    empty curve.
+    `step_s` is by rows of the UNet's batch; `encode_s` and `decode_s` are by number of requests.
+
+    Times are interpolated between the measured batches and grow in proportion beyond them. Raises
+    ValueError for an empty curve.
     """
 
     step_s: Mapping[int, float]
@@ -39,7 +41,7 @@ class StepTimes:
         for name, curve in vars(self).items():
             if not curve or min(curve) < 1 or not min(curve.values()) >= 0:
                 raise ValueError(
-                    f"{name}: {dict(curve)!r} needs an entry, batches from 1 and seconds from 0"
+                    f"{name}: {dict(curve)!r} needs an entry; batches start at 1 and seconds at 0"
                 )
 
     def step(self, rows: int) -> float:
@@ -52,7 +54,7 @@ class StepTimes:
         return _interpolate(self.decode_s, requests)
 
     def scaled(self, pixels_ratio: float) -> StepTimes:
-        """Estimated times of a size with `pixels_ratio` times the pixels. Prompts take as long to encode."""
+        """Estimated times of a size with `pixels_ratio` times the pixels. Encoding takes as long."""
         return StepTimes(
             step_s=_multiplied(self.step_s, pixels_ratio),
             encode_s=self.encode_s,
@@ -64,7 +66,10 @@ Times = Callable[[Size], StepTimes]
 
 
 class StepTimesBySize(dict[Size, StepTimes]):
-    """The step times of each measured size. Another size gets those of the nearest, in proportion to its pixels."""
+    """The step times of each measured size.
+
+    Another size gets the times of the nearest measured size, in proportion to the pixels.
+    """
 
     def __missing__(self, size: Size) -> StepTimes:
         def distance(measured: Size) -> float:
@@ -75,7 +80,10 @@ class StepTimesBySize(dict[Size, StepTimes]):
         return self[nearest].scaled(pixels_ratio)
 
     def to_spec(self) -> dict[str, Any]:
-        """JSON-able, as "step_times" of a server's spec: {"64x64": {"step_s": {"1": 0.01, ...}, ...}, ...}."""
+        """The times as JSON-able values, for "step_times" of a server's spec.
+
+        An example is {"64x64": {"step_s": {"1": 0.01, ...}, ...}, ...}.
+        """
         spec: dict[str, Any] = {}
         for (width, height), times in self.items():
             curves = spec[f"{width}x{height}"] = {}
@@ -103,12 +111,13 @@ def measure_step_times(
     max_batch_size: int,
     padded: Callable[[int], int | None],
 ) -> StepTimes:
-    """Measured times of 1, 2, 4, ... guided requests at once, and of one row if batches are made.
+    """Measure and return the times of 1, 2, 4, ... guided requests at once.
 
-    Measuring stops where a batch does not fit, or makes less than GAIN times the images per second of half as many.
-    `padded(rows)` is the bucket that a batch of `rows` is padded to, or None. Every batch in a bucket takes as long as
-    a full one. So each bucket that requests can reach is measured once, with as many requests as fit. Raises what the
-    pipeline raises where a single image fails.
+    If batches are allowed, a single row is measured too. Measuring stops at a batch that does not
+    fit, or that makes less than GAIN times the images per second of half the batch. `padded(rows)`
+    is the bucket that a batch of `rows` is padded to, or None. Every batch in a bucket takes as
+    long as a full one. So each bucket that requests can reach is measured once, with as many
+    requests as fit. If a single image fails, raises what the pipeline raises.
     """
     import torch
 
@@ -119,7 +128,7 @@ def measure_step_times(
         curves.measure_batch(1, guidance_scale=0.0)
     per_image_s = curves.measure_batch(1)
 
-    # 2) Larger ones: the powers of two, or the fullest batch of each bucket
+    # 2) Larger batches: the powers of two, or the fullest batch of each bucket
     for n in range(2, max_batch_size + 1):
         bucket = padded(2 * n)
         due = n.bit_count() == 1  # a power of two
@@ -139,6 +148,7 @@ def measure_step_times(
         if bucket is None and half_s / per_image_s < GAIN:
             break
 
+    # 3) Even out what other work on the machine has added
     return StepTimes(
         step_s=_rising(curves.step_s),
         encode_s=_rising(curves.encode_s),
@@ -147,7 +157,7 @@ def measure_step_times(
 
 
 class _Curves:
-    """The times of one size, batch by batch as they are measured."""
+    """The times of one size, filled batch by batch."""
 
     def __init__(
         self, pipeline: SDXLPipeline, size: Size, padded: Callable[[int], int | None]
@@ -160,7 +170,7 @@ class _Curves:
         self.decode_s: dict[int, float] = {}
 
     def measure_batch(self, n: int, guidance_scale: float = GUIDED) -> float:
-        """Measure `n` requests at once; the seconds of a step per image."""
+        """Measure `n` requests at once; returns the seconds of a step per image."""
         request = _warm_up_request(self.size, steps=1 + REPEATS, guidance_scale=guidance_scale)
         works = self.pipeline.encode([request] * n)
 
@@ -186,14 +196,17 @@ class _Curves:
         return step_s / n
 
     def _fewest_rows(self, rows: int, bucket: int) -> int:
-        """The fewest rows that are padded to `bucket`, as `rows` are."""
+        """The fewest rows that are padded to `bucket`; `rows` is one such number."""
         while rows > 1 and self.padded(rows - 1) == bucket:
             rows -= 1
         return rows
 
 
 def warm(pipeline: SDXLPipeline, size: Size, rows: int) -> None:
-    """Step with so many rows until all is compiled and CUDA graphs are captured: the third step replays them."""
+    """Step with `rows` rows until the model is compiled and its CUDA graphs are captured.
+
+    The third step replays the graphs.
+    """
     works = pipeline.encode([_warm_up_request(size, steps=3)])
     for _ in range(3):
         pipeline.step(works, rows=rows)
@@ -220,9 +233,10 @@ def _multiplied(curve: Mapping[int, float], factor: float) -> dict[int, float]:
 
 
 def _interpolate(curve: Mapping[int, float], n: int) -> float:
-    """Seconds at `n`: on straight lines between the measured batches, and in proportion to `n` beyond the last.
+    """Seconds at `n`: linear between the measured batches, proportional to `n` beyond the last.
 
-    Warm-up stops where a larger batch hardly pays. The last slope would mislead, as inside a padded bucket it is 0.
+    Warm-up stops where larger batches stop paying. The last slope would mislead, because inside a
+    padded bucket it is 0.
     """
     if n in curve:
         return curve[n]
@@ -241,7 +255,10 @@ def _interpolate(curve: Mapping[int, float], n: int) -> float:
 
 
 def _rising(seconds: dict[int, float]) -> dict[int, float]:
-    """The curve, in which no batch takes longer than a larger one. Other work on the machine made it seem so."""
+    """The curve, lowered so that no batch takes longer than a larger one.
+
+    Other work on the machine makes some measurements too long.
+    """
     rising = {}
     shortest_s = inf
     for n in sorted(seconds, reverse=True):
@@ -251,9 +268,9 @@ def _rising(seconds: dict[int, float]) -> dict[int, float]:
 
 
 def _shortest_s(call: Callable[[], float]) -> float:
-    """The shortest of a few calls, in seconds. What other work on the machine adds is no cost of the batch.
+    """The shortest of a few calls, in seconds. Longer calls include other work of the machine.
 
-    One call before them is not counted: the first of a shape may take twenty times as long.
+    A first call is not counted: with a new shape it may take twenty times as long.
     """
     call()
     times_s = [call()]

@@ -1,7 +1,7 @@
 """One image on its way, a batch of images side by side, and the arithmetic of a denoising step.
 
-Knows Euler's method and classifier-free guidance. Ignorant of prompts, networks and queues: the caller runs the UNet
-between `Batch.inputs` and `Batch.advance`.
+Knows Euler's method and classifier-free guidance. Ignorant of prompts, networks and queues: the
+caller runs the UNet between `Batch.inputs` and `Batch.advance`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from benchlib.serving.schemas import GenerateRequest
 
 @dataclass(eq=False)
 class Work:
-    """One image on its way, with everything that its request sets. `encode` makes it, `step` and `decode` move it on.
+    """One image on its way, with everything that its request sets.
 
-    A time is the wall time of a whole call, however many works shared the call.
+    `SDXLPipeline.encode` makes a work; `step` and `decode` move it on. A time is the wall time of a
+    whole call, however many works shared the call.
     """
 
     request: GenerateRequest
     seed: int
     schedule: Schedule
     scheduler: Any  # the work's own copy, or None where the schedule has a table
-    step_options: dict[
-        str, Any
-    ]  # further arguments of this scheduler's `step`, such as a generator
+    # Further arguments of the scheduler's `step`, such as a generator.
+    step_options: dict[str, Any]
     latents: Tensor  # (1, channels, height/8, width/8)
-    text: Tensor  # (1 or 2, 77, features): with guidance the unconditional half comes first
+    text: Tensor  # (1 or 2, 77, features); with guidance the unconditional half is first
     pooled: Tensor  # (1 or 2, features)
     time_ids: Tensor  # (1, 6)
     steps_done: int = 0
@@ -72,10 +72,12 @@ class Work:
 
 
 class Batch:
-    """Works of one size side by side. A step is `inputs()`, the UNet, and `advance()` with the UNet's answer.
+    """Works of one size side by side.
 
-    The UNet's rows are one unconditional row for each guided work, one conditional row for each work, and padding up to
-    `rows`. `text`, `pooled` and `time_ids` are the same in every step. No other batch may move the works meanwhile.
+    A step is `inputs()`, the UNet, and `advance()` with the UNet's answer. The UNet's rows are one
+    unconditional row for each guided work, one conditional row for each work, and padding up to
+    `rows`. `text`, `pooled` and `time_ids` are the same in every step. While a batch is in use, no
+    other batch may move its works.
     """
 
     def __init__(self, works: Sequence[Work], *, rows: int | None, device: torch.device) -> None:
@@ -85,7 +87,7 @@ class Batch:
         self._latents = torch.cat([work.latents for work in self._works])
         self._dtype = self._latents.dtype
 
-        # 1) Lay out the UNet's rows: each has a work, and a half of the work's text
+        # 1) Lay out the UNet's rows: each row has a work and one half of the work's text
         guided_works = self._works[: self._guided]
         unconditional = [(work, 0) for work in guided_works]
         conditional = [(work, -1) for work in self._works]
@@ -112,7 +114,10 @@ class Batch:
         return self._requested == (tuple(works), rows)
 
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """Returns the UNet's rows of latents and their timesteps (rows,) for the next step. Changes no work."""
+        """Returns the UNet's rows of latents and their timesteps (rows,) for the next step.
+
+        Changes no work.
+        """
         if self._levels is None:
             latents, timesteps = self._scheduler_inputs()
         else:
@@ -124,7 +129,8 @@ class Batch:
     def advance(self, noise: Tensor) -> None:
         """Move each work one step on, given the UNet's answer to `inputs()`.
 
-        Moves all works, or none where anything is raised. After an error the batch must not be used again.
+        Moves all works, or none if an error is raised. After an error the batch must not be used
+        again.
         """
         # 1) Compute: nothing that belongs to a work changes here
         noise = self._guide(noise)
@@ -156,10 +162,15 @@ class Batch:
         return torch.cat([guided, conditional[count:]])
 
     def _euler_step(self, noise: Tensor, levels: Tensor) -> Tensor:
-        """Euler's method (Karras et al., 2022, algorithm 1, no churn), rounded where EulerDiscreteScheduler rounds."""
+        """Returns the works' latents after a step of Euler's method.
+
+        Source: Karras et al., 2022, algorithm 1, without churn. Rounds where EulerDiscreteScheduler
+        rounds.
+        """
         _, _, sigma, sigma_change = levels.unbind(1)
         sample = self._latents.to(torch.float32)
-        # The scheduler's sigma is a tensor without dimensions. On the CPU torch rounds it to the noise's type.
+        # The scheduler's sigma is a tensor without dimensions. On the CPU torch rounds it to the
+        # noise's type.
         factor = sigma
         if noise.device.type == "cpu":
             factor = sigma.to(noise.dtype)
@@ -168,7 +179,7 @@ class Batch:
         return (sample + derivative * sigma_change).to(self._dtype)
 
     def _scheduler_inputs(self) -> tuple[Tensor, Tensor]:
-        """Asks a copy of each work's scheduler, because a scheduler can't take a step back."""
+        """Returns the UNet's inputs by copies of the works' schedulers, which can't step back."""
         self._schedulers = []
         latents = []
         for work in self._works:
@@ -196,7 +207,8 @@ class Batch:
 def _divide(numerator: Tensor, divisor: Tensor) -> Tensor:
     """Returns the quotient, rounded as diffusers' scheduler rounds it.
 
-    Its divisor is a scalar on the CPU. For a numerator on a CUDA device torch then multiplies by the reciprocal.
+    The scheduler's divisor is a scalar on the CPU. torch multiplies a numerator on a CUDA device by
+    the reciprocal of such a divisor.
     """
     if numerator.device.type == "cuda":
         return numerator * divisor.reciprocal()
@@ -204,7 +216,10 @@ def _divide(numerator: Tensor, divisor: Tensor) -> Tensor:
 
 
 def _euler_levels(works: Sequence[Work], device: torch.device) -> Tensor | None:
-    """Returns (steps, works, 4, 1, 1, 1): the tables' columns of the coming steps. None where a work has no table."""
+    """Returns the coming steps' columns of the tables, or None if a work has no table.
+
+    The shape is (steps, works, 4, 1, 1, 1).
+    """
     steps = min(work.steps_left for work in works)
     levels = []
     for work in works:

@@ -1,7 +1,7 @@
 """Loading: from the names of a model, a device, a dtype and recipes to a pipeline that computes.
 
-Knows which devices and dtypes there are, and checks every argument before anything is loaded. Ignorant of where weights
-come from (models.py) and of how images are made (pipeline.py).
+Knows which devices and dtypes there are, and checks every argument before anything is loaded.
+Ignorant of where weights come from (models.py) and of how images are made (pipeline.py).
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ def load_pipeline(
     seed: int = 0,
     torch_threads: int | None = None,
 ) -> SDXLPipeline:
-    """Load `model` ("tiny", "sdxl", "sdxl-random", "auto", a hub id, a folder or a .safetensors file).
+    """Load a model and return its pipeline.
 
-    `device="auto"` is CUDA where there is a GPU, else the CPU. `dtype="auto"` is the recipe's dtype, else float16 on
-    CUDA and float32 elsewhere. `recipe` names optimisations, joined with "+" (recipes.py). `seed` draws the weights of
-    the random models. `torch_threads` sets torch's CPU threads for the whole process.
+    `model` is "tiny", "sdxl", "sdxl-random", "auto", a hub id, a folder or a .safetensors file.
 
-    Raises ValueError for a bad argument and `ModelError` where the model can't be had. Both name the remedy.
+    `device="auto"` is CUDA where there is a GPU, else the CPU. `dtype="auto"` is the recipe's
+    dtype, else float16 on CUDA and float32 elsewhere. `recipe` names optimisations, joined with "+"
+    (recipes.py). `seed` is the seed of the random models' weights. `torch_threads` sets torch's CPU
+    threads for the whole process.
+
+    Raises ValueError for a bad argument and `ModelError` if the model can't be loaded. Both name
+    the remedy.
     """
     memory_before_gib = process_memory_gib()
     recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
@@ -69,13 +73,14 @@ def resolve(
     if dtype == "auto":
         dtype = _usual_dtype(recipes, target)
     if dtype not in DTYPES:
-        known = ", ".join(repr(name) for name in DTYPES)
-        raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {known}")
+        dtypes = ", ".join(repr(name) for name in DTYPES)
+        raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {dtypes}")
 
     def compiles(one: Recipe) -> bool:
         return one.sets == "compiler"
 
-    for one in sorted(recipes, key=compiles):  # a compiler takes seconds to try, so it comes last
+    # A compiler takes seconds to try, so it comes last.
+    for one in sorted(recipes, key=compiles):
         on_torch_thread(one.check, target, dtype)
     return recipes, target, dtype
 
@@ -112,5 +117,5 @@ def _set_threads(count: int) -> None:
         raise ValueError(
             f"torch_threads: {count} is too few; use 1 or more, or None for torch's own choice"
         )
-    # A thread that has computed before keeps its own number, so the torch thread itself sets it.
+    # A thread that has computed before keeps its own setting, so the torch thread itself sets it.
     on_torch_thread(torch.set_num_threads, count)

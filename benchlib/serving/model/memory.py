@@ -1,6 +1,7 @@
 """Memory: the peak since a reset, what networks and tensors hold, and what a decode needs.
 
-Knows CUDA's allocator, Linux's /proc and the shape of a VAE. Ignorant of pipelines, requests and engines.
+Knows CUDA's allocator, Linux's /proc and the shape of a VAE. Ignorant of pipelines, requests and
+engines.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from benchlib.telemetry import GIB
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most memory in use since the last reset, in GiB; unknown is None. `rss_gib` is the whole process's."""
+    """The most memory in use since the last reset, in GiB; unknown is None.
+
+    `rss_gib` is the peak of the whole process.
+    """
 
     allocated_gib: float | None = None
     reserved_gib: float | None = None
@@ -28,15 +32,19 @@ class PeakMemory:
 
     @property
     def headline_gib(self) -> float | None:
+        """The peak of allocated memory, else of the process's RSS."""
         return self.rss_gib if self.allocated_gib is None else self.allocated_gib
 
     def highest(self, other: PeakMemory) -> PeakMemory:
-        """The peak over both."""
+        """The higher one of two peaks."""
         return max(self, other, key=lambda peak: peak.headline_gib or 0.0)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak. Without Linux's /proc the RSS peak can't be reset and stays the peak of the process's life."""
+    """Start a new peak.
+
+    Without Linux's /proc the RSS peak can't be reset and stays the peak of the process's life.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
@@ -60,7 +68,10 @@ def peak_memory(device: torch.device) -> PeakMemory:
 
 
 def _peak_rss_gib() -> float:
-    """The process's peak RSS: VmHWM of /proc, which can be reset, else getrusage's peak of the process's life."""
+    """The process's peak RSS in GiB.
+
+    The source is VmHWM of /proc, which can be reset, else getrusage, which can't.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -72,7 +83,10 @@ def _peak_rss_gib() -> float:
 
 
 def held_gib(tensors: Iterable[torch.Tensor]) -> float:
-    """The memory that `tensors` take; what several share counts once. A quantised tensor counts as its parts."""
+    """The GiB that `tensors` hold. Memory that several tensors share counts once.
+
+    A quantised tensor counts as its parts.
+    """
     # 1) List the range of addresses of each plain tensor
     ranges = []
     pending = list(tensors)
@@ -86,7 +100,7 @@ def held_gib(tensors: Iterable[torch.Tensor]) -> float:
             size = tensor.numel() * tensor.element_size()
             ranges.append((first, first + size))
 
-    # 2) Add up what each range adds to the ranges below it
+    # 2) Add up the bytes that each range adds to the ranges before it
     held_bytes = 0
     end = 0
     for first, last in sorted(ranges):
@@ -107,10 +121,10 @@ def describe_network(network: torch.nn.Module) -> dict[str, Any]:
 
 
 def decode_peak_gib(vae: Any, width: int, height: int, images: int) -> float:
-    """A guess of the memory that decoding `images` images takes at its peak.
+    """An estimate, in GiB, of the peak memory of decoding `images` images at once.
 
-    The widest activations at full resolution have `block_out_channels[1]` channels. Four of them are alive at a time
-    (measured: 3.6 for 1024x1024).
+    The widest activations at full resolution have `block_out_channels[1]` channels. Four of them
+    are alive at a time (measured: 3.6 for 1024x1024).
     """
     if vae.use_slicing:
         images = 1

@@ -1,4 +1,4 @@
-"""Models: an SDXL pipeline made in code, with random weights, or from the hub, a folder or a file.
+"""Models: an SDXL pipeline with random weights, or loaded from the hub, a folder or a file.
 
 Knows Hugging Face's loaders and caches. Ignorant of recipes, requests, engines and HTTP.
 """
@@ -34,16 +34,16 @@ from benchlib.machine import available_memory_gib
 from benchlib.telemetry import GIB
 
 SDXL_HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
-SDXL_PARAMS = (
-    3_468_837_867  # parameters of the published base model's UNet, two text encoders and VAE
-)
+# The parameters of the published base model's UNet, two text encoders and VAE.
+SDXL_PARAMS = 3_468_837_867
 HUB_TIMEOUT_S = 5.0
 # Part of the cache key: raise it whenever the architecture or the weights of `tiny` change.
 TINY_VERSION = 1
 
-# "sdxl" is the published configuration of stabilityai/stable-diffusion-xl-base-1.0, from its config.json files. Its
-# eos_token_id of 2 makes transformers pool at the highest token id, which is end-of-text. "tiny" holds only the
-# differences: fewer and narrower layers, and a vocabulary of bytes. Its sample_size of 16 means images of 128x128.
+# "sdxl" is the published configuration of stabilityai/stable-diffusion-xl-base-1.0, from its
+# config.json files. Its eos_token_id of 2 makes transformers pool at the highest token id, which is
+# end-of-text. "tiny" holds only the differences: fewer and narrower layers, and a vocabulary of
+# bytes. Its sample_size of 16 means images of 128x128.
 _ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text())
 SDXL: dict[str, dict[str, Any]] = _ARCHITECTURES["sdxl"]
 TINY = {part: config | _ARCHITECTURES["tiny"].get(part, {}) for part, config in SDXL.items()}
@@ -54,9 +54,9 @@ class ModelError(RuntimeError):
 
 
 def choose_model(model: str, device: torch.device) -> tuple[str, str]:
-    """The name of the model, where "auto" is resolved for `device`, and the reason in words."""
+    """The name of the model and the reason in words. "auto" is resolved for `device`."""
     if model != "auto":
-        return model, "asked for by name"
+        return model, "chosen by name"
     if device.type == "cuda":
         return "sdxl", "there is a CUDA GPU"
     return "tiny", "there is no CUDA GPU, and full-size SDXL takes minutes an image without one"
@@ -65,11 +65,12 @@ def choose_model(model: str, device: torch.device) -> tuple[str, str]:
 def load_diffusers(
     model: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> StableDiffusionXLPipeline:
-    """Load or make a stock pipeline on `device` in `dtype`.
+    """Return a stock pipeline on `device` in `dtype`, loaded or with random weights.
 
-    `model` is `"tiny"`, `"sdxl"`, `"sdxl-random"`, a hub id, a diffusers folder or a single `.safetensors` file.
-    `seed` draws the weights of the two random models. Raises `ModelError`, which names the remedy, where the model
-    can't be loaded or does not fit. Nothing large is read before that.
+    `model` is `"tiny"`, `"sdxl"`, `"sdxl-random"`, a hub id, a diffusers folder or a single
+    `.safetensors` file. `seed` is the seed of the two random models' weights. Raises `ModelError`,
+    which names the remedy, if the model can't be loaded or does not fit. Memory is checked before
+    anything large is read.
     """
     if model == "tiny":
         with _no_progress_bars():
@@ -95,14 +96,15 @@ def load_diffusers(
     return _from_hub(hub_id, device, dtype)
 
 
-# -- tiny -------------------------------------------------------------------------------------------------------------
+# -- tiny ------------------------------------------------------------------------------------------
 
 
 def tiny_folder(seed: int = 0) -> Path:
     """The folder of the tiny pipeline in `save_pretrained`'s layout (16 MB), built on first use.
 
-    It lies under BENCHLIB_CACHE, else in the user's cache folder. Two processes may build it at once: each writes a
-    folder of its own and renames it. The first to rename wins, and the other process uses that result.
+    It lies under BENCHLIB_CACHE, else in the user's cache folder. Two processes may build it at
+    once: each writes a folder of its own and renames it. The first to rename wins, and the other
+    process uses that result.
     """
     chosen = os.environ.get("BENCHLIB_CACHE")
     cache = Path(chosen or platformdirs.user_cache_path("benchlib"))
@@ -113,7 +115,8 @@ def tiny_folder(seed: int = 0) -> Path:
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
     try:
         _assemble(TINY, torch.device("cpu"), torch.float32, seed).save_pretrained(aside)
-        # The rename fails where another process has finished the folder meanwhile. That folder is as good.
+        # The rename fails where another process has finished the folder meanwhile. That folder is
+        # as good.
         try:
             aside.rename(folder)
         except OSError:
@@ -126,7 +129,10 @@ def tiny_folder(seed: int = 0) -> Path:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Hides the libraries' progress bars meanwhile. Real weights deserve bars, the tiny model's 16 MB do not."""
+    """Hides the libraries' progress bars meanwhile.
+
+    Real weights deserve bars, the tiny model's 16 MB do not.
+    """
     libraries = [diffusers_logging, transformers_logging]
     showing = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in showing:
@@ -141,9 +147,9 @@ def _no_progress_bars() -> Iterator[None]:
 def _tokenizer(pad_token: str) -> CLIPTokenizer:
     """CLIP's tokenizer over single bytes, without merges: its 514 entries read any Unicode text.
 
-    The alphabet is the one that CLIP took from GPT-2. It has a printable character for each of the 256 bytes: printable
-    Latin-1 stands for itself, and the other bytes are moved to U+0100 and up. As in CLIP's vocabulary, "!" is entry 0
-    and end-of-text the highest entry.
+    The alphabet is the one that CLIP took from GPT-2. It has a printable character for each of the
+    256 bytes: printable Latin-1 stands for itself, and the other bytes are moved to U+0100 and up.
+    As in CLIP's vocabulary, "!" is entry 0 and end-of-text the highest entry.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [0x100 + i for i in range(256 - len(printable))]
@@ -159,7 +165,7 @@ def _tokenizer(pad_token: str) -> CLIPTokenizer:
     )
 
 
-# -- random weights ---------------------------------------------------------------------------------------------------
+# -- random weights --------------------------------------------------------------------------------
 
 
 def _assemble(
@@ -189,11 +195,12 @@ def _assemble(
 def _with_random_weights(
     build: Callable[[], torch.nn.Module], key: str, device: torch.device, dtype: torch.dtype
 ) -> torch.nn.Module:
-    """Build a network whose weights are drawn at their final place, so that no second copy of them ever exists.
+    """Build a network and draw its weights in place, so that no second copy of them ever exists.
 
-    Matrices are uniform with variance 1 / fan-in (LeCun et al., "Efficient BackProp", 1998, section 4.6). That keeps
-    activations finite at any depth. Gains are 1 and biases 0. The libraries' own initialisers are not used: they change
-    between versions, and a seed would then mean other weights. All dtypes round the same float32 numbers.
+    Matrices are uniform with variance 1 / fan-in (LeCun et al., "Efficient BackProp", 1998, section
+    4.6). That keeps activations finite at any depth. Gains are 1 and biases 0. The libraries' own
+    initialisers are not used: they change between versions, and a seed would then mean other
+    weights. All dtypes round the same float32 numbers.
     """
     # 1) Lay out the network without memory
     with init_empty_weights(include_buffers=False):
@@ -203,7 +210,9 @@ def _with_random_weights(
     generator = torch.Generator(device)
     digest = hashlib.sha256(key.encode()).digest()
     generator.manual_seed(int.from_bytes(digest[:7]))
-    # Larger parts leave holes in a CPU's heap: 13 % of the weights' bytes with 4 MiB, 0.5 % with 256 KiB.
+    # Larger parts leave holes in a CPU's heap. Measured holes, as a share of the weights' bytes:
+    #   parts of 4 MiB    13 %
+    #   parts of 256 KiB  0.5 %
     drawn_at_once = 2**16 if device.type == "cpu" else 2**22
     for name, parameter in list(network.named_parameters()):
         value = torch.empty(parameter.shape, device=device, dtype=dtype)
@@ -220,16 +229,19 @@ def _with_random_weights(
     return network.to(device).eval().requires_grad_(False)
 
 
-# -- weights from elsewhere -------------------------------------------------------------------------------------------
+# -- weights from elsewhere ------------------------------------------------------------------------
 
 
 def _from_folder(
     folder: Path, device: torch.device, dtype: torch.dtype
 ) -> StableDiffusionXLPipeline:
+    """Load a diffusers folder. Raises `ModelError` if it is not one, or does not fit."""
+    # 1) Check that the folder holds an SDXL pipeline
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(
-            f"model: {folder} is not a diffusers pipeline: it has no model_index.json; give the folder that has one"
+            f"model: {folder} is not a diffusers pipeline: it has no model_index.json; "
+            "give the folder that has one"
         )
     try:
         kind = json.loads(index.read_text())["_class_name"]
@@ -239,14 +251,19 @@ def _from_folder(
         ) from error
     if kind != "StableDiffusionXLPipeline":
         raise ModelError(
-            f"model: {folder} holds a {kind}, not a StableDiffusionXLPipeline; give an SDXL text-to-image model"
+            f"model: {folder} holds a {kind}, not a StableDiffusionXLPipeline; "
+            "give an SDXL text-to-image model"
         )
+
+    # 2) Choose the files and check that they fit
     in_16_bits = dtype == torch.float16 and any(folder.glob("unet/*.fp16.safetensors"))
     variant = "fp16" if in_16_bits else None
     files = [
         file for file in folder.glob("*/*.safetensors") if (".fp16." in file.name) == in_16_bits
     ]
     _require_memory(_count_params(files), device, dtype)
+
+    # 3) Load
     try:
         pipe = StableDiffusionXLPipeline.from_pretrained(
             folder, dtype=dtype, variant=variant, local_files_only=True
@@ -257,7 +274,7 @@ def _from_folder(
 
 
 def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    """Load from the local cache, or ask the hub and download where the model is not cached."""
+    """Load from the local cache, or from the hub if the model is not cached."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def fetch(*, variant: str | None, local: bool) -> Path:
@@ -277,7 +294,8 @@ def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDi
     files = ask_hub(hub_id)
     if "model_index.json" not in files:
         raise ModelError(
-            f"model: {hub_id} on the hub is not a diffusers pipeline; give an SDXL model in diffusers' layout"
+            f"model: {hub_id} on the hub is not a diffusers pipeline; "
+            "give an SDXL model in diffusers' layout"
         )
     has_fp16 = any(name.startswith("unet/") and ".fp16." in name for name in files)
     return _from_folder(
@@ -286,22 +304,30 @@ def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDi
 
 
 def ask_hub(hub_id: str) -> set[str]:
-    """The names of a model's files on the hub. Raises `ModelError` soon where the hub or the model can't be reached."""
+    """The names of a model's files on the hub.
+
+    Raises `ModelError` without a long wait if the hub or the model can't be reached.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     # The base class belongs to the HTTP library that this version of the hub's client uses.
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]
-    remedy = "use model='tiny' or 'sdxl-random', which need no download, or give the folder of a downloaded model"
+    remedy = (
+        "use model='tiny' or 'sdxl-random', which need no download, "
+        "or give the folder of a downloaded model"
+    )
     try:
         info = HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S)
     except HfHubHTTPError as error:
         raise ModelError(
-            f"model: the hub refuses {hub_id!r}: {str(error).splitlines()[0]}; check the name and access, or {remedy}"
+            f"model: the hub refuses {hub_id!r}: {str(error).splitlines()[0]}; "
+            f"check the name and access, or {remedy}"
         ) from error
     except (OSError, http_error, OfflineModeIsEnabled, HFValidationError) as error:
         raise ModelError(
-            f"model: {hub_id!r} is not cached and the hub can't be asked ({error or type(error).__name__}); {remedy}"
+            f"model: {hub_id!r} is not cached and the hub can't be reached "
+            f"({error or type(error).__name__}); {remedy}"
         ) from error
     return {sibling.rfilename for sibling in info.siblings or ()}
 
@@ -329,7 +355,8 @@ def _from_single_file(
 
 
 def _placed(pipe: StableDiffusionXLPipeline, device: torch.device) -> StableDiffusionXLPipeline:
-    # Loaders put weights on the CPU. A further `to("cpu")` makes diffusers warn that float16 can't run there; it can.
+    # Loaders put weights on the CPU. A further `to("cpu")` makes diffusers warn that float16 can't
+    # run there, although it can.
     if device.type == "cpu":
         return pipe
     return pipe.to(device)
@@ -365,5 +392,6 @@ def _require_memory(params: int, device: torch.device, dtype: torch.dtype) -> No
         dtype_name = str(dtype).removeprefix("torch.")
         raise ModelError(
             f"model: its weights need {needed_gib:.1f} GiB in {dtype_name} and {device} has "
-            f"{free_gib:.1f} GiB free; free memory, take a smaller dtype (dtype='bfloat16'), or use model='tiny'"
+            f"{free_gib:.1f} GiB free; free memory, take a smaller dtype (dtype='bfloat16'), "
+            "or use model='tiny'"
         )

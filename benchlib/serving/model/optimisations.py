@@ -1,7 +1,8 @@
 """What each recipe does to the networks of a pipeline, and why a recipe can't be used somewhere.
 
-Knows torch's, diffusers' and torchao's switches. Ignorant of the recipes' names, of which recipes go together
-(recipes.py), and of requests. A function named `no_...` returns what is missing and what to do, or None.
+Knows torch's, diffusers' and torchao's switches. Ignorant of the recipes' names, of which recipes
+go together (recipes.py), and of requests. A function named `no_...` returns what is missing and
+what to do, or None.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ class Networks:
     vae: Any
 
 
-# -- layouts, projections and attention -------------------------------------------------------------------------------
+# -- layouts, projections and attention ------------------------------------------------------------
 
 
 def channels_last(networks: Networks) -> None:
     """Lay out weights and activations in channels-last.
 
-    diffusers' transformer returns channels-first output, which the next convolution would convert back.
+    diffusers' transformer returns channels-first output, which the next convolution would convert
+    back.
     """
     for network in (networks.unet, networks.vae):
         network.to(memory_format=torch.channels_last)
@@ -51,7 +53,10 @@ def channels_last(networks: Networks) -> None:
 
 
 class _ChannelsLastTransformer(Transformer2DModel):  # type: ignore[misc] # diffusers is not typed
-    """A transformer whose output is channels-last. A class, since a method set on an instance is a reference cycle."""
+    """A transformer whose output is channels-last.
+
+    It is a class, because a method set on an instance would be a reference cycle.
+    """
 
     def _get_output_for_continuous_inputs(
         self,
@@ -61,14 +66,17 @@ class _ChannelsLastTransformer(Transformer2DModel):  # type: ignore[misc] # diff
         width: int,
         **_: int,
     ) -> Tensor:
-        """Returns (n, channels, height, width): tokens in the order of pixels are channels-last already."""
+        """Returns (n, channels, height, width). Tokens in pixel order are channels-last already."""
         tokens: Tensor = self.proj_out(hidden_states)
         image = tokens.view(len(tokens), height, width, -1)
         return image.permute(0, 3, 1, 2) + residual
 
 
 def fused_qkv(networks: Networks) -> None:
-    """Compute Q, K and V in one product. Their own matrices become rows of the joined one, so memory stays the same."""
+    """Compute Q, K and V in one product.
+
+    The single matrices become rows of the joined matrix, so memory stays the same.
+    """
     for network in (networks.unet, networks.vae):
         if not hasattr(network, "fuse_qkv_projections"):  # a tiny VAE has no attention
             continue
@@ -95,8 +103,8 @@ def _share_rows(attention: Any) -> None:
 class _CudnnAttention(torch.nn.Module):
     """A UNet whose attention is cuDNN's.
 
-    diffusers' own switch does not reach SDXL's processors, which call SDPA themselves. Where cuDNN's attention can't be
-    used, torch raises an error.
+    diffusers' own switch does not reach SDXL's processors, which call SDPA themselves. Where
+    cuDNN's attention can't be used, torch raises an error.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -112,7 +120,7 @@ def cudnn_attention(networks: Networks) -> None:
     networks.unet = _CudnnAttention(networks.unet)
 
 
-# -- VAEs -------------------------------------------------------------------------------------------------------------
+# -- VAEs ------------------------------------------------------------------------------------------
 
 
 def hub_vae(kind: Any, hub_id: str, networks: Networks) -> None:
@@ -127,7 +135,10 @@ def hub_vae(kind: Any, hub_id: str, networks: Networks) -> None:
 
 
 def _cached(hub_id: str, *, local: bool) -> str:
-    """The folder of a VAE in the hub's cache. It is downloaded unless `local`, which raises where it is missing."""
+    """The folder of a VAE in the hub's cache.
+
+    Downloads it unless `local`; with `local`, raises LocalEntryNotFoundError if it is missing.
+    """
     files = ["config.json", "diffusion_pytorch_model.safetensors"]
     return snapshot_download(hub_id, allow_patterns=files, local_files_only=local)
 
@@ -137,7 +148,10 @@ def vae_bf16(networks: Networks) -> None:
 
 
 def vae_tiling(networks: Networks) -> None:
-    """Decode in tiles of half the model's own side. diffusers' default is the whole side, which tiles nothing there."""
+    """Decode in tiles of half the model's own side.
+
+    diffusers' default tile has the whole side, which would tile nothing.
+    """
     vae = networks.vae
     pixels_per_latent = vae.tile_sample_min_size // vae.tile_latent_min_size
     vae.enable_tiling()
@@ -149,13 +163,14 @@ def vae_slicing(networks: Networks) -> None:
     networks.vae.enable_slicing()
 
 
-# -- quantisation -----------------------------------------------------------------------------------------------------
+# -- quantisation ----------------------------------------------------------------------------------
 
 
 def quantise(config: Callable[[Any], Any], networks: Networks) -> None:
     """Quantise the linear layers of the transformer blocks, which do most of the work.
 
-    `config` gets torchao's module and returns its configuration. inductor's flags stay as _FLAGS sets them.
+    `config` gets torchao's module and returns its configuration. inductor's flags stay as _FLAGS
+    sets them.
     """
     import torchao.quantization as ao
 
@@ -172,9 +187,11 @@ def int8(ao: Any) -> Any:
 
 
 def fp8(ao: Any) -> Any:
-    """A scale for each row, because the pass that writes a row finds it. One scale for all needs a pass of its own.
+    """torchao's configuration of fp8 with a scale for each row.
 
-    An empty negative prompt is rows of zeros. Without the lower bound their scale would be 0, and the image 0 / 0.
+    The pass that writes a row finds its scale. One scale for all rows would need a further pass.
+    Without a negative prompt, its rows are zeros. Without the lower bound their scale would be 0,
+    and the image 0 / 0.
     """
     return ao.Float8DynamicActivationFloat8WeightConfig(
         granularity=ao.PerRow(),
@@ -183,18 +200,19 @@ def fp8(ao: Any) -> Any:
     )
 
 
-# -- compiling --------------------------------------------------------------------------------------------------------
+# -- compiling -------------------------------------------------------------------------------------
 
-# The flags of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast). The last one keeps int8 products
-# from being stored in int32.
+# The flags of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast). The last one
+# keeps int8 products from being stored in int32.
 _FLAGS = {
     "conv_1x1_as_mm": True,
     "epilogue_fusion": False,
     "force_fuse_int_mm_with_mul": True,
 }
-# The most graphs of one function: its layers' shapes times batches times image sizes. torch gives up after 8.
+# The most graphs of one function: its layers' shapes times batches times image sizes. torch's own
+# limit is 8.
 _SHAPES = 1024
-# Few kinds of blocks, which do nearly all of the work.
+# These few kinds of blocks do nearly all of the work.
 _BLOCKS = (
     Transformer2DModel,
     ResnetBlock2D,
@@ -206,13 +224,15 @@ _BLOCKS = (
 def compiled(networks: Networks, *, regional: bool = False) -> None:
     """Compile the UNet, or only its blocks where `regional`, and the VAE's decoder.
 
-    Compiles anew for each shape: with dynamic shapes, inductor took over four minutes for the UNet on an H200. The
-    decoder gets one image at a time, so it needs one shape. At full size that costs no time.
+    Compiles anew for each shape: with dynamic shapes, inductor took over four minutes for the UNet
+    on an H200. The decoder gets one image at a time, so it needs one shape. At full size that costs
+    no time.
     """
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         allowed = max(_SHAPES, getattr(torch._dynamo.config, limit))
         setattr(torch._dynamo.config, limit, allowed)
-    # diffusers asks for torch's version within a forward and caches the answer, which is always the same.
+    # Within a forward, diffusers reads torch's version and caches it. The version never changes, so
+    # the warning is of no use.
     words = "Dynamo detected a call to a `functools.lru_cache`"
     warnings.filterwarnings("ignore", words, UserWarning)
     decoder = networks.vae.decoder
@@ -228,7 +248,7 @@ def compiled(networks: Networks, *, regional: bool = False) -> None:
 
 
 class _ChannelwiseGroupNorm(torch.nn.GroupNorm):
-    """A class, since a forward set on an instance is a reference cycle."""
+    """A group norm by `_group_norm`. A forward set on an instance would be a reference cycle."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as torch's own
         return _group_norm(self, input)
@@ -237,10 +257,16 @@ class _ChannelwiseGroupNorm(torch.nn.GroupNorm):
 def _group_norm(norm: torch.nn.GroupNorm, x: Tensor) -> Tensor:
     """GroupNorm of (n, channels, ...): each channel's statistics are taken first and then joined.
 
-    The rule that joins them is Chan, Golub and LeVeque's (Algorithms for computing the sample variance, 1983). In
-    channels-last, a group's few channels lie scattered and inductor reads them one by one, but all channels of a pixel
-    lie together. Time on an H100, as a share of inductor's own group norm: 0.3 for the decoder's single image, 1.0 to
-    1.2 for the UNet's 32 rows. So only the decoder has it.
+    The rule that joins them is Chan, Golub and LeVeque's (Algorithms for computing the sample
+    variance, 1983). In channels-last, a group's few channels lie scattered, and inductor reads them
+    one by one. All channels of a pixel lie together, so this order reads them at once.
+
+    Time on an H100, as a share of inductor's own group norm:
+
+        the decoder's single image    0.3
+        the UNet's 32 rows            1.0 to 1.2
+
+    So only the decoder uses this function.
     """
     wide = x.float()
     grouped = (x.shape[0], norm.num_groups, -1)
@@ -264,7 +290,7 @@ def _group_norm(norm: torch.nn.GroupNorm, x: Tensor) -> Tensor:
     return answer.to(x.dtype)
 
 
-# -- launches ---------------------------------------------------------------------------------------------------------
+# -- launches --------------------------------------------------------------------------------------
 
 
 class _Tuned(torch.nn.Module):
@@ -292,9 +318,10 @@ def tuned(networks: Networks) -> None:
 
 
 class _Graphed(torch.nn.Module):
-    """A UNet whose launches are recorded once for each shape as a CUDA graph, which one launch then replays.
+    """A UNet whose launches are recorded once for each shape, as a CUDA graph for one launch.
 
-    Source: https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs, 2021. The next call overwrites the answer.
+    Source: https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs, 2021. The next call
+    overwrites the answer.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -337,7 +364,7 @@ class _Graphed(torch.nn.Module):
             )[0]
             return noise
 
-        # 1) Call on another stream: what a first call makes ready can't be recorded
+        # 1) Call on another stream: the preparations of a first call can't be recorded
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -359,7 +386,7 @@ def graphs(networks: Networks) -> None:
 
 
 def graphs_made() -> int:
-    """The number of graphs that torch has compiled in this process, and of CUDA graphs that were recorded."""
+    """The number of graphs that this process has compiled or, as CUDA graphs, recorded."""
     if "torch._dynamo.utils" not in sys.modules:  # its import takes seconds
         return 0
     counters = torch._dynamo.utils.counters
@@ -368,7 +395,7 @@ def graphs_made() -> int:
     return int(compilations + recordings)
 
 
-# -- why a recipe can't be used ---------------------------------------------------------------------------------------
+# -- why a recipe can't be used --------------------------------------------------------------------
 
 
 def no_bf16(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001

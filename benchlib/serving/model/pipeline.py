@@ -1,9 +1,10 @@
 """The pipeline: SDXL as encode, denoising steps and decode, each timed, for one image or a batch.
 
 Knows diffusers' text-to-image algorithm (StableDiffusionXLPipeline.__call__ in
-diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py) and reproduces its images to the bit. Ignorant
-of queues and HTTP. `generate` may be called from any thread. `encode`, `step` and `decode` are called on the torch
-thread (torch_thread.py): from another thread, they would slow down both threads.
+diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py) and reproduces its images
+to the bit. Ignorant of queues and HTTP. `generate` may be called from any thread. `encode`, `step`
+and `decode` are called on the torch thread (torch_thread.py): from another thread, they would slow
+down both threads.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """The answer of `generate`: images and seeds in the order of the requests, times, and the memory peak."""
+    """The images and seeds in the order of the requests, the times, and the memory peak."""
 
     images: list[Image]
     seeds: list[int]
@@ -68,8 +69,8 @@ class GenerateResult:
 class SDXLPipeline:
     """An SDXL pipeline that is driven step by step. `load_pipeline` (loading.py) makes it.
 
-    A request writes nothing to the pipeline. Noise is drawn in float32 on the CPU, whatever the device and dtype. So a
-    seed means the same image everywhere, up to the device's arithmetic.
+    A request writes nothing to the pipeline. Noise is drawn in float32 on the CPU, whatever the
+    device and dtype. So a seed means the same image everywhere, up to the device's arithmetic.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class SDXLPipeline:
     ) -> None:
         if pipe.unet.config.time_cond_proj_dim is not None:
             raise ValueError(
-                "model: a UNet with embedded guidance (LCM) is not supported; give a plain SDXL model"
+                "model: a UNet with embedded guidance (LCM) is not supported; "
+                "give a plain SDXL model"
             )
         self._pipe = pipe
         self.device = pipe.unet.device
@@ -93,8 +95,8 @@ class SDXLPipeline:
         networks = apply_recipes(pipe, recipes)
         self._unet = networks.unet
         self._vae = networks.vae
-        # A float16 VAE overflows, so the stock call casts the VAE to float32 and back around each decode. Here it is
-        # cast once, and `diffusers` gets a float16 copy.
+        # A float16 VAE overflows, so the stock call casts the VAE to float32 and back around each
+        # decode. Here the VAE is cast once, and `diffusers` gets a float16 copy.
         self._stock_vae = pipe.vae
         self._upcast = self._vae.dtype == torch.float16 and bool(self._vae.config.force_upcast)
         if self._upcast:
@@ -103,7 +105,7 @@ class SDXLPipeline:
         self.spec = spec | self._describe(spec["model"])
 
     def _describe(self, model: str) -> dict[str, Any]:
-        """The networks, parameters, weights in GiB, and the image with which this model is shown."""
+        """The networks' spec: parameters, weights in GiB, and the model's own image size and steps."""
         pipe = self._pipe
         encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
         in_use = {"unet": self._unet, **encoders, "vae": self._vae}
@@ -131,7 +133,10 @@ class SDXLPipeline:
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[GenerateRequest]) -> list[Work]:
-        """Encode the prompts of all requests together; draw each request's noise and lay out its timesteps."""
+        """Return a work for each request, with its embeddings, its noise and its timesteps.
+
+        The prompts of all requests are encoded together. Raises RuntimeError after `close`.
+        """
         if self._pipe is None:
             raise RuntimeError("the pipeline is closed; load it again")
         started_s = self._clock()
@@ -148,7 +153,8 @@ class SDXLPipeline:
         if seed is None:
             seed = secrets.randbelow(MAX_SEED + 1)
         generator = torch.Generator("cpu").manual_seed(seed)
-        # Drawn in float32 and then rounded, as torch 2.13 does. In 16 bits torch 2.11 draws other numbers.
+        # Drawn in float32 and then rounded, as torch 2.13 does. In 16 bits torch 2.11 draws other
+        # numbers.
         channels = self._pipe.unet.config.in_channels
         shape = (1, channels, request.height // 8, request.width // 8)
         noise = torch.randn(shape, generator=generator).to(self.device, text.dtype)
@@ -171,10 +177,11 @@ class SDXLPipeline:
 
     @torch.inference_mode()
     def step(self, works: Sequence[Work], *, rows: int | None = None) -> float:
-        """Move each work one step on, in one call of the UNet; returns the seconds. All works have one size.
+        """Move each work one step on, in one call of the UNet; returns the seconds.
 
-        `rows` pads the UNet's batch to that many rows, for a model that was compiled for it. Where anything is raised,
-        no work has moved, and the call may be repeated with fewer works.
+        All works have one size. `rows` pads the UNet's batch to that many rows, for a model that
+        was compiled for it. After an error no work has moved, and the call may be repeated with
+        fewer works.
         """
         started_s = self._clock()
         batch = self._batch
@@ -224,21 +231,24 @@ class SDXLPipeline:
         return latents * deviation / scale + mean
 
     def _pictures(self, pixels: Tensor) -> list[Image]:
-        # Rounded on the device: the stock call's values, a quarter of the bytes to copy, and no work for one CPU core.
+        # Rounding on the device gives the stock call's values, copies a quarter of the bytes, and
+        # spares the CPU.
         levels = (pixels.float() * 255).round().to(torch.uint8)
         arrays = levels.permute(0, 2, 3, 1).cpu().numpy()
         return [fromarray(array) for array in arrays]
 
     def generate(self, request: GenerateRequest | Sequence[GenerateRequest]) -> GenerateResult:
-        """Make one image for each request; several requests of one size share their denoising steps.
+        """Make one image for each request. Several requests share their denoising steps.
 
-        Raises ValueError where sizes differ, and `torch.OutOfMemoryError` where the device has too little memory.
+        Raises ValueError if sizes differ, and `torch.OutOfMemoryError` if the device has too little
+        memory.
         """
         requests = [request] if isinstance(request, GenerateRequest) else list(request)
         sizes = {(one.width, one.height) for one in requests}
         if len(sizes) != 1:
             raise ValueError(
-                "request: a batch needs at least one request, and all of one width and height; split it"
+                "request: a batch needs at least one request, and all of one width and height; "
+                "split it"
             )
         return on_torch_thread(self._generate, requests)
 
@@ -262,20 +272,23 @@ class SDXLPipeline:
         return GenerateResult(images, [work.seed for work in works], timings, self.peak_memory())
 
     def predict_s(self, width: int, height: int, num_inference_steps: int) -> float:
-        """The seconds that one image would take, from a timed encode, two timed steps and a timed decode."""
+        """Predicted seconds of one image, from a timed encode, two timed steps and a timed decode."""
         request = GenerateRequest(prompt="a", num_inference_steps=2, width=width, height=height)
         timings = self.generate(request).timings
         denoise_s = timings.step_s[-1] * num_inference_steps
         return timings.encode_s + denoise_s + timings.decode_s
 
     def fits(self, width: int, height: int, images: int = 1) -> bool:
-        """Whether the memory that is free now should do for `images` images at once. A guess on a CPU, else True."""
+        """Whether free memory should suffice for `images` images at once.
+
+        An estimate on a CPU; True on any other device.
+        """
         if self.device.type != "cpu":
             return True
         return decode_peak_gib(self._vae, width, height, images) <= available_memory_gib()
 
     def close(self) -> None:
-        """Free the model's memory at once; the pipeline computes no more. May be called again."""
+        """Free the model's memory; the pipeline can't compute any more. May be called again."""
         self._pipe = self._unet = self._vae = self._stock_vae = self._batch = None
         self.__dict__.pop("diffusers", None)
         gc.collect()  # torch's Module.compile leaves reference cycles

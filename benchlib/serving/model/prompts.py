@@ -1,7 +1,7 @@
-"""Prompts: what the UNet is given of a request's words.
+"""Prompts: the embeddings of a request's texts for the UNet.
 
-Knows the text encoders of a stock pipeline and how classifier-free guidance uses the negative prompt. Ignorant of
-images, noise and the UNet itself.
+Knows the text encoders of a stock pipeline and how classifier-free guidance uses the negative
+prompt. Ignorant of images, noise and the UNet itself.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Embedding = tuple[Tensor, Tensor]  # (rows, 77, features) of the text, (rows, fe
 
 
 def embed_prompts(pipe: Any, requests: Sequence[GenerateRequest]) -> list[Embedding]:
-    """The embeddings that each request gives to the UNet.
+    """The embeddings of each request for the UNet.
 
-    A guided request (`guidance_scale` above 1) has two rows, of which the negative prompt's is the first. A request
-    without guidance has one row.
+    A guided request (`guidance_scale` above 1) has two rows; the negative prompt's comes first. A
+    request without guidance has one row.
     """
     embeddings = _embed_texts(pipe, requests)
     chosen = []
@@ -39,14 +39,15 @@ def embed_prompts(pipe: Any, requests: Sequence[GenerateRequest]) -> list[Embedd
 
 
 def _embed_texts(pipe: Any, requests: Sequence[GenerateRequest]) -> dict[str, Embedding]:
-    """The embedding, of one row, of each different text in `requests`."""
+    """The embedding of each different text in `requests`, one row each."""
     texts = [request.prompt for request in requests]
     for request in requests:
         negative = _negative(pipe, request)
         if request.guidance_scale > 1 and negative is not None:
             texts.append(negative)
     texts = list(dict.fromkeys(texts))
-    # The stock pipeline encodes one text at a time. A request that is alone gets the same bits that way.
+    # The stock pipeline encodes one text at a time. A single request is encoded likewise, for the
+    # same bits.
     groups = [texts] if len(requests) > 1 else [[text] for text in texts]
     embeddings: dict[str, Embedding] = {}
     for group in groups:

@@ -1,7 +1,8 @@
-"""Recipes: named optimisations of a pipeline, each a frozen value, joined as in "channels-last+vae-tiling".
+"""Recipes: named optimisations of a pipeline, joined as in "channels-last+vae-tiling".
 
-Knows the name of each optimisation, what it costs and which recipes exclude each other. Ignorant of requests, of how an
-optimisation works (optimisations.py), and of whether it pays: that is measured (benchlib/questions/settings).
+Knows the name of each optimisation, its cost, and which recipes exclude each other. Ignorant of
+requests, of how an optimisation works (optimisations.py), and of whether it pays
+(benchlib/questions/settings measures that).
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ def _never(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
 class Recipe:
     """One optimisation.
 
-    `exact`: same algorithm, weights and steps, and no format coarser than bfloat16. Measured for SDXL, its image is as
-    near to float32's as plain bfloat16's, within 1 dB of PSNR (`python -m benchmarks.gpu --table`).
-    `start`: what it costs before the first image.
-    `apply`: changes the networks; None where the dtype alone changes.
+    `exact`: same algorithm, weights and steps, and no format coarser than bfloat16. Measured for
+    SDXL, its image is as near to float32's image as plain bfloat16's is, within 1 dB of PSNR
+    (`python -m benchmarks.gpu --table`).
+    `changes`: what it does, in a sentence.
+    `start`: its cost before the first image.
+    `apply`: changes the networks; None if the dtype alone changes.
     `dtype`: the dtype that it computes in; None for any.
     `sets`: only one recipe of each `sets` may be used.
-    `why_not`: given the device and dtype, returns why it can't be used there and what to do, or None where it can.
+    `why_not`: given a device and dtype, returns why it can't be used there and the remedy, or None.
     """
 
     name: str
@@ -47,10 +50,11 @@ class Recipe:
     why_not: Callable[[torch.device, str], str | None] = _never
 
     def check(self, device: torch.device, dtype: str) -> None:
-        """Raises ValueError that names the recipe and the fix where it can't be used."""
+        """Raises ValueError, with the recipe and the remedy, if the recipe can't be used."""
         if self.dtype not in (None, dtype):
             raise ValueError(
-                f"recipe: {self.name!r} computes in {self.dtype}, not in {dtype}; leave one of them out"
+                f"recipe: {self.name!r} computes in {self.dtype}, not in {dtype}; "
+                "leave one of them out"
             )
         reason = self.why_not(device, dtype)
         if reason is not None:
@@ -58,10 +62,10 @@ class Recipe:
 
 
 def parse_recipes(text: str) -> tuple[Recipe, ...]:
-    """The recipes of a text such as "channels-last+vae-tiling", in the order in which they are applied.
+    """The recipes of a text such as "channels-last+vae-tiling", in the order of application.
 
-    A name of COMBINATIONS stands for all of its recipes. Raises ValueError for an unknown name, for a name that is
-    there twice, and for two recipes that set the same thing.
+    A name of COMBINATIONS stands for all of its recipes. Raises ValueError for an unknown name, for
+    a name given twice, and for two recipes that set the same thing.
     """
     # 1) Write out the combinations
     names: list[str] = []
@@ -72,8 +76,10 @@ def parse_recipes(text: str) -> tuple[Recipe, ...]:
     # 2) Check each name
     for name in names:
         if name not in RECIPES:
-            known = ", ".join([*RECIPES, *COMBINATIONS])
-            raise ValueError(f"recipe: {name!r} is not known; use {known}, or some joined with '+'")
+            names_to_use = ", ".join([*RECIPES, *COMBINATIONS])
+            raise ValueError(
+                f"recipe: {name!r} is not known; use {names_to_use}, or some joined with '+'"
+            )
         if names.count(name) > 1:
             raise ValueError(f"recipe: {name!r} is there twice; name it once")
 
@@ -89,9 +95,10 @@ def parse_recipes(text: str) -> tuple[Recipe, ...]:
 def apply_recipes(pipe: StableDiffusionXLPipeline, recipes: tuple[Recipe, ...]) -> Networks:
     """The networks of a stock pipeline with `recipes` applied, in the order of RECIPES.
 
-    With a recipe that changes a network, both networks are modules of their own over the same tensors. So the stock
-    pipeline runs nothing that a recipe switches on. Two recipes still touch the stock's tensors, but not their values:
-    "channels-last" changes the layout of the weights, and "fused-qkv" makes them parts of joined matrices.
+    If a recipe changes a network, both networks are separate modules over the stock's tensors. So
+    the stock pipeline runs nothing that a recipe switches on. Two recipes change how the stock's
+    tensors are stored, but not their values: "channels-last" changes the layout of the weights, and
+    "fused-qkv" makes them parts of joined matrices.
     """
     if not any(recipe.apply for recipe in recipes):
         return Networks(pipe.unet, pipe.vae)
@@ -146,7 +153,7 @@ _ALL = (
     ),
     Recipe(
         name="vae-fp16-fix",
-        changes="Decodes by a VAE that float16 suffices for.",
+        changes="Decodes by a VAE that works in float16.",
         exact=False,
         start="A download, once.",
         apply=partial(optimisations.hub_vae, AutoencoderKL, _FP16_FIX),
@@ -228,7 +235,7 @@ _ALL = (
     ),
     Recipe(
         name="compile-regional",
-        changes="Inductor compiles the UNet's blocks, once for all alike, and the decoder.",
+        changes="Inductor compiles the decoder and the UNet's blocks, once for all like blocks.",
         exact=True,
         start="A minute or two for each shape.",
         apply=partial(optimisations.compiled, regional=True),
@@ -237,7 +244,7 @@ _ALL = (
     ),
     Recipe(
         name="cudnn-tuned",
-        changes="cuDNN's convolutions are tried out, and the fastest taken.",
+        changes="cuDNN tries out its convolutions and takes the fastest.",
         exact=True,
         start="Seconds for each shape.",
         apply=optimisations.tuned,
@@ -255,11 +262,11 @@ _ALL = (
     ),
 )
 RECIPES = {recipe.name: recipe for recipe in _ALL}
-"""By name, in the order in which they are applied: another VAE first; compiling and recording last."""
+"""By name, in the order of application: another VAE first, compiling and recording last."""
 
 _FASTEST_EXACT = "bf16+channels-last+fused-qkv+compile-regional+cudnn-tuned+cuda-graphs"
 COMBINATIONS = {
     "fastest-exact": _FASTEST_EXACT,
     "fastest": f"{_FASTEST_EXACT}+fp8",
 }
-"""Names for several recipes: the fastest that keep bf16's image, and the fastest that may change it."""
+"""Joined recipes: the fastest that keeps bf16's image, and the fastest that may change it."""

@@ -18,9 +18,9 @@ from torch import Tensor
 class Schedule:
     """The noise levels of one number of steps.
 
-    `table` is None unless the scheduler is Euler's method; with a table, a work needs no scheduler of its own. It is
-    (4, steps), float32, on the CPU. Its rows are the timestep, the divisor of the UNet's input, sigma, and the change
-    of sigma.
+    `table` is None unless the scheduler is Euler's method. A work with a table needs no scheduler
+    of its own. The table is (4, steps), float32, on the CPU. Its rows are the timestep, the divisor
+    of the UNet's input, sigma, and the change of sigma.
     """
 
     timesteps: Tensor  # (steps,)
@@ -37,7 +37,7 @@ class Schedules:
         self._laid_out: dict[int, tuple[Schedule, Any]] = {}
 
     def find(self, steps: int) -> tuple[Schedule, Any]:
-        """The schedule of `steps` steps, and a scheduler for one work; None where the schedule has a table."""
+        """The schedule of `steps` steps, and a work's scheduler, which is None if there is a table."""
         if steps not in self._laid_out:
             self._laid_out[steps] = self._lay_out(steps)
         schedule, scheduler = self._laid_out[steps]

@@ -1,9 +1,9 @@
 """The one thread of this process that computes with torch.
 
-On a CPU, each thread that calls torch grows an OpenMP pool of its own. libgomp stops spinning at its barriers once the
-pools together have more threads than there are cores. Two callers on 2 cores made every image of the tiny model 2.5 to
-3.5 times slower. So loading, warming up, `generate` and the engine all compute here and take turns. Ignorant of what is
-computed.
+On a CPU, each thread that calls torch grows an OpenMP pool of its own. libgomp stops spinning at
+its barriers once the pools together have more threads than there are cores. Two callers on 2 cores
+made every image of the tiny model 2.5 to 3.5 times slower. So loading, warming up, `generate` and
+the engine all compute here and take turns. Ignorant of what is computed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ _thread = WorkerThreads("benchlib-torch")
 
 
 def on_torch_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `function` on the torch thread, after the calls that came before; return or raise what it does."""
+    """Call `function` on the torch thread after earlier calls; return or raise what it does."""
     if _thread.here():
         return function(*args, **kwargs)
     return _thread.submit(function, *args, **kwargs).result()
 
 
 def repeat_on_torch_thread(function: Callable[[], bool]) -> None:
-    """Call `function` on the torch thread until it returns False. Other callers get their turn in between.
+    """Call `function` on the torch thread until it returns False.
 
-    Handing over every single call would cost more than a denoising step of a small model.
+    Other callers get their turn in between. Handing over every single call would cost more than a
+    denoising step of a small model.
     """
 
     def repeat() -> bool:
@@ -50,5 +51,5 @@ def others_wait() -> bool:
 
 @atexit.register
 def _close() -> None:
-    """A daemon thread that is inside torch when the interpreter ends would crash the process."""
+    """End the thread: inside torch it would crash the process when the interpreter ends."""
     _thread.close()

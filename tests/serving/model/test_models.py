@@ -124,7 +124,7 @@ def test_auto_takes_sdxl_on_cuda_and_says_why():
     name, reason = choose_model("auto", CPU)
     assert name == "tiny"
     assert "no CUDA GPU" in reason
-    assert choose_model("a/b", CPU) == ("a/b", "asked for by name")
+    assert choose_model("a/b", CPU) == ("a/b", "chosen by name")
 
 
 # -- models from elsewhere --------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_a_hub_that_never_answers_is_given_five_seconds(tmp_path):
     kind, seconds, message = out.split(" ", 2)
     assert kind == "ModelError"
     assert 4 < float(seconds) < 15
-    assert "can't be asked" in message
+    assert "can't be reached" in message
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_hub_that_never_answers_is_given_five_seconds(tmp_path):
         ("./nowhere", "there is no folder './nowhere'"),
         ("/a/b/c", "there is no folder"),
         ("missing.safetensors", "there is no file"),
-        ("someone/uncached", "not cached and the hub can't be asked"),
+        ("someone/uncached", "not cached and the hub can't be reached"),
     ],
 )
 def test_a_model_that_is_not_there_is_named(model, words):
