@@ -1,10 +1,19 @@
-"""How often the intervals of benchlib.study.intervals hold the truth, and how often planted regressions are caught.
+"""Measures how often intervals hold the truth, and how often planted regressions are found.
 
     python benchmarks/coverage.py [--simulations 4000] [--seed 2000000]
 
-Simulates, from fixed seeds, series whose truth is known: exponential and lognormal (sigma 1) values, and the latencies
-of M/D/1 queues (one server, service 1, Poisson arrivals) at loads of 0.5 and 0.8, from their steady state on. The rules
-were tuned with seeds below 2,000,000. M/M/1 queues at 0.7 were looked at less, and are shown without a limit.
+The intervals are benchlib.study.intervals'. The series are simulated from fixed seeds, and their
+truth is known:
+
+| series      | values                                                                        |
+|-------------|-------------------------------------------------------------------------------|
+| exponential | independent, mean 1                                                           |
+| lognormal   | independent, sigma 1                                                          |
+| M/D/1       | latencies of a queue in its steady state: one server, service 1, Poisson arrivals |
+| M/M/1       | the same with exponential service; shown without a limit                      |
+
+The number after a queue's name is its load. The rules were tuned with seeds below 2,000,000. The
+M/M/1 queues were studied less.
 
 | column   | what it is                                                                        |
 |----------|-----------------------------------------------------------------------------------|
@@ -12,15 +21,18 @@ were tuned with seeds below 2,000,000. M/M/1 queues at 0.7 were looked at less, 
 | covers   | the share of these intervals that holds the truth, where 20 or more were given    |
 | wrong    | the share of all series that got an interval which misses the truth               |
 
-Where one series in ten or more got an interval, at least 93 % must cover; for means at most 97 %. Where fewer did, the
-limits are loosened by binomial chance (2.5 %). Series that get an interval close to the shortest length are calmer than
-most, and no rule that sees a single series can undo that.
+If one series in ten or more got an interval, at least 93 % must cover. For means, at most 97 % may
+cover. If fewer series did, binomial chance (2.5 %) loosens the limits. Close to the shortest
+length, the series that get an interval are calmer than most. No rule that sees a single series can
+undo that.
 
-Throughput: the interval of summarise() for an open loop on one lane; the truth is the rate. Verdicts: how often Slo
-calls a promise broken that is just kept, or kept that is just broken; at most 5 % of either.
+Throughput: the interval of summarise() for an open loop on one lane; the truth is the rate.
+Verdicts: the limit is the true percentile. Slo may call it met or missed in at most 5 % of the
+series each.
 
-Comparisons: pairs of simulated jobs, five runs each of four users in a closed loop on one server. A request takes 0.1 s
-with 10 % spread; time and memory differ by 1 % from run to run. 20 pairs are alike; in 20 the second is 10 % slower.
+Comparisons: pairs of simulated jobs. Each job has five runs of four users in a closed loop on one
+server. A request takes 0.1 s with 10 % spread. Time and memory differ by 1 % from run to run. In
+one half of the pairs both jobs are alike. In the other half the second job is 10 % slower.
 """
 
 from __future__ import annotations
@@ -50,7 +62,7 @@ from benchlib.study.summary import summarise
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 VERDICTS = ("met", "missed")
-# From too short for an interval to long enough for all but the last percentile.
+# From too short for an interval to long enough for every percentile except the last.
 LENGTHS = {
     "exponential": (100, 200, 1000),
     "lognormal": (100, 200, 1000),
@@ -62,7 +74,7 @@ JUDGED = ("exponential", "lognormal", "M/D/1 0.5", "M/D/1 0.8")
 
 
 def draw(data: str, n: int, random: np.random.Generator) -> np.ndarray:
-    """`n` successive values of a series: a key of LENGTHS."""
+    """`n` successive values of the series `data`, a key of LENGTHS."""
     if data == "exponential":
         return random.exponential(size=n)
     if data == "lognormal":
@@ -73,7 +85,8 @@ def draw(data: str, n: int, random: np.random.Generator) -> np.ndarray:
     if data.startswith("M/M"):
         service = random.exponential(1, n + start + 1)
     gaps = random.exponential(1 / load, n + start)
-    # Lindley: the next wait is max(0, wait + service - gap), which is a random walk less its lowest value so far.
+    # Lindley: the next wait is max(0, wait + service - gap). So the waits are a random walk less
+    # its lowest earlier value.
     walk = np.cumsum(service[:-1] - gaps)
     lowest = np.minimum.accumulate(np.minimum(walk, 0))
     latency = walk - lowest + service[1:]
@@ -83,8 +96,8 @@ def draw(data: str, n: int, random: np.random.Generator) -> np.ndarray:
 def truth(data: str, q: float | None) -> float:
     """The true mean (q None) or percentile of a series.
 
-    M/D/1: Pollaczek & Khinchine's mean, and Erlang's distribution (1909). M/M/1: latency is exponential, with the mean
-    1/(1 - load).
+    M/D/1: Pollaczek & Khinchine's mean, and Erlang's distribution (1909). M/M/1: latency is
+    exponential, with the mean 1/(1 - load).
     """
     if data == "exponential":
         return 1.0 if q is None else -math.log(1 - q)
@@ -108,7 +121,7 @@ def truth(data: str, q: float | None) -> float:
 
 
 def wait_cdf(wait: float, load: float) -> float:
-    """P(an M/D/1 queue's wait, in service times, is at most `wait`): Erlang's formula."""
+    """The probability that an M/D/1 queue's wait is at most `wait` service times: Erlang's formula."""
     terms = (
         (-load * (wait - k)) ** k / math.factorial(k) * math.exp(load * (wait - k))
         for k in range(int(wait) + 1)
@@ -119,15 +132,18 @@ def wait_cdf(wait: float, load: float) -> float:
 def one(
     data: str, n: int, estimate: Callable[[np.ndarray], list[object]], seed: int
 ) -> list[object]:
+    """The estimates of one series."""
     return estimate(draw(data, n, np.random.default_rng([seed, n])))
 
 
 def intervals(series: np.ndarray) -> list[object]:
+    """The intervals of the mean and of QUANTILES; None where one is not given."""
     estimates = Estimates(series)
     return [estimates.mean_interval(), *(estimates.percentile_interval(q) for q in QUANTILES)]
 
 
 def repeated(work: Callable[[int], Any], seeds: Iterable[int], workers: int) -> list[Any]:
+    """The results of `work` for all seeds, in order."""
     if workers < 2:
         return [work(seed) for seed in seeds]
     with ProcessPoolExecutor(workers) as pool:
@@ -135,13 +151,17 @@ def repeated(work: Callable[[int], Any], seeds: Iterable[int], workers: int) -> 
 
 
 def coverage(data: str, n: int, simulations: int, workers: int = 1, seed: int = 0) -> pd.DataFrame:
-    """A row per estimate: the shares given, covering and wrong, and whether the limits are kept (None: not judged)."""
+    """A row per estimate: the shares given, covering and wrong, and `ok`.
+
+    `ok` says whether the limits are kept; None for a series that is not judged.
+    """
     found = repeated(partial(one, data, n, intervals), range(seed, seed + simulations), workers)
     rows = []
     for column, q in enumerate((None, *QUANTILES)):
         true = truth(data, q)
         given = [row[column] for row in found if row[column] is not None]
-        # A part in 10^9: a sum's last digits must not decide whether an atom of the distribution is inside.
+        # The tolerance of one part in 10^9 lets no rounding decide whether an atom of the
+        # distribution is inside.
         held = sum(low <= true * (1 + 1e-9) and true <= high * (1 + 1e-9) for low, high in given)
         ok = None
         if data in JUDGED:
@@ -163,7 +183,7 @@ def coverage(data: str, n: int, simulations: int, workers: int = 1, seed: int = 
 def kept(
     given: int, held: int, simulations: int, *, least: float = 0.93, most: float = 1.0
 ) -> bool:
-    """Whether `held` of `given` intervals are within the limits; where few were given, give or take chance."""
+    """Whether `held` of `given` intervals keep the limits, which chance loosens for few `given`."""
     if given >= 0.1 * simulations:
         return least * given <= held <= most * given
     chance_of_as_few = binomial_cdf(held, given, least)
@@ -172,7 +192,10 @@ def kept(
 
 
 def throughput_interval(load: float, n: int, seed: int) -> tuple[float, float] | None:
-    """What summarise() gives for `n` requests at `load` to a lane that takes 1 s; the truth is `load` images/s."""
+    """The interval that summarise() gives for `n` requests at `load` to a lane that takes 1 s.
+
+    The truth is `load` images per second.
+    """
     random = np.random.default_rng([seed, n])
     warmup = 1000
     number = np.arange(n + warmup)
@@ -185,12 +208,12 @@ def throughput_interval(load: float, n: int, seed: int) -> tuple[float, float] |
 
 
 def verdict(data: str, q: float, n: int, seed: int) -> str:
-    """Slo's verdict where the limit is the true percentile `q`."""
+    """Slo's verdict on a series, with the true percentile `q` as its limit."""
     return Slo(q, truth(data, q)).judge(draw(data, n, np.random.default_rng([seed, n])))
 
 
 def run(random: np.random.Generator, service_s: float) -> SimpleNamespace:
-    """300 requests of four users in a closed loop, as compare() takes a run."""
+    """A run for compare(): 300 requests of four users in a closed loop."""
     service = service_s * random.lognormal(sigma=0.01) * random.gamma(100, 0.01, 300)
     # The server is never idle: a user's next request is scheduled when the last one is done.
     done_s = np.cumsum(service)
@@ -229,7 +252,10 @@ def record_of(arrivals: dict[str, Any], window: dict[str, float]) -> dict[str, A
 
 
 def pairs(slowdown: float, count: int, seed: int) -> list[Comparison]:
-    """`count` comparisons of five runs with five others whose service takes 1 + `slowdown` times as long."""
+    """`count` comparisons of five runs with five others.
+
+    The others' service takes 1 + `slowdown` times as long.
+    """
     random = np.random.default_rng(seed)
     return [
         compare(
@@ -241,7 +267,7 @@ def pairs(slowdown: float, count: int, seed: int) -> list[Comparison]:
 
 
 def called(comparisons: list[Comparison], *verdicts: str) -> int:
-    """How many have one of these verdicts on any figure."""
+    """The number of comparisons that have one of `verdicts` on any figure."""
     return sum(bool(each.table["verdict"].isin(verdicts).any()) for each in comparisons)
 
 
@@ -252,7 +278,9 @@ def main() -> int:
     parser.add_argument(
         "--simulations", type=int, default=4000, help="series of each kind and length"
     )
-    parser.add_argument("--seed", type=int, default=2_000_000, help="the first simulation's")
+    parser.add_argument(
+        "--seed", type=int, default=2_000_000, help="the seed of the first simulation"
+    )
     options = parser.parse_args()
     simulations = options.simulations
     workers = os.cpu_count() or 1
@@ -294,7 +322,7 @@ def main() -> int:
 
 
 def throughputs(seeds: range, workers: int) -> dict[str, dict[str, int]]:
-    """By load and length: how many intervals of throughput were `given`, `of` how many series, and `held` the truth."""
+    """By load and length: the number of series (`of`), of intervals (`given`) and of hits (`held`)."""
     counts = {}
     for load, n in ((0.5, 200), (0.5, 2000), (0.8, 200), (0.8, 2000), (0.8, 10_000)):
         found = repeated(partial(throughput_interval, load, n), seeds, workers)
@@ -305,7 +333,7 @@ def throughputs(seeds: range, workers: int) -> dict[str, dict[str, int]]:
 
 
 def verdict_shares(seeds: range, workers: int) -> dict[str, dict[str, float]]:
-    """By series, percentile and length: how often a promise on the brink is called met, and how often missed."""
+    """By series, percentile and length: the shares of verdicts "met" and "missed" at the limit."""
     shares = {}
     for data, q, n in product(JUDGED, (0.5, 0.9, 0.95), (200, 1000, 5000)):
         counts = Counter(repeated(partial(verdict, data, q, n), seeds, workers))
@@ -315,7 +343,7 @@ def verdict_shares(seeds: range, workers: int) -> dict[str, dict[str, float]]:
 
 
 def show(name: str, rows: dict[str, Any]) -> None:
-    """Prints a row each, with `name` before it."""
+    """Prints a table of `rows`, with `name` before each."""
     text = pd.DataFrame(rows).T.to_string()
     print(text.replace("\n", f"\n{name}: "), flush=True)
 

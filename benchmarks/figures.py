@@ -1,6 +1,6 @@
-"""A figure that a benchmark measures, the limits that it is held to, and the table that is printed of many.
+"""A figure that a benchmark measures, its limits, and the printed table of many figures.
 
-Knows numbers and words. Ignorant of what was measured, and how.
+Knows numbers and words. Ignorant of the measurement.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from benchlib.study.intervals import order_ranks
 def percentile(values: Iterable[float], q: float) -> float:
     """The smallest value that at least the share `q` of all values do not exceed.
 
-    Unlike benchlib.study.latency.percentile, it is given for any number of values: a benchmark's limits say how many
-    there are.
+    Unlike benchlib.study.latency.percentile, this one works for any number of values, because each
+    benchmark fixes its number of values.
     """
     return float(np.quantile(list(values), q, method="inverted_cdf"))
 
@@ -28,8 +28,8 @@ def percentile(values: Iterable[float], q: float) -> float:
 class Figure:
     """A figure's value in each repetition, and the limits, both included, of their median.
 
-    With `by_interval` a limit is broken only where the whole interval is beyond it. `not_measured` says why there are
-    no values.
+    With `by_interval` a limit is broken only if the whole interval is beyond the limit.
+    `not_measured` is the reason why there are no values.
     """
 
     case: str
@@ -54,14 +54,14 @@ class Figure:
 
     @property
     def value(self) -> float | None:
-        """The median; None where nothing was measured."""
+        """The median; None if nothing was measured."""
         if not self.values:
             return None
         return statistics.median(self.values)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The median's interval of at least 95 %, whatever the distribution; None for fewer than six values."""
+        """The median's interval of at least 95 % for any distribution; None below six values."""
         low, high = order_ranks(len(self.values), 0.5)
         if low < 1:
             return None
@@ -70,7 +70,7 @@ class Figure:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the limits are kept. None without a limit; False where there is one and nothing was measured."""
+        """Whether the limits are kept; None without limits, False with a limit and no value."""
         if self.low is None and self.high is None:
             return None
         if self.value is None:
@@ -83,7 +83,7 @@ class Figure:
         return self.high is None or least <= self.high
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """All fields, with the value, the interval and `passed`, for JSON."""
         found = {"value": self.value, "interval": self.interval, "passed": self.passed}
         return asdict(self) | found
 

@@ -1,17 +1,20 @@
-"""Measures full-size SDXL on a GPU: what each recipe is worth, and what batching and the server make of it.
+"""Measures full-size SDXL on a GPU: the gain of each recipe, of batching, and the server's cost.
 
-    python -m benchmarks.gpu --part latency --results results/gpu      # one part; each takes under 9 minutes
-    python -m benchmarks.gpu --results results/gpu                     # all parts
-    python -m benchmarks.gpu --results results/gpu --table             # the table, from what is kept
+    python -m benchmarks.gpu --part latency --results results/gpu   # one part: under 9 minutes
+    python -m benchmarks.gpu --results results/gpu                  # all parts
+    python -m benchmarks.gpu --results results/gpu --table          # the table of the kept figures
 
-Each figure is a line in <results>/<part>.jsonl as soon as it is measured. A part that is run again skips its finished
-sections. A section for which no time is left (`--budget`, in seconds) is left out, and a line says so.
+Each figure is a line in <results>/<part>.jsonl as soon as it is measured. A part that is run again
+skips its finished sections. If too little time is left for a section (`--budget`, in seconds), a
+line says so.
 
-Every shape is run before it is timed, and the device is synchronised before a clock is read. Repetitions go through the
-variants in turn, and a compilation during a measurement marks its line. Figures are medians of their repetitions, with
-the 95 % interval of a median from six repetitions on. Images are 1024x1024 in 20 guided steps unless a line says
-otherwise. `--model tiny --device cpu --quick` shows that every part works, and measures nothing. Knows recipes, engine
-and server from outside; ignorant of how anything is computed.
+Every shape is run before it is timed, and the device is synchronised before a clock is read.
+Repetitions go through the variants in turn. A compilation during a measurement marks its line.
+Figures are medians of their repetitions. From six repetitions on, they have the 95 % interval of a
+median. Images are 1024x1024 in 20 guided steps unless a line says otherwise. `--model tiny --device
+cpu --quick` shows that every part works, and measures nothing.
+
+Knows recipes, engine and server from outside; ignorant of how anything is computed.
 """
 
 from __future__ import annotations
@@ -50,16 +53,17 @@ from benchmarks.gpu_table import draw, read, table
 
 EAGER = "bf16+channels-last+fused-qkv"
 GRAPHS = f"{EAGER}+cudnn-tuned+cuda-graphs"
-# A guess of the seconds that loading and compiling one shape takes, by a word in the recipe's name.
+# Estimated seconds of loading and compiling one shape, by a word in the recipe's name.
 COMPILE_S = {"regional": 90.0, "compile": 150.0, "fastest": 90.0}
 SEEDS = (1, 2, 3)  # of the images that are compared
-# Rows of the UNet, two for each guided request. On an H100, eight rows were no faster than four times two.
+# Rows of the UNet, two for each guided request. On an H100, eight rows were no faster than four
+# times two.
 BUCKETS = (2, 16)
 MIXED_STEPS = (10, 20, 30, 40, 50)
 
 
 class Book:
-    """The file of one part's figures, the time that is left, and the requests and models that the options choose."""
+    """The file of one part's figures, the time left, and the requests and models of the options."""
 
     def __init__(self, part: str, options: argparse.Namespace) -> None:
         self.part = part
@@ -98,7 +102,7 @@ class Book:
         return self.end_s - time.monotonic()
 
     def begins(self, section: str, needs_s: float = 0.0) -> bool:
-        """Whether `section` is still to be measured and there is time for it."""
+        """Whether `section` has not been measured and there is time for it."""
         if section in self.ended:
             return False
         if not self.options.quick and self.left_s < needs_s:
@@ -121,7 +125,7 @@ class Book:
 
     @contextmanager
     def trying(self, case: str) -> Iterator[None]:
-        """An error within leaves out `case`, and a line says why. The other cases go on: the machine may be lent."""
+        """Leave out `case` after an error, and write a line with the reason. The other cases go on."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever a compiler or a kernel raises
@@ -148,7 +152,7 @@ class Book:
 
 
 def starts_s(recipe: str) -> float:
-    """A guess of the seconds to load and warm `recipe`."""
+    """Estimated seconds to load and warm `recipe`."""
     for word, seconds in COMPILE_S.items():
         if word in recipe:
             return seconds
@@ -156,7 +160,7 @@ def starts_s(recipe: str) -> float:
 
 
 def recompiled(graphs_before: int) -> dict[str, int]:
-    """The mark of a line during whose measurement something was compiled or recorded, else nothing."""
+    """The mark of a line if its measurement compiled or recorded a graph, else nothing."""
     new = graphs_made() - graphs_before
     return {"recompiled": new} if new else {}
 
@@ -194,7 +198,7 @@ def warm(book: Book, pipe: SDXLPipeline, case: str, n: int = 1) -> None:
 
 @contextmanager
 def peaks(book: Book, case: str) -> Iterator[None]:
-    """Write the peak of the GPU memory, in GiB, that was taken within. Memory that was taken before does not count."""
+    """Write the peak, in GiB, of the GPU memory that the block takes in addition."""
     if not torch.cuda.is_available() or book.options.device == "cpu":
         yield
         return
@@ -212,7 +216,8 @@ def peaks(book: Book, case: str) -> Iterator[None]:
 def profiled(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> Any:
     """The operators and kernels of a step, by torch's profiler."""
 
-    def step() -> Any:  # a profiler sees only the operators of its own thread
+    # The profiler sees only the operators of its own thread, so it runs on the torch thread.
+    def step() -> Any:
         works = pipe.encode(requests)
         pipe.step(works)
         with torch.profiler.profile() as profile:
@@ -245,7 +250,7 @@ def kernels(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[tuple[s
 
 
 def write_likeness(book: Book, case: str, images: Sequence[Any]) -> None:
-    """Write how near the images of SEEDS are to the images in fp32, which the case "fp32" leaves in a file."""
+    """Write the likeness of the images of SEEDS to those in fp32, which the case "fp32" keeps."""
     path = book.folder / "reference.npz"
     if case == "fp32":
         np.savez_compressed(path, images=np.stack(images))
@@ -256,11 +261,11 @@ def write_likeness(book: Book, case: str, images: Sequence[Any]) -> None:
             book.write(case, "ssim", ssim(reference, image))
 
 
-# -- the parts --------------------------------------------------------------------------------------------------------
+# -- the parts -------------------------------------------------------------------------------------
 
 
 def latency(book: Book) -> None:
-    """The ladder at batch 1: the rungs without a compiler in turn, then each compiled rung in turn with GRAPHS."""
+    """Measure the ladder at batch 1: first the eager rungs, then each compiled rung beside GRAPHS."""
     # 1) The rungs
     exact = book.options.exact
     graphs = "bf16, CUDA graphs"
@@ -306,7 +311,7 @@ def latency(book: Book) -> None:
 
 
 def rung(book: Book, pipes: dict[str, SDXLPipeline], case: str, recipe: str) -> bool:
-    """Load, warm and try `recipe`, and put its pipeline into `pipes`. Returns whether that went well."""
+    """Load, warm and try `recipe`, and put its pipeline into `pipes`. Returns whether it worked."""
     if book.can(case, recipe):
         with book.trying(case):
             with peaks(book, case):
@@ -322,9 +327,10 @@ def rung(book: Book, pipes: dict[str, SDXLPipeline], case: str, recipe: str) -> 
 
 
 def turns(book: Book, pipes: dict[str, SDXLPipeline]) -> None:
-    """Time an image of 30 steps of each pipeline, in rounds back and forth, and one of 20 steps where few take part.
+    """Time each pipeline's image of 30 steps, in rounds back and forth.
 
-    There are six rounds; fp32, which takes long, gets three.
+    If there are at most two pipelines, an image of 20 steps is timed too. There are six rounds;
+    fp32, which takes long, gets three.
     """
     rounds = 1 if book.options.quick else 6
     if "fp32" in pipes:
@@ -342,7 +348,7 @@ def turns(book: Book, pipes: dict[str, SDXLPipeline]) -> None:
 
 
 def back_and_forth(names: Iterable[str], number: int) -> list[str]:
-    """The order of round `number`: every second round goes backwards, so that drift hits all alike."""
+    """The order of round `number`. Every second round goes backwards, so that drift hits all alike."""
     order = list(names)
     if number % 2 == 1:
         order.reverse()
@@ -350,7 +356,7 @@ def back_and_forth(names: Iterable[str], number: int) -> list[str]:
 
 
 def throughput(book: Book) -> None:
-    """Images a second in full batches without a server, and the time of a step by the size of the batch."""
+    """Measure images per second in full batches without a server, and step times by batch size."""
     exact = book.options.exact
     variants: dict[str, tuple[str, tuple[int, ...]]] = {
         "compiled": (exact, (8,)),
@@ -369,7 +375,7 @@ def throughput(book: Book) -> None:
 
 
 def offline(book: Book, case: str, recipe: str, batches: Sequence[int]) -> None:
-    """Warm and time each batch before the next one is compiled: six times, or fewer where they take over a minute."""
+    """Warm and time each batch before the next batch is compiled."""
     pipe = book.load(case, recipe)
     # 1) Time each batch
     needs_s = 0.0
@@ -382,11 +388,11 @@ def offline(book: Book, case: str, recipe: str, batches: Sequence[int]) -> None:
         needs_s = 1.5 * (time.monotonic() - began_s)
         book.write(case, "kernels", kernels(pipe, book.requests(n)), n=n)
 
-    # 2) Compare the images of recipes that change them; the ladder compares the others
+    # 2) Compare the images of fp8 and int8; the ladder compares the others
     if case in ("fp8", "int8"):
         n = batches[0]
-        made = pipe.generate(book.requests(n)).images
-        write_likeness(book, case, [np.asarray(image) for image in made[: len(SEEDS)]])
+        images = pipe.generate(book.requests(n)).images[: len(SEEDS)]
+        write_likeness(book, case, [np.asarray(image) for image in images])
     book.write(case, "ended", True)
 
 
@@ -408,7 +414,7 @@ def clear() -> None:
 
 
 def serving(book: Book) -> None:
-    """One model behind the engine and the server: the time that these add, and their latency under load."""
+    """Measure the time that the engine and the server add, and their latency under load."""
     recipe = EAGER if book.options.quick else book.options.exact
     if not book.can("server", recipe):
         return
@@ -441,7 +447,7 @@ def serving(book: Book) -> None:
 
 
 def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> None:
-    """The same image from the pipeline, the engine and the server, in turn: wall seconds that the caller measures."""
+    """Time the same image from the pipeline, the engine and the server in turn, at the caller."""
     import httpx
 
     request = book.requests()[0]
@@ -466,7 +472,11 @@ def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> Non
 
 
 def poisson(book: Book, server: Server, rate: float) -> None:
-    """Open loop at `rate` requests a second. Of the seeds 0 to 7, seed 1 comes nearest to 1.6 a second in 70 s."""
+    """Measure an open loop at `rate` requests per second.
+
+    Seed 1 gives nearly the nominal number of requests: of the seeds 0 to 7 it comes nearest to 1.6
+    per second in 70 s.
+    """
     case = f"poisson {rate}/s"
     quick = book.options.quick
     duration_s = 2.0 if quick else 70.0
@@ -499,9 +509,10 @@ def poisson(book: Book, server: Server, rate: float) -> None:
 
 
 def mixed(book: Book, servers: dict[str, Server], spec: dict[str, Any]) -> None:
-    """Requests of 10 to 50 steps at 80 % of serial's capacity, beside the simulator's prediction for the same requests.
+    """Measure requests of 10 to 50 steps at 80 % of serial's capacity, beside the prediction.
 
-    Serial's capacity follows from the step times in `spec`.
+    The simulator predicts the same requests. Serial's capacity follows from the step times in
+    `spec`.
     """
     # 1) The load
     steps = MIXED_STEPS
@@ -514,7 +525,7 @@ def mixed(book: Book, servers: dict[str, Server], spec: dict[str, Any]) -> None:
     alone_s = times["encode_s"]["1"] + denoise_s + times["decode_s"]["1"]
     rate = 0.8 / alone_s
 
-    # 2) Each server under it
+    # 2) Each server under this load
     for name, server in servers.items():
         case = f"mixed, {name}"
         if not book.begins(case, duration_s + 30.0):
@@ -541,7 +552,10 @@ def mixed(book: Book, servers: dict[str, Server], spec: dict[str, Any]) -> None:
 
 
 def faithful(book: Book) -> None:
-    """How near each recipe's images are to fp32's at equal seeds. Cases that other parts have compared are left out."""
+    """Write the likeness of each recipe's images to fp32's at equal seeds.
+
+    Cases that other parts have compared are left out.
+    """
     # 1) The cases that are compared already
     compared = {line["case"] for line in read(book.folder) if line["what"] == "psnr_db"}
     if (book.folder / "reference.npz").is_file():

@@ -1,7 +1,7 @@
-"""The figures that `gpu.py` has measured, as a table beside published figures, and as pictures.
+"""The figures that `gpu.py` measured, as a table beside published figures, and as pictures.
 
-Knows the lines that are kept, the limits, and the published figures with their sources. Ignorant of how anything was
-measured.
+Knows the kept lines, the limits, and the published figures with their sources. Ignorant of the
+measurement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from benchlib.study.wording import number
 from benchmarks.figures import Figure
 
 BATCHES = (1, 2, 4, 8, 16)
-# The arithmetic of an image of 1024x1024 in 20 guided steps: a UNet forward is 6.76 TFLOP, a decode 10.5.
+# The arithmetic of an image of 1024x1024 in 20 guided steps, as the sum of:
+#   40 rows of the UNet    6.76 TFLOP each
+#   one decode             10.5 TFLOP
 LIMIT_TFLOP = 281.0
 PEAK_TFLOP_PER_S = 790.0  # of a dense bf16 product, as measured on such GPUs
 KINDS = {  # the kinds of kernels, by parts of their names
@@ -67,7 +69,7 @@ MLPERF = "MLPerf v5.1 closed, H200, TensorRT fp8, real weights"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All lines that are kept. A last line that was cut off is left out."""
+    """All kept lines. A last line that was cut off is left out."""
     lines = []
     for path in sorted(folder.glob("*.jsonl")):
         whole = path.read_text().rpartition("\n")[0]
@@ -76,7 +78,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 class Lines:
-    """The kept lines, and the values that a case has in them. A line during which something was compiled is spoilt."""
+    """The kept lines that have a value.
+
+    Lines with a compilation during the measurement are left out.
+    """
 
     def __init__(self, lines: list[dict[str, Any]]) -> None:
         self._lines = [
@@ -93,7 +98,7 @@ class Lines:
         return self.values("latency", case, "image_s", n=1, steps=steps)
 
     def images_per_s(self, case: str) -> list[float]:
-        """Images a second in the batch size that makes the most."""
+        """Images per second in the batch size that makes the most."""
         best: list[float] = []
         for n in BATCHES:
             rates = [1 / s for s in self.values("throughput", case, "image_s", n=n)]
@@ -102,7 +107,7 @@ class Lines:
         return best
 
     def best_rung(self) -> str:
-        """The exact rung of the ladder that makes an image of 20 steps in the least time."""
+        """The exact rung of the ladder that is fastest for an image of 20 steps."""
         rungs = [case for case in EXACT_RUNGS if self.image_s(case, 20)]
         return min(
             rungs,
@@ -120,7 +125,7 @@ class Lines:
 
 
 def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
-    """Each pair's ratio, for as many pairs as there are."""
+    """The ratio of each pair; numbers without a partner are left out."""
     pairs = zip(numerators, denominators, strict=False)
     return [numerator / denominator for numerator, denominator in pairs]
 
@@ -219,7 +224,7 @@ def _memory(kept: Lines) -> list[tuple[str, Figure]]:
 
 
 def _likeness(kept: Lines) -> list[tuple[str, Figure]]:
-    """A recipe that keeps the image is held to plain bf16's PSNR, less 1 dB."""
+    """The rows of PSNR. A recipe that keeps the image must reach plain bf16's PSNR less 1 dB."""
     psnr_db = kept.psnr_db()
     limits = {}
     for name, values in psnr_db.items():
@@ -235,7 +240,7 @@ def _likeness(kept: Lines) -> list[tuple[str, Figure]]:
 
 
 def verdict(figure: Figure, ends: Sequence[float]) -> str:
-    """Whether the limits hold for all values that the figure may have: "ok", "MISS", or else "not shown"."""
+    """ "ok" if the limits hold for all values between `ends`, "MISS" if for none, else "not shown"."""
     if not figure.values or figure.passed is None:
         return ""
     least = min(ends, default=figure.values[0])
@@ -250,7 +255,7 @@ def verdict(figure: Figure, ends: Sequence[float]) -> str:
 
 
 def table(folder: Path) -> str:
-    """The table in plain text, then the times of a step, the cases that were left out, and the spoilt lines."""
+    """The table as text, then the step times, the left-out cases and the lines with a compilation."""
     lines = read(folder)
     text = [
         f"{'':10}{'figure':58}{'ours':>10}  {'n':>3} {'spread':22}{'limits':14}published, not by us"
@@ -294,7 +299,7 @@ def _table_line(published: str, figure: Figure) -> str:
 
 @style.styled
 def draw(folder: Path) -> list[Path]:
-    """Draws what is kept in `folder`: the ladder, images a second, and the parts of a step. Returns the files."""
+    """Draws the kept figures: the ladder, images per second, a step's parts. Returns the files."""
     lines = read(folder)
     found = {figure.name: figure for _, figure in figures(lines) if figure.values}
     machine = next(line["value"] for line in lines if line["what"] == "machine")
@@ -321,12 +326,12 @@ def _interval(figure: Figure) -> tuple[float, float]:
 
 
 def _listed(values: dict[str, float], unit: str) -> str:
-    """Names with their values, as alt text needs them."""
+    """The names with their values, for alt text."""
     return "; ".join(f"{name} {number(value)} {unit}" for name, value in values.items())
 
 
 def _bars(ax: Any, names: Sequence[str], shown: Sequence[Figure], colours: Sequence[str]) -> None:
-    """Draws a bar with its interval and its number for each figure, the first at the top."""
+    """Draws a bar with an interval and a number for each figure, the first at the top."""
     values = [_value(figure) for figure in shown]
     intervals = [_interval(figure) for figure in shown]
     ax.barh(
@@ -345,7 +350,7 @@ def _bars(ax: Any, names: Sequence[str], shown: Sequence[Figure], colours: Seque
 
 
 def _ladder(found: dict[str, Figure], record: dict[str, Any]) -> Any:
-    """The time of one image by rung, beside published times; None where no rung was measured."""
+    """The plot of one image's time by rung, beside published times; None without a measured rung."""
     # 1) Take the rungs that were measured
     rungs: dict[str, Figure] = {}
     for case in LADDER:
@@ -384,7 +389,7 @@ def _ladder(found: dict[str, Figure], record: dict[str, Any]) -> Any:
 
 
 def _rates(found: dict[str, Figure], record: dict[str, Any]) -> Any:
-    """Images a second by kind of arithmetic, beside two limits; None where none was measured."""
+    """The plot of images per second by kind of arithmetic, beside two limits; None without a kind."""
     # 1) Take the kinds that were measured
     kinds: dict[str, Figure] = {}
     for kind in ("eager bf16", "compiled bf16", "int8", "fp8"):
@@ -427,7 +432,7 @@ def _mark(ax: Any, x: float, words: str, colour: str, *, side: str) -> None:
 
 
 def _kernels(lines: Sequence[dict[str, Any]], record: dict[str, Any]) -> Any:
-    """The parts of a step in milliseconds an image, for each recipe's largest batch; None where none was profiled."""
+    """The plot of a step's parts, ms per image, in each recipe's largest batch; None without any."""
     # 1) Add up the kernels of each recipe by kind
     profiles = {}
     for line in lines:
@@ -483,7 +488,7 @@ def _label_inside(ax: Any, left: Any, widths: Any) -> None:
 
 
 def _by_kind(line: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Milliseconds an image of a step by KINDS; REST is the measured step less the kernels of these kinds."""
+    """A step's milliseconds per image by KINDS; REST is the measured step less these kernels."""
     same = {"part": line["part"], "case": line["case"], "what": "step_s", "n": line["n"]}
     step_s = statistics.median(one["value"] for one in lines if same.items() <= one.items())
     parts_ms = dict.fromkeys(KINDS, 0.0)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.litserve_rival --port 8001 --batch-timeout 0.005
 
-Needs the extra `litserve` of pyproject.toml. One worker process computes, as one thread does on the other sides.
+Needs the extra `litserve` of pyproject.toml. One worker process computes; on the other sides one
+thread does.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Does a run's live line change what the run measures? The same runs with and without the line, in turns.
+"""Does a run's live line change the run's figures? Makes runs with and without the line, in turns.
 
     python -m benchmarks.live_line
 
-serves `tiny` in a Jupyter kernel, as a notebook does. It prints throughput and mean latency with the line as ratios to
-those without, with 95 % intervals over the pairs. The exit status is 1 where an interval reaches LIMIT on the bad side.
-It takes about four minutes, and the machine should have nothing else to do. A browser's own work is not measured.
+serves `tiny` in a Jupyter kernel, as a notebook does. It prints throughput and mean latency as
+ratios, with the line over without the line. The 95 % intervals are over the pairs. The exit status
+is 1 if an interval reaches LIMIT on the bad side. The benchmark takes about four minutes on a
+machine without other work. It does not measure a browser's own work.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import benchlib as bl
 from benchlib.study.intervals import runs_interval
 
 LIMIT = 0.02
-SESSION = "JPY_SESSION_NAME"  # where it is set, benchlib takes it that a person watches
+SESSION = "JPY_SESSION_NAME"  # if it is set, benchlib assumes that a person watches
 
 
 def measure(pairs: int = 12, requests: int = 150) -> bool:
-    """Makes `pairs` of runs in this kernel; True where both intervals stay within LIMIT."""
+    """Makes `pairs` of runs in this kernel; returns whether both intervals stay within LIMIT."""
     workload = bl.Workload(width=64, height=64, num_inference_steps=4)
     logs: dict[str, list[float]] = {"throughput": [], "mean latency": []}
     with bl.serve("tiny", batching="serial") as server, tempfile.TemporaryDirectory() as results:

@@ -1,6 +1,6 @@
-"""One run of benchlib's load generator, without a study: what the generator says, and its rows.
+"""One run of benchlib's load generator, without a study: the generator's outcome and its rows.
 
-Ignorant of which server is asked and of what the rows are held against.
+Ignorant of the server, and of the figures that the rows are compared with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def one_run(
     warmup_s: float = 0.0,
     seed: int = 0,
 ) -> tuple[LoadOutcome, list[dict[str, Any]]]:
-    """The outcome of a run, and its rows in the order of their index."""
+    """Return the outcome of a run, and its rows in the order of their index."""
     plan = LoadPlan(url, arrivals, workload, duration_s=duration_s, warmup_s=warmup_s, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "requests.jsonl"
@@ -35,12 +35,12 @@ def one_run(
 
 
 def per_second(rows: list[dict[str, Any]], outcome: LoadOutcome) -> float:
-    """How many of these rows were done in each second of the measuring window."""
+    """The rows that were done per second of the measuring window."""
     start_s, end_s = outcome.window_start_s, outcome.window_end_s
     done = sum(start_s <= row["done_s"] < end_s for row in rows)
     return done / (end_s - start_s)
 
 
 def measured_s(rows: list[dict[str, Any]]) -> list[float]:
-    """The latencies of the rows in the measuring window."""
+    """The latencies, in seconds, of the rows in the measuring window."""
     return [row["latency_s"] for row in rows if row["phase"] == "measure"]

@@ -1,20 +1,28 @@
-"""Serial, dynamic and continuous batching side by side, simulated: does continuous ever lose to serial?
+"""Simulates serial, dynamic and continuous batching: does continuous ever lose to serial?
 
     python benchmarks/policies.py [--quick] [--replications 24] [--requests 2500] [--seed 0]
 
-The unit of time is a step of one request alone. Requests have 4 to 40 steps and come as a Poisson process. The load is
-a share of what serial can do.
+The unit of time is a step of one request alone. Requests have 4 to 40 steps and come as a Poisson
+process. The load is a share of serial's capacity.
 
-The curve of gain g: a batch of b takes 1 - 1/g + b/g of the time of one. That holds for steps, encoding (0.5 for one)
-and decoding (2 for one). So images per second grow by g at the limit. A batch has at most 8 requests. Dynamic waits for
-2 at most. "mixed": every second request has twice the pixels, and every second one has no guidance.
+The curve of gain g: a batch of b takes 1 - 1/g + b/g of the time of one request. So images per
+second grow by g at the limit. The curve holds for steps, encoding and decoding. The other settings:
 
-Each replication starts empty and gives all three policies the same requests. The table shows the mean and the 99th
-percentile of latency, as means over the replications. Beside them stand the ratios to serial's, with a 95 % interval of
-the paired ratios (Student's t).
+| setting                        | value                                                 |
+|--------------------------------|-------------------------------------------------------|
+| encoding one request           | 0.5                                                   |
+| decoding one request           | 2                                                     |
+| most requests in a batch       | 8                                                     |
+| longest wait of dynamic        | 2                                                     |
+| "mixed"                        | on average half have twice the pixels, half no guidance |
 
-Continuous has lost where an interval lies above 1.00 (mean) or 1.02 (p99). The last line, in JSON, says so, and the
-exit status is then 1. It takes some minutes on one core; --quick takes seconds and gives a coarser table.
+Each replication starts empty and gives all three policies the same requests. The table shows the
+mean and the 99th percentile of latency, as means over the replications. Beside them are the ratios
+to serial's figures, with a 95 % interval of the paired ratios (Student's t).
+
+Continuous has lost if an interval lies above 1.00 (mean) or above 1.02 (p99). Then the last line,
+in JSON, has the lost rows, and the exit status is 1. The table takes some minutes on one core. With
+--quick it takes seconds and is coarser.
 """
 
 from __future__ import annotations
@@ -44,7 +52,7 @@ SIZES: tuple[Size, Size] = ((64, 64), (64, 128))
 
 
 def curve(gain: float) -> Times:
-    """What each size costs where images per second grow by `gain` at the limit."""
+    """The cost of each size if images per second grow by `gain` at the limit."""
 
     def batch(n: float) -> float:
         return 1 - 1 / gain + n / gain
@@ -60,8 +68,8 @@ def curve(gain: float) -> Times:
 def arrivals(
     mixed: bool, load: float, times: Times, n: int, random: np.random.Generator
 ) -> list[SimulatedTask]:
-    """`n` requests that come at `load` times the rate that serial can serve."""
-    # 1) How long serial takes for a request, in the mean
+    """`n` requests that arrive at `load` times serial's capacity."""
+    # 1) The mean time that serial takes for a request
     kinds = list(product(SIZES, (1, 2))) if mixed else [(SIZES[0], 2)]
     alone_s = []
     for size, rows in kinds:
@@ -70,7 +78,7 @@ def arrivals(
         alone_s.append(cost.encode(1) + denoise_s + cost.decode(1))
     mean_s = np.mean(alone_s)
 
-    # 2) When requests come, and of which kind they are
+    # 2) The arrival and the kind of each request
     arrived_s = random.exponential(mean_s / load, n).cumsum().tolist()
     steps = random.integers(STEPS[0], STEPS[1] + 1, n).tolist()
     kind_numbers = random.integers(len(kinds), size=n)
@@ -84,7 +92,10 @@ def arrivals(
 def cell(
     gain: float, mixed: bool, load: float, replications: int, requests: int, seed: int
 ) -> dict[str, Any]:
-    """One row of the table. Ratios are (mean, low, high). `lost` names the limits that continuous is shown to break."""
+    """One row of the table. Ratios are (mean, low, high).
+
+    `lost` names the limits that continuous is shown to break.
+    """
     # 1) Simulate
     times = curve(gain)
     latencies: dict[str, dict[str, list[float]]] = {}  # by policy and limit, one per replication

@@ -2,8 +2,9 @@
 
     python -m benchmarks.reference build/reference results/reference-cpu
 
-Copies each study's summary, verdict and PNG figures (in 128 colours, with their alt text), and the quickstart's runs.
-It replaces what the target held of these studies. The exit status is 1 where the target is then over LIMIT_MB.
+Copies each study's summary, verdict and PNG figures (in 128 colours, with their alt text), and the
+quickstart's runs. It replaces these studies in the target. The exit status is 1 if the target then
+exceeds LIMIT_MB.
 """
 
 import shutil
@@ -16,7 +17,7 @@ LIMIT_MB = 3.0
 
 
 def keep(source: Path, target: Path) -> float:
-    """Copies the studies in `source`, and returns how many MB `target` then holds."""
+    """Copies the studies in `source`, and returns the size of `target` in MB."""
     for summary in sorted(source.glob("*/summary.csv")):
         study = summary.parent
         kept = target / study.name

@@ -1,14 +1,16 @@
-"""The rivals that `serving.py` holds benchlib's server against, each in a process of its own.
+"""The rivals that `serving.py` compares with benchlib's server, each in a process of its own.
 
     python -m benchmarks.rivals naive --port 8001
 
-| rival     | what it is                                                                                             |
-|-----------|--------------------------------------------------------------------------------------------------------|
-| `naive`   | the careful server that people write: FastAPI, and one worker thread that calls the stock pipeline     |
-| `loop`    | that call without a server. It reads a line of JSON, `[seconds, [request, ...]]`, and makes these       |
-|           | images in turn, again and again, until the seconds are over. It prints how long each image took        |
-| `nothing` | benchlib's app on a model that takes no time                                                           |
-| `route`   | a bare route that gives the same answer and does not read the request                                  |
+| rival     | what it is                                                                    |
+|-----------|-------------------------------------------------------------------------------|
+| `naive`   | a careful naive server: FastAPI, and one worker thread for the stock pipeline |
+| `loop`    | the stock pipeline without a server                                           |
+| `nothing` | benchlib's app on a model that takes no time                                  |
+| `route`   | a bare route that gives a fixed answer and does not read the request          |
+
+`loop` reads a line of JSON, `[seconds, [request, ...]]`. It makes the images in turn, again and
+again, until the seconds are over. Then it prints the seconds of each image.
 
 LitServe, which is optional, has a file of its own (litserve_rival.py).
 """
@@ -31,7 +33,10 @@ from benchlib.serving.schemas import GenerateRequest
 
 
 def stock_pipeline() -> Any:
-    """The stock diffusers pipeline over tiny's weights. Call it on the thread that made it (see torch_thread.py)."""
+    """The stock diffusers pipeline over tiny's weights, after a warm-up.
+
+    Call it on the thread that made it (see torch_thread.py).
+    """
     import torch
 
     from benchlib.serving.model.models import load_diffusers
@@ -79,14 +84,17 @@ def nothing() -> FastAPI:
     from benchmarks.fakes.fake_pipeline import FakePipeline
 
     class NoTime(FakePipeline):
-        """A fake that keeps no notes of its calls and makes no new images: both would take longer than the engine."""
+        """A fake that notes no calls and makes no new images.
+
+        Both would take longer than the engine.
+        """
 
         def step(self, works: Any, *, rows: int | None = None) -> float:  # noqa: ARG002
             for work in works:
                 work.steps_done += 1
                 work.step_s.append(0.0)
                 work.batch_rows += len(works)
-            return 1e-6  # a step-time curve knows no time of 0
+            return 1e-6  # warm-up divides by the time of a step
 
         def decode(self, works: Any) -> list[Any]:
             return [image] * len(works)
@@ -131,7 +139,7 @@ def loop() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A rival that benchlib's server is held against.")
+    parser = argparse.ArgumentParser(description="A rival of benchlib's server.")
     parser.add_argument("rival", choices=["naive", "loop", "nothing", "route"])
     parser.add_argument("--port", type=int, default=8001)
     options = parser.parse_args()

@@ -1,19 +1,20 @@
-"""Holds benchlib's server against the stock pipeline, a careful naive server, LitServe and a bare route.
+"""Compares benchlib's server with the stock pipeline, a naive server, LitServe and a bare route.
 
     python -m benchmarks.serving                # all parts, some 17 minutes
     python -m benchmarks.serving one users      # parts by name: one, users, mixed, nothing
-    python -m benchmarks.serving --quick        # a minute: shows that all works, judges nothing well
+    python -m benchmarks.serving --quick        # a minute: shows that every part works
 
-Prints a table of figures with their limits and, as its last line, all of it as JSON. The exit status is 1 where a limit
-is broken, or where a figure could not be measured. LitServe is an extra (`litserve`); without it, say
-`--without litserve`.
+Prints a table of figures with their limits. The last line has all figures as JSON. The exit status
+is 1 if a limit is broken, or if a figure could not be measured. LitServe is an extra (`litserve`);
+without it, use `--without litserve`.
 
-Each side is a process of its own with the same number of torch threads. All sides are loaded first. Then each one
-stands still (SIGSTOP) unless it is being measured. Repetitions go through the sides in turn, back and forth, so that
-drift of the machine hits all alike. A figure is the median, over repetitions, of a ratio within one repetition; from
-six repetitions on it has the 95 % interval of a median. Requests are 64x64 pixels with 8 steps, except in `mixed`.
+Each side is a process of its own with the same number of torch threads. All sides are loaded first.
+Then each side is stopped (SIGSTOP) unless it is being measured. Repetitions go through the sides in
+turn, back and forth, so that drift of the machine hits all alike. A figure is the median, over
+repetitions, of a ratio within one repetition. From six repetitions on, it has the 95 % interval of
+a median. Requests are 64x64 pixels with 8 steps, except in `mixed`.
 
-Knows the sides and the limits. Ignorant of how anything is computed.
+Knows the sides and the limits. Ignorant of how images are computed.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ MIXED = Workload("a lighthouse at dusk", width=64, height=64, num_inference_step
 
 @dataclass
 class Bench:
-    """The sides that are up, the reasons why others are missing, and the runs so far.
+    """The loaded sides, the reasons why others are missing, and the finished runs.
 
-    `repeat` is the number of repetitions; `scale` multiplies how long each run takes.
+    `repeat` is the number of repetitions; `scale` multiplies the duration of each run.
     """
 
     sides: dict[str, Side]
@@ -69,7 +70,10 @@ class Bench:
     def interleave(
         self, case: str, runs: dict[str, tuple[str, Callable[[Side, int], Measured]]]
     ) -> None:
-        """Makes each run, (side, how), `repeat` times: every second round backwards, missing sides left out."""
+        """Makes each run, (side, how), `repeat` times, and leaves out missing sides.
+
+        Every second round goes backwards.
+        """
         measured = self.runs.setdefault(case, {})
         for number in range(self.repeat):
             names = list(runs)
@@ -87,24 +91,24 @@ class Bench:
         return Figure(case, f"{name}: {what}", values, not_measured=self._why(case, name))
 
     def over(self, case: str, one: str, other: str, what: str, **limits: Any) -> Figure:
-        """The ratio of `one`'s figure to `other`'s, in each repetition."""
+        """The ratio of `one`'s figure to `other`'s figure in each repetition."""
         pairs = self._pairs(case, one, other, what)
         values = [mine / theirs for mine, theirs in pairs]
         why = self._why(case, one) or self._why(case, other)
         return Figure(case, f"{one} over {other}: {what}", values, **limits, not_measured=why)
 
     def less(self, case: str, one: str, other: str, what: str, **limits: Any) -> Figure:
-        """The difference of `one`'s figure and `other`'s, in each repetition."""
+        """`one`'s figure less `other`'s figure in each repetition."""
         pairs = self._pairs(case, one, other, what)
         values = [mine - theirs for mine, theirs in pairs]
         why = self._why(case, one) or self._why(case, other)
         return Figure(case, f"{one} less {other}: {what}", values, **limits, not_measured=why)
 
     def slowdown(self, case: str) -> Figure:
-        """How much slower torch was in each serial run than at warm-up, when the step times were measured.
+        """The slowdown of torch in each serial run against warm-up, which measured the step times.
 
-        The time of an image without its queueing, over what the step times predict for it. Torch is slower beside a
-        load generator, and with whatever else the machine does meanwhile.
+        It is an image's time without queueing over the time that the step times predict. Torch is
+        slower beside a load generator and beside any other work of the machine.
         """
         values: list[float] = []
         why = self._why(case, "serial") or self._why(case, "continuous")
@@ -117,9 +121,10 @@ class Bench:
         return Figure(case, "serial's work over its step times", values, not_measured=why)
 
     def forecast(self, case: str, name: str) -> Figure:
-        """The mean latency over that of the simulator on the same requests.
+        """The mean latency over the simulator's mean latency on the same requests.
 
-        The simulator is given the step times that the continuous side measured at its start, and the round's slowdown.
+        The simulator uses the step times that the continuous side measured at its start, and the
+        round's slowdown.
         """
         slowdown = self.slowdown(case)
         values: list[float] = []
@@ -135,6 +140,7 @@ class Bench:
         return Figure(case, f"{name} over its forecast: mean_s", values, **limits, not_measured=why)
 
     def failed(self) -> Figure:
+        """The number of requests that failed in all runs."""
         failed = 0
         for runs_by_name in self.runs.values():
             for runs in runs_by_name.values():
@@ -150,7 +156,7 @@ class Bench:
         return zip(self._values(case, one, what), self._values(case, other, what), strict=False)
 
     def _why(self, case: str, name: str) -> str | None:
-        """Why a side has no figures; one run without an answer in its window spoils them all."""
+        """The reason why a side has no figures, or None. One run without an answer is enough."""
         if name not in self.runs[case]:
             return next(why for side, why in self.missing.items() if name.startswith(side))
         answered = all(run.latencies_s and run.images_per_s for run in self.runs[case][name])
@@ -158,7 +164,7 @@ class Bench:
 
 
 def one(bench: Bench) -> list[Figure]:
-    """One user at the serial server against the bare call; and four users, so that its queue is never empty."""
+    """One user at the serial server against the bare call, and four users for a full queue."""
     time_s = {"duration_s": 4 * bench.scale, "warmup_s": 0.5}
     case = "one"
     bench.interleave(
@@ -209,14 +215,18 @@ def users(bench: Bench) -> list[Figure]:
 
 
 def mixed(bench: Bench) -> list[Figure]:
-    """4 to 40 steps, and the same Poisson arrivals for all: at 80 % of the serial server's capacity in that round."""
+    """Requests of 4 to 40 steps, with the same Poisson arrivals for all servers.
+
+    The rate is 80 % of the serial server's capacity in that round.
+    """
     case = "mixed"
     if "serial" not in bench.sides:
         return [Figure(case, "all", [], low=1, not_measured=bench.missing["serial"])]
     capacities: list[float] = []
 
     def run(side: Side, number: int) -> Measured:
-        if number == len(capacities):  # a new round: how fast is the machine now?
+        # A new round begins with the machine's capacity at this time.
+        if number == len(capacities):
             full = load(
                 bench.sides["serial"],
                 ClosedLoop(4),
@@ -240,7 +250,7 @@ def mixed(bench: Bench) -> list[Figure]:
 
 
 def nothing(bench: Bench) -> list[Figure]:
-    """What the app and the engine cost: a model that takes no time, against a route that does nothing."""
+    """The cost of the app and the engine: a model without work, against a route that does nothing."""
     figures = []
     for number in (8, 32):
         case = f"nothing, users {number}"
@@ -274,8 +284,9 @@ def measure(
     threads: int | None,
     without: Iterable[str] = (),
 ) -> list[Figure]:
-    """The figures of these parts, without those of the sides whose name begins with a word of `without`."""
-    parts, without = list(parts), tuple(without)
+    """The figures of `parts`, without the sides whose names begin with a word of `without`."""
+    parts = list(parts)
+    without = tuple(without)
     names = dict.fromkeys(name for part in parts for name in PARTS[part][1])
     with ExitStack() as stack:
         bench = Bench({}, {}, repeat, scale)
@@ -295,7 +306,10 @@ def measure(
 
 
 def packages() -> dict[str, str | None]:
-    """The versions that matter; None for a missing package. If uvloop is there, uvicorn uses it on every side."""
+    """The versions of the packages that matter; None for a missing package.
+
+    If uvloop is installed, uvicorn uses it on every side.
+    """
     versions: dict[str, str | None] = dict.fromkeys(
         ("torch", "diffusers", "fastapi", "uvicorn", "uvloop", "litserve")
     )
@@ -307,7 +321,7 @@ def packages() -> dict[str, str | None]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Hold benchlib's server against others, on the tiny model."
+        description="Compare benchlib's server with others, on the tiny model."
     )
     parser.add_argument(
         "parts",
@@ -325,7 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="side",
-        help="leave out a side, as litserve",
+        help="leave out a side, such as litserve",
     )
     options = parser.parse_args(arguments)
     if unknown := {*options.parts} - {*PARTS}:
@@ -353,6 +367,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Without this the sides would be left behind, standing still.
+    # Without this handler the stopped sides would be left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

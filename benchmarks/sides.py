@@ -1,6 +1,7 @@
-"""The sides that `serving.py` compares, and one run of a side. A side is a process that stands still between its runs.
+"""The sides that `serving.py` compares, and one run of a side.
 
-Knows how each side is started and when it is ready. Ignorant of what is compared with what.
+A side is a process that is stopped between its runs. Knows how each side starts and when it is
+ready. Ignorant of the comparisons.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ MAX_BATCH = 8
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of a side: images a second in its window, and the latency of each request.
+    """One run of a side: images per second in its window, and the latency of each request.
 
-    Also how many requests failed, how many CPU cores the generator took, and the generator's rows.
+    Also the number of failed requests, the CPU cores of the generator, and the generator's rows.
     """
 
     images_per_s: float
@@ -62,7 +63,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Side:
-    """A process that runs only within `awake`, and its specification where it is a server of ours."""
+    """A process that runs only within `awake`. `spec` is empty unless it is benchlib's own server."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -78,12 +79,15 @@ class Side:
 
 
 class DidNotStart(RuntimeError):
-    """A side that could not be started: its last line of standard error."""
+    """A side could not be started. The message is its last line of standard error."""
 
 
 @contextmanager
 def start(name: str, threads: int | None) -> Iterator[Side]:
-    """Loads a side, and stops it where it stands. Ends its process group on leaving. Raises DidNotStart."""
+    """Loads a side, suspends its process, and yields it. Ends its process group.
+
+    Raises DidNotStart.
+    """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     arguments, environment, ready = _command(name)
@@ -116,7 +120,7 @@ def start(name: str, threads: int | None) -> Iterator[Side]:
 
 
 def _command(name: str) -> tuple[list[str], dict[str, str], str]:
-    """The module and options of a side, its environment, and the route that answers once it is ready."""
+    """A side's module and options, its environment, and the route that answers once it is ready."""
     if name in OURS:
         environment = {
             "BENCHLIB_MODEL": "tiny",
@@ -146,14 +150,14 @@ def _last_line(errors: bytes) -> str:
 
 
 def _first_answer(process: subprocess.Popen[bytes], url: str) -> bytes:
-    """What a side says once it is ready: a line of its standard output (`loop`), or the body at `url`."""
+    """A side's first answer: a line of its standard output (`loop`), or else the body at `url`."""
     if process.stdout:
         return process.stdout.readline()
     return _answer(process, url)
 
 
 def _answer(process: subprocess.Popen[bytes], url: str) -> bytes:
-    """The body of the first answer with 200; empty where the process ends before, or START_S is over."""
+    """The body of the first 200 at `url`; empty if the process ends first or after START_S."""
     end_s = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < end_s:
         with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
@@ -171,7 +175,7 @@ def load(
     warmup_s: float,
     seed: int = 0,
 ) -> Measured:
-    """One run of benchlib's generator on a side; throughput counts what was done within the window."""
+    """One run of benchlib's generator on a side. Throughput counts images done within the window."""
     with side.awake():
         outcome, rows = one_run(
             side.url, arrivals, workload, duration_s=duration_s, warmup_s=warmup_s, seed=seed
@@ -187,7 +191,7 @@ def load(
 
 
 def back_to_back(side: Side, workload: Workload, *, duration_s: float) -> Measured:
-    """The stock call without a server, one image after the other."""
+    """One run of the stock call without a server, one image after the other."""
     assert side.process.stdin
     assert side.process.stdout
     requests = [workload.request(index) for index in range(100)]

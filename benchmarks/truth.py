@@ -1,10 +1,12 @@
-"""Compares the load generator with the truth: a server in a process of its own that records every request itself.
+"""Compares the load generator with the truth: a server process that records every request itself.
 
     python benchmarks/truth.py
 
-takes about five minutes. It prints a table of figures with their limits and, as its last line, all of it as JSON. The
-exit status is 1 where a limit is broken. The machine should have nothing else to do; the load average is printed too.
-A plot of the planted stall goes to --figure. Knows how the known server behaves. Ignorant of models and images.
+takes about five minutes on a machine without other work. It prints a table of figures with their
+limits. The last line has all figures and the load average as JSON. The exit status is 1 if a limit
+is broken. A plot of the planted stall goes to --figure.
+
+Knows the behaviour of the fake server. Ignorant of models and images.
 """
 
 from __future__ import annotations
@@ -27,9 +29,8 @@ from benchlib.load.runner import LoadOutcome
 from benchlib.load.workload import Workload
 from benchlib.study.intervals import is_stable
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # run by its path, a file does not find `benchmarks`
+# A file that is run by its path does not find `benchmarks`.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.figures import Figure, percentile, print_table
 from benchmarks.one_run import measured_s, one_run, per_second
@@ -40,7 +41,7 @@ SERVICE_S = 0.05
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: the generator's outcome and rows, and the server's own record of each request, by request id."""
+    """One run: the generator's outcome and rows, and the server's record of each request by its id."""
 
     outcome: LoadOutcome
     rows: list[dict[str, Any]]
@@ -53,7 +54,7 @@ class Measured:
 
 @contextmanager
 def server(**options: float) -> Iterator[str]:
-    """Runs the known server and yields its URL."""
+    """Runs the fake server and yields its URL."""
     command = [
         sys.executable,
         str(SERVER),
@@ -71,6 +72,7 @@ def server(**options: float) -> Iterator[str]:
 def measure(
     arrivals: Arrivals, duration_s: float, *, warmup_s: float = 0.0, **options: float
 ) -> Measured:
+    """One run of the generator on a fake server with these options."""
     with server(**options) as url:
         outcome, rows = one_run(
             url, arrivals, Workload("a cat"), duration_s=duration_s, warmup_s=warmup_s
@@ -83,17 +85,16 @@ def measure(
 def fixed(duration_s: float = 20.0) -> list[Figure]:
     """Ten users, 50 ms a request: the percentiles agree with the server's record within 1 ms + 2 %."""
     run = measure(ClosedLoop(10), duration_s, service_s=SERVICE_S)
-    told_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
+    recorded_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
     figures = [
         Figure.once(
             "fixed", "rows without a request, and requests without a row", _unmatched(run), 0, 0
         )
     ]
     for name, q in (("p50", 0.5), ("p99", 0.99)):
-        gap_s, limit_s = (
-            percentile(run.latencies_s, q) - percentile(told_s, q),
-            0.001 + 0.02 * percentile(told_s, q),
-        )
+        truth_s = percentile(recorded_s, q)
+        gap_s = percentile(run.latencies_s, q) - truth_s
+        limit_s = 0.001 + 0.02 * truth_s
         figures.append(
             Figure.once("fixed", f"{name}, client minus server, s", gap_s, -limit_s, limit_s)
         )
@@ -103,7 +104,10 @@ def fixed(duration_s: float = 20.0) -> list[Figure]:
 def stall(
     duration_s: float = 20.0, service_s: float = SERVICE_S, figure: Path | None = None
 ) -> list[Figure]:
-    """The server freezes once for 2 s: the open loop's p99 shows it, and the closed loop's hides it."""
+    """The server freezes once for 2 s.
+
+    The open loop's p99 shows the stall; the closed loop's hides it.
+    """
     kind = {"service_s": service_s, "stall_s": 2.0, "stall_after_s": duration_s / 3}
     open_, closed = (
         measure(arrivals, duration_s, **kind)
@@ -121,11 +125,12 @@ def stall(
 def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
     """One lane of 50 ms and Poisson arrivals: each latency agrees with Lindley's recursion (1952).
 
-    Takes this run's scheduled arrivals A and the server's recorded service times S. The wait is
+    A are this run's scheduled arrivals, and S are the server's recorded service times. The wait is
     W(n+1) = max(0, W(n) + S(n) - (A(n+1) - A(n))), and the latency is W + S.
     """
     run = measure(OpenLoop(load / SERVICE_S), duration_s, service_s=SERVICE_S, lanes=1)
-    free_s, expected_s = 0.0, []
+    free_s = 0.0
+    expected_s = []
     for row in run.rows:
         request = run.seen[row["request_id"]]
         free_s = max(free_s, row["scheduled_s"]) + request["ended_s"] - request["begun_s"]
@@ -153,7 +158,7 @@ def queue(load: float, duration_s: float = 60.0) -> list[Figure]:
 
 
 def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
-    """Poisson arrivals at 1.5 times the capacity of one lane of 50 ms: capacity is reached, and latency grows."""
+    """Poisson arrivals at 1.5 times one lane's capacity: throughput reaches it, and latency grows."""
     run = measure(
         OpenLoop(1.5 / SERVICE_S), duration_s, warmup_s=warmup_s, service_s=SERVICE_S, lanes=1
     )
@@ -177,9 +182,10 @@ def overload(duration_s: float = 20.0, warmup_s: float = 5.0) -> list[Figure]:
 
 
 def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
-    """Poisson arrivals at a server that answers at once: all are sent on time, and each has a row."""
+    """Poisson arrivals at a server that answers at once. All are sent on time, and each has a row."""
     run = measure(OpenLoop(rate), duration_s, warmup_s=1.0)
-    case, limit_s = f"reach, {rate:g}/s", 0.005 + 0.01 * statistics.median(run.latencies_s)
+    case = f"reach, {rate:g}/s"
+    limit_s = 0.005 + 0.01 * statistics.median(run.latencies_s)
     assert run.outcome.send_lag_p99_s is not None
     assert run.outcome.generator_cpu_cores is not None
     return [
@@ -202,9 +208,10 @@ def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
 
 
 def _unmatched(run: Measured) -> int:
-    return len({row["request_id"] for row in run.rows} ^ run.seen.keys()) + abs(
-        len(run.rows) - len(run.seen)
-    )
+    """The number of rows without a request and of requests without a row."""
+    row_ids = {row["request_id"] for row in run.rows}
+    only_on_one_side = row_ids ^ run.seen.keys()
+    return len(only_on_one_side) + abs(len(run.rows) - len(run.seen))
 
 
 def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
@@ -212,10 +219,14 @@ def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
 
     figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for run, name, style in (
-        (open_, "open loop: 20 a second, come what may", {"marker": ".", "color": "C1"}),
+        (
+            open_,
+            "open loop: 20 per second, whatever the server does",
+            {"marker": ".", "color": "C1"},
+        ),
         (
             closed,
-            "closed loop: one user, who waited",
+            "closed loop: one user, who waits for each answer",
             {"marker": "o", "color": "C0", "fillstyle": "none"},
         ),
     ):
@@ -235,7 +246,7 @@ def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description="Hold the load generator to the truth.")
+    arguments = argparse.ArgumentParser(description="Compare the load generator with the truth.")
     arguments.add_argument(
         "--figure", type=Path, help="where the plot of the planted stall goes (.png or .svg)"
     )
@@ -250,13 +261,13 @@ def main() -> int:
         *reach(),
     ]
     print_table(figures)
-    told = {
+    report = {
         "load_average_before": before,
         "cores": os.cpu_count(),
         "passed": all(one.passed for one in figures),
     }
-    print(json.dumps(told | {"figures": [one.to_dict() for one in figures]}))
-    return 0 if told["passed"] else 1
+    print(json.dumps(report | {"figures": [one.to_dict() for one in figures]}))
+    return 0 if report["passed"] else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A pipeline without a model, for tests of the engine and the app. Each step waits until the test lets it go on."""
+"""A pipeline without a model, for tests of the engine and the app.
+
+A test decides when a step may go on.
+"""
 
 import math
 import threading
@@ -12,14 +15,14 @@ from benchlib.serving.model.schedulers import Schedule
 
 
 class FakePipeline:
-    """A step waits while `gate` is clear. `calls` lists the calls that were made, as (call, prompt)."""
+    """A step waits while `gate` is clear. `calls` lists the calls as (call, prompt)."""
 
     compiled = False
 
     def __init__(self):
         self.gate = threading.Event()
         self.gate.set()
-        self.stepping = threading.Event()  # set while or after a step has begun
+        self.stepping = threading.Event()  # set once a step has begun
         self.calls = []
         self.spec = {
             "model": "fake", "device": "cpu", "dtype": "float32", "recipe": "baseline", "model_params": 7,
@@ -27,9 +30,10 @@ class FakePipeline:
             "showcase": {"width": 64, "height": 64, "num_inference_steps": 2},
         }  # fmt: skip
         self.fail_on = {}  # prompt -> exception, raised at its first step
-        self.encode_errors = []  # raised by the next calls of `encode`, one each
+        self.encode_errors = []  # each raised by one of the next calls of `encode`
         self.batches = []  # (works, padded rows) of each step
-        # The most works in a step, in a decode, and the most pixels at once, before memory runs out.
+        # The most works in a step, in a decode, and the most pixels at once, before memory runs
+        # out.
         self.most_steps = math.inf
         self.most_decodes = math.inf
         self.most_pixels = math.inf

@@ -1,9 +1,9 @@
-"""An image server of known behaviour that records every request: the truth that the load generator is compared with.
+"""A fake image server that records every request: the truth for the load generator.
 
-Run as a process of its own (`python fake_server.py --service-s 0.02`), it prints its port, and ends with its stdin. GET
-/requests returns the requests so far, in order of arrival. POST /benchmark/generate, or OpenAI's
-/v1/images/generations, answers after the service time. The first word of a prompt may ask for something else: see
-MODES. Ignorant of benchlib.
+Run as a process of its own (`python fake_server.py --service-s 0.02`), it prints its port, and ends
+with its stdin. GET /requests returns the requests so far, in order of arrival. POST
+/benchmark/generate, or OpenAI's /v1/images/generations, answers after the service time. The first
+word of a prompt may name another behaviour: see MODES. Ignorant of benchlib.
 """
 
 import argparse
@@ -28,15 +28,17 @@ MODES = {
 
 
 class FakeServer:
-    """Works `service_s` seconds on each request, on `lanes` of them at once (0: any number), first come first served.
+    """Works `service_s` seconds on each request, first come first served.
 
-    The server closes a connection that was idle for `keep_alive_s`. Once, `stall_after_s` after its first request, it
-    freezes as a whole for `stall_s`.
+    It works on `lanes` requests at once (0: any number). It closes a connection that was idle for
+    `keep_alive_s` seconds. `stall_after_s` after its first request, the whole server freezes once
+    for `stall_s`.
 
-    `seen` has a dict for each request: path, body, `request_id`, `connection` (a number), and four moments on
-    time.monotonic(), null where they never came. `received_s` is its arrival, `begun_s` and `ended_s` are when it got
-    and left a lane, and `answered_s` is when the answer was sent. A lane is free exactly at `ended_s`, however late the
-    answer is sent: delays don't add up in the queue.
+    `seen` has a dict for each request: path, body, `request_id`, `connection` (a number), and four
+    readings of time.monotonic(), null if they never came. `received_s` is the request's arrival. At
+    `begun_s` it got a lane and at `ended_s` it left the lane. At `answered_s` the answer was sent.
+    A lane is free exactly at `ended_s`, even if the answer is late, so delays don't add up in the
+    queue.
     """
 
     def __init__(self, service_s, lanes=0, keep_alive_s=75.0, stall_s=0.0, stall_after_s=0.0):
@@ -77,7 +79,7 @@ class FakeServer:
         writer.close()
 
     async def generate(self, reader, writer, headers, request):
-        """Answers one request; false where the connection is to be closed."""
+        """Answers one request. Returns False if the connection must be closed."""
         body = request["body"]
         request |= {"request_id": headers.get("x-request-id"), "received_s": time.monotonic()}
         request |= {"begun_s": None, "ended_s": None, "answered_s": None}
@@ -99,7 +101,9 @@ class FakeServer:
             await asyncio.sleep(0)
         queued_s = request["begun_s"] - request["received_s"]
         total_s = time.monotonic() - request["received_s"]
-        timing = f'total;dur={total_s * 1000:.6f}, queue;desc="waiting; in line, really";dur={queued_s * 1000:.6f}'
+        total = f"total;dur={total_s * 1000:.6f}"
+        queue = f'queue;desc="waiting; in line, really";dur={queued_s * 1000:.6f}'
+        timing = f"{total}, {queue}"
         figures = {"time_s": self.service_s, "mem_gb": 0.25, "model_params": 1}
         answer = json.dumps(body | figures).encode()
         if mode in ("half", "drip"):
