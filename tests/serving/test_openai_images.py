@@ -1,4 +1,4 @@
-"""OpenAI's images API as its own client sees it: real uvicorn; the tiny model, or a fake where time would be wasted."""
+"""OpenAI's images API by OpenAI's client, on real uvicorn with the tiny model or a fake model."""
 
 import base64
 import io
@@ -79,7 +79,7 @@ def test_a_png_is_the_pipelines_image(client, tiny):
         ({"output_format": "webp", "output_compression": 30}, "WEBP"),
     ],
 )
-def test_each_format_decodes_to_the_size_that_was_asked_for(client, options, kind):
+def test_each_format_decodes_to_the_requested_size(client, options, kind):
     image = opened(client.images.generate(**SMALL | {"size": "64x72"}, **options).data[0])
     image.load()
     assert (image.format, image.size, image.mode) == (kind, (64, 72), "RGB")
@@ -132,7 +132,7 @@ def test_extras_change_the_image_and_strangers_do_not(client):
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_server_timing_adds_up_and_tells_of_the_file(client, n):
+def test_server_timing_adds_up_and_has_the_files_time(client, n):
     answer = client.images.with_raw_response.generate(n=n, **SMALL)
     parts = {
         k: float(ms) for k, ms in re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"])
@@ -235,7 +235,7 @@ class Unwritable:
 
 
 def test_a_file_that_cannot_be_written_is_a_500_that_the_log_explains(caplog):
-    """And it was tried on a thread of its own: neither on the event loop's nor on the engine's."""
+    """The file was written on a thread of its own, not on the event loop's or the engine's thread."""
     pipeline = FakePipeline()
     pipeline.decode = lambda works: [Unwritable() for _ in works]
     with fake_client(pipeline) as client, pytest.raises(openai.InternalServerError) as failed:

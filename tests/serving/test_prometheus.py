@@ -58,7 +58,7 @@ def test_images_latency_batches_busy_time_and_memory_are_counted():
     assert all(after[key] == 0 for key in reasons)
 
 
-def test_what_waits_and_runs_is_told_now_and_a_full_queue_is_counted():
+def test_waiting_and_running_requests_are_shown_and_a_full_queue_is_counted():
     pipeline = FakePipeline()
     with fake_server(pipeline, max_queue=2) as client:
         pipeline.gate.clear()

@@ -1,4 +1,4 @@
-"""What the server's own description allows, and what it forbids, sent at random: every answer is one it declares."""
+"""Random requests, valid and invalid by the server's own description, get declared answers."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 from benchlib.serving.server import serve
 
 TIMEOUT_S = 60
-CHECKS = [  # the first forbids every 5xx: with one client at a time none is due
+CHECKS = [  # the first forbids every 5xx: a single client must get none
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
@@ -34,7 +34,10 @@ def server(tiny):
 
 
 def send_all(server, examples):
-    """How often each (path, status) was answered to `examples` cases of each kind for each operation; all checked."""
+    """The number of answers by (path, status), to `examples` checked cases of each kind.
+
+    The cases are made for each operation.
+    """
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     statuses = Counter()
     for operation in (result.ok() for result in schema.get_all_operations()):

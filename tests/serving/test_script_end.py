@@ -1,4 +1,4 @@
-"""A script that ends without `server.stop()`: it ends in order and prints no word of an error."""
+"""A script that ends without `server.stop()` ends in order and prints no error."""
 
 import subprocess
 import sys
@@ -56,7 +56,8 @@ def post(path, body):
     clients.append(client)
 """
 
-# Its file is written while the server drains. No executor of the standard library takes a call then.
+# The image's file is written while the server drains. At that time no executor of the standard
+# library accepts a call.
 ONE_AT_WORK = """
 server.DRAIN_S = 100
 post("/v1/images/generations", '{"prompt": "slow", "num_inference_steps": 3}')
@@ -64,7 +65,7 @@ while not engine.running:
     time.sleep(0.01)
 """
 
-# Twenty requests of 75 s each, for which nobody should have to wait.
+# Twenty requests of 75 s each. The script's end must not wait for them.
 MUCH_QUEUED = """
 server.DRAIN_S = 1
 for _ in range(20):

@@ -1,4 +1,4 @@
-"""The server as its clients see it: real uvicorn and real HTTP, before the tiny model or a fake one."""
+"""The server as its clients see it: real uvicorn and real HTTP, with the tiny or a fake model."""
 
 import gc
 import json
@@ -56,13 +56,13 @@ def fake_server(pipeline, **options):
 
 
 def server_timing(response):
-    """{name: seconds}, and the batch's mean."""
+    """Server-Timing as {name: seconds}, and the mean batch size."""
     parts = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
     batch = re.search(r'batch;desc="([^"]+)"', response.headers["server-timing"])
     return {name: float(ms) / 1000 for name, ms in parts.items()}, batch and float(batch[1])
 
 
-# -- the contract -----------------------------------------------------------------------------------------------------
+# -- the contract ----------------------------------------------------------------------------------
 
 
 def test_the_answer_has_exactly_the_agreed_fields(client, tiny):
@@ -100,7 +100,7 @@ def test_server_timing_adds_up_and_agrees_with_the_answer(client):
 
 
 @pytest.mark.parametrize("batching", ["serial", "continuous"])
-def test_queueing_is_told_apart_from_work(tiny, batching):
+def test_queueing_and_work_are_timed_apart(tiny, batching):
     with serve(tiny, name="queued", batching=batching) as server, ThreadPoolExecutor(4) as pool:
         url = f"{server.url}/benchmark/generate"
         responses = list(pool.map(lambda _: httpx.post(url, json=SMALL, timeout=60), range(4)))
@@ -119,7 +119,7 @@ def test_queueing_is_told_apart_from_work(tiny, batching):
         )
 
 
-def test_a_seed_is_used_told_and_repeated(client):
+def test_a_seed_is_used_returned_and_repeatable(client):
     drawn = client.post("/benchmark/generate", json=SMALL).headers["x-seed"]
     assert drawn != client.post("/benchmark/generate", json=SMALL).headers["x-seed"]
     assert client.post("/benchmark/generate", json=SMALL | {"seed": 2**63 - 1}).headers[
@@ -249,7 +249,7 @@ def test_pixel_steps_are_bounded(tiny):
     ]
 
 
-# -- under pressure ---------------------------------------------------------------------------------------------------
+# -- under pressure --------------------------------------------------------------------------------
 
 
 def in_background(client, prompt, **body):
@@ -272,9 +272,8 @@ def test_a_full_queue_is_503_with_retry_after():
         pipeline.stepping.clear()
         first = in_background(client, "first")
         assert pipeline.stepping.wait(10)
-        rivals = [
-            in_background(client, name) for name in ("second", "third")
-        ]  # for the one place in the queue
+        # Two requests for the one place in the queue.
+        rivals = [in_background(client, name) for name in ("second", "third")]
         [answered] = wait(rivals, 10, FIRST_COMPLETED).done
         refused = answered.result()
         assert refused.status_code == 503
@@ -363,7 +362,7 @@ def test_the_event_loop_answers_while_the_engine_works():
         assert busy.result(10).status_code == 200
 
 
-# -- start, stop, restart ---------------------------------------------------------------------------------------------
+# -- start, stop, restart --------------------------------------------------------------------------
 
 
 def test_serving_again_under_a_name_replaces_that_server_only(tiny):
@@ -427,7 +426,7 @@ def test_leaving_drains_what_is_being_answered():
     assert not stopping.is_alive()
 
 
-def test_a_taken_port_is_told_and_nothing_is_left(tiny):
+def test_a_taken_port_is_reported_and_nothing_is_left(tiny):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
@@ -450,12 +449,12 @@ def test_bad_options_are_named(tiny):
         serve(tiny, batching="magic")
 
 
-# -- stand-alone ------------------------------------------------------------------------------------------------------
+# -- stand-alone -----------------------------------------------------------------------------------
 
 
 @contextmanager
 def stand_alone(*command, **environment):
-    """A server process. Yields its URL; checks at the end that SIGINT stopped it in order."""
+    """A server process. Yields its URL, and checks at the end that SIGINT stops it in order."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         env=os.environ | environment,
@@ -480,7 +479,10 @@ def stand_alone(*command, **environment):
 
 
 def wait_ready(url):
-    """Wait for /ready; its statuses. The port is bound before the model is loaded, so /health answers at once."""
+    """Wait for /ready and return its statuses.
+
+    The port is bound before the model is loaded, so /health answers at once.
+    """
     assert httpx.get(f"{url}/health").status_code == 200
     seen = []
     wait_until(lambda: seen.append(httpx.get(f"{url}/ready").status_code) or seen[-1] == 200, 300)

@@ -29,7 +29,7 @@ def test_calls_are_carried_out_in_order_on_a_daemon_thread(threads):
     assert not threads.here()
 
 
-def test_an_error_reaches_who_waits_and_the_thread_goes_on(threads):
+def test_an_error_reaches_the_waiting_caller_and_the_thread_goes_on(threads):
     with pytest.raises(ValueError, match="invalid literal"):
         threads.submit(int, "x").result(10)
     assert threads.submit(int, "7").result(10) == 7

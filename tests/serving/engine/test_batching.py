@@ -1,4 +1,4 @@
-"""A seeded request gives the stock pipeline's image, whatever shares its batch. The real tiny model."""
+"""A seeded request gives the stock pipeline's image in any batch. Uses the real tiny model."""
 
 import copy
 import threading
@@ -50,7 +50,10 @@ def stock_pixels(pipe, request):
 
 
 class Exact(SDXLPipeline):
-    """A pipeline whose images are float arrays. PIL's 255 levels are too coarse to compare to 1e-4."""
+    """A pipeline whose images are float arrays.
+
+    PIL's levels are too coarse for a tolerance of 1e-4.
+    """
 
     def _pictures(self, pixels):
         return list(pixels.permute(0, 2, 3, 1).numpy())
@@ -88,7 +91,7 @@ def engine(pipe, request):
     arrivals=st.lists(st.tuples(requests, st.integers(0, 3), st.booleans()), min_size=1, max_size=6)
 )
 def test_everybody_gets_the_stock_pipelines_image(engine, pipe, arrivals):
-    """Each request arrives some steps after the one before. Some are cancelled a step later."""
+    """Each request arrives some steps after the last one. Some are cancelled a step later."""
     steps = threading.Semaphore(0)
     engine.on_step = lambda *_: steps.release()
 

@@ -1,4 +1,7 @@
-"""The engine: order, bounds, cancellation, memory, errors, stopping. The fake model steps when the test lets it."""
+"""The engine: order, bounds, cancellation, memory, errors, stopping.
+
+The fake model steps when the test allows it.
+"""
 
 import gc
 import re
@@ -62,7 +65,7 @@ def start(pipeline):
 
 
 def hold(pipeline, engine, prompt="first", steps=2):
-    """Submit a job; return it once it stands in its first step."""
+    """Submit a job and return it once it is in its first step."""
     pipeline.gate.clear()
     pipeline.stepping.clear()
     job = engine.submit(ask(prompt, steps))
@@ -82,7 +85,7 @@ def test_jobs_run_whole_in_the_order_of_arrival(engine, pipeline):
     assert first.arrived_s <= first.admitted_s <= others[0].admitted_s <= others[1].admitted_s
 
 
-def test_who_wants_the_torch_thread_need_not_wait_for_the_whole_job(engine, pipeline):
+def test_another_caller_gets_the_torch_thread_between_steps(engine, pipeline):
     job = hold(pipeline, engine, steps=50)
     with ThreadPoolExecutor(1) as other:
         wanted = other.submit(on_torch_thread, lambda: len(pipeline.batches))
@@ -141,14 +144,14 @@ def test_an_error_ends_its_own_job_and_is_logged_with_its_id(engine, pipeline, c
     assert "inside the model" in caplog.text
 
 
-def test_out_of_memory_is_told_apart(engine, pipeline):
+def test_out_of_memory_is_an_error_of_its_own(engine, pipeline):
     pipeline.fail_on["huge"] = torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(DoesNotFit, match="64x64 does not fit"):
         engine.submit(ask("huge")).future.result(10)
     assert engine.submit(ask("small")).future.result(10)
 
 
-def test_stopping_finishes_what_is_inside(engine, pipeline):
+def test_stopping_finishes_the_jobs_inside(engine, pipeline):
     first, second = hold(pipeline, engine), engine.submit(ask("second"))
     stopping = threading.Thread(target=engine.stop)
     stopping.start()
@@ -163,7 +166,7 @@ def test_stopping_finishes_what_is_inside(engine, pipeline):
     assert engine.state == "stopped"
 
 
-def test_stopping_refuses_what_the_drain_time_leaves(engine, pipeline):
+def test_stopping_refuses_the_jobs_left_after_the_drain_time(engine, pipeline):
     first, second = hold(pipeline, engine, steps=50), engine.submit(ask("second"))
     stopping = threading.Thread(target=engine.stop, kwargs={"drain_s": 0.05})
     stopping.start()
@@ -235,7 +238,7 @@ def test_bad_options_are_named(options, words):
     assert re.fullmatch(words, in_words(raised.value))
 
 
-# -- batching ---------------------------------------------------------------------------------------------------------
+# -- batching --------------------------------------------------------------------------------------
 
 
 def test_continuous_lets_requests_join_and_leave_between_steps(start, pipeline):
@@ -266,7 +269,7 @@ def test_dynamic_answers_a_batch_together_and_latecomers_after_it(start, pipelin
     assert [prompt for call, prompt in pipeline.calls if call == "decode"] == ["a", "b", "c", "d"]
 
 
-def test_dynamic_waits_no_longer_than_told(start):
+def test_dynamic_waits_no_longer_than_max_wait_ms(start):
     engine = start(batching="dynamic", max_wait_ms=20)
     job = engine.submit(ask("alone"))
     job.future.result(10)
@@ -286,14 +289,17 @@ def test_warm_up_measures_growing_batches_and_says_so(start):
     assert {name: engine.spec[name] for name in ("batching", "max_batch_size", "max_wait_ms", "max_queue")} == {
         "batching": "continuous", "max_batch_size": 6, "max_wait_ms": 5.0, "max_queue": 64,
     }  # fmt: skip
-    # A size that was not measured gets the times of the nearest in pixels, in proportion.
+    # A size without measurements gets the times of the size nearest in pixels, in proportion.
     assert engine._times((256, 64)).step(2) == 0.002
 
 
 def test_each_bucket_is_measured_full_and_what_is_padded_to_it_takes_as_long(
     start, pipeline, monkeypatch
 ):
-    """A bucket of 8 rows holds two to four requests, one of 16 rows five to eight. Neither gains anything here."""
+    """Two to four requests fill a bucket of 8 rows, and five to eight a bucket of 16.
+
+    Neither bucket gains anything here.
+    """
     step = pipeline.step
     monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * rows)
     engine = start(batching="continuous", batch_buckets=[2, 8, 16], max_batch_size=8)
@@ -307,7 +313,10 @@ def test_each_bucket_is_measured_full_and_what_is_padded_to_it_takes_as_long(
 def test_buckets_that_are_no_powers_of_two_or_can_not_be_filled_are_measured_too(
     start, pipeline, monkeypatch
 ):
-    """Three requests fill 6 rows. Two requests leave one of 5 rows empty, and five leave six of 16 empty."""
+    """Three cases: three requests in 6 rows, two requests in 5 rows, five requests in 16 rows.
+
+    The first case fills its bucket; the others leave rows empty.
+    """
     step = pipeline.step
     monkeypatch.setattr(pipeline, "step", lambda works, rows: step(works, rows=rows) * rows)
     for most_rows, most in ((6, 3), (5, 2), (16, 5)):
@@ -324,7 +333,8 @@ def test_batches_are_padded_up_to_the_next_bucket(start, pipeline):
     pipeline.gate.set()
     for job in jobs:
         job.future.result(10)
-    assert pipeline.batches == [(1, 4), (3, None)]  # 2 rows, then 6, for which there is no bucket
+    # The first batch has 2 rows. The second has 6 rows, and there is no bucket for them.
+    assert pipeline.batches == [(1, 4), (3, None)]
 
 
 def test_steps_and_busy_time_are_counted(start):
@@ -379,7 +389,7 @@ def test_a_newcomer_whose_encoding_runs_out_of_memory_once_is_served_and_batches
     assert 8 in sizes[halved:]
 
 
-def test_one_that_does_not_fit_alone_is_told_so_and_the_others_go_on(start, pipeline):
+def test_a_job_that_does_not_fit_alone_ends_and_the_others_go_on(start, pipeline):
     engine = start(batching="continuous")
     pipeline.fail_on["huge"] = torch.OutOfMemoryError("CUDA out of memory")
     hold(pipeline, engine, steps=3)
@@ -390,22 +400,20 @@ def test_one_that_does_not_fit_alone_is_told_so_and_the_others_go_on(start, pipe
     assert small.future.result(10)
 
 
-def test_what_the_estimate_says_does_not_fit_is_refused_before_anything_is_made(start, pipeline):
+def test_a_job_that_should_not_fit_is_refused_before_any_work(start, pipeline):
     engine = start(batching="continuous")
     pipeline.most_pixels = 2 * 64 * 64
     with pytest.raises(DoesNotFit, match="128x128 does not fit"):
         engine.submit(ask("huge", side=128)).future.result(10)
     assert pipeline.calls == []
-    pipeline.most_decodes = 2  # larger batches would fail, and be seen twice in `calls`
+    pipeline.most_decodes = 2  # a larger batch would fail, and be twice in `calls`
     hold(pipeline, engine, steps=1)
     jobs = [engine.submit(ask(str(i), steps=1)) for i in range(4)]
     pipeline.gate.set()
     for job in jobs:
         job.future.result(10)
-    assert (
-        4,
-        None,
-    ) in pipeline.batches  # the decoder takes the memory, so only it is fed in smaller batches
+    # Only the decoder lacks memory, so only the decoder gets smaller batches.
+    assert (4, None) in pipeline.batches
     assert sum(call == "decode" for call, _ in pipeline.calls) == 5
 
 
@@ -421,8 +429,8 @@ def test_an_error_reaches_the_members_of_its_batch_only(start, pipeline):
     assert other.future.result(10)
 
 
-def test_an_estimate_is_of_jobs_that_nobody_moves_meanwhile(start, pipeline, monkeypatch):
-    """A request is refused right after the pipeline's last step of a job, before the engine has looked."""
+def test_an_estimate_uses_copies_of_the_jobs(start, pipeline, monkeypatch):
+    """A request is refused after a job's last step, before the engine has noticed that step."""
     engine = start(batching="serial", max_queue=1)
     step, seen, refused = pipeline.step, [], []
 
@@ -466,7 +474,7 @@ def test_a_refusal_says_when_a_place_should_come_free(start, pipeline, batching)
 
 
 class OnItsOwnClock(FakePipeline):
-    """Its calls take as long as its curves say, by a clock that nothing else moves."""
+    """A fake whose calls move a clock by the times of its curves. Nothing else moves the clock."""
 
     def __init__(self, step_s):
         super().__init__()

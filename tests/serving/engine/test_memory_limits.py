@@ -1,4 +1,4 @@
-"""The limits that are learned from a lack of memory: how they fall, how they rise, what the log says."""
+"""The limits that a lack of memory sets: their fall, their rise, and the log lines."""
 
 import pytest
 

@@ -16,12 +16,10 @@ from benchlib.serving.engine.step_times import StepTimes
 from benchmarks import policies as table
 
 SMALL, LARGE = (64, 64), (128, 128)
-FREE = StepTimes(
-    {1: 1.0, 2: 1.0, 8: 1.0}, {1: 0.0, 2: 0.0}, {1: 0.0, 2: 0.0}
-)  # a batch costs what one costs
-DEAR = StepTimes(
-    {1: 1.0, 2: 2.0}, {1: 0.5}, {1: 2.0}
-)  # a batch costs what its members cost one by one
+# A batch costs as much as one request.
+FREE = StepTimes({1: 1.0, 2: 1.0, 8: 1.0}, {1: 0.0, 2: 0.0}, {1: 0.0, 2: 0.0})
+# A batch costs as much as its requests one by one.
+DEAR = StepTimes({1: 1.0, 2: 2.0}, {1: 0.5}, {1: 2.0})
 
 
 def task(
@@ -73,7 +71,8 @@ def test_continuous_is_serial_where_nothing_is_gained_and_requests_are_alike():
 
 
 def test_a_short_request_overtakes_a_long_one_that_came_a_little_earlier():
-    # Two are there, so patience is 2/3: the short one's head start is 2/3 * (20 - 2) = 12 s.
+    # There are two requests, so patience is 2/3. The short one's head start is 2/3 * (20 - 2) = 12
+    # s.
     assert done_s(
         "continuous", [task(0, 20), task(11, 2)], StepTimes(DEAR.step_s, {1: 0.0}, {1: 0.0})
     ) == [20, 22]
@@ -141,8 +140,8 @@ def test_bad_input_names_its_field():
                 )
 
 
-# All times are multiples of 1/2 and batches double, so interpolated times are exact: what is equal by
-# hand is equal here. No batch takes less time than a smaller one; warm-up makes sure of that.
+# All times are multiples of 1/2 and batches double, so interpolated times are exact. Times that are
+# equal by hand are equal here. No batch takes less time than a smaller one, as after warm-up.
 batches = (
     st.sampled_from([1, 2, 4])
     .flatmap(lambda n: st.lists(st.integers(1, 8).map(lambda n: n / 2), min_size=n, max_size=n))
@@ -163,7 +162,7 @@ arriving = st.lists(
 
 @dataclass
 class Watched:
-    """A policy, each of whose turns is checked."""
+    """A policy that checks each of its turns."""
 
     policy: Policy
     most: int
@@ -214,7 +213,7 @@ def test_every_request_ends_and_nobody_idles(tasks, small, large, batching, most
     st.integers(1, 8),
 )
 def test_a_turn_may_be_repeated_until_somebody_comes_or_ends(tasks, small, large, batching, most):
-    """`simulate` takes many steps at once. The result must be that of single steps, as an engine takes them."""
+    """`simulate` takes many steps at once. Single steps, as an engine takes them, must agree."""
 
     def times(size: tuple[int, int]) -> StepTimes:
         return small if size == SMALL else large
@@ -284,7 +283,7 @@ def test_nobody_starves_under_continuous(tasks, small, large, most):
     everybody = {id(each): each for present, _, _ in turns for each in present}
     all_steps: dict[int, int] = {}
     for _, left, _ in turns:
-        all_steps = left | all_steps  # the first that was seen
+        all_steps = left | all_steps  # the first value
     for key, each in everybody.items():
         latest_s = each.arrived_s + PATIENCE * all_steps[key] * times(each.size).step(each.rows)
         ahead = sum(
@@ -302,7 +301,10 @@ def test_a_stream_of_short_requests_delays_a_long_one_by_the_bound_and_no_more()
     times = StepTimes(DEAR.step_s, {1: 0.0}, {1: 0.0})
     stream = [task(0, 12), *(task(0, 1) for _ in range(12)), *(task(n, 1) for n in range(1, 200))]
     ended_s = done_s("continuous", stream, times)[0]
-    # 12 short requests are there, 36 more may overtake, and it takes 12 steps itself: 60 in all.
+    # The sum of 60 steps:
+    #   12 short requests that are there
+    #   36 more that may overtake
+    #   12 steps of the long request itself
     assert 40 < ended_s <= 60
 
 

@@ -127,7 +127,7 @@ def test_auto_takes_sdxl_on_cuda_and_says_why():
     assert choose_model("a/b", CPU) == ("a/b", "chosen by name")
 
 
-# -- models from elsewhere --------------------------------------------------------------------------------------------
+# -- models from elsewhere -------------------------------------------------------------------------
 
 
 def test_a_diffusers_folder_loads(tmp_path):
@@ -138,7 +138,7 @@ def test_a_diffusers_folder_loads(tmp_path):
 
 @pytest.fixture
 def hub_cache(tmp_path):
-    """A hub cache that holds `someone/small-sdxl`, as a download would leave it."""
+    """A hub cache that holds `someone/small-sdxl`, as after a download."""
     repository = tmp_path / "hub" / "models--someone--small-sdxl"
     commit = "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(tiny_folder(), repository / "snapshots" / commit)
@@ -167,7 +167,7 @@ def load_elsewhere(model, dtype="float32", **environment):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_cached_hub_model_loads_without_asking_the_hub(hub_cache, dtype):
+def test_a_cached_hub_model_loads_without_a_request_to_the_hub(hub_cache, dtype):
     out = load_elsewhere(
         "someone/small-sdxl", dtype, HF_HUB_CACHE=str(hub_cache), HF_ENDPOINT="http://127.0.0.1:9"
     )

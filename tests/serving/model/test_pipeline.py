@@ -1,4 +1,4 @@
-"""The pipeline against the stock pipeline: the same bits for every request. And its times and its memory."""
+"""The pipeline against the stock pipeline, to the bit; and its times and its memory."""
 
 import copy
 import logging
@@ -87,7 +87,7 @@ def test_latents_are_bit_identical_to_the_stock_call(tiny):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_latents_are_bit_identical_on_a_gpu(dtype):
-    """On a GPU torch divides by a scalar on the CPU in another way than by a tensor on the GPU."""
+    """On a GPU, torch divides differently by a scalar on the CPU and by a tensor on the GPU."""
     pipe = load_pipeline("tiny", device="cuda", dtype=dtype)
     [work] = pipe.encode([request(num_inference_steps=8)])
     while not work.finished:
@@ -109,9 +109,8 @@ def test_a_scheduler_that_draws_noise_keeps_the_seeds_meaning(tiny):
     )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`upcast_vae` is deprecated:FutureWarning"
-)  # the stock call's own
+# The warning is the stock call's own.
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
 def test_fp16_vae_is_cast_up_in_a_copy_and_the_stock_pipeline_stays_stock():
     pipe = load_pipeline("tiny", dtype="float16", device="cpu")
     result = pipe.generate(request(num_inference_steps=2))
@@ -180,7 +179,7 @@ def test_times_add_up_and_memory_is_named(tiny):
     not Path("/proc/self/clear_refs").exists(), reason="only /proc can reset the peak of the RSS"
 )
 def test_the_memory_peak_is_of_the_work_alone(tiny):
-    # Mapped, because malloc may reuse 1 GiB that it never gave back.
+    # This memory is mapped, because malloc may reuse 1 GiB that it never returned.
     with mmap.mmap(-1, 2**30) as ballast:
         for page in range(0, 2**30, mmap.PAGESIZE):
             ballast[page] = 1
@@ -221,7 +220,7 @@ def test_a_bad_argument_is_named_with_its_remedy(arguments, message):
 
 
 def test_the_requested_number_of_threads_computes(tiny):
-    """Also in a process where torch has computed before, here to load `tiny`."""
+    """The number also holds where torch has computed before, here to load `tiny`."""
     was = tiny.spec["torch_threads"]
     try:
         for threads in (was + 1, 1):

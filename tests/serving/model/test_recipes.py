@@ -1,4 +1,4 @@
-"""Recipes on the tiny model: each takes effect, leaves the stock pipeline alone, and says why it can't be used."""
+"""Recipes on the tiny model: their effect, the untouched stock pipeline, and their refusals."""
 
 import copy
 import gc
@@ -29,7 +29,7 @@ from benchlib.serving.model.recipes import COMBINATIONS, RECIPES, Recipe, parse_
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
-PSNR_DB = {  # at least; the images of exact recipes differ by single levels
+PSNR_DB = {  # the least; images of exact recipes differ by single levels
     "fp32": math.inf, "bf16": 30, "channels-last": 60, "fused-qkv": 60, "vae-bf16": 40, "vae-tiling": 18,
     "vae-slicing": 60,
 }  # fmt: skip
@@ -100,7 +100,7 @@ def test_a_dropped_pipeline_is_freed_without_the_garbage_collector(recipe):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
 def test_close_frees_a_model_that_torch_is_to_compile(tiny):
-    """torch's `Module.compile` hangs a bound method on its own module, which is a reference cycle."""
+    """torch's `Module.compile` sets a bound method on its own module: a reference cycle."""
     pipe = SDXLPipeline(
         copy.deepcopy(tiny.diffusers), spec={"model": "tiny"}, recipes=parse_recipes("compile")
     )
@@ -147,7 +147,7 @@ def test_the_recipes_called_exact_are_exact():
 
 
 def calls(monkeypatch, module, name):
-    """The shapes of the first argument of each call of `module.name` from now on."""
+    """Record the shapes of the first argument of each later call of `module.name`."""
     shapes, original = [], getattr(module, name)
 
     def counted(first, *args, **options):
@@ -166,17 +166,15 @@ def test_dtypes_are_those_of_the_networks(applied):
 
 
 def test_a_seed_means_the_same_noise_in_every_dtype(applied, tiny):
-    for size in (
-        {"width": 64, "height": 64},
-        {"width": 104, "height": 88},
-    ):  # 16 does not divide these
+    # 16 does not divide the sides of the second size.
+    for size in ({"width": 64, "height": 64}, {"width": 104, "height": 88}):
         noise = [pipe.encode([request(**size)])[0].latents for pipe in (tiny, applied("bf16"))]
         assert torch.allclose(noise[0], noise[1].float(), rtol=2**-7, atol=0)
 
 
 def test_channels_last_is_the_layout_of_weights_and_activations(applied, tiny):
     def strides(pipe):
-        """Whether two convolutions' weights and the outputs of a transformer and of the UNet are channels-last."""
+        """Whether two convolutions' weights and two outputs are channels-last."""
         made, unet = [], pipe._unet
         hooks = [
             module.register_forward_hook(lambda *passed: made.append(passed[2]))
@@ -336,9 +334,8 @@ def test_the_stock_pipeline_stays_stock(applied, tiny, name):
     assert stock.unet.conv_in.weight.is_contiguous() == (name != "channels-last")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`upcast_vae` is deprecated:FutureWarning"
-)  # the stock call's own
+# The warning is the stock call's own.
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "own"), [("vae-tiling", torch.float32), ("vae-bf16", torch.bfloat16)]
 )
@@ -362,7 +359,7 @@ def test_a_16_bit_vae_that_overflows_is_reached_too(tiny, name, own):
 def test_a_vae_of_the_hub_takes_the_decoders_place(
     tiny, tmp_path, monkeypatch, name, hub_id, kind, of_stock
 ):
-    """The hub's cache holds a VAE with random weights, as a download would leave it."""
+    """The hub's cache holds a VAE with random weights, as after a download."""
     repository = tmp_path / f"models--{hub_id.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
@@ -380,7 +377,10 @@ def test_a_vae_of_the_hub_takes_the_decoders_place(
 
 
 class Replayed(_Graphed):
-    """Records the call instead of CUDA's launches. A replay reads the same tensors and overwrites the same answer."""
+    """Records the call in place of CUDA's launches.
+
+    A replay reads the same tensors and overwrites the same answer.
+    """
 
     def _record(self, places, names):
         def call():
@@ -508,7 +508,7 @@ def test_without_a_compiler_compile_says_so(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("recipe", ["compile-regional", "compile"])
 def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
-    torch.compiler.reset()  # else a decoder that another test compiled would be used
+    torch.compiler.reset()  # drops a decoder that another test compiled
     pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
     engine = Engine(pipe, EngineOptions(max_batch_size=2, sizes=[(64, 64)]))
     before = graphs_made()
