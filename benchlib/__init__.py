@@ -1,6 +1,7 @@
 """Measure how Stable Diffusion XL serves: load a model, serve it, load the server, read the plots.
 
-These are the names that a notebook uses, imported on first use: `import benchlib` imports neither torch nor locust.
+These are the names that a notebook uses, imported on first use: `import benchlib` imports neither
+torch nor locust.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ _NAMES = {
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
-    "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp", "Trace", "Workload",
-    "run_load", "Run", "load_run", "load_study", "sweep", "Point", "find_capacity", "compare", "gains",
-    "predict_latency", "plots", "process_memory_gib", "Study", "compare_studies", "usable_recipes",
-    "try_settings", "decide", "dissect", "cost_lines", "arithmetic", "memory_parts", "watch_memory",
-    "memory_growth", "peak_stage", "check_parameters", "run_times", "judge_quickstart",
-    "dissect_options", "judge_images", "plan_capacity", "littles_law", "judge_load",
+    "load_pipeline", "GenerateRequest", "serve", "Server", "ClosedLoop", "OpenLoop", "Ramp",
+    "Trace", "Workload", "run_load", "Run", "load_run", "load_study", "sweep", "Point",
+    "find_capacity", "compare", "gains", "predict_latency", "plots", "process_memory_gib", "Study",
+    "compare_studies", "usable_recipes", "try_settings", "decide", "dissect", "cost_lines",
+    "arithmetic", "memory_parts", "watch_memory", "memory_growth", "peak_stage", "check_parameters",
+    "run_times", "judge_quickstart", "dissect_options", "judge_images", "plan_capacity",
+    "littles_law", "judge_load",
 ]  # fmt: skip
 
 

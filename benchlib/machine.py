@@ -1,8 +1,8 @@
-"""What a run ran on: the machine, how torch computes there, what else it does, the packages and the commit.
+"""Describes what a run ran on: the machine, torch, other load, the packages and the commit.
 
-Knows where Linux, macOS, CUDA, package metadata and git say so. It never imports torch: torch and CUDA are described
-only where this process already uses them. Ignorant of runs and results, and of anything that changes while a run
-lasts (telemetry.py).
+Knows where Linux, macOS, CUDA, package metadata and git keep these facts. It never imports torch:
+torch and CUDA are described only where this process already uses them. Ignorant of runs and
+results, and of anything that changes while a run lasts (telemetry.py).
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ _COMMAND_LIMIT_S = 10
 
 
 def describe_machine(device: str | None = None) -> dict[str, Any]:
-    """The hardware and the operating system. `device` names the GPU, such as "cuda:0"; else torch's current one.
+    """The hardware and the operating system.
 
-    `cores` are the ones that this process may use. `memory_gib` is the machine's, or the container's limit where that
-    is lower. `gpu` and `gpu_memory_gib` are null unless this process already uses CUDA; `gpu_driver` and
-    `gpu_power_limit_w` are null without NVML, too.
+    `device` names the GPU, such as "cuda:0"; by default it is torch's current one. `cores` are the
+    ones that this process may use. `memory_gib` is the machine's, or the container's limit where
+    that is lower. `gpu` and `gpu_memory_gib` are null unless this process already uses CUDA;
+    `gpu_driver` and `gpu_power_limit_w` are null without NVML, too.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     memory_bytes = min([psutil.virtual_memory().total, *cgroup_memory_limits()])
@@ -95,8 +96,9 @@ def describe_torch() -> dict[str, Any] | None:
 def describe_load(watch_s: float = 0.25) -> dict[str, Any]:
     """How busy the machine is with other work, watched for `watch_s` seconds.
 
-    `others_cpu_cores` are the cores that all processes but this one take. `load_average_1min` also holds the work of
-    earlier runs. `warning` is a sentence where the others take more than BUSY_SHARE of all cores, else null.
+    `others_cpu_cores` are the cores that all processes but this one take. `load_average_1min` also
+    holds the work of earlier runs. `warning` is a sentence where the others take more than
+    BUSY_SHARE of all cores, else null.
     """
     before_s = _others_cpu_s()
     began_s = time.monotonic()
@@ -128,7 +130,7 @@ def _others_cpu_s() -> float:
 
 
 def describe_packages() -> dict[str, str | None]:
-    """Versions of Python, of benchlib and of the packages it requires; None for one that is not installed."""
+    """Versions of Python, benchlib and the required packages; None for one that is missing."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     names = [re.split(r"[^\w.-]", requirement)[0] for requirement in _requirements()]
     for name in ["benchlib", *names]:
@@ -149,7 +151,10 @@ def _requirements() -> list[str]:
 
 
 def describe_git(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`commit` (its full hash) and `dirty` (whether tracked files differ); both null outside git or without git."""
+    """The full hash of the `commit`, and whether tracked files differ from it (`dirty`).
+
+    Both are null without git, and where `folder` is in no repository.
+    """
     git = ["git", "-C", os.fspath(folder)]
     try:
         commit = _output([*git, "rev-parse", "HEAD"])
@@ -160,7 +165,7 @@ def describe_git(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _output(command: list[str]) -> str:
-    """What `command` prints, stripped. Raises OSError or SubprocessError where it can't run or fails."""
+    """The output of `command`, stripped. Raises OSError or SubprocessError where it fails."""
     ended = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=_COMMAND_LIMIT_S
     )
@@ -179,9 +184,10 @@ def _cpu_model() -> str | None:
 def available_memory_gib(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> float:
-    """The memory in GiB that this process can still take: the machine's, or a container's where that is less.
+    """The memory in GiB that this process can still take.
 
-    In a container with a limit, a process that takes more is killed, however much the machine has.
+    It is the machine's, or the container's where that is less. In a container with a limit, a
+    process that takes more is killed, however much the machine has.
     """
     available_bytes = [psutil.virtual_memory().available]
     for cgroup in _cgroups(root, membership):
@@ -194,13 +200,16 @@ def available_memory_gib(
 def cgroup_memory_limits(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> list[int]:
-    """The memory limits in bytes of this process's cgroup and of the cgroups above it (version 2); the lowest holds."""
+    """The memory limits, in bytes, of this process's cgroup and of the cgroups above it.
+
+    The lowest limit holds. Only cgroups of version 2 are read.
+    """
     limits = [(cgroup / "memory.max").read_text().strip() for cgroup in _cgroups(root, membership)]
     return [int(limit) for limit in limits if limit != "max"]
 
 
 def _cgroups(root: Path, membership: Path) -> list[Path]:
-    """The folders of this process's cgroup and of the cgroups above it that can have a memory limit (version 2)."""
+    """The folders of this process's cgroup and its parents (version 2) that can have a limit."""
     if not membership.exists():
         return []
     own = "/"
@@ -213,7 +222,7 @@ def _cgroups(root: Path, membership: Path) -> list[Path]:
 
 
 def _used_bytes(cgroup: Path) -> int:
-    """The memory that a cgroup's processes hold. Cached files don't count: the kernel drops them on demand."""
+    """Bytes that a cgroup holds, less its cached files: the kernel drops these on demand."""
     used = int((cgroup / "memory.current").read_text())
     for line in (cgroup / "memory.stat").read_text().splitlines():
         name, value = line.split()

@@ -1,4 +1,4 @@
-"""What a person sees of a run that is going on: a bar where somebody watches, plain lines in a log.
+"""Shows how far a run is: by a bar where somebody watches, by plain lines in a log.
 
 Knows terminals, notebooks and the wording of the line. Ignorant of how the run is made and kept.
 """
@@ -22,7 +22,8 @@ DRAINING = "waiting for the last ones"
 @contextmanager
 def progress_shown(sampler: Sampler) -> Iterator[Callable[[Progress], None]]:
     """Yields a function that shows a run's progress and the memory that `sampler` saw last."""
-    # jupyter_server names the session of a kernel that a person opened; papermill's kernels have none.
+    # jupyter_server names the session of a kernel that a person opened; papermill's kernels have
+    # none.
     in_notebook = "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
     if not in_notebook and not sys.stderr.isatty():
         yield _log_lines(sampler)
@@ -53,7 +54,10 @@ def _log_lines(sampler: Sampler) -> Callable[[Progress], None]:
 
 
 def progress_line(progress: Progress, sampler: Sampler) -> str:
-    """Such as "61 s: 230 done, 3.83 images/s, p95 1.23 s, 1.25 GiB, 2 errors, 19 s left"; unknown is left out."""
+    """The line that shows `progress` and the sampler's memory; an unknown value is left out.
+
+    Such as "61 s: 230 done, 3.83 images/s, p95 1.23 s, 1.25 GiB, 2 errors, 19 s left".
+    """
     words = [f"{progress.elapsed_s:.0f} s: {progress.done} done"]
     if progress.images_per_s:
         words.append(f"{progress.images_per_s:.3g} images/s")

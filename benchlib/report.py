@@ -1,7 +1,8 @@
-"""One web page of all that is in a results folder: results/index.html, which opens from disk without a network.
+"""Writes one web page of a whole results folder: results/index.html.
 
-Knows the layout of the studies' folders, and reads records, summary.csv, verdict.json and the figures' own alt texts.
-Ignorant of rows, of how any figure is computed or drawn, and of how the page looks (report.html).
+The page opens from disk, without a network. Knows the layout of the studies' folders, and reads
+records, summary.csv, verdict.json and the figures' own alt texts. Ignorant of rows, of how any
+figure is computed or drawn, and of how the page looks (report.html).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HEADLINES = (
     "load_curve",
     "latency_distribution",
 )
-"""The figures that are shown first; the others come by name, MOST at most."""
+"""The figures that are shown first; the others follow by name. At most MOST are shown."""
 MOST = 5
 
 
@@ -59,7 +60,7 @@ class Link:
 
 @dataclass
 class Card:
-    """What the page shows of one study. `started` is when its last run began, "" where that is not known."""
+    """One study on the page. `started` is when its last run began, "" where that is unknown."""
 
     name: str
     started: str = ""
@@ -72,7 +73,8 @@ class Card:
 def write_report(results: str | os.PathLike[str] | None = None) -> Path:
     """Writes index.html into `results` (see `folders.results_dir`) and returns its path.
 
-    A study that can't be read is listed as broken, with the reason. Raises ValueError where there is no such folder.
+    A study that can't be read is listed as broken, with the reason. Raises ValueError where there
+    is no such folder.
     """
     results = results_dir(results)
     if not results.is_dir():
@@ -122,7 +124,7 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _where_and_what(records: list[dict[str, Any]]) -> list[Line]:
-    """When and on which machine the last run was made, and which models the runs are of."""
+    """Lines that name the last run's time and machine, and the models of all runs."""
     # 1) The last run.
     last = records[-1]
     machine = last["machine"]
@@ -147,7 +149,7 @@ def _where_and_what(records: list[dict[str, Any]]) -> list[Line]:
 
 
 def _validity(folder: Path, runs: int) -> list[Line]:
-    """How many of the study's runs are valid, and each reason why one is not."""
+    """Lines that say how many of the study's runs are valid, and why the others are not."""
     with (folder / "summary.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     valid = sum(row["valid"] == "True" for row in rows)
@@ -187,7 +189,7 @@ def _add_pictures(card: Card, folder: Path) -> None:
 
 
 def _rank(path: Path) -> tuple[int, str]:
-    """Where a figure comes: HEADLINES in their order, then the others by name."""
+    """The sort key of a figure: HEADLINES in their order, then the others by name."""
     is_headline = path.stem in HEADLINES
     rank = HEADLINES.index(path.stem) if is_headline else len(HEADLINES)
     return rank, path.name

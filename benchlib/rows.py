@@ -1,6 +1,7 @@
-"""What one row of requests.jsonl holds: its columns, their types, and the names in a server's Server-Timing header.
+"""The columns of one row of requests.jsonl, and the names in a server's Server-Timing header.
 
-Pure. Ignorant of Locust, sockets and files, and of which server it was: a value that the server does not send is None.
+Pure. Ignorant of Locust, sockets, files and the kind of server: a value that the server does not
+send is None.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PARAMETERS = {
 PARTS = ("queue", "wait", "encode", "denoise", "decode", "image")
 """The server's parts of a request, which add up to `total`: waiting first, then work."""
 PARTS_IN_TIME = ("queue", "encode", "denoise", "wait", "decode", "image")
-"""The parts as they follow each other; the wait for other images falls among the steps of denoising."""
+"""The parts in order of time; the wait for other images falls among the steps of denoising."""
 STAGES = ("encode", "denoise", "decode")  # in which the model works
 
 ROW_DTYPES = (
@@ -36,7 +37,7 @@ ROW_DTYPES = (
     | dict.fromkeys(("batch_size", "service_s", "server_peak_gib"), "float64")
     | {f"{stage}_peak_gib": "float64" for stage in STAGES}
 )
-"""The columns of a run's requests, in order. Null is NaN in float64 and pd.NA in the other types."""
+"""The columns of a run's requests, in order. Null is NaN in float64 and pd.NA in other types."""
 
 _METRIC = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
@@ -44,11 +45,12 @@ _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
 
 @dataclass
 class Call:
-    """One request on its way. Moments are seconds on `time.monotonic()`, None until they are reached.
+    """One request on its way.
 
-    `due_s` is when it should be sent; `late_s` is how long its user had been ready by then (closed loop). `sent_s` is
-    when it got a connection. `read_s` is when the last part of the answer came, `done_s` when the request had ended,
-    well or not.
+    Moments are seconds on `time.monotonic()`, and None until they are reached. `due_s` is when it
+    should be sent; `late_s` is how long its user had been ready by then (closed loop). `sent_s` is
+    when it got a connection. `read_s` is when the last part of the answer came, `done_s` when the
+    request had ended, well or not.
     """
 
     index: int
@@ -71,7 +73,10 @@ def make_row(
     server_timing: str = "",
     body: bytes = b"",
 ) -> dict[str, Any]:
-    """The row of `call`, its times in seconds from `started_s`. `body` and `server_timing` are the server's answer."""
+    """The row of `call`, its times in seconds from `started_s`.
+
+    `body` and the header `server_timing` are the server's answer.
+    """
     scheduled_s = call.due_s - started_s
     sent_s = None if call.sent_s is None else call.sent_s - started_s
     done_s = None if call.done_s is None else call.done_s - started_s
@@ -96,7 +101,10 @@ def make_row(
 
 
 def write_server_timing(parts_s: Mapping[str, float], batch_size: float | None = None) -> str:
-    """The W3C `Server-Timing` header that `make_row` reads, in ms; ValueError for any but PARTS and `total`."""
+    """The W3C `Server-Timing` header, in ms, that `make_row` reads.
+
+    Raises ValueError for a part that is neither in PARTS nor `total`.
+    """
     if not parts_s.keys() <= {*PARTS, "total"}:
         raise ValueError(f"the parts are {', '.join(PARTS)} and total, not {', '.join(parts_s)}")
     metrics = [f"{part};dur={seconds * 1000:.6f}" for part, seconds in parts_s.items()]
@@ -106,9 +114,10 @@ def write_server_timing(parts_s: Mapping[str, float], batch_size: float | None =
 
 
 def parse_server_timing(header: str) -> dict[str, dict[str, str]]:
-    """The metrics of a W3C `Server-Timing` header, by name, each with its parameters (`dur` in ms, `desc`) as text.
+    """The metrics of a W3C `Server-Timing` header by name, each with its parameters as text.
 
-    Takes any order and spacing, quoted or bare values, missing or unknown parameters. The first of a name counts.
+    The parameters are `dur` (in ms) and `desc`. The header may have any order and spacing, quoted
+    or bare values, missing or unknown parameters. Of two metrics with one name, the first counts.
     """
     metrics: dict[str, dict[str, str]] = {}
     for entry in _METRIC.findall(header):

@@ -1,9 +1,9 @@
 """Makes one run: `load` sends the requests, `telemetry` watches the server, `study` keeps the rows.
 
-    run = run_load("http://127.0.0.1:8000", ClosedLoop(users=4), Workload(), duration_s=60, warmup_s=5)
+    run = run_load("http://127.0.0.1:8000", ClosedLoop(users=4), duration_s=60, warmup_s=5)
 
-Knows the order of these steps and what a run's record says. Ignorant of how each step works, and of what one run is to
-another (sweeps.py).
+Knows the order of these steps and what a run's record says. Ignorant of how each step works, and of
+how runs relate to each other (sweeps.py).
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from benchlib.serving.server import Server
 
 _MODEL_FIELDS = (
-    "model", "device", "dtype", "recipe", "torch_threads", "seed", "model_params", "weights_gib", "showcase",
+    "model", "device", "dtype", "recipe", "torch_threads", "seed",
+    "model_params", "weights_gib", "showcase",
 )  # fmt: skip
 _MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
 _REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, *_MEASURED_FIELDS)
-"""What a run's record says of its target. A `Server` knows all of it, a bare URL nothing."""
+"""The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
 _PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
 
 
@@ -62,22 +63,25 @@ def run_load(
     api: str = "benchmark",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Run | Study:
-    """Send `workload` to `target` as `arrivals` say, keep every request's row, and return the finished `Run`.
+    """Send `workload` to `target` as `arrivals` say, keep each request's row, and return the `Run`.
 
-    `target` is a `Server`, or the base URL of anybody's server. Of a URL, model, settings and memory are unknown
-    (null); `label` is the place to name them. Fields that `workload` leaves open take the server's showcase size, or
-    the URL's own default.
+    `target` is a `Server`, or the base URL of anybody's server. For a URL, the model, settings and
+    memory are unknown (null); name them in `label`. Fields that `workload` leaves open take the
+    server's showcase size, or the defaults of the server at the URL.
 
-    Requests are scheduled through `warmup_s`, then for `duration_s` or until `requests` more, whichever comes first.
-    Then the run waits for the answers; `max_s` cuts the whole run. `api` is the route that is loaded: "benchmark", or
-    "openai" for the images API of any server that has it.
+    Requests are scheduled during `warmup_s`, then for `duration_s` or until `requests` more are
+    scheduled, whichever comes first. Then the run waits for the answers; `max_s` cuts the whole
+    run. `api` is the route that is loaded: "benchmark", or "openai" for the images API of any
+    server that has it.
 
-    The run goes to <results>/<study>/<run>/ (see `study.folders.results_dir`), and gets a row in the study's
-    summary.csv. Progress goes to `on_progress`, else to a bar where somebody watches, else to plain lines. With
-    `repeat` above 1, runs of the seeds `seed`, `seed` + 1 and so on are made, and a `Study` of just these is returned.
+    The run goes to <results>/<study>/<run>/ (see `study.folders.results_dir`), and gets a row in
+    the study's summary.csv. Progress goes to `on_progress`, else to a bar where somebody watches,
+    else to plain lines. With `repeat` above 1, the runs have the seeds `seed`, `seed` + 1 and so
+    on, and a `Study` of just these runs is returned.
 
-    Raises ValueError for a bad argument, RuntimeError where another process writes the study. KeyboardInterrupt and
-    `GeneratorError` end the run early: its rows are kept and it is marked "interrupted" or "failed".
+    Raises ValueError for a bad argument, RuntimeError where another process writes the study.
+    KeyboardInterrupt and `GeneratorError` end the run early: its rows are kept and it is marked
+    "interrupted" or "failed".
     """
     check_number("repeat", repeat, 1, whole=True)
     workload = Workload() if workload is None else workload
@@ -106,8 +110,9 @@ def run_load(
 class Point:
     """One case of a sweep: arrivals, workload, target and lengths; the fields are `run_load`'s.
 
-    `target` is a `Server` or URL that is up already. Where it is None, `load` holds the arguments of `load_pipeline`,
-    the `model` among them, and `serve` those of `serve`, such as `batching`.
+    `target` is a `Server` or URL that is up already. Where `target` is None, `load` holds the
+    arguments of `load_pipeline`, such as `model`. Then `serve` holds the arguments of `serve()`,
+    such as `batching`.
     """
 
     arrivals: Arrivals
@@ -125,7 +130,7 @@ class Point:
     api: str = "benchmark"
 
     def plan(self, target: Server | str) -> LoadPlan:
-        """How `target`, which is up, is loaded. Raises ValueError for a bad field."""
+        """The plan of a load on `target`, which is up. Raises ValueError for a bad field."""
         showcase = server_spec(target).get("showcase")
         url = target if isinstance(target, str) else target.url
         fields = {name: getattr(self, name) for name in _PLAN_FIELDS}
@@ -135,7 +140,10 @@ class Point:
         return LoadPlan(url, self.arrivals, workload, **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The point as JSON holds it, the same wherever the server is now: without its URL and start-up figures."""
+        """The point as JSON, without the server's URL and start-up figures.
+
+        So a point stays the same wherever its server runs.
+        """
         spec = {} if self.target is None else server_spec(self.target)
         plain = {
             "arrivals": self.arrivals.to_dict(),
@@ -147,7 +155,7 @@ class Point:
 
 
 def server_spec(target: Server | str) -> dict[str, Any]:
-    """The model and settings of a server; {} for a bare URL. Raises ValueError where `target` is neither."""
+    """The model and settings of a server, {} for a URL. Raises ValueError for anything else."""
     if isinstance(target, str):
         return {}
     if not hasattr(target, "pid"):
@@ -166,13 +174,14 @@ class Writer:
     runs: list[Run] = field(default_factory=list)
 
     def measure(self, point: Point, target: Server | str) -> Run:
-        """Makes one run of `point` on `target`, which is up, and keeps it however it ends."""
+        """Makes one run of `point` on `target`, which is up, and keeps the run however it ends."""
         # 1) Make its folder.
         server = None if isinstance(target, str) else target
         plan = point.plan(target)
         folder = self._create(point, plan, plan.url, server_spec(target))
 
-        # 2) Send the load, and watch the server's process. A bare URL's process is unknown, so nothing is watched.
+        # 2) Send the load, and watch the server's process. A bare URL's process is unknown, so
+        # nothing is watched.
         device = folder.record["spec"]["target"]["device"]
         sampler = telemetry.Sampler(os.getpid() if server is None else server.pid, device=device)
         graphs_before = 0 if server is None else server.graphs_made
@@ -188,13 +197,13 @@ class Writer:
             status = "interrupted"
             if isinstance(interrupt, LoadInterrupted):
                 outcome = interrupt.outcome
-            # Python ends a script as interrupted (130) for this very class, not for those derived from it.
+            # Python ends a script with status 130 for KeyboardInterrupt itself, not for a subclass.
             raise KeyboardInterrupt(*interrupt.args) from None
         except BaseException as failure:
             error = f"{type(failure).__name__}: {failure}"
             raise
 
-        # 3) Keep what there is.
+        # 3) Keep what the run left.
         finally:
             sampler.stop()
             figures = None if outcome is None else asdict(outcome)
@@ -234,7 +243,7 @@ class Writer:
         url: str | None = None,
         **more: Any,
     ) -> RunFolder:
-        """The folder of a new run: its record holds both specs, the machine and its state, and `more`."""
+        """The folder of a new run; its record holds both specs, the machine, and `more`."""
         conditions = machine.describe_load()
         if conditions["warning"]:
             print(conditions["warning"], flush=True)

@@ -1,6 +1,7 @@
-"""Measures many points, each several times: the order, the budget, the runs that exist already, and the servers.
+"""Measures many points, each several times: order, budget, existing runs, and servers.
 
-    study = sweep([Point(ClosedLoop(n), target=server, requests=200) for n in (1, 2, 4)], study="load")
+    points = [Point(ClosedLoop(n), target=server, requests=200) for n in (1, 2, 4)]
+    study = sweep(points, study="load")
 
 Knows the plan of a sweep. Ignorant of how one run is made and kept (run.py).
 """
@@ -45,19 +46,21 @@ def sweep(
 ) -> Study:
     """Measure every point `repeat` times and return a `Study` of just these runs, oldest first.
 
-    A point is a `Point`, or a dict of its fields. All points are measured once, then again in the opposite order, and
-    so on, so that drift hits all alike. Points of one model (`load`) stand together: it is loaded only where that
-    changes. Each round has a seed of its own. A point that fails leaves a run marked "failed" with its error, and the
-    sweep goes on.
+    A point is a `Point`, or a dict of its fields. All points are measured once, then again in the
+    opposite order, and so on: drift then hits all points alike. Points of one model are neighbours,
+    and a model is loaded only where `load` changes. Each round has a seed of its own. A point that
+    fails leaves a run marked "failed" with its error, and the sweep goes on.
 
-    `budget_min` minutes are shared among the runs. A point without `duration_s` and `requests` gets its part of
-    LOADED_SHARE of the budget, less its warm-up. No run begins that the time left is too short for. With `resume`, a
-    finished run of the study that was requested in exactly the same words is not made again, and the newest such run is
-    returned: running again goes on. A plan is printed first; with `dry_run` nothing follows, and the runs that need not
-    be made again are returned.
+    `budget_min` minutes are shared among the runs. A point without `duration_s` and `requests` gets
+    its part of LOADED_SHARE of the budget, less its warm-up. A run does not begin if the time left
+    is too short for it.
 
-    Raises ValueError, before anything is measured, for a bad point; RuntimeError where another process writes the
-    study.
+    With `resume`, a finished run is not made again if it was requested in exactly the same words.
+    The newest such run is returned, so a second call goes on where the first one ended. The plan is
+    printed first. With `dry_run` nothing is measured, and only the finished runs are returned.
+
+    Raises ValueError, before anything is measured, for a bad point; RuntimeError where another
+    process writes the study.
     """
     requested = _requested_runs(points, repeat, budget_min)
     for point in requested:
@@ -131,7 +134,7 @@ def _requested_runs(
     models = [_model_of(point) for point in checked]
     checked.sort(key=lambda point: models.index(_model_of(point)))
 
-    # 3) Go there and back.
+    # 3) Repeat the points, every second time in the opposite order.
     runs: list[Point] = []
     for number in range(repeat):
         one_round = [replace(point, seed=point.seed + number) for point in checked]
@@ -140,12 +143,15 @@ def _requested_runs(
 
 
 def _model_of(point: Point) -> tuple[Any, Any]:
-    """What the point is measured on, apart from the settings of the server."""
+    """The target and the model of a point: what stays when only the server's settings change."""
     return point.target, point.load
 
 
 def _checked_point(fields: Point | Mapping[str, Any], share_s: float | None) -> Point:
-    """The point, its duration filled in from its share of the budget. The errors go on behind "points[0]"."""
+    """The point, its duration filled in from its share of the budget.
+
+    The words of its ValueErrors continue "points[0]".
+    """
     try:
         point = fields if isinstance(fields, Point) else Point(**fields)
     except TypeError as error:
@@ -155,8 +161,9 @@ def _checked_point(fields: Point | Mapping[str, Any], share_s: float | None) -> 
         if share_s is not None and point.duration_s is None and point.requests is None:
             if share_s <= point.warmup_s:
                 raise ValueError(
-                    f"duration_s: budget_min leaves {share_s:.3g} s for this point, and its warm-up takes "
-                    f"{point.warmup_s:.3g} s: give more minutes, fewer points or repetitions, or less warm-up"
+                    f"duration_s: budget_min leaves {share_s:.3g} s for this point, "
+                    f"and its warm-up takes {point.warmup_s:.3g} s: give more minutes, "
+                    "fewer points or repetitions, or less warm-up"
                 )
             point = replace(point, duration_s=share_s - point.warmup_s)
         if not (isinstance(point.load, Mapping) and isinstance(point.serve, Mapping)):
@@ -170,13 +177,13 @@ def _checked_point(fields: Point | Mapping[str, Any], share_s: float | None) -> 
     return point
 
 
-# ---- what they are measured on
+# ---- the servers of the points
 
 
 def _on_targets(
     points: Sequence[Point],
 ) -> Generator[tuple[Point, Server | str | None, str | None]]:
-    """Each point with the server that it is measured on, or with None and the error that kept it from starting."""
+    """Each point with its server, or with None and the error that kept the server from starting."""
     for (target, load), same_model in groupby(points, key=_model_of):
         if target is not None:
             yield from ((point, target, None) for point in same_model)
@@ -199,7 +206,7 @@ def _on_targets(
 
 
 def _attempt(start: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, str | None]:
-    """What `start` returns, and None; or None, and the error that it raised."""
+    """The result of `start` and None, or None and the error of `start` in words."""
     try:
         return start(*args, **options), None
     except Exception as error:  # noqa: BLE001 - loading raises what it likes; the error is recorded
@@ -211,14 +218,14 @@ def _attempt(start: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any
 
 @dataclass(frozen=True)
 class _Plan:
-    """`todo` are the runs to make, `done` those that need not be made again, oldest first."""
+    """The runs to make (`todo`), and the finished runs that are kept (`done`, oldest first)."""
 
     todo: list[Point]
     done: list[Run]
 
 
 def _make_plan(requested: list[Point], folder: Path, resume: bool) -> _Plan:
-    """Compares the requested runs with those that the study in `folder` holds, and prints the plan."""
+    """The plan, printed: the requested runs, less the finished runs of the study in `folder`."""
     # 1) The newest finished run of each point, and of each case.
     by_point: dict[str, Path] = {}
     by_case: dict[str, Path] = {}
@@ -238,14 +245,14 @@ def _make_plan(requested: list[Point], folder: Path, resume: bool) -> _Plan:
             todo.append(point)
     done.sort(key=lambda run: str(run.record["started_at"]))
 
-    # 3) Say so, and which percentiles the runs can carry.
+    # 3) Print the plan, and the percentiles that the runs can carry.
     cases: dict[str, Point] = {}
     for point in requested:
         cases.setdefault(_case(point.to_dict()), point)
     least_min = sum(map(_least_run_s, todo)) / 60
     print(
-        f"study {folder.name}: {len(cases)} points, {len(requested)} runs, {len(done)} of them done; "
-        f"the rest take at least {least_min:.1f} minutes"
+        f"study {folder.name}: {len(cases)} points, {len(requested)} runs, "
+        f"{len(done)} of them done; the rest take at least {least_min:.1f} minutes"
     )
     for case, point in cases.items():
         images_per_s = None
@@ -262,7 +269,7 @@ def _key(point: Mapping[str, Any]) -> str:
 
 
 def _case(point: Mapping[str, Any]) -> str:
-    """A point whatever its seed."""
+    """The key of a point without its seed."""
     return _key({**point, "seed": None})
 
 
@@ -278,9 +285,10 @@ def _least_run_s(point: Point) -> float:
 
 
 def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
-    """The number of requests that a run of `point` measures, or None.
+    """The number of requests that a run of `point` measures, or None if that is unknown.
 
-    A schedule is counted. A closed loop gets as many as at `images_per_s`, the throughput of its last run.
+    The requests of a schedule are counted. The number for a closed loop follows from
+    `images_per_s`, the throughput of its last run.
     """
     limits = [point.plan("http://localhost").requests]  # a trace has its own
     if point.duration_s is not None:
@@ -296,7 +304,7 @@ def _requests_expected(point: Point, images_per_s: float | None) -> int | None:
 
 
 def _carried(requests: int | None) -> str:
-    """Which percentiles a run of so many requests can carry, in words."""
+    """The percentiles that a run of so many requests can carry, in words."""
     from benchlib.study.intervals import Estimates
     from benchlib.study.latency import carried_percentiles
 

@@ -1,8 +1,8 @@
-"""Samples what a server's process takes of the machine while a run lasts.
+"""Samples how much of the machine a server's process takes while a run lasts.
 
-Knows processes by their pid, by way of psutil, and GPUs by way of NVML, where there is a driver. Ignorant of servers,
-load and results: the caller says which process to watch and keeps the samples. It never imports torch: CUDA is asked
-only where this process already uses it.
+Knows processes by their pid, through psutil, and GPUs through NVML, where there is a driver.
+Ignorant of servers, load and results: the caller says which process to watch and keeps the samples.
+It never imports torch: CUDA is read only where this process already uses it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ COLUMNS = (
 
 
 def process_memory_gib(pid: int | None = None) -> float:
-    """Resident set size (RSS) in GiB of a process, by default this one. Raises psutil.NoSuchProcess."""
+    """Resident memory of a process in GiB, by default this one. Raises psutil.NoSuchProcess."""
     return float(psutil.Process(pid).memory_info().rss) / GIB
 
 
 def cuda_memory_gib() -> tuple[float | None, float | None]:
-    """GiB that torch's allocator has handed out and has reserved, over all devices; None where CUDA is not in use."""
+    """GiB that torch's allocator has handed out and has reserved; None where CUDA is not in use.
+
+    Both are sums over all devices.
+    """
     cuda = cuda_in_use()
     if cuda is None:
         return None, None
@@ -65,17 +68,21 @@ def cuda_in_use() -> Any:
 
 
 class Sampler:
-    """Samples the process `pid` every `interval_s` seconds on a daemon thread, from start() to stop().
+    """Samples the process `pid` every `interval_s` seconds on a thread, from start() to stop().
 
-    Memory is in GiB: `rss_gib` of the process, `system_used_gib` of the machine, and what torch's allocator has handed
-    out and reserved over all devices (only if `pid` is this process). A peak between two samples is missed. CPU shares
-    are in cores: CPU seconds per second since the previous sample, null in the first one. The `gpu_` columns are what
-    NVML says of `device`, such as "cuda:0", whichever process uses it: GiB, share of the time, watts, MHz and degrees
-    Celsius. They are null without NVML, and each one where the GPU does not say it. Sampling ends quietly when the
-    process does.
+    Memory is in GiB: `rss_gib` is the process's, `system_used_gib` the machine's. The `cuda_`
+    columns are what torch's allocator has handed out and has reserved over all devices. They are
+    null unless `pid` is this process. A peak between two samples is missed.
 
-    Two attributes may be set after the start. `zero_s` is the time.monotonic() that `time_s` counts from.
-    `generator_pid` is the process whose CPU share is taken beside the server's.
+    CPU shares are in cores: CPU seconds per second since the previous sample, null in the first
+    one.
+
+    The `gpu_` columns are NVML's figures of `device`, such as "cuda:0", whichever process uses it.
+    Their units are GiB, share of the time, watts, MHz and degrees Celsius. A figure that NVML does
+    not have is null. Sampling ends quietly when the process does.
+
+    Two attributes may be set after the start. `zero_s` is the time.monotonic() that `time_s` counts
+    from. `generator_pid` is the process whose CPU share is taken beside the server's.
     """
 
     def __init__(
@@ -129,7 +136,7 @@ class Sampler:
 
     @property
     def memory_gib(self) -> dict[str, float]:
-        """The last sample's GiB: the process's under "", and under " on the GPU" what torch has reserved there."""
+        """GiB of the last sample: the process's under "", torch's reserved under " on the GPU"."""
         if not self._samples:
             return {}
         last = dict(zip(COLUMNS, self._samples[-1], strict=True))
@@ -184,7 +191,7 @@ class Sampler:
 
 
 class Gpu:
-    """One GPU as NVML knows it; a value that NVML does not know is None."""
+    """One GPU, as NVML describes it; a value that NVML does not have is None."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
@@ -192,7 +199,7 @@ class Gpu:
 
     @classmethod
     def find(cls, device: str | None) -> Gpu | None:
-        """The GPU that torch calls `device`; None for a CPU, without NVML, and before this process uses CUDA."""
+        """The GPU that torch calls `device`; None for a CPU, and without NVML or CUDA in use."""
         cuda = cuda_in_use()
         if cuda is None or device is None or not device.startswith("cuda"):
             return None

@@ -23,4 +23,4 @@ APIS: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "benchmark": ("/benchmark/generate", dict),
     "openai": ("/v1/images/generations", _openai_body),
 }
-"""By name: the route, and a function that makes its body of what `Workload.request` returns."""
+"""By name: the route, and a function that turns the fields of `Workload.request` into the body."""

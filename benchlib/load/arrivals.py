@@ -1,8 +1,8 @@
 """When requests are due: closed and open loops, ramps and traces.
 
-Closed arrivals are users, each with a span in which it keeps asking. Open arrivals are moments, drawn from a seed
-before the first request is sent, so that no answer, slow or missing, can move them. Pure: ignorant of clocks, sockets
-and Locust, and of what a request holds.
+Closed arrivals are users, each with a span of time in which it sends requests. Open arrivals are
+moments that depend on nothing but a seed, so that no answer, slow or missing, can move them. Pure:
+ignorant of clocks, sockets and Locust, and of what a request holds.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ MOST_IN_FLIGHT = 10_000  # connections that one process is sure to be able to op
 
 
 class Arrivals:
-    """What all kinds of arrivals share; moments are in seconds from the run's start, its warm-up included."""
+    """The base of all arrivals. Moments are seconds from the run's start, its warm-up included."""
 
     kind: ClassVar[str]
     max_in_flight: int = 1000
     think_time_s: float = 0.0
 
     def spans(self) -> list[tuple[float, float]]:
-        """When each user comes and when it goes; open arrivals have none."""
+        """When each user comes and when it goes, in seconds; open arrivals have no users."""
         return []
 
     def times(self, seed: int) -> Iterator[float]:  # noqa: ARG002 - open arrivals draw from it
-        """When requests are due, in order and maybe without end. Raises ValueError for a closed loop."""
+        """When requests are due, in order, maybe endless. Raises ValueError for closed loops."""
         reason = "each of its users asks again once it has its answer"
         raise ValueError(f"{self.kind} has no schedule: {reason}")
 
     def schedule(self, until_s: float, seed: int) -> list[float]:
-        """The moments before `until_s`, the same for the same seed. Raises ValueError for a closed loop."""
+        """The moments before `until_s`, equal for equal seeds. Raises as `times` does."""
         moments = self.times(seed)
         return list(takewhile(lambda due_s: due_s < until_s, moments))
 
@@ -50,7 +50,7 @@ class Arrivals:
         return {}
 
     def different_requests(self) -> int:
-        """How many requests may differ in the fields that they set; all later ones are like the first."""
+        """How many requests may differ in which fields they set; later ones are like the first."""
         return 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,10 +60,11 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class ClosedLoop(Arrivals):
-    """`users` who each send a request, wait for its answer, think for `think_time_s` seconds, and send the next.
+    """`users` who each send a request, wait for its answer, think, and send the next.
 
-    All start together. A slow server slows them down, so the load never exceeds `users` requests in flight.
-    Raises ValueError where `users` is no whole number of 1 or more, or `think_time_s` no finite number of 0 or more.
+    They think for `think_time_s` seconds. All start together. A slow server slows them down, so the
+    load never exceeds `users` requests in flight. Raises ValueError where `users` is no whole
+    number of 1 or more, or `think_time_s` no finite number of 0 or more.
     """
 
     kind: ClassVar[str] = "closed_loop"
@@ -80,15 +81,17 @@ class ClosedLoop(Arrivals):
 
 @dataclass(frozen=True)
 class OpenLoop(Arrivals):
-    """`rate` requests a second, from a crowd that waits for no answer: a slow server meets as many as a quick one.
+    """`rate` requests a second from callers who wait for no answer, so a slow server gets as many.
 
-    The gaps between requests are "poisson" (exponential: callers who know nothing of each other), "constant", or
-    "gamma" with the mean 1/rate and the squared coefficient of variation `burstiness`: above 1 they come in bursts, 1
-    is Poisson, towards 0 they grow even. (vLLM's option of that name is the inverse of this.)
+    The gaps between requests are "poisson", "constant" or "gamma". Poisson gaps are exponential:
+    the callers know nothing of each other. Gamma gaps have the mean 1/rate and the squared
+    coefficient of variation `burstiness`. Above 1 the requests come in bursts, 1 is Poisson, and
+    towards 0 the gaps grow even. (vLLM's option of that name is the inverse.)
 
-    Of the requests that are due, `max_in_flight` at most are with the server at once. A further one is held, not
-    dropped: it is sent, late, once another has ended; its latency counts from when it was due, the wait is send lag,
-    and the outcome's `max_in_flight_hits` counts it. Raises ValueError that names the field.
+    At most `max_in_flight` requests are with the server at once. A further request is held, not
+    dropped, and is sent once another has ended. Its latency counts from when it was due, and its
+    wait is send lag. The outcome's `max_in_flight_hits` counts such requests. Raises ValueError
+    that names the field.
     """
 
     kind: ClassVar[str] = "open_loop"
@@ -125,12 +128,14 @@ class OpenLoop(Arrivals):
 
 @dataclass(frozen=True)
 class Ramp(Arrivals):
-    """A load that goes from `start` to `end`, up or down, in `over_s` seconds from the run's start, and stays there.
+    """A load that goes from `start` to `end` in `over_s` seconds from the run's start, then stays.
 
-    With `of="users"` the two are numbers of users who behave as in a `ClosedLoop`, and come (or go, once answered) one
-    by one. With `of="rate"` they are requests a second, as of a Poisson `OpenLoop`. The way is straight, or in `stairs`
-    levels (2 or more), each for an equal part of `over_s`; the first level is `start`, the last `end`. Raises
-    ValueError that names the field.
+    If `of` is "users", `start` and `end` are numbers of users, who behave as in a `ClosedLoop`.
+    They come one by one, or go one by one, each after its last answer. If `of` is "rate", `start`
+    and `end` are requests a second, as in a Poisson `OpenLoop`.
+
+    The load changes in a straight line, or in `stairs` levels (2 or more) of equal length. The
+    first level is `start`, the last is `end`. Raises ValueError that names the field.
     """
 
     kind: ClassVar[str] = "ramp"
@@ -166,10 +171,14 @@ class Ramp(Arrivals):
         return spans
 
     def times(self, seed: int) -> Iterator[float]:
-        """A Poisson process of rate 1, its time changed by the inverse of the integrated rate (Cinlar 1975, 4.7)."""
+        """The moments of a Poisson process with a changing rate, or a ValueError for users.
+
+        They are those of a process of rate 1, its time changed by the inverse of the integrated
+        rate (Cinlar 1975, 4.7).
+        """
         if self.of == "users":
             yield from super().times(seed)
-        # Where the rate ends at 0, so does the schedule: no area is left under the line.
+        # A rate that ends at 0 ends the schedule too: no area is left under the line.
         corners = ramp_corners(self.start, self.end, self.over_s, self.stairs)
         corners.append((math.inf, self.end))
         yield from moments_of_areas(_poisson_arrivals(Random(seed)), corners)
@@ -187,9 +196,10 @@ def _poisson_arrivals(random: Random) -> Iterator[float]:
 class Trace(Arrivals):
     """Requests at `times_s`, seconds from the run's start, in order; none waits for an answer.
 
-    `requests`, one for each moment, are mappings of fields (`prompt`, `width`, `height`, ...) that replace the
-    workload's; a field that is absent or None is left to the workload. A run of a trace needs no `duration_s`: it ends
-    with the trace. Raises ValueError that names the field and the entry.
+    `requests` holds a mapping for each moment. Its fields (`prompt`, `width`, `height`, ...)
+    replace the workload's; the workload fills in a field that is absent or None. A run of a trace
+    needs no `duration_s`: it ends with the trace. Raises ValueError that names the field and the
+    entry.
     """
 
     kind: ClassVar[str] = "trace"
@@ -214,9 +224,10 @@ class Trace(Arrivals):
 
     @classmethod
     def from_file(cls, path: Path | str) -> Self:
-        """The trace in a .csv or .jsonl file (see `files.read_trace`): `time_s`, and fields of a request.
+        """The trace in a .csv or .jsonl file (see `files.read_trace`).
 
-        A field may be missing or empty; others are passed over. Raises ValueError that names the file.
+        Each line has `time_s` and fields of a request. A field may be missing or empty; other
+        columns are passed over. Raises ValueError that names the file.
         """
         path = Path(path)
         if path.suffix not in (".csv", ".jsonl"):
@@ -247,7 +258,7 @@ _KINDS = {kind.kind: kind for kind in (ClosedLoop, OpenLoop, Ramp, Trace)}
 
 
 def from_dict(fields: Mapping[str, Any]) -> ClosedLoop | OpenLoop | Ramp | Trace:
-    """The arrivals that `to_dict` wrote. Raises ValueError for a kind that is not known."""
+    """The arrivals that `to_dict` wrote. Raises ValueError for an unknown kind."""
     arguments = dict(fields)
     kind = arguments.pop("kind", None)
     if kind not in _KINDS:

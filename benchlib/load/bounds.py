@@ -1,6 +1,6 @@
-"""Which numbers a plan may hold, which values a request's fields may have, and what the error says.
+"""Checks the numbers of a plan and the fields of a request, and words the errors.
 
-Ignorant of what is done with them.
+Ignorant of what the values are for.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ def check_number(
     whole: bool = False,
     above: bool = False,
 ) -> None:
-    """Raises ValueError, naming `field` and the fix, unless `low <= value <= high` (`above`: `low < value`).
+    """Raises ValueError, naming `field` and the fix, unless `low <= value <= high`.
 
-    Booleans, NaN, infinities and anything but int or float (`whole`: anything but int) are refused.
+    With `above`, `low` itself is refused. Booleans, NaN, infinities and anything but int or float
+    (`whole`: anything but int) are refused.
     """
     number = (
         isinstance(value, int if whole else int | float)
@@ -30,24 +31,24 @@ def check_number(
     )
     if not number or not low <= value <= high or (above and value == low):
         noun = "a whole number" if whole else "a finite number"
-        limits = (
-            f"above {low}"
-            if above
-            else f"of {low} or more"
-            if high == math.inf
-            else f"from {low} to {high}"
-        )
+        limits = f"from {low} to {high}"
+        if above:
+            limits = f"above {low}"
+        elif high == math.inf:
+            limits = f"of {low} or more"
         raise ValueError(f"{field} must be {noun} {limits}, got {value!r}")
 
 
 def check_text(field: str, text: Any, shortest: int = 0) -> None:
+    """Raises ValueError, naming `field`, unless `text` is text of `shortest` to 4000 characters."""
     if not isinstance(text, str) or not shortest <= len(text) <= 4000:
         raise ValueError(
             f"{field} must be text of {shortest} to 4000 characters, got {str(text)[:40]!r}"
         )
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(
-            f"{field} holds half a character (a lone surrogate), which UTF-8 cannot carry: {text[:40]!r}"
+            f"{field} holds half a character (a lone surrogate), "
+            f"which UTF-8 cannot carry: {text[:40]!r}"
         )
 
 
@@ -68,7 +69,7 @@ FIELD_CHECKS: dict[str, Callable[[str, Any], None]] = {
 
 
 def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one request, but for those that are None; a number may be text, as a .csv has it.
+    """The fields of one request that are not None; a number may be text, as in a .csv file.
 
     Raises ValueError that names `where` and the field.
     """

@@ -1,11 +1,12 @@
 """How a plan is carried out with Locust: the process behind `runner.generate_load`.
 
-Takes {"plan", "rows_path"} as the first line of stdin. Writes {"started_monotonic_s"} and, at the end, {"outcome"} to
-stdout, a JSON line each, and appends one row per request to the file. A further byte on stdin, or its end (the parent
-has died), ends the run.
+Takes {"plan", "rows_path"} as the first line of stdin. Writes {"started_monotonic_s"} and, at the
+end, {"outcome"} to stdout, a JSON line each, and appends one row per request to the file. A further
+byte on stdin, or its end (the parent has died), ends the run.
 
-Knows Locust, whose users send the requests and report them by its `request` event; its rounded statistics are not used.
-Ignorant of notebooks, of what is counted (ledger.py) and of what the numbers mean.
+Knows Locust: its users send the requests, and its `request` event reports each one. Its rounded
+statistics are not used. Ignorant of notebooks, of what is counted (ledger.py) and of what the
+numbers mean.
 """
 
 # Locust's own functions are typed in part:
@@ -78,8 +79,9 @@ class ClosedUser(PlannedUser):
         return max(0.0, self.due_s - time.monotonic())
 
     def next_call(self) -> Call:
-        # The request is due when this process gets round to its user. If ten users are answered at once, the tenth
-        # would else be charged for the time that this process spends on the first nine. That time counts as lag.
+        # The request is due when this process gets round to its user. Otherwise, if ten users were
+        # answered at once, the tenth would be charged for the time that this process spends on the
+        # first nine. This time counts as lag.
         now_s = time.monotonic()
         if self.ledger.over(now_s):
             raise StopUser
@@ -92,7 +94,7 @@ class ClosedUser(PlannedUser):
 
 
 class OpenUser(PlannedUser):
-    """The one user of open arrivals: it spawns each request when it is due, whether earlier ones have ended or not."""
+    """The one user of open arrivals: it spawns each request when due, and waits for no answer."""
 
     def dispatch(self) -> None:
         """Carries out the schedule, waits for the requests in flight, and stops."""
@@ -107,7 +109,7 @@ class OpenUser(PlannedUser):
                 self.send(call)
 
         try:
-            # 1) Each request at its moment.
+            # 1) Spawn each request at its moment.
             for moment_s in plan.arrivals.times(plan.seed):
                 due_s = ledger.started_s + moment_s
                 if ledger.over(due_s):
@@ -120,7 +122,7 @@ class OpenUser(PlannedUser):
                     lambda ended: ledger.fail(ended.exception)
                 )
 
-            # 2) The rest of the window, as a quiet end counts too, and the last answers.
+            # 2) Wait for the end of the window, even a quiet one, and for the last answers.
             if plan.duration_s is not None and ledger.measured != plan.requests:
                 sleep_until(ledger.started_s + plan.warmup_s + plan.duration_s)
             requests.join()
@@ -129,14 +131,15 @@ class OpenUser(PlannedUser):
         raise StopUser
 
 
-OpenUser.tasks = [OpenUser.dispatch]  # in the class it would be added to the tasks of `ImageUser`
+# Set here: in the class body, Locust would add it to the tasks of `ImageUser`.
+OpenUser.tasks = [OpenUser.dispatch]
 
 
 def sleep_until(due_s: float) -> None:
-    """Lets other greenlets run until then.
+    """Lets other greenlets run until `due_s` on `time.monotonic()`.
 
-    gevent wakes up to a millisecond late, so the last one of a long sleep is spent awake. At the end of short sleeps
-    that would take too much of a core.
+    gevent wakes up to a millisecond late, so the last millisecond of a long sleep is spent awake.
+    For short sleeps, staying awake would take too much of a core.
     """
     left_s = due_s - time.monotonic()
     awake_s = 0.001 if left_s > 0.01 else 0.0
@@ -146,7 +149,7 @@ def sleep_until(due_s: float) -> None:
 
 
 def main() -> None:
-    """Carries out the plan on stdin. An error of ours or Locust's, in any user, ends the run and the process."""
+    """Carries out the plan on stdin. An error in any user, ours or Locust's, ends the process."""
     # 1) Read the order. The prompts are read now, not while the first request waits.
     logging.basicConfig(level=logging.ERROR)
     order = read_order()
@@ -182,11 +185,12 @@ def main() -> None:
         runner.quit()
         censored = ledger.censor(str(cut))
 
-    # 4) Say what became of it.
+    # 4) Report the outcome.
     say({"outcome": asdict(ledger.outcome(cut, wall_s, censored))})
 
 
 def read_order() -> dict[str, Any]:
+    """The first line of stdin, parsed. Ends the process where stdin ends before it."""
     # Not sys.stdin: its buffer would hide the byte that asks to stop from `watch_stdin`.
     order = b""
     while not order.endswith(b"\n"):
@@ -198,7 +202,10 @@ def read_order() -> dict[str, Any]:
 
 
 def raise_file_limit() -> None:
-    """Lets this process open a connection for each request in flight; many systems begin with 1,024 files."""
+    """Lets this process open a connection for each request in flight.
+
+    Many systems begin with a limit of 1,024 files.
+    """
     wanted = MOST_IN_FLIGHT + 100
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
@@ -206,7 +213,7 @@ def raise_file_limit() -> None:
 
 
 def start_users(ledger: Ledger, kind: type[PlannedUser], users: int) -> Any:
-    """Locust's runner, all its users spawned."""
+    """Locust's runner, after it has spawned all its users."""
     environment = Environment(user_classes=[kind], host=ledger.plan.url, catch_exceptions=False)
     environment.events.request.add_listener(ledger.record)
     environment.events.user_error.add_listener(ledger.fail)
@@ -218,10 +225,12 @@ def start_users(ledger: Ledger, kind: type[PlannedUser], users: int) -> Any:
 
 
 def say(message: dict[str, Any]) -> None:
+    """Writes `message` to stdout as one JSON line."""
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
 def watch_stdin(ledger: Ledger) -> None:
+    """Ends the run at the next byte on stdin, or at the end of stdin."""
     wait_read(0)
     ledger.stop(INTERRUPTED if os.read(0, 1) else "the process that ran it has died")
 

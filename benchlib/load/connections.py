@@ -1,6 +1,7 @@
-"""When a request got its connection and when its answer came: the three things that geventhttpclient's pool lacks.
+"""Marks when a request got its connection and its answer, and tests if a connection lives.
 
-Knows the pool's private functions, which have no public counterpart. Ignorant of users, plans and rows.
+geventhttpclient's pool does none of this well. Knows the pool's private functions, which have no
+public counterpart. Ignorant of users, plans and rows.
 """
 
 # gevent's own functions are typed in part:
@@ -23,7 +24,7 @@ sending = local()
 
 
 def mark_moments(pool: Any) -> None:
-    """Makes `pool` mark `sent_s` and `read_s` of each greenlet's call, and ask in its own way if a connection lives.
+    """Makes `pool` mark `sent_s` and `read_s` of each greenlet's call, and use `is_alive` below.
 
     Waiting for a connection is send lag: a request counts as sent once it has one.
     """
@@ -40,7 +41,7 @@ def mark_moments(pool: Any) -> None:
 
 
 class MarkingSocket(gevent.socket.socket):  # type: ignore[misc]
-    """Marks when an answer could be read, before this process works on any other answer that came with it."""
+    """Marks when an answer could be read, before this process works on any other answer."""
 
     def recv(self, *args: Any) -> bytes:
         data: bytes = super().recv(*args)
@@ -50,9 +51,10 @@ class MarkingSocket(gevent.socket.socket):  # type: ignore[misc]
 
 
 def is_alive(socket: Any) -> bool:
-    """Whether an idle connection is still good: the server has sent nothing on it, and has not closed it.
+    """Whether an idle connection is still good.
 
-    geventhttpclient's own way lets all other greenlets run first, and takes connections past the 1,024th for dead.
+    It is if the server has sent nothing on it, and has not closed it. geventhttpclient's own test
+    lets all other greenlets run first, and takes each connection past the 1,024th for dead.
     """
     waiting = poll()
     waiting.register(socket, POLLIN)

@@ -1,4 +1,4 @@
-"""How prompts and traces are read from .txt, .csv and .jsonl files. Ignorant of which values are good."""
+"""Reads prompts and traces from .txt, .csv and .jsonl files. Ignorant of which values are good."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def _prompts_in(file: IO[str], suffix: str) -> list[Any]:
 def read_trace(path: Path, fields: Iterable[str]) -> tuple[list[float], list[dict[str, Any]]]:
     """The moments (`time_s`, seconds) and, for each, the request's `fields` that are not empty.
 
-    Reads a .csv, its columns named in the first line, or else a .jsonl file, an object a line. Raises ValueError,
-    KeyError or TypeError for a line that is no such thing.
+    Reads a .csv, its columns named in the first line, or else a .jsonl file, an object a line.
+    Raises ValueError, KeyError or TypeError for a line of another form.
     """
     times_s: list[float] = []
     requests: list[dict[str, Any]] = []

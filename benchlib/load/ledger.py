@@ -1,6 +1,7 @@
-"""What is scheduled, in flight and done in one load run, and the file that its rows go to.
+"""Counts what is scheduled, in flight and done in one load run, and writes the run's rows.
 
-Knows the plan, the clock and the measuring window. Ignorant of how a request is sent, and of who sends it.
+Knows the plan, the clock and the measuring window. Ignorant of how a request is sent, and of who
+sends it.
 """
 
 # gevent's own functions are typed in part:
@@ -30,7 +31,7 @@ GAUGE_EVERY_S = 0.05
 
 
 class GaugeSample(NamedTuple):
-    """A moment in seconds from the start, the requests in flight then, and the CPU seconds of this process so far."""
+    """The requests in flight and this process's CPU seconds, `time_s` seconds from the start."""
 
     time_s: float
     in_flight: int
@@ -47,38 +48,39 @@ class Ledger:
         self.started = Event()
         self.started_at = ""
         self.started_s = math.nan
-        # Why the run is cut; None where all is done; or the error that broke it.
+        # Its value says why the run is cut, None that all is done; its exception is what broke the
+        # run.
         self.end = AsyncResult()
         self.in_flight: dict[int, Call] = {}
         self.scheduled = 0
         self.finished = 0
         self.max_in_flight_hits = 0
         self.gauge: list[GaugeSample] = []
-        # Of the requests in the measuring window:
+        # The requests in the measuring window:
         self.measured = 0
         self.in_flight_max = 0
         self.last_done_s = 0.0
         self.lags_s: list[float] = []
 
     def start(self) -> None:
-        """Time zero. Every user sends its first request now."""
+        """Sets time zero, and lets every user send its first request."""
         self.started_at = datetime.now(UTC).isoformat()
         self.started_s = time.monotonic()
         self.started.set()
 
     def stop(self, why: str | None) -> None:
-        """Ends the run, unless it has ended already; `why` goes into the rows of the requests in flight."""
+        """Ends the run, if it has not ended; `why` goes into the rows of the requests in flight."""
         if not self.end.ready():
             self.end.set(why)
 
     def fail(self, exception: Exception, **_: Any) -> None:
-        """Ends the run with an error that Locust would only count: its `user_error` event."""
+        """Ends the run with an error that Locust would only count (its `user_error` event)."""
         self.end.set_exception(exception)
 
     # ---- one request
 
     def schedule(self, due_s: float, late_s: float = 0.0) -> Call:
-        """The next request, due at `due_s`; the caller has seen that it is not `over`."""
+        """The next request, due at `due_s`; the caller has checked that `due_s` is not `over`."""
         index = self.scheduled
         self.scheduled += 1
         body = self.plan.request(index)
@@ -90,10 +92,11 @@ class Ledger:
         return call
 
     def is_measured(self, due_s: float) -> bool:
+        """Whether a request due at `due_s` comes after the warm-up."""
         return due_s - self.started_s >= self.plan.warmup_s
 
     def over(self, due_s: float) -> bool:
-        """Whether a request due then is one too many, or comes after the end of the measuring window."""
+        """Whether a request due at `due_s` is one too many, or comes after the measuring window."""
         plan = self.plan
         if self.is_measured(due_s) and self.measured == plan.requests:
             return True
@@ -139,7 +142,7 @@ class Ledger:
         return row
 
     def censor(self, why: str) -> int:
-        """Writes a row for each request that is still in flight, and returns how many these were."""
+        """Writes a row for each request that is still in flight, and returns their number."""
         censored = list(self.in_flight.values())
         for call in censored:
             call.done_s = None
@@ -165,7 +168,7 @@ class Ledger:
             self.gauge.append(sample)
 
     def outcome(self, cut: str | None, wall_s: float, censored: int) -> LoadOutcome:
-        """What became of the run, which was cut because of `cut`, or was not (None)."""
+        """The outcome of the run; `cut` is the reason why it was cut, or None."""
         start_s = self.plan.warmup_s
         end_s = self._window_end_s(None if cut is None else wall_s)
         inside = [sample for sample in self.gauge if start_s <= sample.time_s < end_s]
@@ -187,7 +190,7 @@ class Ledger:
         )
 
     def _window_end_s(self, cut_s: float | None) -> float:
-        """The end of the measuring window, in seconds from the start, of a run cut at `cut_s` (None: not cut)."""
+        """The end of the measuring window in seconds; `cut_s` is when the run was cut, or None."""
         plan = self.plan
         if plan.duration_s is None or self.measured == plan.requests:
             end_s = self.last_done_s if cut_s is None else cut_s
@@ -199,7 +202,7 @@ class Ledger:
 
 
 def _cores(samples: list[GaugeSample]) -> float | None:
-    """The CPU time between the first and the last sample of the gauge, over the time."""
+    """The mean CPU cores between the first and the last sample; None for fewer than two samples."""
     if len(samples) < 2:
         return None
     first = samples[0]
@@ -213,7 +216,7 @@ def _mean_of(values: list[int]) -> float | None:
 
 
 def _p99(values: list[float]) -> float | None:
-    """The 99th percentile by the nearest rank; None of no values."""
+    """The 99th percentile by the nearest rank; None for no values."""
     if not values:
         return None
     rank = math.ceil(0.99 * len(values))

@@ -29,7 +29,7 @@ def ramp_corners(start: float, end: float, over_s: float, stairs: int | None) ->
 
 
 def first_moment_s(corners: Sequence[Corner], level: float) -> float:
-    """The first moment at which the line reaches `level`, which lies between its first and its last level."""
+    """When the line first reaches `level`, in seconds; the level must lie on the line."""
     for corner, following in pairwise(corners):
         from_s, low = corner
         until_s, high = following
@@ -42,7 +42,7 @@ def first_moment_s(corners: Sequence[Corner], level: float) -> float:
 
 
 def moments_of_areas(areas: Iterator[float], corners: Sequence[Corner]) -> Iterator[float]:
-    """The moments at which the area under the line, from 0 on, reaches each of the rising `areas`."""
+    """The moments when the area under the line, from 0 on, reaches each of the rising `areas`."""
     area = next(areas)
     past = 0.0
     for corner, following in pairwise(corners):

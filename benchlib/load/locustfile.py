@@ -1,12 +1,13 @@
-"""How one image is requested over HTTP: the Locust user of `run_load`, and of the plain `locust` command line.
+"""How one image is requested over HTTP: the user of `run_load` and of the `locust` command.
 
-    locust -f benchlib/load/locustfile.py --host http://localhost:8000 --headless -u 10 -r 2 -t 5m --csv fastapi_bench
+    locust -f benchlib/load/locustfile.py --host http://localhost:8000 --headless -u 10 -r 2 -t 5m
 
-sends the requests that `run_load` sends. BENCHLIB_WORKLOAD_* choose them (see `Workload.from_env`). A request fails
-after BENCHLIB_LOAD_TIMEOUT_S seconds, by default 600. BENCHLIB_LOAD_API=openai sends them as OpenAI's clients do.
+sends the requests that `run_load` sends. BENCHLIB_WORKLOAD_* choose them (see `Workload.from_env`).
+A request fails after BENCHLIB_LOAD_TIMEOUT_S seconds, by default 600. BENCHLIB_LOAD_API=openai
+sends them as OpenAI's clients do.
 
-Ignorant of plans, rows and results. Importing this file imports Locust, which patches the process: never import it in
-a notebook's kernel.
+Ignorant of plans, rows and results. Importing this file imports Locust, which patches the process:
+never import it in a notebook's kernel.
 """
 
 # Locust's own functions are typed in part:
@@ -39,13 +40,14 @@ class ImageUser(FastHttpUser):
     max_retries = max_redirects = 0  # one row is one request
     api = os.environ.get("BENCHLIB_LOAD_API", "benchmark")
     workload = Workload.from_env(os.environ)
-    # All users share it, so that the i-th request sent is workload.request(i).
+    # All users share this counter, so that the i-th request sent is workload.request(i).
     indexes = itertools.count()
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        # geventhttpclient decodes the body of a bad status as UTF-8. A body that is not UTF-8 would raise there, and
-        # Locust would report no request. So every status counts as good here, and `send` judges.
+        # geventhttpclient decodes the body of a bad status as UTF-8. A body that is not UTF-8 would
+        # raise there, and Locust would report no request. So every status counts as good here, and
+        # `send` judges it.
         agent: Any = self.client.client
         agent.valid_response_codes = frozenset(range(100, 600))
 

@@ -20,10 +20,11 @@ from benchlib.load.workload import Workload
 class LoadPlan:
     """One load run on the server at `url`; times are in seconds from the run's start.
 
-    Requests are scheduled through `warmup_s`, then for `duration_s` or until `requests` more are scheduled, whichever
-    comes first; a trace ends of itself. Then the run waits for the answers. A request fails after `timeout_s`. At
-    `max_s` the whole run is cut, and requests in flight are censored. `seed` draws the moments of open arrivals. `api`
-    is the route: "benchmark" or "openai" (see `APIS`). Raises ValueError that names the field and the fix.
+    Requests are scheduled during `warmup_s`, then for `duration_s` or until `requests` more are
+    scheduled, whichever comes first. A trace ends by itself. Then the run waits for the answers. A
+    request fails after `timeout_s`. At `max_s` the whole run is cut, and requests in flight are
+    censored. `seed` draws the moments of open arrivals. `api` is the route: "benchmark" or "openai"
+    (see `APIS`). Raises ValueError that names the field and the fix.
     """
 
     url: str
@@ -72,12 +73,13 @@ class LoadPlan:
         measured = sum(due_s >= self.warmup_s for due_s in trace.times_s)
         if not measured:
             raise ValueError(
-                f"warmup_s of {self.warmup_s:g} leaves no request of the trace to measure: give less"
+                f"warmup_s of {self.warmup_s:g} leaves no request of the trace to measure: "
+                "give less"
             )
         return measured
 
     def request(self, index: int) -> dict[str, Any]:
-        """The JSON body of request `index`: the workload's, with the fields that the arrivals set themselves."""
+        """The JSON body of request `index`: the workload's fields, or the arrivals' own."""
         own = self.arrivals.request(index)
         return self.workload.request(index) | dict(own)
 

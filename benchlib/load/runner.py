@@ -1,7 +1,7 @@
-"""How a load run is started, followed and ended: a child process sends the requests, this process watches.
+"""Starts, follows and ends a load run: a child process sends the requests, this one watches.
 
-Standard library only: Locust and gevent live in the child, because importing them hangs a notebook's kernel. Ignorant
-of how requests are sent (child.py) and of what the rows mean.
+Standard library only: Locust and gevent live in the child, because importing them hangs a
+notebook's kernel. Ignorant of how requests are sent (child.py) and of what the rows mean.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import IO, Any, Literal
 from benchlib.load.plan import LoadPlan
 
 _TICK_S = 0.5
-_STOP_S = 3.0  # The child writes the rows of what is in flight: 0.1 s on an idle machine.
+_STOP_S = 3.0  # for the child's last rows, which take 0.1 s on an idle machine
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a run is. A value is None while it is not known.
 
-    `elapsed_s` counts from the run's start. `done` requests have ended, warm-up included; `errors` of them failed. The
-    other values are of requests after the warm-up: `images_per_s`, the `median_latency_s` of the images, and from 20
-    requests on the `p95_latency_s` of all (one that failed counts as longer than any image). `time_left_s` is the time
-    until the last request is scheduled.
+    `elapsed_s` counts from the run's start. `done` requests have ended, warm-up included; `errors`
+    of them failed. The other values are of requests after the warm-up. `median_latency_s` is of the
+    images. `p95_latency_s` is of all requests, from 20 on; a failure counts as longer than any
+    image. `time_left_s` is the time until the last request is scheduled.
     """
 
     elapsed_s: float
@@ -51,16 +51,20 @@ class LoadOutcome:
     """What became of a run; times are in seconds from its start, None where there is no value.
 
     started_at, started_monotonic_s: the start in ISO UTC, and on `time.monotonic()`.
-    window_start_s, window_end_s: the measuring window. A cut ends the window; no length means a cut during warm-up.
-    scheduled, finished, censored: of the requests scheduled, some ended, well or not, and the others never did.
-    generator_cpu_cores: the CPU time that the child took in the window, over the window.
-    send_lag_p99_s: the 99th percentile (nearest rank) of how late the measured requests were sent. In a closed loop the
-        time that a ready user waited for its turn in the child is part of that. A request that was never sent counts
-        with the time that it waited.
-    in_flight_mean: the mean number of requests due or sent and not ended, over random moments 0.05 s apart.
-    in_flight_max: the highest number of these when any measured request became due.
-    max_in_flight_hits: the measured requests that were held back, and so sent late, because `max_in_flight` others were
-        with the server (see `OpenLoop`).
+    window_start_s, window_end_s: the measuring window. A cut ends the window. It has no length if
+        the run was cut during its warm-up.
+    wall_s: how long the run took.
+    scheduled, finished, censored: numbers of requests. A finished one ended, well or not; a
+        censored one had not ended when the run did.
+    generator_cpu_cores: the mean CPU cores that the child took in the window.
+    send_lag_p99_s: the 99th percentile (nearest rank) of how late the measured requests were sent.
+        In a closed loop this includes the time that a ready user waited for its turn in the
+        child. A request that was never sent counts with its whole wait.
+    in_flight_mean: the mean number of requests that were due and had not ended, at random moments
+        about 0.05 s apart.
+    in_flight_max: the highest number of such requests, counted whenever a measured one was due.
+    max_in_flight_hits: the measured requests that were sent late because `max_in_flight` others
+        were with the server (see `OpenLoop`).
     """
 
     status: Literal["finished", "interrupted"]
@@ -80,11 +84,11 @@ class LoadOutcome:
 
 
 class GeneratorError(RuntimeError):
-    """The load generator died or failed; its message ends with the generator's last words. The rows are kept."""
+    """The load generator died or failed: the message ends with its last words; rows are kept."""
 
 
 class LoadInterrupted(KeyboardInterrupt):
-    """The user interrupted the run. `outcome` is None where the run had not begun, or the child had to be killed."""
+    """The user interrupted the run. `outcome` is None before its start or for a killed child."""
 
     def __init__(self, outcome: LoadOutcome | None, rows_path: str | Path) -> None:
         super().__init__(f"the load run was interrupted; its rows are kept in {rows_path}")
@@ -98,10 +102,11 @@ def generate_load(
     on_start: Callable[[float, int], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LoadOutcome:
-    """Runs `plan` in a child process, which appends a row per request to `rows_path`, and waits for its end.
+    """Runs `plan` in a child process, and returns the outcome at its end.
 
-    `on_start(started_monotonic_s, child_pid)` is called once, `on_progress` at most twice a second and once at the end.
-    Raises GeneratorError where the child dies or fails, and LoadInterrupted, a KeyboardInterrupt, for an interrupt.
+    The child appends a row per request to `rows_path`. `on_start(started_monotonic_s, child_pid)`
+    is called once, `on_progress` at most twice a second and once at the end. Raises GeneratorError
+    where the child dies or fails, and LoadInterrupted, a KeyboardInterrupt, for an interrupt.
     However the run ends, the child is gone and the rows stay.
     """
     order = {"plan": plan.to_dict(), "rows_path": str(Path(rows_path).resolve())}
@@ -137,7 +142,7 @@ def generate_load(
                         outcome = LoadOutcome(**message["outcome"])
             raise LoadInterrupted(outcome, rows_path) from None
 
-        # 3) Without an outcome, say what the child said last.
+        # 3) Without an outcome, raise the child's last words.
         code = child.wait()
         if outcome is None or code != 0:
             raise GeneratorError(
@@ -149,21 +154,23 @@ def generate_load(
 
 @contextlib.contextmanager
 def _child(stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Yields the child process. In the end it is let write its last rows; then it and its pipes are gone."""
+    """Yields the child process. At the end the child may write its last rows, then it is killed."""
     # Locust, gevent and the locustfile would take these variables for their settings.
     foreign = ("LOCUST_", "GEVENT", "BENCHLIB_")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(foreign)
     }
     child = subprocess.Popen(
-        # -P: a user's module in the working folder must not stand in for one that the child imports.
+        # -P: a user's module in the working folder must not stand in for one that the child
+        # imports.
         [sys.executable, "-P", "-m", "benchlib.load.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
         bufsize=0,
         env=environment,
-        start_new_session=True,  # Jupyter and terminals send an interrupt to the whole process group
+        # Jupyter and terminals send an interrupt to the whole process group.
+        start_new_session=True,
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -190,7 +197,7 @@ def _write_line(child: subprocess.Popen[bytes], line: str) -> None:
 def _messages(
     child: subprocess.Popen[bytes], limit_s: float = math.inf
 ) -> Iterator[dict[str, Any] | None]:
-    """Each message of the child, and None after each tick of silence, until it closes its end or `limit_s` is over."""
+    """Each message of the child, and None after each silent tick, until its end or `limit_s`."""
     assert child.stdout is not None
     end_s = time.monotonic() + limit_s
     unread = b""
@@ -227,10 +234,11 @@ class _ProgressReader:
         self.latencies_s: list[float] = []  # of the measured images, sorted
 
     def progress(self, elapsed_s: float) -> Progress:
+        """The progress `elapsed_s` seconds after the start, by all rows so far."""
         *lines, self.unread = (self.unread + self.rows.read()).split(b"\n")
         for line in lines:
             self._count(json.loads(line))
-        # Sorting a list that is almost sorted is quick. That matters: this process may be the server's.
+        # Sorting an almost sorted list is quick, which matters if this process is the server's too.
         self.latencies_s.sort()
         measuring_s = elapsed_s - self.plan.warmup_s
         return Progress(
@@ -256,7 +264,10 @@ class _ProgressReader:
                 self.latencies_s.append(row["latency_s"])
 
     def _p95_s(self) -> float | None:
-        """The 95th percentile of all measured requests; None where it falls on one that failed, and below 20."""
+        """The 95th percentile of the measured requests, failures included.
+
+        None for fewer than 20 requests, and where the percentile falls on a failure.
+        """
         rank = math.ceil(95 * self.measured / 100)
         if self.measured < 20 or rank > len(self.latencies_s):
             return None

@@ -1,7 +1,7 @@
-"""Which requests are sent: prompts, sizes, steps, guidance and seeds, the same ones every time.
+"""The requests of a run: prompts, sizes, steps, guidance and seeds, the same ones every time.
 
-Pure and deterministic, but for files of prompts. Ignorant of when a request is sent, to which server, and what comes
-back.
+Pure and deterministic, but for files of prompts. Ignorant of when a request is sent, to which
+server, and what comes back.
 """
 
 from __future__ import annotations
@@ -27,14 +27,21 @@ _PREFIX = "BENCHLIB_WORKLOAD_"
 class Workload:
     """A reproducible stream of requests: `request(i)` depends on the workload and `i` alone.
 
-    Each field but `seed` is a value, a list of values (each as likely), or a mapping of value to weight. None leaves
-    the field out of the request, so that the target's own default holds; for `prompts` it means the prompts of this
-    package. `prompts` may also be a `pathlib.Path` (see `files.read_prompts`), which is read at once. Among the choices
-    of `negative_prompt` alone may stand None: diffusers takes no prompt and an empty one differently. Lists are kept as
-    tuples.
+    Each field but `seed` is a value, a list of values (all equally likely), or a mapping of value
+    to weight. None leaves the field out of the request, so that the target's own default holds. For
+    `prompts`, None means the prompts of this package. `prompts` may also be a `pathlib.Path` (see
+    `files.read_prompts`), which is read at once. Only the choices of `negative_prompt` may include
+    None: diffusers treats no prompt and an empty one differently. Lists are kept as tuples.
 
-    Bounds: prompts of 1 to 4000 characters, negative prompts up to 4000, width and height multiples of 8 from 64 to
-    2048 pixels, 1 to 150 steps, guidance 0 to 30. Raises ValueError that names the field, or the file and prompt.
+    Raises ValueError that names the field, or the file and the prompt, beyond these bounds:
+
+    | field               | from                 | to                |
+    |---------------------|----------------------|-------------------|
+    | prompts             | 1 character          | 4000 characters   |
+    | negative_prompt     | 0 characters         | 4000 characters   |
+    | width, height       | 64 pixels            | 2048, by eights   |
+    | num_inference_steps | 1                    | 150               |
+    | guidance_scale      | 0                    | 30                |
     """
 
     prompts: Choice[str] | Path = None
@@ -56,9 +63,9 @@ class Workload:
             object.__setattr__(self, field, value)
 
     def request(self, index: int) -> dict[str, Any]:
-        """The JSON body of request `index` (0 and up): `prompt`, `seed`, and every other field that is not None."""
-        # Random.random() alone is promised to be the same in every Python, and a field always takes the same draw,
-        # so giving one field more choices changes no other.
+        """The JSON body of request `index` (from 0): `prompt`, `seed` and each field but None."""
+        # Python promises the same numbers in every version for Random.random() alone. A field
+        # always takes the same draw, so more choices for one field change no other.
         draw = random.Random(f"{self.seed}:{index}").random
         seed = int(draw() * 2**32)
         body: dict[str, Any] = {"seed": seed}
@@ -72,7 +79,7 @@ class Workload:
         return body
 
     def with_defaults(self, *, width: int, height: int, num_inference_steps: int) -> Workload:
-        """A copy in which these fields are filled in where they are None: a model's own size and steps."""
+        """A copy in which these fields, a model's own size and steps, replace None."""
         missing: dict[str, Any] = {}
         if self.width is None:
             missing["width"] = width
@@ -83,12 +90,12 @@ class Workload:
         return replace(self, **missing)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields; weights become `{"weights": [[value, weight], ...]}`, as JSON's keys are strings only."""
+        """JSON-able fields; weights become `{"weights": [[value, weight], ...]}`."""
         return {field: _plain(value) for field, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The workload that `to_dict` wrote, equal to it also after a trip through JSON."""
+        """The workload that `to_dict` wrote, also after a trip through JSON."""
         given = dict(fields)
         for field, value in fields.items():
             if isinstance(value, Mapping):
@@ -99,8 +106,9 @@ class Workload:
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """The workload that variables such as BENCHLIB_WORKLOAD_WIDTH describe.
 
-        PROMPTS is a file. WIDTH, HEIGHT, NUM_INFERENCE_STEPS and GUIDANCE_SCALE are a number, or several with commas
-        between. NEGATIVE_PROMPT is a text, may be empty. SEED is a number. Raises ValueError that names the variable.
+        PROMPTS is a file. WIDTH, HEIGHT, NUM_INFERENCE_STEPS and GUIDANCE_SCALE are each a number,
+        or several with commas between. NEGATIVE_PROMPT is a text and may be empty. SEED is a
+        number. Raises ValueError that names the variable.
         """
         given = {}
         for variable, text in environ.items():
@@ -118,7 +126,10 @@ class Workload:
 
 
 def _as_kept(field: str, value: Any) -> Any:
-    """`value` with lists as tuples and mappings as dicts. Raises ValueError for no choice, or weights that are bad."""
+    """`value` with lists as tuples and mappings as dicts.
+
+    Raises ValueError for an empty list and for bad weights.
+    """
     if isinstance(value, Mapping):
         for weight in value.values():
             check_number(f"a weight of {field}", weight, 0)
@@ -159,7 +170,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def _draw(value: Any, chance: float) -> Any:
-    """The choice on which `chance` falls, a number from 0 up to but not 1."""
+    """The choice on which `chance` falls, a number of at least 0 and below 1."""
     if isinstance(value, tuple):
         return value[int(chance * len(value))]
     if not isinstance(value, dict):

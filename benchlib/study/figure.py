@@ -1,7 +1,7 @@
-"""How a figure looks and what every figure says: style, title, caption, alt text, and its way to a file or notebook.
+"""How every figure looks and what it says: style, title, caption, alt text, and how it is saved.
 
-Ignorant of what is drawn (the rooms' plots.py, run_plots.py) and of where runs are stored. Figures do without pyplot:
-nothing depends on a backend and nothing stays open.
+Ignorant of what is drawn (the rooms' plots.py, run_plots.py) and of where runs are stored. Figures
+are made without pyplot, so nothing depends on a backend and nothing stays open.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ styled = rc_context(_STYLE)
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG as a notebook shows it, in HTML pixels: nbconvert and JupyterLab give an image/png no alt text."""
+    """A PNG that a notebook shows as HTML, `width` pixels wide, with its alt text.
+
+    nbconvert and JupyterLab give an image/png no alt text.
+    """
 
     alt: str
     png: bytes = field(repr=False)
@@ -83,12 +86,16 @@ class Picture:
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png).decode()
-        return f'<img width="{self.width}" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+        alt = html.escape(self.alt)
+        return f'<img width="{self.width}" alt="{alt}" src="data:image/png;base64,{data}">'
 
 
 @styled
 def save(ax: Axes, path: PathLike) -> tuple[Path, Path]:
-    """Writes the figure of `ax` to `path`.png (200 dots per inch) and `path`.svg, with its alt text as Description."""
+    """Writes the figure of `ax` to `path`.png and `path`.svg, and returns both paths.
+
+    The alt text becomes the files' Description. The PNG has 200 dots per inch.
+    """
     figure = cast(Figure, ax.figure)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +127,7 @@ def picture(image: Image, *, alt: str) -> Picture:
 
 
 def axes(ax: Axes | None, height: float = 4.6) -> Axes:
-    """`ax`, or the axes of a new figure of 9 inches by `height`; with ticks at round numbers."""
+    """`ax`, or the axes of a new figure of 9 by `height` inches; with ticks at round numbers."""
     if ax is None:
         ax = Figure(figsize=(9, height), layout="constrained").subplots()
     for axis in (ax.xaxis, ax.yaxis):
@@ -129,7 +136,7 @@ def axes(ax: Axes | None, height: float = 4.6) -> Axes:
 
 
 def panel_below(ax: Axes) -> Axes:
-    """Splits `ax`: it keeps the upper half, and the panel returned gets the lower half and the same x-axis."""
+    """Splits `ax`, which keeps the upper half, and returns a lower half with the same x-axis."""
     place = cast(SubplotSpec, ax.get_subplotspec()).subgridspec(2, 1)
     ax.set_subplotspec(place[0])
     ax.tick_params(labelbottom=False)
@@ -139,7 +146,7 @@ def panel_below(ax: Axes) -> Axes:
 
 
 def whole_ticks(axis: Axis) -> None:
-    """Ticks at whole numbers only, for what is counted."""
+    """Sets ticks at whole numbers only, for counts."""
     axis.set_major_locator(MaxNLocator(**_TICKS, integer=True))
 
 
@@ -150,8 +157,8 @@ def _alt(figure: Figure) -> str:
 def whisker_lengths(values: Any, intervals: Any) -> Any:
     """How far each interval reaches below and above its value: an array of shape (2, n).
 
-    `intervals` holds a pair or None for each value. The length is NaN where there is no interval: matplotlib draws
-    nothing for a NaN.
+    `intervals` holds a pair or None for each value. The length is NaN where there is no interval:
+    matplotlib draws nothing for a NaN.
     """
     missing = (math.nan, math.nan)
     pairs = [missing if pair is None else pair for pair in intervals]
@@ -170,10 +177,10 @@ def whiskers(
     marker: str = "none",
     markersize: float = 5,
 ) -> Any:
-    """Draws an interval through each point and returns how far each one reaches above its value, 0 where none is.
+    """Draws an interval through each point, and returns how far each reaches above its value.
 
-    `intervals` holds a pair or None for each point: of `y`, or of `x` where the whiskers are `horizontal`. A `marker`
-    draws the points as well.
+    Without an interval the length is 0. `intervals` holds a pair or None for each point: of `y`, or
+    of `x` where the whiskers are `horizontal`. A `marker` draws the points as well.
     """
     style: dict[str, Any] = {"fmt": marker, "ecolor": colour, "capsize": 3}
     if marker != "none":
@@ -190,7 +197,7 @@ def whiskers(
 
 
 def bar_style(part: str) -> dict[str, Any]:
-    """How a bar of a part of the latency (a key of PART_STYLES) is filled, as keywords of ax.bar and ax.barh."""
+    """The fill of a bar for a part of the latency (a key of PART_STYLES), as keywords of ax.bar."""
     _, colour, hatch = PART_STYLES[part]
     return {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
 
@@ -198,13 +205,13 @@ def bar_style(part: str) -> dict[str, Any]:
 def label_point(
     ax: Axes, point: tuple[Any, Any], text: str, offset: tuple[float, float], **style: Any
 ) -> None:
-    """Writes a small text `offset` points (right, up) from a point of the data; `style` goes to ax.annotate."""
+    """Writes a small text `offset` points (right, up) from a point; `style` is ax.annotate's."""
     style = {"fontsize": "small"} | style
     ax.annotate(text, point, offset, textcoords="offset points", **style)
 
 
 def legend_beside(ax: Axes, **options: Any) -> None:
-    """Puts the legend to the right of the axes, at their top; `options` go to ax.legend (title, reverse, ...)."""
+    """Puts the legend to the right of the axes, at their top; `options` go to ax.legend."""
     ax.legend(
         loc="upper left",
         bbox_to_anchor=(1, 1),
@@ -214,7 +221,7 @@ def legend_beside(ax: Axes, **options: Any) -> None:
 
 
 def legend_above(ax: Axes, columns: int = 3, **options: Any) -> float:
-    """Puts the legend between the axes and their title, and returns the `pad` that finish() needs to make room."""
+    """Puts the legend between axes and title, and returns the `pad` that finish() needs."""
     entries, _ = ax.get_legend_handles_labels()
     ax.legend(
         loc="lower left",
@@ -228,7 +235,7 @@ def legend_above(ax: Axes, columns: int = 3, **options: Any) -> float:
 
 
 def study_of(record: Record, count: int, what: str) -> str:
-    """Where the data of several runs come from, as finish() takes it: "study load, 12 runs"."""
+    """The `source` of finish() for several runs: "study load, 12 runs"."""
     return f"study {record['study']}, {counted(count, what)}"
 
 
@@ -250,7 +257,8 @@ def no_data(ax: Axes, record: Record, subject: str, reason: str) -> Axes:
 def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
     """Writes each label (height, text, colour) to the right of the axes, where its line ends.
 
-    A label moves up where it would cover the one below, and down where its line leaves the axes at their top.
+    A label moves up where it would cover the one below, and down where its line leaves the axes at
+    their top.
     """
     lowest, top = ax.get_ylim()
     points = 72 * ax.get_window_extent().height / ax.figure.dpi
@@ -279,9 +287,10 @@ def finish(
     source: str = "",
     lowest: Axes | None = None,
 ) -> Axes:
-    """Writes the title over `ax`, what was measured under `lowest` (`ax` itself by default), and the alt text.
+    """Writes the title over `ax`, the caption under `lowest` (`ax` by default), and the alt text.
 
-    `source` says where the data come from, unless that is the one run of `record`: "study load, 12 runs".
+    `source` says where the data come from, unless that is the one run of `record`: "study load, 12
+    runs".
     """
     # 1) The title, over the axes
     title = finding[0].upper() + finding[1:]
@@ -310,7 +319,7 @@ def finish(
 
 
 def _wrapped(title: str, ax: Axes) -> str:
-    """The title in lines that fit the axes, of like length: no last word stands alone."""
+    """The title in lines of similar length that fit the axes: no last word stands alone."""
     # A number keeps its unit, and a bracket its word.
     unbroken = re.sub(r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images)", "\u00a0", title)
     points = 72 * ax.get_window_extent().width / ax.figure.dpi
@@ -321,7 +330,7 @@ def _wrapped(title: str, ax: Axes) -> str:
 
 
 def _caption(record: Record, source: str) -> str:
-    """Three lines: what was served and asked for, on which machine, and where the data come from."""
+    """Three lines: the model and its requests, the machine, and where the data come from."""
     spec = record["spec"]
     machine = record["machine"]
     arrivals = "" if source else _arrivals(spec["arrivals"])
@@ -337,10 +346,10 @@ def _caption(record: Record, source: str) -> str:
 def _model(target: dict[str, Any]) -> str:
     """The model as it was loaded, or the URL of a server that says nothing of its model."""
     values = (target["model"], target["dtype"], target["device"])
-    known = [str(value) for value in values if value]
-    if not known:
+    words_of_model = [str(value) for value in values if value]
+    if not words_of_model:
         return str(target["url"])
-    return " ".join(known)
+    return " ".join(words_of_model)
 
 
 def _image(workload: dict[str, Any]) -> str:

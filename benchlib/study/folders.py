@@ -1,6 +1,7 @@
-"""Where results lie on disk, which names fit there, and which process may write.
+"""Finds and makes the folders of results, checks their names, and locks a study for one writer.
 
-Knows the results folder, a study's lock, and how a file is replaced as a whole. Ignorant of what the files hold.
+Knows the results folder, a study's lock, and how a file is replaced as a whole. Ignorant of what
+the files hold.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 def results_dir(path: str | os.PathLike[str] | None = None) -> Path:
     """The folder that studies go under; it need not exist.
 
-    `path`, else BENCHLIB_RESULTS, else `results` beside the nearest pyproject.toml of benchlib at or above the working
-    folder, else ./results.
+    It is the first of these that there is: `path`; BENCHLIB_RESULTS; `results` beside benchlib's
+    pyproject.toml at or above the working folder; ./results.
     """
     chosen = path or os.environ.get("BENCHLIB_RESULTS")
     if chosen:
@@ -44,7 +45,7 @@ def _is_ours(pyproject: Path) -> bool:
 
 
 def run_words(spec: Mapping[str, Any]) -> str:
-    """The name of a run of `spec` behind its time: the label, else "closed-4" for a closed loop of 4 users."""
+    """A run's name after its time: the label, else "closed-4" for a closed loop of 4 users."""
     if spec["label"]:
         label: str = spec["label"]
         return label
@@ -58,26 +59,27 @@ def run_words(spec: Mapping[str, Any]) -> str:
 
 
 def make_run_folder(results: Path, study: str, spec: Mapping[str, Any]) -> tuple[Path, datetime]:
-    """Makes results/<study>/<run>/ and returns it with the moment: the name is the UTC time and `run_words(spec)`.
+    """Makes results/<study>/<run>/ and returns it with the moment of its creation.
 
-    A name that is taken, also by another process at this moment, gets a number. Raises as `check_names` does.
+    The name is the UTC time and `run_words(spec)`, with a number where another run has that name.
+    Raises ValueError as `check_names` does.
     """
     check_names(study, spec)
-    now = datetime.now(UTC)
-    first = f"{now:%Y%m%d-%H%M%S}-{run_words(spec)}"
+    created = datetime.now(UTC)
+    first = f"{created:%Y%m%d-%H%M%S}-{run_words(spec)}"
     folder = results / study / first
     number = 1
     while True:
         try:
             folder.mkdir(parents=True)
-            return folder, now
+            return folder, created
         except FileExistsError:
             number += 1
             folder = results / study / f"{first}-{number}"
 
 
 def run_folders(study: Path) -> list[Path]:
-    """The folders of a study's runs, by name. Empty ones are left out: a kill came while they were being created."""
+    """The folders of a study's runs, by name, without those that a kill left empty."""
     folders = []
     for entry in sorted(study.iterdir()):
         rows = entry / "requests.jsonl"
@@ -88,7 +90,7 @@ def run_folders(study: Path) -> list[Path]:
 
 
 def check_names(study: str, spec: Mapping[str, Any]) -> None:
-    """Raises ValueError where `study` or the name of a run of `spec` is no safe file name."""
+    """Raises ValueError where `study` or the name of a run of `spec` is not a safe file name."""
     _check_name("study", study)
     _check_name("label", run_words(spec))
 
@@ -103,10 +105,11 @@ def _check_name(field: str, name: str) -> None:
 
 @contextmanager
 def lock_study(results: Path, study: str) -> Iterator[Path]:
-    """Makes results/<study>/, holds its lock as the one process that writes runs there, and yields the folder.
+    """Makes results/<study>/ and yields it while this process alone may write runs there.
 
-    The kernel frees the lock with the process, however the process ends; the file stays. Raises RuntimeError that names
-    the process which holds the lock, ValueError for a study that is no safe file name.
+    The kernel frees the lock when the process ends, however it ends; the file stays. Raises
+    RuntimeError that names the process which holds the lock. Raises ValueError for a study that is
+    not a safe file name.
     """
     _check_name("study", study)
     folder = results / study

@@ -1,8 +1,9 @@
-"""Intervals that hold where successive values depend on each other, and tests for independence and steady state.
+"""Intervals for successive values that may depend on each other, and tests for independence.
 
-Knows series of numbers in the order of time, and independent runs. Ignorant of requests and servers. All intervals are
-of 95 %. An estimate that the series can't carry is None, and `rows_needed` says how many values would carry it.
-benchmarks/coverage.py measures how often the intervals hold the truth.
+Knows series of numbers in the order of time, and independent runs. Ignorant of requests and
+servers. All intervals are of 95 %. An estimate that the series can't carry is None, and
+`rows_needed` says how many values would carry it. The script benchmarks/coverage.py measures how
+often the intervals hold the truth.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ Interval = tuple[float, float] | None
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 MIN_ROWS = 200
-"""The fewest values that are tested for dependence: at 100 the test still misses some busy queues."""
+"""The fewest values that are tested for dependence: 100 values still hide some busy queues."""
 MIN_DEPENDENT_ROWS = 2000
-"""The fewest dependent values with an interval: of shorter series only the calmest pass, and these cover too little."""
+"""The fewest dependent values with an interval: of shorter series, only too calm ones pass."""
 BATCHES = 20
 MIN_RUNS = 5
 
@@ -32,9 +33,10 @@ _Z_99 = 2.58
 
 
 class Estimates:
-    """What one series carries: `values` in the order of time, NaN for one known only to be longer than all others.
+    """The estimates that one series of numbers carries.
 
-    Each part is worked out once, for all estimates of the series.
+    `values` are in the order of time. A NaN stands for a value that is longer than all others. Each
+    part is worked out once, for all estimates of the series.
     """
 
     def __init__(self, values: Iterable[float]) -> None:
@@ -43,13 +45,13 @@ class Estimates:
 
     @cached_property
     def is_independent(self) -> bool:
-        """Whether the values in this order show no autocorrelation; a NaN counts as the longest value.
+        """Whether the values in this order show no autocorrelation; NaN is the longest value.
 
-        | test on             | shows                       | at  | source                                       |
-        |---------------------|-----------------------------|-----|----------------------------------------------|
-        | values, lag 1       | a queue                     | 5 % | normal limit of von Neumann's ratio          |
-        | ranks, lag 1        | one under a heavy tail      | 5 % | Bartels, JASA 77 (1982)                      |
-        | ranks, 10 lags at once | the period of a closed loop | 1 % | Ljung & Box, Biometrika 65 (1978)         |
+        | test on             | shows                  | at  | source                              |
+        |---------------------|------------------------|-----|-------------------------------------|
+        | values, lag 1       | a queue                | 5 % | normal limit of von Neumann's ratio |
+        | ranks, lag 1        | one under a heavy tail | 5 % | Bartels, JASA 77 (1982)             |
+        | ranks, lags 1 to 10 | a closed loop's period | 1 % | Ljung & Box, Biometrika 65 (1978)   |
         """
         lags = min(10, self.n // 5)
         if lags < 1 or np.ptp(self._bounded) == 0:
@@ -71,24 +73,27 @@ class Estimates:
     def rows_needed(self, q: float | None = None) -> int:
         """How many values of this kind carry an interval of the mean, or of the percentile `q`.
 
-        At most the series' own number where it carries one. Independent values need MIN_ROWS; a percentile also needs
-        an order statistic on either side of it. Dependent values need the most of:
+        A series that carries the interval needs at most its own number of values. Independent
+        values need MIN_ROWS; a percentile also needs an order statistic on either side of it.
+        Dependent values need the highest of:
 
-        | rows                                   | why                                                              |
-        |----------------------------------------|------------------------------------------------------------------|
-        | MIN_DEPENDENT_ROWS                     | where like follows like (r > 0), else MIN_ROWS                   |
-        | 400 (1 + r)/(1 - r)                    | r is the lag-1 autocorrelation; beyond 95 %, 20/(1-q) for 400    |
-        | 200 correlation times of batch means   | they see dependence that lasts longer than lag 1                 |
-        | twice as many as there are             | where BATCHES batch means are themselves correlated              |
+        | rows                                 | why                                               |
+        |--------------------------------------|---------------------------------------------------|
+        | MIN_DEPENDENT_ROWS                   | where like follows like (r > 0), else MIN_ROWS    |
+        | 400 (1 + r)/(1 - r)                  | r is the lag-1 autocorrelation                    |
+        | 200 correlation times of batch means | they show dependence that lasts longer than lag 1 |
+        | twice as many as there are           | where BATCHES batch means are dependent           |
 
-        The factors are ours: below them the simulated coverage falls under 93 %.
+        Beyond 95 %, a percentile needs 20/(1-q) in place of 400. The factors are ours: below them
+        the simulated coverage falls under 93 %.
         """
         if self.n >= MIN_ROWS and not self.is_independent:
             least = MIN_DEPENDENT_ROWS if self._lag_1 > 0 else MIN_ROWS
             return max(least, self._dependent_rows(q))
         if q is None:
             return MIN_ROWS
-        # All n values lie on one side of the percentile with the chance (1 - tail)^n: less than 2.5 % is asked for.
+        # All n values lie on one side of the percentile with the chance (1 - tail)^n, which must be
+        # below 2.5 %.
         bounded_from = math.log(0.025) / math.log(1 - _tail(q))
         return max(MIN_ROWS, math.ceil(bounded_from))
 
@@ -96,16 +101,18 @@ class Estimates:
         by_lag_1, by_batches = self._correlation_times
         factor = max(400, 20 / _tail(q))
         needed = max(factor, factor * by_lag_1, 200 * by_batches)
-        # At 1 %, the batches are too short for their dependence, or the series drifts.
+        # Correlated batch means (at 1 %) show that the batches are too short, or that the series
+        # drifts.
         limit = _Z_99 / math.sqrt(BATCHES)
         if abs(self._batch_correlation) > limit:
             needed = max(needed, 2 * self.n)
         return math.ceil(needed - 1e-9)
 
     def effective_number(self) -> int:
-        """How many independent values the series is worth, at least 1; all of them where they show no dependence.
+        """How many independent values the series is worth, at least 1; all of them if independent.
 
-        That is n over the correlation time: (1 + r)/(1 - r), or the variance inflation of batch means if that is more.
+        The number is n over the correlation time: (1 + r)/(1 - r), or the variance inflation of
+        batch means if that is more.
         """
         if self.is_independent:
             return self.n
@@ -113,13 +120,14 @@ class Estimates:
         return max(1, int(self.n / longest))
 
     def mean_interval(self) -> Interval:
-        """The mean's interval, in the values' unit; None where the series carries none (see rows_needed).
+        """The mean's interval, in the values' unit; None where the series can't carry it.
 
-        Student's t, corrected for skewness: over the values, or over BATCHES batch means where they are dependent.
-        Among dependent series close to the shortest length, the ones that pass are misleadingly calm. Their interval is
-        widened 4.5 times, falling to 1 at 1.5 times that length. Sources: Willink, "A confidence interval and test for
-        the mean of an asymmetric distribution", Communications in Statistics 34 (2005); batch means as in Tafazzoli &
-        Wilson, "Skart", IIE Transactions 43 (2011).
+        Student's t, corrected for skewness: over the values, or over BATCHES batch means where they
+        are dependent. Among dependent series close to the shortest length, the ones that pass are
+        misleadingly calm. Their interval is widened 4.5 times, falling to 1 at 1.5 times that
+        length. Sources: Willink, "A confidence interval and test for the mean of an asymmetric
+        distribution", Communications in Statistics 34 (2005). For batch means: Tafazzoli & Wilson,
+        "Skart", IIE Transactions 43 (2011).
         """
         is_complete = np.isfinite(self.values).all()
         if not is_complete or self.rows_needed() > self.n:
@@ -133,10 +141,10 @@ class Estimates:
         return _t_interval(means, widening)
 
     def percentile_interval(self, q: float) -> Interval:
-        """The interval of the percentile `q`: two of the values; None where the series carries none.
+        """The interval of the percentile `q`: two of the values; None if the series can't carry it.
 
-        Order statistics by the binomial (Hahn & Meeker, "Statistical Intervals", 1991, section 5.2). Dependent values
-        count as fewer independent ones, which moves the two ranks apart.
+        Order statistics by the binomial (Hahn & Meeker, "Statistical Intervals", 1991, section
+        5.2). Dependent values count as fewer independent ones, which moves the two ranks apart.
         """
         if not 0 < q < 1 or self.rows_needed(q) > self.n:
             return None
@@ -153,9 +161,10 @@ class Estimates:
     def _effective_for(self, q: float) -> int:
         """How many independent values the series is worth for the percentile `q`.
 
-        n over the variance inflation of the share below the percentile, among BATCHES batches (for a quantile as by
-        Woodruff, JASA 47, 1952), with Student's t in place of the normal (Korn & Graubard, Survey Methodology 24,
-        1998). Near the shortest length the interval is widened as the mean's is, by up to 2.4.
+        The number is n over the variance inflation of the share below the percentile, among BATCHES
+        batches. Student's t takes the place of the normal. Near the shortest length the interval is
+        widened as the mean's is, up to 2.4 times. Sources: Woodruff, JASA 47 (1952); Korn &
+        Graubard, Survey Methodology 24 (1998).
         """
         point = self._of_rank(math.ceil(self.n * q - 1e-9))
         is_below = self.values <= point
@@ -171,12 +180,12 @@ class Estimates:
         return int(self.n / max(1.0, inflation) / smaller)
 
     def _of_rank(self, rank: int) -> float:
-        """The value of a rank from 1, in rising order; infinity for one that is not known."""
+        """The value of a rank from 1, in rising order; infinity for an unknown value."""
         return float(self._ordered[rank - 1])
 
     @cached_property
     def _bounded(self) -> Floats:
-        """The values, with the longest known one where there is none."""
+        """The values, each missing one replaced by the longest of the others."""
         missing = ~np.isfinite(self.values)
         if not missing.any():
             return self.values
@@ -202,7 +211,7 @@ class Estimates:
 
     @cached_property
     def _correlation_times(self) -> tuple[float, float]:
-        """How many successive values are worth one independent one: by lag 1, and by batch means."""
+        """How many successive values are worth one independent value: by lag 1, by batch means."""
         r = min(self._lag_1, 1 - 1 / self.n)
         by_lag_1 = (1 + r) / (1 - r)
         size = self.n // BATCHES
@@ -214,7 +223,7 @@ class Estimates:
 
 
 def runs_interval(values: Sequence[float]) -> Interval:
-    """The interval of the mean of at least MIN_RUNS independent runs' figures, by Student's t; None for fewer."""
+    """The interval of independent runs' mean, by Student's t; None for fewer than MIN_RUNS runs."""
     n = len(values)
     if n < MIN_RUNS:
         return None
@@ -228,10 +237,11 @@ Fit = tuple[float, Interval, float, Interval]
 
 
 def line(x: Iterable[float], y: Iterable[float]) -> Fit | None:
-    """Intercept and slope of y on x by ordinary least squares, each followed by its interval by Student's t.
+    """Intercept and slope of y on x by least squares, each followed by its interval.
 
-    The interval takes y's errors as independent and alike; it is None where fewer than 3 degrees of freedom are left.
-    None where x has fewer than two values.
+    The intervals are by Student's t and take y's errors as independent and alike. They are None
+    where fewer than 3 degrees of freedom are left. The fit is None where x has fewer than two
+    different values.
     """
     xs = _floats(x)
     ys = _floats(y)
@@ -257,11 +267,12 @@ def line(x: Iterable[float], y: Iterable[float]) -> Fit | None:
 
 
 def growth(values: Iterable[float]) -> tuple[float, Interval] | None:
-    """By how much `values` grow from one to the next, and the interval; None for fewer than 40.
+    """The growth from one value to the next, and its interval; None for fewer than 40 values.
 
-    The first quarter is left out, as caches fill. The rest is cut into 10 blocks, and the interval is of the
-    differences between the means of successive blocks. A level that wanders or jumps has few such differences, so they
-    show nothing; a line through all values would take it for a trend.
+    The first quarter is left out, as caches fill. The rest is cut into 10 blocks, and the interval
+    comes from the differences between the means of successive blocks. A level that wanders or jumps
+    has few such differences, so they show nothing. A line through all values would take such a
+    level for a trend.
     """
     series = _floats(values)
     n = len(series)
@@ -271,18 +282,19 @@ def growth(values: Iterable[float]) -> tuple[float, Interval] | None:
     size = len(filled) // 10
     steps = np.diff(_batch_means(filled, 10)) / size
     mean = float(steps.mean())
-    # In a random walk two neighbouring differences correlate by 1/4: the variance of their mean is 1.5 times as large.
+    # In a random walk two neighbouring differences correlate by 1/4: the variance of their mean is
+    # 1.5 times as large.
     error = math.sqrt(1.5 * _sample_variance(steps) / len(steps))
     half = t_quantile(0.975, len(steps) - 1) * error
     return mean, (mean - half, mean + half)
 
 
 def is_stable(values: Iterable[float]) -> bool | None:
-    """False where the values still drift, None where fewer than 40 can't say.
+    """False where the values still drift; None for fewer than 40 values.
 
-    They drift where two things hold. Their 10 batch means rise or fall so steadily that chance would do so once in
-    1,000 times (Mann, "Nonparametric tests against trend", Econometrica 13, 1945). And the last third of the batches is
-    10 % off the first.
+    They drift where two things hold. Their 10 batch means rise or fall so steadily that chance
+    would do so once in 1,000 times. And the last three batches are more than 10 % off the first
+    three. Source: Mann, "Nonparametric tests against trend", Econometrica 13 (1945).
     """
     series = Estimates(values)._bounded
     n = len(series)
@@ -303,7 +315,8 @@ def is_stable(values: Iterable[float]) -> bool | None:
 def order_ranks(n: int, q: float) -> tuple[int, int]:
     """The ranks (from 1) of the two ordered values that hold the percentile `q` between them.
 
-    0 or n + 1: there is no such value. By bisection, which is faster than scipy.stats.binom.
+    A rank of 0 or n + 1 means that there is no such value. Bisection is faster than
+    scipy.stats.binom.
     """
 
     def chance_of_at_most(k: int) -> float:
@@ -348,7 +361,7 @@ def _t_interval(values: Floats, widening: float = 1.0) -> Interval:
 
 
 def _skewed(t: float, a: float) -> float:
-    """Where a skewed mean's ratio r is, if its symmetric transform r + a + 2ar^2 + (4/3)a^2r^3 is `t`."""
+    """The ratio r of a skewed mean whose symmetric transform r + a + 2ar^2 + (4/3)a^2r^3 is `t`."""
     if abs(a) < 1e-3:
         return t
     # Times 6a, the transform is (1 + 2ar)^3 - 1 + 6a^2, which can be solved for r.
@@ -358,7 +371,7 @@ def _skewed(t: float, a: float) -> float:
 
 
 def _tail(q: float | None) -> float:
-    """The smaller share beside the percentile: it holds the fewer values. A mean counts as the median."""
+    """The smaller share beside the percentile `q`; a mean (None) counts as the median."""
     if q is None:
         return 0.5
     return min(q, 1 - q)
@@ -380,7 +393,7 @@ def _ranks(series: Floats) -> Floats:
 
 
 def _autocorrelations(series: Floats, lags: int) -> list[float]:
-    """At lag 1 up to `lags`; 0 for values that are all alike."""
+    """The autocorrelations at lags 1 to `lags`; 0 where all values are alike."""
     centred = series - series.mean()
     square = float(centred @ centred)
     if not square:
@@ -393,7 +406,7 @@ def _autocorrelations(series: Floats, lags: int) -> list[float]:
 
 
 def _batch_means(series: Floats, batches: int = BATCHES) -> Floats:
-    """The means of successive batches of one size; the first values that fit none are left out."""
+    """The means of successive batches of one size; first values that fill no batch are left out."""
     size = len(series) // batches
     left_out = len(series) - size * batches
     rows = series[left_out:].reshape(batches, size)

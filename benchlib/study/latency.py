@@ -1,7 +1,7 @@
-"""Which requests of a run count, how long each one took, and the percentiles of these times.
+"""The requests of a run that count, how long each one took, and the percentiles of these times.
 
-Pure functions on a run's frame of requests. Ignorant of files, of how the rows came about, and of how sure a percentile
-is (intervals.py).
+Pure functions on a run's frame of requests. Ignorant of files, of how the rows came about, and of
+how sure a percentile is (intervals.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ REST = "network and client"
 
 
 def percentile(values: Iterable[float], q: float) -> float | None:
-    """The smallest measured value that at least the share `q` of all values do not exceed, in the values' unit.
+    """The smallest value that at least the share `q` of all values do not exceed, in their unit.
 
-    A NaN stands for a value of which only this is known: it is longer than all others. (Its request failed, or was cut
-    off.) None where the percentile falls on a NaN, and where n(1-q) < 1: less than one value is expected beyond it.
-    Raises ValueError for a q outside (0, 1). Source: definition 1 (the inverse of the empirical distribution function)
-    in Hyndman & Fan, "Sample quantiles in statistical packages", The American Statistician 50 (1996).
+    A NaN stands for a request that failed or was cut off, and ranks after all other values. None
+    where the percentile falls on a NaN, and where n(1-q) < 1: less than one value is expected
+    beyond the percentile. Raises ValueError for a q outside (0, 1). Source: definition 1 (the
+    inverse of the empirical distribution function) in Hyndman & Fan, "Sample quantiles in
+    statistical packages", The American Statistician 50 (1996).
     """
     if not 0 < q < 1:
         raise ValueError(
@@ -40,11 +41,11 @@ def percentile(values: Iterable[float], q: float) -> float | None:
     n = len(everything)
     if not _is_carried(n, q):
         return None
-    known = sorted(value for value in everything if not math.isnan(value))
+    ordered = sorted(value for value in everything if not math.isnan(value))
     rank = math.ceil(n * _exact(q))
-    if rank > len(known):
+    if rank > len(ordered):
         return None
-    return float(known[rank - 1])
+    return float(ordered[rank - 1])
 
 
 def carried_percentiles(n: int) -> tuple[float, ...]:
@@ -53,36 +54,37 @@ def carried_percentiles(n: int) -> tuple[float, ...]:
 
 
 def in_window(requests: pd.DataFrame) -> pd.DataFrame:
-    """The requests scheduled in the measuring window, so without the warm-up, in the order of their schedule."""
+    """The requests scheduled in the measuring window, after the warm-up, in schedule order."""
     counted = requests[requests["phase"] == "measure"]
     return counted.sort_values("scheduled_s", kind="stable")
 
 
 def is_ok(requests: pd.DataFrame) -> pd.Series:
-    """Which requests were answered with an image."""
+    """True for each request that was answered with an image."""
     has_ended = requests["done_s"].notna()
     return requests["error"].isna() & has_ended
 
 
 def is_censored(requests: pd.DataFrame) -> pd.Series:
-    """Which requests had not ended when the run was cut: how long they would have taken is not known."""
+    """True for each request that had not ended when the run was cut: its latency is unknown."""
     return requests["done_s"].isna()
 
 
 def latencies(requests: pd.DataFrame) -> pd.Series:
-    """Seconds from the scheduled time to the image, for each request in the window; NaN where no image came.
+    """Seconds from the scheduled time to the image, for each request in the window.
 
-    `percentile` ranks NaN last. So "95 % took at most 2 s" speaks of every request, the failed ones included.
+    NaN where no image came. `percentile` ranks NaN last, so "95 % took at most 2 s" covers the
+    failed requests too.
     """
     counted = in_window(requests)
     return counted["latency_s"].where(is_ok(counted))
 
 
 def breakdown(requests: pd.DataFrame) -> pd.DataFrame:
-    """Where the latency of each image went, in seconds: a row per image whose server sent its total time.
+    """The parts of each image's latency, in seconds: a row per image with the server's total time.
 
-    The columns add up to the latency: the server's PARTS, the rest of the server's total (OTHER), and the time outside
-    of the server (REST). A part that the server did not send is NaN.
+    The columns add up to the latency: the server's PARTS, the rest of the server's total (OTHER),
+    and the time outside of the server (REST). A part that the server did not send is NaN.
     """
     counted = in_window(requests)
     is_timed = is_ok(counted) & counted["total_s"].notna()
@@ -96,7 +98,7 @@ def breakdown(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def measuring_window(record: Record) -> tuple[float, float] | None:
-    """When the measuring window of a run began and ended, in seconds from its start; None where that is not known."""
+    """Start and end of the measuring window, in seconds from the run's start; None if unknown."""
     outcome = record["outcome"] or {}
     start_s = outcome.get("window_start_s")
     end_s = outcome.get("window_end_s")

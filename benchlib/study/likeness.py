@@ -24,7 +24,8 @@ C2 = 0.03**2
 def psnr_db(a: Pixels, b: Pixels) -> float:
     """The peak signal-to-noise ratio of two images in dB; infinite where they are equal.
 
-    Arrays (H, W, 3), both uint8 (peak 255) or both floats in [0, 1] (peak 1). Raises ValueError for others.
+    Arrays (H, W, 3), both uint8 (peak 255) or both floats in [0, 1] (peak 1). Raises ValueError for
+    others.
     """
     a, b = _checked(a, b)
     squares = (a - b) ** 2
@@ -35,11 +36,11 @@ def psnr_db(a: Pixels, b: Pixels) -> float:
 
 
 def ssim(a: Pixels, b: Pixels) -> float:
-    """The mean structural similarity of two images, 1 where they are equal: the mean over the channels.
+    """The structural similarity of two images, 1 where equal: the mean over windows and channels.
 
-    Wang, Bovik, Sheikh & Simoncelli, IEEE Transactions on Image Processing 13 (2004): a Gaussian window of 11 pixels
-    with a deviation of 1.5, K1 = 0.01, K2 = 0.03, and only windows that lie within the image. Arrays as in `psnr_db`,
-    of at least 11 x 11 pixels.
+    Source: Wang, Bovik, Sheikh & Simoncelli, IEEE Transactions on Image Processing 13 (2004).
+    WINDOW, SIGMA, C1 and C2 are the source's values, and only windows within the image count.
+    Arrays as in `psnr_db`, of at least WINDOW x WINDOW pixels.
     """
     a, b = _checked(a, b)
     height, width, _ = a.shape
@@ -92,7 +93,7 @@ def _scaled(image: Pixels, peak: float) -> Pixels:
 
 
 def _blurred(image: Pixels) -> Pixels:
-    """Gaussian means over the windows that lie within the image: along the rows, then along the columns."""
+    """Gaussian means over the windows that lie within the image: along one axis, then the other."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
     weights /= weights.sum()

@@ -1,8 +1,8 @@
 """Frames to pictures: the plots of one run, in one style (figure.py).
 
-Knows what a reader has to be told about each figure. Ignorant of where runs are stored and of how they were measured.
-A function takes a run's frames and record, draws on `ax` (or on a figure of its own) and returns the Axes, whose label
-is the alt text.
+Knows what a reader must learn from each figure. Ignorant of where runs are stored and of how they
+were measured. A function takes a run's frames and record, draws on `ax` (or on a figure of its own)
+and returns the Axes. Their label is the alt text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchlib.study.wording import number, span
 
 DRIFTED = "latency still drifted: no percentile is given"
 MANY = 2000
-"""With more requests than this, dots are drawn as an image: a path each would make the SVG huge."""
+"""Above this many requests, dots are drawn as one image: paths would make the SVG huge."""
 _DARK_ORANGE = "#8A5F00"  # letters that can be read on white
 
 Labels = list[tuple[float, str, str]]
@@ -31,7 +31,8 @@ Labels = list[tuple[float, str, str]]
 def latency_over_time(*, requests: pd.DataFrame, record: Record, ax: Axes | None = None) -> Axes:
     """Each request's latency in seconds at the time it was scheduled, the warm-up shaded.
 
-    A failed request stands where it failed. One that had not ended stands as high as it had waited when the run ended.
+    A failed request stands where it failed. One that had not ended stands as high as it had waited
+    when the run ended.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="when the request was made, s since the start of the run", ylabel=figure.LATENCY)
@@ -93,7 +94,8 @@ def _draw_requests(ax: Axes, requests: pd.DataFrame, waited_s: pd.Series) -> flo
     censored = latency.is_censored(requests)
     top_s = float(waited_s.max())
     if ok.any():
-        # A timeout of minutes would press images of a second into a line: it stands at the upper edge instead.
+        # A timeout of minutes would squeeze images of a second into a line, so it is drawn at the
+        # upper edge.
         top_s = min(top_s, 1.5 * float(waited_s[ok].max()))
     area = _dot_area(len(requests))
     for kind, marker, colour, label in (
@@ -127,7 +129,7 @@ def _dot_area(requests: int) -> int:
 
 @figure.styled
 def latency_distribution(*, requests: pd.DataFrame, record: Record, ax: Axes | None = None) -> Axes:
-    """How many of the measured requests took how many seconds, and the percentiles that so many requests support."""
+    """A histogram of the measured requests' latencies in seconds, and their percentiles."""
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="number of requests")
     latency_s = latency.latencies(requests)
@@ -163,7 +165,7 @@ def latency_distribution(*, requests: pd.DataFrame, record: Record, ax: Axes | N
 
 
 def _percentiles(latency_s: pd.Series) -> dict[float, float]:
-    """Seconds by share, of the shares that so many requests support."""
+    """The percentiles that so many requests support: seconds by share."""
     points = {}
     for q in latency.carried_percentiles(len(latency_s)):
         value_s = latency.percentile(latency_s, q)
@@ -173,7 +175,7 @@ def _percentiles(latency_s: pd.Series) -> dict[float, float]:
 
 
 def _draw_histogram(ax: Axes, values: np.ndarray[Any, Any]) -> float:
-    """Draws the bars and returns the height of the highest; values that are nearly alike get one bar."""
+    """Draws the bars and returns the highest one's height; nearly equal values get one bar."""
     low, high = values.min(), values.max()
     bins = 1
     ends = 0.98 * low, 1.02 * high
@@ -195,9 +197,10 @@ def _draw_histogram(ax: Axes, values: np.ndarray[Any, Any]) -> float:
 
 @figure.styled
 def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = None) -> Axes:
-    """Where each image's latency went, in seconds, fastest first; over 120 images, as means of 60 groups.
+    """The parts of each image's latency, in seconds, fastest first.
 
-    Parts that would read as "0 %" are left out.
+    More than 120 images are drawn as the means of 60 groups. Parts that would read as "0 %" are
+    left out.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests, fastest to slowest", ylabel=figure.LATENCY)
@@ -260,10 +263,11 @@ def memory_over_time(
     requests: pd.DataFrame | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Memory of the server's process and, with CUDA, of its GPU over the run, in GiB, beside the model's own size.
+    """Memory of the server's process and of its GPU over the run, in GiB, beside the model's size.
 
-    The weights are a band: on the GPU from 0, otherwise on top of what the process held before it loaded them.
-    `requests` gives the GPU's true peak, as the server sent it: a decode is shorter than the time between two samples.
+    The GPU is drawn with CUDA only. The weights are a band: on the GPU from 0, otherwise on top of
+    what the process held before it loaded them. `requests` gives the GPU's true peak, as the server
+    sent it: a decode is shorter than the time between two samples.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="time since the start of the run, s", ylabel="memory, GiB (1 GiB = 2³⁰ bytes)")
@@ -319,7 +323,7 @@ def _draw_samples(ax: Axes, telemetry: pd.DataFrame) -> Labels:
 
 
 def _draw_peak(ax: Axes, peak_gib: float) -> Labels:
-    """The highest memory of the GPU while an image was made; none where it is not known."""
+    """Draws the highest memory of the GPU while an image was made, if that is known."""
     if not peak_gib > 0:
         return []
     ax.axhline(peak_gib, color=figure.GREEN, linestyle=(0, (1, 1)), linewidth=1.5)
@@ -328,7 +332,7 @@ def _draw_peak(ax: Axes, peak_gib: float) -> Labels:
 
 
 def _draw_model(ax: Axes, target: dict[str, Any], on_gpu: bool) -> Labels:
-    """What the process held before the model, and the model's weights as a band."""
+    """Draws the process's memory before the model, and the model's weights as a band."""
     labels: Labels = []
     before_gib = target["memory_before_load_gib"]
     if before_gib is not None:

@@ -1,4 +1,4 @@
-"""A promise about latency (a service level objective): read from words, and judged by a run's latencies.
+"""A promise about latency (a service level objective), read from words and judged by latencies.
 
 Knows series of latencies, and the frame of requests for goodput. Ignorant of loads and of servers.
 """
@@ -21,7 +21,7 @@ _NUMBER = r"(\d+(?:\.\d+)?)"
 _PROMISE = re.compile(rf"\s*(?:p{_NUMBER}\s*<=?|{_NUMBER}\s*%\s*within)\s*{_NUMBER}\s*(ms|s)\s*")
 
 MOST_CHANCE = 0.025
-"""A verdict is given where chance alone would bring it about at most so often."""
+"""The highest probability with which chance alone may bring about a verdict."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Slo:
 
     @classmethod
     def parse(cls, text: str) -> Slo:
-        """Reads "p95 < 2 s", "p99.9 < 800 ms" or "99 % within 20 s"; ValueError for anything else."""
+        """Reads "p95 < 2 s", "p99.9 < 800 ms" or "99 % within 20 s". Raises ValueError."""
         found = _PROMISE.fullmatch(text)
         if found:
             percent = Fraction(found[1] or found[2])
@@ -47,15 +47,17 @@ class Slo:
         )
 
     def judge(self, latencies_s: Iterable[float]) -> Literal["met", "missed", "not shown"]:
-        """Whether latencies show, at 97.5 % confidence, that the promise is kept or that it is broken.
+        """Whether latencies show, at 97.5 % confidence, that the promise is kept or broken.
 
-        The latencies are in the order of their requests; NaN is a request that got no image, and counts as late. The
-        share in time is judged by the binomial. For dependent latencies its n is divided by their correlation time (see
-        Estimates.effective_number): a series too short for an interval can still be judged, though less surely.
+        The latencies are in the order of their requests; NaN is a request that got no image, and
+        counts as late. The share in time is judged by the binomial. For dependent latencies, n is
+        divided by their correlation time (see Estimates.effective_number). So a series too short
+        for an interval can still be judged, though less surely.
 
-        Latencies that still drift never show that the promise is kept. A growing backlog shows that it is broken: a
-        promise to 90 % or more of the requests is missed where none of the last third is in time. (Such a series is
-        worth one independent value, by which the binomial could show nothing.)
+        Latencies that still drift never show that the promise is kept. A growing backlog shows that
+        it is broken: none of the last third of the requests is in time. This rule holds for a
+        promise to 90 % or more of the requests. The binomial could show nothing here, as such a
+        series is worth one independent value.
         """
         series = np.asarray(list(latencies_s), dtype=float)
         if not len(series):
@@ -77,9 +79,9 @@ class Slo:
 
 
 def goodput(requests: pd.DataFrame, record: Record, *, latency_s: float) -> float | None:
-    """Images per second that came within `latency_s`, for requests scheduled in the measuring window.
+    """Images per second within `latency_s`, for requests scheduled in the measuring window.
 
-    Errors, refusals and late answers count against it. None where the window is not known.
+    Errors, refusals and late answers count against it. None where the window is unknown.
     """
     window = measuring_window(record)
     if window is None:

@@ -1,10 +1,12 @@
-"""How runs are kept: results/<study>/<run>/ with run.json, requests.jsonl and, at the end, two Parquet files.
+"""How runs are kept: results/<study>/<run>/ with run.json, requests.jsonl and two Parquet files.
 
-Knows a run's files and their format. Ignorant of what the figures mean (summary.py), of where results lie (folders.py)
-and of who writes the rows: another process appends to requests.jsonl, one line with one write per request.
+Knows a run's files and their format. Ignorant of what the figures mean (summary.py), of where
+results lie (folders.py) and of who writes the rows. Another process appends to requests.jsonl, one
+line with one write per request.
 
-A process that is killed at any moment leaves whole files or none: each is written aside and renamed, run.json last. A
-run is finished only when run.json says so. This survives SIGKILL without an fsync, but maybe not a loss of power.
+A process that is killed at any moment leaves whole files or none: each is written aside and
+renamed, run.json last. A run is finished only when run.json says so. The files survive SIGKILL
+without an fsync, but perhaps not a loss of power.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ _FORMER_COLUMNS = {"request_class"}  # rows of older results have them; they are
 def create_run(results: Path, study: str, record: dict[str, Any]) -> RunFolder:
     """Makes results/<study>/<run>/ and its run.json with status "running".
 
-    `record` holds `spec`, `machine`, `packages` and `git`; this function adds the rest. Raises ValueError for a study
-    or label that is no safe file name.
+    `record` holds `spec`, `machine`, `packages` and `git`; this function adds the rest. Raises
+    ValueError for a study or label that is not a safe file name.
     """
-    folder, now = make_run_folder(results, study, record["spec"])
+    folder, created = make_run_folder(results, study, record["spec"])
     head = {"format_version": FORMAT_VERSION, "study": study, "run": folder.name}
     head |= {"status": "running", "error": None}
-    started = {"started_at": now.isoformat()}
+    started = {"started_at": created.isoformat()}
     run = RunFolder(folder, head | started | record | head | {"outcome": None})
     run.rows_path.touch()
     run.write_record()
@@ -64,7 +66,7 @@ class RunFolder:
         telemetry: pd.DataFrame,
         error: str | None = None,
     ) -> Run:
-        """Writes both Parquet files, then run.json with `status`, one of _ENDS."""
+        """Writes both Parquet files, then run.json with `status` of _ENDS; returns the run."""
         if status not in _ENDS:
             raise ValueError(f"status must be one of {', '.join(_ENDS)}, not {status!r}")
         requests = read_rows(self.rows_path)
@@ -82,7 +84,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as read back: `record` is what run.json holds, `requests` has ROW_DTYPES, `telemetry` a row per sample."""
+    """A run as read back: `record` is run.json, `requests` has ROW_DTYPES, `telemetry` samples."""
 
     record: dict[str, Any]
     requests: pd.DataFrame
@@ -118,7 +120,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs of one study, oldest first: all of them, or those of one sweep. `path` is the study's folder."""
+    """Runs of one study, oldest first: all, or one sweep's. `path` is the study's folder."""
 
     path: Path
     runs: tuple[Run, ...]
@@ -147,7 +149,8 @@ class Study:
     def judge(self, slo: str) -> pd.DataFrame:
         """`summary` with what each run says of a promise such as "p95 < 2 s".
 
-        `verdict`: see Slo.judge. `goodput_images_per_s`: the images within the promised time, per second.
+        `verdict`: see Slo.judge. `goodput_images_per_s`: the images within the promised time, per
+        second.
         """
         import pandas as pd
 
@@ -165,9 +168,10 @@ class Study:
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Reads one run's folder, also of a run that is going on or was killed (status "running", rows so far).
+    """Reads one run's folder.
 
-    Raises ValueError that names the folder where it holds no run, is damaged, or has a newer format.
+    A run that is going on, or was killed, has the status "running" and its rows so far. Raises
+    ValueError that names the folder where it holds no run, is damaged, or has a newer format.
     """
     import pandas as pd
 
@@ -201,9 +205,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def load_study(path: str | os.PathLike[str]) -> Study:
-    """Reads every run in results/<study>; one that can't be read is left out with a warning that names it.
+    """Reads every run in results/<study>.
 
-    Raises ValueError where no run is left.
+    A run that can't be read is left out, with a warning that names it. Raises ValueError where no
+    run is left.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -221,7 +226,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
 
 
 def read_records(study: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Each run's folder and what its run.json holds, oldest first; [] where there is no such study."""
+    """Each run's folder and its run.json, oldest first; [] where there is no such study."""
     records = []
     for entry in run_folders(study) if study.is_dir() else []:
         try:
@@ -234,8 +239,8 @@ def read_records(study: Path) -> list[tuple[Path, dict[str, Any]]]:
 def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Reads requests.jsonl into ROW_DTYPES, in the file's order.
 
-    A last line that was cut short by a kill is dropped: its write never returned. Any other line that is no row raises
-    ValueError with its number.
+    A last line that was cut short by a kill is dropped: its write never returned. Any other damaged
+    line raises ValueError with its number.
     """
     import pandas as pd
 
@@ -246,7 +251,7 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
             row = json.loads(line)
             unknown = row.keys() - ROW_DTYPES.keys() - _FORMER_COLUMNS
         except (ValueError, AttributeError) as error:
-            if number == len(lines):  # behind the last newline: nothing, or the torn line
+            if number == len(lines):  # after the last newline: nothing, or the torn line
                 break
             raise ValueError(f"{path}, line {number} is damaged: {error}") from error
         if unknown:

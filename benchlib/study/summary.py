@@ -1,8 +1,8 @@
-"""What a run's rows say: throughput, percentiles with intervals, where the time went, memory and energy.
+"""The figures of a run: throughput, percentiles with intervals, parts, memory and energy.
 
-Pure functions on frames and a run's record: no files, no clocks, nothing drawn. Ignorant of how the rows came about, of
-how intervals are found (intervals.py), and of what makes a run invalid (validity.py). A figure that the data can't
-support is None, never a guess.
+Pure functions on frames and a run's record: no files, no clocks, nothing drawn. Ignorant of how the
+rows came about, of how intervals are found (intervals.py), and of what makes a run invalid
+(validity.py). A figure that the data can't support is None, never a guess.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ Figures = dict[str, Any]
 def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.Series:
     """A run's figures by name; None where there is none.
 
-    Counts and percentiles (`latency_pNN_s`) are of all requests scheduled in the measuring window. The mean, the
-    maximum and the parts are of those that got an image. `offered_images_per_s` is how many were scheduled in a second;
-    `throughput_images_per_s` counts the images done inside the window, whenever they were scheduled. Each `_interval`
-    is of 95 %, or None; then `latency_interval_note` says why.
+    Counts and percentiles (`latency_pNN_s`) are of all requests scheduled in the measuring window.
+    The mean, the maximum and the parts are of those that got an image. `offered_images_per_s` is
+    how many were scheduled in a second; `throughput_images_per_s` counts the images done inside the
+    window, whenever they were scheduled. Each `_interval` is of 95 %, or None; then
+    `latency_interval_note` says why.
 
-    `state` is "steady" or "unstable" (latency still drifts in the window, so percentiles and mean are None). It is None
-    where a ramp or fewer than 40 rows can't say. `queue_share` is the time in the server's queue over all latency.
-    `energy_per_image_j` is what the GPU took in the window over the images done in it. `rss_peak_gib` and the `cuda_`
-    peaks are the highest samples of the whole run; `server_peak_gib` is the highest peak that the server itself sent.
+    `state` is "steady" or "unstable" (latency still drifts in the window, so percentiles and mean
+    are None). It is None for a ramp, and for fewer than 40 rows. `queue_share` is the time in the
+    server's queue over all latency. `energy_per_image_j` is what the GPU took in the window over
+    the images done in it. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole
+    run; `server_peak_gib` is the highest peak that the server itself sent.
     """
     ok = in_window(requests)
     ok = ok[is_ok(ok)]
@@ -53,10 +55,10 @@ def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -
     figures |= _where_time_went(ok)
     images_per_s = figures["throughput_images_per_s"]
     figures["energy_per_image_j"] = _energy_per_image_j(telemetry, record, images_per_s)
-    figures["server_peak_gib"] = _known(ok["server_peak_gib"].max())
+    figures["server_peak_gib"] = _number_or_none(ok["server_peak_gib"].max())
     for memory in ("rss", "cuda_allocated", "cuda_reserved"):
-        figures[f"{memory}_peak_gib"] = _known(telemetry[f"{memory}_gib"].max())
-    figures["server_cpu_cores"] = _known(telemetry["server_cpu_cores"].mean())
+        figures[f"{memory}_peak_gib"] = _number_or_none(telemetry[f"{memory}_gib"].max())
+    figures["server_cpu_cores"] = _number_or_none(telemetry["server_cpu_cores"].mean())
     outcome = record["outcome"] or {}
     for name in ("generator_cpu_cores", "send_lag_p99_s", "in_flight_mean", "max_in_flight_hits"):
         figures[name] = outcome.get(name)
@@ -68,14 +70,17 @@ def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -
 
 
 def is_steady(record: Record, requests: pd.DataFrame) -> bool | None:
-    """False where latency still drifts in the measuring window, None where a ramp or fewer than 40 rows can't say."""
+    """False where latency still drifts in the measuring window.
+
+    None for a ramp, which is never steady, and for fewer than 40 rows.
+    """
     if record["spec"]["arrivals"]["kind"] == "ramp":
         return None
     return intervals.is_stable(latencies(requests))
 
 
 def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
-    """How many of `requests` failed, by HTTP status or, where there was no answer, by the error's first words."""
+    """How many of `requests` failed, by HTTP status or, unanswered, by the error's first words."""
     failed = requests[requests["error"].notna() & ~is_censored(requests)]
     kinds = Counter[str]()
     for status, error in zip(failed["http_status"], failed["error"], strict=True):
@@ -88,9 +93,10 @@ def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
 
 
 def energy_j(telemetry: pd.DataFrame, start_s: float, end_s: float) -> float | None:
-    """Joules that the sampled GPU took from `start_s` to `end_s`: its power integrated by the trapezoidal rule.
+    """Joules that the sampled GPU took from `start_s` to `end_s`, by the trapezoidal rule.
 
-    None where the samples of its power begin over a second after `start_s` or end over a second before `end_s`.
+    None where the samples of its power begin over a second after `start_s` or end over a second
+    before `end_s`.
     """
     samples = telemetry.reindex(columns=["time_s", "gpu_power_w"]).dropna()
     time_s = samples["time_s"].to_numpy()
@@ -125,15 +131,17 @@ def _counts(record: Record, requests: pd.DataFrame) -> Figures:
 
 
 def _throughput(record: Record, requests: pd.DataFrame) -> Figures:
-    """Images per second of the window.
+    """Images per second in the window, and the interval.
 
-    The interval is that of the mean time from one image to the next, inverted, and widened to hold the window's count.
+    The interval is that of the mean time from one image to the next, inverted, and widened to hold
+    the throughput itself.
     """
     name = "throughput_images_per_s"
     window = measuring_window(record)
     if window is None:
         return {name: None, f"{name}_interval": None}
-    # With a fixed number of requests the window ends at the last one's done_s, which counts: both ends are inside.
+    # With a fixed number of requests the window ends with the last answer. It counts: both ends are
+    # inside.
     start_s, end_s = window
     done_s = requests["done_s"][is_ok(requests)]
     done_s = done_s[done_s.between(start_s, end_s)].sort_values()
@@ -159,11 +167,11 @@ def _latencies(record: Record, requests: pd.DataFrame) -> Figures:
         figures[name] = percentile(shown_s, q)
         figures[f"{name}_interval"] = estimates.percentile_interval(q) if steady else None
     of_images_s = latency_s.dropna()
-    figures["latency_mean_s"] = None if unstable else _known(of_images_s.mean())
+    figures["latency_mean_s"] = None if unstable else _number_or_none(of_images_s.mean())
     figures["latency_mean_s_interval"] = None
     if steady:
         figures["latency_mean_s_interval"] = Estimates(of_images_s).mean_interval()
-    figures["latency_max_s"] = _known(of_images_s.max())
+    figures["latency_max_s"] = _number_or_none(of_images_s.max())
     note = _why_no_interval(record, latency_s, steady)
     figures["latency_interval_note"] = None if figures["latency_p95_s_interval"] else note
     figures["state"] = {True: "steady", False: "unstable", None: None}[steady]
@@ -192,12 +200,12 @@ def _where_time_went(ok: pd.DataFrame) -> Figures:
     figures: Figures = {"queue_share": None}
     if len(queued):
         share = queued["queue_s"].sum() / queued["latency_s"].sum()
-        figures["queue_share"] = _known(share)
+        figures["queue_share"] = _number_or_none(share)
     for part in (*STAGES, "service"):
-        figures[f"{part}_mean_s"] = _known(ok[f"{part}_s"].mean())
+        figures[f"{part}_mean_s"] = _number_or_none(ok[f"{part}_s"].mean())
     outside_s = ok["latency_s"] - ok["total_s"]
-    figures["network_and_client_median_s"] = _known(outside_s.median())
-    figures["batch_size_mean"] = _known(ok["batch_size"].mean())
+    figures["network_and_client_median_s"] = _number_or_none(outside_s.median())
+    figures["batch_size_mean"] = _number_or_none(ok["batch_size"].mean())
     return figures
 
 
@@ -214,5 +222,5 @@ def _energy_per_image_j(
     return energy / (images_per_s * (end_s - start_s))
 
 
-def _known(value: float) -> float | None:
+def _number_or_none(value: float) -> float | None:
     return None if pd.isna(value) else float(value)

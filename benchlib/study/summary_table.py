@@ -19,7 +19,7 @@ Cells: TypeAlias = dict[str, str]
 
 
 def table_row(run: Run) -> dict[str, Any]:
-    """The run's row: its name, start, status, label, model, the single values of its arrivals, and its figures."""
+    """The run's row: name, start, status, label, model, single values of the arrivals, figures."""
     row: dict[str, Any] = {
         "run": run.record["run"],
         "started_at": run.record["started_at"],
@@ -38,7 +38,7 @@ def table_row(run: Run) -> dict[str, Any]:
 def renew_summary(folder: Path, runs: Sequence[Run] = ()) -> Path:
     """Renews summary.csv of the study in `folder` and returns its path.
 
-    `runs` get new rows. Of the other runs only those are read that have no row, as their writer was killed before it
+    `runs` get new rows. Another run is read only if it has no row: its writer was killed before it
     wrote one. The row of a deleted run goes. The caller holds the study's lock (`lock_study`).
     """
     path = folder / "summary.csv"

@@ -1,6 +1,7 @@
-"""Whether a run may be believed: does the measurement agree with itself, and did anything but the server slow it down?
+"""Whether a run can be trusted: it agrees with itself, and nothing but the server slowed it down.
 
-Pure functions on a run's record and frames. Ignorant of what the figures mean to a reader (summary.py).
+Pure functions on a run's record and frames. Ignorant of what the figures mean to a reader
+(summary.py).
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ import pandas as pd
 from benchlib.study.latency import Record, in_window, is_ok, measuring_window
 
 GENERATOR_CORES = 0.8
-"""An open loop whose generator took more than this of a core may have been held up by itself."""
+"""Above this share of a core, an open loop's generator may itself have held up requests."""
 
 _COLUMNS = ["check", "value", "limit", "passed", "note"]
 
 
 def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
-    """Whether the measurement agrees with itself: a row per check with `value`, `limit`, `passed` and `note`.
+    """Whether the measurement agrees with itself: a row per check.
 
-    `passed` is None where the value is not known; `note` says what is compared. Little's law is taken in its
-    finite-window form (Little, Operations Research 59, 2011).
+    The columns are `check`, `value`, `limit`, `passed` and `note`. `passed` is None where the value
+    is not known; `note` says what is compared. Little's law is taken in its finite-window form
+    (Little, Operations Research 59, 2011).
     """
+    # 1) The checks of every run.
     outcome = record["outcome"] or {}
     ok = requests[is_ok(requests)]
     outside_s = (ok["latency_s"] - ok["total_s"]).dropna()
     rows = [
         _check_littles_law(record, requests),
         _check_engine(record, ok),
-        # A client can't have its answer before the server was done, and what lies between should be short.
+        # A client can't have its answer before the server is done, and the time between should be
+        # short.
         (
             "answer after server",
             -outside_s.min(),
@@ -42,7 +46,8 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
             0.01 + 0.05 * _median_latency_s(ok),
             "s, median: the latency minus the server's own total",
         ),
-        # The generator should neither be busy nor, in an open loop, send late or hold anything back.
+        # The generator should neither be busy nor, in an open loop, send late or hold anything
+        # back.
         (
             "send lag",
             outcome.get("send_lag_p99_s"),
@@ -56,6 +61,8 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
             "CPU cores that the load generator took; it can use one",
         ),
     ]
+
+    # 2) The check of an open loop, and the sampler's.
     if _is_open(record):
         held_back = outcome.get("max_in_flight_hits")
         note = "requests held back because max_in_flight others were at the server"
@@ -64,12 +71,14 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
     rows.append(
         ("sampler", longest_gap_s, 2.0, "s, at most: between two samples of memory and CPU")
     )
+
+    # 3) Judge each value by its limit.
     table = [(name, *_judged(value, limit), note) for name, value, limit, note in rows]
     return pd.DataFrame(table, columns=_COLUMNS).astype({"passed": object})
 
 
 def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
-    """Why the run's figures may not be believed, in words; None where they may."""
+    """Why the run's figures can't be trusted, in words; None where they can."""
     if record["status"] == "running":
         return "the run is still going on, or was killed before it ended"
     if record["status"] != "finished":
@@ -107,7 +116,7 @@ _Row = tuple[str, float | None, float, str]  # name, value, limit, note
 
 
 def _check_littles_law(record: Record, requests: pd.DataFrame) -> _Row:
-    """Holds the mean number in flight by the rows against the gauge that was sampled beside them."""
+    """Compares the mean number in flight by the rows with the gauge's random samples."""
     in_flight = 0.0
     difference = None
     window = measuring_window(record)
@@ -125,7 +134,7 @@ def _check_littles_law(record: Record, requests: pd.DataFrame) -> _Row:
 
 
 def _check_engine(record: Record, ok: pd.DataFrame) -> _Row:
-    """Holds the time that the model worked for the images done in the window against the window's length.
+    """Compares the time that the model worked for the window's images with the window's length.
 
     The limit allows for one image that was begun before the window.
     """
@@ -158,7 +167,7 @@ def _most_lag_s(ok: pd.DataFrame) -> float:
 
 
 def _median_latency_s(ok: pd.DataFrame) -> float:
-    """0 where there is no image: then the limits are at their least."""
+    """In seconds, and 0 where there is no image: then the limits are at their lowest."""
     if not len(ok):
         return 0.0
     return float(ok["latency_s"].median())

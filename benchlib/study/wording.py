@@ -1,6 +1,7 @@
-"""How a number is written for a reader: digits, units, intervals and plurals, in figures, answers and tables alike.
+"""How a number is written in figures, answers and tables: digits, units, intervals and plurals.
 
-Knows numbers and nouns. Ignorant of what they measure, and of drawing: a judge needs words and no matplotlib.
+Knows numbers and nouns. Ignorant of what they measure, and of drawing: a judge needs words and no
+matplotlib.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 
 def number(value: float) -> str:
-    """Three digits, none beyond the thousandths: nobody needs more of a second or a GiB. Never "-0"."""
+    """A value in three digits, none beyond the thousandths, as seconds and GiB need. Never "-0"."""
     if abs(value) >= 999.5:
         return f"{value:,.0f}"
     return f"{round(value, 3) + 0.0:.3g}"
@@ -25,9 +26,9 @@ def words(
 ) -> str:
     """A value with its unit and its interval: "1.2 times (1.1 to 1.3)", "40 % (35 to 45)", "0.5 s".
 
-    `unit` may be any words that follow the number: "s a step", "times serial's". An interval of None, or with a NaN
-    end, leaves the brackets out; where `no_interval` has words, the brackets hold those: "1.2 times (no interval)".
-    A value of None or NaN is "not known".
+    `unit` may be any words that follow the number: "s a step", "times serial's". An interval of
+    None, or with a NaN end, leaves the brackets out; where `no_interval` has words, the brackets
+    hold them: "1.2 times (no interval)". A value of None or NaN is "not known".
     """
     if value is None or math.isnan(value):
         return "not known"
@@ -41,9 +42,9 @@ def words(
 
 
 def span(values: Sequence[float]) -> str:
-    """The lowest and the highest of some values: "0.2 to 0.9"; one number where both are written alike.
+    """The lowest and the highest of some values: "0.2 to 0.9".
 
-    "not known" where there is no value.
+    One number where both are written alike; "not known" where there is no value.
     """
     if not values:
         return "not known"
