@@ -1,6 +1,6 @@
 """The headers of an answer: X-Seed, and the W3C's Server-Timing.
 
-Knows a finished job's times. Ignorant of routes and bodies.
+Knows a finished job's times. Ignorant of routes, of bodies, and of how the header is spelled (rows.py).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 from fastapi import Request
+
+from benchlib.rows import write_server_timing
 
 if TYPE_CHECKING:
     from benchlib.serving.engine.jobs import Job
@@ -38,12 +40,10 @@ def answer_headers(answer: Answer) -> dict[str, str]:
     total_s = time.monotonic() - job.arrived_s
     parts_s["wait"] = total_s - sum(parts_s.values())
     parts_s["total"] = total_s
-    parts = [_duration(name, seconds) for name, seconds in parts_s.items()]
     mean_batch = work.batch_rows / work.steps_done
-    parts.append(f'batch;desc="{mean_batch}"')
     return {
         "X-Seed": str(first_work.seed),
-        "Server-Timing": ", ".join(parts),
+        "Server-Timing": write_server_timing(parts_s, mean_batch),
     }
 
 
@@ -55,11 +55,5 @@ def error_headers(http: Request) -> dict[str, str]:
     begun_s = arrived_s
     for job in jobs:
         begun_s = max(begun_s, job.admitted_s or now_s)
-    queue = _duration("queue", begun_s - arrived_s)
-    total = _duration("total", now_s - arrived_s)
-    return {"Server-Timing": f"{queue}, {total}"}
-
-
-def _duration(name: str, seconds: float) -> str:
-    milliseconds = seconds * 1000
-    return f"{name};dur={milliseconds:.6f}"
+    parts_s = {"queue": begun_s - arrived_s, "total": now_s - arrived_s}
+    return {"Server-Timing": write_server_timing(parts_s)}
