@@ -1,0 +1,1 @@
+"""What rows say: keeps runs, sums them up, draws one run. Ignorant of servers and load."""

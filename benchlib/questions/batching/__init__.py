@@ -1,0 +1,1 @@
+"""Is batching worth it here? (Notebook 04.)"""

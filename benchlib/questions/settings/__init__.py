@@ -1,0 +1,1 @@
+"""Which settings should I run? (Notebook 05.)"""
