@@ -250,7 +250,7 @@ def kernels(pipe: SDXLPipeline, requests: list[GenerateRequest]) -> list[tuple[s
 
 
 def write_likeness(book: Book, case: str, images: Sequence[Any]) -> None:
-    """Write the likeness of the images of SEEDS to those in fp32, which the case "fp32" keeps."""
+    """Write the likeness of the images of SEEDS to fp32's images, which the case "fp32" keeps."""
     path = book.folder / "reference.npz"
     if case == "fp32":
         np.savez_compressed(path, images=np.stack(images))
@@ -474,8 +474,8 @@ def overhead(book: Book, pipe: SDXLPipeline, own: Engine, server: Server) -> Non
 def poisson(book: Book, server: Server, rate: float) -> None:
     """Measure an open loop at `rate` requests per second.
 
-    Seed 1 gives nearly the nominal number of requests: of the seeds 0 to 7 it comes nearest to 1.6
-    per second in 70 s.
+    Seed 1 gives nearly the nominal number of requests. Of the first eight seeds it is nearest to
+    1.6 per second over the whole run.
     """
     case = f"poisson {rate}/s"
     quick = book.options.quick

@@ -83,7 +83,7 @@ def measure(
 
 
 def fixed(duration_s: float = 20.0) -> list[Figure]:
-    """Ten users, 50 ms a request: the percentiles agree with the server's record within 1 ms + 2 %."""
+    """Ten users: the percentiles agree with the server's record within 1 ms + 2 %."""
     run = measure(ClosedLoop(10), duration_s, service_s=SERVICE_S)
     recorded_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
     figures = [

@@ -9,9 +9,9 @@ import os
 # times as long. With 10,000 checks they do not, and an idle machine loses nothing.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# Log messages of libraries that are of no use to the user of a benchmark. transformers reports a
-# missing torchvision, which no text-to-image model uses. transformers and diffusers report each
-# prompt that is longer than CLIP reads.
+# Log messages of libraries that are of no use to the user of a benchmark. The libraries report a
+# missing torchvision, which no text-to-image model uses, and each prompt that is longer than CLIP
+# reads.
 _UNWANTED = {
     "transformers.utils.import_utils": "requires torchvision",
     "transformers.tokenization_utils_base": "Token indices sequence length",

@@ -112,7 +112,7 @@ def create_app(
 def _error_response(
     http: Request, status: int, detail: object, error: HTTPException | None = None
 ) -> Response:
-    """Return the answer for an error, with its times so far.
+    """Return the answer for an error, with its times.
 
     The JSON is ASCII, because UTF-8 can't carry the lone surrogate that a message may quote.
     """

@@ -131,7 +131,7 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
             server.should_exit = True
 
     threading.Thread(target=give_up_if_failed, name="benchlib-watch", daemon=True).start()
-    with suppress(KeyboardInterrupt):  # uvicorn raises it anew once it has stopped in order
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped in order
         server.run()
     if engine.failure is not None:
         print(f"benchlib: {type(engine.failure).__name__}: {engine.failure}", file=sys.stderr)

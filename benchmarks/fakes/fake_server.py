@@ -1,7 +1,7 @@
 """A fake image server that records every request: the truth for the load generator.
 
 Run as a process of its own (`python fake_server.py --service-s 0.02`), it prints its port, and ends
-with its stdin. GET /requests returns the requests so far, in order of arrival. POST
+with its stdin. GET /requests returns all requests in order of arrival. POST
 /benchmark/generate, or OpenAI's /v1/images/generations, answers after the service time. The first
 word of a prompt may name another behaviour: see MODES. Ignorant of benchlib.
 """

@@ -66,11 +66,11 @@ class Engine:
         )
         # The jobs that wait or have begun, in the order of arrival.
         self._jobs: list[Job] = []
-        # What the policy decided; None if it has to decide anew.
+        # The policy's decision; None if the policy must decide again.
         self._turn: Turn[Job] | None = None
         # The jobs in the step under way. Their `steps_left` does not count it yet.
         self._stepping: tuple[Job, ...] = ()
-        # When the full queue should have a place; None if that has to be estimated anew.
+        # When the full queue should have a place; None if there is no valid estimate.
         self._place_s: float | None = None
         self._change = threading.Condition()
         self._should_exit = False
@@ -127,7 +127,10 @@ class Engine:
                 self._end(job, Cancelled("cancelled while waiting"))
 
     def stop(self, *, drain_s: float = 30.0) -> None:
-        """Refuse new jobs, give the others `drain_s` to end, drop the rest, free an owned pipeline."""
+        """Refuse new jobs, give the others `drain_s` seconds to end, and free an owned pipeline.
+
+        Jobs that have not ended by then are dropped.
+        """
         with self._change:
             self._should_exit = True
             self._decide_anew()

@@ -117,10 +117,11 @@ class Dynamic:
 class Continuous:
     """Requests join and leave between steps.
 
-    **The order** goes by arrival plus a delay. The delay is in proportion to the seconds that the
-    request's remaining steps take alone. So a short request overtakes longer ones that came a
-    little earlier. The delay's factor grows with the number of requests, up to `PATIENCE`. The
-    first request in order takes part in the step and decides which size runs, so sizes take turns.
+    **The order** goes by arrival, but short requests get a head start. Every request is put back in
+    proportion to the seconds that its remaining steps take alone. So a short request overtakes
+    longer ones that came a little earlier. The factor grows with the number of requests, up to
+    `PATIENCE`. The first request in order takes part in the step and decides which size runs, so
+    sizes take turns.
 
     **The age bound**: a request that needs T alone is never overtaken by one that arrives more than
     `PATIENCE` * T later. So it waits at most for the remaining steps of the requests that arrived
@@ -173,10 +174,10 @@ class Continuous:
 
         A batch of b takes `slowness` times as long as running its b members one by one. The mean
         finishing time of the n requests is then proportional to (1 + b / n) * slowness: sharing
-        delays those at the front. Requests that come later wait for the rest of the queue, so their
-        time is proportional to slowness ** 2. It is weighted by their number, which is unknown; n/2
-        stands for it. So without any gain the best batch is one request. A small gain is taken only
-        in a long queue.
+        delays the requests at the front. Requests that come later wait for the rest of the queue,
+        so their time is proportional to slowness ** 2. It is weighted by their number, which is
+        unknown; n/2 stands for it. So without any gain the best batch is one request. A small gain
+        is taken only in a long queue.
         """
         size = candidates[0].size
         times = self.times(size)

@@ -75,7 +75,7 @@ def simulate(
                 done_s[id(task)] = now_s
             present = [task for task in present if id(task) not in done_s]
 
-        # 4) Step the others until the policy may decide anew
+        # 4) Step the others until the policy may decide again
         if turn.step:
             now_s = _take_steps(turn.step, times, now_s, next_arrival_s)
     return [Finished(task.arrived_s, task.begun_s, done_s[id(task)]) for task in copies]

@@ -115,8 +115,8 @@ def tiny_folder(seed: int = 0) -> Path:
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
     try:
         _assemble(TINY, torch.device("cpu"), torch.float32, seed).save_pretrained(aside)
-        # The rename fails where another process has finished the folder meanwhile. That folder is
-        # as good.
+        # The rename fails if another process has finished the folder first. That folder serves as
+        # well.
         try:
             aside.rename(folder)
         except OSError:
@@ -129,9 +129,9 @@ def tiny_folder(seed: int = 0) -> Path:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Hides the libraries' progress bars meanwhile.
+    """Hides the libraries' progress bars within the block.
 
-    Real weights deserve bars, the tiny model's 16 MB do not.
+    Real weights deserve bars; the tiny model's 16 MB do not.
     """
     libraries = [diffusers_logging, transformers_logging]
     showing = [library for library in libraries if library.is_progress_bar_enabled()]
@@ -147,9 +147,9 @@ def _no_progress_bars() -> Iterator[None]:
 def _tokenizer(pad_token: str) -> CLIPTokenizer:
     """CLIP's tokenizer over single bytes, without merges: its 514 entries read any Unicode text.
 
-    The alphabet is the one that CLIP took from GPT-2. It has a printable character for each of the
-    256 bytes: printable Latin-1 stands for itself, and the other bytes are moved to U+0100 and up.
-    As in CLIP's vocabulary, "!" is entry 0 and end-of-text the highest entry.
+    The alphabet is the one that CLIP took from GPT-2. It has a printable character for each byte.
+    Printable Latin-1 stands for itself. The other bytes are moved to U+0100 and up. As in CLIP's
+    vocabulary, "!" is entry 0 and end-of-text the highest entry.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [0x100 + i for i in range(256 - len(printable))]

@@ -1,4 +1,4 @@
-"""What each recipe does to the networks of a pipeline, and why a recipe can't be used somewhere.
+"""The effect of each recipe on a pipeline's networks, and the reasons why one can't be used.
 
 Knows torch's, diffusers' and torchao's switches. Ignorant of the recipes' names, of which recipes
 go together (recipes.py), and of requests. A function named `no_...` returns what is missing and
@@ -103,8 +103,8 @@ def _share_rows(attention: Any) -> None:
 class _CudnnAttention(torch.nn.Module):
     """A UNet whose attention is cuDNN's.
 
-    diffusers' own switch does not reach SDXL's processors, which call SDPA themselves. Where
-    cuDNN's attention can't be used, torch raises an error.
+    diffusers' own switch does not reach SDXL's processors, which call SDPA themselves. torch raises
+    an error if cuDNN's attention can't be used.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -224,7 +224,7 @@ _BLOCKS = (
 def compiled(networks: Networks, *, regional: bool = False) -> None:
     """Compile the UNet, or only its blocks where `regional`, and the VAE's decoder.
 
-    Compiles anew for each shape: with dynamic shapes, inductor took over four minutes for the UNet
+    Compiles each shape by itself: with dynamic shapes, inductor took over four minutes for the UNet
     on an H200. The decoder gets one image at a time, so it needs one shape. At full size that costs
     no time.
     """

@@ -89,7 +89,7 @@ class SDXLPipeline:
         self.device = pipe.unet.device
         self._schedules = Schedules(pipe.scheduler, self.device)
         self._batch: Batch | None = None  # the batch of the latest step
-        # A compiled or recorded network must be made ready for each shape before it serves.
+        # A compiled or recorded network must be warmed for each shape before it serves.
         self.compiled = any(recipe.sets in ("compiler", "launches") for recipe in recipes)
 
         networks = apply_recipes(pipe, recipes)

@@ -1,9 +1,9 @@
 """The one thread of this process that computes with torch.
 
 On a CPU, each thread that calls torch grows an OpenMP pool of its own. libgomp stops spinning at
-its barriers once the pools together have more threads than there are cores. Two callers on 2 cores
-made every image of the tiny model 2.5 to 3.5 times slower. So loading, warming up, `generate` and
-the engine all compute here and take turns. Ignorant of what is computed.
+its barriers once all pools together have more threads than cores. With two callers on two cores,
+images of the tiny model took 2.5 to 3.5 times as long. So loading, warm-up, `generate` and the
+engine all compute here and take turns. Ignorant of what is computed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def repeat_on_torch_thread(function: Callable[[], bool]) -> None:
 
 
 def others_wait() -> bool:
-    """Whether somebody waits for the torch thread. Then a call that could pause should do so."""
+    """Whether a call waits for the torch thread. A call that can pause should then pause."""
     return _thread.calls_wait
 
 
