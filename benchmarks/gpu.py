@@ -614,6 +614,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--quick", action="store_true", help="few steps and repetitions, nothing compiled"
     )
     options = parser.parse_args(arguments)
+
+    # 1) Measure
     if not (options.table or options.draw):
         for part in options.part or PARTS:
             book = Book(part, options)
@@ -628,6 +630,8 @@ def main(arguments: list[str] | None = None) -> int:
             book.write("all", "machine", machine | chosen)
             PARTS[part](book)
             clear()
+
+    # 2) Show
     if options.draw:
         draw(Path(options.results))
     print(table(Path(options.results)))

@@ -33,6 +33,7 @@ def measure(pairs: int = 12, requests: int = 150) -> bool:
     workload = bl.Workload(width=64, height=64, num_inference_steps=4)
     logs: dict[str, list[float]] = {"throughput": [], "mean latency": []}
     with bl.serve("tiny", batching="serial") as server, tempfile.TemporaryDirectory() as results:
+        # 1) Make the runs, in turns with and without the line
         for number in range(pairs):
             figures = {}
             for watched in (True, False) if number % 2 else (False, True):
@@ -53,6 +54,8 @@ def measure(pairs: int = 12, requests: int = 150) -> bool:
                 }
             for name, found in logs.items():
                 found.append(math.log(figures[True][name] / figures[False][name]))
+
+    # 2) Judge
     passed = True
     for name, found in logs.items():
         low, high = map(math.exp, runs_interval(found) or (-math.inf, math.inf))

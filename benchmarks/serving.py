@@ -342,8 +342,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="leave out a side, such as litserve",
     )
     options = parser.parse_args(arguments)
-    if unknown := {*options.parts} - {*PARTS}:
+    unknown = {*options.parts} - {*PARTS}
+    if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+
+    # 1) Measure
     conditions = [describe_load()]
     figures = measure(
         options.parts or PARTS,
@@ -352,6 +355,8 @@ def main(arguments: list[str] | None = None) -> int:
         threads=options.threads,
         without=options.without,
     )
+
+    # 2) Show
     print_table(figures)
     passed = all(figure.passed is not False for figure in figures)
     everything = {

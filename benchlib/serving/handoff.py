@@ -67,6 +67,7 @@ class HandOff:
         self._file_threads = WorkerThreads("benchlib-files", FILE_THREADS)
 
     def close(self) -> None:
+        """End the threads that write files."""
         self._file_threads.close()
 
     async def make_images(

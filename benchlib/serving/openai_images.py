@@ -180,6 +180,7 @@ def make_router(handoff: HandOff) -> APIRouter:
     }
     router = APIRouter(prefix=PREFIX)
 
+    # 1) Images
     @router.post(
         "/images/generations",
         response_model=ImagesResponse,
@@ -205,6 +206,7 @@ def make_router(handoff: HandOff) -> APIRouter:
             media_type="application/json",
         )
 
+    # 2) The model
     @router.get("/models")
     async def list_models() -> ModelList:
         spec = handoff.engine.spec

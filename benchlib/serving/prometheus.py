@@ -30,6 +30,8 @@ class Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self.registry = registry = CollectorRegistry()
+
+        # 1) What the hand-off counts
         self.latency_s = Histogram(
             "benchlib_request_latency_seconds",
             "From a request's arrival to the start of its answer, for requests that got images",
@@ -58,6 +60,8 @@ class Metrics:
             for reason in reasons:
                 # A rate needs the counter's first value, which is 0.
                 counter.labels(reason)
+
+        # 2) What the engine counts
         batch_size = Histogram(
             "benchlib_batch_size",
             "Requests in a denoising step",

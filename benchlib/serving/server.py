@@ -216,6 +216,7 @@ def serve(
 
     Raises ValueError for a bad argument, OSError if the port is taken, and what loading raises.
     """
+    # 1) Check the arguments
     if load_options and not isinstance(model, str):
         names = ", ".join(load_options)
         raise ValueError(
@@ -233,6 +234,7 @@ def serve(
     except ValidationError as error:
         raise ValueError(in_words(error)) from None
 
+    # 2) Describe how each start gets its engine
     def load() -> SDXLPipeline:
         from benchlib.serving.model.loading import load_pipeline
 
@@ -241,6 +243,7 @@ def serve(
     def make_engine() -> Engine:
         return Engine(load if isinstance(model, str) else model, options)
 
+    # 3) Start
     return Server(
         make_engine,
         host=host,

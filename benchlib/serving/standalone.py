@@ -59,6 +59,7 @@ class Settings(BaseSettings, EngineOptions):
     )
 
     def engine_options(self) -> EngineOptions:
+        """The settings that belong to the engine."""
         return EngineOptions(**self.model_dump(include=set(EngineOptions.model_fields)))
 
 

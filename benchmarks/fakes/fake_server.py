@@ -80,12 +80,15 @@ class FakeServer:
 
     async def generate(self, reader, writer, headers, request):
         """Answers one request. Returns False if the connection must be closed."""
+        # 1) Note the request
         body = request["body"]
         request |= {"request_id": headers.get("x-request-id"), "received_s": time.monotonic()}
         request |= {"begun_s": None, "ended_s": None, "answered_s": None}
         if self.stall_s and not self.seen:
             asyncio.get_running_loop().call_later(self.stall_after_s, time.sleep, self.stall_s)
         self.seen.append(request)
+
+        # 2) Wait for a lane, and work for the service time
         mode = body["prompt"].split()[0]
         if mode == "drop":
             return False
@@ -99,6 +102,8 @@ class FakeServer:
         await asyncio.sleep(max(0.0, request["ended_s"] - time.monotonic() - 0.002))
         while time.monotonic() < request["ended_s"]:  # asyncio's timers come a millisecond late
             await asyncio.sleep(0)
+
+        # 3) Answer as the mode says
         queued_s = request["begun_s"] - request["received_s"]
         total_s = time.monotonic() - request["received_s"]
         total = f"total;dur={total_s * 1000:.6f}"

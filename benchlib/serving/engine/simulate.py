@@ -30,6 +30,7 @@ class SimulatedTask:
 
     @classmethod
     def copy_of(cls, task: Task) -> SimulatedTask:
+        """A copy of `task` that a simulation may change."""
         return cls(task.size, task.rows, task.steps_left, task.arrived_s, task.begun)
 
 

@@ -45,12 +45,15 @@ class StepTimes:
                 )
 
     def step(self, rows: int) -> float:
+        """Seconds of a step with `rows` rows of the UNet."""
         return _interpolate(self.step_s, rows)
 
     def encode(self, requests: int) -> float:
+        """Seconds of encoding `requests` requests at once."""
         return _interpolate(self.encode_s, requests)
 
     def decode(self, requests: int) -> float:
+        """Seconds of decoding `requests` images at once."""
         return _interpolate(self.decode_s, requests)
 
     def scaled(self, pixels_ratio: float) -> StepTimes:

@@ -54,6 +54,7 @@ class Work:
 
     @property
     def steps_left(self) -> int:
+        """The denoising steps that are not done."""
         return len(self.schedule.timesteps) - self.steps_done
 
     @property
@@ -63,6 +64,7 @@ class Work:
 
     @property
     def denoise_s(self) -> float:
+        """Seconds of all denoising steps."""
         return sum(self.step_s)
 
     @property

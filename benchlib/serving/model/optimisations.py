@@ -117,6 +117,7 @@ class _CudnnAttention(torch.nn.Module):
 
 
 def cudnn_attention(networks: Networks) -> None:
+    """Compute the UNet's attention with cuDNN."""
     networks.unet = _CudnnAttention(networks.unet)
 
 
@@ -144,6 +145,7 @@ def _cached(hub_id: str, *, local: bool) -> str:
 
 
 def vae_bf16(networks: Networks) -> None:
+    """Decode with a copy of the VAE in bfloat16."""
     networks.vae = copy.deepcopy(networks.vae).bfloat16()
 
 
@@ -160,6 +162,7 @@ def vae_tiling(networks: Networks) -> None:
 
 
 def vae_slicing(networks: Networks) -> None:
+    """Decode a batch image by image."""
     networks.vae.enable_slicing()
 
 
@@ -183,6 +186,7 @@ def quantise(config: Callable[[Any], Any], networks: Networks) -> None:
 
 
 def int8(ao: Any) -> Any:
+    """torchao's configuration of int8 weights and activations."""
     return ao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
 
 
@@ -313,6 +317,7 @@ class _Tuned(torch.nn.Module):
 
 
 def tuned(networks: Networks) -> None:
+    """Let cuDNN try its kernels for the UNet and the decoder."""
     networks.unet = _Tuned(networks.unet)
     networks.vae.decoder = _Tuned(networks.vae.decoder)
 
@@ -382,6 +387,7 @@ class _Graphed(torch.nn.Module):
 
 
 def graphs(networks: Networks) -> None:
+    """Replay the UNet's launches as CUDA graphs."""
     networks.unet = _Graphed(networks.unet)
 
 

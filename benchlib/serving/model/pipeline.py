@@ -296,9 +296,11 @@ class SDXLPipeline:
             torch.cuda.empty_cache()
 
     def reset_peak_memory(self) -> None:
+        """Start a new peak of memory."""
         reset_peak_memory(self.device)
 
     def peak_memory(self) -> PeakMemory:
+        """The peak of memory since the last reset, in GiB."""
         return peak_memory(self.device)
 
     def _clock(self) -> float:
