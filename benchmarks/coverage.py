@@ -5,12 +5,12 @@
 The intervals are benchlib.study.intervals'. The series are simulated from fixed seeds, and their
 truth is known:
 
-| series      | values                                                                        |
-|-------------|-------------------------------------------------------------------------------|
-| exponential | independent, mean 1                                                           |
-| lognormal   | independent, sigma 1                                                          |
-| M/D/1       | latencies of a queue in its steady state: one server, service 1, Poisson arrivals |
-| M/M/1       | the same with exponential service; shown without a limit                      |
+| series      | values                                                                           |
+|-------------|----------------------------------------------------------------------------------|
+| exponential | independent, mean 1                                                              |
+| lognormal   | independent, sigma 1                                                             |
+| M/D/1       | latencies of a steady queue: one server, service 1, Poisson arrivals             |
+| M/M/1       | the same with exponential service; shown without a limit                         |
 
 The number after a queue's name is its load. The rules were tuned with seeds below 2,000,000. The
 M/M/1 queues were studied less.

@@ -59,9 +59,8 @@ def measure(pairs: int = 12, requests: int = 150) -> bool:
     passed = True
     for name, found in logs.items():
         low, high = map(math.exp, runs_interval(found) or (-math.inf, math.inf))
-        print(
-            f"{name}: with the line {math.exp(statistics.mean(found)):.4f} times ({low:.4f} to {high:.4f})"
-        )
+        ratio = math.exp(statistics.mean(found))
+        print(f"{name}: with the line {ratio:.4f} times ({low:.4f} to {high:.4f})")
         passed &= low > 1 - LIMIT if name == "throughput" else high < 1 + LIMIT
     return passed
 

@@ -36,7 +36,8 @@ def one_run(
 
 def per_second(rows: list[dict[str, Any]], outcome: LoadOutcome) -> float:
     """The rows that were done per second of the measuring window."""
-    start_s, end_s = outcome.window_start_s, outcome.window_end_s
+    start_s = outcome.window_start_s
+    end_s = outcome.window_end_s
     done = sum(start_s <= row["done_s"] < end_s for row in rows)
     return done / (end_s - start_s)
 

@@ -8,13 +8,13 @@ process. The load is a share of serial's capacity.
 The curve of gain g: a batch of b takes 1 - 1/g + b/g of the time of one request. So images per
 second grow by g at the limit. The curve holds for steps, encoding and decoding. The other settings:
 
-| setting                        | value                                                 |
-|--------------------------------|-------------------------------------------------------|
-| encoding one request           | 0.5                                                   |
-| decoding one request           | 2                                                     |
-| most requests in a batch       | 8                                                     |
-| longest wait of dynamic        | 2                                                     |
-| "mixed"                        | on average half have twice the pixels, half no guidance |
+| setting                   | value                                                        |
+|---------------------------|--------------------------------------------------------------|
+| encoding one request      | 0.5                                                          |
+| decoding one request      | 2                                                            |
+| most requests in a batch  | 8                                                            |
+| longest wait of dynamic   | 2                                                            |
+| "mixed"                   | on average half have twice the pixels, and half no guidance  |
 
 Each replication starts empty and gives all three policies the same requests. The table shows the
 mean and the 99th percentile of latency, as means over the replications. Beside them are the ratios

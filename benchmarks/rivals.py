@@ -4,7 +4,7 @@
 
 | rival     | what it is                                                                    |
 |-----------|-------------------------------------------------------------------------------|
-| `naive`   | a careful naive server: FastAPI, and one worker thread for the stock pipeline |
+| `naive`   | a simple careful server: FastAPI, and one thread for the stock pipeline       |
 | `loop`    | the stock pipeline without a server                                           |
 | `nothing` | benchlib's app on a model that takes no time                                  |
 | `route`   | a bare route that gives a fixed answer and does not read the request          |

@@ -164,7 +164,7 @@ class Bench:
 
 
 def one(bench: Bench) -> list[Figure]:
-    """One user at the serial server against the bare call, and four users for a full queue."""
+    """One user at the serial server against the bare call; four users keep its queue filled."""
     time_s = {"duration_s": 4 * bench.scale, "warmup_s": 0.5}
     case = "one"
     bench.interleave(

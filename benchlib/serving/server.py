@@ -38,7 +38,7 @@ _servers: dict[str, Server] = {}
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that finishes its requests before it exits.
 
-    The engine has DRAIN_S seconds to finish the requests inside. Then it refuses the others.
+    The engine has DRAIN_S seconds to finish the requests inside. Then it drops the unfinished ones.
     """
 
     def __init__(self, app: FastAPI, engine: Engine, **options: Any) -> None:

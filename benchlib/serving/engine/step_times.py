@@ -30,7 +30,7 @@ class StepTimes:
     `step_s` is by rows of the UNet's batch; `encode_s` and `decode_s` are by number of requests.
 
     Times are interpolated between the measured batches and grow in proportion beyond them. Raises
-    ValueError for an empty curve.
+    ValueError for an empty curve, a batch below 1 or negative seconds.
     """
 
     step_s: Mapping[int, float]

@@ -153,8 +153,8 @@ class SDXLPipeline:
         if seed is None:
             seed = secrets.randbelow(MAX_SEED + 1)
         generator = torch.Generator("cpu").manual_seed(seed)
-        # Drawn in float32 and then rounded, as torch 2.13 does. In 16 bits torch 2.11 draws other
-        # numbers.
+        # The noise is drawn in float32 and then rounded, as torch 2.13 does. torch 2.11 draws other
+        # numbers in 16 bits.
         channels = self._pipe.unet.config.in_channels
         shape = (1, channels, request.height // 8, request.width // 8)
         noise = torch.randn(shape, generator=generator).to(self.device, text.dtype)

@@ -36,7 +36,7 @@ class Recipe:
     `start`: its cost before the first image.
     `apply`: changes the networks; None if the dtype alone changes.
     `dtype`: the dtype that it computes in; None for any.
-    `sets`: only one recipe of each `sets` may be used.
+    `sets`: the thing that it sets; two recipes that set one thing exclude each other.
     `why_not`: given a device and dtype, returns why it can't be used there and the remedy, or None.
     """
 
