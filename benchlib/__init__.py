@@ -1,7 +1,7 @@
 """Measure how Stable Diffusion XL serves: load a model, serve it, load the server, read the plots.
 
-These are the names that a notebook uses, imported on first use: `import benchlib` imports neither
-torch nor locust.
+A notebook finds all of its names here. Each name is imported on first use, so `import benchlib`
+imports neither torch nor locust.
 """
 
 from __future__ import annotations
@@ -27,14 +27,24 @@ if TYPE_CHECKING:
         watch_memory,
     )
     from benchlib.questions.batching.forecast import predict_latency
-    from benchlib.questions.batching.judge import gains
+    from benchlib.questions.batching.judge import gains, judge_batching, rows_at_highest_rate
+    from benchlib.questions.batching.measure import (
+        check_forecast,
+        compare_policies,
+        measured_images_per_s,
+        mixed_workload,
+        predict_cases,
+        predict_gains,
+        send_rush,
+    )
     from benchlib.questions.capacity.judge import judge_load, littles_law
     from benchlib.questions.capacity.measure import find_capacity, plan_capacity
     from benchlib.questions.compare.judge import compare, compare_studies
+    from benchlib.questions.compare.measure import measure_examples
     from benchlib.questions.parameters import check_parameters
     from benchlib.questions.quickstart import judge_quickstart, run_times
     from benchlib.questions.settings.judge import decide
-    from benchlib.questions.settings.measure import try_settings, usable_recipes
+    from benchlib.questions.settings.measure import settings_to_try, try_settings, usable_recipes
     from benchlib.run import Point, run_load
     from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
@@ -56,13 +66,23 @@ _NAMES = {
     "benchlib.questions.capacity.judge": ("judge_load", "littles_law"),
     "benchlib.questions.capacity.measure": ("find_capacity", "plan_capacity"),
     "benchlib.questions.batching.forecast": ("predict_latency",),
-    "benchlib.questions.batching.judge": ("gains",),
+    "benchlib.questions.batching.judge": ("gains", "judge_batching", "rows_at_highest_rate"),
+    "benchlib.questions.batching.measure": (
+        "check_forecast",
+        "compare_policies",
+        "measured_images_per_s",
+        "mixed_workload",
+        "predict_cases",
+        "predict_gains",
+        "send_rush",
+    ),
     "benchlib.serving.model.loading": ("load_pipeline",),
     "benchlib.serving.schemas": ("GenerateRequest",),
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.plots": ("plots",),
-    "benchlib.questions.settings.measure": ("try_settings", "usable_recipes"),
+    "benchlib.questions.settings.measure": ("settings_to_try", "try_settings", "usable_recipes"),
     "benchlib.questions.compare.judge": ("compare", "compare_studies"),
+    "benchlib.questions.compare.measure": ("measure_examples",),
     "benchlib.questions.anatomy.judge": (
         "cost_lines",
         "judge_images",
@@ -86,6 +106,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "arithmetic", "memory_parts", "watch_memory", "memory_growth", "peak_stage", "check_parameters",
     "run_times", "judge_quickstart", "dissect_options", "judge_images", "plan_capacity",
     "littles_law", "judge_load",
+    "mixed_workload", "measured_images_per_s", "send_rush", "compare_policies",
+    "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
+    "settings_to_try", "measure_examples",
 ]  # fmt: skip
 
 

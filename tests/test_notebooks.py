@@ -78,7 +78,9 @@ def test_its_parameters_are_in_one_cell(notebook):
 
 def test_it_is_short_and_holds_no_program(notebook):
     for cell in code_cells(notebook):
-        assert len(cell.source.splitlines()) <= 8, cell.source
+        # The parameters have a line each, however many they are.
+        if "parameters" not in cell.metadata.get("tags", []):
+            assert len(cell.source.splitlines()) <= 8, cell.source
         kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
         assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef}, cell.source
 

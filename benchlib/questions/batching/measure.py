@@ -43,7 +43,7 @@ def mixed_workload(showcase: Mapping[str, Any]) -> Workload:
     return Workload(**{**showcase, "num_inference_steps": steps})
 
 
-def images_per_s(run: Run) -> float:
+def measured_images_per_s(run: Run) -> float:
     """Returns the throughput of a run. Raises RuntimeError that says why there is none."""
     summary = run.summary()
     throughput = summary["throughput_images_per_s"]
@@ -53,7 +53,7 @@ def images_per_s(run: Run) -> float:
     return float(throughput)
 
 
-def rush(
+def send_rush(
     servers: Mapping[str, Server],
     workload: Workload,
     *,
@@ -150,7 +150,7 @@ def predict_cases(servers: Mapping[str, Server], workload: Workload) -> pd.DataF
     busy = _simulated_requests(workload, highest / _alone_s(measured, workload))
     equal_steps = round(busy["num_inference_steps"].mean())
     cases = {
-        f"at {100 * highest:g} % of serial's capacity": (busy, measured),
+        f"at {100 * highest:g} % of serial's throughput": (busy, measured),
         "with a tenth of these requests": (
             busy.assign(scheduled_s=10 * busy["scheduled_s"]),
             measured,

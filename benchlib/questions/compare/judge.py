@@ -79,11 +79,14 @@ def compare(
     allow: Iterable[str] = (),
     min_effect: float = 0.05,
     comparisons: int = 1,
+    of: int | None = None,
 ) -> Comparison:
     """Returns how runs `b` differ from runs `a` of the same load; each is a list of repetitions.
 
-    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs. The intervals hold at 95 % for all
-    figures together, and for all `comparisons` that are judged together (Bonferroni). The verdict of a figure is:
+    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs. The intervals hold
+    at 95 % for all figures together, and for all `comparisons` that are judged together
+    (Bonferroni). `of` is the older name of `comparisons`: it still works, but prefer the new name.
+    The verdict of a figure is:
 
     - "faster" or "slower" (memory: "less" or "more"): the interval leaves out 1, and the ratio is beyond `min_effect`.
     - "no difference beyond 5 %": the interval lies within `min_effect`.
@@ -99,6 +102,8 @@ def compare(
         raise ValueError("a and b: each must hold at least one run")
     if not min_effect > 0:
         raise ValueError(f"min_effect must be more than 0, not {min_effect}: 0.05 is 5 %")
+    if of is not None:
+        comparisons = of
     runs = [*a, *b]
     differing = _differing(runs, set(allow))
     summaries = [run.summary() for run in runs]

@@ -68,7 +68,7 @@ def test_gains_of_one_pair_have_no_interval_and_of_invalid_runs_there_are_none(
 def answer(made: SimpleNamespace, runs: list[Run], continuous: float = 0.5) -> Any:
     predicted = pd.DataFrame(
         {"serial": [1.0, 1.0], "continuous": [continuous, 0.99], "dynamic": [0.8, 1.3]},
-        index=["at 90 % of serial's capacity", "if batches gained nothing"],
+        index=["at 90 % of serial's throughput", "if batches gained nothing"],
     )
     rush = {
         name: open_runs(made, [took], name)[0] for name, took in (("serial", 2.0), ("dynamic", 1.0))

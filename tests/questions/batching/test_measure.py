@@ -102,11 +102,11 @@ def test_without_a_run_there_are_words_and_empty_plots(made: SimpleNamespace) ->
 
 def test_a_run_without_an_image_has_no_throughput(made: SimpleNamespace) -> None:
     run = Run(*made.run([1.0] * 10), Path("run"))
-    assert measure.images_per_s(run) == run.summary()["throughput_images_per_s"] > 0
+    assert measure.measured_images_per_s(run) == run.summary()["throughput_images_per_s"] > 0
     failed = made.run([1.0] * 10)
     failed[1]["error"] = "503"
     with pytest.raises(RuntimeError, match="run: the throughput is not known: "):
-        measure.images_per_s(Run(*failed, Path("run")))
+        measure.measured_images_per_s(Run(*failed, Path("run")))
 
 
 def test_the_more_there_is_to_share_the_more_continuous_gains(

@@ -57,6 +57,15 @@ def test_a_ratio_by_hand(made: SimpleNamespace) -> None:
     )
 
 
+def test_the_older_name_of_comparisons_still_works(made: SimpleNamespace) -> None:
+    runs_a, runs_b = job(made), job(made, 1.1)
+    alone = compare(runs_a, runs_b).table.loc["latency_p50_s", "interval"]
+    by_new_name = compare(runs_a, runs_b, comparisons=3).table.loc["latency_p50_s", "interval"]
+    by_old_name = compare(runs_a, runs_b, of=3).table.loc["latency_p50_s", "interval"]
+    assert by_old_name == by_new_name
+    assert by_new_name[0] < alone[0], "three comparisons together have wider intervals"
+
+
 def test_one_run_on_a_side_is_inconclusive(made: SimpleNamespace) -> None:
     found = compare(job(made), job(made, 2.0, runs=1))
     assert found.verdict == "inconclusive"
