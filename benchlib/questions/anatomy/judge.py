@@ -1,7 +1,7 @@
-"""What images made one at a time say: cost of a step, peak memory, share of the arithmetic, leaks; and the answer.
+"""Judges images made one at a time: cost of a step, memory, share of the arithmetic, and leaks.
 
-Knows the rows and the samples of such a run, and turns them into numbers and words. Ignorant of how the images were
-made (measure.py) and of drawing. Unknown is None or NaN.
+Knows the rows and the samples of such a run, and turns them into numbers and words. Ignorant of how
+the images were made (measure.py) and of drawing. Unknown is None or NaN.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ MEMORIES = {
     "cuda_reserved": "GPU: reserved by torch",
     "gpu_used": "GPU: in use by all programs",
 }
-"""The memories that are sampled after each image, in GiB. Each of the three of the GPU includes the one above it."""
+"""The memories that are sampled after each image, in GiB. Each GPU memory includes the one above it."""
 NOT_SHOWN = "not shown, too few images"
 OWN_MEMORIES = ("rss", "cuda_allocated", "cuda_reserved")
 """The memories that this process alone fills, so that their growth is a leak of its own."""
 LEAK_KIB = 2.0
 """Growth per image that matters: 2 GiB in a million images.
 
-Each row is a kind of memory, simulated a thousand times with 300 images and noise of 20 KiB. The figures are the share
-that is called a leak.
+Each row is a kind of memory, simulated a thousand times with 300 images and noise of 20 KiB. Each
+figure is the share of the simulations that is called a leak.
 
     memory without the leak                        no leak    5 KiB an image    10 KiB an image
     level                                          0          100 %             100 %
@@ -53,7 +53,7 @@ _KIB_PER_GIB = 2**20
 
 
 def finished_images(requests: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the images that were finished and count: no warm-up, no error."""
+    """Returns the rows of the finished images that count: no warm-up, no error."""
     counts = requests["phase"] == "measure"
     return requests[counts & requests["error"].isna()]
 
@@ -63,17 +63,21 @@ def size_name(width: int, height: int) -> str:
 
 
 def stage_means(requests: pd.DataFrame) -> pd.DataFrame:
-    """Mean seconds of each of STAGES, a column each; a row for each (width, height, num_inference_steps)."""
+    """Returns the mean seconds of each of STAGES, a column each.
+
+    There is a row for each (width, height, num_inference_steps).
+    """
     cases = finished_images(requests).groupby(["width", "height", "num_inference_steps"])
     means_s = cases[[f"{stage}_s" for stage in STAGES]].mean()
     return means_s.set_axis(list(STAGES), axis="columns")
 
 
 def cost_lines(requests: pd.DataFrame) -> pd.DataFrame:
-    """A row for each size: the line through the images' time against their steps.
+    """Returns a row for each size, with the line through the images' time against their steps.
 
-    `fixed_s` is what an image costs whatever its steps, `per_step_s` what each step adds. Each has its 95 % `_interval`
-    or None (see intervals.line). A size with a single number of steps has no row.
+    `fixed_s` is what an image costs whatever its steps, and `per_step_s` what each step adds. Each
+    has its 95 % `_interval` or None (see intervals.line). A size with a single number of steps has
+    no row.
     """
     rows = []
     for (width, height), images in finished_images(requests).groupby(["width", "height"]):
@@ -98,10 +102,10 @@ def cost_lines(requests: pd.DataFrame) -> pd.DataFrame:
 def memory_parts(
     record: dict[str, Any], requests: pd.DataFrame, telemetry: pd.DataFrame
 ) -> pd.DataFrame:
-    """A row for each known part of the memory: its `kind`, `part` and `gib`, and a network's `params`.
+    """Returns a row for each known part of the memory, with its `kind`, `part` and `gib`.
 
-    The kinds are "network" (weights), "activations" (what a stage adds while it lasts) and "held" (MEMORIES, by the
-    last sample).
+    A network also has its `params`. The kinds are "network" (weights), "activations" (what a stage
+    adds while it lasts) and "held" (MEMORIES, by the last sample).
     """
     parts = [
         *_networks(record),
@@ -121,10 +125,11 @@ def _networks(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _activations(requests: pd.DataFrame, telemetry: pd.DataFrame) -> list[dict[str, Any]]:
-    """How far each stage's peak rises above the memory between images, in the size and steps where it rises most.
+    """Returns how far each stage's peak rises above the memory between images.
 
-    The peak is the median of the images of one size and number of steps. The rise is not known where there is none: a
-    process may still hold what an earlier image needed.
+    A stage's peak is the median over the images of one size and number of steps. The highest of
+    these medians counts. Where it does not rise above the memory between images, the rise is not
+    known: the process may still hold what an earlier image needed.
     """
     on_gpu = telemetry["cuda_allocated_gib"].notna().any()
     idle_gib = telemetry["cuda_allocated_gib" if on_gpu else "rss_gib"].median()
@@ -147,7 +152,10 @@ def _held(telemetry: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 class Peak(NamedTuple):
-    """The highest peak of memory: its `stage` (None: not shown which), its mean in GiB, and the size of the image."""
+    """The highest peak of memory: its stage, its mean in GiB, and the size of the image.
+
+    `stage` is None if it is not shown which stage has the peak.
+    """
 
     stage: str | None
     gib: float
@@ -155,10 +163,10 @@ class Peak(NamedTuple):
 
 
 def peak_stage(requests: pd.DataFrame) -> Peak | None:
-    """The stage with the highest peak of memory, at the size where it is highest; None where no peak is known.
+    """Returns the stage with the highest peak of memory, or None if no peak is known.
 
-    Its `stage` is None unless the 95 % interval of its mean lies above the intervals of all other stages. Fewer than 5
-    images have no interval.
+    The peak is taken at the size where it is highest. Its `stage` is None unless the 95 % interval
+    of its mean lies above the intervals of all other stages. Fewer than 5 images have no interval.
     """
     columns = [f"{stage}_peak_gib" for stage in STAGES]
     known = finished_images(requests).dropna(subset=columns)
@@ -183,17 +191,18 @@ def peak_stage(requests: pd.DataFrame) -> Peak | None:
 
 
 def _is_above(interval: Interval, other: Interval) -> bool:
-    """Whether all of one interval lies above all of another; False where one is not known."""
+    """Returns whether one interval lies wholly above another; False if one is not known."""
     if interval is None or other is None:
         return False
     return interval[0] > other[1]
 
 
 def memory_growth(telemetry: pd.DataFrame) -> pd.DataFrame:
-    """A row for each of OWN_MEMORIES that was sampled after at least 40 images: how much it grows with each image.
+    """Returns a row for each of OWN_MEMORIES, with how much it grows with each image.
 
-    `kib_per_image` has its 95 % `interval` (see intervals.growth). The `verdict` is "leaks" only where the whole
-    interval lies above LEAK_KIB, and "does not leak" only where all of it lies below.
+    A memory with fewer than 40 samples has no row. `kib_per_image` has its 95 % `interval` (see
+    intervals.growth). The `verdict` is "leaks" only if the whole interval lies above LEAK_KIB, and
+    "does not leak" only if it lies wholly below.
     """
     rows = []
     for name in OWN_MEMORIES:
@@ -225,11 +234,16 @@ def _leak(kib_per_image: tuple[float, float]) -> str:
 
 
 def arithmetic_share(calls: pd.DataFrame) -> pd.DataFrame:
-    """A row for each part of `calls` (`part`, `dtype`, `flop`, `time_s`): how near it comes to the machine's limit.
+    """Returns for each part of `calls` how near it comes to the machine's limit.
 
-    The limit is the fastest matrix product of the same dtype, taken as exact. `tflop` is one call's arithmetic,
-    `time_s` the median, `tflop_per_s` the mean, `share` its share of `limit_tflop_per_s`. `share_interval` is the 95 %
-    interval or None.
+    `calls` has `part`, `dtype`, `flop` and `time_s`. The limit is the fastest matrix product of the
+    same dtype, taken as exact. The columns are:
+
+    - `tflop`: the arithmetic of one call.
+    - `time_s`: the median of the calls.
+    - `tflop_per_s`: the mean of the calls.
+    - `share`: the part of `limit_tflop_per_s` that the mean reaches.
+    - `share_interval`: its 95 % interval, or None.
     """
     timed = calls.assign(tflop_per_s=calls["flop"] / calls["time_s"] / 1e12)
     is_product = timed["part"] == MATMUL
@@ -323,7 +337,10 @@ class Anatomy:
 
 
 def judge_images(run: Run, *, shares: pd.DataFrame, watched: Run) -> Anatomy:
-    """The answer from a run of dissect(), the `shares` of arithmetic() and a run of watch_memory()."""
+    """Returns the answer of notebook 02.
+
+    `run` is from dissect(), `shares` from arithmetic(), and `watched` from watch_memory().
+    """
     return Anatomy(
         means_s=stage_means(run.requests),
         costs=cost_lines(run.requests),
@@ -335,9 +352,10 @@ def judge_images(run: Run, *, shares: pd.DataFrame, watched: Run) -> Anatomy:
 
 
 def cost_words(cost: dict[Any, Any]) -> str:
-    """A row of cost_lines in words: "0.1 s a step (0.09 to 0.11), plus 0.2 s (0.19 to 0.21)".
+    """Returns a row of cost_lines in words.
 
-    An interval that reaches down to 0 shows no cost.
+    Example: "0.1 s a step (0.09 to 0.11), plus 0.2 s (0.19 to 0.21)". An interval that reaches down
+    to 0 shows no cost.
     """
     if not cost["per_step_s_interval"]:
         return NOT_SHOWN

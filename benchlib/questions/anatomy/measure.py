@@ -1,7 +1,7 @@
-"""Makes images one at a time, without a server, and measures time, peak memory, arithmetic and growth.
+"""Makes images one at a time, without a server, and measures their time, memory and arithmetic.
 
-Knows how to drive the pipeline on the torch thread, and keeps what it measures as runs. Ignorant of what the figures
-mean (judge.py).
+Knows how to drive the pipeline on the torch thread, and keeps what it measures as runs. Ignorant of
+what the figures mean (judge.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STUDY = "time_and_memory"
 PRODUCTS: tuple[int, ...] = (512, 1024, 2048)
 """Sides of the square matrices whose product is the limit of the arithmetic."""
 LARGE_PRODUCTS = (4096, 8192)
-"""On a GPU these too: smaller ones don't fill it. On a CPU they take too long."""
+"""More sides on a GPU, which smaller products don't fill. On a CPU they would take too long."""
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "sizes": [64, 128, 256],
@@ -51,7 +51,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "budget_min": 30,
     },
 }
-"""What each profile gives to dissect()."""
+"""The arguments of dissect() in each profile."""
 _PROMPT = "a lighthouse at dusk, oil painting"
 _LINE_EVERY_S = 10.0
 Row = dict[str, Any]
@@ -64,7 +64,10 @@ def dissect_options(
     steps: Sequence[int] | None = None,
     budget_min: float | None = None,
 ) -> dict[str, Any]:
-    """dissect's `sizes`, `steps`, `repeat` and `budget_min`: what is given, and for the rest what the profile has."""
+    """Returns dissect's `sizes`, `steps`, `repeat` and `budget_min`.
+
+    An argument that is None has the profile's value.
+    """
     given = {"sizes": sizes, "steps": steps, "budget_min": budget_min}
     own = {name: value for name, value in given.items() if value is not None}
     return PROFILES[profile] | own
@@ -80,12 +83,16 @@ def dissect(
     seed: int = 0,
     results: str | os.PathLike[str] | None = None,
 ) -> Run:
-    """Makes an image of each of `sizes` (pixels of a square's side) with each of `steps`, `repeat` times; keeps a run.
+    """Makes an image of each size with each number of steps, `repeat` times, and returns the run.
 
-    Every second round is made backwards, so that drift affects all images alike. Each size is tried first, uncounted; a
-    size that does not fit in memory is left out. The plan is printed. `budget_min` minutes may allow fewer rounds, but
-    at least one. A row of `requests` is an image, with the seconds and the peak memory of each stage. `telemetry` has
-    the memory after each image. Raises ValueError for a bad argument, and where none of the sizes fits.
+    `sizes` are the sides of square images, in pixels. Every second round is made backwards, so that
+    drift affects all images alike. Each size is tried first, uncounted. A size that does not fit in
+    memory is left out. The plan is printed. `budget_min` minutes may allow fewer rounds, but at
+    least one.
+
+    A row of `requests` is an image, with the seconds and the peak memory of each stage. `telemetry`
+    has the memory after each image. Raises ValueError for a bad argument, or if none of the sizes
+    fits.
     """
     check_number("repeat", repeat, 1, whole=True)
     if not (sizes and steps):
@@ -125,7 +132,10 @@ def watch_memory(
     steps: int = 2,
     results: str | os.PathLike[str] | None = None,
 ) -> Run:
-    """Makes `images` that differ in their seed alone; keeps a run whose `telemetry` has the memory after each."""
+    """Makes `images` that differ in their seed alone, and returns the run.
+
+    Its `telemetry` has the memory after each image.
+    """
     check_number("images", images, 1, whole=True)
     requests = [_request(size, steps, seed) for seed in range(images)]
     return _measure(pipe, requests, "watch", results)
@@ -138,12 +148,14 @@ def arithmetic(
     size: int | None = None,
     repeat: int = 7,
 ) -> pd.DataFrame:
-    """How near a UNet step and a VAE decode come to the fastest matrix product on this device (see arithmetic_share).
+    """Returns how near a UNet step and a VAE decode come to this device's fastest matrix product.
 
-    The image is a guided one of `size`, by default the showcase's. Every call goes to arithmetic.parquet beside the
-    rows of `run`. The floating point operations of matrix products, convolutions and attention are counted: 2 for each
-    multiply and add. The matrix products have the same dtype and threads. In float32 on a GPU they may use TF32 where
-    cuDNN's convolutions do.
+    The columns are those of judge.arithmetic_share. The image is a guided one of `size`, by default
+    the showcase's. Every call goes to arithmetic.parquet beside the rows of `run`.
+
+    The floating point operations of matrix products, convolutions and attention are counted: 2 for
+    each multiply and add. The matrix products have the same dtype and threads. In float32 on a GPU
+    they may use TF32, if cuDNN's convolutions do.
     """
     side = size or pipe.spec["showcase"]["width"]
     request = _request(side, repeat + 2, seed=0)
@@ -183,16 +195,19 @@ def _measure(
     label: str,
     results: str | os.PathLike[str] | None,
 ) -> Run:
-    """Makes the images one after another and keeps their rows; those made before an error are kept too."""
+    """Makes the images one after another, and returns the run.
+
+    After an error, the rows of the images made before it are kept.
+    """
     with writing(results, STUDY, None) as writer:
         # 1) Make room for the samples before the first image.
         spec = _spec(requests, label)
         folder = writer.create(spec, pipe.spec, networks=pipe.spec["networks"])
-        # The array is made at once: a list that gets longer would be a leak of our own.
+        # The array has its full length from the start: a growing list would look like a leak.
         columns = 1 + len(MEMORIES)
         samples = np.full((len(requests), columns), np.nan)
 
-        # 2) Make the images, and keep the run however that ends.
+        # 2) Make the images, and keep the run even after an error.
         status = "finished"
         error: str | None = None
         began_s = time.monotonic()
@@ -216,7 +231,10 @@ def _measure(
 
 
 def _spec(requests: list[GenerateRequest], label: str) -> dict[str, Any]:
-    """What a run's record says of the load: one image at a time is a closed loop of one user."""
+    """Returns what a run's record says of the load.
+
+    One image at a time is a closed loop of one user.
+    """
     sides = sorted({request.width for request in requests})
     steps = sorted({request.num_inference_steps for request in requests})
     return {
@@ -239,7 +257,10 @@ def _make_images(
     samples: Any,
     began_s: float,
 ) -> None:
-    """Writes a row for each image, fills its line of `samples`, and prints how far it is every ten seconds."""
+    """Writes a row for each image, and fills its line of `samples`.
+
+    Every ten seconds it prints how many images are made.
+    """
     line_due_s = began_s + _LINE_EVERY_S
     for number, request in enumerate(requests):
         image = on_torch_thread(_image, pipe, request, began_s)
@@ -255,7 +276,7 @@ def _make_images(
 
 
 def _telemetry(samples: Any) -> pd.DataFrame:
-    """The samples that were taken, as a run's telemetry."""
+    """Returns the samples that were taken, as a run's telemetry."""
     columns = ["time_s", *(f"{name}_gib" for name in MEMORIES)]
     frame = pd.DataFrame(samples, columns=columns)
     taken = frame[frame["time_s"].notna()]
@@ -263,7 +284,10 @@ def _telemetry(samples: Any) -> pd.DataFrame:
 
 
 def _image(pipe: SDXLPipeline, request: GenerateRequest, began_s: float) -> Row:
-    """The row of one image. Which memory its peaks are of depends on the device (see PeakMemory.headline_gib)."""
+    """Makes one image and returns its row.
+
+    The device decides which memory the peaks are of (see PeakMemory.headline_gib).
+    """
     # 1) The three stages, each with its own peak.
     started_s = time.monotonic()
     peaks_gib: dict[str, float | None] = {}
@@ -302,7 +326,7 @@ def _image(pipe: SDXLPipeline, request: GenerateRequest, began_s: float) -> Row:
 
 
 def _memory_now_gib(pipe: SDXLPipeline) -> tuple[float, ...]:
-    """MEMORIES as they are now; NaN for what is not known."""
+    """Returns MEMORIES as they are now; NaN for an unknown one."""
     used_gib = None
     if pipe.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(pipe.device)
@@ -317,7 +341,7 @@ def _calls(
     request: GenerateRequest,
     repeat: int,
 ) -> list[Row]:
-    """A row for each timed call of a UNet step, a VAE decode and the matrix products."""
+    """Returns a row for each timed call of a UNet step, a VAE decode and the matrix products."""
     step_flop, decode_flop = _count_flop(pipe, request)
     dtypes = {name: network["dtype"] for name, network in pipe.spec["networks"].items()}
     step = {"part": "UNet step", "dtype": dtypes["unet"], "flop": step_flop}
@@ -334,7 +358,7 @@ def _calls(
 
 
 def _count_flop(pipe: SDXLPipeline, request: GenerateRequest) -> tuple[int, int]:
-    """The floating point operations of one step and of one decode."""
+    """Returns the floating point operations of one step and of one decode."""
     # The counter sees no operator of a network that was compiled or recorded.
     counted = _stock(pipe) if pipe.compiled else pipe
     works = counted.encode([request])
@@ -351,7 +375,10 @@ def _count_flop(pipe: SDXLPipeline, request: GenerateRequest) -> tuple[int, int]
 
 
 def _stock(pipe: SDXLPipeline) -> SDXLPipeline:
-    """A pipeline without recipes, over the same weights; the VAE is a copy, as its dtype may be changed."""
+    """Returns a pipeline without recipes, over the same weights.
+
+    The VAE is a copy, because its dtype may be changed.
+    """
     stock = copy.copy(pipe.diffusers)
     stock.vae = copy.deepcopy(stock.vae)
     return SDXLPipeline(stock, spec=pipe.spec)
@@ -362,7 +389,7 @@ def _all_products(
     dtypes: set[str],
     repeat: int,
 ) -> list[Row]:
-    """A row for each timed matrix product, with TF32 where cuDNN's convolutions use it."""
+    """Returns a row for each timed matrix product, with TF32 where cuDNN's convolutions use it."""
     sides = PRODUCTS
     if device.type != "cpu":
         sides += LARGE_PRODUCTS
@@ -385,7 +412,10 @@ def _products(
     n: int,
     repeat: int,
 ) -> list[Row]:
-    """A row for each of `repeat` products of two n x n matrices, after one that does not count."""
+    """Returns a row for each of `repeat` products of two n x n matrices.
+
+    The first product does not count and has no row.
+    """
     factor = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
     row = {"part": MATMUL, "dtype": dtype, "flop": 2 * n**3}
     rows = []

@@ -1,7 +1,7 @@
-"""Plots of images made one at a time: where time and memory go, the share of the arithmetic, and leaks.
+"""Plots of images made one at a time: time, memory, share of the arithmetic, and leaks.
 
-Knows the rows and samples of such a run and what judge.py makes of them. Ignorant of how they were measured. Whiskers
-are 95 % intervals; a value without one has no whisker.
+Knows the rows and samples of such a run and the figures of judge.py. Ignorant of how they were
+measured. Whiskers are 95 % intervals; a value without an interval has no whisker.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ def stage_stack(
     record: Record,
     ax: Axes | None = None,
 ) -> Axes:
-    """Mean seconds of encode, denoise and decode, stacked: a bar for each size and number of steps.
+    """Draws the mean seconds of encode, denoise and decode, stacked.
 
-    Of more than MOST_BARS, that many are drawn, evenly chosen. The percentages over the bars are denoising's share.
-    The whiskers belong to the mean of the whole image.
+    There is a bar for each size and number of steps. If there are more than MOST_BARS, that many
+    are drawn, evenly chosen. The percentages over the bars are denoising's share. The whiskers
+    belong to the mean of the whole image.
     """
     ax = figure.axes(ax)
     ax.set_xlabel("steps and size in pixels")
@@ -97,7 +98,10 @@ def stage_stack(
 
 
 def _evenly_chosen(cases: int) -> Any:
-    """The positions of at most MOST_BARS of so many cases, the first and the last among them."""
+    """Returns the positions of at most MOST_BARS cases, evenly chosen.
+
+    The first and the last case are among them.
+    """
     bars = min(MOST_BARS, cases)
     positions = np.linspace(0, cases - 1, bars)
     return np.unique(positions.astype(int))
@@ -108,7 +112,7 @@ def _stacked(
     means_s: pd.DataFrame,
     names: dict[str, str],
 ) -> Any:
-    """Draws a bar for each row, a stage on top of the other, and returns the height of each bar."""
+    """Draws a bar for each row, one stage on top of the other, and returns the bars' heights."""
     bottom = np.zeros(len(means_s))
     for stage in STAGES:
         ax.bar(
@@ -130,10 +134,10 @@ def cost_line(
     record: Record,
     ax: Axes | None = None,
 ) -> Axes:
-    """Seconds of each image against its steps, with a line for each size.
+    """Draws the seconds of each image against its steps, with a line for each size.
 
-    The line's left end is what any image costs, its slope what each step adds. The title has the costs of the largest
-    size. Of more than six sizes, the six largest are drawn.
+    The line's left end is what any image costs, and its slope what each step adds. The title has
+    the costs of the largest size. If there are more than six sizes, the six largest are drawn.
     """
     ax = figure.axes(ax)
     ax.set_xlabel("denoising steps")
@@ -186,7 +190,10 @@ def _dots_and_line(
     style: Style,
     rasterized: bool,
 ) -> float:
-    """Draws the images of one size and their line, and returns the height of the line's end, or of the dots' mean."""
+    """Draws the images of one size and their line, and returns the height of the line's end.
+
+    Without a line it returns the mean of the dots.
+    """
     colour, marker, dashes = style
     ax.scatter(
         images["num_inference_steps"],
@@ -213,9 +220,10 @@ def against_pixels(
     record: Record,
     ax: Axes | None = None,
 ) -> Axes:
-    """Mean seconds of an image and, in a panel below, the peak memory of each stage in GiB, against the pixels.
+    """Draws an image's mean seconds and, below, each stage's peak GiB, against the pixels.
 
-    The upper panel has a line for each number of steps; of more than six, the six highest. It is returned.
+    The upper panel has a line for each number of steps, at most for the six highest. The upper
+    panel is returned.
     """
     upper = figure.axes(ax, height=6)
     images = finished_images(requests)
@@ -262,7 +270,10 @@ def _means_line(
     column: str,
     style: Style,
 ) -> float:
-    """Draws the means of `column` against the pixels, with their intervals, and returns the last mean."""
+    """Draws the means of `column` against the pixels, and returns the last mean.
+
+    Each mean has its interval.
+    """
     colour, marker, dashes = style
     sizes = images.groupby("megapixels")[column]
     means = sizes.mean()
@@ -281,7 +292,10 @@ def _means_line(
 
 
 def _time_by_size(images: pd.DataFrame) -> str:
-    """The time at the largest size, and how many times that of the smallest, at the most steps."""
+    """Returns in words the time at the largest size, and how many times the smallest size's it is.
+
+    Both times are those of the images with the most steps.
+    """
     most_steps = images["num_inference_steps"].max()
     by_size = _by_size(images[images["num_inference_steps"] == most_steps])
     mean_s = [float(group["total_s"].mean()) for _, group in by_size]
@@ -308,10 +322,10 @@ def memory_bars(
     record: Record,
     ax: Axes | None = None,
 ) -> Axes:
-    """GiB of the networks, of each stage's activations, and of what process and GPU hold.
+    """Draws the GiB of the networks, of each stage's activations, and of what process and GPU hold.
 
-    `parts` are judge.memory_parts'. The networks are stacked, as they add up. The other bars contain one another, so
-    each stands alone. What is not known is not drawn.
+    `parts` is from judge.memory_parts. The networks are stacked, because they add up. The other
+    bars contain one another, so each stands alone. Unknown parts are not drawn.
     """
     ax = figure.axes(ax)
     ax.set_xlabel("memory, GiB (1 GiB = 2³⁰ bytes)")
@@ -357,7 +371,7 @@ def memory_bars(
 
 
 def _single_bars(parts: pd.DataFrame) -> list[tuple[str, float, str]]:
-    """Name, GiB and colour of each bar that is not a network."""
+    """Returns name, GiB and colour of each bar that is not a network."""
     bars = []
     for row in parts.to_dict("records"):
         if row["kind"] == "activations":
@@ -393,9 +407,9 @@ def arithmetic_bars(
     record: Record,
     ax: Axes | None = None,
 ) -> Axes:
-    """What share, in percent, of the fastest matrix product on this machine each part reaches.
+    """Draws which share, in percent, of this machine's fastest matrix product each part reaches.
 
-    `shares` are judge.arithmetic_share's.
+    `shares` is from judge.arithmetic_share.
     """
     drawn = shares.iloc[:MOST_BARS]
     ax = figure.axes(ax, height=2.6 + 0.4 * len(drawn))
@@ -458,9 +472,10 @@ def memory_trend(
     record: Record,
     ax: Axes | None = None,
 ) -> Axes:
-    """Memory after each image, in MiB more than after the first one.
+    """Draws the memory after each image, in MiB more than after the first one.
 
-    The title has the verdict on growth (judge.memory_growth). The shaded first quarter does not count towards it.
+    The title has the verdict on growth (judge.memory_growth). The shaded first quarter does not
+    count towards the verdict.
     """
     ax = figure.axes(ax)
     ax.set_xlabel("images made")
@@ -530,14 +545,17 @@ def _finish(
     alt: str,
     **options: Any,
 ) -> Axes:
-    """figure.finish, with words for the load: the record itself has a closed loop of one user."""
+    """Returns figure.finish, with words for the load.
+
+    The record itself has a closed loop of one user.
+    """
     load = {"kind": "one image at a time, without a server"}
     spec = record["spec"] | {"arrivals": load}
     return figure.finish(ax, record | {"spec": spec}, finding, alt, **options)
 
 
 def _by_size(images: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
-    """((width, height), images) of each size, fewest pixels first."""
+    """Returns ((width, height), images) of each size, fewest pixels first."""
 
     def pixels(pair: tuple[Any, pd.DataFrame]) -> tuple[int, int]:
         (width, height), _ = pair
@@ -547,7 +565,7 @@ def _by_size(images: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
 
 
 def _span(values: pd.Series) -> str:
-    """The lowest to the highest value, without decimals."""
+    """Returns the lowest to the highest value in words, without decimals."""
     low = f"{values.min():.0f}"
     high = f"{values.max():.0f}"
     return low if low == high else f"{low} to {high}"

@@ -24,11 +24,12 @@ def predict_latency(
 ) -> pd.Series:
     """Returns each request's simulated latency in seconds, with the index of `requests`.
 
-    `requests` holds rows such as a run's. Their `scheduled_s`, size, steps and guidance are read; without a guidance
-    scale a request counts as guided. `spec` has the step times: that of a server, or a run's "target".
+    `requests` has rows such as a run's. The simulation reads their `scheduled_s`, size, steps and
+    guidance. A request without a guidance scale counts as guided. `spec` has the step times: it is
+    a server's spec, or the "target" of a run's spec.
 
-    `batching` names another policy than the server's own. Then the server must have measured batches. Raises
-    ValueError for a size without step times.
+    `batching` names another policy than the server's own. The server must then have measured
+    batches. Raises ValueError for a size without step times.
     """
     import pandas as pd
 

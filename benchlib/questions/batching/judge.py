@@ -25,7 +25,10 @@ GAIN_COLUMNS = ["rate", "batching", "figure", "pairs", "ratio", "interval", "ver
 
 
 class _Case(NamedTuple):
-    """A figure of one run. Cases that differ in `batching` alone had the same requests at the same moments."""
+    """A figure of one run.
+
+    Cases that differ in `batching` alone had the same requests at the same moments.
+    """
 
     rate: float
     batching: str
@@ -36,13 +39,14 @@ class _Case(NamedTuple):
 def gains(runs: Iterable[Run], *, over: str = "serial") -> pd.DataFrame:
     """Returns how each policy's latency compares with that of the policy `over`, at the same rates.
 
-    Runs of one rate and seed had the same requests at the same moments, so they form pairs. Runs that are not valid
-    are left out. There is a row for each `rate` (requests/s), `batching` and `figure` (a key of LATENCIES):
+    Runs of one rate and seed had the same requests at the same moments, so they form pairs. Invalid
+    runs are left out. There is a row for each `rate` (requests/s), `batching` and `figure` (a key
+    of LATENCIES):
 
     - `pairs`: how many pairs have the figure.
     - `ratio`: the geometric mean of the pairs' ratios.
     - `interval`: of the ratio at 95 %, by Student's t on the logarithms; None for one pair.
-    - `verdict`: "lower" or "higher" where the interval leaves out 1, else "not shown".
+    - `verdict`: "lower" or "higher" if the interval leaves out 1, else "not shown".
     """
     latency_s = _latencies_by_case(runs)
     logs: dict[Any, list[float]] = {}
@@ -105,9 +109,11 @@ def gain_words(gain: Mapping[Any, Any]) -> str:
 class BatchingAnswer:
     """Whether each policy pays here. `str()` has the answer in words.
 
-    `gains` is as `gains()` returns it. `serial_images_per_s` is what serial can make. `rush_mean_s` has the mean
-    latency of each policy in one rush of `rush_requests`. `no_gain_cases` names the simulated cases in which
-    continuous batching gains less than 5 %.
+    - `gains`: as `gains()` returns it.
+    - `serial_images_per_s`: the throughput of serial.
+    - `rush_mean_s`: the mean latency of each policy in one rush.
+    - `rush_requests`: how many requests the rush had.
+    - `no_gain_cases`: the simulated cases in which continuous batching gains less than 5 %.
     """
 
     gains: pd.DataFrame
@@ -117,7 +123,10 @@ class BatchingAnswer:
     no_gain_cases: Sequence[str]
 
     def pays(self, batching: str) -> str:
-        """Returns whether a policy pays: "yes", "no", "at some loads", "not shown" or "not measured"."""
+        """Returns whether a policy pays: "yes", "no", "not shown" or "not measured".
+
+        If its latency is lower for some figures or loads and higher for others, the answer says so.
+        """
         rows = self.gains[self.gains["batching"] == batching]
         verdicts = set(rows["verdict"])
         if not verdicts:
@@ -172,7 +181,10 @@ class BatchingAnswer:
 
 
 def rows_at_highest_rate(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """Returns the requests of all runs at the highest rate together, by policy. Empty without runs."""
+    """Returns the requests of all runs at the highest rate together, by policy.
+
+    Without runs there are none.
+    """
     rates = [run.spec["arrivals"]["rate"] for run in runs]
     frames: dict[str, list[pd.DataFrame]] = {}
     for run, rate in zip(runs, rates, strict=True):
@@ -192,9 +204,10 @@ def judge_batching(
     rush: Mapping[str, Run],
     predicted: pd.DataFrame,
 ) -> BatchingAnswer:
-    """Returns whether batching pays, from `gains()`, one run of a rush for each policy, and predicted ratios.
+    """Returns whether batching pays: the answer of notebook 04.
 
-    `predicted` has mean latencies as multiples of serial's, a row for each case and a column for each policy.
+    `gains` is from `gains()`, and `rush` has one run of the rush for each policy. `predicted` has
+    mean latencies as multiples of serial's, with a row for each case and a column for each policy.
     """
     rush_mean_s = {}
     for batching, run in rush.items():

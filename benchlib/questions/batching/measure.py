@@ -27,16 +27,16 @@ LEAST_REQUESTS = 5
 
 SIMULATED_REQUESTS = 500
 SIMULATED_LOADS = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9)
-"""Shares of what serial can make. Beyond them its queue grows without end, and a ratio says nothing."""
+"""Shares of serial's throughput. From 1 on, serial's queue grows without end, and a ratio says nothing."""
 
 NO_GAIN = "if batches gained nothing"
 
 
 def mixed_workload(showcase: Mapping[str, Any]) -> Workload:
-    """Returns requests of the model's own size with many numbers of steps, each as likely.
+    """Returns requests of the model's own size, whose number of steps varies at random.
 
-    They go from a fifth of the model's own number of steps to twice that number. Batching would have nothing to
-    arrange among equal requests.
+    The numbers go from a fifth of the model's own number to twice that number, each as likely.
+    Batching would have nothing to arrange among equal requests.
     """
     own_steps = showcase["num_inference_steps"]
     steps = [max(1, round(fifths * own_steps / 5)) for fifths in range(1, 11)]
@@ -44,7 +44,10 @@ def mixed_workload(showcase: Mapping[str, Any]) -> Workload:
 
 
 def measured_images_per_s(run: Run) -> float:
-    """Returns the throughput of a run. Raises RuntimeError that says why there is none."""
+    """Returns the throughput of a run.
+
+    Raises RuntimeError with the reason if the throughput is not known.
+    """
     summary = run.summary()
     throughput = summary["throughput_images_per_s"]
     if not throughput:
@@ -61,7 +64,10 @@ def send_rush(
     requests: int,
     results: str | os.PathLike[str] | None = None,
 ) -> dict[str, Run]:
-    """Returns one run for each server, by its name: the same `requests` at the same moments, `rate` a second."""
+    """Returns one run for each server, by its name.
+
+    All servers get the same `requests` at the same moments, `rate` a second.
+    """
     runs = {}
     for name, server in servers.items():
         run = run_load(
@@ -87,13 +93,17 @@ def compare_policies(
     repeat: int,
     results: str | os.PathLike[str] | None = None,
 ) -> tuple[Run, ...]:
-    """Returns runs of each server at each of `rates` (requests/s), `repeat` times, in about `budget_min` minutes.
+    """Returns runs of each server at each of `rates` (requests/s), `repeat` times.
 
-    In each repetition all servers get the same requests at the same moments. A budget that is too small for all runs
-    leaves the last ones out.
+    All of them take about `budget_min` minutes together. In each repetition all servers get the
+    same requests at the same moments. A budget that is too small for all runs leaves the last ones
+    out.
     """
+    # 1) Each run's share of the budget.
     cases = [(name, rate) for rate in rates for name in servers]
     share_s = LOADED_SHARE * 60 * budget_min / (len(cases) * repeat)
+
+    # 2) A point for each server and rate.
     points = []
     for name, rate in cases:
         points.append(
@@ -119,10 +129,10 @@ def compare_policies(
 def predict_gains(
     spec: Mapping[str, Any], workload: Workload, policies: Iterable[str]
 ) -> pd.DataFrame:
-    """Returns simulated mean latencies in seconds, a row for each rate (1/s, the index) and a column for each policy.
+    """Returns simulated mean latencies in seconds, with a column for each policy.
 
-    `spec` is of a server that measured batches. The rates are SIMULATED_LOADS of what serial can make by the step
-    times in `spec`.
+    There is a row for each rate (requests/s, the index). The rates are SIMULATED_LOADS of what
+    serial can make by the step times in `spec`. `spec` is that of a server that measured batches.
     """
     import pandas as pd
 
@@ -138,14 +148,16 @@ def predict_gains(
 
 
 def predict_cases(servers: Mapping[str, Server], workload: Workload) -> pd.DataFrame:
-    """Returns simulated mean latencies as multiples of serial's, a row for each case and a column for each policy.
+    """Returns simulated mean latencies as multiples of serial's, with a column for each policy.
 
-    The first case is SIMULATED_LOADS' highest load. Each of the others changes one thing about it.
+    There is a row for each case. The first case has the highest of SIMULATED_LOADS. Each of the
+    others changes one thing about it.
     """
     import pandas as pd
 
     measured = servers["continuous"].spec
-    one_by_one = servers["serial"].spec  # it measured single requests only: a batch costs their sum
+    # The serial server measured single requests only, so by its spec a batch costs their sum.
+    one_by_one = servers["serial"].spec
     highest = max(SIMULATED_LOADS)
     busy = _simulated_requests(workload, highest / _alone_s(measured, workload))
     equal_steps = round(busy["num_inference_steps"].mean())
@@ -168,10 +180,10 @@ def predict_cases(servers: Mapping[str, Server], workload: Workload) -> pd.DataF
 
 
 def check_forecast(runs: Iterable[Run]) -> pd.DataFrame:
-    """Returns the mean latency that runs had beside the one that their own step times predict.
+    """Returns the mean latency of runs beside the mean latency that their own step times predict.
 
-    There is a row for each rate and policy, with `measured_s`, `predicted_s` and `off_percent`, how far the
-    prediction is off.
+    There is a row for each rate and policy, with `measured_s` and `predicted_s`. `off_percent` is
+    how far the prediction is off.
     """
     import pandas as pd
 
@@ -204,7 +216,7 @@ def _requests_every(workload: Workload, gap_s: float) -> pd.DataFrame:
 
 def _simulated_requests(workload: Workload, rate: float) -> pd.DataFrame:
     """Returns at most SIMULATED_REQUESTS requests at random moments, `rate` a second on average."""
-    # A little more time than they need on average, so that chance leaves hardly any out.
+    # The schedule is longer than the requests need on average: chance then leaves hardly any out.
     moments_s = OpenLoop(rate).schedule(1.2 * SIMULATED_REQUESTS / rate, seed=0)
     requests = _requests_every(workload, 0.0)
     count = min(len(requests), len(moments_s))

@@ -1,4 +1,4 @@
-"""Plots on how requests share the model: what a batch costs, who waits for whom, and what sharing gains.
+"""Plots of how requests share the model: what a batch costs, who waits, and what sharing gains.
 
 Knows the names of the policies and their look. Ignorant of how a policy decides.
 """
@@ -49,7 +49,10 @@ LEAST_SHARE = 0.005
 
 
 class BatchCost(NamedTuple):
-    """What batches of each size cost, by the step times that a server measured: arrays with one value per size."""
+    """What batches of each size cost, by the step times that a server measured.
+
+    The arrays have one value for each size.
+    """
 
     sizes: list[int]
     step_s: np.ndarray[Any, Any]
@@ -63,11 +66,11 @@ def step_time_curve(
     record: dict[str, Any],
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws images per second and, in a panel below, milliseconds per step, against the images in a batch.
+    """Draws images/s and, in a panel below, milliseconds per step, against the images in a batch.
 
-    `step_times` is from a server's spec. Each of its values is the least of a few calls, so there is no interval. Only
-    the showcase of `record` is drawn; its images begin together. The upper panel is returned. An `ax` that is given
-    must be of a grid, as pyplot.subplots makes it.
+    `step_times` is from a server's spec. Each of its values is the least of a few calls, so there
+    is no interval. Only the showcase of `record` is drawn, with images that begin together. The
+    upper panel is returned. A given `ax` must belong to a grid, as pyplot.subplots makes it.
     """
     # 1) Reduce.
     upper = figure.axes(ax, height=6)
@@ -98,6 +101,7 @@ def step_time_curve(
         linewidth=2,
     )
     lower.plot(cost.sizes, no_gain_ms, ":", color=figure.GREY)
+
     # 3) Name the axes and the lines, and say what was found.
     upper.set_ylabel(f"images/s, of {steps} steps")
     lower.set_ylabel("one denoising step, ms")
@@ -128,7 +132,10 @@ def step_time_curve(
 
 
 def batch_cost(curves: Mapping[str, Mapping[str, float]], steps: int) -> BatchCost:
-    """Returns what batches of images with so many `steps` cost. Each image has guidance: two rows in the UNet."""
+    """Returns what batches of images with `steps` steps cost.
+
+    Each image has guidance, which is two rows in the UNet.
+    """
     sizes = sorted(map(int, curves["encode_s"]))
     rows = sorted(map(int, curves["step_s"]))
     rows_s = [curves["step_s"][str(n)] for n in rows]
@@ -154,7 +161,11 @@ def _cost_finding(cost: BatchCost) -> str:
 
 
 class Lanes(NamedTuple):
-    """The first requests of a run: those with an image, and the seconds of each part; both have the lane as index."""
+    """The first requests of a run, each in a lane.
+
+    `lanes` is how many there are. `requests` has those with an image, and `parts` the seconds of
+    each of their parts. The index of both is the lane.
+    """
 
     lanes: int
     requests: pd.DataFrame
@@ -171,13 +182,13 @@ def gantts(
 ) -> Axes:
     """Draws the first `lanes` measured requests under each policy, in panels one above the other.
 
-    A lane is one request, from its moment to its image. `requests` has the rows of a run by its policy's name. All
-    runs had the same requests at the same moments, so a lane is one request in all panels, and time has one scale.
-    `record` is that of any of the runs.
+    A lane is one request, from its moment to its image. `requests` has the rows of one run for each
+    policy, by its name. All runs had the same requests at the same moments, so a lane is the same
+    request in all panels. All panels have one time scale. `record` is that of any of the runs.
 
-    A server says how long each part took, not when it was: waiting between the steps is drawn after the steps. The
-    lane of a request without an image is empty. The Axes around the panels is returned. An `ax` that is given must be
-    of a grid, as pyplot.subplots makes it.
+    A server says how long each part took, but not when it began. So waiting between the steps is
+    drawn after the steps. The lane of a request without an image is empty. The Axes around the
+    panels is returned. A given `ax` must belong to a grid, as pyplot.subplots makes it.
     """
     ax = figure.axes(ax, height=7.6)
     drawn = {name: first_lanes(frame, lanes) for name, frame in requests.items()}
@@ -201,6 +212,7 @@ def gantts(
         xlim=(min(ends_s), max(ends_s)),
         xlabel="time since the start of each run, s",
     )
+
     # 2) One legend for all panels, in the order in which the parts happen.
     order = [name for name, *_ in figure.PART_STYLES.values() if name in keys]
     handles = [keys[name] for name in order]
@@ -226,14 +238,20 @@ def gantts(
 
 
 def first_lanes(requests: pd.DataFrame, lanes: int) -> Lanes:
-    """Returns the first measured requests of a run, and how the time of those with an image went."""
+    """Returns the first measured requests of a run as lanes.
+
+    Its `parts` say where the time of the requests with an image went.
+    """
     first = latency.in_window(requests).head(lanes).reset_index(drop=True)
     parts = latency.breakdown(first).fillna(0).clip(lower=0)
     return Lanes(len(first), first.loc[parts.index], parts)
 
 
 def _panels_below(ax: Axes, count: int) -> list[Axes]:
-    """Returns `count` panels with one time axis. `ax` keeps the room above them, for the title and one legend."""
+    """Returns `count` panels with one time axis.
+
+    `ax` keeps the room above the panels, for the title and one legend.
+    """
     ratios = [0.25, *[1] * count]
     place = cast(SubplotSpec, ax.get_subplotspec())
     grid = place.subgridspec(len(ratios), 1, height_ratios=ratios)
@@ -247,7 +265,10 @@ def _panels_below(ax: Axes, count: int) -> list[Axes]:
 
 
 def _draw_lanes(ax: Axes, one: Lanes) -> tuple[float, float]:
-    """Draws a bar for each part of each request, and returns where the first begins and the last ends, in seconds."""
+    """Draws a bar for each part of each request, and returns the time limits in seconds.
+
+    The limits are where the first bar begins and where the last one ends.
+    """
     start_s = one.requests["scheduled_s"].to_numpy()
     left_s = start_s
     all_s = one.parts.sum(axis=None)
@@ -300,10 +321,10 @@ def latency_cdf(
     record: dict[str, Any],
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws which share of the measured requests had their image within so many seconds, a stair for each policy.
+    """Draws which share of the measured requests had their image within a time, by policy.
 
-    `requests` has rows, of one run or of several together, by the policy's name. `record` is that of any of the runs. A
-    request without an image keeps its stair below 100 %.
+    Each policy has a stair. `requests` has the rows of one or several runs by the policy's name.
+    `record` is that of any of the runs. A request without an image keeps its stair below 100 %.
     """
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="share of the requests that had their image, %")
@@ -313,7 +334,7 @@ def latency_cdf(
 
     right_s = 1.03 * max(latency_s.max() for latency_s in series.values())
     for place, (name, latency_s) in enumerate(series.items()):
-        # The slowest comes first, and its label stands lowest.
+        # The slowest policy comes first, and its label stands lowest.
         _draw_stair(ax, name, latency_s, right_s, label_percent=(25, 50, 75)[place % 3])
     ax.set(xlim=(0, right_s), ylim=(0, 103))
 
@@ -328,7 +349,10 @@ def latency_cdf(
 
 
 def _slowest_first(requests: Mapping[str, pd.DataFrame]) -> dict[str, pd.Series]:
-    """Returns the latencies of each policy that made an image, by descending mean; NaN where no image came."""
+    """Returns the latencies of each policy that made an image, by descending mean.
+
+    The latency of a request without an image is NaN.
+    """
     series = {}
     for name, frame in requests.items():
         latency_s = latency.latencies(frame)
@@ -345,7 +369,7 @@ def _draw_stair(
     right_s: float,
     label_percent: float,
 ) -> None:
-    """Draws one policy's stair to `right_s`, with its name beside the upright at `label_percent`."""
+    """Draws a policy's stair to `right_s`, with its name beside the upright at `label_percent`."""
     # 1) The stair.
     style = POLICY_STYLES[name]
     n = len(latency_s)
@@ -409,9 +433,9 @@ def gain(
 ) -> Axes:
     """Draws latency as a multiple of serial's at the same rate, with 95 % intervals.
 
-    `gains` is as judge.gains() returns it. Means are filled, 95th percentiles hollow. `predicted` becomes thin lines:
-    mean latencies by rate (its index, 1/s), with a column for each policy, "serial" among them. `record` is that of any
-    of the runs.
+    `gains` is as judge.gains() returns it. Means are filled marks, and 95th percentiles hollow
+    ones. `predicted` becomes thin lines: mean latencies by rate (its index, requests/s), with a
+    column for each policy, "serial" among them. `record` is that of any of the runs.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
@@ -449,7 +473,10 @@ def gain(
 
 
 def _draw_gains(ax: Axes, gains: pd.DataFrame) -> list[tuple[float, str, str]]:
-    """Draws marks and bars of each policy and figure, and returns their labels for the right margin."""
+    """Draws marks and bars of each policy and figure, and returns their labels.
+
+    The labels belong into the right margin.
+    """
     labels = []
     kinds = gains.groupby(["batching", "figure"], sort=True)
     shift = 0.01 * gains["rate"].max()  # side by side, or one would hide another
@@ -483,7 +510,10 @@ def _draw_gains(ax: Axes, gains: pd.DataFrame) -> list[tuple[float, str, str]]:
 
 
 def _ends(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Returns the low and the high end of each interval; the ratio itself where there is none."""
+    """Returns the low ends and the high ends of the intervals.
+
+    A ratio without an interval is its own end.
+    """
     lows, highs = [], []
     for ratio, interval in zip(rows["ratio"], rows["interval"], strict=True):
         low, high = interval or (ratio, ratio)
