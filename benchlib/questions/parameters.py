@@ -16,14 +16,17 @@ from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
 
 Check = Callable[[str, Any], Any]
-"""Takes a parameter's name and value, and returns the value to use. Raises ValueError that names the parameter."""
+"""Takes a parameter's name and value, and returns the value to use.
+
+Raises ValueError that names the parameter.
+"""
 
 
 def check_parameters(notebook: str, **given: Any) -> SimpleNamespace:
-    """The parameters of `notebook` ("03_load"), checked, as attributes of one object.
+    """Returns the parameters of `notebook` ("03_load"), checked, as attributes of one object.
 
-    Where a notebook takes a list, a single value becomes a list of one. Raises ValueError that names the parameter,
-    what it must be, and what it is.
+    If a notebook takes a list, a single value becomes a list of one. Raises ValueError that names
+    the parameter, what it must be, and what it is.
     """
     if notebook not in NOTEBOOKS:
         raise ValueError(f"notebook must be one of {', '.join(NOTEBOOKS)}, got {notebook!r}")
@@ -39,7 +42,7 @@ def check_parameters(notebook: str, **given: Any) -> SimpleNamespace:
 def _number(
     low: float, high: float = math.inf, *, whole: bool = False, above: bool = False
 ) -> Check:
-    """Accepts a finite number from `low` to `high`; with `above`, not `low` itself."""
+    """Returns a check for a finite number from `low` to `high`; with `above`, not `low` itself."""
     noun = "a whole number" if whole else "a number"
     if above:
         limits = f"above {low:g}"
@@ -66,7 +69,7 @@ def _number(
 
 
 def _side(name: str, value: Any) -> Any:
-    """Accepts a side of an image in pixels, as the model and the server do."""
+    """Accepts a side of an image in pixels, within the limits of the model and the server."""
     _number(64, 2048, whole=True)(name, value)
     if value % 8:
         raise ValueError(
@@ -113,7 +116,7 @@ def _folder_to_read(name: str, value: Any) -> Any:
 
 
 def _promise(name: str, value: Any) -> Any:
-    """Accepts what Slo.parse reads."""
+    """Accepts a promise that Slo.parse can read."""
     if not isinstance(value, str):
         raise ValueError(f'{name} must be a text such as "p95 < 2 s", got {value!r}')
     try:
@@ -133,7 +136,10 @@ def _plotted_promise(name: str, value: Any) -> Any:
 
 
 def _list_of(check: Check, *, empty: bool = False) -> Check:
-    """Accepts a list of different values that `check` accepts, or one such value, which becomes a list of one."""
+    """Returns a check for a list of different values, each of which `check` accepts.
+
+    One such value becomes a list of one.
+    """
 
     def check_each(name: str, value: Any) -> Any:
         if isinstance(value, str) and value.lstrip().startswith(("[", "(")):

@@ -1,6 +1,6 @@
 """Whether it works here: how long the first notebook measures, and its answer in words.
 
-Knows the summary of one run. Ignorant of how it was made.
+Knows the summary of one run. Ignorant of how the run was made.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ def run_times(
     least_s: float = 15.0,
     duration_s: float | None = None,
 ) -> dict[str, float]:
-    """`duration_s` and `warmup_s` of a closed loop of so many users, as run_load and Point take them.
+    """Returns `duration_s` and `warmup_s` of a closed loop, as run_load and Point take them.
 
-    It measures for as long as `images` take one after another, `image_s` seconds each, and at least for `least_s`. A
-    `duration_s` that is given goes before. It warms up for one image of each user, at least for 3 s.
+    It measures for as long as `images` images take one after another, `image_s` seconds each, but
+    at least for `least_s`. A given `duration_s` has precedence. It warms up for one image of each
+    user, but at least for 3 s.
     """
     return {
         "duration_s": duration_s or max(least_s, images * image_s),
@@ -33,11 +34,15 @@ def run_times(
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What the first run shows.
+    """What the first run shows. `str()` has the answer in words.
 
-    `ok` of `requests` got an image. `images_per_s` is the throughput, `median_s` the median latency (None: not known,
-    as latency `drifted` or the images were too few). Memory is what the process and torch on the GPU held at most.
-    `errors` counts what went wrong, by its kind.
+    - `ok`: how many of the `requests` got an image.
+    - `images_per_s`: the throughput.
+    - `median_s`: the median latency. It is None if latency `drifted` or the images were too few.
+    - `process_gib`, `gpu_gib`: the most memory of the process, and the most that torch reserved on
+      the GPU.
+    - `errors`: how often each kind of error happened.
+    - `why_invalid`: the reason if the run is invalid, else None.
     """
 
     model: str
@@ -86,7 +91,7 @@ class Quickstart:
 
 
 def judge_quickstart(run: Run) -> Quickstart:
-    """The answer from one run of a closed loop."""
+    """Returns the answer of notebook 01, from one run of a closed loop."""
     summary = run.summary()
     return Quickstart(
         model=run.spec["target"]["model"],

@@ -1,7 +1,7 @@
-"""How many people a server serves: the search for its capacity, Little's law, and the answer in words.
+"""How many people a server serves: the search for its capacity, Little's law, and the answer.
 
-`find_highest` knows rates and verdicts alone; the rest knows studies of runs. Ignorant of how a run is made
-(measure.py) and of how its latencies are judged (study/slo.py).
+`find_highest` knows rates and verdicts alone; the rest knows studies of runs. Ignorant of how a run
+is made (measure.py) and of how its latencies are judged (study/slo.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ BUDGET_SPENT = "the budget is spent: the interval is as far as it got"
 
 @dataclass(frozen=True)
 class Capacity:
-    """The highest `rate` in requests/s that was shown to keep a promise; None where none was.
+    """The highest `rate` in requests/s that was shown to keep a promise, or None.
 
-    `interval` goes from that rate to the lowest rate that was shown to break the promise (None: not found). The
-    capacity lies in it unless the trials at one of its ends were wrong, each time in the same way. `trials` are (rate,
-    verdict) in the order in which they were made, `runs` their runs, and `note` says why the search ended. `slo` is
-    the promise, where it is known.
+    - `interval`: from that rate to the lowest rate that was shown to break the promise (None: not
+      found). The capacity lies in it, unless the trials at one of its ends were wrong, each time in
+      the same way.
+    - `trials`: (rate, verdict) of each trial, in order.
+    - `runs`: the runs of the trials.
+    - `note`: why the search ended.
+    - `slo`: the promise, or None if it is not known.
     """
 
     rate: float | None
@@ -64,12 +67,15 @@ def find_highest(
     precision: float = 0.05,
     most_trials: int = 3,
 ) -> Capacity:
-    """Searches for the highest rate (requests/s) that `judge` calls "met": by doubling or halving, then bisection.
+    """Searches for the highest rate (requests/s) that `judge` calls "met".
 
-    `judge(rate)` makes one trial and returns "met", "missed", "not shown", or None where no budget is left for it. A
-    rate gets trials until they settle it (see LEAD), at most `most_trials`. A rate that stays open is near the
-    capacity, so the search goes on at both sides of it. The search ends where each gap beside the open rates is below
-    `precision`, a share of the rate. Raises ValueError that names the argument and its limits.
+    It doubles or halves the rate, and then goes on by bisection. `judge(rate)` makes one trial and
+    returns "met", "missed" or "not shown", or None if no budget is left for the trial.
+
+    A rate gets trials until they settle it (see LEAD), at most `most_trials`. A rate that stays
+    open is near the capacity, so the search goes on at both sides of it. The search ends when each
+    gap beside the open rates is below `precision`, a share of the rate. Raises ValueError that
+    names the argument and its limits.
     """
     if not lowest <= start <= highest:
         raise ValueError(f"start must be a rate from {lowest:g} to {highest:g}, got {start!r}")
@@ -78,7 +84,7 @@ def find_highest(
     if most_trials < LEAD:
         raise ValueError(f"most_trials must be {LEAD} or more, got {most_trials!r}")
 
-    # Try rate after rate, each until its trials settle it.
+    # Try one rate after another, each until its trials settle it.
     search = _Search(lowest, highest, precision)
     trials: list[tuple[float, str]] = []
     rate: float | None = start
@@ -100,7 +106,7 @@ def _lead(verdicts: Sequence[str]) -> int:
 
 
 def _can_be_settled(verdicts: Sequence[str], most_trials: int) -> bool:
-    """Whether a rate is still open, and the trials that are left could settle it."""
+    """Returns whether a rate is still open, and the trials left could settle it."""
     lead = abs(_lead(verdicts))
     trials_left = most_trials - len(verdicts)
     return lead < LEAD <= lead + trials_left
@@ -108,7 +114,10 @@ def _can_be_settled(verdicts: Sequence[str], most_trials: int) -> bool:
 
 @dataclass
 class _Search:
-    """What is settled so far: the highest rate that was met, the lowest that was missed, the open ones between."""
+    """What the trials have settled: the highest rate that was met, and the lowest that was missed.
+
+    The open rates lie between these two.
+    """
 
     lowest: float
     highest: float
@@ -122,7 +131,10 @@ class _Search:
         return Capacity(self.met, (self.met, self.missed), tuple(trials), note)
 
     def keep(self, rate: float, lead: int) -> None:
-        """Takes in how the trials of a rate ended; open rates outside of the new interval are settled with it."""
+        """Takes in how the trials of a rate ended.
+
+        Open rates outside of the new interval are settled by it.
+        """
         if lead == LEAD:
             self.met = rate
         elif lead == -LEAD:
@@ -134,7 +146,10 @@ class _Search:
         self.open_rates = [rate for rate in self.open_rates if above < rate < below]
 
     def next_rate(self, rate: float) -> float | None:
-        """The rate to try after `rate`; None where the search ends, and `why_ended` says why."""
+        """Returns the rate to try after `rate`, or None if the search ends.
+
+        When the search ends, `why_ended` has the reason.
+        """
         # 1) Downwards, until a rate is met.
         if self.met is None:
             if rate > self.lowest:
@@ -168,12 +183,14 @@ class _Search:
 
 
 def littles_law(study: Study) -> pd.DataFrame:
-    """A row for each run of a closed loop: whether its figures agree with each other.
+    """Returns for each run of a closed loop whether its figures agree with each other.
 
-    Little's law: the requests under way, on average, are the throughput times the mean latency. So
-    `images_per_s` times `mean_latency_s` (`product`) comes near `users`, or less where a short run cuts off images at
-    its edges. `difference` is how far the rows are from a gauge that was read beside them, and `passed` whether that
-    is within `limit` (see validity.checks).
+    By Little's law, the mean number of requests under way is the throughput times the mean latency.
+    So `product` (`images_per_s` times `mean_latency_s`) comes near `users`. In a short run it is
+    less, because the run cuts off images at its edges.
+
+    The number of requests under way was also sampled during the run. `difference` is how far these
+    samples are from the rows, and `passed` says whether it is within `limit` (see validity.checks).
     """
     import pandas as pd
 
@@ -201,7 +218,7 @@ def littles_law(study: Study) -> pd.DataFrame:
 
 
 def most_images_per_s(study: Study) -> float | None:
-    """The highest throughput of the valid runs; None where no run has one."""
+    """Returns the highest throughput of the valid runs; None if no run has one."""
     rates = [run.summary()["throughput_images_per_s"] for run in study.runs if _is_valid(run)]
     return max((rate for rate in rates if rate), default=None)
 
@@ -212,12 +229,15 @@ def _is_valid(run: Run) -> bool:
 
 @dataclass(frozen=True)
 class PeopleServed:
-    """How many people a server serves.
+    """How many people a server serves. `str()` has the answer in words.
 
-    `images_per_s` is the most that was seen, with `users` in a closed loop (None: no valid run). `users_within_slo` is
-    the highest number of users for whom the promise `slo` was shown to be kept. `capacity` is what find_capacity
-    found for requests at a rate. `users_seen` and `rate_seen` are up to where the runs kept the promise, though they
-    may be too short to show it. `folder` holds the runs.
+    - `images_per_s`: the highest throughput, with `users` in a closed loop (None: no valid run).
+    - `users_within_slo`: the highest number of users with which the promise `slo` was shown to be
+      kept.
+    - `capacity`: what find_capacity found for requests at a rate.
+    - `users_seen`, `rate_seen`: up to where the runs kept the promise, though they may be too short
+      to show it.
+    - `folder`: where the runs are.
     """
 
     images_per_s: float | None
@@ -257,7 +277,11 @@ class PeopleServed:
 
 
 def judge_load(closed: Study, at_rates: Study, capacity: Capacity, *, slo: str) -> PeopleServed:
-    """The answer from runs of closed loops, from runs at fixed rates, and from the search for the capacity."""
+    """Returns how many people the server serves: the answer of notebook 03.
+
+    `closed` has runs of closed loops, `at_rates` runs at fixed rates. `capacity` is the result of
+    the search.
+    """
     rows = closed.judge(slo).to_dict("records") if closed.runs else []
     valid = [row for row in rows if row["valid"] and row["throughput_images_per_s"]]
     best = max(valid, key=lambda row: float(row["throughput_images_per_s"]), default=None)
@@ -276,7 +300,10 @@ def judge_load(closed: Study, at_rates: Study, capacity: Capacity, *, slo: str) 
 
 
 def _kept_up_to(runs: Sequence[Run], by: str, slo: str) -> float | None:
-    """The highest load below which each valid run had the promised share of its images in time; None for none."""
+    """Returns the highest load up to which all valid runs had the promised share in time, or None.
+
+    A run whose share of images in time is too low breaks the promise at its load.
+    """
     from benchlib.study.latency import latencies
     from benchlib.study.slo import Slo
 

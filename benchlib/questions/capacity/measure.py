@@ -1,4 +1,4 @@
-"""Loads one server more and more: how the minutes are shared, and a run for each trial of the search.
+"""Loads one server more and more: shares of the minutes, and a run for each trial of the search.
 
 Knows servers, loads and runs. Ignorant of how the search goes on after a trial (judge.py).
 """
@@ -32,10 +32,13 @@ RATE_SHARES = {
 }
 """The rates to try, as shares of the most images/s that users in a closed loop got."""
 TRIAL_REQUESTS = {"quick": 300, "full": 150}
-"""At most so many requests a trial of the search. In full an image takes longer."""
+"""The most requests in a trial of the search. In full an image takes longer."""
 SWEEP_SHARE = 0.15
 SEARCH_SHARE = 0.6
-"""Shares of the minutes: SWEEP_SHARE for the users, as much for the rates; the rest is for starts and last answers."""
+"""Shares of the minutes. The users get SWEEP_SHARE, and the rates as much.
+
+The minutes that no share takes are for starts and last answers.
+"""
 LOWEST_RATE = 0.01
 _ALONE = 6
 
@@ -44,8 +47,9 @@ _ALONE = 6
 class CapacityPlan:
     """What is sent to the server, for how long, and the promise that is tested.
 
-    Every image has `steps` steps, and takes `image_s` seconds when it is alone. `minutes` are shared among the users,
-    the rates (`rate_shares` of the highest throughput) and the search, whose trials have at most `trial_requests`.
+    Every image has `steps` steps, and takes `image_s` seconds when it is alone. The users, the
+    rates and the search share `minutes`. The rates are `rate_shares` of the highest throughput. A
+    trial of the search has at most `trial_requests`.
     """
 
     steps: int
@@ -64,7 +68,7 @@ class CapacityPlan:
         return Workload(num_inference_steps=self.steps)
 
     def user_points(self, server: Server, users: Sequence[int]) -> list[Point]:
-        """A point for each number of users in a closed loop."""
+        """Returns a point for each number of users in a closed loop."""
         return [
             Point(
                 ClosedLoop(people),
@@ -78,12 +82,15 @@ class CapacityPlan:
         ]
 
     def rates(self, closed: Study) -> list[float]:
-        """The rates to try: shares of the highest throughput of the closed loops."""
+        """Returns the rates to try: shares of the highest throughput of the closed loops."""
         most = self._most_images_per_s(closed)
         return [share * most for share in self.rate_shares]
 
     def rate_points(self, server: Server, rates: Sequence[float]) -> list[Point]:
-        """A point for each rate of an open loop. An overloaded server's last answers are not waited for."""
+        """Returns a point for each rate of an open loop.
+
+        A run does not wait for the last answers of an overloaded server.
+        """
         duration_s = self._duration_s(len(rates))
         return [
             Point(
@@ -99,10 +106,10 @@ class CapacityPlan:
         ]
 
     def search_options(self, closed: Study) -> dict[str, Any]:
-        """find_capacity's `slo`, `start_rate`, `budget_min`, `trial_s` and `trial_requests`, by the closed loops.
+        """Returns the options of find_capacity that follow from the closed loops.
 
-        The time must allow two trials at the start rate and two at twice that rate: these take 3 times as long as one
-        trial, and half a trial is left for starts.
+        The time must allow two trials at the start rate and two at twice that rate. Together they
+        take 3 times as long as one trial at the start rate. Half a trial more is left for starts.
         """
         start_rate = max(LOWEST_RATE, 0.4 * self._most_images_per_s(closed))
         budget_min = SEARCH_SHARE * self.minutes
@@ -116,7 +123,10 @@ class CapacityPlan:
         }
 
     def _most_images_per_s(self, closed: Study) -> float:
-        """The highest throughput; that of one image after another where no run has one."""
+        """Returns the highest throughput of the closed loops.
+
+        If no run has one, it is the throughput of one image after another.
+        """
         return most_images_per_s(closed) or 1 / self.image_s
 
     @property
@@ -134,10 +144,11 @@ def plan_capacity(
     budget_min: float | None = None,
     slo: str | None = None,
 ) -> CapacityPlan:
-    """Makes one image a few times, without a server, and plans by the shortest time.
+    """Makes one image a few times, without a server, and returns a plan by the shortest time.
 
-    Without `slo` the promise is that 95 % of the images come within 4 times that time. Without `budget_min` it takes 30
-    minutes in "full", and in "quick" as long as 200 images, but 1.5 to 3 minutes.
+    Without `slo` the promise is that 95 % of the images come within 4 times that time. Without
+    `budget_min` the plan takes 30 minutes in "full". In "quick" it takes as long as 200 images, but
+    1.5 to 3 minutes.
     """
     from benchlib.serving.schemas import GenerateRequest
 
@@ -176,11 +187,14 @@ def find_capacity(
     api: str = "benchmark",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Capacity:
-    """The highest rate (requests/s, Poisson) at which `target` keeps the promise `slo`: see `find_highest`.
+    """Returns the highest rate (requests/s, Poisson) at which `target` keeps the promise `slo`.
 
-    Each trial is a run of the study. It lasts `trial_s` seconds, or as long as `trial_requests` take to come, after a
-    tenth of that to warm up. It is cut where the last answers take longer than the trial did. `Slo` judges it. No trial
-    begins that is longer than the time left of `budget_min` minutes. `api`, and what is raised, are as in `run_load`.
+    The search is that of `find_highest`. Each trial is a run of the study, and `Slo` judges it. A
+    trial lasts `trial_s` seconds, or as long as `trial_requests` take to arrive, after a warm-up of
+    a tenth of that time. It is cut if the last answers take longer than the trial did.
+
+    No trial begins that is longer than the time left of `budget_min` minutes. `api`, and the errors
+    raised, are as in `run_load`.
     """
     from benchlib.study.slo import Slo
 
@@ -198,7 +212,7 @@ def find_capacity(
 
             # 2) Make it.
             point = Point(
-                # A lower limit would hold requests back. That looks like a slow generator and hides an overload.
+                # A lower limit would hold requests back, like a slow generator, and hide an overload.
                 OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT),
                 workload or Workload(),
                 target,
@@ -217,7 +231,10 @@ def find_capacity(
 
 
 def _verdict(goal: Any, run: Run) -> str:
-    """What a run shows of the promise. An invalid run that got images shows no miss: its generator fell behind."""
+    """Returns what a run shows of the promise.
+
+    An invalid run that got images shows no miss, because its generator fell behind.
+    """
     from benchlib.study.latency import latencies
 
     verdict: str = goal.judge(latencies(run.requests))

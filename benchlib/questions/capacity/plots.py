@@ -1,7 +1,8 @@
-"""Plots of one server under many loads: throughput, latency, goodput and queueing, by users or by the offered rate.
+"""Plots of one server under many loads: throughput, latency, goodput and queueing.
 
-Knows a study's `summary` (a row for each run), with Study.judge's verdicts where a promise is judged, and the `record`
-of any of its runs. Ignorant of how loads are chosen and of how a capacity is found.
+The load is a number of users, or the offered rate. Knows a study's `summary` (a row for each run)
+and the `record` of any of its runs. If a promise is judged, the summary has Study.judge's verdicts.
+Ignorant of how loads are chosen and of how a capacity is found.
 """
 
 from __future__ import annotations
@@ -56,11 +57,13 @@ def load_curve(
     record: Record,
     ax: Axes | None = None,
 ) -> Axes:
-    """Throughput and, in a panel below it, latency against the users of closed loops, or else the rate of open ones.
+    """Draws throughput and, in a panel below it, latency, against the load.
 
-    `summary` is a Study's, a row for each run, and `record` that of any of its runs. Each valid run is a mark, with its
-    95 % interval where it has one. Lines go through the means of the runs at one load. The upper panel is returned. A
-    given `ax` makes room for the lower panel, so it must belong to a grid, as pyplot.subplots makes it.
+    The load is the users of closed loops, or else the rate of open ones. `summary` is a Study's,
+    with a row for each run, and `record` that of any of its runs. Each valid run is a mark, with
+    its 95 % interval if it has one. Lines go through the means of the runs at one load.
+
+    The upper panel is returned. A given `ax` must belong to a grid, as pyplot.subplots makes it.
     """
     upper = figure.axes(ax, height=6)
     by = "users" if "users" in summary and summary["users"].notna().any() else "rate"
@@ -102,7 +105,10 @@ def load_curve(
 
 
 def _draw_runs(ax: Axes, runs: pd.DataFrame, by: str, column: PlottedColumn) -> Means:
-    """Draws each run's value with its interval and a line through the means, and returns the means by load."""
+    """Draws each run's value with its interval and a line through the means.
+
+    Returns the means by load.
+    """
     values = runs[column.name].astype(float)
     if values.isna().all():
         return {}
@@ -158,10 +164,10 @@ def _throughput_words(images_per_s: Means, at_load: Mapping[float, str]) -> str:
 
 
 def _plateau(images_per_s: Means) -> list[float]:
-    """The loads, rising, from which on throughput stays within 5 % of its highest.
+    """Returns the loads, in rising order, from which on throughput stays within 5 % of its highest.
 
-    There are none where throughput did not grow before. There are none either where the loads span less than a quarter
-    more load: the data then show no levelling off.
+    There are none if throughput did not grow before. There are none either if the highest of these
+    loads is less than 1.25 times the lowest: the data then show no levelling off.
     """
     most = max(images_per_s.values())
     growing = [load for load, images in images_per_s.items() if images < 0.95 * most]
@@ -181,11 +187,12 @@ def hockey_stick(
     capacity: Ends = (None, None),
     ax: Axes | None = None,
 ) -> Axes:
-    """The percentile that `slo` is about, in seconds, against the rate of open loops, and where it passes the promise.
+    """Draws the percentile that `slo` is about, in seconds, against the rate of open loops.
 
-    `summary` is `Study.judge(slo)`'s, `capacity` a Capacity's interval in images/s. A rate has no percentile where one
-    of its runs has none. Rates beyond the last percentile at which latency drifted are shaded. Raises ValueError for an
-    `slo` whose percentile no summary has.
+    `summary` is from `Study.judge(slo)`, and `capacity` is a Capacity's interval in images/s. A
+    rate has no percentile if one of its runs has none. Rates with drifting latency, beyond the last
+    rate with a percentile, are shaded. Raises ValueError for an `slo` whose percentile no summary
+    has.
     """
     ax = figure.axes(ax)
     goal = Slo.parse(slo)
@@ -234,7 +241,10 @@ def hockey_stick(
 
 
 def _draw_verdicts(ax: Axes, runs: pd.DataFrame, took_s: pd.Series) -> None:
-    """A mark for each run whose percentile is known, by what it shows of the promise."""
+    """Draws a mark for each run whose percentile is known.
+
+    The mark depends on what the run shows of the promise.
+    """
     for verdict, (label, marker, fill, edge) in VERDICTS.items():
         of_verdict = took_s[runs["verdict"].eq(verdict)].dropna()
         if not len(of_verdict):
@@ -266,7 +276,7 @@ def _shade_unstable(ax: Axes, runs: pd.DataFrame, *, beyond: float, last_rate: f
 
 
 def _draw_capacity(ax: Axes, capacity: Ends) -> None:
-    """A band between both ends, or a line at the one that is known."""
+    """Draws a band between both ends of the capacity, or a line at the one that is known."""
     low, high = capacity
     if low and high:
         ax.axvspan(
@@ -312,10 +322,10 @@ def goodput_curve(
     slo: str,
     ax: Axes | None = None,
 ) -> Axes:
-    """Images per second that came within what `slo` promises, against those that an open loop asked for.
+    """Draws the images/s that came within what `slo` promises, against the images/s offered.
 
-    By chance, an open loop asks for more or fewer than its rate says. `summary` is `Study.judge(slo)`'s. On the dashed
-    line every image that is asked for comes in time.
+    By chance, an open loop offers more or fewer images than its rate says. `summary` is from
+    `Study.judge(slo)`. On the dashed line every image comes in time.
     """
     ax = figure.axes(ax)
     within = f"within {number(Slo.parse(slo).latency_s)} s"
@@ -362,7 +372,10 @@ def queue_share(
     record: Record,
     ax: Axes | None = None,
 ) -> Axes:
-    """How much of all latency, in percent, was waiting in the server's queue, against the users of closed loops."""
+    """Draws how much of all latency was waiting in the server's queue, against the users.
+
+    The share is in percent. The users are those of closed loops.
+    """
     ax = figure.axes(ax)
     ax.set_xlabel(USERS)
     ax.set_ylabel("share of latency in the queue, %")
@@ -399,12 +412,15 @@ def queue_share(
 
 
 def _users(count: float) -> str:
-    """The number and its noun, which a title must not part."""
+    """Returns the number and its noun, joined so that a title does not part them."""
     return counted(count, "user").replace(" ", "\u00a0")
 
 
 def _valid_runs(summary: pd.DataFrame, by: str, known: str = "valid") -> tuple[pd.DataFrame, str]:
-    """The valid runs at a known load that have a figure `known`, lightest first, and the words for those left out."""
+    """Returns the valid runs that have a load and the figure `known`, lightest first.
+
+    The second value says in words how many runs are left out.
+    """
     if by not in summary or summary[by].isna().all():
         return summary[:0], ""
     at_load = summary[summary[by].notna()]
@@ -417,10 +433,10 @@ def _valid_runs(summary: pd.DataFrame, by: str, known: str = "valid") -> tuple[p
 
 
 def _curve(runs: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
-    """`mean`, `low` and `high` of `column` for each load, NaN where there is none.
+    """Returns `mean`, `low` and `high` of `column` for each load; NaN if there is none.
 
-    The interval is one run's own, or that of the mean of 5 runs and more. A load has no mean where one of its runs has
-    no figure: the other runs may be its luckier ones.
+    The interval is one run's own, or that of the mean of 5 runs and more. A load has no mean if one
+    of its runs has no figure: the other runs may be its luckier ones.
     """
     rows = {}
     for load, group in runs.groupby(by):
@@ -453,7 +469,10 @@ def _draw_curve(
     label: str,
     why_none: str = FEW_ROWS,
 ) -> None:
-    """A line through the means and a band between the intervals; where there are none, the legend says `why_none`."""
+    """Draws a line through the means and a band between the intervals.
+
+    Without any interval, the legend says `why_none`.
+    """
     ends = curve[["low", "high"]].to_numpy()
     low, high = ends.T
     ax.fill_between(curve.index, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -470,7 +489,7 @@ def _finish(
     finding: str,
     alt: str,
 ) -> Axes:
-    """figure.finish with the legend between plot and title, three entries a line."""
+    """Returns figure.finish with the legend between plot and title, three entries a line."""
     pad = figure.legend_above(ax, columnspacing=1.2)
     source = figure.study_of(record, len(runs), "run")
     return figure.finish(ax, record, finding, alt, source=source, pad=pad)
