@@ -1,7 +1,7 @@
 """Whether two sets of runs differ, and whether the newest of several studies got worse.
 
-Knows the records and summaries of finished runs. Ignorant of their rows, of how a run's figures are found (summary.py),
-and of quantiles (intervals.py).
+Knows the records and summaries of finished runs. Ignorant of their rows, of how a run's figures are
+computed (summary.py), and of quantiles (intervals.py).
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ _COLUMNS = ["study", "load", "figure", *_NUMBERS, "verdict", "note"]
 class Comparison:
     """How runs b differ from runs a.
 
-    `table` has a row for each figure: the means `a` and `b`, `ratio` b/a, its `interval`, `verdict` and `note`.
-    `suspects` lists what else differed. `verdict` is that of the whole.
+    `table` has a row for each figure: the means `a` and `b`, `ratio` b/a, its `interval`, `verdict`
+    and `note`. `suspects` lists what else differed. `verdict` is the gravest of all figures but
+    memory.
     """
 
     table: pd.DataFrame
@@ -88,20 +89,23 @@ def compare(
     (Bonferroni). `of` is the older name of `comparisons`: it still works, but prefer the new name.
     The verdict of a figure is:
 
-    - "faster" or "slower" (memory: "less" or "more"): the interval leaves out 1, and the ratio is beyond `min_effect`.
+    - "faster" or "slower" (memory: "less" or "more"): the interval leaves out 1, and the ratio is
+      beyond `min_effect`.
     - "no difference beyond 5 %": the interval lies within `min_effect`.
-    - "inconclusive": anything else. One run on a side can't show how runs differ from one another (Kalibera & Jones,
-      "Rigorous benchmarking in reasonable time", ISMM 2013).
+    - "inconclusive": anything else. One run on a side can't show how runs differ from one another
+      (Kalibera & Jones, "Rigorous benchmarking in reasonable time", ISMM 2013).
     - "invalid": one of the runs is invalid.
 
-    Memory is the server's CUDA peak, or without a GPU its RSS. Raises ValueError that names what differs where the
-    runs have different "machine", "model", "workload", "arrivals" or "api", unless `allow` has that name. Other
-    differences (packages, driver, commit, settings) become suspects.
+    Memory is the server's CUDA peak, or without a GPU its RSS. Differences in packages, driver,
+    commit or settings become suspects. A difference in "machine", "model", "workload", "arrivals"
+    or "api" raises ValueError that names it, unless `allow` has that name.
     """
     if not (a and b):
         raise ValueError("a and b: each must hold at least one run")
     if not min_effect > 0:
         raise ValueError(f"min_effect must be more than 0, not {min_effect}: 0.05 is 5 %")
+
+    # 1) What must be alike, and whether all runs are valid.
     if of is not None:
         comparisons = of
     runs = [*a, *b]
@@ -109,6 +113,7 @@ def compare(
     summaries = [run.summary() for run in runs]
     invalid = [summary["invalid_reason"] for summary in summaries if not summary["valid"]]
 
+    # 2) A row for each figure.
     rows = []
     for figure, rise in COMPARED.items():
         row = dict.fromkeys(("a", "b", "ratio", "interval")) | {"verdict": "inconclusive"}
@@ -123,6 +128,8 @@ def compare(
             logs_a, logs_b = np.split(logs, [len(a)])
             row |= _ratio(logs_a, logs_b, rise, min_effect, comparisons)
         rows.append({"figure": figure, **row})
+
+    # 3) The verdict, and what else differs.
     table = pd.DataFrame(rows).set_index("figure")
     suspects = _suspects(a[0].record, b[0].record, differing)
     return Comparison(table, tuple(suspects), _verdict_of_speed(table))
@@ -152,7 +159,8 @@ def _ratio(
     row: dict[str, Any] = {
         "a": float(np.exp(a.mean())),
         "b": float(np.exp(b.mean())),
-        # Of the difference, not of the means: rounded differently, it might lie outside an interval of no width.
+        # The ratio comes from the difference, as the interval does. A ratio of the means may be
+        # rounded differently, and then lie outside an interval of no width.
         "ratio": math.exp(difference),
     }
     if min(len(a), len(b)) < 2:
@@ -191,7 +199,10 @@ def _figure(summary: pd.Series, figure: str) -> float | None:
 
 
 def _differing(runs: Sequence[Run], allowed: set[str]) -> list[str]:
-    """Returns the parts of the runs' identities that differ. Raises ValueError where one is not `allowed`."""
+    """Returns the parts of the runs' identities that differ.
+
+    Raises ValueError if one of them is not `allowed`.
+    """
     identities = [_identity(run.record) for run in runs]
     first, last = identities[0], identities[-1]
     differing = []
@@ -215,7 +226,8 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     for field in _MACHINE:
         value = record["machine"].get(field)
         if isinstance(value, float):
-            value = round(value, 1)  # memory that the kernel keeps for itself differs between boots
+            # The kernel keeps memory for itself, and its amount differs between boots.
+            value = round(value, 1)
         machine[field] = value
     return {
         "machine": machine,
@@ -231,7 +243,10 @@ def _suspects(
     b: Mapping[str, Any],
     differing: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yields what differs between two records and could explain a difference, as "part.name: a -> b"."""
+    """Yields what differs between two records and could explain a difference.
+
+    Each difference reads "part.name: a -> b".
+    """
     for part in ("target", "packages", "machine", "git"):
         left, right = _part(a, part), _part(b, part)
         for name in sorted(left.keys() | right.keys()):
@@ -252,9 +267,12 @@ def _part(record: Mapping[str, Any], part: str) -> dict[str, Any]:
 class StudyComparison:
     """How several studies compare with the first. `str()` has the answer about the last.
 
-    `table` has a row for each other study, load and figure: `ratio` to the first study, `low` and `high` of its
-    interval, `verdict` and `note`. `changes` has the packages that differ from the study before. `suspects` lists what
-    else differs between the first and the last. `verdict` and `answer` are of the last. `path` is the last's folder.
+    - `table`: a row for each later study, load and figure. It has `ratio` to the first study, `low`
+      and `high` of its interval, `verdict` and `note`.
+    - `changes`: for each later study, the packages that differ from the study before.
+    - `suspects`: what else differs between the first and the last study.
+    - `verdict`, `answer`: of the last study.
+    - `path`: the folder of the last study.
     """
 
     table: pd.DataFrame
@@ -304,7 +322,7 @@ class StudyComparison:
         return path
 
     def raise_if_worse(self) -> None:
-        """Raises RuntimeError with the answer where the last study is worse than the first, or invalid."""
+        """Raises RuntimeError if the last study is worse than the first, or invalid."""
         if self.verdict in ("worse", "invalid"):
             raise RuntimeError(self.answer)
 
@@ -317,15 +335,18 @@ def compare_studies(
 ) -> StudyComparison:
     """Returns how every study compares with the first, load by load.
 
-    Runs of one load (its label, or else its arrivals) are repetitions. The intervals of one study hold at 95 % for all
-    of its loads and figures together; see `compare`. The verdict is the first of these that is true:
+    Runs of one load (its label, or else its arrivals) are repetitions. The intervals of one study
+    hold at 95 % for all of its loads and figures together; see `compare`. The verdict is the first
+    of these that is true:
 
     - "invalid": a run is invalid, or the last study lacks a load of the first.
     - "worse": a figure is slower, or takes more memory.
-    - "inconclusive": a figure is; unknown memory does not count.
-    - "better", or else "no difference".
+    - "inconclusive": a figure is inconclusive; unknown memory does not count.
+    - "better": a figure is faster, or takes less memory.
+    - "no difference beyond 5 %": anything else.
 
-    Raises ValueError as `compare` does, and for fewer than two studies, two of one name, or no load in common.
+    Raises ValueError as `compare` does, and for fewer than two studies, two of one name, or no load
+    in common.
     """
     # 1) Compare each study with the first.
     names = _study_names(studies)
@@ -368,7 +389,11 @@ def compare_studies(
 
 
 def _study_names(studies: Sequence[Study]) -> tuple[str, ...]:
-    """Returns a name for each study, with the folder above it where two have the same. Raises ValueError."""
+    """Returns a name for each study.
+
+    If two have the same name, the folder above each study is part of its name. Raises ValueError if
+    there are fewer than two studies, or if two names are still the same.
+    """
     names = tuple(study.path.name for study in studies)
     if len(set(names)) < len(names):
         names = tuple(f"{study.path.parent.name}/{study.path.name}" for study in studies)
@@ -391,9 +416,12 @@ def _compare_loads(
     suspects: tuple[str, ...] = ()
     for load, runs in baseline.items():
         head = {"study": name, "load": load}
+        # 1) A load that the study lacks.
         if load not in loads:
             rows.append({**head, "verdict": "invalid", "note": "this load was not measured"})
             continue
+
+        # 2) The comparison of a load that both have.
         try:
             found = compare(
                 runs,
@@ -405,21 +433,19 @@ def _compare_loads(
         except ValueError as error:
             raise ValueError(f"{name}, {load}: {error}") from error
         suspects = found.suspects
+
+        # 3) A row for each figure.
         for row in found.table.reset_index().to_dict("records"):
             low, high = row.pop("interval") or (None, None)
-            rows.append(
-                {
-                    **head,
-                    "low": low,
-                    "high": high,
-                    **row,
-                }
-            )
+            rows.append({**head, "low": low, "high": high, **row})
     return rows, suspects
 
 
 def _by_load(study: Study) -> dict[str, list[Run]]:
-    """Returns the runs of each load, by its label or arrivals and the settings that vary within the study."""
+    """Returns the runs of each load.
+
+    A load is named by its label or arrivals, and by the settings that vary within the study.
+    """
     targets = [run.spec["target"] for run in study.runs]
     varied = [key for key in _SETTINGS if len({str(target.get(key)) for target in targets}) > 1]
     loads: dict[str, list[Run]] = {}
@@ -438,7 +464,10 @@ def _changed_packages(before: Run, after: Run) -> Iterator[str]:
 
 
 def _overall(last: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Returns the verdict of a study and the rows that lead to it. Unknown memory leaves nothing open."""
+    """Returns the verdict of a study and the rows that lead to it.
+
+    Unknown memory does not make a verdict inconclusive.
+    """
     is_memory = last["figure"] == "memory"
     is_unknown = last["ratio"].isna() & (last["verdict"] != "invalid")
     known = last[~(is_memory & is_unknown)]

@@ -32,10 +32,11 @@ def measure_examples(
     repeat: int = 4,
     results: str | os.PathLike[str] | None = None,
 ) -> list[Study]:
-    """Returns three studies of `repeat` runs each: one, the same again, and one whose server is slower on purpose.
+    """Measures and returns three studies of `repeat` runs each.
 
-    The runs take turns, so that drift hits all studies alike. They share `budget_min` minutes, but none is shorter
-    than three images. Each call measures anew.
+    The second study repeats the first. The server of the third is slower on purpose. The runs take
+    turns, so that drift affects all studies alike. They share `budget_min` minutes, but no run is
+    shorter than three images. Each call measures anew.
     """
     from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.server import serve
@@ -65,7 +66,8 @@ def measure_examples(
         ),
     }
 
-    # 3) The first run in a process loads libraries, which count as its server's memory: it is not compared.
+    # 3) The runs, in turns. The first run in a process loads libraries, which count as its server's
+    # memory. So one run goes before all others, and is not compared.
     turns = [("compare-warm-up", 0)]
     turns += [(name, seed) for seed in range(repeat) for name in servers]
     runs: dict[str, list[Run]] = {}
@@ -91,7 +93,7 @@ def measure_examples(
 
 
 def _image_s(pipe: SDXLPipeline, image: Mapping[str, Any]) -> float:
-    """Returns the least seconds that one image took, of three."""
+    """Returns the shortest time of three images, in seconds."""
     from benchlib.serving.schemas import GenerateRequest
 
     request = GenerateRequest(prompt="a lighthouse at dusk", seed=1, **image)

@@ -1,6 +1,7 @@
-"""Pictures of several studies: how their figures compare with the first one's, and how one figure went over the nights.
+"""Plots of several studies: figures against the first study's, and one figure over the nights.
 
-Knows the table that judge.compare_studies() makes. Ignorant of runs, and of how ratios and verdicts are found.
+Knows the table that judge.compare_studies() makes. Ignorant of runs, and of how ratios and verdicts
+are computed.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from benchlib.study import figure
 from benchlib.study.wording import number, words
 
 MOST = 40
-"""Lines of a forest plot: more could not be read."""
+"""The most lines of a forest plot. More could not be read."""
 
 MOST_NIGHT_NAMES = 12
 MOST_CHANGES_NAMED = 8
 
 LINE_COLOURS = (figure.BLUE, figure.PURPLE, figure.ORANGE, figure.GREEN)
 LINE_STYLES = ("-", "--", "-.", ":")
-"""One for each load, and again from the first."""
+"""A style for each load. After the last style, the first one comes again."""
 
 
 class Kind(NamedTuple):
@@ -67,10 +68,12 @@ def forest(
     min_effect: float = 0.05,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws each figure's ratio to that of the study `against`, with its 95 % interval and verdict, a line each.
+    """Draws each figure's ratio to that of the study `against`, with its interval and verdict.
 
-    `table` has `study`, `load`, `figure`, `ratio`, `low`, `high` and `verdict`, as `compare_studies` makes it. Ratios
-    in the band differ by less than `min_effect`. Of more than MOST lines, only those furthest from 1 are drawn.
+    Each figure has a line, and its interval is at 95 %. `table` has `study`, `load`, `figure`,
+    `ratio`, `low`, `high` and `verdict`, as `compare_studies` makes it. Ratios in the band differ
+    by less than `min_effect`. If there are more than MOST lines, only those furthest from 1 are
+    drawn.
     """
     # 1) Reduce.
     known = table[table["ratio"].notna()]
@@ -99,7 +102,7 @@ def forest(
     )
     band = f"band: within {100 * min_effect:g} %"
     ax.set_xlabel(f"times that of {against}; lines: 95 % intervals; {band}")
-    # The labels take room of the axes, and a title is as wide as the axes.
+    # The labels make the axes narrower, and the title must be as narrow as the axes.
     ax.figure.figure.draw_without_rendering()
 
     # 3) Say what was found.
@@ -117,7 +120,7 @@ def forest(
 
 
 def furthest_from_one(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns at most MOST rows, those whose ratio is furthest from 1, in the order of the table."""
+    """Returns at most MOST rows, with the ratios furthest from 1, in the order of the table."""
     furthest = _distances(table).nlargest(MOST).index
     return table.loc[furthest].sort_index()
 
@@ -129,7 +132,10 @@ def _distances(table: pd.DataFrame) -> pd.Series:
 
 
 def _line_names(shown: pd.DataFrame) -> list[str]:
-    """Returns a name for each line: its figure, and its study and load where there are several."""
+    """Returns a name for each line: its figure, after its study and load.
+
+    Study and load are left out if there is only one of them.
+    """
     several = [column for column in ("study", "load") if shown[column].nunique() > 1]
     names = []
     for line in shown.to_dict("records"):
@@ -172,7 +178,10 @@ def _forest_finding(
     names: Sequence[str],
     against: str,
 ) -> str:
-    """Returns the gravest verdict, how many figures have it, and the one furthest from 1 of these."""
+    """Returns the gravest verdict, and how many figures have it.
+
+    It also names the figure with this verdict whose ratio is furthest from 1.
+    """
     kinds = [_kind(line) for line in shown.to_dict("records")]
     gravest = next(kind for kind in _GRAVEST_FIRST if kind in kinds)
     studies = [str(study) for study in shown["study"].unique()]
@@ -202,10 +211,11 @@ def nights(
     min_effect: float = 0.05,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws `metric` of each of `studies` as a ratio to the first, a line per load; dotted where packages changed.
+    """Draws `metric` of each of `studies` as a ratio to the first, with a line for each load.
 
-    `metric` is a key of FIGURES. None is the 95th percentile of latency, or the median where no study has the former.
-    `table` and `changes` are from `compare_studies`. Ratios in the band differ by less than `min_effect`.
+    `metric` is a key of FIGURES. None is the 95th percentile of latency, or the median if no study
+    has that percentile. `table` and `changes` are from `compare_studies`. Ratios in the band differ
+    by less than `min_effect`. A dotted line shows where packages changed.
     """
     ax = figure.axes(ax)
     metric = metric or _latency_with_data(table)
@@ -214,6 +224,7 @@ def nights(
     if not len(found):
         return figure.no_data(ax, record, f"{name} over studies", f"no two studies have a {name}")
 
+    # 1) The band, and a line for each load.
     ax.axhspan(
         *_band(min_effect),
         color=figure.SKY,
@@ -255,7 +266,10 @@ def nights(
 
 
 def _latency_with_data(table: pd.DataFrame) -> str:
-    """Returns the 95th percentile's name; the median's where only that one has ratios."""
+    """Returns the name of the 95th percentile of latency.
+
+    If only the median has ratios, it returns the name of the median.
+    """
     figures = set(table["figure"][table["ratio"].notna()])
     if "latency_p95_s" not in figures and "latency_p50_s" in figures:
         return "latency_p50_s"
@@ -272,7 +286,7 @@ def _draw_load(
     """Draws the line of one load, from the first study on, and its marks with their intervals."""
     colour = LINE_COLOURS[place % len(LINE_COLOURS)]
     style = LINE_STYLES[place % len(LINE_STYLES)]
-    shift = 0.06 * place  # side by side, or one would hide another
+    shift = 0.06 * place  # loads stand side by side, so that none hides another
     x = [studies.index(study) + shift for study in rows["study"]]
     ax.plot(
         [0, *x],
@@ -299,7 +313,10 @@ def _draw_change(
     place: int,
     changes: Sequence[str],
 ) -> None:
-    """Draws a dotted line before a study, with the first of `changes` in words; without any, the line alone."""
+    """Draws a dotted line before a study, with the first of `changes` in words.
+
+    Without `changes` it draws the line alone.
+    """
     ax.axvline(
         place - 0.5,
         color=figure.ORANGE,
@@ -308,6 +325,7 @@ def _draw_change(
     )
     if not changes:
         return
+
     text = changes[0]
     if len(changes) > 1:
         text += f" and {len(changes) - 1} more"
@@ -363,7 +381,10 @@ def _band(min_effect: float) -> tuple[float, float]:
 
 
 def _interval(row: Mapping[Any, Any]) -> tuple[float, float]:
-    """Returns the interval; the ratio itself where there is none, which draws caps and no line."""
+    """Returns the interval of a ratio.
+
+    Without an interval it returns the ratio twice, which draws caps and no line.
+    """
     if pd.isna(row["low"]):
         return row["ratio"], row["ratio"]
     return row["low"], row["high"]

@@ -1,6 +1,7 @@
-"""Which of the settings that were tried to run: a choice, its runner-up, and how many machines a rate takes.
+"""Which setting to run: the best one tried, its runner-up, and how many machines a rate takes.
 
-Pure. Knows a frame with a row for each setting and load (measure.py makes it). Ignorant of how it was measured.
+Pure. Knows a frame with a row for each setting and load (measure.py makes it). Ignorant of how the
+settings were measured.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ NO_TIME = "not measured: no time left for it"
 """The error of a setting that the budget had no room for."""
 
 PROMISED_IMAGES = 4
-"""Without a promise of the reader's own, 95 % of the images must take less than this many times one image alone."""
+"""By default, 95 % of the images must take less than this many times the time of one image alone."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The setting to run and the next one, by name; None where there is none. `str()` has the answer.
+    """The setting to run and the next one, by name. `str()` has the answer in words.
 
-    - `shown`: whether the intervals of their images/s lie apart; None where one has no interval.
-    - `table`: each setting at its best load, best first, with `verdict` on the promise `slo` and `ruled_out` (the
-      reason, or None).
-    - `gpus`: how many devices make `target_rate` images/s, by the low end of the interval where there is one.
-    - `cost_per_1000`: of a thousand images on these devices at that rate, in the currency of the price.
+    - `best`, `runner_up`: the names, or None if there is no such setting.
+    - `shown`: whether the intervals of their images/s lie apart; None if one has no interval.
+    - `table`: each setting at its best load, best first, with `verdict` on the promise `slo` and
+      `ruled_out` (the reason, or None).
+    - `gpus`: how many devices make `target_rate` images/s, by the low end of the interval if there
+      is one.
+    - `cost_per_1000`: of a thousand images on these devices at that rate, in the currency of the
+      price.
     - `energy_kwh_per_1000`: what the GPU took for a thousand images.
 
     Unknown is None.
@@ -58,7 +62,7 @@ class Decision:
         return "\n".join(lines)
 
     def _best_lines(self) -> list[str]:
-        """Returns which setting to run, and how sure that is."""
+        """Returns which setting to run, and whether the runs show that it is the best."""
         if self.best is None:
             reasons = self.table["ruled_out"].unique()
             return [f"None of the settings can be run: {', '.join(reasons)}."]
@@ -93,7 +97,7 @@ class Decision:
 
 
 def capacity_words(row: Mapping[Any, Any], slo: str) -> str:
-    """Returns what a row of the table says of its setting's capacity."""
+    """Returns in words the capacity of the setting in a row of the table."""
     rate = f"{number(row['images_per_s'])} images/s"
     users = counted(row["users"], "user")
     if row["verdict"] == "met":
@@ -102,7 +106,10 @@ def capacity_words(row: Mapping[Any, Any], slo: str) -> str:
 
 
 def default_promise(settings: pd.DataFrame) -> str:
-    """Returns a promise that suits the model: 95 % of the images within PROMISED_IMAGES of the first row's."""
+    """Returns a promise that suits the model, for 95 % of the images.
+
+    Its limit is PROMISED_IMAGES times the time of one image in the first row.
+    """
     limit_s = max(0.001, PROMISED_IMAGES * settings["image_s"].iloc[0])
     return f"p95 < {limit_s:.3f} s"
 
@@ -118,15 +125,17 @@ def decide(
 ) -> Decision:
     """Returns the setting of the highest capacity that is not ruled out.
 
-    Capacity within the promise `slo` (or `default_promise`) is the most images/s of a load whose requests, of all its
-    runs, show the promise kept. A setting without such a load comes after all that have one. It stands at its best
-    load that is not shown to miss the promise. Ruled out are settings that:
+    A setting's capacity is the highest images/s of a load that is shown to keep the promise `slo`
+    (or `default_promise`). The requests of all runs of a load are judged together. A setting
+    without such a load comes after all settings with one. It stands at its best load that is not
+    shown to miss the promise. Ruled out are settings that:
 
     - miss the promise under each load, failed, or made no image
     - need more memory than `memory_limit_gib`, or an unknown amount
     - change the image, with `exact_only`
 
-    Raises ValueError for a `slo` that can't be read, and for a target rate or price that is not above 0.
+    Raises ValueError for a `slo` that can't be read, and for a target rate or price that is not
+    above 0.
     """
     slo = slo or default_promise(settings)
     goal = Slo.parse(slo)
@@ -186,7 +195,10 @@ def _ranked(
 
 
 def _gpus(best: Mapping[Any, Any], target_rate: float) -> int | None:
-    """Returns how many devices make the target rate, by the low end of the interval where there is one."""
+    """Returns how many devices make the target rate.
+
+    The rate of one device is the low end of its interval, or without one its mean.
+    """
     rate = best["images_per_s"]
     if best["images_per_s_interval"] is not None:
         rate = best["images_per_s_interval"][0]
@@ -194,7 +206,10 @@ def _gpus(best: Mapping[Any, Any], target_rate: float) -> int | None:
 
 
 def _verdict(goal: Slo, runs: list[list[float]]) -> str:
-    """Returns what all runs together show, unless one shows by itself that the promise is missed."""
+    """Returns what all runs of a load show together.
+
+    A single run that misses the promise outweighs the others.
+    """
     if any(goal.judge(latencies_s) == "missed" for latencies_s in runs):
         return "missed"
     return goal.judge(chain.from_iterable(runs))
@@ -218,7 +233,7 @@ def _ruled_out(row: dict[Any, Any], memory_limit_gib: float, exact_only: bool) -
 
 
 def apart(a: Interval, b: Interval) -> bool | None:
-    """Returns whether there is a gap between two intervals; None where one is not known."""
+    """Returns whether there is a gap between two intervals; None if one is not known."""
     if a is None or b is None:
         return None
     return a[0] > b[1] or b[0] > a[1]

@@ -1,6 +1,7 @@
-"""Tries settings: each recipe's speed alone and its likeness to the baseline, then each setting behind a server.
+"""Tries settings: each recipe alone, for its speed and likeness, then each setting behind a server.
 
-Knows recipes, sweeps, likeness, and how a budget of minutes is shared. Ignorant of which setting is best (judge.py).
+Knows recipes, sweeps, likeness, and how a budget of minutes is shared. Ignorant of which setting is
+best (judge.py).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ FULL_RECIPES = (
 """Recipes that need a GPU, or minutes of compiling before the first image."""
 
 ALONE_SHARE = 0.4
-"""The share of a budget that may be spent before the last recipe is tried alone; servers get the rest."""
+"""After this share of the budget, no further recipe is tried alone. Servers get the rest."""
 
 LEAST_IMAGES = 10
 """A run behind a server is at least as long as the baseline needs to make this many images one by one."""
@@ -61,7 +62,8 @@ class Case:
 class ServingPlan:
     """Which cases are served, for how many seconds each is measured, and how many times.
 
-    `limit_s` is when no further run may begin, or None: a single run that does not fit is made all the same.
+    No further run may begin after `limit_s` seconds. None means no limit: a single run that does
+    not fit is made all the same.
     """
 
     durations_s: dict[Case, float]
@@ -90,9 +92,10 @@ def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
 
 
 def settings_to_try(profile: str, device: str = "auto") -> list[tuple[str, str]]:
-    """Returns the (recipe, batching) pairs of a profile, "quick" or "full", and prints what is left out.
+    """Returns the (recipe, batching) pairs of a profile, "quick" or "full".
 
-    The baseline is served in all three ways, each other recipe with continuous batching.
+    The baseline is served in all three ways, and each other recipe with continuous batching. It
+    prints what is left out.
     """
     recipes = usable_recipes(QUICK_RECIPES, device)
     if profile == "full":
@@ -120,31 +123,41 @@ def try_settings(
     results: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> tuple[pd.DataFrame, tuple[Run, ...]]:
-    """Measures each (recipe, batching) of `settings` with each number of `users`, anew at each call.
+    """Measures each (recipe, batching) of `settings` with each number of `users`.
 
-    Returns a frame with one row for each setting and number of users, and the runs.
+    Returns a frame with one row for each setting and number of users, and the runs. Each call
+    measures anew.
 
-    First each recipe works alone. It makes one image that is not counted, then `images` images with the seeds 1, 2, ...
+    First each recipe works alone. It makes one image that is not counted, then `images` images with
+    the seeds 1, 2, ...
 
     - `start_s`: seconds of loading and of the first image.
     - `image_s`: mean seconds of one image, with its interval from 5 images on.
     - `psnr_db`, `ssim`: mean likeness to the baseline's images of the same seeds.
-    - `exact`: whether the recipe keeps algorithm, weights and steps, and rounds no coarser than bf16.
+    - `exact`: whether the recipe keeps algorithm, weights and steps, and rounds no coarser than
+      bf16.
 
-    Then a sweep measures each setting `repeat` times behind a server. Each user asks again as soon as the image came.
+    Then a sweep measures each setting `repeat` times behind a server. Each user asks for the next
+    image as soon as the last one came.
 
     - `runs`: how many valid runs there are. `latencies_s` has a list of seconds for each of them.
     - `images_per_s`: mean over the runs. Its interval is of 5 runs or more, or the only run's own.
-    - `memory_gib`: the lowest peak of the runs. A peak may include what an earlier setting left in the process.
+    - `memory_gib`: the lowest peak of the runs. A peak may include memory that an earlier setting
+      left in the process.
     - `memory_of`: which memory that is, reserved on the GPU or the process's RSS.
     - `error`: why the setting was not measured, or None.
 
-    Images have `num_inference_steps`, or `steps_share` of the model's own number of steps, or that number.
+    Images have `num_inference_steps` steps, or else `steps_share` of the model's own number, or
+    else that number.
 
-    A run takes `duration_s`, or its part of `budget_min` minutes. Without both it takes as long as the baseline needs
-    for 80 images, but no less than 5 s or 10 images and no more than 8 s or 10 images. A budget that is too small for
-    everything leaves settings out and prints which ones. The baseline and one run of the first setting are always
-    measured.
+    A run takes `duration_s`, or its part of `budget_min` minutes. Without both it takes as long as
+    the baseline needs for 80 images, within these limits:
+
+    - no less than 5 s or 10 images, whichever is longer
+    - no more than 8 s or 10 images, whichever is longer
+
+    A budget that is too small for everything leaves settings out and prints which ones. The
+    baseline and one run of the first setting are always measured.
     """
     import pandas as pd
 
@@ -165,7 +178,7 @@ def try_settings(
         steps=num_inference_steps,
     )
 
-    # 2) What the rest of the budget has room for.
+    # 2) The cases that the rest of the budget has room for.
     left_s = budget_s - (time.monotonic() - began_s)
     working = [case for case in cases if alone[case.recipe]["error"] is None]
     plan = plan_serving(working, alone, time_s=left_s, repeat=repeat, duration_s=duration_s)
@@ -192,7 +205,10 @@ def _measure_points(
     study: str,
     results: str | os.PathLike[str] | None,
 ) -> tuple[Run, ...]:
-    """Returns the runs of a plan. The first one is made in any case: without a run there is nothing to show."""
+    """Returns the runs of a plan.
+
+    The first run is made in any case: without a run there is nothing to show.
+    """
     if not points:
         return ()
     limit_min = None if plan.limit_s is None else plan.limit_s / 60
@@ -234,9 +250,10 @@ def plan_serving(
 ) -> ServingPlan:
     """Returns which of `cases` have room in `time_s` seconds, each for how long and how many times.
 
-    `alone` has each recipe's `start_s` and `image_s`. Cases that come first have precedence, and fewer repetitions come
-    before fewer cases. The first case is planned in any case, as briefly as can be. Without a limit each case is
-    measured `repeat` times for `duration_s`, or for a length that follows from the baseline's image time.
+    `alone` has each recipe's `start_s` and `image_s`. Earlier cases have precedence. Fewer
+    repetitions are preferred to fewer cases. The first case is planned in any case, as briefly as
+    possible. Without a limit each case is measured `repeat` times for `duration_s`, or for a length
+    that follows from the baseline's image time.
     """
     image_s = alone[BASELINE]["image_s"]
     usual_s = max(LEAST_IMAGES * image_s, min(max(80 * image_s, 5.0), 8.0))
@@ -274,7 +291,7 @@ def plan_serving(
 
 
 def _warmup_s(case: Case, alone: dict[str, dict[str, Any]]) -> float:
-    """Seconds in which each user gets one image."""
+    """Returns the seconds in which each user gets one image."""
     return max(1.0, case.users * float(alone[case.recipe]["image_s"]))
 
 
@@ -292,9 +309,10 @@ def _try_alone(
     device: str,
     steps: int | None,
 ) -> dict[str, dict[str, Any]]:
-    """Returns what each recipe does without a server. The baseline, which comes first, is always tried.
+    """Returns what each recipe does without a server.
 
-    No other recipe begins for which the time until `end_s` is too short, if it takes as long as the baseline.
+    The baseline comes first and is always tried. Another recipe is tried only if the time until
+    `end_s` is enough for it, should it take as long as the baseline.
     """
     baseline_s = 0.0
     reference: list[np.ndarray[Any, Any]] = []
@@ -309,7 +327,8 @@ def _try_alone(
         try:
             found[recipe], pixels = _one_alone(model, recipe, images, device, steps, reference)
         except Exception as error:
-            if not reference:  # nothing can be compared with a baseline that does not work
+            # Without the baseline there is nothing to compare with.
+            if not reference:
                 raise
             print(f"{recipe}: failed, {error}", flush=True)
             found[recipe] = _nothing_alone(recipe, f"{type(error).__name__}: {error}")
@@ -329,8 +348,8 @@ def _one_alone(
 ) -> tuple[dict[str, Any], list[np.ndarray[Any, Any]]]:
     """Returns what one recipe does without a server, and the pixels of its images.
 
-    `reference` holds the baseline's pixels; without any, the recipe is the baseline. The model is freed before the
-    next one is loaded: two may not fit.
+    `reference` holds the baseline's pixels; if it is empty, the recipe is the baseline. The model
+    is freed before the next one is loaded, because memory may be too small for two.
     """
     import numpy as np
 
@@ -338,17 +357,14 @@ def _one_alone(
     from benchlib.study.intervals import runs_interval
     from benchlib.study.likeness import psnr_db, ssim
 
+    # 1) The images, with the model in memory.
     began_s = time.monotonic()
-    with closing(
-        load_pipeline(
-            model,
-            recipe=recipe,
-            device=device,
-        )
-    ) as pipe:
+    with closing(load_pipeline(model, recipe=recipe, device=device)) as pipe:
         _image(pipe, 0, steps)
         start_s = time.monotonic() - began_s
         results = [_image(pipe, seed, steps) for seed in range(1, images + 1)]
+
+    # 2) Speed, and likeness to the baseline's images.
     times_s = [result.timings.total_s for result in results]
     pixels = [np.asarray(result.images[0]) for result in results]
     pairs = list(zip(reference or pixels, pixels, strict=True))
@@ -363,7 +379,7 @@ def _one_alone(
 
 
 def _nothing_alone(recipe: str, error: str | None) -> dict[str, Any]:
-    """Returns the figures of a recipe of which nothing is measured yet."""
+    """Returns the figures of a recipe that was not measured yet."""
     from benchlib.serving.model.recipes import parse_recipes
 
     unknown = ("start_s", "image_s", "image_s_interval", "psnr_db", "ssim")
@@ -384,7 +400,7 @@ def _own_steps(model: str, device: str) -> int:
 
 
 def _image(pipe: SDXLPipeline, seed: int, steps: int | None) -> Any:
-    """Returns one image of the model's own size, with so many steps or the model's own number."""
+    """Returns one image of the model's own size, with `steps` steps or the model's own number."""
     from benchlib.serving.schemas import GenerateRequest
 
     showcase = dict(pipe.spec["showcase"])
@@ -411,12 +427,14 @@ def _serving_figures(runs: list[Run]) -> dict[str, Any]:
         if summary["valid"]:
             latencies_s.append(latencies(run.requests).tolist())
 
-    # 2) Memory. On a GPU only its own memory counts; where no run knows that, the process's.
-    memory_of, peaks_gib = "GPU, reserved", _known(valid, GPU_MEMORY)
+    # 2) Memory: the GPU's own, or the process's if no run knows the GPU's.
+    memory_of = "GPU, reserved"
+    peaks_gib = _known(valid, GPU_MEMORY)
     if not peaks_gib:
-        memory_of, peaks_gib = "process RSS", _known(valid, PROCESS_MEMORY)
+        memory_of = "process RSS"
+        peaks_gib = _known(valid, PROCESS_MEMORY)
 
-    # 3) Why there may be nothing.
+    # 3) The reason if there is no valid run.
     error = None
     if not runs:
         error = NO_TIME
@@ -435,7 +453,7 @@ def _serving_figures(runs: list[Run]) -> dict[str, Any]:
 
 
 def _known(summaries: list[pd.Series], name: str) -> list[float]:
-    """Returns a figure of those runs that have it."""
+    """Returns a figure of all runs that have it."""
     return [summary[name] for summary in summaries if summary[name] is not None]
 
 

@@ -1,7 +1,7 @@
-"""Settings as pictures: what each one gives and takes, and which one to run.
+"""Plots of settings: what each one gives and takes, and which one to run.
 
-Knows frames with a row for each setting (measure.py makes them, judge.py adds to them). Ignorant of how they were
-measured.
+Knows frames with a row for each setting (measure.py makes them, judge.py adds to them). Ignorant of
+how the settings were measured.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ COLOURS = (
     figure.YELLOW,
 )
 DRAWN = 16
-"""How many settings are drawn with their names: more can't be read."""
+"""How many settings are drawn with their names. More can't be read."""
 
 SAME_DB = 100.0
-"""Where an image that is the same to the last level is drawn."""
+"""The PSNR at which an identical image is drawn."""
 
 FULL_DB = 55.0
-"""From this likeness on, the label stands to the left of its mark."""
+"""The label of a mark above this PSNR stands to the left of it."""
 
 
 # -- what each setting gives and takes
@@ -48,9 +48,10 @@ def ladder(
 ) -> Axes:
     """Draws the settings under the most users, fastest first, in three columns.
 
-    The columns have images/s, seconds of one image alone, and PSNR in dB to the baseline's images with SSIM beside it.
-    Lines are 95 % intervals; a missing line means no interval. Only the DRAWN fastest are drawn. The Axes returned
-    holds the title, its child_axes the three columns.
+    The columns have images/s, the seconds of one image alone, and PSNR in dB to the baseline's
+    images. SSIM stands beside PSNR. Lines are 95 % intervals; a missing line means no interval.
+    Only the DRAWN fastest are drawn. The Axes returned holds the title, and its child_axes are the
+    three columns.
     """
     rows = fastest_first(settings)
     lines = min(DRAWN, max(1, len(rows)))
@@ -219,9 +220,10 @@ def decision(
 ) -> Axes:
     """Draws capacity within the promise, in images/s, against peak memory in GiB.
 
-    Each setting has its colour. A circle keeps the image, a diamond changes it. A hollow mark means that the promise is
-    not shown to be kept, or that the setting is ruled out; it stands at the images/s of the setting's best load. Only
-    the DRAWN best are named. A memory limit far to the right is written, not drawn.
+    Each setting has its colour. A circle keeps the image, a diamond changes it. A hollow mark means
+    that the promise is not shown to be kept, or that the setting is ruled out. It stands at the
+    images/s of the setting's best load. Only the DRAWN best are named. A memory limit far to the
+    right is written, not drawn.
     """
     ax = figure.axes(ax)
     table = decision.table
@@ -256,7 +258,7 @@ def _draw_setting(
     rank: int,
     row: Mapping[Any, Any],
 ) -> None:
-    """Draws one setting with its rank beside it. Its legend says why the mark is hollow."""
+    """Draws one setting with its rank beside it. The legend says why a mark is hollow."""
     hollow = row["ruled_out"]
     if hollow is None and row["verdict"] != "met":
         hollow = "promise not shown"
@@ -276,7 +278,7 @@ def _draw_setting(
         markersize=8,
         label=label,
     )
-    # Neighbours in rank may stand in one place: their numbers stand on different sides.
+    # Neighbours in rank may stand in one place, so their numbers stand on different sides.
     beside = (6, 5) if rank % 2 else (-13, -10)
     figure.label_point(ax, spot, str(rank), beside)
 
