@@ -16,7 +16,7 @@ from benchlib.load.runner import Progress
 from benchlib.telemetry import Sampler
 
 LOG_LINE_EVERY_S = 5.0
-DRAINING = "waiting for the last ones"
+DRAINING = "waiting for the last answers"
 
 
 @contextmanager

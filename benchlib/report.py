@@ -78,7 +78,7 @@ def write_report(results: str | os.PathLike[str] | None = None) -> Path:
     """
     results = results_dir(results)
     if not results.is_dir():
-        raise ValueError(f"results: {results} is no folder; name the one that runs write to")
+        raise ValueError(f"results: {results} is not a folder; name the folder that runs write to")
     folders = [path for path in results.iterdir() if path.is_dir()]
     cards = [_card(folder) for folder in folders if not folder.name.startswith(".")]
     cards.sort(key=lambda card: card.started, reverse=True)

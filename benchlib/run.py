@@ -159,9 +159,7 @@ def server_spec(target: Server | str) -> dict[str, Any]:
     if isinstance(target, str):
         return {}
     if not hasattr(target, "pid"):
-        raise ValueError(
-            f"target must be a Server, as serve() makes one, or a URL as text, got {target!r}"
-        )
+        raise ValueError(f"target must be a Server (from serve()) or a URL as text, got {target!r}")
     return target.spec
 
 

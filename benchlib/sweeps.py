@@ -170,7 +170,9 @@ def _checked_point(fields: Point | Mapping[str, Any], share_s: float | None) -> 
             raise ValueError('load and serve must be dicts, such as load={"model": "tiny"}')
         point.plan("http://localhost" if point.target is None else point.target)
         if point.target is not None and (point.load or point.serve):
-            raise ValueError("target is up already: give load and serve only without it")
+            raise ValueError(
+                "target is a running server: give load and serve only without a target"
+            )
         point.to_dict()
     except (TypeError, ValueError) as error:
         raise ValueError(f": {error}") from error
@@ -309,10 +311,12 @@ def _carried(requests: int | None) -> str:
     from benchlib.study.latency import carried_percentiles
 
     if requests is None:
-        return "its first run will tell how many requests it gets, and so which percentiles"
+        return "its first run will show how many requests it gets, and so which percentiles"
     independent = Estimates(())  # the best case: the rows that independent values need
     carried = []
     for q in carried_percentiles(requests):
         has_interval = independent.rows_needed(q) <= requests
         carried.append(f"p{100 * q:g}" if has_interval else f"p{100 * q:g} without interval")
-    return f"some {requests} requests a run carry at best {', '.join(carried) or 'no percentile'}"
+    return (
+        f"about {requests} requests a run support at best {', '.join(carried) or 'no percentile'}"
+    )

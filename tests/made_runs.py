@@ -108,7 +108,10 @@ def make_requests(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def simulate(
     n: int, *, service_s: float = 0.11, failed: float = 0.0, censored: int = 0
 ) -> list[dict[str, Any]]:
-    """Rows of four users in a closed loop on one server, warm-up included; a share fails, the last few are cut off."""
+    """Rows of four users in a closed loop on one server, warm-up included.
+
+    The share `failed` fails, and the last `censored` requests are cut off.
+    """
     random = np.random.default_rng(1)
     free_s, users_s, rows = 0.0, [0.0] * 4, []
     for index in range(n):
@@ -156,7 +159,7 @@ def make_telemetry(n: int = 120, *, gpu: bool = False) -> pd.DataFrame:
 
 
 def make_run(latency_s: Any, *, gap_s: float = 0.1, **changes: Any) -> tuple[Any, ...]:
-    """Requests every `gap_s` from 3 s on that took so long, in a window that holds them all."""
+    """A run with a request every `gap_s` from 3 s on; the window holds all of them."""
     rows = [
         make_row(
             i, scheduled_s=3 + gap_s * i, done_s=3 + gap_s * i + took, latency_s=took, total_s=took
@@ -168,9 +171,9 @@ def make_run(latency_s: Any, *, gap_s: float = 0.1, **changes: Any) -> tuple[Any
     )
     return (
         make_record(outcome=outcome, **changes),
-        make_requests(rows[::-1]),
+        make_requests(rows[::-1]),  # in any order
         make_telemetry(3),
-    )  # rows by any order
+    )
 
 
 NETWORKS = {
@@ -180,7 +183,7 @@ NETWORKS = {
 
 
 def make_images(images: int = 5, sizes: tuple[int, ...] = (64, 128)) -> pd.DataFrame:
-    """Images of 2, 4 and 8 steps that take 0.2 s and 0.1 s a step for each 64 pixels of the side, decoding last."""
+    """Images of 2, 4 and 8 steps: 0.2 s, and 0.1 s a step for each 64 pixels of the side."""
     found = []
     for side in sizes:
         for steps in (2, 4, 8):
@@ -192,10 +195,13 @@ def make_images(images: int = 5, sizes: tuple[int, ...] = (64, 128)) -> pd.DataF
                     "denoise_peak_gib": 1.1,
                     "decode_peak_gib": 1.0 + 0.1 * side / 64,
                 }
-                asked = {"width": side, "height": side, "num_inference_steps": steps}
+                request = {"width": side, "height": side, "num_inference_steps": steps}
                 total_s = sum(parts.values())
                 found.append(
-                    asked | parts | peaks | {"total_s": total_s, "phase": "measure", "error": None}
+                    request
+                    | parts
+                    | peaks
+                    | {"total_s": total_s, "phase": "measure", "error": None}
                 )
     return pd.DataFrame(found)
 

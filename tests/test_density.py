@@ -1,7 +1,8 @@
 """The package stays legible: no file is packed, and one name means one thing.
 
-Density is tokens per line of code. A line of code holds a token that is no comment and no docstring; an f-string counts
-as one token. Well-known packages that read easily have 4 to 8.5.
+Density is tokens per line of code. A line of code holds a token that is neither a comment nor a
+docstring. An f-string counts as one token. Well-known packages that read easily have at most 8.5
+tokens a line.
 """
 
 import ast
@@ -20,7 +21,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 DENSEST_FILE = 10
 DENSEST_WHOLE = 8.5
 
-# Each room of `questions` has these, and each folder its __init__. The other `plots` lists their names.
+# Each room of `questions` has these, and each folder its __init__. The other `plots` lists their
+# names.
 ROOM_FILES = {"measure", "judge", "plots", "__init__"}
 ENTRY_POINTS = {"main"}
 
@@ -38,7 +40,7 @@ FSTRING_END = getattr(tokenize, "FSTRING_END", None)
 
 
 def docstring_lines(source):
-    """The numbers of the lines that a docstring takes, or a string that stands as a statement of its own."""
+    """The numbers of the lines of docstrings, and of strings that are statements of their own."""
     lines = set()
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
@@ -87,7 +89,7 @@ def test_the_package_as_a_whole_is_easy_to_read():
 
 
 def repeated(places):
-    """The names that stand in more than one place."""
+    """The names that occur in more than one place."""
     return {name: where for name, where in places.items() if len(where) > 1}
 
 

@@ -1,4 +1,4 @@
-"""README and docs: each command, link, name and option that they show exists, and README stays short."""
+"""In README and docs, each command, link, name and option exists, and README stays short."""
 
 import argparse
 import ast
@@ -150,12 +150,14 @@ def check_python(arguments, monkeypatch):
         module, given = arguments[0].removesuffix(".py").replace("/", "."), arguments[1:]
         assert (ROOT / arguments[0]).is_file(), arguments[0]
     options = given_options(given)
-    if options:  # without options it may be a script that has no --help, and would begin to work
+    if (
+        options
+    ):  # A command without options may be a script that has no --help, and would begin to work.
         assert options <= options_of(sys.executable, "-m", module)
 
 
 def check_benchlib(arguments, monkeypatch):
-    """Our own command line takes the arguments; nothing is served and nothing is written."""
+    """Checks that our own command line takes the arguments, without serving or writing anything."""
     monkeypatch.setattr("benchlib.serving.standalone.serve_alone", lambda *_, **__: 0)
     monkeypatch.setattr("benchlib.report.write_report", lambda *_, **__: "index.html")
     if "--help" in arguments:

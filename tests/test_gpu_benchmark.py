@@ -111,7 +111,7 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
 
 
 def test_what_is_kept_is_drawn_and_told(tmp_path):
-    """The measured reference: its pictures carry what was found as alt text, and its table the verdicts."""
+    """The measured reference: the alt texts of its pictures hold the findings, and its table the verdicts."""
     folder = Path(__file__).parents[1] / "results" / "reference-h100"
     for path in folder.glob("*.jsonl"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

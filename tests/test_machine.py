@@ -1,4 +1,4 @@
-"""What a machine, its packages and its source tree say of themselves."""
+"""The descriptions of a machine, its packages and its source tree."""
 
 import json
 import os
@@ -29,14 +29,17 @@ def test_torch_and_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    told = describe_torch()
-    assert told is not None
-    assert told["threads"] == torch.get_num_threads()
-    assert (told["environment"]["OMP_NUM_THREADS"], told["environment"]["MKL_NUM_THREADS"]) == (
+    described = describe_torch()
+    assert described is not None
+    assert described["threads"] == torch.get_num_threads()
+    assert (
+        described["environment"]["OMP_NUM_THREADS"],
+        described["environment"]["MKL_NUM_THREADS"],
+    ) == (
         "3",
         None,
     )
-    json.dumps(told, allow_nan=False)
+    json.dumps(described, allow_nan=False)
     monkeypatch.delitem(sys.modules, "torch")
     assert describe_torch() is None
 
@@ -45,11 +48,11 @@ def test_other_work_on_the_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         time.sleep(0.2)
         monkeypatch.setattr(machine, "BUSY_SHARE", 0.0)
-        told = describe_load(0.5)
+        described = describe_load(0.5)
         busy.kill()
-    assert told["others_cpu_cores"] > 0.2
-    assert told["warning"].startswith(
-        f"the machine is busy: other processes take {told['others_cpu_cores']:.1f} of"
+    assert described["others_cpu_cores"] > 0.2
+    assert described["warning"].startswith(
+        f"the machine is busy: other processes take {described['others_cpu_cores']:.1f} of"
     )
     monkeypatch.setattr(machine, "BUSY_SHARE", 2.0)
     assert describe_load(0.01)["warning"] is None
@@ -75,9 +78,9 @@ def test_a_source_tree_that_is_not_installed_tells_its_packages_too(
     def not_installed(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    known = describe_packages()
+    installed = describe_packages()
     monkeypatch.setattr("importlib.metadata.requires", not_installed)
-    assert describe_packages() == known
+    assert describe_packages() == installed
 
 
 def test_container_memory_limit(tmp_path: Path) -> None:

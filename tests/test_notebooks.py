@@ -1,4 +1,4 @@
-"""Each notebook's form, and each executed once as a stranger does it: by plain papermill, from another folder."""
+"""Each notebook's form, and one execution of each as by a stranger: plain papermill, another folder."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(1200)  # other work on the machine may slow a n
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What papermill is given, so that a run takes seconds and says what a short run can; and the figures that come of it.
+# The parameters that make each notebook a matter of seconds, and the figures that it then draws.
 RUNS = {
     "01_quickstart": (
         {"users": 2, "users_tried": [1, 2], "duration_s": 3},
@@ -92,7 +92,7 @@ def test_it_opens_with_a_question(notebook):
 
 
 class Executed(NamedTuple):
-    """A notebook after papermill, run in a folder that was empty; the folder of its results; and its figures' names."""
+    """A notebook that papermill ran in an empty folder, with its results and its figures' names."""
 
     path: Path
     results: Path
@@ -101,7 +101,7 @@ class Executed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def execute(tmp_path_factory):
-    """Executes the notebook of a name, once however often it is asked for."""
+    """Executes the notebook of a name, once for all tests."""
 
     @cache
     def executed(name):
@@ -159,7 +159,7 @@ def test_the_quickstarts_run_is_the_one_that_was_asked_for(execute):
     )
     assert run.requests["error"].isna().all()
     summary = run.summary()
-    # A machine busy with other work may not begin an image in the 3 s that count.
+    # On a machine that is busy with other work, no image may begin in the 3 s that count.
     why_not = "no request was scheduled in the measuring window"
     assert summary["invalid_reason"] == (None if summary["requests"] else why_not)
     assert summary["ok"] == summary["requests"]
@@ -190,7 +190,7 @@ def test_its_figures_are_pictures_that_say_what_they_show(executed):
 
 
 class Images(HTMLParser):
-    """The attributes of every <img> that it was fed."""
+    """The attributes of every <img> in the page that it was fed."""
 
     def __init__(self):
         super().__init__()

@@ -1,6 +1,7 @@
-"""Each plot as a picture, held beside the one that was looked at and found right.
+"""Each plot as a picture, compared with a baseline that a person has looked at.
 
-After a change that is meant: `pytest tests/test_pictures.py --mpl-generate-path=tests/baseline`, and look.
+After an intended change, run `pytest tests/test_pictures.py --mpl-generate-path=tests/baseline` and
+look.
 """
 
 from collections.abc import Callable
@@ -53,7 +54,9 @@ def memory(made: SimpleNamespace) -> dict[str, Any]:
 
 
 def loads(made: SimpleNamespace, kind: str, *points: tuple[float, float]) -> Study:
-    """A run of 250 images at each load, which take from 0.4 s up to so many seconds more; at the last one ever more."""
+    """A run of 250 images for each load and its spread: an image takes 0.4 s and up to the spread.
+
+    At the last load the images take ever longer."""
     runs, random = [], np.random.default_rng(4)
     for load, more_s in points:
         took = (
@@ -126,7 +129,7 @@ def curve(made: SimpleNamespace) -> dict[str, Any]:
 
 
 def gains(made: SimpleNamespace) -> dict[str, Any]:
-    told = [
+    rows = [
         (2.0, "continuous", "latency_mean_s", 3, 0.9, (0.5, 1.6), "not shown"),
         (4.0, "continuous", "latency_mean_s", 3, 0.4, (0.3, 0.6), "lower"),
         (2.0, "dynamic", "latency_mean_s", 3, 1.2, (1.1, 1.3), "higher"),
@@ -137,7 +140,7 @@ def gains(made: SimpleNamespace) -> dict[str, Any]:
         {"serial": [1.0, 2.0], "continuous": [0.9, 0.7], "dynamic": [1.2, 1.7]}, index=[1.0, 4.5]
     )
     return {
-        "gains": pd.DataFrame(told, columns=columns),
+        "gains": pd.DataFrame(rows, columns=columns),
         "predicted": predicted,
         "record": made.record(),
     }
@@ -204,7 +207,9 @@ def panels(figure: Figure) -> list[Axes]:
 
 
 def draw(name: str, made: SimpleNamespace) -> Figure:
-    """The plot's marks alone, at a fixed place: letters differ from one build of FreeType to the next, and move all."""
+    """The plot's marks alone, at a fixed place.
+
+    Letters differ from one build of FreeType to the next, and move everything else."""
     plot, data, options = PICTURES[name]
     figure = plot(**data(made), **options).figure
     assert isinstance(figure, Figure)

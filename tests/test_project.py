@@ -1,4 +1,4 @@
-"""What a stranger gets: the pinned set, and the promises of the Makefile."""
+"""The pinned packages, and the promises of the Makefile to a stranger."""
 
 import os
 import re
@@ -77,7 +77,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 
 
 class Copy:
-    """A copy of the project, as far as `make` reads it, whose .venv a test makes up."""
+    """A copy of the project's files that `make` reads; a test makes up its .venv."""
 
     def __init__(self, folder):
         self.folder, self.bin, self.installed = folder, folder / ".venv/bin", folder / "installed"
@@ -85,7 +85,7 @@ class Copy:
             shutil.copy(ROOT / name, folder)
 
     def make(self, *arguments, **environment):
-        # Nothing of a `make test` that these tests run under.
+        # Without the variables of a `make test` that runs these tests.
         environment |= {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
@@ -97,7 +97,7 @@ class Copy:
         )
 
     def fake_venv(self, torch=None):
-        """A Python that has no package but a torch of that version, and a pip that says what it is asked for."""
+        """Makes a Python whose one package is a torch of that version, and a pip that logs its arguments."""
         self.bin.mkdir(parents=True)
         self.script(self.bin / "python", f'exec {sys.executable} -S "$@"')
         self.script(self.bin / "pip", f'echo "$@" >> {self.folder}/pip.log')
@@ -113,7 +113,7 @@ class Copy:
         path.chmod(0o755)
 
     def pip_log(self):
-        """The calls of pip so far, a list of words each."""
+        """The calls of pip so far, each a list of words."""
         return [line.split() for line in (self.folder / "pip.log").read_text().splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""The page of all results, as a browser reads it: what it shows, what it links to, and that it needs nothing else."""
+"""The page of all results, as a browser reads it: its words and links, and that it needs no network."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ class Page(HTMLParser):
 
 
 def measure(results, study, *, status="finished", **changes):
-    """A run without requests, as a server that answered nothing leaves it, or one that says that it is valid."""
+    """A run without requests, as a server that never answered leaves it, or a run marked as valid."""
     target = {"model": "tiny", "url": "http://127.0.0.1:1"} | changes.pop("target", {})
     spec = {
         "label": None,
@@ -189,7 +189,7 @@ def test_the_command_writes_it_and_says_where(results, capsys, tmp_path_factory)
     with pytest.raises(SystemExit) as ended:
         main(["report", "--results", str(results / "nowhere")])
     assert ended.value.code == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
     assert "0 studies" in Page(write_report(tmp_path_factory.mktemp("none"))).text
 
 

@@ -1,4 +1,4 @@
-"""What a server tells, from any server."""
+"""The values that a row takes from the answer of any server."""
 
 import json
 import math
@@ -16,9 +16,8 @@ from benchlib.rows import (
     write_server_timing,
 )
 
-UNHURRIED = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # the machine may be busy
+# Other work may slow the machine down.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TOKEN = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,8}", fullmatch=True)
 QUOTED = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]))
 METRIC = st.fixed_dictionaries({}, optional={"dur": st.floats(0, 1e9).map(repr), "desc": QUOTED})
@@ -84,12 +83,12 @@ def test_a_row_says_all_that_is_known_and_none_for_the_rest():
         server_timing=timing,
         body=b'{"time_s": 2, "mem_gb": "?"}',
     )
-    known = {
+    expected = {
         "index": 3, "request_id": "id", "phase": "measure", "scheduled_s": 1.0, "sent_s": 1.25, "done_s": 4.0,
         "latency_s": 3.0, "http_status": 200, "prompt": "a", "width": 64, "seed": 9,
         "queue_s": 0.5, "total_s": 2.75, "batch_size": 1.5, "service_s": 2.0,
     }  # fmt: skip
-    assert row == dict.fromkeys(row) | known
+    assert row == dict.fromkeys(row) | expected
     assert " ".join(row) == (
         "index request_id phase scheduled_s sent_s done_s latency_s http_status error prompt negative_prompt "
         "num_inference_steps guidance_scale width height seed queue_s wait_s encode_s "
@@ -118,7 +117,7 @@ def test_the_header_that_is_written_is_read():
 
 
 @pytest.mark.parametrize(
-    "told",
+    "body",
     [
         "[]",
         "5",
@@ -128,8 +127,8 @@ def test_the_header_that_is_written_is_read():
         f'{{"time_s": {"9" * 400}}}',
     ],
 )
-def test_a_body_that_tells_nothing(told):
+def test_a_body_that_tells_nothing(body):
     call = Call(0, "x", {"prompt": "a"}, due_s=0.0, sent_s=0.0)
-    row = make_row(call, started_s=0.0, warmup_s=math.inf, body=told.encode())
+    row = make_row(call, started_s=0.0, warmup_s=math.inf, body=body.encode())
     assert row["service_s"] is row["latency_s"] is None
     assert row["phase"] == "warmup"

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("idle_machine")
 
 @pytest.fixture(scope="module")
 def fake():
-    """A server of somebody else's, in a process of its own."""
+    """Another project's server, in a process of its own."""
     server = FakeServerProcess(service_s=0.02)
     yield server
     server.close()
@@ -55,9 +55,9 @@ def test_both_apis_of_a_server_are_loaded_with_the_same_images(run, tiny, tmp_pa
             api="openai",
         )
     assert (other.spec["api"], other.record["point"]["api"]) == ("openai", "openai")
-    asked = ["prompt", "seed", "width", "height", "num_inference_steps"]
+    fields = ["prompt", "seed", "width", "height", "num_inference_steps"]
     both = [
-        one.requests.sort_values("index").head(6)[asked].to_dict("records") for one in (run, other)
+        one.requests.sort_values("index").head(6)[fields].to_dict("records") for one in (run, other)
     ]
     assert both[0] == both[1]
     rows = other.requests
@@ -107,9 +107,9 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     assert run.spec["arrivals"] == {"kind": "closed_loop", "users": 2, "think_time_s": 0.0}
     assert run.spec["workload"]["width"] == tiny.spec["showcase"]["width"]
     times = {"duration_s": None, "max_s": None, "warmup_s": 0.1, "timeout_s": 600.0}
-    asked = {"requests": 6, "seed": 3, "label": "two-users", "api": "benchmark"} | times
-    assert run.spec.keys() == {"target", "arrivals", "workload"} | asked.keys()
-    assert {key: run.spec[key] for key in asked} == asked
+    requested = {"requests": 6, "seed": 3, "label": "two-users", "api": "benchmark"} | times
+    assert run.spec.keys() == {"target", "arrivals", "workload"} | requested.keys()
+    assert {key: run.spec[key] for key in requested} == requested
     assert record["machine"]["cores"] >= 1
     assert record["packages"]["torch"]
     assert record["git"].keys() == {"commit", "dirty"}
@@ -134,14 +134,14 @@ def test_a_run_during_which_something_was_compiled_says_so(run, tiny, tmp_path):
 
     assert run.record["outcome"]["graphs_made"] == 0
     with benchlib.serve(tiny, name="test_bench") as server:
-        asked = Workload(width=64, height=64, num_inference_steps=2)
+        workload = Workload(width=64, height=64, num_inference_steps=2)
         spoilt = run_load(
-            server, ClosedLoop(1), asked, requests=2, results=tmp_path, on_progress=compile_one
+            server, ClosedLoop(1), workload, requests=2, results=tmp_path, on_progress=compile_one
         )
     graphs = spoilt.record["outcome"]["graphs_made"]
     assert graphs > 0
     assert spoilt.summary()["invalid_reason"].startswith(
-        f"the server compiled or recorded {graphs} graphs meanwhile"
+        f"the server compiled or recorded {graphs} graphs during the run"
     )
 
 
@@ -251,7 +251,7 @@ def test_progress_is_plain_lines_where_nobody_watches(fake, tmp_path, monkeypatc
     assert errors == ""
     assert printed
     for line in printed.splitlines():
-        ends = r"(, \d+ s left|, waiting for the last ones)?"
+        ends = r"(, \d+ s left|, waiting for the last answers)?"
         assert re.fullmatch(r"\d+ s: \d+ done(, [\d.]+ images/s)?(, median [\d.]+ s)?" + ends, line)
 
 
@@ -275,7 +275,7 @@ def test_progress_is_a_bar_in_a_live_notebook(fake, tmp_path, monkeypatch, capsy
     printed, errors = capsys.readouterr()
     assert printed == ""
     assert re.search(
-        r"100% \S.* \d+ s: \d+ done, [\d.]+ images/s, median 0\.\d+ s, waiting for the last ones",
+        r"100% \S.* \d+ s: \d+ done, [\d.]+ images/s, median 0\.\d+ s, waiting for the last answers",
         errors,
     )
 
@@ -293,7 +293,7 @@ def test_progress_tells_what_a_person_watches_for():
     assert progress_line(late, sampler) == words
     assert "median 0.9 s, " in progress_line(replace(late, p95_latency_s=None), sampler)
     assert progress_line(replace(late, time_left_s=0.0), sampler).endswith(
-        "2 errors, waiting for the last ones"
+        "2 errors, waiting for the last answers"
     )
 
 
@@ -317,8 +317,8 @@ def test_progress_goes_to_whoever_asks_for_it(fake, tmp_path, capsys):
     ("named", "changed"),
     [
         ("target must be a Server", {"target": 3}),
-        ("arrivals must be such as", {"arrivals": 4}),
-        ("workload must be such as", {"workload": "a cat"}),
+        ("arrivals must be like", {"arrivals": 4}),
+        ("workload must be like", {"workload": "a cat"}),
         ("url", {"target": "localhost:8000"}),
         ("duration_s, requests", {"requests": None}),
         ("requests", {"requests": 0}),
@@ -475,7 +475,7 @@ def test_a_killed_process_leaves_its_rows_to_be_read(running):
     wait_until(lambda: is_gone(child_pid), within_s=30)
     run = only_run(study)
     assert run.record["status"] == "running"
-    assert_the_rows_are_kept(run, server, "censored: the process that ran it has died")
+    assert_the_rows_are_kept(run, server, "censored: the process that started the run has died")
     assert run.telemetry.empty
     assert (
         run.summary()["invalid_reason"]

@@ -28,10 +28,11 @@ def test_a_figure_is_held_to_its_limits(values, limits, passed):
 
 def test_the_interval_of_a_median():
     assert Figure("case", "name", [5.0, 1.0, 3.0, 2.0, 4.0]).interval is None
+    # misses 2 times in 64
     assert Figure("case", "name", [6.0, 5.0, 1.0, 3.0, 2.0, 4.0]).interval == (
         1.0,
         6.0,
-    )  # misses 2 times in 64
+    )
     assert Figure("case", "name", list(range(9))).interval == (1, 7)  # 20 in 512
 
 
@@ -57,13 +58,14 @@ def test_what_was_measured_is_held_against_the_forecast_for_the_very_rows():
         "max_wait_ms": 0.0,
         "step_times": {"64x64": curves},
     }
-    asked = {"width": 64, "height": 64, "num_inference_steps": 10, "guidance_scale": None}
-    told = {
+    request = {"width": 64, "height": 64, "num_inference_steps": 10, "guidance_scale": None}
+    # twice as slow as at warm-up: the images end at 2 s and 4 s
+    answer = {
         "phase": "measure",
         "queue_s": 0.3,
         "total_s": 2.3,
-    }  # twice as slow as at warm-up: done at 2 s and 4 s
-    rows = [asked | told | {"scheduled_s": due_s} for due_s in (0.0, 0.5)]
+    }
+    rows = [request | answer | {"scheduled_s": due_s} for due_s in (0.0, 0.5)]
     runs = {
         "serial": [Measured(1.0, [2.0, 4.0], rows=rows)],
         "continuous": [Measured(1.0, [2.0, 4.0], rows=rows)],
@@ -93,11 +95,11 @@ def test_a_side_that_does_not_start_says_why():
 
 def test_a_short_run_ends_with_its_figures_as_json(capsys):
     status = serving.main(["nothing", "--quick"])
-    *table, told = capsys.readouterr().out.splitlines()
-    told = json.loads(told)
-    assert status == (0 if told["passed"] else 1)
-    ratios = [figure for figure in told["figures"] if "over" in figure["name"]]
+    *table, last_line = capsys.readouterr().out.splitlines()
+    report = json.loads(last_line)
+    assert status == (0 if report["passed"] else 1)
+    ratios = [figure for figure in report["figures"] if "over" in figure["name"]]
     assert [figure["low"] for figure in ratios] == [0.5, 0.5]
     assert all(figure["value"] > 0 for figure in ratios)
-    assert len(table) == 1 + len(told["figures"])
-    assert told["figures"][-1] | {"value": 0, "passed": True} == told["figures"][-1]
+    assert len(table) == 1 + len(report["figures"])
+    assert report["figures"][-1] | {"value": 0, "passed": True} == report["figures"][-1]

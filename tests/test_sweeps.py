@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("idle_machine")
 
 @pytest.fixture(scope="module")
 def fake():
-    """A server of somebody else's, in a process of its own: one request at a time."""
+    """Another project's server, in a process of its own: one request at a time."""
     server = FakeServerProcess(service_s=0.02, lanes=1)
     yield server
     server.close()
@@ -75,8 +75,8 @@ def test_every_point_is_measured_there_and_back(fake, tmp_path, capsys):
     ]
     assert capsys.readouterr().out.splitlines() == [
         "study s: 2 points, 4 runs, 0 of them done; the rest take at least 0.0 minutes",
-        "  closed-1: some 3 requests a run carry at best p50 without interval",
-        "  closed-2: some 3 requests a run carry at best p50 without interval",
+        "  closed-1: about 3 requests a run support at best p50 without interval",
+        "  closed-2: about 3 requests a run support at best p50 without interval",
         "run 1 of 4: closed-1",
         "run 2 of 4: closed-2",
         "run 3 of 4: closed-2",
@@ -126,8 +126,8 @@ def test_a_dry_run_prints_the_plan_and_measures_nothing(tmp_path, capsys):
     assert (study.runs, list(tmp_path.iterdir())) == ((), [])
     assert capsys.readouterr().out.splitlines() == [
         "study s: 2 points, 6 runs, 0 of them done; the rest take at least 1.8 minutes",
-        "  closed-1, model=tiny, batching=serial: some 400 requests a run carry at best p50, p90, p95, p99",
-        "  half-a-minute: its first run will tell how many requests it gets, and so which percentiles",
+        "  closed-1, model=tiny, batching=serial: about 400 requests a run support at best p50, p90, p95, p99",
+        "  half-a-minute: its first run will show how many requests it gets, and so which percentiles",
     ]
 
 
@@ -138,11 +138,11 @@ def test_a_schedule_is_counted_and_a_closed_loop_is_as_it_was(fake, tmp_path, ca
     assert sweeps._requests_expected(Point(Trace([0.1, 0.2, 0.3]), warmup_s=0.15), None) == 2
     timed = [{"target": fake.url, "arrivals": ClosedLoop(1), "duration_s": 0.5}]
     sweep(timed, study="s", results=tmp_path, on_progress=quiet)
-    assert "its first run will tell" in capsys.readouterr().out
+    assert "its first run will show" in capsys.readouterr().out
     sweep(timed, study="s", results=tmp_path, repeat=2, dry_run=True)
     (run,) = load_study(tmp_path / "s").runs
     assert (
-        f"some {int(run.summary()['throughput_images_per_s'] * 0.5)} requests a run carry at best p50"
+        f"about {int(run.summary()['throughput_images_per_s'] * 0.5)} requests a run support at best p50"
         in capsys.readouterr().out
     )
 
@@ -165,17 +165,17 @@ def test_the_plan_promises_an_interval_just_where_independent_rows_carry_one(q):
 
 @pytest.fixture
 def loads(tiny, monkeypatch):
-    """`load_pipeline` hands out the one tiny model and tells what it was asked for."""
-    asked = []
+    """The arguments of each call of `load_pipeline`, which hands out the one tiny model."""
+    calls = []
 
     def load_pipeline(**options):
-        asked.append(options)
+        calls.append(options)
         if options["model"] == "absent":
             raise OSError("no such model")
         return tiny
 
     monkeypatch.setattr("benchlib.serving.model.loading.load_pipeline", load_pipeline)
-    return asked
+    return calls
 
 
 SMALL = {"workload": Workload(width=64, height=64, num_inference_steps=1), "requests": 1}
@@ -210,7 +210,7 @@ def test_a_model_is_loaded_only_where_it_changes_and_a_failed_point_is_passed_ov
     assert len(load_study(tmp_path / "s").runs) == 8
     loads.clear()
     study = sweep(mixed, study="s", repeat=2, results=tmp_path, on_progress=quiet)
-    assert len(study.runs) == 8, "a run for each that is asked for, made now or done before"
+    assert len(study.runs) == 8, "a run for each point, new or finished before"
     stored = load_study(tmp_path / "s").runs
     assert len(stored) == 12, "what failed is tried again, what is finished is not"
     assert loads == [one, absent, one]
@@ -273,10 +273,10 @@ def test_a_budget_is_shared_and_kept(fake, tmp_path, monkeypatch, capsys):
         (r"points\[0\]: .*duration_s, requests or both", {"points": points("http://a", requests=None)}),
         (r"points\[0\]: url", {"points": points("nowhere")}),
         (r"points\[0\]: target must be a Server", {"points": points(3)}),
-        (r"points\[0\]: arrivals must be such as", {"points": points("http://a", arrivals=4)}),
-        (r"points\[0\]: workload must be such as", {"points": points("http://a", workload=None)}),
+        (r"points\[0\]: arrivals must be like", {"points": points("http://a", arrivals=4)}),
+        (r"points\[0\]: workload must be like", {"points": points("http://a", workload=None)}),
         (r"points\[0\]: load and serve must be dicts", {"points": points(None, load="tiny")}),
-        (r"points\[0\]: target is up already", {"points": points("http://a", load={"model": "tiny"})}),
+        (r"points\[0\]: target is a running server", {"points": points("http://a", load={"model": "tiny"})}),
         (r"points\[0\]: .*not JSON", {"points": [{"arrivals": ClosedLoop(1), "requests": 1, "load": {"a": object}}]}),
         (r"points\[0\]: duration_s", {"points": points("http://a", requests=None, warmup_s=60), "budget_min": 1}),
         ("leaves 45 s for this point, and its warm-up takes 60 s: give more minutes",
@@ -326,7 +326,7 @@ def test_repeated_runs_come_as_a_study_of_their_own(fake, tmp_path):
 
 @pytest.fixture
 def by_users(monkeypatch):
-    """Arrivals of as many users as the rate says, and a promise that is kept for up to four of them."""
+    """Arrivals with as many users as the rate, and a promise that up to four users find kept."""
     users = []
 
     def closed_loop(rate, **_):
@@ -422,7 +422,7 @@ def sweep_process(url, results):
 
 
 def in_everything_but_time(study):
-    """The finished runs, by what was asked: their frames without times, and without the ids that are drawn anew."""
+    """The frames of the finished runs, by point, without times and without the request ids."""
     times = [name for name in ROW_DTYPES if name.endswith("_s")]
     finished = [run for run in load_study(study).runs if run.record["status"] == "finished"]
     frames = {
@@ -435,7 +435,7 @@ def in_everything_but_time(study):
 
 
 def kill_at_random(url, folder, kills, seed):
-    """Kill sweeps at `kills` random moments; each study is then ended and compared with one that nobody killed."""
+    """Kill sweeps at `kills` random moments, finish each study, and compare it with an unkilled one."""
     draw = random.Random(seed)
     with sweep_process(url, folder / "whole") as whole:
         whole.communicate()

@@ -28,7 +28,7 @@ def wait_for_samples(sampler: Sampler, number: int) -> None:
 
 
 def test_memory_rises_when_it_is_taken() -> None:
-    # Not by malloc, which may find as much that it never gave back; mapped memory is taken when it is written to.
+    # Not by malloc, which may reuse memory that it kept; mapped memory is taken when it is written to.
     with mmap.mmap(-1, GIB // 8) as taken, Sampler(os.getpid(), interval_s=0.02) as sampler:
         wait_for_samples(sampler, 2)
         for page in range(0, GIB // 8, mmap.PAGESIZE):
@@ -91,7 +91,7 @@ def test_sampling_costs_little_and_says_what() -> None:
     with Sampler(os.getpid()) as sampler:
         time.sleep(1.5)
     assert sampler.cpu_cores is not None
-    assert 0 < sampler.cpu_cores < 0.02  # of this thread alone: 0.003 was measured
+    assert 0 < sampler.cpu_cores < 0.02  # of the sampling thread alone; 0.003 was measured
 
 
 def test_interval_must_be_positive() -> None:
@@ -100,7 +100,7 @@ def test_interval_must_be_positive() -> None:
 
 
 class FakeCuda:
-    """torch.cuda of a process with two devices, as far as it is asked."""
+    """The functions of torch.cuda that are called, for a process with two devices."""
 
     started = True
 
@@ -146,7 +146,7 @@ def test_cuda_is_asked_only_where_this_process_uses_it(monkeypatch: pytest.Monke
 
 
 class FakeNvml:
-    """pynvml with a GPU that knows all but its clocks, and one that knows nothing."""
+    """pynvml with a GPU that answers all but its clocks, or none at all with `missing`."""
 
     NVMLError = type("NVMLError", (Exception,), {})
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0

@@ -129,7 +129,7 @@ def test_a_broken_limit_is_told(monkeypatch, capsys, high, status):
     monkeypatch.setattr(truth, "reach", lambda: [Figure.once("reach", "cores", 0.5, high=high)])
     monkeypatch.setattr(sys, "argv", ["truth.py"])
     assert truth.main() == status
-    *_, line, told = capsys.readouterr().out.splitlines()
+    *_, line, report_line = capsys.readouterr().out.splitlines()
     assert line.split()[0] == ("FAIL" if status else "ok")
-    assert json.loads(told)["passed"] == (not status)
-    assert json.loads(told)["figures"][0]["high"] == high
+    assert json.loads(report_line)["passed"] == (not status)
+    assert json.loads(report_line)["figures"][0]["high"] == high

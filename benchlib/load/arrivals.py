@@ -37,7 +37,7 @@ class Arrivals:
 
     def times(self, seed: int) -> Iterator[float]:  # noqa: ARG002 - open arrivals draw from it
         """When requests are due, in order, maybe endless. Raises ValueError for closed loops."""
-        reason = "each of its users asks again once it has its answer"
+        reason = "each of its users sends its next request once it has its answer"
         raise ValueError(f"{self.kind} has no schedule: {reason}")
 
     def schedule(self, until_s: float, seed: int) -> list[float]:
@@ -218,7 +218,7 @@ class Trace(Arrivals):
             return
         moments, requests = len(self.times_s), len(self.requests)
         if requests != moments:
-            raise ValueError(f"requests must be one for each of {moments} times_s: {requests}")
+            raise ValueError(f"requests must be one for each of {moments} times_s, got {requests}")
         checked = [check_request(f"requests[{i}]", body) for i, body in enumerate(self.requests)]
         object.__setattr__(self, "requests", tuple(checked))
 

@@ -80,7 +80,9 @@ def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     for field, value in fields.items():
         if field not in checks:
             names = ", ".join(checks)
-            raise ValueError(f"{where}: {field!r} is no field of a request; there are {names}")
+            raise ValueError(
+                f"{where}: {field!r} is not a field of a request; the fields are {names}"
+            )
         if isinstance(value, str) and "prompt" not in field:
             value = float(value) if field == "guidance_scale" else int(value)
         if value is not None:

@@ -196,7 +196,7 @@ def read_order() -> dict[str, Any]:
     while not order.endswith(b"\n"):
         chunk = os.read(0, 1 << 16)
         if not chunk:
-            sys.exit("the process that ran it has died")
+            sys.exit("the process that started the run has died")
         order += chunk
     return dict(json.loads(order))
 
@@ -232,7 +232,7 @@ def say(message: dict[str, Any]) -> None:
 def watch_stdin(ledger: Ledger) -> None:
     """Ends the run at the next byte on stdin, or at the end of stdin."""
     wait_read(0)
-    ledger.stop(INTERRUPTED if os.read(0, 1) else "the process that ran it has died")
+    ledger.stop(INTERRUPTED if os.read(0, 1) else "the process that started the run has died")
 
 
 if __name__ == "__main__":

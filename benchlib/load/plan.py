@@ -103,7 +103,7 @@ class LoadPlan:
 
 def _check_kind(field: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
-        raise ValueError(f"{field} must be such as {example}, got {value!r}")
+        raise ValueError(f"{field} must be like {example}, got {value!r}")
 
 
 def _check_url(url: str) -> None:

@@ -117,7 +117,7 @@ class Workload:
             field = variable.removeprefix(_PREFIX).lower()
             if field not in _READERS:
                 names = ", ".join(_READERS).upper()
-                raise ValueError(f"{variable} is not known: after {_PREFIX} comes one of {names}")
+                raise ValueError(f"{variable} is unknown: after {_PREFIX} comes one of {names}")
             try:
                 given[field] = _READERS[field](text)
             except ValueError as error:

@@ -198,9 +198,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
     version = record["format_version"]
     if version > FORMAT_VERSION:
-        raise ValueError(
-            f"its format is {version} and newer than {FORMAT_VERSION}: upgrade benchlib"
-        )
+        raise ValueError(f"its format {version} is newer than {FORMAT_VERSION}: upgrade benchlib")
     return record
 
 
@@ -212,7 +210,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(f"path: {folder} is no folder; pass results/<study>")
+        raise ValueError(f"path: {folder} is not a folder; pass results/<study>")
     runs = []
     for entry in run_folders(folder):
         try:

@@ -93,8 +93,8 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     outcome = record["outcome"] or {}
     graphs = outcome.get("graphs_made")
     if graphs:
-        advice = "serve(sizes=...) makes it ready beforehand"
-        return f"the server compiled or recorded {graphs} graphs meanwhile; {advice}"
+        advice = "serve(sizes=...) makes the server ready beforehand"
+        return f"the server compiled or recorded {graphs} graphs during the run; {advice}"
     if _is_open(record):
         return _generator_fault(outcome, _most_lag_s(ok))
     return None

@@ -54,7 +54,7 @@ def read_rows(path):
 
 
 def wait_until(condition, within_s=30.0):
-    """Poll `condition` until it is true; fail the test where it is not in time."""
+    """Poll `condition` until it is true; fail the test if that takes too long."""
     end_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end_s, "what the test waits for did not happen"

@@ -1,4 +1,4 @@
-"""When requests are due: same seed, same moments; the rates and bursts that were asked for; what is refused."""
+"""When requests are due: the same seed gives the same moments; rates, bursts, and refusals."""
 
 import json
 import math

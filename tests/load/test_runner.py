@@ -1,4 +1,4 @@
-"""The real Locust child against a server that knows what it was sent."""
+"""The real Locust child against a server that records each request."""
 
 import io
 import json
@@ -68,7 +68,7 @@ def test_every_request_has_one_row_and_it_is_true(serve, load):
         users=3,
         duration_s=1.0,
         warmup_s=0.5,
-        on_start=lambda *told: started.append(told),
+        on_start=lambda *arguments: started.append(arguments),
         on_progress=progress.append,
     )
     seen = {request["request_id"]: request for request in server.seen()}
@@ -128,11 +128,15 @@ def test_progress_gives_a_p95_where_so_many_requests_carry_one(images, failures,
     rows = [row | {"latency_s": float(took)} for took in range(images, 0, -1)]
     rows += [row | {"latency_s": 0.1, "error": "HTTP 503"}] * failures
     plan = LoadPlan("http://localhost", ClosedLoop(2), Workload("a cat"), duration_s=60)
-    told = _ProgressReader(
+    progress = _ProgressReader(
         plan, io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     ).progress(2.0)
-    assert (told.done, told.errors, told.images_per_s) == (images + failures, failures, images / 2)
-    assert told.p95_latency_s == p95_s
+    assert (progress.done, progress.errors, progress.images_per_s) == (
+        images + failures,
+        failures,
+        images / 2,
+    )
+    assert progress.p95_latency_s == p95_s
 
 
 def test_a_user_thinks_between_an_answer_and_its_next_request(serve, load):
@@ -391,7 +395,7 @@ def test_an_error_in_a_callback_ends_the_child(serve, load, tmp_path):
     with pytest.raises(ZeroDivisionError):
         load(serve().url, prompts="hang", duration_s=60, on_progress=fail)
     assert [row["error"] for row in read_rows(tmp_path / "requests.jsonl")] == [
-        "censored: the process that ran it has died"
+        "censored: the process that started the run has died"
     ]
 
 
@@ -414,7 +418,7 @@ except LoadInterrupted as interrupt:
 
 @pytest.fixture
 def parent(serve, tmp_path):
-    """A process of its own group that runs a load of two requests in flight; its child's pid; its rows; the server."""
+    """A process, in its own group, that has two requests in flight; its child's pid, rows and server."""
     server, rows_path = serve(), tmp_path / "requests.jsonl"
     command = [sys.executable, "-c", PARENT, server.url, str(rows_path)]
     with subprocess.Popen(
@@ -446,7 +450,7 @@ def test_the_child_ends_with_a_killed_parent_and_keeps_the_rows(parent):
     rows = read_rows(rows_path)
     assert len(rows) == len(server.seen())
     assert [row["error"] for row in rows if row["done_s"] is None] == [
-        "censored: the process that ran it has died"
+        "censored: the process that started the run has died"
     ] * 2
 
 
@@ -495,14 +499,14 @@ def test_openais_api_is_asked_in_its_own_words_and_the_rows_are_as_ever(serve, l
     assert {request["path"] for request in seen.values()} == {"/v1/images/generations"}
     assert len(rows) == len(seen) == 20
     for row in rows:
-        asked = sizes.request(row["index"])
-        assert {name: row[name] for name in asked} == asked
+        requested = sizes.request(row["index"])
+        assert {name: row[name] for name in requested} == requested
         size = {
-            "size": f"{asked.pop('width')}x{asked.pop('height')}",
+            "size": f"{requested.pop('width')}x{requested.pop('height')}",
             "n": 1,
             "response_format": "b64_json",
         }
-        assert seen[row["request_id"]]["body"] == asked | size
+        assert seen[row["request_id"]]["body"] == requested | size
         assert (row["http_status"], row["error"], row["batch_size"]) == (200, None, 1.5)
         assert 0.02 <= row["total_s"] < row["latency_s"]
         assert row["service_s"] is row["server_peak_gib"] is None

@@ -1,4 +1,4 @@
-"""Workloads and plans: same in, same out; what they refuse; how they travel."""
+"""Workloads and plans: the same requests every time, refusals, and the trip through JSON."""
 
 import json
 import subprocess
@@ -13,9 +13,8 @@ from benchlib.load.arrivals import ClosedLoop, OpenLoop, Trace
 from benchlib.load.plan import LoadPlan
 from benchlib.load.workload import Workload, _own_prompts
 
-UNHURRIED = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # the machine may be busy
+# Other work may slow the machine down.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 SIZE = st.integers(8, 256).map(lambda eighth: eighth * 8)
 STEPS = st.integers(1, 150)

@@ -1,4 +1,4 @@
-"""Intervals and tests against printed tables, exact sums, and series whose truth is known."""
+"""Intervals and tests against printed tables, exact sums, and series of known truth."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_t_quantiles_against_closed_forms(p: float) -> None:
 def test_a_fraction_of_a_degree_of_freedom_counts() -> None:
     t = [intervals.t_quantile(0.975, df) for df in (4, 4.5, 5)]
     assert t[0] > t[1] > t[2]
-    # By the bisection of an incomplete beta function that stood here before scipy.
+    # Computed by bisection of the incomplete beta function.
     assert t[1] == pytest.approx(2.6589123473, rel=1e-7)
 
 
@@ -54,7 +54,7 @@ def test_the_binomial_against_its_exact_sum(n: int, p: float) -> None:
     )
 
 
-# The median's ranks in Conover, "Practical Nonparametric Statistics", and by hand: 0.95^72 is the first under 2.5 %.
+# The median's ranks: Conover, "Practical Nonparametric Statistics". By hand: 0.95^72 is the first under 2.5 %.
 @pytest.mark.parametrize(
     ("n", "q", "ranks"),
     [
@@ -75,7 +75,7 @@ def test_an_independent_percentile_lies_between_its_order_statistics() -> None:
     low, high = intervals.order_ranks(400, 0.5)
     assert Estimates(values).percentile_interval(0.5) == (low, high)
     assert Estimates(values).percentile_interval(0.999) is None
-    values[values > 396] = math.nan  # longer than all others, wherever they stand
+    values[values > 396] = math.nan  # NaN ranks after all others, wherever it stands
     low, high = intervals.order_ranks(400, 0.95)
     assert Estimates(values).percentile_interval(0.95) == (low, high)
     values[values > high - 1] = math.nan
@@ -83,9 +83,8 @@ def test_an_independent_percentile_lies_between_its_order_statistics() -> None:
 
 
 def test_the_mean_of_independent_values_by_hand() -> None:
-    values = np.random.default_rng(2).permutation(
-        np.repeat([-1.0, 1.0], 200)
-    )  # no skewness: Student's t alone
+    # no skewness: Student's t alone
+    values = np.random.default_rng(2).permutation(np.repeat([-1.0, 1.0], 200))
     assert Estimates(values).is_independent
     half = 1.96593 * math.sqrt(400 / 399) / math.sqrt(400)  # t with 399 degrees of freedom
     assert Estimates(values).mean_interval() == pytest.approx((-half, half), abs=1e-5)
@@ -107,7 +106,7 @@ def test_runs_by_hand() -> None:
 
 
 def test_a_line_by_hand() -> None:
-    # Less their means: x -2 to 2 (squares: 10), y -4, -2, 1, 1, 4; the products add up to 19.
+    # Less their means, x is -2 to 2 and y is -4, -2, 1, 1, 4. The squares of x add up to 10, the products to 19.
     intercept, beside, slope, along = intervals.line([0, 1, 2, 3, 4], [1, 3, 6, 6, 9]) or [None] * 4
     assert (intercept, slope) == pytest.approx((1.2, 1.9))
     residuals = np.array([1, 3, 6, 6, 9]) - (1.2 + 1.9 * np.arange(5))
@@ -141,9 +140,8 @@ def test_too_short_a_queue_gets_no_interval_and_is_told_what_it_takes() -> None:
     assert Estimates(minute).percentile_interval(0.95) is None
     assert 4000 < Estimates(minute).rows_needed() == Estimates(minute).rows_needed(0.95) < 40_000
     assert Estimates(minute).rows_needed(0.99) > 1.9 * Estimates(minute).rows_needed()
-    assert (
-        Estimates(series("exponential", 1000)).rows_needed(0.99) == 368
-    )  # 0.99^368 is the first under 2.5 %
+    # 0.99^368 is the first under 2.5 %
+    assert Estimates(series("exponential", 1000)).rows_needed(0.99) == 368
     assert Estimates([]).rows_needed() == intervals.MIN_ROWS
     assert 5 < Estimates(minute).effective_number() < 100
     assert Estimates(series("exponential", 1000)).effective_number() == 1000
@@ -164,9 +162,8 @@ def test_overload_drifts_and_a_busy_queue_does_not() -> None:
 def test_two_published_formulas_of_the_queue_agree() -> None:
     assert wait_cdf(0, 0.8) == pytest.approx(0.2)
     steps = np.arange(0, 60, 0.01)
-    beyond = 1 - np.array(
-        [wait_cdf(step, 0.5) for step in steps[:2500]]
-    )  # the mean is the integral of the tail
+    # the mean is the integral of the tail
+    beyond = 1 - np.array([wait_cdf(step, 0.5) for step in steps[:2500]])
     assert 1 + np.trapezoid(beyond, steps[:2500]) == pytest.approx(
         truth("M/D/1 0.5", None), abs=1e-3
     )

@@ -1,4 +1,4 @@
-"""Plots on every size of data, their words, their files, and the alt text on its way to a web page."""
+"""Plots on every size of data, their words and files, and the alt text that reaches a web page."""
 
 import hashlib
 import html
@@ -115,7 +115,7 @@ def test_memory_draws_every_case(
 def summary_of(
     made: SimpleNamespace, points: list[tuple[float, float]], kind: str = "users"
 ) -> pd.DataFrame:
-    """A study's summary: at each load so many images/s, each image in 0.2 or 0.3 s."""
+    """A study's summary with a throughput for each load; each image takes 0.2 or 0.3 s."""
     runs = []
     for load, images_per_s in points:
         arrivals = {"kind": "closed_loop" if kind == "users" else "open_loop", kind: load}
@@ -143,17 +143,19 @@ def summary_of(
             "throughput levels off at 9.1 images/s from 2 users on",
         ),
         ([(4, 9), (1, 3), (2, 6)], "users", "throughput was at most 9 images/s, with 4 users"),
+        # a throughput that is not seen to grow
         (
             [(1, 9), (2, 9.1)],
             "users",
             "throughput was at most 9.1 images/s, with 2 users",
-        ),  # never seen to grow
+        ),
         ([(1, 5), (2, 9), (4, 7)], "users", "throughput was at most 9 images/s, with 2 users"),
+        # loads that are too close to each other
         (
             [(1, 1), (8, 7.9), (8.1, 8)],
             "rate",
             "throughput was at most 8 images/s, with 8.1 requests/s",
-        ),  # too near
+        ),
         (
             [(2, 2), (8, 7.9), (10, 8)],
             "rate",
@@ -257,11 +259,11 @@ def test_a_run_that_drifted_is_given_no_percentile(made: SimpleNamespace) -> Non
         (plots.latency_over_time, "(median)"),
         (plots.latency_distribution, "% took at most"),
     ):
-        told = texts(plot(requests=drifting, record=record)).replace("\n", " ")
-        assert told.startswith(
+        shown = texts(plot(requests=drifting, record=record)).replace("\n", " ")
+        assert shown.startswith(
             "tiny model, not SDXL: latency still drifted: no percentile is given"
         )
-        assert lines not in told
+        assert lines not in shown
         assert lines in texts(plot(requests=steady, record=record))
         ramp = record["spec"] | {"arrivals": {"kind": "ramp"}}
         assert "drifted" not in texts(plot(requests=drifting, record=record | {"spec": ramp}))

@@ -191,16 +191,16 @@ def test_a_kill_loses_no_row_whose_write_returned(tmp_path: Path, made: SimpleNa
     command = [sys.executable, "-c", WRITE, str(tmp_path), json.dumps(made.record())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
-        told = [int(writer.stdout.readline()) for _ in range(200)]
+        written = [int(writer.stdout.readline()) for _ in range(200)]
         writer.send_signal(signal.SIGKILL)
-        told += [
+        written += [
             int(line)
             for line in writer.stdout.read().splitlines(keepends=True)
             if line.endswith("\n")
         ]
     (run,) = load_study(tmp_path / "s").runs
     assert run.record["status"] == "running"
-    assert run.requests["index"].tolist()[: len(told)] == told
+    assert run.requests["index"].tolist()[: len(written)] == written
     assert run.telemetry.empty
     assert "killed" in run.summary()["invalid_reason"]
 
@@ -229,11 +229,11 @@ def test_a_kill_loses_no_finished_run(tmp_path: Path, made: SimpleNamespace) -> 
             writer.stdout.readline()
             time.sleep(0.05 + 0.013 * attempt)
             writer.send_signal(signal.SIGKILL)
-            told = 1 + writer.stdout.read().count("finished\n")
+            reported = 1 + writer.stdout.read().count("finished\n")
         finished = [
             run for run in load_study(results / "s").runs if run.record["status"] == "finished"
         ]
-        assert len(finished) - told in (0, 1)
+        assert len(finished) - reported in (0, 1)
         assert all(run.requests["index"].tolist() == [7] * 50 for run in finished)
 
 
@@ -263,7 +263,9 @@ def test_newer_and_damaged_runs_are_named(tmp_path: Path, made: SimpleNamespace)
     (damaged.path / "run.json").write_text('{"format_ver')
     (tmp_path / "s/figures").mkdir()
     (tmp_path / "s/killed-while-being-made").mkdir()
-    with pytest.raises(ValueError, match=rf"{newer.path.name}.*format is 2 .* upgrade benchlib"):
+    with pytest.raises(
+        ValueError, match=rf"{newer.path.name}.*its format 2 is newer .* upgrade benchlib"
+    ):
         load_run(newer.path)
     with pytest.raises(ValueError, match=rf"{damaged.path.name} can't be read as a run"):
         load_run(damaged.path)
@@ -279,7 +281,7 @@ def test_newer_and_damaged_runs_are_named(tmp_path: Path, made: SimpleNamespace)
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         load_study(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         load_study(tmp_path / "absent")
 
 
@@ -291,7 +293,7 @@ def test_study(tmp_path: Path, made: SimpleNamespace) -> None:
         append(folder.rows_path, *[made.row(index) for index in range(users)])
         folder.finish("finished", made.record()["outcome"], made.telemetry(2))
         names.append(folder.path.name)
-    create_run(tmp_path, "s", made.record())  # one that is going on
+    create_run(tmp_path, "s", made.record())  # a run that is going on
     study = load_study(tmp_path / "s")
     assert study.requests["run"].tolist() == [names[0], names[1], names[1]]
     assert {name: str(dtype) for name, dtype in study.requests.dtypes.items()} == {
@@ -329,7 +331,7 @@ def test_each_kind_of_arrivals_is_columns_beside_the_figures(
             for name, value in ARRIVALS[row["kind"]].to_dict().items()
             if name not in LISTS
         }
-        assert not scalars.keys() & figures, "no name means both what was asked and what was found"
+        assert not scalars.keys() & figures, "no name means both a request and a figure"
         assert {name: row.get(name) for name in scalars} == scalars
         assert (row["requests"], "times_s" in row) == (0, False)
 
@@ -354,7 +356,7 @@ def keep_run(results: Path, made: SimpleNamespace, users: int) -> store.Run:
 
 @pytest.fixture
 def files_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every file that is read from now on, as often as it is read."""
+    """A list that gets the name of each file whenever it is read."""
     read: list[Path] = []
 
     def watch(owner: Any, name: str) -> None:
@@ -399,7 +401,7 @@ def test_a_run_whose_writer_was_killed_before_its_row_gets_one_later(
     renew_summary(tmp_path / "s", [first])
     killed = keep_run(tmp_path, made, 2)
     record = made.record(started_at="2026-11-23T16:45:02.5")
-    dead = create_run(tmp_path, "s", record)  # it was killed while it ran
+    dead = create_run(tmp_path, "s", record)  # killed while it ran
     last = keep_run(tmp_path, made, 3)
     files_read.clear()
     path = renew_summary(tmp_path / "s", [last])

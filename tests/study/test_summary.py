@@ -108,14 +108,12 @@ CENSORED: dict[str, Any] = {
 def test_summary_by_hand(made: SimpleNamespace) -> None:
     rows = [
         made.row(0, phase="warmup", scheduled_s=1.0, done_s=2.0),
-        made.row(
-            1, phase="warmup", scheduled_s=2.9, done_s=3.9
-        ),  # done inside the window: counts as throughput
+        # ended inside the window: counts as throughput
+        made.row(1, phase="warmup", scheduled_s=2.9, done_s=3.9),
         made.row(2),
         made.row(3, latency_s=2.0, done_s=6.0, queue_s=1.5, total_s=1.8),
-        made.row(
-            4, latency_s=3.0, done_s=24.0, queue_s=2.5, total_s=2.9
-        ),  # done after it: does not
+        # ended after the window: does not count
+        made.row(4, latency_s=3.0, done_s=24.0, queue_s=2.5, total_s=2.9),
         made.row(5, **REFUSED),
         made.row(6, **REFUSED),
         made.row(7, **CENSORED),
@@ -240,16 +238,22 @@ OPEN = {"spec": {"arrivals": {"kind": "open_loop", "rate": 10.0}}}
 @pytest.mark.parametrize(
     ("outcome", "changes", "reason"),
     [
-        ({"send_lag_p99_s": 0.0149, "generator_cpu_cores": 0.5}, OPEN, None),  # 5 ms + 1 % of 1 s
+        # the limit is 5 ms + 1 % of 1 s
+        (
+            {"send_lag_p99_s": 0.0149, "generator_cpu_cores": 0.5},
+            OPEN,
+            None,
+        ),
         ({"send_lag_p99_s": 0.0151}, OPEN, "fell behind"),
         ({"send_lag_p99_s": 0.001, "generator_cpu_cores": 0.81}, OPEN, "0.81 cores"),
+        # a closed loop waits by design
         (
             {"send_lag_p99_s": 9.0, "generator_cpu_cores": 2.0},
             {},
             None,
-        ),  # a closed loop waits by design
+        ),
         ({"graphs_made": 0}, {}, None),
-        ({"graphs_made": 2}, {}, "recorded 2 graphs meanwhile"),
+        ({"graphs_made": 2}, {}, "recorded 2 graphs during the run"),
     ],
 )
 def test_a_run_is_only_as_good_as_its_generator_and_its_servers_warm_up(
@@ -290,9 +294,8 @@ def test_energy_is_power_over_time() -> None:
 
 
 def test_energy_per_image_by_hand(made: SimpleNamespace) -> None:
-    record, requests, _ = made.run(
-        [0.45] * 100
-    )  # the window is from 3 to 13 s; 96 images are done in it
+    # the window is from 3 to 13 s; 96 images are done in it
+    record, requests, _ = made.run([0.45] * 100)
     samples = made.telemetry(4).assign(
         time_s=[2.0, 3.0, 8.0, 14.0], gpu_power_w=[0.0, 100.0, 300.0, 300.0]
     )
@@ -339,16 +342,15 @@ def test_promises_are_judged_by_what_the_sample_shows() -> None:
     assert slo.judge([1.0] * 72) == "met"  # 0.95^72 is the first under 2.5 %
     assert slo.judge([1.0] * 71) == "not shown"
     assert slo.judge([]) == "not shown"
-    backlog = 1.2 + 0.05 * np.arange(
-        100
-    )  # twice the capacity: nothing in time after the first sixteen
+    # twice the capacity: nothing in time after the first sixteen
+    backlog = 1.2 + 0.05 * np.arange(100)
     assert slo.judge(backlog) == "missed"
     assert Slo(0.5, 2.0).judge(backlog) == "not shown", (
         "a half may be late for long and be in time again"
     )
     assert slo.judge(random.permutation([1.0] * 80 + [NAN] * 20)) == "missed"
     assert slo.judge(random.permutation([1.0] * 95 + [3.0] * 5)) == "not shown"
-    assert slo.judge(np.linspace(0.1, 1.9, 200)) == "not shown"  # it would not stay so
+    assert slo.judge(np.linspace(0.1, 1.9, 200)) == "not shown"  # the latency still grows
     queue = draw("M/D/1 0.8", 2000, random)
     assert Slo(0.95, float(np.quantile(queue, 0.97))).judge(queue) == "not shown"
     assert Slo(0.95, float(np.quantile(queue, 0.7))).judge(queue) == "missed"
@@ -375,9 +377,8 @@ def test_a_measurement_that_agrees_with_itself_passes(
     table = run.checks().set_index("check")
     assert table.equals(checks(record, requests, telemetry).set_index("check"))
     assert ("in flight limit" in table.index) == bool(arrivals)
-    assert table.loc["Little's law", "value"] == pytest.approx(
-        abs(3.94 - 3.93)
-    )  # 100 * 0.4 less the tails, in 10 s
+    # 100 * 0.4 less the tails, in 10 s
+    assert table.loc["Little's law", "value"] == pytest.approx(abs(3.94 - 3.93))
     assert table.loc["engine busy", "value"] == pytest.approx(0.097 * 9, abs=0.01)
     assert table["passed"].tolist() == [True] * len(table)
 
@@ -397,10 +398,10 @@ def test_a_measurement_that_agrees_with_itself_passes(
 def test_a_broken_measurement_fails_its_check(
     made: SimpleNamespace, check: str, change: dict[str, float]
 ) -> None:
-    told = {name: value for name, value in change.items() if name in GOOD}
-    record, requests, telemetry = made.run([0.4] * 100, outcome=GOOD | told, **OPEN)
+    in_outcome = {name: value for name, value in change.items() if name in GOOD}
+    record, requests, telemetry = made.run([0.4] * 100, outcome=GOOD | in_outcome, **OPEN)
     requests = requests.assign(
-        **{"service_s": 0.09} | {k: v for k, v in change.items() if k not in told}
+        **{"service_s": 0.09} | {k: v for k, v in change.items() if k not in in_outcome}
     )
     table = checks(record, requests, telemetry).set_index("check")["passed"]
     assert table[table == False].index.tolist() == [check]  # noqa: E712 - None is not False
