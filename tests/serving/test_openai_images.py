@@ -100,9 +100,9 @@ def test_less_quality_is_a_smaller_file(client):
 def test_n_images_are_those_of_n_seeds(client, tiny):
     answer = client.images.with_raw_response.generate(n=3, **SMALL)
     assert answer.headers["x-seed"] == "5"
-    asked = {"prompt": "a lighthouse", "width": 64, "height": 64, "num_inference_steps": 2}
+    fields = {"prompt": "a lighthouse", "width": 64, "height": 64, "num_inference_steps": 2}
     for number, image in enumerate(answer.parse().data):
-        alone = tiny.generate(GenerateRequest(seed=5 + number, **asked)).images[0]
+        alone = tiny.generate(GenerateRequest(seed=5 + number, **fields)).images[0]
         np.testing.assert_allclose(
             np.asarray(opened(image), float), np.asarray(alone, float), atol=1
         )

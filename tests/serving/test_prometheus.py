@@ -102,9 +102,9 @@ def test_what_is_too_large_or_fails_is_counted():
             507,
             422,
         ]
-        now = samples(client)
-    assert now["benchlib_refusals_total", "too_large"] == 2
-    assert now["benchlib_failures_total", None] == 1
+        counts = samples(client)
+    assert counts["benchlib_refusals_total", "too_large"] == 2
+    assert counts["benchlib_failures_total", None] == 1
 
 
 def test_two_servers_count_apart():

@@ -129,9 +129,9 @@ def test_a_seed_is_used_returned_and_repeatable(client):
 
 def test_the_image_that_is_served_is_the_stock_pipelines(tiny):
     """The engine's image equals the caller's to the bit, because both compute on the same thread."""
-    made = []
+    images_of_server = []
     original = tiny.decode
-    tiny.decode = lambda batch: made.extend(images := original(batch)) or images
+    tiny.decode = lambda batch: images_of_server.extend(images := original(batch)) or images
     try:
         with serve(tiny, name="seen") as server:
             httpx.post(
@@ -148,7 +148,7 @@ def test_the_image_that_is_served_is_the_stock_pipelines(tiny):
         height=64,
         generator=torch.Generator().manual_seed(3),
     ).images[0]
-    np.testing.assert_array_equal(np.asarray(made[-1]), np.asarray(stock))
+    np.testing.assert_array_equal(np.asarray(images_of_server[-1]), np.asarray(stock))
 
 
 def test_request_ids_are_taken_or_made(client):
@@ -156,8 +156,8 @@ def test_request_ids_are_taken_or_made(client):
         client.get("/health", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"]
         == "mine-1"
     )
-    made = client.get("/health").headers["x-request-id"]
-    assert re.fullmatch(r"[0-9a-f]{32}", made)
+    drawn_id = client.get("/health").headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f]{32}", drawn_id)
     assert (
         client.get("/health", headers={"X-Request-ID": "x" * 500}).headers["x-request-id"]
         != "x" * 500
@@ -545,9 +545,9 @@ def test_the_engine_is_made_as_the_environment_says(monkeypatch):
     }  # fmt: skip
     for name, value in said.items():
         monkeypatch.setenv(f"BENCHLIB_{name}", value)
-    made = []
+    options_given = []
     monkeypatch.setattr(
-        "benchlib.serving.standalone.Engine", lambda _, options: made.append(options)
+        "benchlib.serving.standalone.Engine", lambda _, options: options_given.append(options)
     )
     engine_from(Settings())
     expected = EngineOptions(
@@ -558,8 +558,8 @@ def test_the_engine_is_made_as_the_environment_says(monkeypatch):
         sizes=((64, 64), (128, 96)),
         max_queue=5,
     )
-    assert made == [expected]
-    assert type(made[0]) is EngineOptions
+    assert options_given == [expected]
+    assert type(options_given[0]) is EngineOptions
 
 
 @pytest.mark.parametrize(

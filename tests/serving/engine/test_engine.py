@@ -205,10 +205,10 @@ def test_an_owned_pipeline_is_freed():
     references = []
 
     def load():
-        made = FakePipeline()
-        made.itself = made  # so that only the collector can free it
-        references.append(weakref.ref(made))
-        return made
+        pipeline = FakePipeline()
+        pipeline.itself = pipeline  # so that only the collector can free it
+        references.append(weakref.ref(pipeline))
+        return pipeline
 
     engine = Engine(load)
     engine.start()

@@ -310,10 +310,10 @@ def test_a_stream_of_short_requests_delays_a_long_one_by_the_bound_and_no_more()
 
 def test_the_quick_table_shows_no_loss(capsys):
     assert table.main(["--quick"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["passed"]
-    assert {row["gain"] for row in told["rows"]} == set(table.GAINS)
-    at_the_limit = [row for row in told["rows"] if row["gain"] == 4 and row["load"] == 0.8]
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["passed"]
+    assert {row["gain"] for row in report["rows"]} == set(table.GAINS)
+    at_the_limit = [row for row in report["rows"] if row["gain"] == 4 and row["load"] == 0.8]
     assert all(row["continuous_mean_ratio"][0] < 0.6 for row in at_the_limit)
 
 

@@ -175,15 +175,16 @@ def test_a_seed_means_the_same_noise_in_every_dtype(applied, tiny):
 def test_channels_last_is_the_layout_of_weights_and_activations(applied, tiny):
     def strides(pipe):
         """Whether two convolutions' weights and two outputs are channels-last."""
-        made, unet = [], pipe._unet
+        outputs = []
+        unet = pipe._unet
         hooks = [
-            module.register_forward_hook(lambda *passed: made.append(passed[2]))
+            module.register_forward_hook(lambda *passed: outputs.append(passed[2]))
             for module in (unet.mid_block.attentions[0], unet.conv_out)
         ]
         pixels(pipe)
         for hook in hooks:
             hook.remove()
-        tensors = [unet.conv_in.weight, pipe._vae.decoder.conv_in.weight, made[0][0], made[1]]
+        tensors = [unet.conv_in.weight, pipe._vae.decoder.conv_in.weight, outputs[0][0], outputs[1]]
         return [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors]
 
     assert strides(applied("channels-last")) == [True] * 4
@@ -204,7 +205,9 @@ def test_group_norm_by_channels_is_group_norm(shape, affine, offset):
     )
     exact = norm.double()(x.double())
     norm.float()
-    error, torchs_error = ((made - exact).abs().max() for made in (_group_norm(norm, x), norm(x)))
+    error, torchs_error = (
+        (result - exact).abs().max() for result in (_group_norm(norm, x), norm(x))
+    )
     assert error <= 2 * torchs_error + 2e-6
     half = x.bfloat16()
     assert _group_norm(norm, half).dtype == torch.bfloat16
@@ -239,11 +242,11 @@ def test_a_bf16_vae_decodes_and_the_rest_stays(applied):
     assert (pipe._vae.dtype, pipe.diffusers.vae.dtype, pipe._unet.dtype) == (
         torch.bfloat16, torch.float32, torch.float32,
     )  # fmt: skip
-    made = []
-    hook = pipe._vae.decoder.register_forward_hook(lambda *passed: made.append(passed[2].dtype))
+    dtypes = []
+    hook = pipe._vae.decoder.register_forward_hook(lambda *passed: dtypes.append(passed[2].dtype))
     pixels(pipe)
     hook.remove()
-    assert made == [torch.bfloat16]
+    assert dtypes == [torch.bfloat16]
 
 
 def test_tiles_are_decoded_at_the_models_own_side(applied, tiny, monkeypatch):
@@ -287,11 +290,11 @@ def test_without_torchao_int8_says_so(monkeypatch):
 
 
 def test_bytes_are_those_of_the_stock_call(tiny):
-    made = torch.rand(2, 3, 64, 64, dtype=torch.bfloat16) * 2 - 1
-    stock = tiny.diffusers.image_processor.postprocess(made, output_type="pil")
+    decoded = torch.rand(2, 3, 64, 64, dtype=torch.bfloat16) * 2 - 1
+    stock = tiny.diffusers.image_processor.postprocess(decoded, output_type="pil")
     works = tiny.encode([request(width=64, height=64)] * 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny._vae, "decode", lambda *latents, **options: (made,))  # noqa: ARG005
+        patch.setattr(tiny._vae, "decode", lambda *latents, **options: (decoded,))  # noqa: ARG005
         assert [np.asarray(image).tolist() for image in tiny.decode(works)] == [
             np.asarray(i).tolist() for i in stock
         ]
@@ -394,8 +397,8 @@ class Replayed(_Graphed):
                 return_dict=False,
             )[0]
 
-        made = call().fill_(torch.nan)
-        return SimpleNamespace(replay=lambda: made.copy_(call())), places, made
+        answer = call().fill_(torch.nan)
+        return SimpleNamespace(replay=lambda: answer.copy_(call())), places, answer
 
 
 def test_a_recording_is_replayed_for_each_input_of_its_shape(tiny):
@@ -405,8 +408,8 @@ def test_a_recording_is_replayed_for_each_input_of_its_shape(tiny):
         [request(seed=1), request(seed=2)],
         [request(seed=3, guidance_scale=1.0, width=64)],
     )
-    for asked in (first, second, first[::-1], second):
-        assert (pixels(pipe, *asked) == pixels(tiny, *asked)).all()
+    for batch in (first, second, first[::-1], second):
+        assert (pixels(pipe, *batch) == pixels(tiny, *batch)).all()
     assert len(pipe._unet._recorded) == 2
 
 
@@ -519,13 +522,16 @@ def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny,
     changes = [
         {"guidance_scale": 1.0 if n == 2 else 5.0, "num_inference_steps": 2 + n} for n in range(4)
     ]
-    asked = [request(seed=n, width=64, height=64, **changes[n]) for n in range(4)]
+    requests = [request(seed=n, width=64, height=64, **changes[n]) for n in range(4)]
     for n in (1, 2, 3, 4):
-        jobs = [engine.submit(one) for one in asked[:n]]
+        jobs = [engine.submit(one) for one in requests[:n]]
         images = [np.asarray(job.future.result(60)) for job in jobs]
     assert graphs_made() == graphs
     engine.stop()
     assert (
-        min(psnr_db(image, pixels(tiny, one)[0]) for image, one in zip(images, asked, strict=True))
+        min(
+            psnr_db(image, pixels(tiny, one)[0])
+            for image, one in zip(images, requests, strict=True)
+        )
         > 60
     )
