@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         "serve",
         help="serve a model over HTTP until interrupted",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Options that are not given are read from BENCHLIB_MODEL, BENCHLIB_DEVICE and so on.",
+        epilog="Other options are read from BENCHLIB_MODEL, BENCHLIB_DEVICE and so on.",
     )
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every network"

@@ -227,7 +227,7 @@ class _Plan:
 
 
 def _make_plan(requested: list[Point], folder: Path, resume: bool) -> _Plan:
-    """The plan, printed: the requested runs, less the finished runs of the study in `folder`."""
+    """Prints and returns the plan: the requested runs, less those finished in `folder`."""
     # 1) The newest finished run of each point, and of each case.
     by_point: dict[str, Path] = {}
     by_case: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""What the tests share: results and caches in a folder of their own, and one tiny pipeline."""
+"""Shared by all tests: a folder of their own for results and caches, and one tiny pipeline."""
 
 import os
 import signal

@@ -110,7 +110,7 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
     assert "server over bare pipeline" in capsys.readouterr().out
 
 
-def test_what_is_kept_is_drawn_and_told(tmp_path):
+def test_a_kept_reference_is_drawn_and_tabled(tmp_path):
     """The measured reference: the alt texts of its pictures hold the findings, and its table the verdicts."""
     folder = Path(__file__).parents[1] / "results" / "reference-h100"
     for path in folder.glob("*.jsonl"):

@@ -85,7 +85,7 @@ def test_no_room_of_the_questions_imports_another():
             assert rooms_of_ours(file) <= {where(file)[1]}, file
 
 
-def test_who_judges_and_who_draws_knows_only_rows_and_study():
+def test_judges_and_plots_know_only_rows_and_study():
     files = [file for file in FILES if where(file)[0] == "questions"]
     quiet = [file for file in files if file.name in ("judge.py", "plots.py")]
     assert len(quiet) >= 8
@@ -105,14 +105,14 @@ def test_below_the_questions_nobody_knows_them():
             assert not rooms_of_ours(file), file
 
 
-def test_who_conducts_alone_knows_more_than_one_wing():
+def test_only_a_conductor_knows_more_than_one_wing():
     several = {file for file in FILES if len(parts_of_ours(file) & WINGS) > 1}
     halls = {"__init__.py", "__main__.py", "run.py", "sweeps.py"}
     for file in several:
         assert where(file)[0] in halls or file.name == "measure.py", file
 
 
-def test_who_makes_one_run_knows_nothing_of_many():
+def test_the_maker_of_one_run_knows_nothing_of_many():
     assert not parts_of_ours(PACKAGE / "run.py") & {"questions", "sweeps"}
 
 

@@ -72,7 +72,7 @@ def test_machine_and_packages() -> None:
     assert "pytest" not in packages
 
 
-def test_a_source_tree_that_is_not_installed_tells_its_packages_too(
+def test_a_source_tree_that_is_not_installed_names_its_packages_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def not_installed(name: str) -> None:

@@ -176,7 +176,7 @@ def test_a_pip_that_fails_leaves_nothing_that_looks_ready(copy):
 
 
 @needs_make
-def test_an_old_python_is_told_so(copy):
+def test_an_old_python_is_refused_in_words(copy):
     old, pretend = (
         copy.folder / "python3.9",
         "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[2])",

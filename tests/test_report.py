@@ -130,7 +130,7 @@ def test_every_link_leads_somewhere_and_none_leaves_the_disk(page, results):
     assert "@import" not in page.source
 
 
-def test_what_is_told_of_each_study(page):
+def test_the_page_describes_each_study(page):
     assert [name for name, _ in page.tags].count("article") == 3
     assert (
         page.text.index("2026-11-24 night") < page.text.index("theirs") < page.text.index("damaged")

@@ -127,7 +127,7 @@ def test_the_header_that_is_written_is_read():
         f'{{"time_s": {"9" * 400}}}',
     ],
 )
-def test_a_body_that_tells_nothing(body):
+def test_a_body_without_values(body):
     call = Call(0, "x", {"prompt": "a"}, due_s=0.0, sent_s=0.0)
     row = make_row(call, started_s=0.0, warmup_s=math.inf, body=body.encode())
     assert row["service_s"] is row["latency_s"] is None

@@ -280,7 +280,7 @@ def test_progress_is_a_bar_in_a_live_notebook(fake, tmp_path, monkeypatch, capsy
     )
 
 
-def test_progress_tells_what_a_person_watches_for():
+def test_progress_shows_the_figures_that_a_person_watches_for():
     sampler = telemetry.Sampler(os.getpid())
     early = Progress(1.0, 3, 0, None, None, None, None)
     assert progress_line(early, sampler) == "1 s: 3 done"

@@ -36,7 +36,7 @@ def test_the_interval_of_a_median():
     assert Figure("case", "name", list(range(9))).interval == (1, 7)  # 20 in 512
 
 
-def test_figures_are_of_one_repetition_each_and_a_missing_side_is_told():
+def test_figures_are_of_one_repetition_each_and_a_missing_side_is_named():
     runs = {
         "a": [Measured(4.0, [0.1]), Measured(6.0, [0.2])],
         "b": [Measured(2.0, [0.3]), Measured(2.0, [0.3])],

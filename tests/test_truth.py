@@ -51,7 +51,7 @@ def test_a_gap_of_milliseconds_to_the_servers_record_fails(monkeypatch, gap_s, i
     assert passed(truth.fixed()) == [True, is_seen, is_seen]
 
 
-def test_the_open_loop_tells_of_a_stall_that_the_closed_one_hides(tmp_path):
+def test_the_open_loop_shows_a_stall_that_the_closed_one_hides(tmp_path):
     for figure in truth.stall(duration_s=6, service_s=0.002, figure=tmp_path / "new" / "stall.png"):
         assert figure.passed, figure
     assert (tmp_path / "new" / "stall.png").stat().st_size > 10_000
@@ -123,7 +123,7 @@ def test_every_request_of_a_quick_rate_is_a_row():
 
 
 @pytest.mark.parametrize(("high", "status"), [(1.0, 0), (0.1, 1)])
-def test_a_broken_limit_is_told(monkeypatch, capsys, high, status):
+def test_a_broken_limit_is_reported(monkeypatch, capsys, high, status):
     for case in ("fixed", "stall", "queue", "overload"):
         monkeypatch.setattr(truth, case, lambda *_, **__: [])
     monkeypatch.setattr(truth, "reach", lambda: [Figure.once("reach", "cores", 0.5, high=high)])

@@ -63,8 +63,8 @@ class ClosedLoop(Arrivals):
     """`users` who each send a request, wait for its answer, think, and send the next.
 
     They think for `think_time_s` seconds. All start together. A slow server slows them down, so the
-    load never exceeds `users` requests in flight. Raises ValueError where `users` is no whole
-    number of 1 or more, or `think_time_s` no finite number of 0 or more.
+    load never exceeds `users` requests in flight. Raises ValueError unless `users` is a whole
+    number of 1 or more and `think_time_s` a finite number of 0 or more.
     """
 
     kind: ClassVar[str] = "closed_loop"
@@ -81,7 +81,7 @@ class ClosedLoop(Arrivals):
 
 @dataclass(frozen=True)
 class OpenLoop(Arrivals):
-    """`rate` requests a second from callers who wait for no answer, so a slow server gets as many.
+    """`rate` requests a second from callers who wait for no answer, so a slow server gets no fewer.
 
     The gaps between requests are "poisson", "constant" or "gamma". Poisson gaps are exponential:
     the callers know nothing of each other. Gamma gaps have the mean 1/rate and the squared
@@ -171,10 +171,10 @@ class Ramp(Arrivals):
         return spans
 
     def times(self, seed: int) -> Iterator[float]:
-        """The moments of a Poisson process with a changing rate, or a ValueError for users.
+        """The moments of a Poisson process whose rate changes. Raises ValueError for users.
 
-        They are those of a process of rate 1, its time changed by the inverse of the integrated
-        rate (Cinlar 1975, 4.7).
+        The moments are those of a process of rate 1, its time changed by the inverse of the
+        integrated rate (Cinlar 1975, 4.7).
         """
         if self.of == "users":
             yield from super().times(seed)

@@ -1,6 +1,6 @@
 """Marks when a request got its connection and its answer, and tests if a connection lives.
 
-geventhttpclient's pool does none of this well. Knows the pool's private functions, which have no
+geventhttpclient's pool lacks all three. Knows the pool's private functions, which have no
 public counterpart. Ignorant of users, plans and rows.
 """
 
@@ -53,8 +53,9 @@ class MarkingSocket(gevent.socket.socket):  # type: ignore[misc]
 def is_alive(socket: Any) -> bool:
     """Whether an idle connection is still good.
 
-    It is if the server has sent nothing on it, and has not closed it. geventhttpclient's own test
-    lets all other greenlets run first, and takes each connection past the 1,024th for dead.
+    The server must have sent nothing on it, and must not have closed it. The test of
+    geventhttpclient lets all other greenlets run first, and takes each connection past the 1,024th
+    for dead.
     """
     waiting = poll()
     waiting.register(socket, POLLIN)

@@ -79,7 +79,10 @@ class LoadPlan:
         return measured
 
     def request(self, index: int) -> dict[str, Any]:
-        """The JSON body of request `index`: the workload's fields, or the arrivals' own."""
+        """The JSON body of request `index`.
+
+        The fields that the arrivals set replace the workload's.
+        """
         own = self.arrivals.request(index)
         return self.workload.request(index) | dict(own)
 

@@ -88,7 +88,10 @@ class GeneratorError(RuntimeError):
 
 
 class LoadInterrupted(KeyboardInterrupt):
-    """The user interrupted the run. `outcome` is None before its start or for a killed child."""
+    """The user interrupted the run.
+
+    `outcome` is None where the run had not begun, or the child had to be killed.
+    """
 
     def __init__(self, outcome: LoadOutcome | None, rows_path: str | Path) -> None:
         super().__init__(f"the load run was interrupted; its rows are kept in {rows_path}")

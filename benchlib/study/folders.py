@@ -23,8 +23,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 def results_dir(path: str | os.PathLike[str] | None = None) -> Path:
     """The folder that studies go under; it need not exist.
 
-    It is the first of these that there is: `path`; BENCHLIB_RESULTS; `results` beside benchlib's
-    pyproject.toml at or above the working folder; ./results.
+    It is the first of these that is given or found: `path`; BENCHLIB_RESULTS; `results` beside
+    benchlib's pyproject.toml at or above the working folder; ./results.
     """
     chosen = path or os.environ.get("BENCHLIB_RESULTS")
     if chosen:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def number(value: float) -> str:
-    """A value in three digits, none beyond the thousandths, as seconds and GiB need. Never "-0"."""
+    """A value in three digits, none beyond the thousandths: nobody needs more. Never "-0"."""
     if abs(value) >= 999.5:
         return f"{value:,.0f}"
     return f"{round(value, 3) + 0.0:.3g}"

@@ -134,7 +134,7 @@ def test_dependence_is_seen() -> None:
     assert Estimates([1.0] * 500).is_independent
 
 
-def test_too_short_a_queue_gets_no_interval_and_is_told_what_it_takes() -> None:
+def test_too_short_a_queue_gets_no_interval_but_the_rows_that_it_needs() -> None:
     minute = series("M/D/1 0.8", 960)  # 60 s of a 50 ms server
     assert Estimates(minute).mean_interval() is None
     assert Estimates(minute).percentile_interval(0.95) is None

@@ -212,7 +212,7 @@ def test_independent_latencies_get_intervals(made: SimpleNamespace) -> None:
     assert got["latency_p99.9_s_interval"] is None
 
 
-def test_a_drifting_run_is_unstable_and_tells_no_latency(made: SimpleNamespace) -> None:
+def test_a_drifting_run_is_unstable_and_has_no_latency(made: SimpleNamespace) -> None:
     got = summarise(*made.run(np.linspace(0.1, 9, 200), gap_s=0.05))
     assert got["state"] == "unstable"
     assert "unstable" in got["latency_interval_note"]
