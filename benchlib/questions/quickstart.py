@@ -74,7 +74,8 @@ class Quickstart:
         people = counted(self.users, "user")
         speed = f"It works here: {self.model} served {people}."
         if self.images_per_s is not None:
-            speed = f"It works here: {self.model} made {number(self.images_per_s)} images/s for {people}."
+            rate = f"{number(self.images_per_s)} images/s"
+            speed = f"It works here: {self.model} made {rate} for {people}."
         if self.median_s is not None:
             return f"{speed} Half of the images came within {number(self.median_s)} s."
         if self.drifted:

@@ -30,7 +30,10 @@ MEMORIES = {
     "cuda_reserved": "GPU: reserved by torch",
     "gpu_used": "GPU: in use by all programs",
 }
-"""The memories that are sampled after each image, in GiB. Each GPU memory includes the one above it."""
+"""The memories that are sampled after each image, in GiB.
+
+Each GPU memory includes the one above it.
+"""
 NOT_SHOWN = "not shown, too few images"
 OWN_MEMORIES = ("rss", "cuda_allocated", "cuda_reserved")
 """The memories that this process alone fills, so that their growth is a leak of its own."""
@@ -270,10 +273,14 @@ def arithmetic_share(calls: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where the time and the memory of an image go.
+    """Where the time and the memory of an image go. `str()` has the answer in words.
 
-    The frames are those of the functions in this file: `means_s` of stage_means, `costs` of cost_lines, `peak` of
-    peak_stage, `shares` of arithmetic_share and `growth` of memory_growth. `folder` holds the runs.
+    - `means_s`: from stage_means.
+    - `costs`: from cost_lines.
+    - `peak`: from peak_stage.
+    - `shares`: from arithmetic_share.
+    - `growth`: from memory_growth.
+    - `folder`: where the runs are.
     """
 
     means_s: pd.DataFrame

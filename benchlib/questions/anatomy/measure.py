@@ -107,7 +107,8 @@ def dissect(
     # 2) Plan as many rounds as the budget allows.
     cases = product(fitting, steps)
     requests = [_request(size, count, seed) for size, count in cases]
-    # The first encode with a number of steps prepares its schedule, which is not part of an image's time.
+    # The first encode with a number of steps prepares its schedule. An image's time must not
+    # include that.
     on_torch_thread(pipe.encode, requests)
     round_s = sum(_predict_s(pipe, request) for request in requests)
     rounds = repeat
@@ -363,7 +364,7 @@ def _count_flop(pipe: SDXLPipeline, request: GenerateRequest) -> tuple[int, int]
     counted = _stock(pipe) if pipe.compiled else pipe
     works = counted.encode([request])
     counted.step(works)
-    # Fused kernels of attention are not counted on every device. SDPBackend.MATH writes attention out.
+    # The counter misses fused kernels of attention on some devices. SDPBackend.MATH has none.
     step = FlopCounterMode(display=False)
     decode = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH):

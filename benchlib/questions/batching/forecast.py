@@ -1,6 +1,7 @@
 """Predicts latencies on a server of ours, from the step times that it measured at its start.
 
-Knows the simulator of the policies. Ignorant of HTTP, of other work on the machine, and of requests that fail.
+Knows the simulator of the policies. Ignorant of HTTP, of other work on the machine, and of requests
+that fail.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Whether batching pays here: what each policy gains over serial, and the answer in words.
 
-Knows runs of several policies, and their summaries. Ignorant of how the runs were made, and of how a policy decides.
+Knows runs of several policies, and their summaries. Ignorant of how the runs were made, and of how
+a policy decides.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ class BatchingAnswer:
             lines += self._gain_lines(batching)
         if self.gains.empty:
             lines.append(
-                "No two valid runs had the same requests: give more minutes (budget_min), or see the plan above."
+                "No two valid runs had the same requests: "
+                "give more minutes (budget_min), or see the plan above."
             )
         lines += [self._rush_line(), self._predicted_line()]
         return "\n".join(lines)

@@ -27,7 +27,7 @@ LEAST_REQUESTS = 5
 
 SIMULATED_REQUESTS = 500
 SIMULATED_LOADS = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9)
-"""Shares of serial's throughput. From 1 on, serial's queue grows without end, and a ratio says nothing."""
+"""Shares of serial's throughput. From 1 on, its queue grows without end, and a ratio says nothing."""
 
 NO_GAIN = "if batches gained nothing"
 

@@ -231,7 +231,8 @@ def gantts(
         ax,
         record,
         f"{n} requests took on average {means}",
-        f"A panel each for {', '.join(requests)}: a bar for each of {n} requests over time, coloured by part.",
+        f"A panel each for {', '.join(requests)}: "
+        f"a bar for each of {n} requests over time, coloured by part.",
         source=f"study {record['study']}, a run of each",
         lowest=panels[-1],
     )
@@ -479,7 +480,7 @@ def _draw_gains(ax: Axes, gains: pd.DataFrame) -> list[tuple[float, str, str]]:
     """
     labels = []
     kinds = gains.groupby(["batching", "figure"], sort=True)
-    shift = 0.01 * gains["rate"].max()  # side by side, or one would hide another
+    shift = 0.01 * gains["rate"].max()  # marks stand side by side, so that none hides another
     for place, (kind, rows) in enumerate(kinds):
         name, latency_name = map(str, kind)
         style = POLICY_STYLES[name]

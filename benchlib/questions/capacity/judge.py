@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEAD = 2
-"""A rate is settled, "met" or "missed", once one verdict has this many more of its trials than the other."""
+"""A rate is "met" or "missed" once one verdict has this many more of its trials than the other."""
 BUDGET_SPENT = "the budget is spent: the interval is as far as it got"
 
 
@@ -77,6 +77,7 @@ def find_highest(
     gap beside the open rates is below `precision`, a share of the rate. Raises ValueError that
     names the argument and its limits.
     """
+    # 1) Refuse what can't be searched.
     if not lowest <= start <= highest:
         raise ValueError(f"start must be a rate from {lowest:g} to {highest:g}, got {start!r}")
     if not 0 < precision <= 1:
@@ -84,7 +85,7 @@ def find_highest(
     if most_trials < LEAD:
         raise ValueError(f"most_trials must be {LEAD} or more, got {most_trials!r}")
 
-    # Try one rate after another, each until its trials settle it.
+    # 2) Try one rate after another, each until its trials settle it.
     search = _Search(lowest, highest, precision)
     trials: list[tuple[float, str]] = []
     rate: float | None = start

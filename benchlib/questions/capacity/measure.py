@@ -152,12 +152,15 @@ def plan_capacity(
     """
     from benchlib.serving.schemas import GenerateRequest
 
+    # 1) The shortest time of one image.
     showcase = pipe.spec["showcase"]
     steps = max(1, showcase["num_inference_steps"] // FEWER_STEPS[profile])
     fields = showcase | {"num_inference_steps": steps}
     request = GenerateRequest(prompt="a lighthouse at dusk", seed=1, **fields)
     times_s = [pipe.generate(request).timings.total_s for _ in range(_ALONE)]
     image_s = min(times_s)
+
+    # 2) The minutes, and the plan.
     minutes = budget_min
     if minutes is None and profile == "quick":
         minutes = min(max(1.5, 200 * image_s / 60), 3)
@@ -212,7 +215,8 @@ def find_capacity(
 
             # 2) Make it.
             point = Point(
-                # A lower limit would hold requests back, like a slow generator, and hide an overload.
+                # A lower limit would hold requests back like a slow generator, and hide an
+                # overload.
                 OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT),
                 workload or Workload(),
                 target,

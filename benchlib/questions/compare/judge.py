@@ -153,7 +153,8 @@ def _ratio(
 ) -> dict[str, Any]:
     """Returns the ratio b/a with interval and verdict, from the logarithms of each run's figure.
 
-    Source: Welch's t-interval for two means of unequal variance, with Satterthwaite's degrees of freedom.
+    Source: Welch's t-interval for two means of unequal variance, with Satterthwaite's degrees of
+    freedom.
     """
     difference = float(b.mean() - a.mean())
     row: dict[str, Any] = {
@@ -359,7 +360,8 @@ def compare_studies(
         if not loads[0].keys() & study_loads.keys():
             both = f"{', '.join(loads[0])} and {', '.join(study_loads)}"
             raise ValueError(
-                f"studies: {names[0]} and {name} have no load in common ({both}): give like ones a label"
+                f"studies: {names[0]} and {name} have no load in common ({both}): "
+                "give loads that are alike the same label"
             )
         compared, suspects = _compare_loads(name, loads[0], study_loads, allowed, min_effect)
         rows += compared
@@ -399,7 +401,8 @@ def _study_names(studies: Sequence[Study]) -> tuple[str, ...]:
         names = tuple(f"{study.path.parent.name}/{study.path.name}" for study in studies)
     if len(studies) < 2 or len(set(names)) < len(names):
         raise ValueError(
-            f"studies: give two or more of different names, the oldest first, not {', '.join(names)}"
+            "studies: give two or more of different names, the oldest first, "
+            f"not {', '.join(names)}"
         )
     return names
 

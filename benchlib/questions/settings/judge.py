@@ -22,7 +22,7 @@ NO_TIME = "not measured: no time left for it"
 """The error of a setting that the budget had no room for."""
 
 PROMISED_IMAGES = 4
-"""By default, 95 % of the images must take less than this many times the time of one image alone."""
+"""By default, 95 % of the images must take less than this many times one image alone."""
 
 
 @dataclass(frozen=True)

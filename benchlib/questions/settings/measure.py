@@ -43,7 +43,7 @@ ALONE_SHARE = 0.4
 """After this share of the budget, no further recipe is tried alone. Servers get the rest."""
 
 LEAST_IMAGES = 10
-"""A run behind a server is at least as long as the baseline needs to make this many images one by one."""
+"""A run behind a server has at least the time in which the baseline makes this many images."""
 
 GPU_MEMORY = "cuda_reserved_peak_gib"
 PROCESS_MEMORY = "rss_peak_gib"

@@ -157,7 +157,8 @@ def _draw_likeness(panel: Axes, shown: pd.DataFrame) -> None:
         panel.text(decibels, height, f"   {text}   ", **style)
     panel.set(xlim=(0, 1.04 * SAME_DB), yticks=[])
     panel.set_xlabel(
-        "PSNR to the baseline's images,\ndB (more is nearer; a difference\nabove 40 dB is hard to see)",
+        "PSNR to the baseline's images,\ndB (more is nearer; a difference\n"
+        "above 40 dB is hard to see)",
         fontsize="small",
     )
 
@@ -231,6 +232,7 @@ def decision(
     if not len(rows):
         return figure.no_data(ax, record, "which setting to run", "no setting was measured")
 
+    # 1) A mark for each setting, and the memory limit.
     named = rows[:DRAWN].to_dict("records")
     for rank, row in enumerate(named, 1):
         _draw_setting(ax, rank, row)
@@ -240,6 +242,7 @@ def decision(
     _draw_limit(ax, rows["memory_gib"].astype(float), memory_limit_gib, limit)
     ax.set_ylim(0, 1.15 * ax.get_ylim()[1])
 
+    # 2) The axes, and what was found.
     is_shown = (rows["verdict"] == "met").any()
     capacity = f"capacity within {decision.slo}:\nimages/s, at least"
     if not is_shown:
@@ -290,10 +293,14 @@ def _draw_limit(
     words: str,
 ) -> None:
     """Draws the memory limit, or writes where it is, and sets the limits of the x-axis."""
-    least_gib, most_gib = float(memory_gib.min()), float(memory_gib.max())
+    # 1) The limits by the marks alone.
+    least_gib = float(memory_gib.min())
+    most_gib = float(memory_gib.max())
     width_gib = most_gib - least_gib
     left = min(least_gib - 0.15 * width_gib, 0.98 * least_gib)
     right = max(most_gib + 0.15 * width_gib, 1.02 * most_gib)
+
+    # 2) The memory limit, drawn if it is near.
     style: dict[str, Any] = {
         "color": figure.RED,
         "ha": "right",

@@ -121,7 +121,10 @@ def test_growth_is_told_from_what_clean_memory_does(kind: str, caught: float) ->
 
 
 def test_memory_that_wanders_is_rarely_called_growing() -> None:
-    """A random walk has no trend: a 95 % interval lies above 0 in 2.5 % of such walks, and for so few a little more."""
+    """A random walk has no trend.
+
+    A 95 % interval lies above 0 in 2.5 % of such walks, and in a little more of so few walks.
+    """
     rng = np.random.default_rng(11)
     walks = np.cumsum(rng.normal(0, 50, (400, 300)), axis=1)
     lows = [(intervals.growth(walk) or (0, None))[1] for walk in walks]

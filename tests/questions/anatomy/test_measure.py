@@ -1,4 +1,4 @@
-"""Images made one at a time with the real tiny pipeline: what their rows say, and what is left when it ends early."""
+"""Images made one at a time with the tiny pipeline: their rows, and runs that end early."""
 
 import mmap
 

@@ -1,4 +1,4 @@
-"""Plots of images made one at a time: none, one and many are drawn, and the titles state what was found."""
+"""Plots of images made one at a time, for no row, one and many; titles state the finding."""
 
 from types import SimpleNamespace
 

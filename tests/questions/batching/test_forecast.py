@@ -1,4 +1,4 @@
-"""Latencies that are predicted from step times, on cases that are reckoned by hand."""
+"""Latencies that are predicted from step times, on cases worked out by hand."""
 
 import pandas as pd
 import pytest

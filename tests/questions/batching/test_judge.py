@@ -15,7 +15,10 @@ from benchlib.study.store import Run
 def open_runs(
     made: SimpleNamespace, took_s: list[float], batching: str, rate: float = 2.0, **changes: Any
 ) -> list[Run]:
-    """Runs with the seeds 0, 1, ..., of 20 requests each, which take as long as `took_s` says of the run."""
+    """Runs with the seeds 0, 1, ..., of 20 requests each.
+
+    `took_s` has the latency of the requests of each run.
+    """
     spec = {"arrivals": {"kind": "open_loop", "rate": rate}}
     runs = []
     for seed, took in enumerate(took_s):

@@ -1,4 +1,4 @@
-"""What is sent to the servers of all policies, for any budget, and what the simulation makes of their step times."""
+"""The requests that servers of all policies get, for any budget, and what is predicted."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -78,7 +78,10 @@ def test_a_step_time_curve_is_of_the_showcase_and_of_nothing_else(made: SimpleNa
 
 
 def policies(made: SimpleNamespace, n: int) -> dict[str, pd.DataFrame]:
-    """Requests a second apart. Serial took 2 s each, dynamic 1 and continuous 0.5: all but 0.45 s in the queue."""
+    """Requests that come one second apart.
+
+    Serial took 2 s each, dynamic 1 s and continuous 0.5 s. All but 0.45 s of that is queueing.
+    """
     frames = {}
     for name, s in (("serial", 2.0), ("dynamic", 1.0), ("continuous", 0.5)):
         took = {"latency_s": s, "queue_s": s - 0.45, "total_s": s - 0.05}

@@ -1,4 +1,4 @@
-"""The search for a capacity, on queues whose capacity is known by hand; and what a study says of it, in words."""
+"""The search for a capacity, on queues of known capacity; and the answer in words."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,10 @@ def latencies_s(random, rate, service_s):
 
 
 def judge(latency_s, share, limit_s):
-    """Whether `share` of the requests took at most `limit_s`, by the t-interval over 20 batches, the start left out."""
+    """Whether `share` of the requests took at most `limit_s`.
+
+    It goes by the t-interval over 20 batches, and leaves the start out.
+    """
     batches = (
         (latency_s[len(latency_s) // 10 :] <= limit_s)[-20 * (len(latency_s) // 25) :]
         .reshape(20, -1)

@@ -1,4 +1,4 @@
-"""The notebook that compares, run unattended on studies that are there: what it leaves, and the status it ends with."""
+"""The notebook that compares, run on existing studies: its files, and its exit status."""
 
 import json
 import os

@@ -126,7 +126,10 @@ def test_planted_regressions_are_caught_and_nothing_else() -> None:
 
 
 def studies(made: SimpleNamespace, *factors: float, **changes: Any) -> list[Any]:
-    """Nights whose figures are `factors` times those of the first; `changes` to the last one's record."""
+    """Nights whose figures are `factors` times those of the first night.
+
+    `changes` go into the record of the last night.
+    """
     told = [*[{}] * (len(factors) - 1), changes]
     return [
         Study(Path(f"results/night-{night}"), tuple(job(made, factor, **change)))

@@ -1,4 +1,4 @@
-"""The three studies that notebook 06 measures: the order of the runs, their length for any budget, and their end."""
+"""The three studies that notebook 06 measures: order and length of the runs, and their end."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The pictures of several studies: what is drawn of each table, their words, and those with nothing to draw."""
+"""The plots of several studies: what is drawn of each table, their words, and empty tables."""
 
 from types import SimpleNamespace
 from typing import Any

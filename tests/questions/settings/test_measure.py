@@ -1,4 +1,4 @@
-"""Settings tried for real on the tiny model: what the frame says of each, also of one that fails."""
+"""Settings tried for real on the tiny model: the frame, also of a setting that fails."""
 
 import gc
 import math
