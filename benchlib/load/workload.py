@@ -63,7 +63,7 @@ class Workload:
             object.__setattr__(self, field, value)
 
     def request(self, index: int) -> dict[str, Any]:
-        """The JSON body of request `index` (from 0): `prompt`, `seed` and each field that is set."""
+        """The JSON body of request `index` (from 0): `prompt`, `seed` and each set field."""
         # Python promises the same numbers in every version for Random.random() alone. A field
         # always takes the same draw, so more choices for one field change no other.
         draw = random.Random(f"{self.seed}:{index}").random
