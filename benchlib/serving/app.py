@@ -47,8 +47,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        # This blocks the event loop, but uvicorn has drained the requests by now. A thread to wait
-        # in can't be started: the script that serves may have ended.
+        # uvicorn has drained the requests. A thread can't start here: the script may have ended.
         engine.stop(drain_s=0.0)
         handoff.close()
 
@@ -112,10 +111,7 @@ def create_app(
 def _error_response(
     http: Request, status: int, detail: object, error: HTTPException | None = None
 ) -> Response:
-    """Return the answer for an error, with its times.
-
-    The JSON is ASCII, because UTF-8 can't carry the lone surrogate that a message may quote.
-    """
+    """Return an error's answer. Its JSON is ASCII, because UTF-8 has no lone surrogates."""
     if openai_images.expects_openai(http):
         reason = getattr(error, "reason", None)
         status, body = openai_images.error_answer(status, detail, reason)

@@ -30,13 +30,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE_THREADS = 2
-# A route watches its client's connection from this time on. Watching from the start would double a
-# route's time. A client that leaves earlier is noticed at this time.
+# A route watches its client's connection from this time on: earlier would double a route's time.
 WATCH_AFTER_S = 0.02
 
 
 class Unserved(HTTPException):
-    """A request gets no image. `reason` is a label in the metrics and the code of OpenAI's errors."""
+    """A request gets no image. `reason` labels it in the metrics and in OpenAI's errors."""
 
     def __init__(
         self, status: int, reason: str, detail: str, *, headers: dict[str, str] | None = None
@@ -47,7 +46,7 @@ class Unserved(HTTPException):
 
 @dataclass(frozen=True)
 class Answer:
-    """The finished jobs of one HTTP request, their files in base64, and the time of writing these."""
+    """The finished jobs of one HTTP request, their files in base64, and the time of writing."""
 
     jobs: list[Job]
     files: list[str]
@@ -138,10 +137,7 @@ class HandOff:
                     self.engine.cancel(job)
 
     async def _wait(self, http: Request, jobs: list[Job]) -> None:
-        """Return once all jobs have their images.
-
-        Raises a job's error, or `Unserved` if the client leaves or the deadline passes.
-        """
+        """Return once all jobs have images. Raises a job's error, or `Unserved`."""
         # 1) What ends the wait: a failed job, the last image, or the end of the connection
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Exception | None] = loop.create_future()

@@ -1,6 +1,6 @@
 """The headers of an answer: X-Seed, and the W3C's Server-Timing.
 
-Knows a finished job's times. Ignorant of routes, of bodies, and of how the header is spelled (rows.py).
+Knows a finished job's times. Ignorant of routes, bodies and the header's spelling (rows.py).
 """
 
 from __future__ import annotations

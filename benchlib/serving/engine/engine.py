@@ -95,10 +95,7 @@ class Engine:
         request_id: str = "without an id",
         arrived_s: float | None = None,
     ) -> Job:
-        """Queue a request and return its job.
-
-        Raises `Refused` if the engine is not ready or is stopping, or if its queue is full.
-        """
+        """Queue a request; return its job. Raises `Refused` if not ready, stopping or full."""
         now_s = time.monotonic()
         job = Job(request, request_id, now_s if arrived_s is None else arrived_s)
         with self._change:
@@ -127,10 +124,7 @@ class Engine:
                 self._end(job, Cancelled("cancelled while waiting"))
 
     def stop(self, *, drain_s: float = 30.0) -> None:
-        """Refuse new jobs, give the others `drain_s` seconds to end, and free an owned pipeline.
-
-        Jobs that have not ended by then are dropped.
-        """
+        """Refuse new jobs, drop the others after `drain_s` seconds, free an owned pipeline."""
         with self._change:
             self._should_exit = True
             self._decide_anew()
@@ -153,10 +147,7 @@ class Engine:
                     self._end(job, Refused("the server is stopping"))
 
     def _until_place_s(self, now_s: float) -> float:
-        """Estimated seconds until the full queue has a free place.
-
-        An estimate stays valid until the estimated time, or until the next job.
-        """
+        """Estimated seconds until a place is free. Valid until that time, or until the next job."""
         with self._change:
             if self._place_s is not None and self._place_s >= now_s:
                 return self._place_s - now_s
@@ -215,7 +206,7 @@ class Engine:
             repeat_on_torch_thread(self._take_turn)
 
     def _wait_for_work(self) -> bool:
-        """Wait until the policy can decide. Returns False if the engine should exit and has no job."""
+        """Wait until the policy can decide. False if the engine should exit and has no job."""
         with self._change:
             while self._jobs or not self._should_exit:
                 if self._turn is None and self._jobs:
@@ -266,10 +257,7 @@ class Engine:
         return bool(jobs)
 
     def _next_turn(self) -> Turn[Job]:
-        """The policy's decision for the jobs that are not cancelled.
-
-        The jobs to step leave the queue.
-        """
+        """The policy's turn, without cancelled jobs. The jobs to step leave the queue."""
         with self._change:
             now_s = time.monotonic()
             for job in tuple(self._jobs):

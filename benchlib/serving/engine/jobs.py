@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 class Refused(RuntimeError):
-    """The engine refuses a job.
-
-    `retry_after_s` estimates when the engine would accept it; None if waiting won't help.
-    """
+    """The engine refuses a job. `retry_after_s` is estimated; None if waiting won't help."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)

@@ -45,7 +45,7 @@ class MemoryLimits:
         self._set(part, size, jobs // 2, reason)
 
     def went_well(self, part: Part, size: Size, jobs: int) -> None:
-        """Count a successful call of `jobs`; double the limit after RETRY_CALLS calls at the limit."""
+        """Count a successful call of `jobs`; double the limit after RETRY_CALLS at the limit."""
         kind = (part, size)
         if jobs != self._most.get(kind):
             return

@@ -26,10 +26,7 @@ T = TypeVar("T")
 
 
 class ModelCalls:
-    """Carries out turns with one pipeline.
-
-    A job that ends gets an `outcome`; then the engine removes it.
-    """
+    """Carries out turns with one pipeline. A job that ends gets its `outcome`."""
 
     def __init__(self, pipeline: SDXLPipeline, options: EngineOptions) -> None:
         self.pipeline = pipeline
@@ -42,7 +39,7 @@ class ModelCalls:
             self._buckets = _powers_of_two(2 * self._most)
 
     def warm_up(self, size: Size) -> StepTimes:
-        """Measure and return the step times of `size`. A compiled model is warmed for each bucket."""
+        """Return the measured step times of `size`. A compiled model is warmed for each bucket."""
         times = measure_step_times(
             self.pipeline,
             size,
@@ -72,7 +69,7 @@ class ModelCalls:
         return replace(turn, step=step, decode=decode)
 
     def carry_out(self, turn: Turn[Job]) -> float | None:
-        """Decode and step as `turn` says. Returns the step's seconds, or None if no step was done."""
+        """Decode and step as `turn` says. Returns the step's seconds, or None without a step."""
         if turn.decode:
             self._decode(turn.decode)
         newcomers = [job for job in turn.step if job.work is None]
@@ -83,10 +80,7 @@ class ModelCalls:
         return None
 
     def _encode(self, newcomers: Sequence[Job], *, sharing: int) -> None:
-        """Encode all newcomers in one call, which gives each its `work`.
-
-        `sharing` is the number of all jobs in the step that the newcomers will join.
-        """
+        """Encode all newcomers in one call. `sharing` is the number of all jobs in their step."""
         size = newcomers[0].size
         if not self.pipeline.fits(*size):
             for job in newcomers:
@@ -130,8 +124,8 @@ class ModelCalls:
     ) -> T | None:
         """Return the result of `function`, a call of the pipeline for `jobs`; None if it raises.
 
-        A lack of memory lowers the limit of a batch of `sharing` jobs (by default all of `jobs`). A
-        job alone ends instead. Any other error ends all of `jobs`.
+        A lack of memory lowers the limit of a batch of `sharing` jobs (by default all of `jobs`).
+        A job alone ends instead. Any other error ends all of `jobs`.
         """
         import torch
 

@@ -19,10 +19,7 @@ PATIENCE = 3.0  # how far a request may be overtaken, in multiples of its own ti
 
 
 class Task(Protocol):
-    """A request as a policy sees it.
-
-    `rows` is 2 with guidance, else 1. `begun` is true once the request has left the queue.
-    """
+    """A request as a policy sees it. `rows`: 2 with guidance, else 1. `begun`: not in the queue."""
 
     @property
     def size(self) -> Size: ...
@@ -54,10 +51,7 @@ class Turn(Generic[AnyTask]):
 
 
 class Policy(Protocol):
-    """Decides on the next turn.
-
-    A turn may be repeated until a request comes, ends its steps or leaves.
-    """
+    """Decides on a turn, which may be repeated until a request comes, ends or leaves."""
 
     def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:
         """The next turn for all `tasks` that wait or have begun, in their order of arrival."""
@@ -79,9 +73,7 @@ class Serial:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Requests of one size, gathered until there are `max_batch_size` or the oldest is overdue.
-
-    The oldest is overdue `max_wait_s` after its arrival.
+    """Requests of one size, gathered to `max_batch_size` or until the oldest is `max_wait_s` old.
 
     They run, and are answered, as one batch. A request with fewer steps waits for the others. A
     request that arrives after the batch has started waits until the whole batch is done.
@@ -197,10 +189,7 @@ class Continuous:
 
 
 def make_policy(batching: str, times: Times, *, max_batch_size: int, max_wait_s: float) -> Policy:
-    """The policy named `batching`; `times(size)` is a size's cost.
-
-    Raises ValueError, which names the field.
-    """
+    """The policy named `batching`. Raises ValueError, which names the field."""
     if max_batch_size < 1:
         raise ValueError(f"max_batch_size: {max_batch_size} is too few; use 1 or more")
     if not 0 <= max_wait_s < inf:

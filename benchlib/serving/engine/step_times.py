@@ -57,7 +57,7 @@ class StepTimes:
         return _interpolate(self.decode_s, requests)
 
     def scaled(self, pixels_ratio: float) -> StepTimes:
-        """Estimated times of a size with `pixels_ratio` times the pixels. Encoding takes as long."""
+        """Estimated times of a size with `pixels_ratio` times the pixels; encoding is the same."""
         return StepTimes(
             step_s=_multiplied(self.step_s, pixels_ratio),
             encode_s=self.encode_s,

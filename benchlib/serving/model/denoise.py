@@ -116,10 +116,7 @@ class Batch:
         return self._requested == (tuple(works), rows)
 
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """Returns the UNet's rows of latents and their timesteps (rows,) for the next step.
-
-        Changes no work.
-        """
+        """Returns the UNet's rows of latents and timesteps (rows,). Changes no work."""
         if self._levels is None:
             latents, timesteps = self._scheduler_inputs()
         else:
@@ -151,7 +148,7 @@ class Batch:
                 work.scheduler, work.step_options = self._schedulers[number]
 
     def _guide(self, noise: Tensor) -> Tensor:
-        """Returns (works, channels, height/8, width/8): the noise after classifier-free guidance."""
+        """Returns (works, channels, height/8, width/8): the noise after guidance."""
         count = self._guided
         conditional = noise[count : count + len(self._works)]
         if count == 0:
@@ -218,10 +215,7 @@ def _divide(numerator: Tensor, divisor: Tensor) -> Tensor:
 
 
 def _euler_levels(works: Sequence[Work], device: torch.device) -> Tensor | None:
-    """Returns the coming steps' columns of the tables, or None if a work has no table.
-
-    The shape is (steps, works, 4, 1, 1, 1).
-    """
+    """Returns (steps, works, 4, 1, 1, 1), the tables' next columns; None without a table."""
     steps = min(work.steps_left for work in works)
     levels = []
     for work in works:

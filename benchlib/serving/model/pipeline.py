@@ -42,7 +42,7 @@ from benchlib.serving.schemas import MAX_SEED, GenerateRequest
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall seconds of one `generate` call, with the device synchronised before each clock reading."""
+    """Wall seconds of a `generate` call; the device is synchronised before each reading."""
 
     encode_s: float
     denoise_s: float
@@ -105,7 +105,7 @@ class SDXLPipeline:
         self.spec = spec | self._describe(spec["model"])
 
     def _describe(self, model: str) -> dict[str, Any]:
-        """The networks' spec: parameters, weights in GiB, and the model's own image size and steps."""
+        """The networks' spec: parameters, weights in GiB, the model's own size and steps."""
         pipe = self._pipe
         encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
         in_use = {"unet": self._unet, **encoders, "vae": self._vae}
@@ -123,20 +123,14 @@ class SDXLPipeline:
 
     @cached_property
     def diffusers(self) -> StableDiffusionXLPipeline:
-        """A stock StableDiffusionXLPipeline over the same weights, which behaves as stock.
-
-        The docstring of `apply_recipes` says what the recipes share with it.
-        """
+        """A stock StableDiffusionXLPipeline over the same weights (see `apply_recipes`)."""
         if self._upcast:
             self._pipe.vae = copy.deepcopy(self._stock_vae).half()
         return self._pipe
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[GenerateRequest]) -> list[Work]:
-        """Return a work for each request, with its embeddings, its noise and its timesteps.
-
-        The prompts of all requests are encoded together. Raises RuntimeError after `close`.
-        """
+        """Return a work for each request; all share a call. Raises RuntimeError after `close`."""
         if self._pipe is None:
             raise RuntimeError("the pipeline is closed; load it again")
         started_s = self._clock()
@@ -231,8 +225,7 @@ class SDXLPipeline:
         return latents * deviation / scale + mean
 
     def _pictures(self, pixels: Tensor) -> list[Image]:
-        # Rounding on the device gives the stock call's values, copies a quarter of the bytes, and
-        # spares the CPU.
+        # Rounding on the device gives the stock call's values and copies a quarter of the bytes.
         levels = (pixels.float() * 255).round().to(torch.uint8)
         arrays = levels.permute(0, 2, 3, 1).cpu().numpy()
         return [fromarray(array) for array in arrays]
@@ -272,17 +265,14 @@ class SDXLPipeline:
         return GenerateResult(images, [work.seed for work in works], timings, self.peak_memory())
 
     def predict_s(self, width: int, height: int, num_inference_steps: int) -> float:
-        """Predicted seconds of one image, from a timed encode, two timed steps and a timed decode."""
+        """Predicted seconds of one image, from a timed encode, two steps and a decode."""
         request = GenerateRequest(prompt="a", num_inference_steps=2, width=width, height=height)
         timings = self.generate(request).timings
         denoise_s = timings.step_s[-1] * num_inference_steps
         return timings.encode_s + denoise_s + timings.decode_s
 
     def fits(self, width: int, height: int, images: int = 1) -> bool:
-        """Whether free memory should suffice for `images` images at once.
-
-        An estimate on a CPU; True on any other device.
-        """
+        """Whether `images` images at once should fit: an estimate on a CPU, True elsewhere."""
         if self.device.type != "cpu":
             return True
         return decode_peak_gib(self._vae, width, height, images) <= available_memory_gib()

@@ -37,7 +37,7 @@ class Schedules:
         self._laid_out: dict[int, tuple[Schedule, Any]] = {}
 
     def find(self, steps: int) -> tuple[Schedule, Any]:
-        """The schedule of `steps` steps, and a work's scheduler, which is None if there is a table."""
+        """The schedule of `steps` steps, and a work's scheduler, None if there is a table."""
         if steps not in self._laid_out:
             self._laid_out[steps] = self._lay_out(steps)
         schedule, scheduler = self._laid_out[steps]
