@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _ENDS = ("finished", "interrupted", "failed")
+_NEEDED_FIELDS = ("run", "started_at", "status", "spec")
 _FORMER_COLUMNS = {"request_class"}  # rows of older results have them; they are passed over
 
 
@@ -199,6 +200,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
     version = record["format_version"]
     if version > FORMAT_VERSION:
         raise ValueError(f"its format {version} is newer than {FORMAT_VERSION}: upgrade benchlib")
+    missing = [name for name in _NEEDED_FIELDS if not record.get(name)]
+    if missing:
+        raise ValueError(f"its run.json lacks {', '.join(missing)}")
     return record
 
 

@@ -21,7 +21,7 @@ from benchlib import ClosedLoop, OpenLoop, Ramp, Trace
 from benchlib.rows import ROW_DTYPES
 from benchlib.study import folders, store
 from benchlib.study.folders import lock_study, results_dir
-from benchlib.study.store import create_run, load_run, load_study, read_rows
+from benchlib.study.store import create_run, load_run, load_study, read_records, read_rows
 from benchlib.study.summary_table import renew_summary
 
 
@@ -276,6 +276,22 @@ def test_newer_and_damaged_runs_are_named(tmp_path: Path, made: SimpleNamespace)
         damaged.path.name in str(warned[1].message),
     ] == [True, True]
     assert [run.path for run in study.runs] == [good.path]
+
+
+@pytest.mark.parametrize("field", ["run", "started_at", "status", "spec"])
+def test_a_record_that_lacks_a_field_does_not_block_its_study(
+    field: str, tmp_path: Path, made: SimpleNamespace
+) -> None:
+    good, lacking = (create_run(tmp_path, "s", made.record()) for _ in range(2))
+    del lacking.record[field]
+    lacking.write_record()
+    with pytest.raises(ValueError, match=rf"{lacking.path.name} .* lacks {field}"):
+        load_run(lacking.path)
+    with pytest.warns(UserWarning, match=f"lacks {field}"):
+        assert [run.path for run in load_study(tmp_path / "s").runs] == [good.path]
+    assert [path for path, _ in read_records(tmp_path / "s")] == [good.path]
+    rows = renew_summary(tmp_path / "s").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["run", good.path.name]
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:
