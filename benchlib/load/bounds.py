@@ -6,6 +6,7 @@ Ignorant of what the values are for.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ def check_number(
     number = (
         isinstance(value, int if whole else int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        # Refuses NaN and infinity. `math.isfinite` raises for an int that is too large for a float.
+        and abs(value) <= sys.float_info.max
     )
     if not number or not low <= value <= high or (above and value == low):
         noun = "a whole number" if whole else "a finite number"

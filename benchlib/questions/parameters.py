@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +60,9 @@ def _number(
                 f"write it without quotes (papermill: -p {name} 4, not -r {name} 4)"
             )
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
+        # `math.isfinite` raises for an int that is too large for a float.
+        is_finite = is_number and abs(value) <= sys.float_info.max
+        if not is_finite or not low <= value <= high:
             raise ValueError(f"{name} must be {noun} {limits}, got {value!r}")
         if above and value == low:
             raise ValueError(f"{name} must be {noun} {limits}, got {value!r}")

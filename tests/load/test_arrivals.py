@@ -101,6 +101,7 @@ def test_users_have_no_schedule(kind):
         (ClosedLoop, {"users": 0}, "users"), (ClosedLoop, {"users": True}, "users"),
         (ClosedLoop, {"users": 1.0}, "users"), (ClosedLoop, {"users": 1, "think_time_s": -1}, "think_time_s"),
         (ClosedLoop, {"users": 1, "think_time_s": float("nan")}, "think_time_s"),
+        (ClosedLoop, {"users": 10**400}, "users"), (OpenLoop, {"rate": 10**400}, "rate"),
         (OpenLoop, {"rate": 0}, "rate"), (OpenLoop, {"rate": math.inf}, "rate"),
         (OpenLoop, {"rate": 1, "arrivals": "even"}, "arrivals"), (OpenLoop, {"rate": 1, "burstiness": 2}, "burstiness"),
         (OpenLoop, {"rate": 1, "arrivals": "gamma", "burstiness": 0}, "burstiness"),

@@ -40,7 +40,7 @@ REFUSED = {
     "profile": ["quik", None],
     "results_dir": ["", 3, __file__],
     "budget_min": [0, -1, "3", float("nan"), float("inf"), True],
-    "users": [0, 1.5, "4", True, None],
+    "users": [0, 1.5, "4", 10**400, True, None],
     "users_tried": [[], [1, 0], [2, 2], ["1"], "4", "[1, 2]", None],
     "duration_s": [0, "20"],
     "sizes": [[], [100], [32], [4096], [64.0], "512", "[64, 128]"],
