@@ -54,7 +54,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
-    """The peak since the last reset: the allocator's on CUDA, the process's on a CPU, else None."""
+    """The peak since the last reset: CUDA's allocator's, on a CPU the process's, else unknown."""
     if device.type == "cuda":
         # `max_memory_allocated` would flatten and sort these statistics at each call.
         statistics = torch.cuda.memory_stats_as_nested_dict(device)
