@@ -73,10 +73,7 @@ def make_row(
     server_timing: str = "",
     body: bytes = b"",
 ) -> dict[str, Any]:
-    """The row of `call`, its times in seconds from `started_s`.
-
-    `body` and the header `server_timing` are the server's answer.
-    """
+    """The row of `call`, by the server's answer; its times are seconds from `started_s`."""
     scheduled_s = call.due_s - started_s
     sent_s = None if call.sent_s is None else call.sent_s - started_s
     done_s = None if call.done_s is None else call.done_s - started_s
@@ -101,10 +98,7 @@ def make_row(
 
 
 def write_server_timing(parts_s: Mapping[str, float], batch_size: float | None = None) -> str:
-    """The W3C `Server-Timing` header, in ms, that `make_row` reads.
-
-    Raises ValueError for a part that is neither in PARTS nor `total`.
-    """
+    """The W3C `Server-Timing` header of PARTS and `total`, in ms. Raises ValueError for others."""
     if not parts_s.keys() <= {*PARTS, "total"}:
         raise ValueError(f"the parts are {', '.join(PARTS)} and total, not {', '.join(parts_s)}")
     metrics = [f"{part};dur={seconds * 1000:.6f}" for part, seconds in parts_s.items()]

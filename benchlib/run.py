@@ -140,10 +140,7 @@ class Point:
         return LoadPlan(url, self.arrivals, workload, **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The point as JSON, without the server's URL and start-up figures.
-
-        So a point stays the same wherever its server runs.
-        """
+        """The point as JSON, without its server's URL and start-up figures, which may change."""
         spec = {} if self.target is None else server_spec(self.target)
         plain = {
             "arrivals": self.arrivals.to_dict(),

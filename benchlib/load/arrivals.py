@@ -171,11 +171,7 @@ class Ramp(Arrivals):
         return spans
 
     def times(self, seed: int) -> Iterator[float]:
-        """The moments of a Poisson process whose rate changes. Raises ValueError for users.
-
-        The moments are those of a process of rate 1, its time changed by the inverse of the
-        integrated rate (Cinlar 1975, 4.7).
-        """
+        """A rate-1 Poisson process in time changed by the inverse integrated rate (Cinlar 1975)."""
         if self.of == "users":
             yield from super().times(seed)
         # A rate that ends at 0 ends the schedule too: no area is left under the line.

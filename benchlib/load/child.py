@@ -202,10 +202,7 @@ def read_order() -> dict[str, Any]:
 
 
 def raise_file_limit() -> None:
-    """Lets this process open a connection for each request in flight.
-
-    Many systems begin with a limit of 1,024 files.
-    """
+    """Lets this process open MOST_IN_FLIGHT connections; many systems begin with 1,024 files."""
     wanted = MOST_IN_FLIGHT + 100
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)

@@ -48,8 +48,7 @@ class Ledger:
         self.started = Event()
         self.started_at = ""
         self.started_s = math.nan
-        # Its value says why the run is cut, None that all is done; its exception is what broke the
-        # run.
+        # Why the run is cut, or None where all is done, or the exception that broke the run.
         self.end = AsyncResult()
         self.in_flight: dict[int, Call] = {}
         self.scheduled = 0

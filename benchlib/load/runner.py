@@ -88,10 +88,7 @@ class GeneratorError(RuntimeError):
 
 
 class LoadInterrupted(KeyboardInterrupt):
-    """The user interrupted the run.
-
-    `outcome` is None where the run had not begun, or the child had to be killed.
-    """
+    """An interrupted run; `outcome` is None if it had not begun, or the child was killed."""
 
     def __init__(self, outcome: LoadOutcome | None, rows_path: str | Path) -> None:
         super().__init__(f"the load run was interrupted; its rows are kept in {rows_path}")
@@ -164,8 +161,7 @@ def _child(stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
         name: value for name, value in os.environ.items() if not name.startswith(foreign)
     }
     child = subprocess.Popen(
-        # -P: a user's module in the working folder must not stand in for one that the child
-        # imports.
+        # -P: no module in the working folder may stand in for one that the child imports.
         [sys.executable, "-P", "-m", "benchlib.load.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -267,10 +263,7 @@ class _ProgressReader:
                 self.latencies_s.append(row["latency_s"])
 
     def _p95_s(self) -> float | None:
-        """The 95th percentile of the measured requests, failures included.
-
-        None for fewer than 20 requests, and where the percentile falls on a failure.
-        """
+        """The 95th percentile of all measured requests; None below 20, or if it is a failure's."""
         rank = math.ceil(95 * self.measured / 100)
         if self.measured < 20 or rank > len(self.latencies_s):
             return None

@@ -70,10 +70,7 @@ def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -
 
 
 def is_steady(record: Record, requests: pd.DataFrame) -> bool | None:
-    """False where latency still drifts in the measuring window.
-
-    None for a ramp, which is never steady, and for fewer than 40 rows.
-    """
+    """False where latency still drifts in the window; None for a ramp or fewer than 40 rows."""
     if record["spec"]["arrivals"]["kind"] == "ramp":
         return None
     return intervals.is_stable(latencies(requests))
