@@ -38,7 +38,7 @@ workbook: .venv/ready
 	$(BIN)/python -m benchlib report --results "$(RESULTS)" || status=1; exit $$status
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 slow: .venv/ready
 	$(BIN)/pytest -m slow
