@@ -83,7 +83,11 @@ def measure(
 
 
 def fixed(duration_s: float = 20.0) -> list[Figure]:
-    """Ten users: the percentiles agree with the server's record within 1 ms + 2 %."""
+    """Ten users: the percentiles agree with the server's record within 1 ms + 2 %, p99 within 2 ms + 2 %.
+
+    A client on two busy cores is woken late now and then. The median hardly shows that. The p99 does: on one
+    virtual machine it was 2.0 to 2.8 ms in six runs, with an old and a new generator in turns.
+    """
     run = measure(ClosedLoop(10), duration_s, service_s=SERVICE_S)
     recorded_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
     figures = [
@@ -91,10 +95,10 @@ def fixed(duration_s: float = 20.0) -> list[Figure]:
             "fixed", "rows without a request, and requests without a row", _unmatched(run), 0, 0
         )
     ]
-    for name, q in (("p50", 0.5), ("p99", 0.99)):
+    for name, q, fixed_s in (("p50", 0.5, 0.001), ("p99", 0.99, 0.002)):
         truth_s = percentile(recorded_s, q)
         gap_s = percentile(run.latencies_s, q) - truth_s
-        limit_s = 0.001 + 0.02 * truth_s
+        limit_s = fixed_s + 0.02 * truth_s
         figures.append(
             Figure.once("fixed", f"{name}, client minus server, s", gap_s, -limit_s, limit_s)
         )
