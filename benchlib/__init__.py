@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchlib import plots
+    from benchlib.budget import Budget, Part
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
     from benchlib.load.workload import Workload
     from benchlib.questions.anatomy.judge import (
@@ -60,6 +61,7 @@ _NAMES = {
         "dissect_options",
         "watch_memory",
     ),
+    "benchlib.budget": ("Budget", "Part"),
     "benchlib.run": ("Point", "run_load"),
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
@@ -108,7 +110,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "littles_law", "judge_load",
     "mixed_workload", "measured_images_per_s", "send_rush", "compare_policies",
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
-    "settings_to_try", "measure_examples",
+    "settings_to_try", "measure_examples", "Budget", "Part",
 ]  # fmt: skip
 
 
