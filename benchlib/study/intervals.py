@@ -233,6 +233,17 @@ def runs_interval(values: Sequence[float]) -> Interval:
     return mean - half, mean + half
 
 
+def few_interval(values: Sequence[float]) -> Interval:
+    """The interval of the mean of independent values, which may be few and skewed.
+
+    Student's t with Willink's correction (see `Estimates.mean_interval`); None for fewer than
+    MIN_RUNS values. The caller knows that the values are independent: they are not tested.
+    """
+    if len(values) < MIN_RUNS:
+        return None
+    return _t_interval(_floats(values))
+
+
 Fit = tuple[float, Interval, float, Interval]
 
 

@@ -1,10 +1,11 @@
-"""How much one image is like another: PSNR and SSIM.
+"""How much one image is like another: PSNR, SSIM and FLIP.
 
-Pure functions on arrays. Ignorant of where images come from.
+Pure functions on arrays. Ignorant of where images come from, and of how many pairs there are.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -60,6 +61,30 @@ def ssim(a: Pixels, b: Pixels) -> float:
     structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
     similarity = np.mean(luminance * structure)
     return float(similarity)
+
+
+def flip(reference: Pixels, test: Pixels) -> float:
+    """The mean over all pixels of FLIP: 0 where the images are equal, 1 at most.
+
+    FLIP estimates what a person sees who flips between two images in one place, with 67 pixels in a
+    degree of vision. Source: Andersson, Nilsson, Akenine-Möller, Oskarsson, Åström & Fairchild,
+    "FLIP: A Difference Evaluator for Alternating Images", Proceedings of the ACM on Computer
+    Graphics and Interactive Techniques 3 (2020). The package flip-evaluator is its authors' own.
+    Arrays as in `psnr_db`. Raises ModuleNotFoundError where the package is missing.
+    """
+    import flip_evaluator
+
+    scaled = _checked(reference, test)
+    first, second = [image.astype(np.float32) for image in scaled]
+    _, mean, _ = flip_evaluator.evaluate(first, second, "LDR", applyMagma=False, parameters={})
+    return float(mean)
+
+
+def why_no_flip() -> str | None:
+    """What to install for `flip`, in words; None where it is installed."""
+    if importlib.util.find_spec("flip_evaluator") is not None:
+        return None
+    return "FLIP is left out, as flip-evaluator is not installed: pip install flip-evaluator"
 
 
 def _checked(a: Pixels, b: Pixels) -> tuple[Pixels, Pixels]:

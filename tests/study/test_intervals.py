@@ -192,3 +192,21 @@ def test_the_interval_of_five_runs_by_hand() -> None:
     interval = intervals.runs_interval([1, 2, 3, 4, 5])
     assert interval == pytest.approx((1.0367, 4.9633), abs=1e-4)  # 2.7764 * 1.5811 / sqrt(5)
     assert intervals.runs_interval([1, 2, 3, 4]) is None
+
+
+def test_few_values_without_skew_have_students_interval() -> None:
+    # Mean 3, deviation sqrt(2.5), 4 degrees of freedom: 3 -+ 2.776 * sqrt(2.5 / 5).
+    assert intervals.few_interval([1, 2, 3, 4, 5]) == pytest.approx((1.0368, 4.9632), abs=1e-3)
+    assert intervals.few_interval([1, 2, 3, 4]) is None
+
+
+def test_few_skewed_values_are_held_more_often_than_by_student() -> None:
+    random = np.random.default_rng(7)
+    held = {intervals.few_interval: 0, intervals.runs_interval: 0}
+    for _ in range(1000):
+        values = random.exponential(size=8)
+        for interval in held:
+            low, high = interval(values)
+            held[interval] += low <= 1 <= high
+    assert held[intervals.few_interval] > 920
+    assert held[intervals.few_interval] > held[intervals.runs_interval] + 20

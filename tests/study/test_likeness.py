@@ -1,11 +1,11 @@
-"""PSNR and SSIM against values worked out by hand."""
+"""PSNR, SSIM and FLIP against values worked out by hand."""
 
 import math
 
 import numpy as np
 import pytest
 
-from benchlib.study.likeness import psnr_db, ssim
+from benchlib.study.likeness import flip, psnr_db, ssim, why_no_flip
 
 
 def flat(level, side=16, dtype=np.uint8):
@@ -81,7 +81,7 @@ def test_a_negative_image_is_unlike():
     ],
 )
 def test_what_is_no_pair_of_images_is_refused(a, b, words):
-    for measure in (psnr_db, ssim):
+    for measure in (psnr_db, ssim, flip):
         with pytest.raises(ValueError, match=words):
             measure(a, b)
 
@@ -89,3 +89,42 @@ def test_what_is_no_pair_of_images_is_refused(a, b, words):
 def test_ssim_needs_a_window():
     with pytest.raises(ValueError, match="10x10 pixels are too few"):
         ssim(flat(0, side=10), flat(0, side=10))
+
+
+def of_lightness(level):
+    """CIELAB's lightness of a grey level, from the definitions of sRGB and CIE 1976."""
+    share = level / 255
+    linear = share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+    return 116 * linear ** (1 / 3) - 16
+
+
+@pytest.mark.parametrize(("a", "b"), [(100, 101), (128, 130), (118, 124), (200, 205)])
+def test_flip_of_an_even_change_of_lightness_worked_out_by_hand(a, b):
+    # Without edges, FLIP is 0.95 (d / 0.4 dmax)**0.7 in its lower part; dmax is from green to blue.
+    # 203.3 is that distance in its own colour space: 55.4 of lightness and 147.9 of hue.
+    change = abs(of_lightness(b) - of_lightness(a))
+    expected = 0.95 * change**0.7 / (0.4 * 203.3**0.7)
+    assert flip(flat(a, side=64), flat(b, side=64)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_limits_of_flip_are_one_and_two_point_three_units_of_lightness():
+    for change, limit in ((1.0, 0.057), (2.3, 0.103)):
+        assert 0.95 * change**0.7 / (0.4 * 203.3**0.7) == pytest.approx(limit, abs=6e-4)
+
+
+def test_flip_is_0_of_equal_images_and_grows_with_noise(capfd):
+    assert flip(NOISE, NOISE) == 0.0
+    noise = np.random.default_rng(3)
+    found = []
+    for levels in (1, 5, 20):
+        noisy = np.clip(NOISE + noise.normal(0, levels, NOISE.shape), 0, 255).astype(np.uint8)
+        found.append(flip(NOISE, noisy))
+    assert 0 < found[0] < found[1] < found[2] < 1
+    assert flip(NOISE / 255, NOISE / 255) == 0.0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_flip_that_is_not_installed_says_what_to_install(monkeypatch):
+    assert why_no_flip() is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # noqa: ARG005
+    assert "pip install flip-evaluator" in why_no_flip()
