@@ -13,7 +13,7 @@ import benchlib
 PACKAGE = Path(benchlib.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 WINGS = {"serving", "load", "study"}
-HEAVY = {"torch", "diffusers", "locust", "gevent"}
+HEAVY = {"torch", "diffusers", "locust", "gevent", "numba"}
 
 
 def imported(file):

@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from benchlib.serving.engine.step_times import Size, Times
 
 SizeAndRows = tuple[Size, int]
+BATCHINGS = ("serial", "dynamic", "continuous")
 PATIENCE = 3.0  # how far a request may be overtaken, in multiples of its own time alone
 
 
@@ -181,7 +182,8 @@ class Continuous:
             rows += task.rows
             one_by_one_s += alone_s[size, task.rows]
             slowness = times.step(rows) / one_by_one_s if one_by_one_s else 1.0
-            cost = (1 + b / present) * slowness + present / 2 * slowness**2
+            # A product rounds as it does in machine code (see lane.py); a power does not.
+            cost = (1 + b / present) * slowness + present / 2 * (slowness * slowness)
             if cost < least_cost:
                 least_cost = cost
                 best = b
@@ -190,16 +192,21 @@ class Continuous:
 
 def make_policy(batching: str, times: Times, *, max_batch_size: int, max_wait_s: float) -> Policy:
     """The policy named `batching`. Raises ValueError, which names the field."""
-    if max_batch_size < 1:
-        raise ValueError(f"max_batch_size: {max_batch_size} is too few; use 1 or more")
-    if not 0 <= max_wait_s < inf:
-        raise ValueError(f"max_wait_s: {max_wait_s} is no waiting time; use 0 or more seconds")
+    check_batching(batching, max_batch_size=max_batch_size, max_wait_s=max_wait_s)
     if batching == "serial":
         return Serial()
     if batching == "dynamic":
         return Dynamic(max_batch_size, max_wait_s)
-    if batching == "continuous":
-        return Continuous(times, max_batch_size)
-    raise ValueError(
-        f"batching: {batching!r} is not known; use 'serial', 'dynamic' or 'continuous'"
-    )
+    return Continuous(times, max_batch_size)
+
+
+def check_batching(batching: str, *, max_batch_size: int, max_wait_s: float) -> None:
+    """Raise ValueError, which names the field, unless there is such a policy."""
+    if max_batch_size < 1:
+        raise ValueError(f"max_batch_size: {max_batch_size} is too few; use 1 or more")
+    if not 0 <= max_wait_s < inf:
+        raise ValueError(f"max_wait_s: {max_wait_s} is no waiting time; use 0 or more seconds")
+    if batching not in BATCHINGS:
+        raise ValueError(
+            f"batching: {batching!r} is not known; use 'serial', 'dynamic' or 'continuous'"
+        )
