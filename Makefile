@@ -53,7 +53,7 @@ truth: .venv/ready
 	$(BIN)/python benchmarks/truth.py
 
 coverage: .venv/ready
-	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/interval_coverage.py
 
 # The server against the stock pipeline and other servers; PARTS="one mixed" for some, LitServe by its extra alone.
 serving: .venv/ready

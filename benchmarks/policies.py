@@ -1,6 +1,7 @@
 """Simulates serial, dynamic and continuous batching: does continuous ever lose to serial?
 
     python benchmarks/policies.py [--quick] [--replications 24] [--requests 2500] [--seed 0]
+    python benchmarks/policies.py --speed [--requests 1000000]
 
 The unit of time is a step of one request alone. Requests have 4 to 40 steps and come as a Poisson
 process. The load is a share of serial's capacity.
@@ -21,8 +22,12 @@ mean and the 99th percentile of latency, as means over the replications. Beside 
 to serial's figures, with a 95 % interval of the paired ratios (Student's t).
 
 Continuous has lost if an interval lies above 1.00 (mean) or above 1.02 (p99). Then the last line,
-in JSON, has the lost rows, and the exit status is 1. The table takes some minutes on one core. With
---quick it takes seconds and is coarser.
+in JSON, has the lost rows, and the exit status is 1. The table takes seconds on one core. With
+--quick it is coarser.
+
+With --speed it prints how many requests a second the compiled simulator takes, beside the one in
+Python, which gets 1 % of the requests. The first call is timed apart: it compiles, or loads what an
+earlier process has compiled.
 """
 
 from __future__ import annotations
@@ -37,7 +42,14 @@ from typing import Any
 
 import numpy as np
 
-from benchlib.serving.engine.policies import make_policy
+from benchlib.serving.engine.compiled import (
+    CostTables,
+    Requests,
+    Simulated,
+    cost_tables,
+    simulate_requests,
+)
+from benchlib.serving.engine.policies import BATCHINGS, make_policy
 from benchlib.serving.engine.simulate import SimulatedTask, simulate
 from benchlib.serving.engine.step_times import Size, StepTimes, Times
 from benchlib.study.intervals import runs_interval
@@ -48,6 +60,8 @@ BATCHES = (1, 2, 4, 8, 16)
 LIMITS = {"mean": 1.00, "p99": 1.02}
 STEPS = (4, 40)
 ENCODE, DECODE = 0.5, 2.0
+MAX_BATCH_SIZE = 8
+MAX_WAIT_S = 2.0
 SIZES: tuple[Size, Size] = ((64, 64), (64, 128))
 
 
@@ -67,7 +81,7 @@ def curve(gain: float) -> Times:
 
 def arrivals(
     mixed: bool, load: float, times: Times, n: int, random: np.random.Generator
-) -> list[SimulatedTask]:
+) -> Requests:
     """`n` requests that arrive at `load` times serial's capacity."""
     # 1) The mean time that serial takes for a request
     kinds = list(product(SIZES, (1, 2))) if mixed else [(SIZES[0], 2)]
@@ -79,14 +93,29 @@ def arrivals(
     mean_s = np.mean(alone_s)
 
     # 2) The arrival and the kind of each request
-    arrived_s = random.exponential(mean_s / load, n).cumsum().tolist()
-    steps = random.integers(STEPS[0], STEPS[1] + 1, n).tolist()
+    arrived_s = random.exponential(mean_s / load, n).cumsum()
+    steps = random.integers(STEPS[0], STEPS[1] + 1, n)
     kind_numbers = random.integers(len(kinds), size=n)
-    tasks = []
-    for number in range(n):
-        size, rows = kinds[kind_numbers[number]]
-        tasks.append(SimulatedTask(size, rows, steps[number], arrived_s[number]))
-    return tasks
+    sizes = np.array([SIZES.index(size) for size, _ in kinds])
+    rows = np.array([rows for _, rows in kinds])
+    return Requests(arrived_s, steps, rows[kind_numbers], sizes[kind_numbers])
+
+
+def tables(times: Times) -> CostTables:
+    """The cost of each of SIZES, as the compiled simulator takes it."""
+    return cost_tables([times(size) for size in SIZES], MAX_BATCH_SIZE)
+
+
+def compiled(batching: str, requests: Requests, costs: CostTables) -> Simulated:
+    return simulate_requests(
+        batching=batching,
+        requests=requests,
+        planned=costs,
+        actual=costs,
+        max_batch_size=MAX_BATCH_SIZE,
+        max_wait_s=MAX_WAIT_S,
+        longest_queue=len(requests),
+    )
 
 
 def cell(
@@ -98,14 +127,14 @@ def cell(
     """
     # 1) Simulate
     times = curve(gain)
+    costs = tables(times)
     latencies: dict[str, dict[str, list[float]]] = {}  # by policy and limit, one per replication
     for replication in range(replications):
         random = np.random.default_rng((seed, replication))
-        tasks = arrivals(mixed, load, times, requests, random)
-        for batching in ("serial", "dynamic", "continuous"):
-            policy = make_policy(batching, times, max_batch_size=8, max_wait_s=2.0)
-            finished = simulate(policy, tasks, times)
-            latency_s = [one.done_s - one.arrived_s for one in finished]
+        arriving = arrivals(mixed, load, times, requests, random)
+        for batching in BATCHINGS:
+            simulated = compiled(batching, arriving, costs)
+            latency_s = simulated.done_s - simulated.arrived_s
             by_limit = latencies.setdefault(batching, {"mean": [], "p99": []})
             by_limit["mean"].append(float(np.mean(latency_s)))
             by_limit["p99"].append(float(np.quantile(latency_s, 0.99)))
@@ -145,6 +174,60 @@ def table_line(row: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
+def speeds(requests: int, seed: int) -> int:
+    """Print the requests a second of both simulators, for mixed requests and a gain of 2."""
+    times = curve(2.0)
+    costs = tables(times)
+    random = np.random.default_rng(seed)
+
+    # 1) The first call
+    began_s = time.perf_counter()
+    compiled("serial", arrivals(True, 0.5, times, 1, random), costs)
+    print(f"the first call: {time.perf_counter() - began_s:.2f} s")
+
+    # 2) Both simulators; they must agree
+    print("policy      load  compiled/s  Python/s  ratio")
+    for batching, load in product(BATCHINGS, (0.8, 0.95)):
+        many = arrivals(True, load, times, requests, random)
+        began_s = time.perf_counter()
+        compiled(batching, many, costs)
+        compiled_rate = requests / (time.perf_counter() - began_s)
+
+        few = first(many, max(1, requests // 100))
+        tasks = one_by_one(few)
+        policy = make_policy(batching, times, max_batch_size=MAX_BATCH_SIZE, max_wait_s=MAX_WAIT_S)
+        began_s = time.perf_counter()
+        finished = simulate(policy, tasks, times)
+        python_rate = len(few) / (time.perf_counter() - began_s)
+
+        ratio = compiled_rate / python_rate
+        print(f"{batching:10}  {load:4}  {compiled_rate:10,.0f}  {python_rate:8,.0f}  {ratio:5.0f}")
+        done_s = [one.done_s for one in finished]
+        np.testing.assert_allclose(compiled(batching, few, costs).done_s, done_s, rtol=1e-9)
+    return 0
+
+
+def first(requests: Requests, n: int) -> Requests:
+    """The first `n` of `requests`."""
+    return Requests(
+        arrived_s=requests.arrived_s[:n],
+        steps=requests.steps[:n],
+        rows=requests.rows[:n],
+        size=requests.size[:n],
+    )
+
+
+def one_by_one(requests: Requests) -> list[SimulatedTask]:
+    """`requests` as the simulator in Python takes them."""
+    tasks = []
+    for number in range(len(requests)):
+        size = SIZES[requests.size[number]]
+        rows = int(requests.rows[number])
+        steps = int(requests.steps[number])
+        tasks.append(SimulatedTask(size, rows, steps, float(requests.arrived_s[number])))
+    return tasks
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -152,16 +235,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="fewer loads and requests, no mixed table"
     )
+    parser.add_argument("--speed", action="store_true", help="time the simulators instead")
     parser.add_argument("--replications", type=int, default=24)
-    parser.add_argument("--requests", type=int, default=2500, help="in each replication")
+    parser.add_argument("--requests", type=int, help="in each replication; 2500 by default")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.speed:
+        return speeds(options.requests or 1_000_000, options.seed)
     began_s = time.perf_counter()
 
     # 1) Which cells
     loads = LOADS
     replications = options.replications
-    requests = options.requests
+    requests = options.requests or 2500
     if options.quick:
         loads = (0.3, 0.8)
         replications = 6

@@ -2,8 +2,8 @@
 
 Knows series of numbers in the order of time, and independent runs. Ignorant of requests and
 servers. All intervals are of 95 %. An estimate that the series can't carry is None, and
-`rows_needed` says how many values would carry it. The script benchmarks/coverage.py measures how
-often the intervals hold the truth.
+`rows_needed` says how many values would carry it. The script benchmarks/interval_coverage.py
+measures how often the intervals hold the truth.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 
 from benchlib.study import intervals
 from benchlib.study.intervals import Estimates, is_stable
-from benchmarks.coverage import coverage, draw, truth, wait_cdf
+from benchmarks.interval_coverage import coverage, draw, truth, wait_cdf
 
 
 def series(data: str, n: int, seed: int = 0) -> np.ndarray:
@@ -171,7 +171,7 @@ def test_two_published_formulas_of_the_queue_agree() -> None:
     assert np.quantile(long, 0.9) == pytest.approx(truth("M/D/1 0.8", 0.9), rel=0.05)
 
 
-# benchmarks/coverage.py prints the same for 4,000 series of each.
+# benchmarks/interval_coverage.py prints the same for 4,000 series of each.
 @pytest.mark.parametrize(
     ("data", "n", "simulations"),
     [("exponential", 200, 400), ("lognormal", 1000, 400), ("M/D/1 0.5", 4000, 200)],

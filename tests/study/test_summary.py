@@ -19,7 +19,7 @@ from benchlib.study.slo import Slo, goodput
 from benchlib.study.store import Run
 from benchlib.study.summary import summarise
 from benchlib.study.validity import checks
-from benchmarks.coverage import draw
+from benchmarks.interval_coverage import draw
 
 NAN = math.nan
 

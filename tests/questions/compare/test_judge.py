@@ -13,7 +13,7 @@ import pytest
 from benchlib.questions.compare.judge import _ratio, compare, compare_studies
 from benchlib.study.store import Study
 from benchlib.study.summary import summarise
-from benchmarks.coverage import called, pairs
+from benchmarks.interval_coverage import called, pairs
 
 
 def job(made: SimpleNamespace, factor: float = 1.0, runs: int = 5, **changes: Any) -> list[Any]:

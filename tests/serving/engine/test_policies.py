@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchlib.serving.engine.policies import PATIENCE, Policy, Task, Turn, make_policy
+from benchlib.serving.engine.policies import BATCHINGS, PATIENCE, Policy, Task, Turn, make_policy
 from benchlib.serving.engine.simulate import Finished, SimulatedTask, simulate, until_place_s
 from benchlib.serving.engine.step_times import StepTimes
 from benchmarks import policies as table
@@ -315,6 +315,12 @@ def test_the_quick_table_shows_no_loss(capsys):
     assert {row["gain"] for row in report["rows"]} == set(table.GAINS)
     at_the_limit = [row for row in report["rows"] if row["gain"] == 4 and row["load"] == 0.8]
     assert all(row["continuous_mean_ratio"][0] < 0.6 for row in at_the_limit)
+
+
+def test_both_simulators_are_timed_and_agree(capsys):
+    assert table.main(["--speed", "--requests", "2000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [name for name in BATCHINGS for _ in "12"]
 
 
 def test_a_loss_fails_the_table(monkeypatch):

@@ -1,6 +1,6 @@
 """Measures how often intervals hold the truth, and how often planted regressions are found.
 
-    python benchmarks/coverage.py [--simulations 4000] [--seed 2000000]
+    python benchmarks/interval_coverage.py [--simulations 4000] [--seed 2000000]
 
 The intervals are benchlib.study.intervals'. The series are simulated from fixed seeds, and their
 truth is known:
