@@ -174,7 +174,8 @@ def simulate_requests(
     costs and loads. Serial gives each request the service that `lindley` would give it.
 
     With `users` the loop is closed and `arrived_s` is not used. So many requests come at 0. Each
-    answer brings the next request `think_s` later, until all have come.
+    answer brings the next request `think_s` later, until all have come. They come in the order of
+    the arrays, whoever sends them.
 
     The simulation stops when more than `longest_queue` requests are present, because the queue of
     an overloaded server has no end. Raises ValueError, which names the field.
