@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from benchlib.questions.quickstart import judge_quickstart, run_times
     from benchlib.questions.settings.judge import decide
     from benchlib.questions.settings.measure import settings_to_try, try_settings, usable_recipes
+    from benchlib.questions.settings.pictures import picture_prompts
     from benchlib.run import Point, run_load
     from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
@@ -83,6 +84,7 @@ _NAMES = {
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.plots": ("plots",),
     "benchlib.questions.settings.measure": ("settings_to_try", "try_settings", "usable_recipes"),
+    "benchlib.questions.settings.pictures": ("picture_prompts",),
     "benchlib.questions.compare.judge": ("compare", "compare_studies"),
     "benchlib.questions.compare.measure": ("measure_examples",),
     "benchlib.questions.anatomy.judge": (
@@ -110,7 +112,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "littles_law", "judge_load",
     "mixed_workload", "measured_images_per_s", "send_rush", "compare_policies",
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
-    "settings_to_try", "measure_examples", "Budget", "Part",
+    "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from benchlib.questions.anatomy.plots import (
 from benchlib.questions.batching.plots import gain, gantts, latency_cdf, step_time_curve
 from benchlib.questions.capacity.plots import goodput_curve, hockey_stick, load_curve, queue_share
 from benchlib.questions.compare.plots import forest, nights
-from benchlib.questions.settings.plots import decision, ladder
+from benchlib.questions.settings.plots import decision, ladder, picture_grid
 from benchlib.study.figure import Picture, picture, save, show
 from benchlib.study.run_plots import (
     latency_distribution,
@@ -45,6 +45,7 @@ __all__ = [
     "memory_trend",
     "nights",
     "picture",
+    "picture_grid",
     "queue_share",
     "save",
     "show",

@@ -48,7 +48,7 @@ RUNS = {
         {"budget_min": 0.2, "requests": 8, "repeat": 2},
         {"step_time_curve", "gantts", "latency_cdf", "gain"},
     ),
-    "05_settings": ({"users": [2], "budget_min": 0.4}, {"ladder", "decision"}),
+    "05_settings": ({"users": [2], "budget_min": 0.4}, {"ladder", "picture_grid", "decision"}),
     "06_compare": ({"budget_min": 0.1}, {"forest", "nights"}),
 }
 

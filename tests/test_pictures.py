@@ -22,6 +22,7 @@ from matplotlib.transforms import Affine2D
 from benchlib import plots
 from benchlib.questions.anatomy.judge import memory_parts
 from benchlib.questions.settings.judge import decide
+from benchlib.study.picture_quality import Pair, picture_columns
 from benchlib.study.store import Run, Study
 
 DPI = 50
@@ -155,6 +156,23 @@ def tried(made: SimpleNamespace) -> dict[str, Any]:
     return {"settings": pd.DataFrame(rows, dtype=object), "record": made.record()}
 
 
+def grid(made: SimpleNamespace) -> dict[str, Any]:
+    """Three recipes and eight prompts; the last recipe breaks two prompts."""
+    y, x = np.mgrid[0:48, 0:64] / 64
+    rows = []
+    for recipe, worst in (("baseline", 1.0), ("bf16", 0.998), ("fp8", 0.7)):
+        pairs = []
+        for number in range(8):
+            likeness = worst if number in (2, 5) else (1 + worst) / 2
+            waves = 0.5 + 0.4 * np.sin((3 + number) * x + 9 * y / likeness)
+            picture = (255 * np.stack([waves, waves * y, 1 - waves], -1)).astype(np.uint8)
+            prompt = f"prompt number {number}"
+            pair = Pair(prompt, number + 1, worst == 1, 40.0, likeness, 0.01, picture=picture)
+            pairs.append(pair)
+        rows.append(made.setting(recipe, 5.0, **picture_columns(pairs)))
+    return {"settings": pd.DataFrame(rows, dtype=object), "record": made.record()}
+
+
 def decided(made: SimpleNamespace) -> dict[str, Any]:
     run = tried(made)
     return {
@@ -194,6 +212,7 @@ PICTURES: dict[
     "latency_cdf": (plots.latency_cdf, rush, {}),
     "gain": (plots.gain, gains, {}),
     "ladder": (plots.ladder, tried, {}),
+    "picture_grid": (plots.picture_grid, grid, {}),
     "decision": (plots.decision, decided, {"memory_limit_gib": 2.6}),
     "forest": (plots.forest, nightly, {"against": "night-0"}),
     "nights": (plots.nights, nightly, {"studies": [f"night-{night}" for night in range(4)]}),

@@ -118,6 +118,26 @@ def _folder_to_read(name: str, value: Any) -> Any:
     return value
 
 
+def _prompt_file(name: str, value: Any) -> Any:
+    """Accepts a text file with a different prompt in each line."""
+    is_path = isinstance(value, str | os.PathLike)
+    if not is_path or not Path(value).is_file():
+        raise ValueError(
+            f"{name} must be the path of a text file with a prompt a line, or None, got {value!r}"
+        )
+    try:
+        lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} must be a text file in UTF-8, got {str(value)!r}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{name} must have a prompt a line, got the empty file {str(value)!r}")
+    for prompt in prompts:
+        if prompts.count(prompt) > 1:
+            raise ValueError(f"{name} must have each prompt once, got {prompt!r} twice")
+    return value
+
+
 def _promise(name: str, value: Any) -> Any:
     """Accepts a promise that Slo.parse can read."""
     if not isinstance(value, str):
@@ -205,6 +225,7 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
         "slo": _or_none(_promise),
         "memory_limit_gib": _or_none(_positive),
         "price_per_hour": _or_none(_positive),
+        "prompts": _or_none(_prompt_file),
     },
     "06_compare": {
         "studies": _or_none(_list_of(_folder_to_read)),

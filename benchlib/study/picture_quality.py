@@ -162,7 +162,7 @@ def judge_pictures(pairs: Sequence[Pair]) -> Quality:
 
     # 2) The pair that differs most, as a multiple of what a pair may differ.
     worst = max(differing, key=_strain, default=None)
-    verdict, reason = _verdict(pairs, worst, intervals)
+    verdict, reason = _verdict(pairs, worst, means, intervals)
     return Quality(
         verdict=verdict,
         reason=reason,
@@ -200,8 +200,16 @@ def picture_columns(pairs: Sequence[Pair] | None) -> dict[str, Any]:
     return columns
 
 
+def visibly_differs(pair: Pair) -> bool:
+    """Whether a pair is beyond its limit in SSIM or FLIP."""
+    return _strain(pair) > 1
+
+
 def _verdict(
-    pairs: Sequence[Pair], worst: Pair | None, intervals: dict[str, Interval]
+    pairs: Sequence[Pair],
+    worst: Pair | None,
+    means: dict[str, float | None],
+    intervals: dict[str, Interval],
 ) -> tuple[str, str]:
     """The verdict, and why."""
     if len(pairs) < PAIRS_NEEDED:
@@ -212,7 +220,7 @@ def _verdict(
     found = f"{identical} of {len(pairs)} pairs identical"
 
     # 1) What shows a change.
-    broken = sum(_strain(pair) > 1 for pair in pairs)
+    broken = sum(visibly_differs(pair) for pair in pairs)
     if broken:
         return CHANGED, f"visibly different: {broken} of {len(pairs)} pairs, most {worst.prompt!r}"
     open_metrics = []
@@ -223,7 +231,8 @@ def _verdict(
             continue
         near, far = sorted(limit.distance(end) for end in interval)
         if near > limit.mean:
-            return CHANGED, f"{found}; the mean {limit.metric.upper()} is beyond its limit"
+            farther = f"{limit.metric.upper()} is {words(means[limit.metric], interval)} on average"
+            return CHANGED, f"{found}; {farther}, beyond its limit"
         if far > limit.mean:
             open_metrics.append(limit.metric.upper())
 

@@ -1,6 +1,7 @@
 """The parameters of each notebook: what is accepted, and what is said of a bad value."""
 
 import ast
+import os
 from pathlib import Path
 
 import nbformat
@@ -30,6 +31,7 @@ ACCEPTED = {
     "target_rate": 1.0,
     "memory_limit_gib": None,
     "price_per_hour": None,
+    "prompts": None,
     "studies": None,
     "gate": False,
     "min_effect": 0.05,
@@ -55,6 +57,7 @@ REFUSED = {
     "target_rate": [0, None],
     "memory_limit_gib": [0, "24"],
     "price_per_hour": [-1, "1.5"],
+    "prompts": ["", "no-such-file.txt", 3, ["a chair", "a house"], os.devnull],
     "studies": [["results/no-such-study"], "[results/a, results/b]", [3]],
     "gate": ["true", 0],
     "min_effect": [0, None],
@@ -110,6 +113,21 @@ def test_a_promise_is_about_a_percentile_that_the_plot_has():
     with pytest.raises(ValueError, match="slo must be about one of p50, p90, p95, p99, "):
         bl.check_parameters("03_load", **given)
     assert bl.check_parameters("05_settings", **accepted("05_settings") | {"slo": "p97 < 2 s"})
+
+
+def test_a_file_of_prompts_has_each_once_and_is_text(tmp_path):
+    path = tmp_path / "prompts.txt"
+    given = accepted("05_settings") | {"prompts": str(path)}
+    for content, words in (
+        (b"a chair\n\na chair\n", "must have each prompt once, got 'a chair' twice"),
+        (b"\n  \n", "must have a prompt a line, got the empty file"),
+        (b"\xff\xfea", "must be a text file in UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"^prompts {words}"):
+            bl.check_parameters("05_settings", **given)
+    path.write_text("a chair\n\n une théière\n", encoding="utf-8")
+    assert bl.check_parameters("05_settings", **given).prompts == str(path)
 
 
 def test_a_wrong_notebook_or_set_of_parameters_is_named():

@@ -15,8 +15,12 @@ from typing import Any
 import pandas as pd
 
 from benchlib.study.intervals import Interval
+from benchlib.study.picture_quality import CHANGED, INDISTINGUISHABLE, SAME
 from benchlib.study.slo import Slo
 from benchlib.study.wording import counted, number
+
+BASELINE = "baseline"
+"""The recipe that the others are compared with."""
 
 NO_TIME = "not measured: no time left for it"
 """The error of a setting that the budget had no room for."""
@@ -69,9 +73,11 @@ class Decision:
         best, *others = self.table.to_dict("records")
         capacity = capacity_words(best, self.slo)
         lines = [f"Run {self.best}: {capacity}. It takes {number(best['memory_gib'])} GiB."]
+        lines += picture_words(best)
         if self.runner_up:
             next_best = capacity_words(others[0], self.slo)
             lines.append(f"Next comes {self.runner_up}: {next_best}.")
+            lines += picture_words(others[0])
             shown = "is not shown that the first makes more images/s: measure more or longer runs"
             if self.shown:
                 shown = "is shown that the first makes more images/s: the intervals lie apart"
@@ -105,6 +111,24 @@ def capacity_words(row: Mapping[Any, Any], slo: str) -> str:
     return f"{rate} with {users}, not shown to keep {slo}"
 
 
+def picture_words(row: Mapping[Any, Any]) -> list[str]:
+    """Returns what the setting in a row does to the picture, as one sentence or none.
+
+    There is none for the baseline, and for a setting without pictures.
+    """
+    verdict = row.get("pictures")
+    if verdict is None or row["recipe"] == BASELINE:
+        return []
+    reason = row["pictures_reason"]
+    if verdict == SAME:
+        return [f"Its pictures are the baseline's, to the bit: {reason}."]
+    if verdict == INDISTINGUISHABLE:
+        return [f"Its pictures can't be told from the baseline's: {reason}."]
+    if verdict == CHANGED:
+        return [f"It changes the picture, {reason}."]
+    return [f"Whether it changes the picture is not shown: {reason}."]
+
+
 def default_promise(settings: pd.DataFrame) -> str:
     """Returns a promise that suits the model, for 95 % of the images.
 
@@ -132,7 +156,9 @@ def decide(
 
     - miss the promise under each load, failed, or made no image
     - need more memory than `memory_limit_gib`, or an unknown amount
-    - change the image, with `exact_only`
+    - change algorithm, weights or steps, or round coarser than bf16, with `exact_only`
+
+    Pictures rule nothing out. The answer says what the best two settings do to them.
 
     Raises ValueError for a `slo` that can't be read, and for a target rate or price that is not
     above 0.

@@ -1,6 +1,6 @@
 """Tries settings: each recipe alone, for its speed and likeness, then each setting behind a server.
 
-Knows recipes, sweeps, likeness, and how a budget of minutes is shared. Ignorant of which setting is
+Knows recipes, sweeps, pictures, and how a budget of minutes is shared. Ignorant of which setting is
 best (judge.py).
 """
 
@@ -16,17 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
-from benchlib.questions.settings.judge import NO_TIME
+from benchlib.questions.settings.judge import BASELINE, NO_TIME
+from benchlib.questions.settings.learned_metrics import find_learned_metrics
+from benchlib.questions.settings.pictures import (
+    QUICK_PROMPTS,
+    Album,
+    own_prompts,
+    pictures_needed,
+    take_pictures,
+)
+from benchlib.study.picture_quality import SAME, picture_columns
 from benchlib.study.store import Run
 from benchlib.sweeps import LOADED_SHARE, sweep
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
+    from PIL.Image import Image
 
     from benchlib.serving.model.pipeline import SDXLPipeline
-
-BASELINE = "baseline"
 
 QUICK_RECIPES = ("baseline", "channels-last", "bf16", "vae-tiling", "vae-slicing")
 FULL_RECIPES = (
@@ -119,6 +126,7 @@ def try_settings(
     budget_min: float | None = None,
     repeat: int = 1,
     images: int = 5,
+    prompts: Sequence[str] | None = None,
     study: str = "settings",
     results: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -128,12 +136,16 @@ def try_settings(
     Returns a frame with one row for each setting and number of users, and the runs. Each call
     measures anew.
 
-    First each recipe works alone. It makes one image that is not counted, then `images` images with
-    the seeds 1, 2, ...
+    First each recipe works alone. It makes one image that is not counted, then `images` images that
+    are timed. Each has another one of `prompts`, and the seeds 1, 2, ... More of the prompts follow
+    as the budget allows: all of them for a recipe that changes the algorithm, else PAIRS_NEEDED.
+    None stands for the first QUICK_PROMPTS prompts of our own.
 
     - `start_s`: seconds of loading and of the first image.
     - `image_s`: mean seconds of one image, with its interval from 5 images on.
-    - `psnr_db`, `ssim`: mean likeness to the baseline's images of the same seeds.
+    - `psnr_db`, `ssim`, `flip`: mean likeness to the baseline's images of the same prompts and
+      seeds, each with its `_interval`. `pictures` is the verdict on them, and `pictures_reason`
+      says why. `study.picture_quality` has these and the other columns of pictures.
     - `exact`: whether the recipe keeps algorithm, weights and steps, and rounds no coarser than
       bf16.
 
@@ -169,13 +181,16 @@ def try_settings(
         num_inference_steps = max(1, int(steps_share * _own_steps(model, device)))
 
     # 1) Each recipe alone, without a server.
+    alone_s = ALONE_SHARE * budget_s
     alone = _try_alone(
         model,
         list(recipes),
-        end_s=began_s + ALONE_SHARE * budget_s,
+        end_s=began_s + alone_s,
         images=images,
         device=device,
         steps=num_inference_steps,
+        prompts=prompts or own_prompts()[:QUICK_PROMPTS],
+        pictures_s=alone_s / len(recipes),
     )
 
     # 2) The cases that the rest of the budget has room for.
@@ -308,85 +323,103 @@ def _try_alone(
     images: int,
     device: str,
     steps: int | None,
+    prompts: Sequence[str],
+    pictures_s: float,
 ) -> dict[str, dict[str, Any]]:
     """Returns what each recipe does without a server.
 
     The baseline comes first and is always tried. Another recipe is tried only if the time until
-    `end_s` is enough for it, should it take as long as the baseline.
+    `end_s` is enough for it, should it take as long as the baseline. The pictures of a recipe take
+    `pictures_s` seconds, or as long as `images` images.
     """
+    learned = find_learned_metrics()
+    print("\n".join(learned.left_out), flush=True)
     baseline_s = 0.0
-    reference: list[np.ndarray[Any, Any]] = []
+    baseline: Album | None = None
     found: dict[str, dict[str, Any]] = {}
     for recipe in recipes:
         began_s = time.monotonic()
-        if reference and began_s + baseline_s > end_s:
+        if baseline is not None and began_s + baseline_s > end_s:
             print(f"{recipe}: not tried, the budget has no room for it", flush=True)
             found[recipe] = _nothing_alone(recipe, NO_TIME)
             continue
         print(f"{recipe}: {images} images", flush=True)
+        nothing = _nothing_alone(recipe, None)
+        needed = pictures_needed(prompts, exact=nothing["exact"] and baseline is not None)
         try:
-            found[recipe], pixels = _one_alone(model, recipe, images, device, steps, reference)
+            start_s, album = _one_alone(
+                model,
+                recipe,
+                device,
+                steps,
+                prompts[:needed],
+                timed=images,
+                limit_s=pictures_s,
+                baseline=baseline,
+                learned=learned,
+            )
         except Exception as error:
             # Without the baseline there is nothing to compare with.
-            if not reference:
+            if baseline is None:
                 raise
             print(f"{recipe}: failed, {error}", flush=True)
             found[recipe] = _nothing_alone(recipe, f"{type(error).__name__}: {error}")
-        if not reference:
-            reference = pixels
+            continue
+        found[recipe] = nothing | _alone_figures(start_s, album)
+        if baseline is None:
+            baseline = album
             baseline_s = time.monotonic() - began_s
+            found[recipe] |= {"pictures": SAME, "pictures_reason": "it is the baseline"}
     return found
 
 
 def _one_alone(
     model: str,
     recipe: str,
-    images: int,
     device: str,
     steps: int | None,
-    reference: list[np.ndarray[Any, Any]],
-) -> tuple[dict[str, Any], list[np.ndarray[Any, Any]]]:
-    """Returns what one recipe does without a server, and the pixels of its images.
+    prompts: Sequence[str],
+    **options: Any,
+) -> tuple[float, Album]:
+    """Returns the seconds until a recipe's first image, and its pictures.
 
-    `reference` holds the baseline's pixels; if it is empty, the recipe is the baseline. The model
-    is freed before the next one is loaded, because memory may be too small for two.
+    `options` go to `take_pictures`. The model is freed before the next one is loaded, because
+    memory may be too small for two.
     """
-    import numpy as np
-
     from benchlib.serving.model.loading import load_pipeline
-    from benchlib.study.intervals import runs_interval
-    from benchlib.study.likeness import psnr_db, ssim
 
-    # 1) The images, with the model in memory.
     began_s = time.monotonic()
     with closing(load_pipeline(model, recipe=recipe, device=device)) as pipe:
-        _image(pipe, 0, steps)
+        _image(pipe, prompts[0], 0, steps)
         start_s = time.monotonic() - began_s
-        results = [_image(pipe, seed, steps) for seed in range(1, images + 1)]
 
-    # 2) Speed, and likeness to the baseline's images.
-    times_s = [result.timings.total_s for result in results]
-    pixels = [np.asarray(result.images[0]) for result in results]
-    pairs = list(zip(reference or pixels, pixels, strict=True))
-    figures = _nothing_alone(recipe, None) | {
+        def make(prompt: str, seed: int) -> tuple[Image, float]:
+            result = _image(pipe, prompt, seed, steps)
+            return result.images[0], result.timings.total_s
+
+        return start_s, take_pictures(make, prompts, **options)
+
+
+def _alone_figures(start_s: float, album: Album) -> dict[str, Any]:
+    """Returns the figures of a recipe that made its pictures."""
+    from benchlib.study.intervals import runs_interval
+
+    return picture_columns(album.pairs) | {
         "start_s": start_s,
-        "image_s": math.fsum(times_s) / images,
-        "image_s_interval": runs_interval(times_s),
-        "psnr_db": _mean([psnr_db(*pair) for pair in pairs]),
-        "ssim": _mean([ssim(*pair) for pair in pairs]),
+        "image_s": _mean(album.times_s),
+        "image_s_interval": runs_interval(album.times_s),
     }
-    return figures, pixels
 
 
 def _nothing_alone(recipe: str, error: str | None) -> dict[str, Any]:
     """Returns the figures of a recipe that was not measured yet."""
     from benchlib.serving.model.recipes import parse_recipes
 
-    unknown = ("start_s", "image_s", "image_s_interval", "psnr_db", "ssim")
     exact = all(part.exact for part in parse_recipes(recipe))
     return {
         "exact": exact,
-        **dict.fromkeys(unknown),
+        **dict.fromkeys(("start_s", "image_s", "image_s_interval")),
+        **picture_columns(None),
         "error": error,
     }
 
@@ -399,14 +432,14 @@ def _own_steps(model: str, device: str) -> int:
         return int(pipe.spec["showcase"]["num_inference_steps"])
 
 
-def _image(pipe: SDXLPipeline, seed: int, steps: int | None) -> Any:
+def _image(pipe: SDXLPipeline, prompt: str, seed: int, steps: int | None) -> Any:
     """Returns one image of the model's own size, with `steps` steps or the model's own number."""
     from benchlib.serving.schemas import GenerateRequest
 
     showcase = dict(pipe.spec["showcase"])
     if steps is not None:
         showcase["num_inference_steps"] = steps
-    return pipe.generate(GenerateRequest(prompt="a lighthouse at dusk", seed=seed, **showcase))
+    return pipe.generate(GenerateRequest(prompt=prompt, seed=seed, **showcase))
 
 
 def _serving_figures(runs: list[Run]) -> dict[str, Any]:

@@ -6,14 +6,18 @@ how the settings were measured.
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
-from benchlib.questions.settings.judge import Decision, apart, capacity_words
+from benchlib.questions.settings.judge import BASELINE, Decision, apart, capacity_words
 from benchlib.study import figure
+from benchlib.study.picture_quality import CHANGED, NOT_SHOWN, Pair, visibly_differs
 from benchlib.study.wording import counted, number, span
 
 COLOURS = (
@@ -32,6 +36,13 @@ DRAWN = 16
 SAME_DB = 100.0
 """The PSNR at which an identical image is drawn."""
 
+GRID_PROMPTS = 6
+GRID_RECIPES = 9
+"""How many prompts and recipes of the grid of pictures fit a page."""
+
+CELL_HEIGHT = 1.12
+"""The height of a picture and the words below it, in widths of a picture."""
+
 FULL_DB = 55.0
 """The label of a mark above this PSNR stands to the left of it."""
 
@@ -49,7 +60,8 @@ def ladder(
     """Draws the settings under the most users, fastest first, in three columns.
 
     The columns have images/s, the seconds of one image alone, and PSNR in dB to the baseline's
-    images. SSIM stands beside PSNR. Lines are 95 % intervals; a missing line means no interval.
+    images. The verdict on the pictures stands beside PSNR, with SSIM and FLIP. Lines are 95 %
+    intervals; a missing line means no interval.
     Only the DRAWN fastest are drawn. The Axes returned holds the title, and its child_axes are the
     three columns.
     """
@@ -115,7 +127,7 @@ def _draw_speed(
         two_lines = row["setting"].replace(", ", ",\n")
         names.append(f"{two_lines} {mark}")
     panel.set_yticks(heights, names, fontsize="small")
-    label = f"images/s with {users}\n(blue ●: keeps the image,\norange ◆: changes it)"
+    label = f"images/s with {users}\n(blue ●: the algorithm is kept,\norange ◆: it is changed)"
     panel.set_xlabel(label, fontsize="small")
 
 
@@ -147,20 +159,31 @@ def _draw_likeness(panel: Axes, shown: pd.DataFrame) -> None:
             color=colour,
             markersize=6,
         )
-        text = "the same" if decibels == SAME_DB else f"SSIM {row['ssim']:.3f}"
         side = "right" if decibels > FULL_DB else "left"
         style: dict[str, Any] = {
             "va": "center",
             "ha": side,
             "fontsize": "small",
+            "linespacing": 1.1,
         }
+        text = _likeness_words(row).replace("\n", "   \n   ")
         panel.text(decibels, height, f"   {text}   ", **style)
     panel.set(xlim=(0, 1.04 * SAME_DB), yticks=[])
     panel.set_xlabel(
-        "PSNR to the baseline's images,\ndB (more is nearer; a difference\n"
-        "above 40 dB is hard to see)",
+        "PSNR to the baseline's pictures, dB\n(more is nearer), and the verdict\nby SSIM and FLIP",
         fontsize="small",
     )
+
+
+def _likeness_words(row: Mapping[Any, Any]) -> str:
+    """The verdict on a setting's pictures, and below it SSIM and FLIP where they tell anything."""
+    verdict = row["pictures"] or "not shown"
+    if math.isinf(row["psnr_db"]):
+        return str(verdict)
+    figures = f"SSIM {row['ssim']:.3f}"
+    if row["flip"] is not None:
+        figures += f", FLIP {row['flip']:.3f}"
+    return f"{verdict}\n{figures}"
 
 
 def _heights(shown: pd.DataFrame) -> list[float]:
@@ -208,6 +231,140 @@ def _ladder_finding(rows: pd.DataFrame, users: str) -> str:
     return finding
 
 
+# -- what each recipe does to the picture
+
+
+@figure.styled
+def picture_grid(
+    *,
+    settings: pd.DataFrame,
+    record: dict[str, Any],
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws small pictures: a prompt in each column, a recipe in each row, the baseline first.
+
+    The prompts are the GRID_PROMPTS that change most in any recipe, the one that changes most
+    first. There are GRID_RECIPES recipes at most, the most changed ones. The verdict stands beside
+    each row. Below a picture stand its SSIM and FLIP to the baseline's, or "identical". A picture
+    that visibly differs has a thick orange frame.
+    """
+    rows = _grid_rows(settings)
+    if not rows:
+        ax = figure.axes(ax)
+        return figure.no_data(ax, record, "what recipes do to the picture", "no picture was made")
+    prompts = _telling_prompts(rows)
+
+    # 1) The pictures, each in a cell of one unit.
+    cells = len(prompts) + 2.2
+    ax = figure.axes(ax, height=1.5 + len(rows) * CELL_HEIGHT * 9 / cells)
+    for height, row in enumerate(rows):
+        for place, chosen in enumerate(prompts):
+            if chosen < len(row["pairs"]):
+                pair = row["pairs"][chosen]
+                is_baseline = row["recipe"] == BASELINE
+                _draw_picture(ax, pair, place, height * CELL_HEIGHT, is_baseline=is_baseline)
+    ax.set(xlim=(0, len(prompts)), ylim=(len(rows) * CELL_HEIGHT, 0), aspect="equal")
+
+    # 2) The prompts above, the recipes and their verdicts to the left.
+    most = max((row["pairs"] for row in rows), key=len)
+    names = [textwrap.shorten(most[chosen].prompt, 48, placeholder=" ...") for chosen in prompts]
+    above = [textwrap.fill(name, 17) for name in names]
+    ax.set_xticks([place + 0.5 for place in range(len(prompts))], above, fontsize="x-small")
+    ax.xaxis.tick_top()
+    names = [_row_name(row) for row in rows]
+    middles = [height * CELL_HEIGHT + 0.5 for height in range(len(rows))]
+    ax.set_yticks(middles, names, fontsize="small")
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+
+    # 3) What was found.
+    verdicts = "; ".join(f"{row['recipe']}: {row['pictures']}" for row in rows[1:])
+    alt = (
+        f"A grid of small pictures: {counted(len(prompts), 'prompt')} in columns, "
+        f"{counted(len(rows), 'recipe')} in rows, the baseline first. {verdicts or 'No other'}."
+    )
+    source = figure.study_of(record, len(rows), "recipe")
+    return figure.finish(ax, record, _grid_finding(rows), alt, source=source)
+
+
+def _grid_rows(settings: pd.DataFrame) -> list[dict[Any, Any]]:
+    """A row for each recipe with pictures: the baseline, then those that changed, then the rest."""
+    recipes = settings.drop_duplicates("recipe").to_dict("records")
+    with_pictures = [row for row in recipes if row["pairs"]]
+    with_pictures.sort(key=lambda row: (row["recipe"] != BASELINE, row["pictures"] != CHANGED))
+    return with_pictures[:GRID_RECIPES]
+
+
+def _telling_prompts(rows: list[dict[Any, Any]]) -> list[int]:
+    """The places of the prompts that change most in any recipe, the most changed first."""
+    lowest: dict[int, float] = {}
+    for row in rows:
+        for place, pair in enumerate(row["pairs"]):
+            lowest[place] = min(pair.ssim, lowest.get(place, 1.0))
+    return sorted(lowest, key=lambda place: lowest[place])[:GRID_PROMPTS]
+
+
+def _draw_picture(
+    ax: Axes,
+    pair: Pair,
+    left: float,
+    top: float,
+    *,
+    is_baseline: bool,
+) -> None:
+    """Draws a pair's picture with its frame, and its likeness to the baseline's below it."""
+    assert pair.picture is not None
+    height, width, _ = pair.picture.shape
+    longest = max(height, width)
+    high, wide = 0.94 * height / longest, 0.94 * width / longest
+    extent = (left, left + wide, top + high, top)
+    ax.imshow(pair.picture, extent=extent, interpolation="antialiased")
+    is_broken = visibly_differs(pair)
+    frame = Rectangle(
+        (left, top),
+        wide,
+        high,
+        fill=False,
+        edgecolor=figure.ORANGE if is_broken else figure.GREY,
+        linewidth=2.5 if is_broken else 0.5,
+    )
+    ax.add_patch(frame)
+    text = "" if is_baseline else "identical"
+    if not pair.identical:
+        text = f"SSIM {pair.ssim:.3f}"
+        if pair.flip is not None:
+            text += f", FLIP {pair.flip:.3f}"
+    ax.text(
+        left + wide / 2,
+        top + high + 0.01,
+        text,
+        ha="center",
+        va="top",
+        fontsize=6,
+    )
+
+
+def _row_name(row: Mapping[Any, Any]) -> str:
+    """A recipe and its verdict, in words."""
+    name = textwrap.fill(row["recipe"], 20)
+    if row["recipe"] == BASELINE:
+        return name
+    counts = f"{row['identical_pairs']} of {row['picture_pairs']} identical"
+    return f"{name}\n{row['pictures'].upper()}\n{counts}"
+
+
+def _grid_finding(rows: list[dict[Any, Any]]) -> str:
+    changed = [row["recipe"] for row in rows if row["pictures"] == CHANGED]
+    if changed:
+        verb = "changes" if len(changed) == 1 else "change"
+        return f"{' and '.join(changed)} {verb} the picture"
+    open_ones = [row for row in rows if row["pictures"] == NOT_SHOWN]
+    if open_ones:
+        return f"of {counted(len(open_ones), 'recipe')} it is not shown what the picture loses"
+    return "no recipe changes the picture visibly"
+
+
 # -- which setting to run
 
 
@@ -221,7 +378,7 @@ def decision(
 ) -> Axes:
     """Draws capacity within the promise, in images/s, against peak memory in GiB.
 
-    Each setting has its colour. A circle keeps the image, a diamond changes it. A hollow mark means
+    Each setting has its colour. A circle keeps the algorithm, a diamond changes it. A hollow mark means
     that the promise is not shown to be kept, or that the setting is ruled out. It stands at the
     images/s of the setting's best load. Only the DRAWN best are named. A memory limit far to the
     right is written, not drawn.
@@ -248,7 +405,7 @@ def decision(
     if not is_shown:
         capacity = f"images/s of a closed loop\n(not shown to keep {decision.slo})"
     ax.set(xlabel=f"peak memory ({rows['memory_of'].iloc[0]}), GiB", ylabel=capacity)
-    key = "● keeps the image, ◆ changes it\nhollow: the reason is beside it"
+    key = "● keeps the algorithm, ◆ changes it\nhollow: the reason is beside it"
     figure.legend_beside(ax, title=key, fontsize="small")
     alt = f"Dots: images/s over peak memory of {len(rows):,} settings; {limit}."
     source = figure.study_of(record, len(table), "setting")
@@ -268,6 +425,8 @@ def _draw_setting(
     label = f"{rank}  {row['setting']}, {row['users']} users"
     if hollow is not None:
         label += f":\n{hollow}"
+    if row["pictures"] == CHANGED:
+        label += "\n(pictures changed)"
     colour = COLOURS[(rank - 1) % len(COLOURS)]
     spot = row["memory_gib"], row["images_per_s"]
     lengths = figure.whisker_lengths(spot[1:], [row["images_per_s_interval"]])

@@ -146,3 +146,45 @@ def test_without_an_image_or_a_bound_above_zero_no_fleet_is_named(setting):
     decision = decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0, price_per_hour=1.0)
     assert (decision.best, decision.gpus, decision.cost_per_1000) == ("a, serial", None, None)
     assert "For 1 image/s: an unknown number of such machines" in str(decision)
+
+
+PICTURES = {
+    "same": "Its pictures are the baseline's, to the bit: why.",
+    "indistinguishable": "Its pictures can't be told from the baseline's: why.",
+    "changed": "It changes the picture, why.",
+    "not shown": "Whether it changes the picture is not shown: why.",
+}
+
+
+@pytest.mark.parametrize("verdict", PICTURES)
+def test_the_answer_says_what_the_best_setting_does_to_the_picture(setting, verdict):
+    frame = setting.frame(
+        setting.row("fp8", 9.0, exact=False, pictures=verdict, pictures_reason="why"),
+        setting.row("baseline", 5.0, pictures="same", pictures_reason="it is the baseline"),
+    )
+    decision = decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0)
+    assert decision.best == "fp8, serial"
+    first, second, *others = str(decision).split("\n")
+    assert first.startswith("Run fp8, serial: at least 9 images/s")
+    assert second == PICTURES[verdict]
+    assert "the picture" not in " ".join(others)
+
+
+def test_a_runner_up_that_changes_the_picture_is_told_and_exact_only_goes_by_the_recipe(setting):
+    frame = setting.frame(
+        setting.row("compile", 9.0, pictures="changed", pictures_reason="visibly different"),
+        setting.row("fp8", 8.0, exact=False, pictures="same", pictures_reason="why"),
+    )
+    decision = decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0, exact_only=True)
+    assert (decision.best, decision.runner_up) == ("compile, serial", None)
+    assert "It changes the picture, visibly different." in str(decision)
+    lines = str(decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0)).split("\n")
+    assert lines[2].startswith("Next comes fp8, serial: ")
+    assert lines[3] == "Its pictures are the baseline's, to the bit: why."
+
+
+def test_without_pictures_nothing_is_said_of_them(setting):
+    frame = setting.frame(setting.row("fp8", 9.0, pictures=None))
+    assert "picture" not in str(decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0))
+    bare = frame.drop(columns=["pictures", "pictures_reason"])
+    assert "picture" not in str(decide(bare, slo="p95 < 2 s", memory_limit_gib=4.0))

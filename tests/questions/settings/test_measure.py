@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchlib import Point, decide, load_study, sweeps, try_settings, usable_recipes
-from benchlib.questions.settings import measure
+from benchlib.questions.settings import measure, pictures
 from benchlib.questions.settings.judge import NO_TIME
 from benchlib.questions.settings.measure import BASELINE, Case, plan_serving
+from benchlib.questions.settings.pictures import own_prompts
 from benchlib.serving.model import loading
 from benchlib.study.store import Run, Study
 
@@ -50,6 +52,13 @@ def test_each_setting_has_a_row(tried):
     assert (baseline["psnr_db"], baseline["ssim"]) == (math.inf, pytest.approx(1.0))
     assert 10 < tiling["psnr_db"] < 60
     assert tiling["ssim"] < 0.999
+    assert 0.01 < tiling["flip"] < 1
+    assert (baseline["pictures"], tiling["pictures"]) == ("same", "changed")
+    assert (tiling["picture_pairs"], tiling["identical_pairs"]) == (8, 0)
+    low, high = tiling["ssim_interval"]
+    assert low < tiling["ssim"] < high
+    seeds = [(pair.prompt, pair.seed) for pair in tiling["pairs"]]
+    assert seeds == [(prompt, n) for n, prompt in enumerate(own_prompts()[:8], 1)]
     served = {(run.spec["target"]["recipe"], run.spec["target"]["batching"]) for run in runs}
     assert served >= {("baseline", "serial"), ("vae-tiling", "serial")}
 
@@ -97,7 +106,9 @@ class FakeWorld:
     def generate(self, request):
         self.clock_s += 0.5
         pixels = np.full((16, 16, 3), request.seed, dtype=np.uint8)
-        return SimpleNamespace(images=[pixels], timings=SimpleNamespace(total_s=0.5))
+        return SimpleNamespace(
+            images=[Image.fromarray(pixels)], timings=SimpleNamespace(total_s=0.5)
+        )
 
     def sweep(self, points, *, study, results, resume, repeat=1, budget_min=None):
         assert not resume
@@ -120,7 +131,9 @@ class FakeWorld:
 @pytest.fixture
 def world(made, monkeypatch):
     fake = FakeWorld(made)
-    monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: fake.clock_s))
+    clock = SimpleNamespace(monotonic=lambda: fake.clock_s)
+    monkeypatch.setattr(measure, "time", clock)
+    monkeypatch.setattr(pictures, "time", clock)
     monkeypatch.setattr(loading, "load_pipeline", fake.load_pipeline)
     monkeypatch.setattr(measure, "sweep", fake.sweep)
     return fake
@@ -161,6 +174,24 @@ def test_servers_get_their_part_of_a_budget_and_the_slow_recipe_does_not_eat_it(
     frame, runs = try_settings("tiny", MANY, budget_min=7, repeat=5, results=tmp_path)
     assert sum(world.served) > 0.25 * 7 * 60
     assert frame["runs"].min() == len(runs) / len(MANY)
+
+
+def test_all_prompts_are_for_what_changes_the_algorithm_and_a_budget_stops_early(world, tmp_path):
+    prompts = [f"prompt {number}" for number in range(30)]
+    settings = [(recipe, "serial") for recipe in (BASELINE, "channels-last", "vae-tiling")]
+    options = {"images": 3, "prompts": prompts, "duration_s": 5.0, "results": tmp_path}
+    frame, _ = try_settings("tiny", settings, **options)
+    assert frame["picture_pairs"].tolist() == [30, 8, 30]
+    assert frame["identical_pairs"].tolist() == [30, 8, 30]
+    assert frame["pictures"].tolist() == ["same"] * 3
+    began_s = world.clock_s
+    frame, _ = try_settings("tiny", settings, budget_min=1.0, **options)
+    # 0.4 of 60 s for three recipes are 8 s of pictures each, and a picture takes 0.5 s.
+    assert frame["picture_pairs"].tolist()[:2] == [16, 8]
+    assert world.clock_s - began_s <= 65.0
+    frame, _ = try_settings("tiny", settings, budget_min=0.1, **options)
+    assert frame["pictures_reason"].tolist()[0] == "it is the baseline"
+    assert frame["pictures"].tolist()[1] in ("not shown", None)
 
 
 def test_a_recipe_that_fails_leaves_the_others_measured(world, tmp_path):
@@ -217,6 +248,8 @@ def test_one_model_at_a_time_is_in_memory(monkeypatch):
             images=1,
             device="cpu",
             steps=1,
+            prompts=["a chair"],
+            pictures_s=math.inf,
         )
     finally:
         gc.enable()

@@ -1,11 +1,13 @@
-"""The two plots of settings on every size of data, and their words."""
+"""The plots of settings on every size of data, and their words."""
 
 import math
 
+import numpy as np
 import pytest
 
 from benchlib import plots
 from benchlib.questions.settings.judge import decide
+from benchlib.study.picture_quality import Pair, picture_columns
 
 
 def words(ax):
@@ -22,11 +24,35 @@ def title(ax):
 @pytest.fixture
 def three(setting):
     return setting.frame(
-        setting.row("baseline", 5.0, psnr_db=math.inf, ssim=1.0),
-        setting.row("bf16", 8.0, exact=False, psnr_db=35.0, ssim=0.951),
+        setting.row("baseline", 5.0, psnr_db=math.inf, ssim=1.0, pictures="same"),
+        setting.row(
+            "bf16", 8.0, exact=False, psnr_db=35.0, ssim=0.951, flip=0.12, pictures="changed"
+        ),
         setting.row(
             "compile", 7.9, latencies_s=[[9.0] * 100], psnr_db=88.0, ssim=1.0, memory_gib=2.5
         ),
+    )
+
+
+def pair(number, identical=False, ssim=0.9999, flip=0.001):
+    """A pair whose picture is a grey square, the darker the less it is like the baseline's."""
+    if identical:
+        ssim, flip = 1.0, 0.0
+    grey = np.full((16, 24, 3), int(200 * ssim**4), dtype=np.uint8)
+    psnr_db = math.inf if identical else 40.0
+    return Pair(f"prompt {number}", number + 1, identical, psnr_db, ssim, flip, picture=grey)
+
+
+@pytest.fixture
+def with_pairs(setting):
+    """The baseline, a recipe that breaks one prompt of 10, and one whose pictures are the same."""
+    same = [pair(number, identical=True) for number in range(10)]
+    broken = [pair(number, ssim=0.6 if number == 7 else 0.999) for number in range(10)]
+    return setting.frame(
+        setting.row("vae-slicing", 6.0, **picture_columns(same)),
+        setting.row("baseline", 5.0, **picture_columns(same)),
+        setting.row("fp8", 8.0, exact=False, **picture_columns(broken)),
+        setting.row("fp8", 9.0, users=6, exact=False, **picture_columns(broken)),
     )
 
 
@@ -45,9 +71,9 @@ def test_the_ladder_draws_the_fastest_first_and_its_likeness(three, made, tmp_pa
     assert list(alone.lines[0].get_xdata()) == [0.2] * 3
     assert [line.get_xdata()[0] for line in near.lines] == [35.0, 88.0, 100.0]
     assert [text.get_text().strip() for text in near.texts] == [
-        "SSIM 0.951",
-        "SSIM 1.000",
-        "the same",
+        "changed   \n   SSIM 0.951, FLIP 0.120",
+        "indistinguishable   \n   SSIM 1.000, FLIP 0.001",
+        "same",
     ]
     assert title(ax) == (
         "tiny model, not SDXL: bf16, serial: 8 images/s with 3 users, the most measured; not shown to beat the next"
@@ -55,6 +81,54 @@ def test_the_ladder_draws_the_fastest_first_and_its_likeness(three, made, tmp_pa
     png, svg = plots.save(ax, tmp_path / "ladder")
     assert png.stat().st_size > 10_000
     assert svg.exists()
+
+
+def test_the_grid_has_the_baseline_first_and_the_most_changed_prompt_first(
+    with_pairs, made, tmp_path
+):
+    ax = plots.picture_grid(settings=with_pairs, record=made.record())
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "baseline",
+        "fp8\nCHANGED\n0 of 10 identical",
+        "vae-slicing\nSAME\n10 of 10 identical",
+    ]
+    assert ax.get_xticklabels()[0].get_text() == "prompt 7"
+    assert len(ax.get_images()) == 3 * 6
+    thick = [frame for frame in ax.patches if frame.get_linewidth() > 1]
+    assert [frame.get_xy() for frame in thick] == [(0, pytest.approx(1.12))]
+    below = [text.get_text() for text in ax.texts]
+    assert below[:6] == [""] * 6
+    assert below[6] == "SSIM 0.600, FLIP 0.001"
+    assert below[17] == "identical"
+    assert title(ax) == "tiny model, not SDXL: fp8 changes the picture"
+    assert "fp8: changed; vae-slicing: same" in ax.get_label()
+    png, _ = plots.save(ax, tmp_path / "grid")
+    assert png.stat().st_size > 10_000
+
+
+def test_the_grid_of_many_recipes_and_prompts_fits_a_page(setting, made, tmp_path):
+    lists = {
+        f"recipe-{number}": [pair(place, ssim=0.999 - number / 1000) for place in range(70)]
+        for number in range(20)
+    }
+    rows = [setting.row(name, 5.0, **picture_columns(pairs)) for name, pairs in lists.items()]
+    ax = plots.picture_grid(settings=setting.frame(*rows), record=made.record())
+    width, height = ax.figure.get_size_inches()
+    assert height < 1.5 * width
+    assert len(ax.get_images()) == 9 * 6
+    plots.save(ax, tmp_path / "grid")
+
+
+def test_the_grid_says_what_is_not_shown_or_that_there_is_nothing(setting, made):
+    few = setting.row("fp8", 5.0, **picture_columns([pair(1), pair(2)]))
+    frame = setting.frame(setting.row("baseline", 5.0, pairs=(pair(1), pair(2))), few)
+    ax = plots.picture_grid(settings=frame, record=made.record())
+    assert "of 1 recipe it is not shown what the picture loses" in title(ax)
+    assert "NOT SHOWN" in ax.get_yticklabels()[1].get_text()
+    nothing = plots.picture_grid(
+        settings=setting.frame(setting.row("baseline", 5.0)), record=made.record()
+    )
+    assert "no data: no picture was made" in words(nothing)
 
 
 def test_the_ladder_says_nothing_of_doubt_where_intervals_lie_apart(setting, made):
