@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from benchlib.questions.settings.judge import decide
     from benchlib.questions.settings.measure import settings_to_try, try_settings, usable_recipes
     from benchlib.questions.settings.pictures import picture_prompts
+    from benchlib.queueing.estimates import Calibration, calibrate, foretell
     from benchlib.run import Point, run_load
     from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
@@ -64,6 +65,7 @@ _NAMES = {
     ),
     "benchlib.budget": ("Budget", "Part"),
     "benchlib.run": ("Point", "run_load"),
+    "benchlib.queueing.estimates": ("Calibration", "calibrate", "foretell"),
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
     "benchlib.questions.capacity.judge": ("judge_load", "littles_law"),
@@ -112,7 +114,8 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "littles_law", "judge_load",
     "mixed_workload", "measured_images_per_s", "send_rush", "compare_policies",
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
-    "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part",
+    "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
+    "Calibration", "foretell",
 ]  # fmt: skip
 
 

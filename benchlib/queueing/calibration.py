@@ -1,0 +1,532 @@
+"""Finds the lane that explains a run: what work costs under load, and what it costs besides.
+
+    lane, replays = fit_lane(runs)
+
+Knows runs, step times and lanes. Ignorant of what is foretold with a lane (estimates.py), and of
+which misfit is too much (study/misfit.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from benchlib.queueing.gaps import fit_gap, joined
+from benchlib.queueing.lanes import BatchLane, Lane, SerialLane
+from benchlib.queueing.work import AskedWork, Integers, Size, population, sizes_of, work_of
+from benchlib.serving.engine.compiled import cost_tables, lindley
+from benchlib.study.misfit import LEAST_SERIES
+from benchlib.study.services import (
+    Floats,
+    are_timed,
+    as_floats,
+    one_lane_services,
+    services,
+)
+
+if TYPE_CHECKING:
+    from benchlib.serving.engine.step_times import StepTimesBySize
+    from benchlib.study.store import Run
+
+ONE_LANE = "serial"
+MOST_SIMULATED = 1000
+"""For longer runs permuted blocks show as much as simulated runs, and take less time."""
+_ALIKE = ("model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms")
+
+Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A run beside a simulation of the very same arrivals.
+
+    `images` is the frame of `services`, with three more columns: `ratio` is the image's work beside
+    the expected work, `simulated_s` and `residual_s` are the simulated latency in seconds, and the
+    measured latency less the simulated one. Only the images in the measuring window are in it.
+    """
+
+    images: pd.DataFrame
+    expected_rms_s: float
+    """What the noise of the services would leave of the residuals, in seconds."""
+    by_chance: Floats | None = None
+    """Ratios of simulated runs, a row each: images that share steps share their noise.
+
+    None where each image has the model to itself, and for a run that had no part in the fit.
+    """
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs of a calibration have in common."""
+
+    batching: str
+    max_batch_size: int
+    max_wait_s: float
+    step_times: StepTimesBySize
+    workload: Mapping[str, Any] | None
+    is_timed: bool
+
+
+def fit_lane(runs: Sequence[Run]) -> tuple[Lane, tuple[Replay, ...]]:
+    """The lane that fits `runs` of one server and one workload, and a replay of each run.
+
+    Raises ValueError where the runs differ in server or workload, or have no image.
+    """
+    frames = [services(run.requests) for run in runs]
+    setting = _setting(runs, frames)
+    if setting.batching == ONE_LANE or not setting.is_timed:
+        return _fit_serial(setting, frames)
+    return _fit_batches(setting, frames)
+
+
+def replay(lane: Lane, run: Run) -> Replay:
+    """The replay of a run that had no part in fitting `lane`: every image takes the mean time.
+
+    Raises ValueError for a size that the lane does not know.
+    """
+    images = services(run.requests)
+    unknown = sorted(set(sizes_of([images])) - set(lane.sizes))
+    if unknown:
+        raise ValueError(f"run: its size {unknown[0]} was not calibrated; calibrate with this run")
+    work = work_of(images, lane.sizes)
+    mean_ratio = float(lane.ratios.mean())
+    if isinstance(lane, SerialLane):
+        service_s = mean_ratio * lane.cost(work)
+        simulate = _serial_in_lane_s(images, service_s)
+    else:
+        factors = np.full(len(images), mean_ratio)
+        simulate = _batch_in_lane_s(lane, images, work, factors)
+    unknown_ratio = np.full(len(images), math.nan)
+    return _replay(images, unknown_ratio, simulate(lane.gap_s), lane)
+
+
+# ---- what the runs have in common
+
+
+def _setting(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> Setting:
+    from benchlib.serving.engine.step_times import StepTimesBySize
+
+    if not runs:
+        raise ValueError("runs is empty: give at least one run")
+    if not any(len(images) for images in frames):
+        raise ValueError("runs: none of them has an image, so there is nothing to calibrate by")
+    first = runs[0].spec
+    target = first["target"]
+    for run in runs[1:]:
+        other = run.spec["target"]
+        differing = [name for name in _ALIKE if other.get(name) != target.get(name)]
+        if differing:
+            raise ValueError(f"runs: their servers differ in {differing[0]}; calibrate them apart")
+        if run.spec.get("workload") != first.get("workload"):
+            raise ValueError("runs: their workloads differ; calibrate them apart")
+    wait_ms = target.get("max_wait_ms") or 0.0
+    step_times = target.get("step_times") or {}
+    is_timed = all(are_timed(images) for images in frames)
+    return Setting(
+        batching=target.get("batching") or ONE_LANE,
+        max_batch_size=target.get("max_batch_size") or 1,
+        max_wait_s=wait_ms / 1000,
+        step_times=StepTimesBySize.from_spec(step_times),
+        workload=first.get("workload"),
+        is_timed=is_timed,
+    )
+
+
+# ---- one request at a time
+
+
+def _fit_serial(
+    setting: Setting, frames: Sequence[pd.DataFrame]
+) -> tuple[SerialLane, tuple[Replay, ...]]:
+    # 1) What each image took, and what was expected of it
+    sizes = sizes_of(frames)
+    together = pd.concat(frames, ignore_index=True)
+    measured_s = _own_services_s(setting, together)
+    known = np.isfinite(measured_s)
+    own = work_of(together, sizes)
+    cost = _linear_cost(own, measured_s, known)
+    ratio = measured_s / cost(own)
+
+    # 2) What the lane loses between two images
+    filled = np.where(known, ratio, np.nanmean(ratio))
+    service_s = _by_run(filled * cost(own), frames)
+    in_lane = []
+    gaps = []
+    for images, seconds in zip(frames, service_s, strict=True):
+        in_lane_s = _serial_in_lane_s(images, seconds)
+        in_lane.append(in_lane_s)
+        gaps.append(fit_gap(in_lane_s, images, setting.is_timed))
+    gap = joined(gaps, frames)
+
+    # 3) The lane, and its replays with each image's own service
+    counts = known & _is_measured(together)
+    asked = population(setting.workload, own, sizes)
+    lane = SerialLane(
+        expected_s=np.sort(cost(asked)),
+        ratios=np.sort(ratio[counts]),
+        gap_s=gap.gap_s,
+        gap_error_s=gap.error_s,
+        after_s=np.sort(gap.after_s),
+        cost=cost,
+        sizes=tuple(sizes),
+    )
+    replays = []
+    for images, ratios, in_lane_s in zip(frames, _by_run(ratio, frames), in_lane, strict=True):
+        simulated_s = in_lane_s(gap.gap_s)
+        replays.append(_replay(images, ratios, simulated_s, lane))
+    return lane, tuple(replays)
+
+
+def _own_services_s(setting: Setting, images: pd.DataFrame) -> Floats:
+    """Seconds of each service; NaN where it is not known."""
+    if setting.is_timed:
+        return as_floats(images["work_s"])
+    return as_floats(one_lane_services(images))
+
+
+def _linear_cost(
+    work: AskedWork, measured_s: Floats, known: Bools
+) -> Callable[[AskedWork], Floats]:
+    """A function from work to expected seconds: a constant, and a cost for each step, by size.
+
+    It is the least squares of the known services. Equal work simply has the mean.
+    """
+    known_s = measured_s[known]
+    if work.is_equal:
+        mean_s = float(known_s.mean())
+        return lambda asked: np.full(len(asked), mean_s)
+    shapes = np.stack([work.size, work.rows], axis=1)
+    different = np.unique(shapes, axis=0)
+
+    def terms(asked: AskedWork) -> Floats:
+        columns = [np.ones(len(asked))]
+        for size, rows in different:
+            is_shape = (asked.size == size) & (asked.rows == rows)
+            steps = np.where(is_shape, asked.steps, 0)
+            columns.append(steps.astype(float))
+        return np.stack(columns, axis=1)
+
+    fit = np.linalg.lstsq(terms(work)[known], known_s, rcond=None)
+    coefficients = fit[0]
+    least_s = 0.5 * float(known_s.min())  # a fitted line may fall below 0 at few steps
+    return lambda asked: np.maximum(terms(asked) @ coefficients, least_s)
+
+
+def _serial_in_lane_s(images: pd.DataFrame, service_s: Floats) -> Callable[[float], Floats]:
+    """A function from a gap to the seconds of each image from its sending to its end in the lane."""
+    sent_s = as_floats(images["sent_s"])
+    return lambda gap_s: lindley(sent_s, service_s + gap_s) - sent_s
+
+
+# ---- requests that share steps
+
+
+def _fit_batches(
+    setting: Setting, frames: Sequence[pd.DataFrame]
+) -> tuple[BatchLane, tuple[Replay, ...]]:
+    # 1) The step times that the server planned with
+    sizes = sizes_of(frames)
+    missing = sorted(set(sizes) - setting.step_times.keys())
+    if missing:
+        raise ValueError(
+            f"runs: their server has no step times of {missing} pixels; serve(sizes=...) measures them"
+        )
+    curves = [setting.step_times[size] for size in sizes]
+    planned = cost_tables(curves, setting.max_batch_size)
+    together = pd.concat(frames, ignore_index=True)
+    own = work_of(together, sizes)
+
+    # 2) What steps, encoding and decoding took under load, beside that
+    denoise_s = as_floats(together["denoise_s"])
+    planned_s = _expected_denoise_s(planned.step_s, setting, frames, sizes)
+    _, places = planned.step_s.shape
+    step = _ratio_by_rows(together, own, denoise_s / planned_s, places)
+    members = np.ones(len(own), dtype=np.int64)
+    if setting.batching == "dynamic":
+        in_batch = [_members(images) for images in frames]
+        members = np.minimum(np.concatenate(in_batch), setting.max_batch_size)
+    encode_ratio = together["encode_s"] / planned.encode_s[own.size, members]
+    decode_ratio = together["decode_s"] / planned.decode_s[own.size, members]
+    actual = planned.scaled(
+        encode=float(np.nanmedian(encode_ratio)),
+        step=step,
+        decode=float(np.nanmedian(decode_ratio)),
+    )
+    actual_s = _expected_denoise_s(actual.step_s, setting, frames, sizes)
+    ratio = denoise_s / actual_s
+
+    # 3) What the lane loses at each call
+    counts = _is_measured(together) & np.isfinite(ratio)
+    lane = BatchLane(
+        batching=setting.batching,
+        max_batch_size=setting.max_batch_size,
+        max_wait_s=setting.max_wait_s,
+        planned=planned,
+        actual=actual,
+        work=population(setting.workload, own, sizes),
+        ratios=np.sort(ratio[counts]),
+        gap_s=0.0,
+        gap_error_s=0.0,
+        after_s=np.zeros(1),
+        sizes=tuple(sizes),
+    )
+    ratios = _by_run(ratio, frames)
+    in_lane = []
+    gaps = []
+    for images, of_images in zip(frames, ratios, strict=True):
+        is_known = np.isfinite(of_images)
+        factors = np.where(is_known, of_images, lane.ratios.mean())
+        work = work_of(images, sizes)
+        in_lane_s = _batch_in_lane_s(lane, images, work, factors)
+        in_lane.append(in_lane_s)
+        gaps.append(fit_gap(in_lane_s, images, is_timed=True))
+    gap = joined(gaps, frames)
+    lane = replace(lane, gap_s=gap.gap_s, gap_error_s=gap.error_s, after_s=np.sort(gap.after_s))
+
+    # 4) The replays, with each image's own ratio
+    replays = []
+    for images, of_images, in_lane_s in zip(frames, ratios, in_lane, strict=True):
+        simulated_s = in_lane_s(gap.gap_s)
+        replays.append(_replay(images, of_images, simulated_s, lane))
+    return lane, tuple(replays)
+
+
+def _expected_denoise_s(
+    step_s: Floats, setting: Setting, frames: Sequence[pd.DataFrame], sizes: Sequence[Size]
+) -> Floats:
+    """Seconds that the steps of each image of all runs should take, by a table of step times.
+
+    A dynamic batch is known: its members begin together, and each step has those with steps left.
+    Otherwise every step counts as one of the image's mean batch.
+    """
+    expected_s = []
+    for images in frames:
+        work = work_of(images, sizes)
+        if setting.batching == "dynamic":
+            expected_s.append(_of_dynamic_batches(step_s, work, _batch_numbers(images)))
+        else:
+            batch = as_floats(images["batch_size"])
+            expected_s.append(work.steps * _step_s(step_s, work, batch))
+    return np.concatenate(expected_s)
+
+
+def _of_dynamic_batches(step_s: Floats, work: AskedWork, batch: Integers) -> Floats:
+    """Seconds of each image's steps; `batch` is the number of its batch, from 0."""
+    expected_s = np.empty(len(work))
+    _, places = step_s.shape
+    for number in np.unique(batch):
+        members = np.flatnonzero(batch == number)
+        steps = work.steps[members]
+        rows = work.rows[members]
+        size = work.size[members[0]]
+        # The rows of step 1, 2, ...: those of all members that have so many steps.
+        step_number = np.arange(1, steps.max() + 1)
+        has_step = steps[None, :] >= step_number[:, None]
+        rows_at_step = np.minimum(has_step @ rows, places - 1)
+        seconds = step_s[size, rows_at_step]
+        until_step_s = np.cumsum(seconds)
+        expected_s[members] = until_step_s[steps - 1]
+    return expected_s
+
+
+def _batch_numbers(images: pd.DataFrame) -> Integers:
+    """The number of each image's batch: images of one batch began within half of a shortest image."""
+    begun_s = as_floats(images["sent_s"] + images["queue_s"])
+    order = np.argsort(begun_s, kind="stable")
+    apart_s = 0.5 * float(images["work_s"].min())
+    is_first = np.diff(begun_s[order], prepend=-math.inf) > apart_s
+    numbers = np.empty(len(images), dtype=np.int64)
+    numbers[order] = np.cumsum(is_first) - 1
+    return numbers
+
+
+def _members(images: pd.DataFrame) -> Integers:
+    """How many images began together with each one, itself included."""
+    batch = _batch_numbers(images)
+    members: Integers = np.bincount(batch)[batch]
+    return members
+
+
+def _step_s(step_s: Floats, work: AskedWork, batch: Floats) -> Floats:
+    """Seconds of a step of each request in its mean batch, between two rows in a straight line."""
+    most = step_s.shape[1] - 1
+    rows = np.clip(batch * work.rows, 1, most)
+    below = np.floor(rows).astype(np.int64)
+    above = np.minimum(below + 1, most)
+    share = rows - below
+    fewer_s = step_s[work.size, below]
+    more_s = step_s[work.size, above]
+    interpolated: Floats = fewer_s + share * (more_s - fewer_s)
+    return interpolated
+
+
+def _ratio_by_rows(images: pd.DataFrame, work: AskedWork, ratio: Floats, places: int) -> Floats:
+    """The ratio of a step under load to the planned step, for each number of rows from 0.
+
+    It is a straight line by least squares, weighted by steps, as far as batches were seen, and
+    constant beyond. Without batches of different sizes it is the mean.
+    """
+    # 1) The range of rows that was seen
+    rows = as_floats(images["batch_size"]) * work.rows
+    is_known = np.isfinite(ratio) & np.isfinite(rows)
+    rows = rows[is_known]
+    ratio = ratio[is_known]
+    steps = work.steps[is_known].astype(float)
+    mean = float(np.average(ratio, weights=steps))
+    low, high = np.quantile(rows, [0.02, 0.98])
+    if high - low < 1:
+        return np.full(places, mean)
+
+    # 2) A line within it
+    slope, intercept = np.polyfit(rows, ratio, 1, w=np.sqrt(steps))
+    place = np.arange(places, dtype=float)
+    within = np.clip(place, low, high)
+    line: Floats = intercept + slope * within
+    return np.clip(line, 0.5 * mean, 2 * mean)
+
+
+def _batch_in_lane_s(
+    lane: BatchLane, images: pd.DataFrame, work: AskedWork, factors: Floats
+) -> Callable[[float], Floats]:
+    """A function from a gap to the seconds of each image from its sending to its end in the lane.
+
+    `factors` are the images' relative durations.
+    """
+    sent_s = as_floats(images["sent_s"])
+
+    def in_lane_s(gap_s: float) -> Floats:
+        simulated = replace(lane, gap_s=gap_s).simulate(sent_s, work, factors)
+        seconds: Floats = simulated.done_s - sent_s
+        return seconds
+
+    return in_lane_s
+
+
+# ---- all runs together, and each by itself
+
+
+def _is_measured(images: pd.DataFrame) -> Bools:
+    phase = images["phase"].to_numpy()
+    is_measured: Bools = phase == "measure"
+    return is_measured
+
+
+def _by_run(values: Floats, frames: Sequence[pd.DataFrame]) -> list[Floats]:
+    """The values of all runs' images, run by run."""
+    lengths = [len(images) for images in frames]
+    ends = np.cumsum(lengths)
+    return np.split(values, ends[:-1])
+
+
+# ---- the replay
+
+
+def _replay(images: pd.DataFrame, ratio: Floats, in_lane_s: Floats, lane: Lane) -> Replay:
+    # 1) The latencies
+    held_s = as_floats(images["sent_s"] - images["scheduled_s"])
+    simulated_s = held_s + in_lane_s + float(lane.after_s.mean())
+    measured_s = as_floats(images["latency_s"])
+    columns = {"ratio": ratio, "simulated_s": simulated_s, "residual_s": measured_s - simulated_s}
+    replayed = images.assign(**columns)
+
+    # 2) What chance alone would do
+    is_counted = _is_measured(images)
+    expected_s = float(lane.after_s.std())
+    by_chance = None
+    if isinstance(lane, BatchLane):
+        noise = _simulate_noise(lane, images)
+        moved_s = noise.in_lane_s - in_lane_s
+        expected_s = math.hypot(expected_s, float(np.sqrt(np.mean(moved_s**2))))
+        if np.isfinite(ratio).any() and len(images) <= MOST_SIMULATED:
+            by_chance = noise.ratio[:, is_counted]
+    return Replay(replayed[is_counted], expected_s, by_chance)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Simulations of a run's arrivals, a row each, with its ratios dealt out by chance."""
+
+    in_lane_s: Floats
+    ratio: Floats
+
+
+def _simulate_noise(lane: BatchLane, images: pd.DataFrame) -> _Noise:
+    work = work_of(images, lane.sizes)
+    sent_s = as_floats(images["sent_s"])
+    random = np.random.default_rng(0)
+    many = len(images) <= MOST_SIMULATED
+    in_lane_s = []
+    ratios = []
+    for _ in range(LEAST_SERIES if many else 8):
+        dealt = random.choice(lane.ratios, len(images))
+        done = lane.simulate(sent_s, work, dealt)
+        in_lane_s.append(done.done_s - sent_s)
+        if lane.batching == "dynamic":
+            _, batch = np.unique(done.begun_s, return_inverse=True)
+            expected_s = _of_dynamic_batches(lane.actual.step_s, work, batch)
+        else:
+            expected_s = work.steps * _step_s(lane.actual.step_s, work, done.batch_size)
+        ratios.append(done.denoise_s / expected_s)
+    return _Noise(np.array(in_lane_s), np.array(ratios))
+
+
+def lane_alone(
+    spec: Mapping[str, Any], image_s: Sequence[float], workload: Mapping[str, Any] | None = None
+) -> Lane:
+    """The lane of a server without load, from its spec and the seconds of images made alone.
+
+    The images have the model's own size and steps, or those of `workload` where these are single
+    values. Raises ValueError for no image, and for a size without step times.
+    """
+    from benchlib.serving.engine.step_times import StepTimesBySize
+
+    if not len(image_s):
+        raise ValueError("image_s is empty: give the seconds of one image or more")
+    seconds = np.asarray(image_s, dtype=float)
+    ratios = np.sort(seconds / seconds.mean())
+    nothing = np.zeros(1)
+    if spec.get("batching") in (None, ONE_LANE):
+        mean_s = np.array([seconds.mean()])
+        return SerialLane(
+            expected_s=mean_s,
+            ratios=ratios,
+            gap_s=0.0,
+            gap_error_s=0.0,
+            after_s=nothing,
+            cost=lambda asked: np.full(len(asked), seconds.mean()),
+            sizes=(),
+        )
+
+    # 1) The work of one image
+    fields = dict(spec["showcase"])
+    given = {name: value for name, value in (workload or {}).items() if isinstance(value, int)}
+    fields |= {name: given[name] for name in fields if name in given}
+    size = int(fields["width"]), int(fields["height"])
+    step_times = StepTimesBySize.from_spec(spec.get("step_times") or {})
+    if not step_times:
+        raise ValueError("spec has no step times; it must be a server's spec")
+
+    # 2) Tables that make it take as long as the images did
+    planned = cost_tables([step_times[size]], spec["max_batch_size"])
+    one = np.ones(1, dtype=np.int64)
+    work = AskedWork(steps=one * int(fields["num_inference_steps"]), rows=2 * one, size=0 * one)
+    lane = BatchLane(
+        batching=spec["batching"],
+        max_batch_size=spec["max_batch_size"],
+        max_wait_s=spec["max_wait_ms"] / 1000,
+        planned=planned,
+        actual=planned,
+        work=work,
+        ratios=ratios,
+        gap_s=0.0,
+        gap_error_s=0.0,
+        after_s=nothing,
+        sizes=(size,),
+    )
+    k = float(seconds.mean()) / lane.service_s
+    return replace(lane, actual=planned.scaled(encode=k, step=k, decode=k))

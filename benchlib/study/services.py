@@ -1,0 +1,100 @@
+"""The services of a run's images: what each one took of the model, and what it took besides.
+
+Pure functions on a run's frame of requests. Ignorant of policies, of simulations, and of whether
+the services can be trusted (misfit.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from benchlib.rows import STAGES
+from benchlib.study.latency import is_ok
+
+Floats = npt.NDArray[np.float64]
+
+_STAGES = [f"{stage}_s" for stage in STAGES]
+_TIMED = ["queue_s", "total_s", *_STAGES]
+_MOMENTS = ["scheduled_s", "sent_s", "done_s", "latency_s"]
+_ASKED = ["num_inference_steps", "guidance_scale", "width", "height"]
+
+
+def services(requests: pd.DataFrame) -> pd.DataFrame:
+    """One row for each image, in the order in which the requests were sent; times in seconds.
+
+    - `work_s`: encoding, all steps and decoding. NaN where the server sent no `Server-Timing`.
+    - `outside_s`: from the request's way to the server and the answer's way back.
+    - `rows`: rows in the UNet's batch; 2 with guidance, else 1.
+    - `found`: how many earlier requests had not been answered when this one was sent.
+
+    The other columns are the run's. Requests without an image are left out.
+    """
+    # 1) The images
+    was_sent = requests["sent_s"].notna()
+    has_image = is_ok(requests) & was_sent
+    kept = ["phase", *_MOMENTS, *_TIMED, "batch_size", *_ASKED]
+    images = requests.loc[has_image, kept]
+    images = images.sort_values("sent_s", kind="stable")
+
+    # 2) What each one took
+    whole_s = images["done_s"] - images["sent_s"]
+    stages_s = images[_STAGES]
+    images["work_s"] = stages_s.sum(axis="columns", skipna=False)
+    images["outside_s"] = whole_s - images["total_s"]
+
+    # 3) What it asked for, and whom it found
+    is_unguided = images["guidance_scale"] <= 1  # a missing scale is the server's default, above 1
+    images["rows"] = np.where(is_unguided, 1, 2)
+    sent_s = as_floats(images["sent_s"])
+    done_s = as_floats(images["done_s"])
+    images["found"] = found_on_arrival(sent_s, done_s)
+    return images
+
+
+def are_timed(images: pd.DataFrame) -> bool:
+    """Whether every image of `services` has the server's own times."""
+    if not len(images):
+        return False
+    is_known = images[_TIMED].notna()
+    return bool(is_known.all(axis=None))
+
+
+def found_on_arrival(arrived_s: Floats, done_s: Floats) -> npt.NDArray[np.int64]:
+    """How many requests were with the server when each one came, itself excluded.
+
+    `arrived_s` must rise.
+    """
+    came_earlier = np.arange(len(arrived_s))
+    ends_s = np.sort(done_s)
+    had_left = np.searchsorted(ends_s, arrived_s, side="right")
+    return came_earlier - had_left
+
+
+def one_lane_services(images: pd.DataFrame) -> pd.Series:
+    """The seconds that one lane took for each image, where only latencies are known.
+
+    A request that found the server empty was served in its whole latency. For the others the time
+    is unknown (NaN): how long they waited is known only if the server has one lane.
+    """
+    whole_s = images["done_s"] - images["sent_s"]
+    return whole_s.where(images["found"] == 0)
+
+
+def failed_share(requests: pd.DataFrame) -> float:
+    """The share of the sent requests that ended without an image, from 0 to 1."""
+    sent = requests["sent_s"].notna()
+    ended = requests["done_s"].notna()
+    failed = sent & ended & ~is_ok(requests)
+    if not sent.any():
+        return 0.0
+    return float(failed.sum() / sent.sum())
+
+
+def as_floats(column: Any) -> Floats:
+    """A column as an array of floats."""
+    values: Floats = np.asarray(column, dtype=float)
+    return values

@@ -1,0 +1,153 @@
+"""Estimates against simulated servers whose truth is known, and against planted faults."""
+
+import numpy as np
+import pytest
+
+from benchlib.queueing.estimates import calibrate, foretell
+from tests.queueing.simulated_runs import GAP_S, SIZE, TIMES, simulated_run
+
+POLICIES = ("serial", "dynamic", "continuous")
+RATES = {"serial": 0.75, "dynamic": 1.2, "continuous": 1.2}
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def batching(request):
+    return request.param
+
+
+def test_a_run_of_sixty_images_is_explained(batching):
+    run = simulated_run(batching, rate=RATES[batching], requests=60)
+    calibration = calibrate(run)
+    assert calibration.status == "stands", calibration
+    assert calibration.images == 60
+    replayed = calibration.replay(run)
+    assert replayed["residual_s"].abs().median() < 0.05 * replayed["measured_s"].mean()
+
+
+def test_the_gap_is_told_apart_from_what_follows_the_lane(batching):
+    run = simulated_run(batching, rate=RATES[batching], requests=200)
+    lane = calibrate(run).lane
+    calls = 22 if batching == "serial" else 1  # serial's gap is that of a whole image
+    assert lane.gap_s == pytest.approx(calls * GAP_S, rel=0.3)
+    assert lane.after_s.mean() == pytest.approx(0.02, rel=0.3)
+
+
+def test_sixty_images_foretell_what_ten_thousand_requests_took(batching):
+    rate = RATES[batching]
+    calibration = calibrate(simulated_run(batching, rate=rate, requests=60, seed=1))
+    truth = simulated_run(batching, rate=rate, requests=10_000, seed=2).requests["latency_s"]
+    foretold = calibration.predict(rate, slo="p95 < 3 s")
+    # Ten thousand dependent latencies have errors of their own.
+    assert foretold.p50_s == pytest.approx(truth.quantile(0.5), rel=0.1)
+    assert foretold.p95_s == pytest.approx(truth.quantile(0.95), rel=0.15)
+    assert foretold.in_time == pytest.approx((truth <= 3).mean(), abs=0.03)
+    low, high = foretold.p95_s_interval
+    assert low < foretold.p95_s < high
+
+
+def test_the_capacity_keeps_the_promise_and_a_little_more_does_not(batching):
+    calibration = calibrate(simulated_run(batching, rate=RATES[batching], requests=60))
+    found = calibration.capacity("p95 < 3 s")
+    low, high = found.interval
+    assert low < found.rate < high
+    assert (high - low) / found.rate < 0.1
+    assert calibration.predict(0.97 * found.rate, "p95 < 3 s").in_time > 0.95
+    assert calibration.predict(1.03 * found.rate, "p95 < 3 s").in_time < 0.95
+
+
+def planted(fault, requests):
+    """Relative durations with a noise of 1 %, and a fault."""
+    random = np.random.default_rng(3)
+    factors = np.exp(0.01 * random.standard_normal(requests))
+    if fault == "pause":
+        factors[40] += 3
+    elif fault == "slow spell":
+        factors[40 : 40 + requests // 10] *= 1.3
+    elif fault == "drift":
+        factors *= np.linspace(1, 1.15, requests)
+    return factors
+
+
+@pytest.mark.parametrize("fault", ["pause", "slow spell", "drift"])
+def test_services_that_are_not_alike_are_noticed(batching, fault):
+    # A tenth of a short run is two batches, which chance may well bring together.
+    requests = 80 if batching == "serial" else 240
+    factors = planted(fault, requests)
+    run = simulated_run(batching, rate=RATES[batching], requests=requests, factors=factors)
+    calibration = calibrate(run)
+    assert calibration.status in ("widened", "refused")
+    assert calibration.breaches
+
+
+def test_another_policy_than_the_named_one_is_noticed():
+    run = simulated_run("serial", rate=0.75, requests=80, policy="dynamic")
+    assert calibrate(run).status != "stands"
+
+
+def test_a_server_without_timings_is_foretold_from_requests_that_found_it_empty():
+    run = simulated_run("serial", rate=0.4, requests=200, timed=False)
+    calibration = calibrate(run)
+    assert calibration.status != "refused", calibration
+    timed = calibrate(simulated_run("serial", rate=0.4, requests=200))
+    by_latencies = calibration.capacity("p95 < 3 s")
+    assert by_latencies.rate == pytest.approx(timed.capacity("p95 < 3 s").rate, rel=0.05)
+
+
+def test_a_server_of_several_lanes_without_timings_is_refused():
+    run = simulated_run("continuous", rate=2.0, requests=200, timed=False)
+    calibration = calibrate(run)
+    assert calibration.status == "refused"
+    assert calibration.capacity("p95 < 3 s").rate is None
+
+
+def test_few_images_are_refused_in_words():
+    calibration = calibrate(simulated_run("serial", rate=0.75, requests=12))
+    assert calibration.status == "refused"
+    assert "20 are needed" in str(calibration)
+    assert calibration.predict(0.5).p95_s is None
+    assert "12 images" in str(calibration.capacity("p95 < 3 s"))
+
+
+def test_a_promise_that_single_images_break_has_no_capacity():
+    found = calibrate(simulated_run("serial", rate=0.5, requests=40)).capacity("p95 < 0.1 s")
+    assert found.rate is None
+    assert "to itself" in found.note
+
+
+def test_an_overload_has_no_steady_state():
+    calibration = calibrate(simulated_run("serial", rate=0.5, requests=40))
+    prediction = calibration.predict(10.0)
+    assert not prediction.stable
+    assert prediction.p95_s is None
+
+
+def test_runs_of_different_servers_are_refused():
+    one = simulated_run("serial", rate=0.5, requests=30)
+    other = simulated_run("dynamic", rate=0.5, requests=30)
+    with pytest.raises(ValueError, match="differ in batching"):
+        calibrate([one, other])
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+def test_a_bad_rate_is_named(rate):
+    calibration = calibrate(simulated_run("serial", rate=0.5, requests=30))
+    with pytest.raises(ValueError, match="rate must be"):
+        calibration.predict(rate)
+
+
+def test_step_times_alone_foretell_a_plan(batching):
+    from benchlib.serving.engine.step_times import StepTimesBySize
+
+    spec = {
+        "batching": batching,
+        "max_batch_size": 8,
+        "max_wait_ms": 5.0,
+        "step_times": StepTimesBySize({SIZE: TIMES}).to_spec(),
+        "showcase": {"width": 1024, "height": 1024, "num_inference_steps": 20},
+    }
+    plan = foretell(spec, [0.78, 0.79, 0.8])
+    assert plan.service_s == pytest.approx(0.79)
+    assert plan.status == "widened"
+    measured = calibrate(simulated_run(batching, rate=RATES[batching], requests=200))
+    low, high = plan.capacity("p95 < 3 s").interval
+    assert low < measured.capacity("p95 < 3 s").rate < high
