@@ -36,7 +36,8 @@ class Part:
 
     Below `least_s` seconds its estimate gets too few images to say anything, so it is left out
     instead. By default a part takes all of its seconds or none. `worth` orders the parts: the
-    highest is the most telling one. `overhead_s` of its seconds make no image, and `image_s` is how
+    highest is the most telling one. `needs` names a more telling part without which this one says
+    nothing. `overhead_s` of its seconds make no image, and `image_s` is how
     long an image takes; both are for the plan's column of images.
     """
 
@@ -44,6 +45,7 @@ class Part:
     seconds: float
     least_s: float | None = None
     worth: float = 1.0
+    needs: str | None = None
     overhead_s: float = 0.0
     image_s: float | None = None
 
@@ -150,8 +152,10 @@ class BudgetPlan:
             spare = f"more telling ones leave {_minutes(spare_s)}"
         lines = []
         for part in self.left_out:
-            needs = f"it needs at least {_minutes(part.needed_s)} minutes"
-            lines.append(f"{part.name} is left out: {needs}, and {spare}")
+            reason = f"it needs at least {_minutes(part.needed_s)} minutes, and {spare}"
+            if any(part.needs == other.name for other in self.left_out):
+                reason = f"it says nothing without {part.needs}"
+            lines.append(f"{part.name} is left out: {reason}")
         return lines
 
 
@@ -251,13 +255,14 @@ class Budget:
         names = [part.name for part in wanted]
         if len(set(names)) != len(names):
             raise ValueError(f"parts: each needs a name of its own, got {', '.join(names)}")
-        free_s = max(0.0, self.left_s - reserve_s)
-        kept = _fitting(wanted, free_s)
+        left_s = self.left_s
+        free_s = max(0.0, left_s - reserve_s)
+        kept = [] if self.interrupted else _fitting(wanted, free_s)
         if not kept and wanted and keep_one and not self.interrupted:
             kept = [_by_worth(wanted)[0]]
         left_out = tuple(part for part in wanted if part not in kept)
         planned = _shared_out([part for part in wanted if part in kept], free_s)
-        return BudgetPlan(planned, left_out, self.left_s, reserve_s)
+        return BudgetPlan(planned, left_out, left_s, reserve_s)
 
     def in_turn(self, parts: Iterable[Part], *, reserve_s: float = 0.0) -> Iterator[PlannedPart]:
         """Prints the plan, then yields each part that is to be measured, in the order given.
@@ -336,10 +341,13 @@ def _by_worth(parts: Sequence[Part]) -> list[Part]:
 
 def _fitting(parts: Sequence[Part], free_s: float) -> list[Part]:
     """The parts whose least times fit, the most telling ones first."""
-    kept = []
+    kept: list[Part] = []
+    # What a part needs may have been measured already. Then it is not among the parts.
+    missing = {part.name for part in parts}
     for part in _by_worth(parts):
-        if part.needed_s <= free_s:
+        if part.needed_s <= free_s and part.needs not in missing:
             kept.append(part)
+            missing.remove(part.name)
             free_s -= part.needed_s
     return kept
 

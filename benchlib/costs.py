@@ -115,7 +115,9 @@ def machine_name() -> str:
 
 
 def _gpu_names() -> list[str]:
-    """The GPUs that NVML sees, each name once; none where there is no driver."""
+    """The GPUs that NVML sees, each name once; none without a driver, or where they are hidden."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return []
     nvml = import_module("pynvml")
     try:
         nvml.nvmlInit()

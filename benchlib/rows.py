@@ -36,6 +36,7 @@ ROW_DTYPES = (
     | {f"{part}_s": "float64" for part in (*PARTS, "total")}
     | dict.fromkeys(("batch_size", "service_s", "server_peak_gib"), "float64")
     | {f"{stage}_peak_gib": "float64" for stage in STAGES}
+    | {"launch_s": "float64"}
 )
 """The columns of a run's requests, in order. Null is NaN in float64 and pd.NA in other types."""
 

@@ -182,9 +182,17 @@ NETWORKS = {
 }
 
 
-def make_images(images: int = 5, sizes: tuple[int, ...] = (64, 128)) -> pd.DataFrame:
-    """Images of 2, 4 and 8 steps: 0.2 s, and 0.1 s a step for each 64 pixels of the side."""
+def make_images(
+    images: int = 5,
+    sizes: tuple[int, ...] = (64, 128),
+    launch_shares: tuple[float, ...] = (np.nan, np.nan),
+) -> pd.DataFrame:
+    """Images of 2, 4 and 8 steps: 0.2 s, and 0.1 s a step for each 64 pixels of the side.
+
+    `launch_shares` are the shares of a step in which Python starts its work, by size.
+    """
     found = []
+    shares = dict(zip(sizes, launch_shares, strict=False))
     for side in sizes:
         for steps in (2, 4, 8):
             for number in range(images):
@@ -202,6 +210,7 @@ def make_images(images: int = 5, sizes: tuple[int, ...] = (64, 128)) -> pd.DataF
                     | parts
                     | peaks
                     | {"total_s": total_s, "phase": "measure", "error": None}
+                    | {"launch_s": (shares[side] + 0.001 * (number % 3 - 1)) * denoise_s}
                 )
     return pd.DataFrame(found)
 

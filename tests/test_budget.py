@@ -136,6 +136,15 @@ def test_a_small_part_fits_beside_a_large_one_that_does_not(make):
     assert seconds(make(1).plan(parts)) == {"first": 40, "small": 10}
 
 
+def test_a_part_goes_with_the_one_that_it_says_nothing_without(make):
+    parts = [Part("calibrate", 90, worth=2), Part("confirm", 10, worth=1, needs="calibrate")]
+    plan = make(1).plan(parts, keep_one=False)
+    assert seconds(plan) == {}
+    assert plan.left_out_lines()[1] == ("confirm is left out: it says nothing without calibrate")
+    assert seconds(make(2).plan(parts)) == {"calibrate": 90, "confirm": 10}
+    assert seconds(make(1).plan(parts[1:])) == {"confirm": 10}, "calibrate is done already"
+
+
 def test_of_equally_telling_parts_the_first_ones_stay(make):
     rounds = [Part(f"round {number}", 25) for number in (1, 2, 3)]
     assert [*seconds(make(1).plan(rounds))] == ["round 1", "round 2"]
@@ -162,6 +171,12 @@ def test_the_most_telling_part_stays_where_none_fits(make):
         plan
     )
     assert seconds(budget.plan(parts, keep_one=False)) == {}
+
+
+def test_the_time_is_read_once_for_a_plan(make, clock, monkeypatch):
+    budget = make(1)
+    monkeypatch.setattr(budget, "_clock", lambda: clock.take(0.01) or clock())
+    assert not budget.plan([Part("a", 100, least_s=1)]).too_long
 
 
 def test_what_comes_after_the_parts_has_its_seconds(make):
@@ -290,6 +305,7 @@ def test_an_interrupt_ends_the_block_and_spends_the_budget(make, clock, capsys):
     assert "part b: interrupted: the answer uses what was measured" in printed
     assert "left out" not in printed
     assert budget.plan([Part("d", 1)]).parts == (), "not even the most telling part"
+    assert budget.plan([Part("d", 0)]).parts == ()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -99,7 +99,12 @@ def test_a_row_says_all_that_is_known_and_none_for_the_rest():
 def test_the_columns_of_a_row_are_those_that_are_kept_in_their_order():
     row = make_row(Call(0, "x", {}, due_s=0.0), started_s=0.0, warmup_s=0.0)
     assert [*row] == [*ROW_DTYPES][: len(row)]
-    assert [*ROW_DTYPES][len(row) :] == ["encode_peak_gib", "denoise_peak_gib", "decode_peak_gib"]
+    assert [*ROW_DTYPES][len(row) :] == [
+        "encode_peak_gib",
+        "denoise_peak_gib",
+        "decode_peak_gib",
+        "launch_s",
+    ]
 
 
 def test_the_header_that_is_written_is_read():

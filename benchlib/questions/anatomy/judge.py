@@ -6,6 +6,7 @@ the images were made (measure.py) and of drawing. Unknown is None or NaN.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,14 @@ Each GPU memory includes the one above it.
 NOT_SHOWN = "not shown, too few images"
 OWN_MEMORIES = ("rss", "cuda_allocated", "cuda_reserved")
 """The memories that this process alone fills, so that their growth is a leak of its own."""
+PYTHON_SHARE = 0.9
+"""Above this share of a step, Python's calls are the limit and not the GPU.
+
+Python starts a step's kernels one by one, while the GPU already computes. If the GPU is the slower
+one, it still has work when the last kernel is started. CUDA lets Python run about a thousand
+kernels ahead, and a step of SDXL's UNet has several thousand. So the GPU then goes on for a tenth
+of the step at least.
+"""
 LEAK_KIB = 2.0
 """Growth per image that matters: 2 GiB in a million images.
 
@@ -100,6 +109,52 @@ def cost_lines(requests: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def launch_shares(requests: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row for each size, with the share of a step that Python takes to start its work.
+
+    `share` is the mean over the images, with its 95 % `interval` or None. The `limit` is "Python"
+    if the whole interval lies above PYTHON_SHARE, "GPU" if it lies below, else "not shown". Images
+    that were not made on CUDA have no such share, so their size has no row.
+    """
+    rows = []
+    known = finished_images(requests).dropna(subset=["launch_s"])
+    for (width, height), images in known.groupby(["width", "height"]):
+        shares = images["launch_s"] / images["denoise_s"]
+        interval = intervals.runs_interval(shares.tolist())
+        limit = "not shown"
+        if interval is not None and interval[0] > PYTHON_SHARE:
+            limit = "Python"
+        elif interval is not None and interval[1] < PYTHON_SHARE:
+            limit = "GPU"
+        rows.append(
+            {
+                "width": width,
+                "height": height,
+                "share": float(shares.mean()),
+                "interval": interval,
+                "limit": limit,
+            }
+        )
+    return pd.DataFrame(rows, columns=["width", "height", "share", "interval", "limit"])
+
+
+def limit_words(launch: Mapping[Any, Any]) -> str:
+    """Returns a row of launch_shares in words: what limits the speed of a step, and what to do."""
+    size = size_name(launch["width"], launch["height"])
+    percent = None
+    if launch["interval"] is not None:
+        percent = [100 * end for end in launch["interval"]]
+    takes = f"Starting a step's work takes {words(100 * launch['share'], percent, '%')} of the step"
+    if launch["limit"] == "Python":
+        return (
+            f"At {size} Python is the limit, not the GPU. {takes}. "
+            'The recipe "cuda-graphs" starts it in one call: 05_settings measures what that gains.'
+        )
+    if launch["limit"] == "GPU":
+        return f"At {size} the GPU is the limit, not Python. {takes}."
+    return f"Whether Python or the GPU is the limit at {size} is not shown. {takes}."
 
 
 def memory_parts(
@@ -277,6 +332,7 @@ class Anatomy:
 
     - `means_s`: from stage_means.
     - `costs`: from cost_lines.
+    - `launches`: from launch_shares.
     - `peak`: from peak_stage.
     - `shares`: from arithmetic_share.
     - `growth`: from memory_growth.
@@ -285,6 +341,7 @@ class Anatomy:
 
     means_s: pd.DataFrame
     costs: pd.DataFrame
+    launches: pd.DataFrame
     peak: Peak | None
     shares: pd.DataFrame
     growth: pd.DataFrame
@@ -294,6 +351,7 @@ class Anatomy:
         lines = [
             self._time(),
             *self._costs(),
+            *(limit_words(launch) for launch in self.launches.to_dict("records")),
             self._peak(),
             *(_share_sentence(share) for share in self.shares.to_dict("records")),
             *self._leaks(),
@@ -351,6 +409,7 @@ def judge_images(run: Run, *, shares: pd.DataFrame, watched: Run) -> Anatomy:
     return Anatomy(
         means_s=stage_means(run.requests),
         costs=cost_lines(run.requests),
+        launches=launch_shares(run.requests),
         peak=peak_stage(run.requests),
         shares=shares,
         growth=memory_growth(watched.telemetry),

@@ -6,25 +6,36 @@ what the figures mean (judge.py).
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchlib import telemetry
+from benchlib.budget import Budget, Part
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.bounds import check_number
-from benchlib.questions.anatomy.judge import MATMUL, MEMORIES, arithmetic_share, size_name
+from benchlib.questions.anatomy.calls import timed_calls
+from benchlib.questions.anatomy.judge import MEMORIES, arithmetic_share, size_name, stage_means
+from benchlib.questions.anatomy.rounds import (
+    ARITHMETIC_WORTH,
+    LEAK_IMAGES,
+    LEAK_WORTH,
+    WARM_IMAGES,
+    Case,
+    image_groups,
+    in_rounds,
+    is_steady,
+)
 from benchlib.rows import STAGES
 from benchlib.run import writing
 from benchlib.serving.model.pipeline import SDXLPipeline
@@ -33,16 +44,12 @@ from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.store import Run, RunFolder
 
 STUDY = "time_and_memory"
-PRODUCTS: tuple[int, ...] = (512, 1024, 2048)
-"""Sides of the square matrices whose product is the limit of the arithmetic."""
-LARGE_PRODUCTS = (4096, 8192)
-"""More sides on a GPU, which smaller products don't fill. On a CPU they would take too long."""
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "sizes": [64, 128, 256],
         "steps": [2, 4, 8],
         "repeat": 5,
-        "budget_min": 0.4,
+        "budget_min": 1,
     },
     "full": {
         "sizes": [512, 768, 1024],
@@ -52,6 +59,16 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 """The arguments of dissect() in each profile."""
+LEAK_SIDE = 64
+LEAK_STEPS = 2
+LEAK_IMAGE = "small image"
+ARITHMETIC = "arithmetic"
+ARITHMETIC_IMAGES = 20
+ARITHMETIC_S = 5.0
+"""The arithmetic takes about so many images of one step, and these seconds for matrix products."""
+WARM_SHARE = 0.15
+WARM_S = 60.0
+"""Warming up takes at most this share of what is left, and at most these seconds for a size."""
 _PROMPT = "a lighthouse at dusk, oil painting"
 _LINE_EVERY_S = 10.0
 Row = dict[str, Any]
@@ -80,15 +97,22 @@ def dissect(
     steps: Sequence[int],
     repeat: int = 5,
     budget_min: float | None = None,
+    budget: Budget | None = None,
+    watch_images: int = 0,
     seed: int = 0,
     results: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Makes an image of each size with each number of steps, `repeat` times, and returns the run.
 
-    `sizes` are the sides of square images, in pixels. Every second round is made backwards, so that
-    drift affects all images alike. Each size is tried first, uncounted. A size that does not fit in
-    memory is left out. The plan is printed. `budget_min` minutes may allow fewer rounds, but at
-    least one.
+    `sizes` are the sides of square images, in pixels. Each size is first warmed up until its steps
+    get no faster; these images have the phase "warmup" and count nowhere. Every second round is
+    made backwards, so that drift affects all images alike. A size that does not fit in memory is
+    left out.
+
+    The images take `budget_min` minutes at most, or what is left of `budget`. Then `watch_images`
+    images of watch_memory() and a call of arithmetic() have their time in the budget, too. The plan
+    is printed: it may have fewer rounds, or leave numbers of steps or sizes out. An interrupt ends
+    the images of a `budget`, and the run has those that were made.
 
     A row of `requests` is an image, with the seconds and the peak memory of each stage. `telemetry`
     has the memory after each image. Raises ValueError for a bad argument, or if none of the sizes
@@ -97,49 +121,96 @@ def dissect(
     check_number("repeat", repeat, 1, whole=True)
     if not (sizes and steps):
         raise ValueError("sizes and steps need at least one value each")
+    clock = budget or Budget(budget_min, results=results)
 
     # 1) Take the sizes that fit.
-    fitting = [size for size in sizes if _fits(pipe, size)]
-    if not fitting:
-        tried = ", ".join(map(str, sizes))
-        raise ValueError(f"sizes: none of {tried} fits in this machine's memory; take smaller ones")
-
-    # 2) Plan as many rounds as the budget allows.
-    cases = product(fitting, steps)
-    requests = [_request(size, count, seed) for size, count in cases]
+    tried = {size: _try_size(pipe, size) for size in sizes}
+    costs = {size: cost for size, cost in tried.items() if cost is not None}
+    if not costs:
+        names = ", ".join(map(str, sizes))
+        raise ValueError(f"sizes: none of {names} fits in this machine's memory; take smaller ones")
+    requests = {case: _request(*case, seed) for case in product(costs, steps)}
     # The first encode with a number of steps prepares its schedule. An image's time must not
     # include that.
-    on_torch_thread(pipe.encode, requests)
-    round_s = sum(_predict_s(pipe, request) for request in requests)
-    rounds = repeat
-    if budget_min is not None:
-        affordable = int(60 * budget_min / round_s)
-        rounds = max(1, min(repeat, affordable))
-    minutes = rounds * round_s / 60
-    print(f"{len(requests)} points, {rounds} times each: {minutes:.1f} minutes", flush=True)
+    on_torch_thread(pipe.encode, list(requests.values()))
 
-    # 3) Make the images, every second round backwards.
-    order = []
-    for number in range(rounds):
-        order += requests if number % 2 == 0 else requests[::-1]
-    return _measure(pipe, order, "dissect", results)
+    most = WARM_IMAGES * len(costs) + repeat * len(requests)
+    with _recording(pipe, list(requests.values()), most, "dissect", results, budget) as images:
+        # 2) Warm each size up.
+        for size, cost in costs.items():
+            most_s = min(WARM_S, WARM_SHARE * clock.left_s / len(costs))
+            costs[size] = _warm_up(images, requests[size, min(steps)], cost, most_s)
+
+        # 3) Plan the rounds, and what follows them.
+        cases = [Case(size, count, costs[size].image_s(count)) for size, count in requests]
+        groups = image_groups(cases)
+        later = []
+        if budget is not None:
+            later = _later_parts(pipe, budget, watch_images, costs)
+        plan = clock.plan([*(group.part(repeat) for group in groups), *later])
+        print(plan, flush=True)
+
+        # 4) Make the images.
+        reserve_s = sum(plan[part.name].part.needed_s for part in later if part.name in plan)
+        rounds = in_rounds(groups, plan)
+        least = max(min(group.least_rounds, repeat) for group in groups)
+        images.total = images.made + sum(map(len, rounds))
+        for number, one_round in enumerate(rounds):
+            _make_round(images, one_round, requests, clock, reserve_s, number < least)
+    return images.run
+
+
+def _make_round(
+    images: _Images,
+    cases: Sequence[Case],
+    requests: Mapping[tuple[int, int], GenerateRequest],
+    clock: Budget,
+    reserve_s: float,
+    is_needed: bool,
+) -> None:
+    """Makes the images of a round for which there is time.
+
+    `reserve_s` is kept for what follows the rounds. A round that a figure needs may take the
+    budget's tolerance.
+    """
+    for case in cases:
+        free_s = clock.cut_s if is_needed else clock.left_s - reserve_s
+        if images.counted and case.seconds > free_s:
+            return
+        images.make(requests[case.size, case.steps])
 
 
 def watch_memory(
     pipe: SDXLPipeline,
     *,
     images: int = 300,
-    size: int = 64,
-    steps: int = 2,
+    size: int = LEAK_SIDE,
+    steps: int = LEAK_STEPS,
+    budget: Budget | None = None,
     results: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Makes `images` that differ in their seed alone, and returns the run.
 
-    Its `telemetry` has the memory after each image.
+    Its `telemetry` has the memory after each image. A `budget` may allow fewer images, or none
+    where it can't carry the least that show a leak. An interrupt then ends the images, and the run
+    has those that were made.
     """
     check_number("images", images, 1, whole=True)
+    planned = images
+    if budget is not None:
+        part = _leak_part(budget, images)
+        planned = images if _has_time(budget, part) else 0
     requests = [_request(size, steps, seed) for seed in range(images)]
-    return _measure(pipe, requests, "watch", results)
+    with _recording(pipe, requests, images, "watch", results, budget) as made:
+        made.total = planned
+        for number, request in enumerate(requests[:planned]):
+            if budget is not None:
+                free_s = budget.left_s if number >= LEAK_IMAGES else budget.cut_s
+                if not free_s:
+                    print(f"the budget is spent after {number} images", flush=True)
+                    break
+            made.make(request)
+    return made.run
 
 
 def arithmetic(
@@ -148,11 +219,13 @@ def arithmetic(
     *,
     size: int | None = None,
     repeat: int = 7,
+    budget: Budget | None = None,
 ) -> pd.DataFrame:
     """Returns how near a UNet step and a VAE decode come to this device's fastest matrix product.
 
     The columns are those of judge.arithmetic_share. The image is a guided one of `size`, by default
-    the showcase's. Every call goes to arithmetic.parquet beside the rows of `run`.
+    the showcase's. Every call goes to arithmetic.parquet beside the rows of `run`. Without time
+    left in a `budget`, and after an interrupt, there are no rows.
 
     The floating point operations of matrix products, convolutions and attention are counted: 2 for
     each multiply and add. The matrix products have the same dtype and threads. In float32 on a GPU
@@ -160,9 +233,70 @@ def arithmetic(
     """
     side = size or pipe.spec["showcase"]["width"]
     request = _request(side, repeat + 2, seed=0)
-    calls = pd.DataFrame(on_torch_thread(_calls, pipe, request, repeat))
+    rows: list[Row] = []
+    if budget is None:
+        rows = on_torch_thread(timed_calls, pipe, request, repeat)
+    elif _has_time(budget, _arithmetic_part(budget, pipe, *_largest_image(run))):
+        with budget.measuring(ARITHMETIC), budget.timed(ARITHMETIC):
+            rows = on_torch_thread(timed_calls, pipe, request, repeat)
+    calls = pd.DataFrame(rows, columns=["part", "dtype", "flop", "time_s"])
     calls.to_parquet(run.path / "arithmetic.parquet")
     return arithmetic_share(calls)
+
+
+def _largest_image(run: Run) -> tuple[int, float]:
+    """The side of a run's largest images, and what one of a single step takes; (1, 0.0) for none."""
+    means_s = stage_means(run.requests)
+    if not len(means_s):
+        return 1, 0.0
+    size, _, steps = means_s.index[-1]
+    stages_s = means_s.iloc[-1]
+    beside_s = stages_s["encode"] + stages_s["decode"]
+    return size, float(beside_s + stages_s["denoise"] / steps)
+
+
+def _arithmetic_part(budget: Budget, pipe: SDXLPipeline, size: int, image_s: float) -> Part:
+    """The arithmetic, guessed from an image of one step where it was never measured here."""
+    side = pipe.spec["showcase"]["width"]
+    own_image_s = image_s * (side / size) ** 2
+    guess_s = ARITHMETIC_S + ARITHMETIC_IMAGES * own_image_s
+    return Part(ARITHMETIC, budget.cost(ARITHMETIC, guess_s), worth=ARITHMETIC_WORTH)
+
+
+def _has_time(budget: Budget, part: Part) -> bool:
+    """Whether a part fits into what is left of a budget; if not, that is printed."""
+    plan = budget.plan([part], keep_one=False)
+    for line in plan.left_out_lines():
+        print(line, flush=True)
+    return part.name in plan
+
+
+def _later_parts(
+    pipe: SDXLPipeline,
+    budget: Budget,
+    watch_images: int,
+    costs: Mapping[int, _SizeCost],
+) -> list[Part]:
+    """The parts of the notebook that follow the images of all sizes."""
+    largest = max(costs)
+    parts = [_arithmetic_part(budget, pipe, largest, costs[largest].image_s(1))]
+    if watch_images:
+        # The first image of a size is slower, and other work may delay any.
+        small_s = [pipe.predict_s(LEAK_SIDE, LEAK_SIDE, LEAK_STEPS) for _ in range(3)]
+        budget.record(LEAK_IMAGE, min(small_s))
+        parts.append(_leak_part(budget, watch_images))
+    return parts
+
+
+def _leak_part(budget: Budget, images: int) -> Part:
+    image_s = budget.cost(LEAK_IMAGE, 0.1)
+    return Part(
+        "memory after small images",
+        seconds=images * image_s,
+        least_s=min(images, LEAK_IMAGES) * image_s,
+        worth=LEAK_WORTH,
+        image_s=image_s,
+    )
 
 
 def _request(size: int, steps: int, seed: int) -> GenerateRequest:
@@ -175,45 +309,116 @@ def _request(size: int, steps: int, seed: int) -> GenerateRequest:
     )
 
 
-def _predict_s(pipe: SDXLPipeline, request: GenerateRequest) -> float:
-    return pipe.predict_s(request.width, request.height, request.num_inference_steps)
+@dataclass(frozen=True)
+class _SizeCost:
+    """What an image of one size takes: `fixed_s` whatever its steps, and `step_s` for each step."""
+
+    fixed_s: float
+    step_s: float
+
+    def image_s(self, steps: int) -> float:
+        return self.fixed_s + steps * self.step_s
 
 
-def _fits(pipe: SDXLPipeline, size: int) -> bool:
+def _try_size(pipe: SDXLPipeline, size: int) -> _SizeCost | None:
+    """What an image of this size takes, by a short one; None where it does not fit in memory."""
     try:
         if pipe.fits(size, size):
-            pipe.predict_s(size, size, 1)
-            return True
+            timings = pipe.generate(_request(size, 2, seed=0)).timings
+            fixed_s = timings.encode_s + timings.decode_s
+            return _SizeCost(fixed_s, timings.step_s[-1])
     except torch.OutOfMemoryError:
         pass
     print(f"{size_name(size, size)} does not fit in memory: left out")
-    return False
+    return None
 
 
-def _measure(
+def _warm_up(
+    images: _Images, request: GenerateRequest, cost: _SizeCost, most_s: float
+) -> _SizeCost:
+    """Makes images of one size until their steps get no faster; returns what the last one took.
+
+    It takes at most WARM_IMAGES images and about `most_s` seconds. Where one image takes longer
+    than that, none is made, and `cost` is returned.
+    """
+    end_s = time.monotonic() + most_s
+    steps = request.num_inference_steps
+    step_s: list[float] = []
+    while not is_steady(step_s):
+        if len(step_s) == WARM_IMAGES or time.monotonic() + cost.image_s(steps) > end_s:
+            side = size_name(request.width, request.height)
+            print(f"{side}: warmed by {len(step_s)} images, may still get faster", flush=True)
+            break
+        row = images.make(request, "warmup")
+        step_s.append(row["denoise_s"] / steps)
+        cost = _SizeCost(row["total_s"] - row["denoise_s"], step_s[-1])
+    return cost
+
+
+class _Images:
+    """A run that grows image by image: its rows, and the memory after each."""
+
+    def __init__(self, pipe: SDXLPipeline, folder: RunFolder, most: int) -> None:
+        self.total = most
+        self.made = 0
+        self.counted = 0
+        self.counted_from_s = 0.0
+        self.run: Run  # when all images are made
+        self._pipe = pipe
+        self._folder = folder
+        # The array has its full length from the start: a growing list would look like a leak.
+        self.samples = np.full((most, 1 + len(MEMORIES)), np.nan)
+        self.began_s = time.monotonic()
+        self._line_due_s = self.began_s + _LINE_EVERY_S
+
+    def make(self, request: GenerateRequest, phase: str = "measure") -> Row:
+        """Makes an image, and writes and returns its row.
+
+        Every ten seconds it prints how many images are made.
+        """
+        image = on_torch_thread(_image, self._pipe, request, self.began_s)
+        row: Row = {"index": self.made, "phase": phase} | image
+        with self._folder.rows_path.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps(row) + "\n")
+        now_s = time.monotonic()
+        self.samples[self.made] = now_s - self.began_s, *_memory_now_gib(self._pipe)
+        self.made += 1
+        if phase == "measure":
+            self.counted += 1
+            if self.counted == 1:
+                self.counted_from_s = row["sent_s"]
+        if now_s > self._line_due_s:
+            self._line_due_s = now_s + _LINE_EVERY_S
+            elapsed_s = now_s - self.began_s
+            print(f"{elapsed_s:.0f} s: {self.made} of {self.total} images", flush=True)
+        return row
+
+
+@contextmanager
+def _recording(
     pipe: SDXLPipeline,
     requests: list[GenerateRequest],
+    most: int,
     label: str,
     results: str | os.PathLike[str] | None,
-) -> Run:
-    """Makes the images one after another, and returns the run.
+    budget: Budget | None,
+) -> Iterator[_Images]:
+    """Yields a new run for at most `most` images such as `requests`, and keeps it at the end.
 
-    After an error, the rows of the images made before it are kept.
+    After an error, the rows of the images made before it are kept. An interrupt ends the block; it
+    is raised where there is no `budget`.
     """
     with writing(results, STUDY, None) as writer:
-        # 1) Make room for the samples before the first image.
         spec = _spec(requests, label)
         folder = writer.create(spec, pipe.spec, networks=pipe.spec["networks"])
-        # The array has its full length from the start: a growing list would look like a leak.
-        columns = 1 + len(MEMORIES)
-        samples = np.full((len(requests), columns), np.nan)
-
-        # 2) Make the images, and keep the run even after an error.
+        images = _Images(pipe, folder, most)
         status = "finished"
         error: str | None = None
-        began_s = time.monotonic()
         try:
-            _make_images(pipe, requests, folder, samples, began_s)
+            with nullcontext() if budget is None else budget.measuring(label):
+                yield images
+            if budget is not None and budget.interrupted:
+                status = "interrupted"
         except BaseException as raised:
             status = "failed"
             if isinstance(raised, KeyboardInterrupt):
@@ -221,14 +426,13 @@ def _measure(
             error = repr(raised)
             raise
         finally:
-            wall_s = time.monotonic() - began_s
+            wall_s = time.monotonic() - images.began_s
             outcome = {
-                "window_start_s": 0.0,
+                "window_start_s": images.counted_from_s,
                 "window_end_s": wall_s,
                 "wall_s": wall_s,
             }
-            run = writer.keep(folder, status, outcome, _telemetry(samples), error)
-    return run
+            images.run = writer.keep(folder, status, outcome, _telemetry(images.samples), error)
 
 
 def _spec(requests: list[GenerateRequest], label: str) -> dict[str, Any]:
@@ -249,31 +453,6 @@ def _spec(requests: list[GenerateRequest], label: str) -> dict[str, Any]:
         "label": label,
         "warmup_s": 0.0,
     }
-
-
-def _make_images(
-    pipe: SDXLPipeline,
-    requests: list[GenerateRequest],
-    folder: RunFolder,
-    samples: Any,
-    began_s: float,
-) -> None:
-    """Writes a row for each image, and fills its line of `samples`.
-
-    Every ten seconds it prints how many images are made.
-    """
-    line_due_s = began_s + _LINE_EVERY_S
-    for number, request in enumerate(requests):
-        image = on_torch_thread(_image, pipe, request, began_s)
-        row = {"index": number, "phase": "measure"} | image
-        with folder.rows_path.open("a", encoding="utf-8") as rows:
-            rows.write(json.dumps(row) + "\n")
-        now_s = time.monotonic()
-        samples[number] = now_s - began_s, *_memory_now_gib(pipe)
-        if now_s > line_due_s:
-            line_due_s = now_s + _LINE_EVERY_S
-            progress = f"{number + 1} of {len(requests)} images"
-            print(f"{now_s - began_s:.0f} s: {progress}", flush=True)
 
 
 def _telemetry(samples: Any) -> pd.DataFrame:
@@ -323,6 +502,7 @@ def _image(pipe: SDXLPipeline, request: GenerateRequest, began_s: float) -> Row:
         "server_peak_gib": max(known_gib, default=None),
         **{f"{stage}_s": getattr(work, f"{stage}_s") for stage in STAGES},
         **{f"{stage}_peak_gib": peaks_gib[stage] for stage in STAGES},
+        "launch_s": work.launch_s if pipe.device.type == "cuda" else None,
     }
 
 
@@ -335,100 +515,3 @@ def _memory_now_gib(pipe: SDXLPipeline) -> tuple[float, ...]:
     held_gib = (telemetry.process_memory_gib(), *telemetry.cuda_memory_gib(), used_gib)
     known_gib = [math.nan if gib is None else gib for gib in held_gib]
     return tuple(known_gib)
-
-
-def _calls(
-    pipe: SDXLPipeline,
-    request: GenerateRequest,
-    repeat: int,
-) -> list[Row]:
-    """Returns a row for each timed call of a UNet step, a VAE decode and the matrix products."""
-    step_flop, decode_flop = _count_flop(pipe, request)
-    dtypes = {name: network["dtype"] for name, network in pipe.spec["networks"].items()}
-    step = {"part": "UNet step", "dtype": dtypes["unet"], "flop": step_flop}
-    decode = {"part": "VAE decode", "dtype": dtypes["vae"], "flop": decode_flop}
-
-    works = pipe.encode([request])
-    pipe.step(works)  # the first step is slower
-    rows: list[Row] = []
-    for _ in range(repeat):
-        rows.append(step | {"time_s": pipe.step(works)})
-        pipe.decode(works)
-        rows.append(decode | {"time_s": works[0].decode_s})
-    return rows + _all_products(pipe.device, {dtypes["unet"], dtypes["vae"]}, repeat)
-
-
-def _count_flop(pipe: SDXLPipeline, request: GenerateRequest) -> tuple[int, int]:
-    """Returns the floating point operations of one step and of one decode."""
-    # The counter sees no operator of a network that was compiled or recorded.
-    counted = _stock(pipe) if pipe.compiled else pipe
-    works = counted.encode([request])
-    counted.step(works)
-    # The counter misses fused kernels of attention on some devices. SDPBackend.MATH has none.
-    step = FlopCounterMode(display=False)
-    decode = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH):
-        with step:
-            counted.step(works)
-        with decode:
-            counted.decode(works)
-    return step.get_total_flops(), decode.get_total_flops()
-
-
-def _stock(pipe: SDXLPipeline) -> SDXLPipeline:
-    """Returns a pipeline without recipes, over the same weights.
-
-    The VAE is a copy, because its dtype may be changed.
-    """
-    stock = copy.copy(pipe.diffusers)
-    stock.vae = copy.deepcopy(stock.vae)
-    return SDXLPipeline(stock, spec=pipe.spec)
-
-
-def _all_products(
-    device: torch.device,
-    dtypes: set[str],
-    repeat: int,
-) -> list[Row]:
-    """Returns a row for each timed matrix product, with TF32 where cuDNN's convolutions use it."""
-    sides = PRODUCTS
-    if device.type != "cpu":
-        sides += LARGE_PRODUCTS
-    before = torch.get_float32_matmul_precision()
-    rows = []
-    try:
-        if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-            torch.set_float32_matmul_precision("high")
-        for dtype, side in product(sorted(dtypes), sides):
-            rows += _products(device, dtype, side, repeat)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    return rows
-
-
-@torch.inference_mode()
-def _products(
-    device: torch.device,
-    dtype: str,
-    n: int,
-    repeat: int,
-) -> list[Row]:
-    """Returns a row for each of `repeat` products of two n x n matrices.
-
-    The first product does not count and has no row.
-    """
-    factor = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
-    row = {"part": MATMUL, "dtype": dtype, "flop": 2 * n**3}
-    rows = []
-    for _ in range(repeat + 1):
-        _synchronise(device)
-        began_s = time.perf_counter()
-        _ = factor @ factor
-        _synchronise(device)
-        rows.append(row | {"time_s": time.perf_counter() - began_s})
-    return rows[1:]
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()

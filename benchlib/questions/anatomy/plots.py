@@ -137,7 +137,8 @@ def cost_line(
     """Draws the seconds of each image against its steps, with a line for each size.
 
     The line's left end is what any image costs, and its slope what each step adds. The title has
-    the costs of the largest size. If there are more than six sizes, the six largest are drawn.
+    the costs of the largest size. A size is marked where Python, not the GPU, is the limit. If
+    there are more than six sizes, the six largest are drawn.
     """
     ax = figure.axes(ax)
     ax.set_xlabel("denoising steps")
@@ -152,6 +153,9 @@ def cost_line(
         for cost in judge.cost_lines(images).to_dict("records")
     }
     most_steps = float(images["num_inference_steps"].max())
+    launches = judge.launch_shares(images)
+    slow_python = launches[launches["limit"] == "Python"]
+    python_limits = set(zip(slow_python["width"], slow_python["height"], strict=True))
 
     # 2) Draw dots and lines.
     labels: list[Label] = []
@@ -163,6 +167,8 @@ def cost_line(
         cost_words = f"no line, as all have {most_steps:g} steps"
         if cost:
             cost_words = judge.cost_words(cost)
+        if size in python_limits:
+            cost_words += ", Python is the limit"
         name = size_name(*size)
         lines = cost_words.replace(", ", "\n")
         labels.append((end_s, f"{name}:\n{lines}", style[0]))

@@ -183,6 +183,7 @@ class SDXLPipeline:
             batch = Batch(works, rows=rows, device=self.device)
         self._batch = None  # a batch that fails is not used again
         latents, timesteps = batch.inputs()
+        called_s = time.monotonic()
         noise = self._unet(
             latents,
             timesteps,
@@ -190,11 +191,13 @@ class SDXLPipeline:
             added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
             return_dict=False,
         )[0]
+        launch_s = time.monotonic() - called_s
         batch.advance(noise)
         self._batch = batch
         elapsed_s = self._clock() - started_s
         for work in works:
             work.step_s.append(elapsed_s)
+            work.launch_s += launch_s
             work.batch_rows += len(works)
         return elapsed_s
 

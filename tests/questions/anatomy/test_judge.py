@@ -172,6 +172,29 @@ def test_the_answer_in_words(made: SimpleNamespace) -> None:
     ]
 
 
+def test_where_python_is_the_limit_the_answer_says_so_and_what_to_do(made: SimpleNamespace) -> None:
+    images = made.images(launch_shares=(0.97, 0.4))
+    lines = answer(made, images, [1.0]).splitlines()
+    assert lines[3:5] == [
+        "At 64x64 Python is the limit, not the GPU. Starting a step's work takes 97 % (96.9 to 97) of "
+        'the step. The recipe "cuda-graphs" starts it in one call: 05_settings measures what that '
+        "gains.",
+        "At 128x128 the GPU is the limit, not Python. Starting a step's work takes 40 % (39.9 to 40) "
+        "of the step.",
+    ]
+    between = judge.launch_shares(made.images(launch_shares=(judge.PYTHON_SHARE, 0.4)))
+    assert between["limit"].tolist() == ["not shown", "GPU"]
+    few = judge.launch_shares(made.images(1)[:2].assign(launch_s=0.0))
+    assert few["limit"].tolist() == ["not shown"]
+    words = judge.limit_words(few.iloc[0].to_dict())
+    assert words.startswith("Whether Python or the GPU is the limit at 64x64 is not shown. ")
+
+
+def test_on_a_cpu_no_launch_is_known(made: SimpleNamespace) -> None:
+    assert judge.launch_shares(made.images()).empty
+    assert "limit" not in answer(made, made.images(), [1.0])
+
+
 def test_the_answer_says_what_is_not_shown(made: SimpleNamespace) -> None:
     few = answer(made, made.images(1), [1.0])
     assert "What a step costs: not shown, too few images. A larger budget_min makes more." in few

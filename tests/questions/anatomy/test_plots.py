@@ -37,6 +37,19 @@ def test_plots_take_no_row_one_and_many(made: SimpleNamespace, count: int) -> No
     assert title(plots.memory_bars(parts=parts, record=record)).startswith("tiny model, not SDXL")
 
 
+def test_a_size_is_marked_where_python_is_the_limit(made: SimpleNamespace) -> None:
+    record = made.run([1.0])[0]
+    images = made.images(launch_shares=(0.97, 0.4))
+    ax = plots.cost_line(requests=images, record=record)
+    labels = [text.get_text() for text in ax.texts if "a step" in text.get_text()]
+    assert [label.partition(":")[0] for label in labels if "Python is the limit" in label] == [
+        "64x64"
+    ]
+    assert "Python" not in title(ax)
+    small = images[images["width"] == 64]
+    assert title(plots.cost_line(requests=small, record=record)).endswith("Python is the limit")
+
+
 def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
     record = made.run([1.0])[0]
     images = made.images()
