@@ -31,10 +31,10 @@ from benchlib.questions.anatomy.rounds import (
     LEAK_IMAGES,
     LEAK_WORTH,
     WARM_IMAGES,
-    Case,
+    ImageCase,
     image_groups,
     in_rounds,
-    is_steady,
+    is_warm,
 )
 from benchlib.rows import STAGES
 from benchlib.run import writing
@@ -142,7 +142,7 @@ def dissect(
             costs[size] = _warm_up(images, requests[size, min(steps)], cost, most_s)
 
         # 3) Plan the rounds, and what follows them.
-        cases = [Case(size, count, costs[size].image_s(count)) for size, count in requests]
+        cases = [ImageCase(size, count, costs[size].image_s(count)) for size, count in requests]
         groups = image_groups(cases)
         later = []
         if budget is not None:
@@ -162,7 +162,7 @@ def dissect(
 
 def _make_round(
     images: _Images,
-    cases: Sequence[Case],
+    cases: Sequence[ImageCase],
     requests: Mapping[tuple[int, int], GenerateRequest],
     clock: Budget,
     reserve_s: float,
@@ -344,7 +344,7 @@ def _warm_up(
     end_s = time.monotonic() + most_s
     steps = request.num_inference_steps
     step_s: list[float] = []
-    while not is_steady(step_s):
+    while not is_warm(step_s):
         if len(step_s) == WARM_IMAGES or time.monotonic() + cost.image_s(steps) > end_s:
             side = size_name(request.width, request.height)
             print(f"{side}: warmed by {len(step_s)} images, may still get faster", flush=True)

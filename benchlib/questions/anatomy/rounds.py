@@ -29,7 +29,7 @@ LEAK_WORTH = 6.0
 MIDDLE_WORTH = 5.0
 
 
-def is_steady(step_s: Sequence[float]) -> bool:
+def is_warm(step_s: Sequence[float]) -> bool:
     """Whether the steps of one size no longer get faster, by the seconds of each image's step.
 
     The faster one of the last two images is compared with the fastest one before them. It must be
@@ -42,7 +42,7 @@ def is_steady(step_s: Sequence[float]) -> bool:
 
 
 @dataclass(frozen=True)
-class Case:
+class ImageCase:
     """Images of one size in pixels and one number of steps; `seconds` is what an image takes."""
 
     size: int
@@ -54,7 +54,7 @@ class Case:
 class ImageGroup:
     """Cases of one size that are made together; a round has an image of each."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[ImageCase, ...]
     worth: float
     least_rounds: int
     needs: str | None = None
@@ -84,7 +84,7 @@ class ImageGroup:
         )
 
 
-def image_groups(cases: Sequence[Case]) -> list[ImageGroup]:
+def image_groups(cases: Sequence[ImageCase]) -> list[ImageGroup]:
     """The cases in groups: for each size, its fewest and most steps, and those between.
 
     The line through an image's time needs MIN_RUNS images, and says most where these have the
@@ -111,7 +111,7 @@ def rounds_of(group: ImageGroup, plan: BudgetPlan) -> int:
     return max(1, images // len(group.cases))
 
 
-def in_rounds(groups: Sequence[ImageGroup], plan: BudgetPlan) -> list[list[Case]]:
+def in_rounds(groups: Sequence[ImageGroup], plan: BudgetPlan) -> list[list[ImageCase]]:
     """The rounds of images, every second one backwards, so that drift affects all cases alike.
 
     A group that has fewer rounds than others is left out of the last ones.
@@ -119,7 +119,7 @@ def in_rounds(groups: Sequence[ImageGroup], plan: BudgetPlan) -> list[list[Case]
     counts = [rounds_of(group, plan) for group in groups]
     rounds = []
     for number in range(max(counts, default=0)):
-        cases: list[Case] = []
+        cases: list[ImageCase] = []
         for group, count in zip(groups, counts, strict=True):
             if number < count:
                 cases += group.cases

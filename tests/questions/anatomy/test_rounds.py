@@ -6,19 +6,21 @@ import pytest
 from benchlib import Budget
 from benchlib.questions.anatomy.rounds import (
     WARM_IMAGES,
-    Case,
+    ImageCase,
     image_groups,
     in_rounds,
-    is_steady,
+    is_warm,
 )
 
-CASES = [Case(size, steps, 0.001 * size * steps) for size in (512, 1024) for steps in (10, 20, 50)]
+CASES = [
+    ImageCase(size, steps, 0.001 * size * steps) for size in (512, 1024) for steps in (10, 20, 50)
+]
 
 
 def warmed_by(step_s):
     """How many images a size is warmed by, if their steps take these seconds."""
     for images in range(WARM_IMAGES):
-        if is_steady(step_s[:images]):
+        if is_warm(step_s[:images]):
             return images
     return WARM_IMAGES
 
@@ -83,7 +85,7 @@ def test_sizes_go_before_the_steps_between(tmp_path):
 
 
 def test_one_number_of_steps_is_a_group_of_its_own(tmp_path):
-    (group,) = image_groups([Case(64, 4, 0.1)])
+    (group,) = image_groups([ImageCase(64, 4, 0.1)])
     assert (group.name, group.least_rounds) == ("64x64: 4 steps", 5)
     assert group.part(2).least_s == group.part(2).seconds == pytest.approx(0.2)
     budget = Budget(0.1 / 60, results=tmp_path, clock=lambda: 0.0)
