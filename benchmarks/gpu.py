@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 import sys
 import time
@@ -37,6 +38,12 @@ from benchlib.load.arrivals import OpenLoop
 from benchlib.load.workload import Workload
 from benchlib.machine import describe_git, describe_machine, describe_packages, describe_torch
 from benchlib.questions.batching.forecast import predict_latency
+from benchlib.questions.settings.pictures import (
+    Album,
+    own_prompts,
+    pictures_needed,
+    take_pictures,
+)
 from benchlib.run import run_load
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
@@ -48,6 +55,7 @@ from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import Server
 from benchlib.study.latency import in_window
 from benchlib.study.likeness import psnr_db, ssim
+from benchlib.study.picture_quality import PAIRS_NEEDED, Pair, judge_pictures
 from benchlib.telemetry import GIB
 from benchmarks.gpu_table import draw, read, table
 
@@ -140,11 +148,13 @@ class Book:
         self.write(case, "load_s", time.monotonic() - began_s, recipe=recipe)
         return pipe
 
-    def requests(self, n: int = 1, *, steps: int = 20, seed: int = 1) -> list[GenerateRequest]:
+    def requests(
+        self, n: int = 1, *, steps: int = 20, seed: int = 1, prompt: str = "a lighthouse at dusk"
+    ) -> list[GenerateRequest]:
         if self.options.quick:
             steps = min(steps, 3)
         first = GenerateRequest(
-            prompt="a lighthouse at dusk",
+            prompt=prompt,
             num_inference_steps=steps,
             **self.shape,
         )
@@ -584,7 +594,89 @@ def faithful(book: Book) -> None:
             clear()
 
 
-PARTS = {"latency": latency, "throughput": throughput, "serving": serving, "faithful": faithful}
+def pictures(book: Book) -> None:
+    """Judge the pictures of each recipe beside plain bf16's, over a list of prompts.
+
+    The verdict is that of notebook 05. A recipe that changes the algorithm is judged over all
+    prompts, an exact one over the fewest with a verdict. bf16's pictures are made anew in each
+    call: from their seeds, they are the same every time.
+    """
+    # 1) What is to be judged
+    exact = book.options.exact
+    recipes = {
+        "fp32": "fp32",
+        "bf16, CUDA graphs": GRAPHS,
+        "best": exact,
+        "fp8": f"{exact}+fp8",
+        "int8": f"{exact}+int8",
+        "VAE tiling": f"{EAGER}+vae-tiling",
+    }
+    changing = ("fp8", "int8", "VAE tiling")
+    cases = [case for case in recipes if case not in book.ended]
+    if not cases:
+        return
+    prompts = own_prompts()
+    if book.options.quick:
+        prompts = prompts[:PAIRS_NEEDED]
+
+    # 2) The pictures of bf16, and of each other recipe
+    baseline = album_of(book, "bf16", "bf16", prompts, limit_s=book.left_s / 2)
+    image_s = statistics.mean(baseline.times_s)
+    for case in cases:
+        recipe = recipes[case]
+        needed = pictures_needed(prompts, exact=case not in changing)
+        needs_s = starts_s(recipe) + 1.5 * PAIRS_NEEDED * image_s
+        if book.begins(case, needs_s) and book.can(case, recipe):
+            with book.trying(case):
+                options = {"limit_s": book.left_s, "baseline": baseline}
+                album = album_of(book, case, recipe, prompts[:needed], **options)
+                write_quality(book, case, album.pairs)
+                book.write(case, "ended", True)
+            clear()
+
+
+def album_of(book: Book, case: str, recipe: str, prompts: Sequence[str], **options: Any) -> Album:
+    """The pictures of a recipe; `options` go to `take_pictures`."""
+    pipe = book.load(case, recipe)
+    steps = 1 if book.options.quick else 20
+
+    def make(prompt: str, seed: int) -> tuple[Any, float]:
+        result = pipe.generate(book.requests(steps=steps, seed=seed, prompt=prompt))
+        return result.images[0], result.timings.total_s
+
+    try:
+        return take_pictures(make, prompts, timed=2, **options)
+    finally:
+        pipe.close()
+
+
+def write_quality(book: Book, case: str, pairs: Sequence[Pair]) -> None:
+    """Write the verdict, the means with their intervals, and each pair."""
+    quality = judge_pictures(pairs)
+    book.write(
+        case,
+        "pictures",
+        quality.verdict,
+        reason=quality.reason,
+        pairs=quality.pairs,
+        identical=quality.identical,
+    )
+    for metric, mean in quality.means.items():
+        if mean is not None and math.isfinite(mean):
+            book.write(case, f"mean_{metric}", mean, interval=quality.intervals[metric])
+    for pair in pairs:
+        decibels = None if pair.identical else pair.psnr_db
+        figures = {"psnr_db": decibels, "flip": pair.flip}
+        book.keep(case, "pair_ssim", pair.ssim, prompt=pair.prompt, seed=pair.seed, **figures)
+
+
+PARTS = {
+    "latency": latency,
+    "throughput": throughput,
+    "serving": serving,
+    "faithful": faithful,
+    "pictures": pictures,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

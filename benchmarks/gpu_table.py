@@ -271,6 +271,9 @@ def table(folder: Path) -> str:
     for (case, n), values in sorted(step_s.items()):
         text.append(f"step, {case}, batch {n}: {statistics.median(values):.4g} s")
     for line in lines:
+        if line["what"] == "pictures":
+            text.append(f"pictures, {line['case']} beside bf16: {line['value']}, {line['reason']}")
+    for line in lines:
         if line["what"] == "left out":
             text.append(f"left out: {line['part']}, {line['case']}: {line['value']}")
     for line in lines:

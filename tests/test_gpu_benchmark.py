@@ -96,6 +96,17 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
         "mixed: continuous over simulated", "PSNR to fp32: latency, bf16: dB",
     ):  # fmt: skip
         assert found[name] > 0, name
+    judged = {line["case"]: line for line in lines if line["what"] == "pictures"}
+    assert judged.keys() == {"fp32", "VAE tiling"}
+    assert judged["fp32"]["value"] != "same"
+    assert (judged["fp32"]["pairs"], judged["fp32"]["identical"]) == (8, 0)
+    of_fp32 = [line for line in lines if (line["part"], line["case"]) == ("pictures", "fp32")]
+    likeness = {line["prompt"]: line["value"] for line in of_fp32 if line["what"] == "pair_ssim"}
+    assert len(likeness) == 8
+    (mean,) = [line for line in of_fp32 if line["what"] == "mean_ssim"]
+    low, high = mean["interval"]
+    assert low < mean["value"] < high
+    assert mean["value"] == pytest.approx(sum(likeness.values()) / 8)
     left_out = {line["case"]: line["value"] for line in lines if line["what"] == "left out"}
     assert left_out["best"] == "a quick run compiles nothing"
     assert "needs a CUDA GPU" in left_out["bf16, CUDA graphs"]
@@ -107,7 +118,9 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
             line["what"] == what for line in lines
         ), what
     assert gpu.main([*arguments, "--table"]) == 0
-    assert "server over bare pipeline" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "server over bare pipeline" in printed
+    assert f"pictures, fp32 beside bf16: {judged['fp32']['value']}, " in printed
 
 
 def test_a_kept_reference_is_drawn_and_tabled(tmp_path):

@@ -10,14 +10,15 @@ the first, with its whole interval. Each single pair must stay within the second
 |--------|-------------|-------------|-------------------------------------------------------------|
 | SSIM   | above 0.99  | above 0.95  | mean: "excellent" of five grades, in videos (Zinner et al.) |
 |        |             |             | pair: half of the people saw no difference (Flynn et al.)   |
-| FLIP   | below 0.057 | below 0.103 | FLIP of an even change of lightness by 1 and by 2.3 units   |
-|        |             |             | of CIELAB: unnoticed below 1, just noticeable at 2.3        |
+| FLIP   | below 0.103 | below 0.138 | FLIP of an even change of lightness by so much in CIELAB:   |
+|        |             |             | mean: 2.3 units, just noticeable (Mahy et al.)              |
+|        |             |             | pair: 3.5 units, clear to anybody (Mokrzycki & Tatol)       |
 
 Sources: Zinner, Abboud, Hohlfeld, Hossfeld & Tran-Gia, "Towards QoE Management for Scalable Video
 Streaming", ITC Specialist Seminar 21 (2010). Flynn, Ward, Abich & Poole, "Image Quality Assessment
-Using the SSIM and the Just Noticeable Difference Paradigm", EPCE (2013). Mokrzycki & Tatol, "Colour
-difference Delta E: A survey", Machine Graphics & Vision 20 (2011). Mahy, Van Eycken & Oosterlinck,
-"Evaluation of uniform color spaces", Color Research & Application 19 (1994).
+Using the SSIM and the Just Noticeable Difference Paradigm", EPCE (2013). Mahy, Van Eycken &
+Oosterlinck, "Evaluation of uniform color spaces", Color Research & Application 19 (1994).
+Mokrzycki & Tatol, "Colour difference Delta E: A survey", Machine Graphics & Vision 20 (2011).
 
 Nobody tested these limits on diffusion models. They were found on compressed photographs and
 videos, and on even patches. A small part of a picture may differ visibly within them. SSIM sees
@@ -66,7 +67,7 @@ class Limit:
 
 LIMITS = (
     Limit("ssim", mean=0.01, pair=0.05, distance=lambda value: 1 - value),
-    Limit("flip", mean=0.057, pair=0.103, distance=lambda value: value),
+    Limit("flip", mean=0.103, pair=0.138, distance=lambda value: value),
 )
 
 

@@ -107,8 +107,8 @@ def test_flip_of_an_even_change_of_lightness_worked_out_by_hand(a, b):
     assert flip(flat(a, side=64), flat(b, side=64)) == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_limits_of_flip_are_one_and_two_point_three_units_of_lightness():
-    for change, limit in ((1.0, 0.057), (2.3, 0.103)):
+def test_the_limits_of_flip_are_two_point_three_and_three_and_a_half_units_of_lightness():
+    for change, limit in ((2.3, 0.103), (3.5, 0.138)):
         assert 0.95 * change**0.7 / (0.4 * 203.3**0.7) == pytest.approx(limit, abs=6e-4)
 
 
