@@ -183,7 +183,7 @@ def check_pip(arguments):
             project
         )
     for package in given.packages:
-        name = Requirement(package).name
+        name = Requirement(package).name.replace("-", "_")
         sources = "\n".join(path.read_text() for path in (ROOT / "benchlib").rglob("*.py"))
         assert re.search(rf"\b(?:import|from) {name}\b", sources), (
             f"nothing in benchlib imports {name}"
