@@ -329,11 +329,12 @@ def _try_alone(
     """Returns what each recipe does without a server.
 
     The baseline comes first and is always tried. Another recipe is tried only if the time until
-    `end_s` is enough for it, should it take as long as the baseline. The pictures of a recipe take
-    `pictures_s` seconds, or as long as `images` images.
+    `end_s` is enough for it, should its start and `images` images take as long as the baseline's.
+    The pictures of a recipe take `pictures_s` seconds at most, or as long as `images` images.
     """
     learned = find_learned_metrics()
-    print("\n".join(learned.left_out), flush=True)
+    for words in learned.left_out:
+        print(words, flush=True)
     baseline_s = 0.0
     baseline: Album | None = None
     found: dict[str, dict[str, Any]] = {}
@@ -368,8 +369,11 @@ def _try_alone(
         found[recipe] = nothing | _alone_figures(start_s, album)
         if baseline is None:
             baseline = album
-            baseline_s = time.monotonic() - began_s
+            baseline_s = start_s + math.fsum(album.times_s)
             found[recipe] |= {"pictures": SAME, "pictures_reason": "it is the baseline"}
+            continue
+        verdict = found[recipe]["pictures"]
+        print(f"{recipe}: pictures {verdict}, {found[recipe]['pictures_reason']}", flush=True)
     return found
 
 
