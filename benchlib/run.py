@@ -9,6 +9,7 @@ how runs relate to each other (sweeps.py).
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchlib import machine, telemetry
+from benchlib.budget import Budget
 from benchlib.load.arrivals import Arrivals
 from benchlib.load.bounds import check_number
 from benchlib.load.plan import LoadPlan
@@ -25,7 +27,7 @@ from benchlib.load.workload import Workload
 from benchlib.progress import progress_shown
 from benchlib.serving.engine.options import RECORDED_OPTIONS
 from benchlib.serving.model.torch_thread import on_torch_thread
-from benchlib.study.folders import check_names, lock_study, results_dir
+from benchlib.study.folders import check_names, lock_study, results_dir, run_words
 from benchlib.study.store import Run, RunFolder, Study, create_run
 from benchlib.study.summary_table import renew_summary
 
@@ -42,6 +44,8 @@ _MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
 _REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
+RUN_COST = "run"
+"""A budget's cost: what a run takes beside its load, to start the generator and keep the rows."""
 _PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
 
 
@@ -62,6 +66,7 @@ def run_load(
     seed: int = 0,
     api: str = "benchmark",
     on_progress: Callable[[Progress], None] | None = None,
+    budget: Budget | None = None,
 ) -> Run | Study:
     """Send `workload` to `target` as `arrivals` say, keep each request's row, and return the `Run`.
 
@@ -79,7 +84,11 @@ def run_load(
     else to plain lines. With `repeat` above 1, the runs have the seeds `seed`, `seed` + 1 and so
     on, and a `Study` of just these runs is returned.
 
-    Raises ValueError for a bad argument, RuntimeError where another process writes the study.
+    With a `budget`, the run is cut at the end of the budget's tolerance. An interrupt then ends
+    this run, spends the budget and raises nothing: the run has the status "interrupted".
+
+    Raises ValueError for a bad argument, RuntimeError where another process writes the study or
+    the budget is spent.
     KeyboardInterrupt and `GeneratorError` end the run early: its rows are kept and it is marked
     "interrupted" or "failed".
     """
@@ -102,7 +111,11 @@ def run_load(
     check_names(study, point.to_dict())
     with writing(results, study, on_progress) as writer:
         for number in range(repeat):
-            writer.measure(replace(point, seed=seed + number), target)
+            if budget is not None and not budget.cut_s:
+                if not writer.runs:
+                    raise RuntimeError("budget: it is spent; ask for budget.left_s before a run")
+                break
+            writer.measure(replace(point, seed=seed + number), target, budget)
     return writer.runs[0] if repeat == 1 else Study(writer.folder, tuple(writer.runs))
 
 
@@ -168,11 +181,32 @@ class Writer:
     on_progress: Callable[[Progress], None] | None
     runs: list[Run] = field(default_factory=list)
 
-    def measure(self, point: Point, target: Server | str) -> Run:
-        """Makes one run of `point` on `target`, which is up, and keeps the run however it ends."""
-        # 1) Make its folder.
+    def measure(self, point: Point, target: Server | str, budget: Budget | None = None) -> Run:
+        """Makes one run of `point` on `target`, which is up, and keeps the run however it ends.
+
+        A `budget` cuts the run (see run_load), and learns what a run takes beside its load.
+        """
+        if budget is None:
+            return self._measure(point, target, point.max_s)
+        runs_before = len(self.runs)
+        began_s = budget.used_s
+        max_s = budget.cut_s
+        if point.max_s is not None:
+            max_s = min(max_s, point.max_s)
+        with budget.measuring(run_words(point.to_dict())):
+            self._measure(point, target, max_s if math.isfinite(max_s) else None)
+        if len(self.runs) == runs_before:  # interrupted before the run had a folder
+            raise KeyboardInterrupt
+        run = self.runs[-1]
+        if run.record["status"] == "finished":
+            beside_s = budget.used_s - began_s - run.record["outcome"]["wall_s"]
+            budget.record(RUN_COST, max(0.0, beside_s))
+        return run
+
+    def _measure(self, point: Point, target: Server | str, max_s: float | None) -> Run:
+        # 1) Make its folder. The point is recorded as it was asked for, without the budget's cut.
         server = None if isinstance(target, str) else target
-        plan = point.plan(target)
+        plan = replace(point, max_s=max_s).plan(target)
         folder = self._create(point, plan, plan.url, server_spec(target))
 
         # 2) Send the load, and watch the server's process. A bare URL's process is unknown, so

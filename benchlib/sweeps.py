@@ -20,9 +20,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchlib.budget import Budget
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
-from benchlib.run import Point, Writer, writing
+from benchlib.run import RUN_COST, Point, Writer, writing
 from benchlib.study.folders import check_names, results_dir, run_words
 from benchlib.study.store import Run, Study, load_run, read_records
 from benchlib.study.summary_table import renew_summary
@@ -39,6 +40,7 @@ def sweep(
     study: str,
     repeat: int = 1,
     budget_min: float | None = None,
+    budget: Budget | None = None,
     resume: bool = True,
     dry_run: bool = False,
     results: str | os.PathLike[str] | None = None,
@@ -55,6 +57,10 @@ def sweep(
     its part of LOADED_SHARE of the budget, less its warm-up. A run does not begin if the time left
     is too short for it.
 
+    A `budget` of several cells is kept, too: no run begins that is longer than what is left of it.
+    An interrupt then ends the sweep, and the runs made so far are returned. The last one has the
+    status "interrupted".
+
     With `resume`, a finished run is not made again if it was requested in exactly the same words.
     The newest such run is returned, so a second call goes on where the first one ended. The plan is
     printed first. With `dry_run` nothing is measured, and only the finished runs are returned.
@@ -70,18 +76,26 @@ def sweep(
         return Study(folder, tuple(_make_plan(requested, folder, resume).done))
     with writing(results, study, on_progress) as writer:
         plan = _make_plan(requested, writer.folder, resume)
-        _make_runs(plan.todo, writer, budget_min)
+        _make_runs(plan.todo, writer, budget_min, budget)
         # A process that was killed may have left a finished run without a row.
         renew_summary(writer.folder)
     return Study(writer.folder, (*plan.done, *writer.runs))
 
 
-def _make_runs(todo: Sequence[Point], writer: Writer, budget_min: float | None) -> None:
-    """Makes the runs `todo`, until the budget is spent."""
+def _make_runs(
+    todo: Sequence[Point], writer: Writer, budget_min: float | None, budget: Budget | None
+) -> None:
+    """Makes the runs `todo`, until a budget is spent or interrupted."""
     end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
     with closing(_on_targets(todo)) as on_targets:
         for number, (point, target, error) in enumerate(on_targets, 1):
-            if time.monotonic() + _least_run_s(point) > end_s:
+            if budget is not None and budget.interrupted:
+                break
+            run_s = _least_run_s(point)
+            is_late = time.monotonic() + run_s > end_s
+            if budget is not None and run_s + budget.cost(RUN_COST, 0.0) > budget.left_s:
+                is_late = True
+            if is_late:
                 left = len(todo) - number + 1
                 print(f"the budget is spent and {left} runs are left: sweep again to go on")
                 break
@@ -90,7 +104,7 @@ def _make_runs(todo: Sequence[Point], writer: Writer, budget_min: float | None) 
                 writer.fail(point, error)
             else:
                 try:
-                    writer.measure(point, target)
+                    writer.measure(point, target, budget)
                 except GeneratorError as failure:
                     error = str(failure)
             if error:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from benchlib import (
+    Budget,
     ClosedLoop,
     OpenLoop,
     Point,
@@ -487,3 +488,51 @@ def test_a_sweep_that_was_killed_goes_on(fake, tmp_path):
 @pytest.mark.timeout(1800)
 def test_a_sweep_survives_fifty_kills(fake, tmp_path):
     kill_at_random(fake.url, tmp_path, kills=50, seed=0)
+
+
+# ---- a budget of several cells
+
+
+def interrupt(_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupted_run_of_a_budget_is_returned_and_the_next_one_refused(
+    fake, tmp_path, capsys
+):
+    budget = Budget(5, results=tmp_path)
+    load = {"study": "s", "results": tmp_path, "budget": budget}
+    finished = run_load(fake.url, ClosedLoop(1), requests=3, on_progress=quiet, **load)
+    assert finished.record["status"] == "finished"
+    assert finished.spec["max_s"] > 60, "it would be cut when the budget's tolerance ends"
+    assert budget.cost(run_module.RUN_COST, -1.0) >= 0
+    run = run_load(fake.url, ClosedLoop(2), duration_s=60, on_progress=interrupt, **load)
+    assert run.record["status"] == "interrupted"
+    assert run.path.parent == tmp_path / "s"
+    assert "closed-2: interrupted: the answer uses what was measured" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="budget: it is spent"):
+        run_load(fake.url, ClosedLoop(1), requests=3, on_progress=quiet, **load)
+
+
+def test_an_interrupt_ends_a_budgets_sweep_and_its_runs_are_returned(fake, tmp_path, capsys):
+    budget = Budget(5, results=tmp_path)
+    planned = points(fake.url, (1,)) + points(fake.url, (2, 3), requests=None, duration_s=60)
+
+    def second_run(progress):
+        if progress.time_left_s and progress.time_left_s > 30:
+            interrupt(progress)
+
+    options = {"study": "s", "results": tmp_path, "on_progress": second_run}
+    study = sweep(planned, budget=budget, **options)
+    assert told(study) == [(1, 0, "finished"), (2, 0, "interrupted")]
+    assert "runs are left" not in capsys.readouterr().out
+    assert "max_s" in study.runs[0].record["point"]
+    assert study.runs[0].record["point"]["max_s"] is None, "the point stays as it was asked for"
+
+
+def test_no_run_begins_that_is_longer_than_what_is_left_of_a_budget(fake, tmp_path, capsys):
+    budget = Budget(1, results=tmp_path)
+    planned = points(fake.url, (1,)) + points(fake.url, (2,), requests=None, duration_s=61)
+    study = sweep(planned, budget=budget, study="s", results=tmp_path, on_progress=quiet)
+    assert told(study) == [(1, 0, "finished")]
+    assert "the budget is spent and 1 runs are left" in capsys.readouterr().out
