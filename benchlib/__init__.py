@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from benchlib.questions.batching.judge import gains, judge_batching, rows_at_highest_rate
     from benchlib.questions.batching.measure import (
         check_forecast,
+        compare_planned,
         compare_policies,
+        fill_serial,
         measured_images_per_s,
         mixed_workload,
+        plan_batching,
         predict_cases,
         predict_gains,
         send_rush,
@@ -74,9 +77,12 @@ _NAMES = {
     "benchlib.questions.batching.judge": ("gains", "judge_batching", "rows_at_highest_rate"),
     "benchlib.questions.batching.measure": (
         "check_forecast",
+        "compare_planned",
         "compare_policies",
+        "fill_serial",
         "measured_images_per_s",
         "mixed_workload",
+        "plan_batching",
         "predict_cases",
         "predict_gains",
         "send_rush",
@@ -113,6 +119,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "run_times", "judge_quickstart", "dissect_options", "judge_images", "plan_capacity",
     "littles_law", "judge_load",
     "mixed_workload", "measured_images_per_s", "send_rush", "compare_policies",
+    "plan_batching", "fill_serial", "compare_planned",
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
     "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
     "Calibration", "foretell",

@@ -100,13 +100,15 @@ class PlannedPart:
 class BudgetPlan:
     """Which parts are measured, in their order, and which are left out; `str()` is a table.
 
-    `left_s` seconds were left when it was made, `reserve_s` of them for what comes after.
+    When it was made, `left_s` of the `budget_s` seconds were left. `reserve_s` of them are for what
+    comes after.
     """
 
     parts: tuple[PlannedPart, ...]
     left_out: tuple[Part, ...]
     left_s: float
     reserve_s: float = 0.0
+    budget_s: float = math.inf
 
     def __getitem__(self, name: str) -> PlannedPart:
         """The planned part of that name. Raises KeyError where it is left out."""
@@ -137,7 +139,7 @@ class BudgetPlan:
             lines.append(_row("what follows", _minutes(self.reserve_s)))
         lines.append(_row("in all", _minutes(self.seconds)))
         if math.isfinite(self.left_s):
-            lines.append(_row("left of the budget", _minutes(self.left_s)))
+            lines.append(_row(f"left of {_minutes(self.budget_s)} minutes", _minutes(self.left_s)))
         if self.too_long:
             lines.append(f"{self.parts[0].name} does not fit: it is measured all the same")
         lines += self.left_out_lines()
@@ -262,7 +264,7 @@ class Budget:
             kept = [_by_worth(wanted)[0]]
         left_out = tuple(part for part in wanted if part not in kept)
         planned = _shared_out([part for part in wanted if part in kept], free_s)
-        return BudgetPlan(planned, left_out, left_s, reserve_s)
+        return BudgetPlan(planned, left_out, left_s, reserve_s, self.seconds)
 
     def in_turn(self, parts: Iterable[Part], *, reserve_s: float = 0.0) -> Iterator[PlannedPart]:
         """Prints the plan, then yields each part that is to be measured, in the order given.

@@ -1,7 +1,7 @@
 """Predicts latencies on a server of ours, from the step times that it measured at its start.
 
-Knows the simulator of the policies. Ignorant of HTTP, of other work on the machine, and of requests
-that fail.
+Knows the compiled simulator of the policies. Ignorant of HTTP, of other work on the machine, and of
+requests that fail.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchlib.serving.engine.policies import make_policy
-from benchlib.serving.engine.simulate import SimulatedTask, simulate
+import numpy as np
+
+from benchlib.serving.engine.compiled import Requests, cost_tables, simulate_requests
 from benchlib.serving.engine.step_times import StepTimesBySize
 
 if TYPE_CHECKING:
@@ -34,35 +35,53 @@ def predict_latency(
     """
     import pandas as pd
 
+    # 1) Find the step times of each size.
     step_times = StepTimesBySize.from_spec(spec.get("step_times") or {})
-    tasks = _tasks(requests)
-    missing = sorted({task.size for task in tasks} - step_times.keys())
+    pairs = zip(requests["width"].astype(int), requests["height"].astype(int), strict=True)
+    size_of_each = list(pairs)
+    sizes = sorted(set(size_of_each))
+    missing = [size for size in sizes if size not in step_times]
     if missing:
         raise ValueError(
             f"requests: spec has no step times of {missing} pixels; serve(sizes=...) measures them"
         )
-    policy = make_policy(
-        batching or spec["batching"],
-        step_times.__getitem__,
-        max_batch_size=spec["max_batch_size"],
-        max_wait_s=spec["max_wait_ms"] / 1000,
+    if not sizes:
+        return pd.Series([], index=requests.index, dtype=float)
+
+    # 2) Put the requests in their order of arrival.
+    due_s = requests["scheduled_s"].to_numpy(dtype=float)
+    order = np.argsort(due_s, kind="stable")
+    places = np.array([sizes.index(size) for size in size_of_each])
+    steps = requests["num_inference_steps"].to_numpy(dtype=np.int64)
+    arriving = Requests(
+        arrived_s=due_s[order],
+        steps=steps[order],
+        rows=_rows(requests)[order],
+        size=places[order],
     )
-    finished = simulate(policy, tasks, step_times.__getitem__)
-    latency_s = [task.done_s - task.arrived_s for task in finished]
-    return pd.Series(latency_s, index=requests.index, dtype=float)
+
+    # 3) Simulate.
+    policy = batching or spec["batching"]
+    most = 1 if policy == "serial" else spec["max_batch_size"]
+    costs = cost_tables([step_times[size] for size in sizes], most)
+    simulated = simulate_requests(
+        batching=policy,
+        requests=arriving,
+        planned=costs,
+        actual=costs,
+        max_batch_size=most,
+        max_wait_s=spec["max_wait_ms"] / 1000,
+        longest_queue=len(requests),
+    )
+    latency_s = np.empty(len(requests))
+    latency_s[order] = simulated.done_s - simulated.arrived_s
+    return pd.Series(latency_s, index=requests.index)
 
 
-def _tasks(requests: pd.DataFrame) -> list[SimulatedTask]:
-    """Returns what the simulator needs to know of each request, in the order of the rows."""
-    guidance: list[float | None] = [None] * len(requests)
-    if "guidance_scale" in requests:
-        guidance = requests["guidance_scale"].tolist()
-    columns = requests[["width", "height", "num_inference_steps", "scheduled_s"]]
-    tasks = []
-    for (width, height, steps, due_s), scale in zip(
-        columns.itertuples(index=False), guidance, strict=True
-    ):
-        is_guided = scale is None or not scale <= 1  # NaN is the server's default, which guides
-        size = int(width), int(height)
-        tasks.append(SimulatedTask(size, 2 if is_guided else 1, int(steps), float(due_s)))
-    return tasks
+def _rows(requests: pd.DataFrame) -> Any:
+    """Returns how many rows each request takes in the UNet: 2 with guidance, else 1."""
+    if "guidance_scale" not in requests:
+        return np.full(len(requests), 2)
+    scale = requests["guidance_scale"].to_numpy(dtype=float, na_value=np.nan)
+    # NaN is the server's default, which guides.
+    return np.where(scale <= 1, 1, 2)

@@ -114,6 +114,8 @@ class BatchingAnswer:
     - `serial_images_per_s`: the throughput of serial.
     - `rush_mean_s`: the mean latency of each policy in one rush.
     - `rush_requests`: how many requests the rush had.
+    - `foretold`: the mean latency of each policy as a multiple of serial's, simulated in the case
+      that `foretold_case` names.
     - `no_gain_cases`: the simulated cases in which continuous batching gains less than 5 %.
     """
 
@@ -121,6 +123,8 @@ class BatchingAnswer:
     serial_images_per_s: float | None
     rush_mean_s: Mapping[str, float]
     rush_requests: int
+    foretold: Mapping[str, float]
+    foretold_case: str
     no_gain_cases: Sequence[str]
 
     def pays(self, batching: str) -> str:
@@ -150,7 +154,7 @@ class BatchingAnswer:
                 "No two valid runs had the same requests: "
                 "give more minutes (budget_min), or see the plan above."
             )
-        lines += [self._rush_line(), self._predicted_line()]
+        lines += [self._rush_line(), self._foretold_line(), self._predicted_line()]
         return "\n".join(lines)
 
     def _gain_lines(self, batching: str) -> list[str]:
@@ -169,11 +173,20 @@ class BatchingAnswer:
         return lines
 
     def _rush_line(self) -> str:
+        if not self.rush_mean_s:
+            return "The rush was not measured."
         means = []
         for batching, mean_s in self.rush_mean_s.items():
             means.append(f"{batching} {words(mean_s, unit='s')}")
         requests = counted(self.rush_requests, "request")
         return f"In one rush of {requests}, the mean latency was: {', '.join(means)} (no interval)."
+
+    def _foretold_line(self) -> str:
+        ratios = [
+            f"{batching} {words(ratio, unit='times')}" for batching, ratio in self.foretold.items()
+        ]
+        figure = "the mean latency in a long run, as a multiple of serial's, is"
+        return f"By the step times, {self.foretold_case}, {figure}: {', '.join(ratios)}."
 
     def _predicted_line(self) -> str:
         if not self.no_gain_cases:
@@ -214,11 +227,14 @@ def judge_batching(
     rush_mean_s = {}
     for batching, run in rush.items():
         rush_mean_s[batching] = float(run.requests["latency_s"].mean())
+    first = predicted.iloc[0].drop("serial")
     no_gain = predicted.index[predicted["continuous"] > 0.95]
     return BatchingAnswer(
         gains=gains,
         serial_images_per_s=serial_images_per_s,
         rush_mean_s=rush_mean_s,
-        rush_requests=max(len(run.requests) for run in rush.values()),
+        rush_requests=max((len(run.requests) for run in rush.values()), default=0),
+        foretold={str(batching): float(ratio) for batching, ratio in first.items()},
+        foretold_case=str(predicted.index[0]),
         no_gain_cases=tuple(no_gain),
     )

@@ -9,11 +9,19 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchlib.load.arrivals import OpenLoop
+from benchlib.budget import Budget
+from benchlib.load.arrivals import ClosedLoop, OpenLoop
 from benchlib.load.workload import Workload
 from benchlib.questions.batching.forecast import predict_latency
+from benchlib.questions.batching.parts import (
+    CLOSED,
+    LEAST_REQUESTS,
+    BatchingPlan,
+    RateRuns,
+)
 from benchlib.run import Point, run_load
 from benchlib.study.store import Run
+from benchlib.study.wording import number
 from benchlib.sweeps import LOADED_SHARE, sweep
 
 if TYPE_CHECKING:
@@ -22,10 +30,16 @@ if TYPE_CHECKING:
     from benchlib.serving.server import Server
 
 STUDY = "batching"
-LEAST_REQUESTS = 5
-"""A run is at least as long as this many requests take to arrive, however small the budget."""
+RUSH_LOAD = 2.0
+"""In the rush, requests come so many times as fast as serial can serve them."""
 
-SIMULATED_REQUESTS = 500
+CLOSED_PATIENCE = 1.5
+"""The closed run ends after so many times the seconds that were planned for its images."""
+
+SIMULATED_REQUESTS = 20_000
+"""At 90 % of serial's throughput, the means of so many requests are within some 5 %."""
+ALONE_REQUESTS = 500
+"""So many requests give what one takes alone."""
 SIMULATED_LOADS = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9)
 """Shares of serial's throughput. From 1 on, its queue grows without end, and a ratio says nothing."""
 
@@ -56,20 +70,106 @@ def measured_images_per_s(run: Run) -> float:
     return float(throughput)
 
 
+def plan_batching(
+    servers: Mapping[str, Server],
+    workload: Workload,
+    *,
+    budget: Budget,
+    profile: str,
+    rates: Sequence[float] | None = None,
+    requests: int = 20,
+    repeat: int = 3,
+) -> BatchingPlan:
+    """Prints and returns what is measured in what is left of `budget`, by the servers' step times.
+
+    In the profile "full" the closed run is three times as long, and the comparison has two loads.
+    `rates` (requests/s) replaces the profile's loads. The rush wants `requests`, and the comparison
+    `repeat` repetitions.
+    """
+    # 1) What an image takes, alone and in a rush.
+    spec = servers["continuous"].spec
+    image_s = _alone_s(spec, workload)
+    rush = _simulated_requests(workload, RUSH_LOAD / image_s, requests)
+    rush_s = 0.0
+    for name in servers:
+        done_s = rush["scheduled_s"] + predict_latency(rush, spec, batching=name)
+        rush_s += float(done_s.max())
+
+    # 2) The plan.
+    is_full = profile == "full"
+    plan = BatchingPlan(
+        budget=budget,
+        image_s=image_s,
+        rush_image_s=rush_s / len(rush),
+        loads=(0.5, 0.8) if is_full else (0.8,),
+        rates=rates,
+        closed_images=3 * requests if is_full else requests,
+        rush_requests=requests,
+        repeat=repeat,
+        policies=len(servers),
+    )
+    print(plan, flush=True)
+    return plan
+
+
+def fill_serial(
+    server: Server,
+    workload: Workload,
+    plan: BatchingPlan,
+    *,
+    results: str | os.PathLike[str] | None = None,
+) -> tuple[Run, BatchingPlan]:
+    """Returns a run of four users on the serial server, and the plan of the rest.
+
+    It has as many images as are planned, or fewer where these take longer. The rest is planned by
+    the throughput of this run. If that is not known, as after an interrupt, the rest is planned by
+    the step times as before.
+    """
+    images = max(1, plan.images(CLOSED))
+    run = run_load(
+        server,
+        ClosedLoop(users=4),
+        workload,
+        requests=images,
+        duration_s=CLOSED_PATIENCE * images * plan.image_s,
+        warmup_s=plan.closed_warmup_s,
+        study=STUDY,
+        results=results,
+        budget=plan.budget,
+    )
+    assert isinstance(run, Run)
+    summary = run.summary()
+    throughput = summary["throughput_images_per_s"]
+    if throughput and summary["valid"]:
+        print(f"serial makes {number(throughput)} images/s", flush=True)
+        return run, plan.after(CLOSED, 1 / throughput)
+    foretold = number(plan.serial_images_per_s)
+    print(f"serial makes {foretold} images/s by its step times: the run shows none", flush=True)
+    return run, plan.after(CLOSED)
+
+
 def send_rush(
     servers: Mapping[str, Server],
     workload: Workload,
     *,
     rate: float,
     requests: int,
+    budget: Budget | None = None,
     results: str | os.PathLike[str] | None = None,
 ) -> dict[str, Run]:
     """Returns one run for each server, by its name.
 
-    All servers get the same `requests` at the same moments, `rate` a second.
+    All servers get the same `requests` at the same moments, `rate` a second. With a `budget` there
+    may be no request, and then no run. A run that was interrupted is left out, and so are those
+    after it.
     """
+    if budget is not None and not requests:
+        print("the rush is left out", flush=True)
+        return {}
     runs = {}
     for name, server in servers.items():
+        if budget is not None and not budget.cut_s:
+            break
         run = run_load(
             server,
             OpenLoop(rate),
@@ -78,9 +178,11 @@ def send_rush(
             label=f"rush-{name}",
             study=STUDY,
             results=results,
+            budget=budget,
         )
         assert isinstance(run, Run)
-        runs[name] = run
+        if run.record["status"] == "finished":
+            runs[name] = run
     return runs
 
 
@@ -99,30 +201,54 @@ def compare_policies(
     same requests at the same moments. A budget that is too small for all runs leaves the last ones
     out.
     """
-    # 1) Each run's share of the budget.
-    cases = [(name, rate) for rate in rates for name in servers]
-    share_s = LOADED_SHARE * 60 * budget_min / (len(cases) * repeat)
+    share_s = LOADED_SHARE * 60 * budget_min / (len(rates) * len(servers) * repeat)
+    durations = tuple(max(share_s, LEAST_REQUESTS / rate) for rate in rates)
+    comparison = RateRuns(tuple(rates), durations, repeat)
+    return _compare(servers, workload, comparison, budget_min=budget_min, results=results)
 
-    # 2) A point for each server and rate.
+
+def compare_planned(
+    servers: Mapping[str, Server],
+    workload: Workload,
+    plan: BatchingPlan,
+    *,
+    results: str | os.PathLike[str] | None = None,
+) -> tuple[Run, ...]:
+    """Returns runs of each server at the rates that `plan` has time for.
+
+    In each repetition all servers get the same requests at the same moments. What does not fit into
+    the rest of the budget is left out, in words. An interrupt ends the runs; those that were
+    finished are returned.
+    """
+    for line in plan.planned().left_out_lines():
+        print(line, flush=True)
+    comparison = plan.comparison()
+    if not comparison.rates:
+        return ()
+    runs = _compare(servers, workload, comparison, budget=plan.budget, results=results)
+    return tuple(run for run in runs if run.record["status"] == "finished")
+
+
+def _compare(
+    servers: Mapping[str, Server],
+    workload: Workload,
+    comparison: RateRuns,
+    **options: Any,
+) -> tuple[Run, ...]:
+    """Returns the runs of a comparison. `options` go to sweep()."""
     points = []
-    for name, rate in cases:
-        points.append(
-            Point(
-                OpenLoop(rate),
-                workload,
-                servers[name],
-                duration_s=max(share_s, LEAST_REQUESTS / rate),
-                label=f"{name}-{rate:.3g}",
+    for rate, duration_s in zip(comparison.rates, comparison.duration_s, strict=True):
+        for name, server in servers.items():
+            points.append(
+                Point(
+                    OpenLoop(rate),
+                    workload,
+                    server,
+                    duration_s=duration_s,
+                    label=f"{name}-{rate:.3g}",
+                )
             )
-        )
-    study = sweep(
-        points,
-        study=STUDY,
-        repeat=repeat,
-        budget_min=budget_min,
-        resume=False,
-        results=results,
-    )
+    study = sweep(points, study=STUDY, repeat=comparison.repeat, resume=False, **options)
     return study.runs
 
 
@@ -137,9 +263,11 @@ def predict_gains(
     import pandas as pd
 
     serial_s = _alone_s(spec, workload)
+    # Each load has the same requests, at moments that are closer together where the load is higher.
+    at_full_load = _simulated_requests(workload, 1 / serial_s, SIMULATED_REQUESTS)
     rows = {}
     for load in SIMULATED_LOADS:
-        requests = _simulated_requests(workload, load / serial_s)
+        requests = at_full_load.assign(scheduled_s=at_full_load["scheduled_s"] / load)
         means_s = {}
         for name in policies:
             means_s[name] = predict_latency(requests, spec, batching=name).mean()
@@ -159,7 +287,8 @@ def predict_cases(servers: Mapping[str, Server], workload: Workload) -> pd.DataF
     # The serial server measured single requests only, so by its spec a batch costs their sum.
     one_by_one = servers["serial"].spec
     highest = max(SIMULATED_LOADS)
-    busy = _simulated_requests(workload, highest / _alone_s(measured, workload))
+    busy_rate = highest / _alone_s(measured, workload)
+    busy = _simulated_requests(workload, busy_rate, SIMULATED_REQUESTS)
     equal_steps = round(busy["num_inference_steps"].mean())
     cases = {
         f"at {100 * highest:g} % of serial's throughput": (busy, measured),
@@ -196,28 +325,27 @@ def check_forecast(runs: Iterable[Run]) -> pd.DataFrame:
         }
         for run in runs
     ]
-    table = pd.DataFrame(rows).groupby(["requests_per_s", "batching"]).mean()
+    columns = ["requests_per_s", "batching", "measured_s", "predicted_s"]
+    table = pd.DataFrame(rows, columns=columns).groupby(["requests_per_s", "batching"]).mean()
     off = table["predicted_s"] / table["measured_s"] - 1
     return table.assign(off_percent=100 * off)
 
 
 def _alone_s(spec: Mapping[str, Any], workload: Workload) -> float:
     """Returns the mean seconds of a request that has the server to itself."""
-    hours_apart = _requests_every(workload, 1e4)
+    requests = _requests(workload, ALONE_REQUESTS)
+    hours_apart = requests.assign(scheduled_s=1e4 * requests.index)
     return float(predict_latency(hours_apart, spec, batching="serial").mean())
 
 
-def _requests_every(workload: Workload, gap_s: float) -> pd.DataFrame:
+def _requests(workload: Workload, count: int) -> pd.DataFrame:
     import pandas as pd
 
-    requests = pd.DataFrame([workload.request(index) for index in range(SIMULATED_REQUESTS)])
-    return requests.assign(scheduled_s=gap_s * requests.index)
+    return pd.DataFrame([workload.request(index) for index in range(count)])
 
 
-def _simulated_requests(workload: Workload, rate: float) -> pd.DataFrame:
-    """Returns at most SIMULATED_REQUESTS requests at random moments, `rate` a second on average."""
+def _simulated_requests(workload: Workload, rate: float, count: int) -> pd.DataFrame:
+    """Returns at most `count` requests at random moments, `rate` a second on average."""
     # The schedule is longer than the requests need on average: chance then leaves hardly any out.
-    moments_s = OpenLoop(rate).schedule(1.2 * SIMULATED_REQUESTS / rate, seed=0)
-    requests = _requests_every(workload, 0.0)
-    count = min(len(requests), len(moments_s))
-    return requests[:count].assign(scheduled_s=moments_s[:count])
+    moments_s = OpenLoop(rate).schedule(1.2 * count / rate, seed=0)[:count]
+    return _requests(workload, len(moments_s)).assign(scheduled_s=moments_s)

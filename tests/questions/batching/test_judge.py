@@ -97,6 +97,10 @@ def test_the_answer_says_which_policy_pays_and_at_which_load(made: SimpleNamespa
         "In one rush of 20 requests, the mean latency was: serial 2 s, dynamic 1 s (no interval)."
     )
     assert lines[6] == (
+        "By the step times, at 90 % of serial's throughput, the mean latency in a long run, as a "
+        "multiple of serial's, is: continuous 0.5 times, dynamic 0.8 times."
+    )
+    assert lines[7] == (
         "By the step times, continuous gains less than 5 % in these cases: if batches gained nothing."
     )
 
@@ -118,6 +122,13 @@ def test_the_answer_also_comes_where_no_run_could_be_made(made: SimpleNamespace)
     assert "- continuous: not measured" in text
     assert "No two valid runs had the same requests" in text
     assert "serial 2 s" in text
+    assert "continuous 0.5 times" in text, "the step times still tell what to expect"
+
+
+def test_the_answer_also_comes_without_a_rush() -> None:
+    predicted = pd.DataFrame({"serial": [1.0], "continuous": [0.5]}, index=["when busy"])
+    found = judge_batching(gains([]), serial_images_per_s=4.0, rush={}, predicted=predicted)
+    assert "The rush was not measured." in str(found)
 
 
 def test_the_rows_of_the_highest_rate_come_together(made: SimpleNamespace) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchlib import Workload, gains, plots
-from benchlib.questions.batching import measure
+from benchlib import Budget, Workload, gains, plots
+from benchlib.questions.batching import measure, parts
 from benchlib.questions.batching.judge import judge_batching, rows_at_highest_rate
 from benchlib.study.store import Run, Study
 
@@ -81,6 +81,145 @@ def test_any_budget_gives_runs_that_can_be_measured(
         assert point.duration_s >= measure.LEAST_REQUESTS / point.arrivals.rate
     total_s = 3 * sum(point.duration_s for point in points)
     assert total_s <= max(60 * budget_min, 3 * 3 * (2.5 + 1.25) + 1e-6)
+
+
+@pytest.fixture
+def clock() -> SimpleNamespace:
+    return SimpleNamespace(now_s=0.0)
+
+
+@pytest.fixture
+def runs_made(
+    monkeypatch: pytest.MonkeyPatch, made: SimpleNamespace, clock: SimpleNamespace
+) -> list[Any]:
+    """The runs that measure.py asks for, on servers whose images take as long as `clock` says."""
+    asked: list[Any] = []
+    clock.image_s = 0.57
+    clock.status = "finished"
+
+    def run_load(server: Any, arrivals: Any, _: Any, **options: Any) -> Run:
+        took_s = clock.image_s * options["requests"]
+        took_s = min(took_s, options.get("duration_s", took_s), options["budget"].cut_s)
+        clock.now_s += 1.0 + took_s
+        asked.append((server.spec["batching"], arrivals, options))
+        images = max(1, round(took_s / clock.image_s))
+        record, *frames = made.run(
+            [clock.image_s] * images, gap_s=clock.image_s, status=clock.status
+        )
+        return Run(record, *frames, Path("run"))
+
+    def sweep(points: Any, **options: Any) -> Study:
+        for _ in range(options["repeat"]):
+            for point in points:
+                if point.duration_s > options["budget"].left_s:
+                    break
+                clock.now_s += 1.0 + point.duration_s + 2 * clock.image_s
+                asked.append((point.label, point.arrivals, options))
+        return Study(Path("study"), ())
+
+    monkeypatch.setattr(measure, "run_load", run_load)
+    monkeypatch.setattr(measure, "sweep", sweep)
+    return asked
+
+
+def go_through(
+    servers: dict[str, Any], workload: Workload, budget: Budget, profile: str = "full"
+) -> None:
+    """Measures what the notebook measures, in its order."""
+    plan = measure.plan_batching(servers, workload, budget=budget, profile=profile)
+    _, plan = measure.fill_serial(servers["serial"], workload, plan)
+    measure.send_rush(servers, workload, rate=1.0, requests=plan.images("rush"), budget=budget)
+    measure.compare_planned(servers, workload, plan.after("rush"))
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+@pytest.mark.parametrize("slower", [0.5, 1, 2, 5])
+@pytest.mark.parametrize("minutes", [0.2, 0.5, 1, 2.5, 10, 40])
+def test_all_parts_come_out_of_one_budget(
+    servers: dict[str, Any],
+    workload: Workload,
+    runs_made: list[Any],
+    clock: SimpleNamespace,
+    tmp_path: Path,
+    minutes: float,
+    slower: float,
+    profile: str,
+) -> None:
+    budget = Budget(minutes, results=tmp_path, clock=lambda: clock.now_s)
+    clock.image_s *= slower
+    clock.now_s += 5.0  # the servers' start
+    go_through(servers, workload, budget, profile)
+    assert runs_made[0][0] == "serial", "the closed run is made whatever the budget"
+    first_s = 5.0 + 1.0 + clock.image_s * runs_made[0][2]["requests"]
+    assert budget.used_s <= max(first_s, budget.seconds + max(15.0, 0.1 * budget.seconds))
+    if minutes >= 10 and slower <= 2:
+        assert budget.used_s >= 0.6 * budget.seconds, "what there is time for is measured"
+        assert {label for label, *_ in runs_made} >= {"serial", "dynamic", "continuous"}
+
+
+def test_a_small_budget_says_what_it_leaves_out_before_it_starts(
+    servers: dict[str, Any],
+    workload: Workload,
+    runs_made: list[Any],
+    clock: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    budget = Budget(1.5, results=tmp_path, clock=lambda: clock.now_s)
+    plan = measure.plan_batching(servers, workload, budget=budget, profile="full")
+    told = capsys.readouterr().out
+    assert "  closed loop of four users" in told
+    assert "  compare at 1.4 requests/s" in told
+    assert "compare at 0.876 requests/s is left out: it needs at least" in told
+    assert runs_made == []
+    found = plan.after("closed loop of four users").after("rush").comparison()
+    assert [round(rate, 1) for rate in found.rates] == [1.4]
+    assert 2 <= found.repeat <= 3
+    assert all(
+        seconds >= parts.LEAST_REQUESTS / rate
+        for seconds, rate in zip(found.duration_s, found.rates, strict=True)
+    )
+
+
+def test_rates_that_are_given_are_those_compared(
+    servers: dict[str, Any],
+    workload: Workload,
+    tmp_path: Path,
+) -> None:
+    budget = Budget(60, results=tmp_path, clock=lambda: 0.0)
+    options: dict[str, Any] = {"budget": budget, "profile": "full", "repeat": 5}
+    plan = measure.plan_batching(servers, workload, rates=[0.5, 1.0], **options)
+    found = plan.comparison()
+    assert found.rates == (0.5, 1.0)
+    assert found.repeat == 5
+
+
+def test_after_an_interrupt_nothing_more_is_measured_and_the_step_times_answer(
+    servers: dict[str, Any],
+    workload: Workload,
+    runs_made: list[Any],
+    clock: SimpleNamespace,
+    made: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    budget = Budget(10, results=tmp_path, clock=lambda: clock.now_s)
+    plan = measure.plan_batching(servers, workload, budget=budget, profile="quick")
+    clock.status = "interrupted"
+    budget.interrupted = True
+    _, plan = measure.fill_serial(servers["serial"], workload, plan)
+    assert "serial makes 1.75 images/s by its step times" in capsys.readouterr().out
+    options: dict[str, Any] = {"requests": plan.images("rush"), "budget": budget}
+    rush = measure.send_rush(servers, workload, rate=1.0, **options)
+    runs = measure.compare_planned(servers, workload, plan.after("rush"))
+    assert (rush, runs, len(runs_made)) == ({}, (), 1)
+    assert measure.check_forecast([*rush.values(), *runs]).empty
+    ax = plots.gantts(requests=rush, record=made.record())
+    assert "no data" in ax.get_title("left")
+    cases = measure.predict_cases(servers, workload)
+    answer = judge_batching(gains(runs), serial_images_per_s=1.7, rush=rush, predicted=cases)
+    assert "The rush was not measured." in str(answer)
+    assert "By the step times, at 90 % of serial's throughput" in str(answer)
 
 
 def test_without_a_run_there_are_words_and_empty_plots(made: SimpleNamespace) -> None:
