@@ -356,9 +356,13 @@ def _row_name(row: Mapping[Any, Any]) -> str:
 
 def _grid_finding(rows: list[dict[Any, Any]]) -> str:
     changed = [row["recipe"] for row in rows if row["pictures"] == CHANGED]
+    if len(changed) == 1:
+        return f"{changed[0]} changes the picture"
+    if len(changed) > 3:
+        others = sum(row["recipe"] != BASELINE for row in rows)
+        return f"{len(changed)} of {others} recipes change the picture"
     if changed:
-        verb = "changes" if len(changed) == 1 else "change"
-        return f"{' and '.join(changed)} {verb} the picture"
+        return f"{', '.join(changed[:-1])} and {changed[-1]} change the picture"
     open_ones = [row for row in rows if row["pictures"] == NOT_SHOWN]
     if open_ones:
         return f"of {counted(len(open_ones), 'recipe')} it is not shown what the picture loses"

@@ -113,6 +113,9 @@ def test_the_grid_of_many_recipes_and_prompts_fits_a_page(setting, made, tmp_pat
     }
     rows = [setting.row(name, 5.0, **picture_columns(pairs)) for name, pairs in lists.items()]
     ax = plots.picture_grid(settings=setting.frame(*rows), record=made.record())
+    assert title(ax) == "tiny model, not SDXL: 9 of 9 recipes change the picture"
+    some = plots.picture_grid(settings=setting.frame(*rows[:12]), record=made.record())
+    assert title(some).endswith("recipe-10 and recipe-11 change the picture")
     width, height = ax.figure.get_size_inches()
     assert height < 1.5 * width
     assert len(ax.get_images()) == 9 * 6
