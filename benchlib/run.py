@@ -190,7 +190,7 @@ class Writer:
             return self._measure(point, target, point.max_s)
         runs_before = len(self.runs)
         began_s = budget.used_s
-        max_s = budget.cut_s
+        max_s = max(1.0, budget.cut_s - budget.cost(RUN_COST, 0.0))
         if point.max_s is not None:
             max_s = min(max_s, point.max_s)
         with budget.measuring(run_words(point.to_dict())):

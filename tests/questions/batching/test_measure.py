@@ -99,7 +99,7 @@ def runs_made(
 
     def run_load(server: Any, arrivals: Any, _: Any, **options: Any) -> Run:
         took_s = clock.image_s * options["requests"]
-        took_s = min(took_s, options.get("duration_s", took_s), options["budget"].cut_s)
+        took_s = min(took_s, options.get("duration_s", took_s), options["budget"].cut_s - 1.0)
         clock.now_s += 1.0 + took_s
         asked.append((server.spec["batching"], arrivals, options))
         images = max(1, round(took_s / clock.image_s))
