@@ -344,6 +344,8 @@ def _try_alone(
             print(f"{recipe}: not tried, the budget has no room for it", flush=True)
             found[recipe] = _nothing_alone(recipe, NO_TIME)
             continue
+
+        # 1) The images of the recipe, and its pairs with the baseline.
         print(f"{recipe}: {images} images", flush=True)
         nothing = _nothing_alone(recipe, None)
         needed = pictures_needed(prompts, exact=nothing["exact"] and baseline is not None)
@@ -366,6 +368,8 @@ def _try_alone(
             print(f"{recipe}: failed, {error}", flush=True)
             found[recipe] = _nothing_alone(recipe, f"{type(error).__name__}: {error}")
             continue
+
+        # 2) What they show.
         found[recipe] = nothing | _alone_figures(start_s, album)
         if baseline is None:
             baseline = album

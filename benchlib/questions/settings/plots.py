@@ -382,10 +382,10 @@ def decision(
 ) -> Axes:
     """Draws capacity within the promise, in images/s, against peak memory in GiB.
 
-    Each setting has its colour. A circle keeps the algorithm, a diamond changes it. A hollow mark means
-    that the promise is not shown to be kept, or that the setting is ruled out. It stands at the
-    images/s of the setting's best load. Only the DRAWN best are named. A memory limit far to the
-    right is written, not drawn.
+    Each setting has its colour. A circle keeps the algorithm, a diamond changes it. A hollow mark
+    means that the promise is not shown to be kept, or that the setting is ruled out. It stands at
+    the images/s of the setting's best load. Only the DRAWN best are named. A memory limit far to
+    the right is written, not drawn.
     """
     ax = figure.axes(ax)
     table = decision.table
