@@ -54,6 +54,7 @@ truth: .venv/ready
 
 coverage: .venv/ready
 	$(BIN)/python benchmarks/interval_coverage.py
+	$(BIN)/python benchmarks/compare_power.py
 
 # The server against the stock pipeline and other servers; PARTS="one mixed" for some, LitServe by its extra alone.
 serving: .venv/ready

@@ -359,7 +359,7 @@ def _shared_out(kept: Sequence[Part], free_s: float) -> tuple[PlannedPart, ...]:
     needed_s = sum(part.needed_s for part in kept)
     beyond_s = sum(part.seconds for part in kept) - needed_s
     share = 1.0
-    if free_s - needed_s < beyond_s:
+    if beyond_s > 0 and free_s - needed_s < beyond_s:
         share = max(0.0, free_s - needed_s) / beyond_s
     planned = []
     for part in kept:

@@ -42,7 +42,8 @@ _MODEL_FIELDS = (
 )  # fmt: skip
 _MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
 _REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
-_TARGET_FIELDS = (*_REQUESTED_FIELDS, *_MEASURED_FIELDS)
+# Older records lack the buckets, so they are no part of what makes two points one case.
+_TARGET_FIELDS = (*_REQUESTED_FIELDS, "batch_buckets", *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
 RUN_COST = "run"
 """A budget's cost: what a run takes beside its load, to start the generator and keep the rows."""

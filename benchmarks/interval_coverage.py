@@ -221,8 +221,9 @@ def run(random: np.random.Generator, service_s: float) -> SimpleNamespace:
     window = {"window_start_s": 0.0, "window_end_s": float(done_s[-1])}
     record = record_of({"kind": "closed_loop", "users": 4}, window)
     telemetry = TELEMETRY.assign(rss_gib=random.lognormal(sigma=0.01))
-    summary = summarise(record, frame(scheduled_s, done_s, "measure"), telemetry)
-    return SimpleNamespace(record=record, summary=lambda: summary)
+    rows = frame(scheduled_s, done_s, "measure")
+    summary = summarise(record, rows, telemetry)
+    return SimpleNamespace(record=record, requests=rows, summary=lambda: summary)
 
 
 TELEMETRY = pd.DataFrame({"rss_gib": [1.0]}).assign(

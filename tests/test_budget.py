@@ -173,6 +173,12 @@ def test_the_most_telling_part_stays_where_none_fits(make):
     assert seconds(budget.plan(parts, keep_one=False)) == {}
 
 
+def test_the_most_telling_part_stays_also_where_it_takes_all_or_nothing(make, clock):
+    budget = make(1)
+    clock.take(90)
+    assert budget.plan([Part("a", 12)])["a"].seconds == 12
+
+
 def test_the_time_is_read_once_for_a_plan(make, clock, monkeypatch):
     budget = make(1)
     monkeypatch.setattr(budget, "_clock", lambda: clock.take(0.01) or clock())

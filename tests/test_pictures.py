@@ -190,6 +190,21 @@ def nightly(made: SimpleNamespace) -> dict[str, Any]:
     return {"table": pd.DataFrame(rows), "record": made.record()}
 
 
+def compared(made: SimpleNamespace) -> dict[str, Any]:
+    figures = {
+        "service_s": 1.03,
+        "latency_p50_s": 1.04,
+        "throughput_images_per_s": 0.97,
+        "memory": 1.0,
+    }
+    rows = [
+        {"study": "night-1", "load": "closed-4", "figure": figure, "ratio": ratio, "low": ratio - width,
+         "high": ratio + width, "verdict": "slower" if figure == "service_s" else "inconclusive"}
+        for (figure, ratio), width in zip(figures.items(), (0.006, 0.05, 0.05, 0.06), strict=True)
+    ]  # fmt: skip
+    return {"table": pd.DataFrame(rows), "record": made.record()}
+
+
 PICTURES: dict[
     str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[str, Any]], dict[str, Any]]
 ] = {
@@ -215,6 +230,7 @@ PICTURES: dict[
     "picture_grid": (plots.picture_grid, grid, {}),
     "decision": (plots.decision, decided, {"memory_limit_gib": 2.6}),
     "forest": (plots.forest, nightly, {"against": "night-0"}),
+    "forest_services": (plots.forest, compared, {"against": "night-0"}),
     "nights": (plots.nights, nightly, {"studies": [f"night-{night}" for night in range(4)]}),
 }
 

@@ -230,7 +230,7 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
     "06_compare": {
         "studies": _or_none(_list_of(_folder_to_read)),
         "gate": _yes_or_no,
-        "min_effect": _positive,
+        "min_effect": _or_none(_positive),
         "allow": _list_of(_one_of("machine", "model", "workload", "arrivals", "api"), empty=True),
     },
 }

@@ -354,6 +354,12 @@ def t_quantile(p: float, df: float) -> float:
     return float(t)
 
 
+def lag_1_of_ranks(values: Floats) -> float:
+    """The correlation of each value's rank with that of the value before; 0 if all are alike."""
+    (r,) = _autocorrelations(_ranks(values), 1)
+    return r
+
+
 def _t_interval(values: Floats, widening: float = 1.0) -> Interval:
     """The interval of a mean by Student's t, with Willink's correction for skewness."""
     n = len(values)

@@ -60,7 +60,7 @@ REFUSED = {
     "prompts": ["", "no-such-file.txt", 3, ["a chair", "a house"], os.devnull],
     "studies": [["results/no-such-study"], "[results/a, results/b]", [3]],
     "gate": ["true", 0],
-    "min_effect": [0, None],
+    "min_effect": [0, True],
     "allow": ["machines", ["machine", "memory"], None],
 }
 CASES = [

@@ -1,7 +1,7 @@
 """Whether two sets of runs differ, and whether the newest of several studies got worse.
 
-Knows the records and summaries of finished runs. Ignorant of their rows, of how a run's figures are
-computed (summary.py), and of quantiles (intervals.py).
+Knows the records, summaries and services of finished runs. Ignorant of how a run's figures are
+computed (summary.py), and of the statistics of services (shift.py) and quantiles (intervals.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ import numpy as np
 import pandas as pd
 
 from benchlib.study import intervals
+from benchlib.study.equal_work import ByWork, seconds_by_work
 from benchlib.study.folders import run_words
-from benchlib.study.wording import words
+from benchlib.study.shift import MIN_IMAGES, RUN_SHIFT, shift
+from benchlib.study.wording import counted, words
 
 if TYPE_CHECKING:
     from benchlib.study.store import Run, Study
+
+SERVICE = "service_s"
+"""The most telling figure: the time of one image in the model, which holds no wait."""
 
 COMPARED = {
     "latency_p50_s": "slower",
@@ -30,15 +35,28 @@ COMPARED = {
     "throughput_images_per_s": "faster",
     "memory": "more",
 }
-"""The figures that compare() compares, and what a rise of each is called."""
+"""The figures of a run's summary that are compared, and what a rise of each is called."""
 
 FIGURES = {
+    SERVICE: "time in the model of one image",
     "latency_p50_s": "median latency",
     "latency_p95_s": "p95 latency",
     "throughput_images_per_s": "throughput",
     "memory": "memory",
 }
 """What a reader calls each figure."""
+
+MIN_EFFECTS = {SERVICE: 0.02} | dict.fromkeys(COMPARED, 0.05)
+"""The smallest difference of each figure that matters, as a share.
+
+Times of equal work differ by 1 % or so. Then twenty images a side tell 3 % from 2 %, and runs
+that shift by 0.5 % hardly ever look 2 % apart. Latencies hold queueing noise, so 5 % is theirs.
+"""
+
+ONE_RUN = (
+    f"one run on each side: the interval allows for a shift of {100 * RUN_SHIFT:g} % between runs, "
+    "and can't know a larger one: repeat both"
+)
 
 _OPPOSITE = {"slower": "faster", "faster": "slower", "more": "less"}
 
@@ -78,19 +96,20 @@ def compare(
     b: Sequence[Run],
     *,
     allow: Iterable[str] = (),
-    min_effect: float = 0.05,
+    min_effect: float | None = None,
     comparisons: int = 1,
     of: int | None = None,
 ) -> Comparison:
     """Returns how runs `b` differ from runs `a` of the same load; each is a list of repetitions.
 
-    Each figure's ratio b/a has Welch's t-interval of the logarithms over runs. The intervals hold
-    at 95 % for all figures together, and for all `comparisons` that are judged together
-    (Bonferroni). `of` is the older name of `comparisons`: it still works, but prefer the new name.
-    The verdict of a figure is:
+    The time in the model of one image comes first, where the runs have it: see `shift`. Its
+    interval holds at 95 % by itself. Each other figure's ratio b/a has Welch's t-interval of the
+    logarithms over runs. Those intervals hold at 95 % for all of these figures together. Both hold
+    for all `comparisons` that are judged together (Bonferroni). `of` is the older name of
+    `comparisons`: it still works, but prefer the new name. The verdict of a figure is:
 
     - "faster" or "slower" (memory: "less" or "more"): the interval leaves out 1, and the ratio is
-      beyond `min_effect`.
+      beyond `min_effect`. None stands for MIN_EFFECTS: 2 % for the time in the model, else 5 %.
     - "no difference beyond 5 %": the interval lies within `min_effect`.
     - "inconclusive": anything else. One run on a side can't show how runs differ from one another
       (Kalibera & Jones, "Rigorous benchmarking in reasonable time", ISMM 2013).
@@ -102,7 +121,7 @@ def compare(
     """
     if not (a and b):
         raise ValueError("a and b: each must hold at least one run")
-    if not min_effect > 0:
+    if min_effect is not None and not min_effect > 0:
         raise ValueError(f"min_effect must be more than 0, not {min_effect}: 0.05 is 5 %")
 
     # 1) What must be alike, and whether all runs are valid.
@@ -113,35 +132,131 @@ def compare(
     summaries = [run.summary() for run in runs]
     invalid = [summary["invalid_reason"] for summary in summaries if not summary["valid"]]
 
-    # 2) A row for each figure.
-    rows = []
+    # 2) The time in the model, where the servers send it.
+    rows: list[dict[str, Any]] = []
+    of_a = [seconds_by_work(run.requests) for run in a]
+    of_b = [seconds_by_work(run.requests) for run in b]
+    if any([*of_a, *of_b]):
+        row = service_row(
+            of_a,
+            of_b,
+            in_turns=_are_in_turns(a, b),
+            min_effect=min_effect,
+            comparisons=comparisons,
+        )
+        rows.append(_invalid_row(invalid[0]) if invalid else row)
+        rows[0]["figure"] = SERVICE
+
+    # 3) A row for each other figure.
     for figure, rise in COMPARED.items():
         row = dict.fromkeys(("a", "b", "ratio", "interval")) | {"verdict": "inconclusive"}
         values = [_figure(summary, figure) for summary in summaries]
         known = [float(value) for value in values if value is not None and value > 0]
         if invalid:
-            row |= {"verdict": "invalid", "note": invalid[0]}
+            row = _invalid_row(invalid[0])
         elif len(known) < len(values):
             row |= {"note": "a run does not have this figure"}
         else:
             logs = np.log(known)
             logs_a, logs_b = np.split(logs, [len(a)])
-            row |= _ratio(logs_a, logs_b, rise, min_effect, comparisons)
+            least = smallest_effect(figure, min_effect)
+            row |= _ratio(logs_a, logs_b, rise, least, comparisons)
         rows.append({"figure": figure, **row})
 
-    # 3) The verdict, and what else differs.
+    # 4) The verdict, and what else differs.
     table = pd.DataFrame(rows).set_index("figure")
     suspects = _suspects(a[0].record, b[0].record, differing)
     return Comparison(table, tuple(suspects), _verdict_of_speed(table))
 
 
+def service_row(
+    a: Sequence[ByWork],
+    b: Sequence[ByWork],
+    *,
+    in_turns: bool = False,
+    min_effect: float | None = None,
+    comparisons: int = 1,
+) -> dict[str, Any]:
+    """Returns the row of the time in the model of one image, of runs `a` against runs `b`.
+
+    `a` is the median seconds of those images of a that have their like in b, and `b` is `ratio`
+    times as much. `comparisons` are judged together (Bonferroni).
+    """
+    row: dict[str, Any] = dict.fromkeys(("a", "b", "ratio", "interval"))
+    row |= {"verdict": "inconclusive", "note": None}
+    if not (all(a) and all(b)):
+        return row | {"note": "a run does not have this figure"}
+    found = shift(a, b, in_turns=in_turns, misses=0.05 / comparisons)
+    if found is None:
+        return row | {"note": "no image has its like, of equal work, on the other side"}
+
+    # 1) The ratio.
+    ratio = math.exp(found.log_ratio)
+    row |= {"a": found.typical_s, "b": ratio * found.typical_s, "ratio": ratio}
+    if found.half is None:
+        note = f"fewer than {MIN_IMAGES} images of equal work on a side: measure longer"
+        return row | {"note": note}
+
+    # 2) Its interval and verdict.
+    row["interval"] = _ends(found.log_ratio, found.half)
+    least = smallest_effect(SERVICE, min_effect)
+    row |= _judged(found.log_ratio, found.half, "slower", least)
+
+    # 3) What the interval does not hold.
+    notes = [row["note"]] if row["note"] else []
+    left_out = _images(a) + _images(b) - sum(found.images)
+    if left_out:
+        notes.append(f"left out: {counted(left_out, 'image')} without their like")
+    if found.is_of_one_run:
+        notes.append(ONE_RUN)
+    row["note"] = "; ".join(notes) or None
+    return row
+
+
+def _images(runs: Sequence[ByWork]) -> int:
+    return sum(len(seconds) for run in runs for seconds in run.values())
+
+
+def _are_in_turns(a: Sequence[Run], b: Sequence[Run]) -> bool:
+    """Returns whether the runs were taken in turns: a turn ends before the next one begins.
+
+    A turn is one run of each side. The runs of a side are in the order of time.
+    """
+    if len(a) != len(b):
+        return False
+    turns = []
+    for of_a, of_b in zip(a, b, strict=True):
+        turns.append(sorted(str(run.record.get("started_at")) for run in (of_a, of_b)))
+    return all(turn[1] < following[0] for turn, following in pairwise(turns))
+
+
 def _verdict_of_speed(table: pd.DataFrame) -> str:
-    """Returns the gravest verdict of all figures but memory."""
-    verdicts = table.drop(index="memory")["verdict"].tolist()
-    for verdict in ("invalid", "slower", "faster", "inconclusive"):
+    """Returns the gravest verdict of all figures but memory.
+
+    If the time in the model is known, figures that are inconclusive beside it do not count.
+    """
+    is_service = table.index == SERVICE
+    service = table[is_service & table["ratio"].notna()]
+    others = table[~is_service].drop(index="memory")
+    verdicts = [*service["verdict"], *others["verdict"]]
+    for verdict in ("invalid", "slower", "faster"):
         if verdict in verdicts:
             return verdict
+    if not len(service) and "inconclusive" in verdicts:
+        return "inconclusive"
     return str(verdicts[0])
+
+
+def smallest_effect(figure: str, min_effect: float | None) -> float:
+    """Returns the smallest difference that matters: as given, or the figure's own."""
+    if min_effect is None:
+        return MIN_EFFECTS[figure]
+    return min_effect
+
+
+def _invalid_row(reason: str) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(("a", "b", "ratio", "interval"))
+    return row | {"verdict": "invalid", "note": reason}
 
 
 def _ratio(
@@ -167,7 +282,6 @@ def _ratio(
     if min(len(a), len(b)) < 2:
         return row | {"note": "one run on a side: repeat it (5 times are good)"}
 
-    # 1) The interval of the difference of the logarithms.
     variance_a = float(a.var(ddof=1)) / len(a)
     variance_b = float(b.var(ddof=1)) / len(b)
     variance = variance_a + variance_b
@@ -178,15 +292,30 @@ def _ratio(
         freedom = variance**2 / (part_a + part_b)
         share = 0.025 / (comparisons * len(COMPARED))
         half = intervals.t_quantile(1 - share, freedom) * math.sqrt(variance)
-    row["interval"] = math.exp(difference - half), math.exp(difference + half)
+    row["interval"] = _ends(difference, half)
+    return row | _judged(difference, half, rise, min_effect)
 
-    # 2) The verdict.
+
+def _ends(difference: float, half: float) -> tuple[float, float]:
+    """Returns the interval of a ratio whose logarithm is `difference`, give or take `half`."""
+    return math.exp(difference - half), math.exp(difference + half)
+
+
+def _judged(
+    difference: float,
+    half: float,
+    rise: str,
+    min_effect: float,
+) -> dict[str, Any]:
+    """Returns the verdict on a ratio, from its logarithm and half its interval, and a note."""
     band = math.log1p(min_effect)
     if abs(difference) + half <= band:
-        return row | {"verdict": f"no difference beyond {min_effect:.0%}"}
+        return {"verdict": f"no difference beyond {100 * min_effect:.3g}%", "note": None}
     if abs(difference) > max(half, band):
-        return row | {"verdict": rise if difference > 0 else _OPPOSITE[rise]}
-    return row | {"note": "the interval is too wide: repeat more, or measure longer"}
+        verdict = rise if difference > 0 else _OPPOSITE[rise]
+        return {"verdict": verdict, "note": None}
+    note = "the interval is too wide: repeat more, or measure longer"
+    return {"verdict": "inconclusive", "note": note}
 
 
 def _figure(summary: pd.Series, figure: str) -> float | None:
@@ -273,6 +402,7 @@ class StudyComparison:
     - `changes`: for each later study, the packages that differ from the study before.
     - `suspects`: what else differs between the first and the last study.
     - `verdict`, `answer`: of the last study.
+    - `verdicts`: of each later study.
     - `path`: the folder of the last study.
     """
 
@@ -282,6 +412,7 @@ class StudyComparison:
     suspects: tuple[str, ...]
     verdict: str
     answer: str
+    verdicts: dict[str, str]
     path: Path
 
     @property
@@ -290,16 +421,30 @@ class StudyComparison:
         return self.table[self.table["study"] == self.studies[-1]]
 
     def __str__(self) -> str:
+        # 1) The verdict on the last study, and the figures that lead to it.
         lines = [f"{self.studies[-1]} against {self.studies[0]}: {self.verdict}"]
         _, causes = _overall(self.last)
         reasons = [_reason(row) for row in causes.to_dict("records")]
         lines += [f"- {reason}" for reason in dict.fromkeys(reasons)]
+
+        # 2) What the figures leave open, and why.
+        beside = _open_beside(self.last)
+        if len(beside):
+            names = dict.fromkeys(FIGURES[figure] for figure in beside["figure"])
+            lines.append(f"Not shown by these runs: whether {', '.join(names)} differ.")
         if self.verdict == "inconclusive":
             lines.append(
                 "Measure more runs, or longer ones: chance alone may explain the difference."
             )
+        if ONE_RUN in " ".join(self.last["note"].dropna()):
+            lines.append(f"Take care: {ONE_RUN}.")
         if self.verdict in ("worse", "better") and self.suspects:
             lines.append(f"Possible causes: {'; '.join(self.suspects)}")
+
+        # 3) The studies between the first and the last.
+        earlier = [f"{name}: {self.verdicts[name]}" for name in self.studies[1:-1]]
+        if earlier:
+            lines.append(f"Earlier, against {self.studies[0]}: {'; '.join(earlier)}")
         lines.append(f"verdict.json and the figures are in {self.path}")
         return "\n".join(lines)
 
@@ -332,19 +477,21 @@ def compare_studies(
     studies: Sequence[Study],
     *,
     allow: Iterable[str] = (),
-    min_effect: float = 0.05,
+    min_effect: float | None = None,
 ) -> StudyComparison:
     """Returns how every study compares with the first, load by load.
 
     Runs of one load (its label, or else its arrivals) are repetitions. The intervals of one study
-    hold at 95 % for all of its loads and figures together; see `compare`. The verdict is the first
-    of these that is true:
+    hold at 95 % for all of its loads together: those of the time in the model by themselves, and
+    those of all other figures together; see `compare`. The verdict is the first of these that is
+    true:
 
     - "invalid": a run is invalid, or the last study lacks a load of the first.
     - "worse": a figure is slower, or takes more memory.
-    - "inconclusive": a figure is inconclusive; unknown memory does not count.
+    - "inconclusive": a figure is inconclusive. Unknown memory does not count. Where a load's time
+      in the model is known, it alone counts: the load's other figures hold more chance.
     - "better": a figure is faster, or takes less memory.
-    - "no difference beyond 5 %": anything else.
+    - "no difference beyond 2 %", or 5 %: anything else.
 
     Raises ValueError as `compare` does, and for fewer than two studies, two of one name, or no load
     in common.
@@ -374,6 +521,7 @@ def compare_studies(
 
     # 3) The verdict on the last study.
     table = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_NUMBERS, float))
+    verdicts = {name: _overall(table[table["study"] == name])[0] for name in names[1:]}
     verdict, causes = _overall(table[table["study"] == names[-1]])
     answer = f"{names[-1]} against {names[0]}: {verdict}"
     reasons = dict.fromkeys(_reason(row) for row in causes.to_dict("records"))
@@ -386,6 +534,7 @@ def compare_studies(
         suspects=suspects,
         verdict=verdict,
         answer=answer,
+        verdicts=verdicts,
         path=studies[-1].path,
     )
 
@@ -412,7 +561,7 @@ def _compare_loads(
     baseline: Mapping[str, Sequence[Run]],
     loads: Mapping[str, Sequence[Run]],
     allowed: tuple[str, ...],
-    min_effect: float,
+    min_effect: float | None,
 ) -> tuple[list[dict[Any, Any]], tuple[str, ...]]:
     """Returns the rows of one study against the first one's loads, and the suspects."""
     rows: list[dict[Any, Any]] = []
@@ -469,16 +618,26 @@ def _changed_packages(before: Run, after: Run) -> Iterator[str]:
 def _overall(last: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Returns the verdict of a study and the rows that lead to it.
 
-    Unknown memory does not make a verdict inconclusive.
+    Memory and a time in the model that are not known do not make a verdict inconclusive, nor do
+    figures that are inconclusive beside a known time in the model.
     """
-    is_memory = last["figure"] == "memory"
+    is_extra = last["figure"].isin(["memory", SERVICE])
     is_unknown = last["ratio"].isna() & (last["verdict"] != "invalid")
-    known = last[~(is_memory & is_unknown)]
+    known = last[~(is_extra & is_unknown)]
+    counts = known.drop(index=_open_beside(known).index)
     for verdict, causes in _CAUSES.items():
-        rows = known[known["verdict"].isin(causes)]
+        rows = counts[counts["verdict"].isin(causes)]
         if len(rows):
             return verdict, rows
-    return known["verdict"].iloc[0], known[:0]
+    return counts["verdict"].iloc[0], counts[counts["figure"] == SERVICE]
+
+
+def _open_beside(last: pd.DataFrame) -> pd.DataFrame:
+    """Returns the inconclusive rows of loads whose time in the model is known."""
+    is_service = last["figure"] == SERVICE
+    loads = last["load"][is_service & last["ratio"].notna()]
+    is_open = last["verdict"] == "inconclusive"
+    return last[is_open & ~is_service & last["load"].isin(loads)]
 
 
 def _reason(row: Mapping[Any, Any]) -> str:

@@ -1,14 +1,16 @@
 """Measures three short studies, so that the comparison has something to compare.
 
-Knows servers and loads. Ignorant of how studies are compared (judge.py).
+Knows servers, loads and the budget. Ignorant of how studies are compared (judge.py).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchlib.budget import Budget, Part
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
 from benchlib.run import run_load
@@ -17,79 +19,156 @@ from benchlib.study.store import Run, Study
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
+    from benchlib.serving.server import Server
 
-SLOW_SHARE = 0.25
-"""The slow server waits for this share of an image's time, for other requests that never come."""
+PADDED_ROWS = 8
+"""The slow server fills the UNet's batch up to this many rows. A guided image needs two."""
 
 TINY_IMAGE = {"width": 64, "height": 64, "num_inference_steps": 4}
 """The image that the tiny model makes. It is small, so that a short run has many of them."""
+
+LEAST_IMAGES = 8
+"""The fewest images of a run, where the budget allows more than one turn."""
+
+START = "start of a run"
+"""The cost of a run beside its images: its load generator starts, and the last answer comes."""
 
 
 def measure_examples(
     model: str,
     *,
     budget_min: float,
-    repeat: int = 4,
+    repeat: int = 8,
     results: str | os.PathLike[str] | None = None,
 ) -> list[Study]:
-    """Measures and returns three studies of `repeat` runs each.
+    """Measures and returns three studies of at most `repeat` runs each.
 
-    The second study repeats the first. The server of the third is slower on purpose. The runs take
-    turns, so that drift affects all studies alike. They share `budget_min` minutes, but no run is
-    shorter than three images. Each call measures anew.
+    The second study repeats the first. The server of the third is slower on purpose: its UNet
+    computes rows that no image needs, so the model itself takes longer. A turn is one run of each
+    study, and each turn begins with another study, so that drift affects all studies alike. As many
+    turns are made as fit into `budget_min` minutes, loading and starts included, and at least one.
+    Each call measures anew.
+
+    An interrupt (Ctrl-C) ends the measuring, and the whole turns so far are returned. Raises
+    RuntimeError if there is none.
     """
     from benchlib.serving.model.loading import load_pipeline
-    from benchlib.serving.server import serve
 
-    # 1) How long a run is.
-    pipe = load_pipeline(model)
+    # 1) The model and its image.
+    budget = Budget(budget_min, results=results, case=("compare", model))
+    # With one thread, a process that takes another core hardly slows the tiny model down.
+    torch_threads = 1 if model == "tiny" else None
+    pipe = load_pipeline(model, torch_threads=torch_threads)
     image: Mapping[str, Any] = pipe.spec["showcase"]
     if model == "tiny":
         image = TINY_IMAGE
     image_s = _image_s(pipe, image)
-    run_s = 60 * budget_min / (3 * repeat)
-    options: dict[str, Any] = {
-        "duration_s": max(0.8 * run_s, 3 * image_s),
-        "warmup_s": max(0.2 * run_s, image_s),
-        "results": results,
-    }
-    length_s = options["duration_s"] + options["warmup_s"]
-    print(f"3 studies of {repeat} runs, {length_s:.3g} s each", flush=True)
 
-    # 2) Three servers over one model.
-    wait_ms = 1000 * SLOW_SHARE * image_s
-    servers = {
-        "compare-first": serve(pipe, name="compare-first"),
-        "compare-again": serve(pipe, name="compare-again"),
-        "compare-slower": serve(
-            pipe, name="compare-slower", batching="dynamic", max_wait_ms=wait_ms
-        ),
-    }
-
-    # 3) The runs, in turns. The first run in a process loads libraries, which count as its server's
-    # memory. So one run goes before all others, and is not compared.
-    turns = [("compare-warm-up", 0)]
-    turns += [(name, seed) for seed in range(repeat) for name in servers]
-    runs: dict[str, list[Run]] = {}
+    # 2) Three servers over one model, and a run that is not compared. The first run in a process
+    # loads libraries, which count as its server's memory.
+    servers = _serve(pipe, image)
+    turns: list[dict[str, Run]] = []
     try:
-        for study, seed in turns:
-            server = servers.get(study, servers["compare-slower"])
-            load = ClosedLoop(users=1), Workload(**image)
-            run = run_load(
-                server,
-                *load,
-                study=study,
-                seed=seed,
-                **options,
-            )
-            assert isinstance(run, Run)
-            runs.setdefault(study, []).append(run)
-            print(f"{study}, run {seed + 1} of {repeat}", flush=True)
+        load = _Load(image, results, warmup_s=image_s)
+        began_s = time.monotonic()
+        load.run(servers["compare-slower"], "compare-warm-up", seed=0, duration_s=2 * image_s)
+        start_s = max(0.0, time.monotonic() - began_s - 2 * image_s)
+        budget.record(START, start_s)
+        start_s = budget.cost(START, start_s)
+
+        # 3) The runs, in turns.
+        for share in budget.in_turn(_turns(budget, repeat, start_s, image_s)):
+            duration_s = max(2 * image_s, share.seconds / len(servers) - start_s)
+            with budget.measuring(share.name):
+                turn = {}
+                for name in _order(list(servers), len(turns)):
+                    turn[name] = load.run(
+                        servers[name],
+                        name,
+                        seed=len(turns),
+                        duration_s=duration_s,
+                    )
+                turns.append(turn)
+                print(f"{share.name} of three runs is done", flush=True)
     finally:
         for server in servers.values():
             server.stop()
+    if not turns:
+        raise RuntimeError("interrupted before the first three runs: nothing can be compared")
     folder = results_dir(results)
-    return [Study(folder / name, tuple(runs[name])) for name in servers]
+    return [Study(folder / name, tuple(turn[name] for turn in turns)) for name in servers]
+
+
+def _serve(pipe: SDXLPipeline, image: Mapping[str, Any]) -> dict[str, Server]:
+    """Returns the servers of the three studies, by the study's name."""
+    from benchlib.serving.server import serve
+
+    options: dict[str, Any] = {
+        "batching": "serial",
+        "sizes": [(image["width"], image["height"])],
+    }
+    return {
+        "compare-first": serve(pipe, name="compare-first", **options),
+        "compare-again": serve(pipe, name="compare-again", **options),
+        "compare-slower": serve(
+            pipe,
+            name="compare-slower",
+            batch_buckets=(PADDED_ROWS,),
+            **options,
+        ),
+    }
+
+
+def _turns(budget: Budget, repeat: int, start_s: float, image_s: float) -> list[Part]:
+    """Returns at most `repeat` turns, which together want all that is left of the budget."""
+    least_s = 3 * (start_s + LEAST_IMAGES * image_s)
+    wanted_s = max(least_s, budget.left_s / repeat)
+    turns = []
+    for number in range(repeat):
+        turn = Part(
+            f"turn {number + 1}",
+            wanted_s,
+            least_s=least_s,
+            overhead_s=3 * start_s,
+            image_s=image_s,
+        )
+        turns.append(turn)
+    return turns
+
+
+def _order(names: Sequence[str], turn: int) -> list[str]:
+    """Returns the names, the first one later in each turn: no study always follows the same one."""
+    first = turn % len(names)
+    return [*names[first:], *names[:first]]
+
+
+class _Load:
+    """One user, who asks for one kind of `image` after a warm-up of `warmup_s` seconds."""
+
+    def __init__(
+        self,
+        image: Mapping[str, Any],
+        results: str | os.PathLike[str] | None,
+        *,
+        warmup_s: float,
+    ) -> None:
+        self._workload = Workload(**image)
+        self._results = results
+        self._warmup_s = warmup_s
+
+    def run(self, server: Server, study: str, *, seed: int, duration_s: float) -> Run:
+        run = run_load(
+            server,
+            ClosedLoop(users=1),
+            self._workload,
+            study=study,
+            seed=seed,
+            duration_s=duration_s,
+            warmup_s=self._warmup_s,
+            results=self._results,
+        )
+        assert isinstance(run, Run)
+        return run
 
 
 def _image_s(pipe: SDXLPipeline, image: Mapping[str, Any]) -> float:

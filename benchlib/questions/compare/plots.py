@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from benchlib.questions.compare.judge import FIGURES
+from benchlib.questions.compare.judge import FIGURES, SERVICE, smallest_effect
 from benchlib.study import figure
 from benchlib.study.wording import number, words
 
@@ -65,15 +65,15 @@ def forest(
     table: pd.DataFrame,
     record: dict[str, Any],
     against: str,
-    min_effect: float = 0.05,
+    min_effect: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws each figure's ratio to that of the study `against`, with its interval and verdict.
 
     Each figure has a line, and its interval is at 95 %. `table` has `study`, `load`, `figure`,
     `ratio`, `low`, `high` and `verdict`, as `compare_studies` makes it. Ratios in the band differ
-    by less than `min_effect`. If there are more than MOST lines, only those furthest from 1 are
-    drawn.
+    by less than `min_effect`, or if that is None, by less than the figure's own MIN_EFFECTS. If
+    there are more than MOST lines, only those furthest from 1 are drawn.
     """
     # 1) Reduce.
     known = table[table["ratio"].notna()]
@@ -85,23 +85,19 @@ def forest(
     names = _line_names(shown)
     lines = shown.to_dict("records")
 
-    # 2) Draw the lines.
-    for place, line in enumerate(lines):
+    # 2) Draw each line with its band.
+    effects = [smallest_effect(line["figure"], min_effect) for line in lines]
+    for place, (line, effect) in enumerate(zip(lines, effects, strict=True)):
+        _draw_band(ax, place, effect)
         _draw_line(ax, place, line)
-    ax.axvspan(
-        *_band(min_effect),
-        color=figure.SKY,
-        alpha=0.25,
-        linewidth=0,
-    )
     ax.axvline(1, color="black", linewidth=1)
     ax.set(
         yticks=range(len(names)),
         yticklabels=names,
         ylim=(len(names) - 0.5, -0.5),
     )
-    band = f"band: within {100 * min_effect:g} %"
-    ax.set_xlabel(f"times that of {against}; lines: 95 % intervals; {band}")
+    widths = " or ".join(f"{100 * effect:g}" for effect in dict.fromkeys(effects))
+    ax.set_xlabel(f"times that of {against}; lines: 95 % intervals; band: within {widths} %")
     # The labels make the axes narrower, and the title must be as narrow as the axes.
     ax.figure.figure.draw_without_rendering()
 
@@ -144,6 +140,17 @@ def _line_names(shown: pd.DataFrame) -> list[str]:
     return names
 
 
+def _draw_band(ax: Axes, place: int, effect: float) -> None:
+    """Colours the ratios of one line that differ by less than `effect`."""
+    ax.fill_betweenx(
+        [place - 0.5, place + 0.5],
+        *_band(effect),
+        color=figure.SKY,
+        alpha=0.25,
+        linewidth=0,
+    )
+
+
 def _draw_line(
     ax: Axes,
     place: int,
@@ -180,21 +187,32 @@ def _forest_finding(
 ) -> str:
     """Returns the gravest verdict, and how many figures have it.
 
-    It also names the figure with this verdict whose ratio is furthest from 1.
+    It also names the figure with this verdict whose ratio is furthest from 1. Where nothing is
+    worse, and the time in the model is known, only that time is spoken of.
     """
-    kinds = [_kind(line) for line in shown.to_dict("records")]
-    gravest = next(kind for kind in _GRAVEST_FIRST if kind in kinds)
+    # 1) The lines that are spoken of.
     studies = [str(study) for study in shown["study"].unique()]
     who = " and ".join(studies) if len(studies) < 3 else "all"
+    lines = shown.assign(name=names, distance=_distances(shown))
+    lines["kind"] = [_kind(line) for line in shown.to_dict("records")]
+    of_service = lines[lines["figure"] == SERVICE]
+    if len(of_service) and _WORSE not in lines["kind"].tolist():
+        lines = of_service
+
+    # 2) The gravest kind, and how many lines are of it.
+    kinds = lines["kind"].tolist()
+    gravest = next(kind for kind in _GRAVEST_FIRST if kind in kinds)
     count = f"{kinds.count(gravest)} of {len(kinds)} figures"
-    finding = f"{who} {_PHRASES[gravest]} {against} in {count}"
-    if gravest is _SAME:
-        return finding
+    if gravest is _SAME and lines is not of_service:
+        return f"{who} {_PHRASES[gravest]} {against} in {count}"
+
+    # 3) The line furthest from 1.
     is_gravest = [kind is gravest for kind in kinds]
-    distances = np.where(is_gravest, _distances(shown), -1.0)
-    place = int(distances.argmax())
-    ratio = _ratio_words(shown.iloc[place].to_dict())
-    return f"{finding}, most in {names[place]}: {ratio}"
+    furthest = lines[is_gravest].nlargest(1, "distance").to_dict("records")[0]
+    ratio = f"{furthest['name']}: {_ratio_words(furthest)}"
+    if len(lines) == 1:
+        return f"{who} {_PHRASES[gravest]} {against} in {ratio}"
+    return f"{who} {_PHRASES[gravest]} {against} in {count}, most in {ratio}"
 
 
 # -- a figure over the nights
@@ -208,17 +226,19 @@ def nights(
     studies: Sequence[str],
     changes: Mapping[str, Sequence[str]] | None = None,
     metric: str | None = None,
-    min_effect: float = 0.05,
+    min_effect: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws `metric` of each of `studies` as a ratio to the first, with a line for each load.
 
-    `metric` is a key of FIGURES. None is the 95th percentile of latency, or the median if no study
-    has that percentile. `table` and `changes` are from `compare_studies`. Ratios in the band differ
-    by less than `min_effect`. A dotted line shows where packages changed.
+    `metric` is a key of FIGURES. None is the time in the model; if no study has it, the 95th
+    percentile of latency, or else the median. `table` and `changes` are from `compare_studies`.
+    Ratios in the band differ by less than `min_effect`, or if that is None, by less than the
+    figure's own MIN_EFFECTS. A dotted line shows where packages changed.
     """
     ax = figure.axes(ax)
-    metric = metric or _latency_with_data(table)
+    metric = metric or _figure_with_data(table)
+    effect = smallest_effect(metric, min_effect)
     name = FIGURES[metric]
     found = table[(table["figure"] == metric) & table["ratio"].notna()]
     if not len(found):
@@ -226,7 +246,7 @@ def nights(
 
     # 1) The band, and a line for each load.
     ax.axhspan(
-        *_band(min_effect),
+        *_band(effect),
         color=figure.SKY,
         alpha=0.25,
         linewidth=0,
@@ -255,7 +275,7 @@ def nights(
     # 3) The axes, and what was found.
     _name_studies(ax, studies)
     ax.set_ylabel(f"{name}, times that of {studies[0]}")
-    ax.set_xlabel(f"study, oldest first; bars: 95 % intervals; band: within {100 * min_effect:g} %")
+    ax.set_xlabel(f"study, oldest first; bars: 95 % intervals; band: within {100 * effect:g} %")
 
     alt = f"Lines: {name} over {len(studies)} studies, each as a ratio to the first."
     if changed:
@@ -265,14 +285,15 @@ def nights(
     return figure.finish(ax, record, finding, alt, source=source)
 
 
-def _latency_with_data(table: pd.DataFrame) -> str:
-    """Returns the name of the 95th percentile of latency.
+def _figure_with_data(table: pd.DataFrame) -> str:
+    """Returns the most telling figure with a ratio: time in the model, p95, or median latency.
 
-    If only the median has ratios, it returns the name of the median.
+    It returns the 95th percentile if none of them has a ratio.
     """
     figures = set(table["figure"][table["ratio"].notna()])
-    if "latency_p95_s" not in figures and "latency_p50_s" in figures:
-        return "latency_p50_s"
+    for metric in (SERVICE, "latency_p95_s", "latency_p50_s"):
+        if metric in figures:
+            return metric
     return "latency_p95_s"
 
 

@@ -192,7 +192,8 @@ class Engine:
             self._step_times[size] = on_torch_thread(self._calls.warm_up, size)
 
         # 3) Publish the spec
-        options = self.options.model_dump(include=set(RECORDED_OPTIONS))
+        recorded = {*RECORDED_OPTIONS, "batch_buckets"}
+        options = self.options.model_dump(mode="json", include=recorded)
         self.spec = {**pipeline.spec, **options, "step_times": self._step_times.to_spec()}
         if callable(source):
             # A full garbage collection over the loaded model would block every answer for 0.2 s.

@@ -16,9 +16,20 @@ from benchlib.study.summary import summarise
 from benchmarks.interval_coverage import called, pairs
 
 
-def job(made: SimpleNamespace, factor: float = 1.0, runs: int = 5, **changes: Any) -> list[Any]:
-    """Runs whose figures are those of made.run times `factor`, 0.5 % apart."""
-    summary = summarise(*made.run([0.4] * 100))
+def job(
+    made: SimpleNamespace,
+    factor: float = 1.0,
+    runs: int = 5,
+    service: float | None = None,
+    **changes: Any,
+) -> list[Any]:
+    """Runs whose figures are those of made.run times `factor`, 0.5 % apart.
+
+    Their services are `service` times those of made.run, as far apart, or are not known."""
+    _, requests, _ = run = made.run([0.4] * 100)
+    summary = summarise(*run)
+    if service is None:
+        requests[["service_s", "encode_s", "denoise_s", "decode_s"]] = math.nan
     speeds = ("latency_p50_s", "latency_p95_s", "rss_peak_gib")
 
     def one(index: int) -> Any:
@@ -27,7 +38,12 @@ def job(made: SimpleNamespace, factor: float = 1.0, runs: int = 5, **changes: An
         told[list(speeds)] = [1.0 * scale] * len(speeds)
         told["throughput_images_per_s"] = 10 / scale
         record = made.record(**changes)
-        return SimpleNamespace(record=record, spec=record["spec"], summary=lambda: told)
+        rows = requests
+        if service is not None:
+            rows = requests.assign(service_s=0.4 * service * scale / factor)
+        return SimpleNamespace(
+            record=record, spec=record["spec"], requests=rows, summary=lambda: told
+        )
 
     return [one(index) for index in range(runs)]
 
@@ -125,15 +141,18 @@ def test_planted_regressions_are_caught_and_nothing_else() -> None:
     assert called(pairs(0.1, 20, 2), "slower") >= 19
 
 
-def studies(made: SimpleNamespace, *factors: float, **changes: Any) -> list[Any]:
-    """Nights whose figures are `factors` times those of the first night.
+def studies(
+    made: SimpleNamespace, *factors: float, services: Any = None, **changes: Any
+) -> list[Any]:
+    """Nights whose figures are `factors` times those of the first night, and services too.
 
     `changes` go into the record of the last night.
     """
     told = [*[{}] * (len(factors) - 1), changes]
+    services = services or [None] * len(factors)
     return [
-        Study(Path(f"results/night-{night}"), tuple(job(made, factor, **change)))
-        for night, (factor, change) in enumerate(zip(factors, told, strict=True))
+        Study(Path(f"results/night-{night}"), tuple(job(made, factor, service=service, **change)))
+        for night, (factor, service, change) in enumerate(zip(factors, services, told, strict=True))
     ]
 
 
@@ -262,3 +281,113 @@ def test_a_gate_fails_where_the_last_study_is_worse(
             found.raise_if_worse()
     else:
         found.raise_if_worse()
+
+
+# -- the time in the model
+
+
+@pytest.mark.parametrize(
+    ("service", "verdict"),
+    [
+        (1.0, "no difference beyond 2%"),
+        (1.03, "slower"),
+        (0.97, "faster"),
+        (1.02, "inconclusive"),
+    ],
+)
+def test_the_time_in_the_model_leads_and_shows_3_percent(
+    made: SimpleNamespace, service: float, verdict: str
+) -> None:
+    found = compare(job(made, service=1.0), job(made, service=service))
+    assert found.table.index[0] == "service_s"
+    row = found.table.loc["service_s"]
+    assert row["verdict"] == verdict
+    assert row["ratio"] == pytest.approx(service)
+    assert (row["a"], row["b"]) == pytest.approx((0.4, 0.4 * service))
+    assert found.verdict == verdict
+    assert set(found.table["verdict"][1:]) == {"no difference beyond 5%"}
+
+
+def test_what_is_inconclusive_beside_the_time_in_the_model_does_not_decide(
+    made: SimpleNamespace,
+) -> None:
+    found = compare_studies(studies(made, 1.0, 1.04, services=(1.0, 1.0)))
+    assert found.table["verdict"].tolist()[1:] == ["inconclusive"] * 4
+    assert found.verdict == "no difference beyond 2%"
+    assert "closed-4: time in the model of one image 1 times (0.989 to 1.01)" in found.answer
+    assert (
+        "Not shown by these runs: whether median latency, p95 latency, throughput, memory differ."
+        in str(found)
+    )
+    assert compare(job(made, service=1.0), job(made, 1.04, service=1.0)).verdict == (
+        "no difference beyond 2%"
+    )
+
+
+def test_a_queue_that_got_worse_is_worse_though_the_model_did_not(made: SimpleNamespace) -> None:
+    found = compare_studies(studies(made, 1.0, 1.3, services=(1.0, 1.0)))
+    assert found.verdict == "worse"
+    assert "median latency 1.3 times" in found.answer
+    assert "time in the model" not in found.answer
+
+
+def test_a_time_in_the_model_that_one_side_lacks_leaves_nothing_open(made: SimpleNamespace) -> None:
+    found = compare_studies(studies(made, 1.0, 1.0, services=(1.0, None)))
+    assert found.table["note"][0] == "a run does not have this figure"
+    assert found.verdict == "no difference beyond 5%"
+    assert compare(job(made, service=1.0), job(made)).verdict == "no difference beyond 5%"
+
+
+def test_one_run_on_each_side_says_what_its_interval_does_not_hold(made: SimpleNamespace) -> None:
+    a, b = job(made, runs=1, service=1.0), job(made, runs=1, service=1.1)
+    row = compare(a, b).table.loc["service_s"]
+    assert row["verdict"] == "slower"
+    assert "one run on each side: the interval allows for a shift of 1 %" in row["note"]
+    found = compare_studies([Study(Path("a"), tuple(a)), Study(Path("b"), tuple(b))])
+    assert found.verdict == "worse"
+    assert "Take care: one run on each side" in str(found)
+    slightly = compare(a, job(made, runs=1, service=1.02)).table.loc["service_s"]
+    assert slightly["verdict"] == "inconclusive"
+    assert "one run on each side" in slightly["note"]
+
+
+def test_images_without_their_like_are_left_out_in_words(made: SimpleNamespace) -> None:
+    a, b = job(made, service=1.0), job(made, service=1.0)
+    for run in b:
+        is_late = run.requests.index < 30
+        run.requests = run.requests.assign(
+            num_inference_steps=run.requests["num_inference_steps"].mask(is_late, 50)
+        )
+    assert compare(a, b).table.loc["service_s", "note"] == (
+        "left out: 150 images without their like"
+    )
+    for run in b:
+        run.requests = run.requests.assign(width=64)
+    row = compare(a, b).table.loc["service_s"]
+    assert row["note"] == "no image has its like, of equal work, on the other side"
+    assert math.isnan(row["ratio"])
+
+
+def test_a_given_min_effect_is_for_all_figures(made: SimpleNamespace) -> None:
+    found = compare(job(made, service=1.0), job(made, service=1.03), min_effect=0.1)
+    assert set(found.table["verdict"]) == {"no difference beyond 10%"}
+    fine = compare(job(made, service=1.0), job(made, service=1.0), min_effect=0.025)
+    assert fine.table["verdict"].iloc[0] == "no difference beyond 2.5%"
+
+
+def test_runs_in_turns_cancel_what_changes_from_turn_to_turn(made: SimpleNamespace) -> None:
+    a, b = job(made, service=1.0), job(made, service=1.03)
+    for turn, (one, other) in enumerate(zip(a, b, strict=True)):
+        for place, run in enumerate((one, other)):
+            run.record["started_at"] = f"2026-11-23T16:45:{2 * turn + place:02}"
+            run.requests = run.requests.assign(service_s=run.requests["service_s"] * 1.2**turn)
+    assert compare(a, b).table.loc["service_s", "verdict"] == "slower"
+    for number, run in enumerate([*a, *b]):
+        run.record["started_at"] = f"2026-11-23T16:45:{number:02}"
+    assert compare(a, b).table.loc["service_s", "verdict"] == "inconclusive"
+
+
+def test_the_verdicts_of_earlier_studies_are_told(made: SimpleNamespace) -> None:
+    found = compare_studies(studies(made, 1, 1, 1, services=(1, 1, 1.1)))
+    assert found.verdicts == {"night-1": "no difference beyond 2%", "night-2": "worse"}
+    assert "Earlier, against night-0: night-1: no difference beyond 2%" in str(found)

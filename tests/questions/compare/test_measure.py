@@ -22,8 +22,10 @@ class FakeServers:
         self.serving: dict[str, dict[str, Any]] = {}
         self.stopped: list[str] = []
         self.runs: list[tuple[str, int, dict[str, Any]]] = []
+        self.interrupted_at: int | None = None
 
-    def load_pipeline(self, model: str) -> SimpleNamespace:
+    def load_pipeline(self, model: str, *, torch_threads: int | None) -> SimpleNamespace:
+        self.torch_threads = torch_threads
         timings = SimpleNamespace(total_s=IMAGE_S)
         spec = {"showcase": {"width": 1024, "height": 1024, "num_inference_steps": 20}}
         generate = lambda request: SimpleNamespace(timings=timings, of=(model, request))  # noqa: E731
@@ -38,6 +40,8 @@ class FakeServers:
     ) -> Run:
         assert target.name == study or study == "compare-warm-up"
         self.runs.append((study, seed, options))
+        if len(self.runs) == self.interrupted_at:
+            raise KeyboardInterrupt
         return Run(*self.made.run([IMAGE_S]), results / study / f"run-{seed}")
 
 
@@ -50,29 +54,53 @@ def fake(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> FakeServers:
     return servers
 
 
+NAMES = ["compare-first", "compare-again", "compare-slower"]
+
+
 def test_three_studies_take_turns_after_a_run_that_is_not_compared(
     fake: FakeServers, tmp_path: Path
 ) -> None:
     studies = measure.measure_examples("tiny", budget_min=1, repeat=2, results=tmp_path)
-    names = ["compare-first", "compare-again", "compare-slower"]
-    assert [study.path for study in studies] == [tmp_path / name for name in names]
+    assert [study.path for study in studies] == [tmp_path / name for name in NAMES]
     assert [len(study.runs) for study in studies] == [2, 2, 2]
-    turns = [("compare-warm-up", 0), *((name, seed) for seed in (0, 1) for name in names)]
+    in_order = [(name, 0) for name in NAMES] + [(name, 1) for name in (*NAMES[1:], NAMES[0])]
+    turns = [("compare-warm-up", 0), *in_order]
     assert [run[:2] for run in fake.runs] == turns
-    slow = {"batching": "dynamic", "max_wait_ms": 250 * IMAGE_S}
-    assert fake.serving == {"compare-first": {}, "compare-again": {}, "compare-slower": slow}
-    assert fake.stopped == names
+    alike = {"batching": "serial", "sizes": [(64, 64)]}
+    slower = alike | {"batch_buckets": (8,)}
+    assert fake.serving == dict(zip(NAMES, (alike, alike, slower), strict=True))
+    assert fake.torch_threads == 1
+    assert fake.stopped == NAMES
 
 
-@pytest.mark.parametrize("budget_min", [1e-9, 0.01, 0.4, 30])
-def test_a_run_holds_three_images_however_small_the_budget(
-    fake: FakeServers, tmp_path: Path, budget_min: float
+@pytest.mark.parametrize(
+    ("budget_min", "turns", "duration_s"),
+    [(1e-9, 1, 2 * IMAGE_S), (0.5, 2, 8 * IMAGE_S), (1, 4, 8 * IMAGE_S), (30, 8, 75)],
+)
+def test_as_many_turns_are_made_as_fit(
+    fake: FakeServers, tmp_path: Path, budget_min: float, turns: int, duration_s: float
 ) -> None:
-    measure.measure_examples("sdxl", budget_min=budget_min, results=tmp_path)
-    options = fake.runs[-1][2]
-    share_s = 60 * budget_min / 12
-    assert options["duration_s"] == pytest.approx(max(3 * IMAGE_S, 0.8 * share_s))
-    assert options["warmup_s"] == pytest.approx(max(IMAGE_S, 0.2 * share_s))
+    """The budget's clock stands still: these runs take no time, so each turn gets what it asks for."""
+    studies = measure.measure_examples("sdxl", budget_min=budget_min, results=tmp_path)
+    assert [len(study.runs) for study in studies] == [turns] * 3
+    for *_, options in fake.runs[1:]:
+        assert options["duration_s"] >= 0.98 * duration_s
+        assert options["warmup_s"] == IMAGE_S
+    assert fake.torch_threads is None
+
+
+def test_an_interrupt_keeps_the_whole_turns(fake: FakeServers, tmp_path: Path) -> None:
+    fake.interrupted_at = 6
+    studies = measure.measure_examples("tiny", budget_min=1, results=tmp_path)
+    assert [len(study.runs) for study in studies] == [1, 1, 1]
+    assert fake.stopped == NAMES
+
+
+def test_an_interrupt_in_the_first_turn_leaves_nothing(fake: FakeServers, tmp_path: Path) -> None:
+    fake.interrupted_at = 3
+    with pytest.raises(RuntimeError, match="nothing can be compared"):
+        measure.measure_examples("tiny", budget_min=1, results=tmp_path)
+    assert fake.stopped == NAMES
 
 
 def test_the_servers_are_stopped_also_where_a_run_fails(

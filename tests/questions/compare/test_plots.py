@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 
 from benchlib import plots
 from benchlib.questions.compare.plots import MOST
@@ -159,3 +161,44 @@ def test_without_a_ratio_there_is_no_plot(
         plots.nights(table=table(*rows), record=made.record(), studies=["night-1", "night-2"]),
     ):
         assert "no data" in texts(ax)
+
+
+# -- the time in the model
+
+
+def test_each_figure_of_a_forest_has_its_own_band(made: SimpleNamespace) -> None:
+    drawn = table(line("same", figure="service_s"), line("open", figure="latency_p50_s"))
+    ax = plots.forest(table=drawn, record=made.record(), against="night-1")
+    bands = [drawn for drawn in ax.collections if isinstance(drawn, PolyCollection)]
+    ends = [band.get_datalim(ax.transData).intervalx for band in bands]
+    assert np.array(ends) == pytest.approx(np.array([[1 / 1.02, 1.02], [1 / 1.05, 1.05]]))
+    assert "band: within 2 or 5 %" in ax.get_xlabel()
+    ax = plots.forest(table=drawn, record=made.record(), against="night-1", min_effect=0.1)
+    assert "band: within 10 %" in ax.get_xlabel()
+
+
+def test_where_nothing_is_worse_a_forest_speaks_of_the_time_in_the_model(
+    made: SimpleNamespace,
+) -> None:
+    service = line("same", figure="service_s", verdict="no difference beyond 2%")
+    ax = plots.forest(table=table(service, line("open")), record=made.record(), against="night-1")
+    assert (
+        "night-2 no different from night-1 in time in the model of one image: 1 times (0.98 to 1.03)"
+        in " ".join(texts(ax).split())
+    )
+    ax = plots.forest(table=table(service, line()), record=made.record(), against="night-1")
+    assert "night-2 worse than night-1 in 1 of 2 figures, most in p95" in " ".join(
+        texts(ax).split()
+    )
+    both = table(service, service | {"load": "closed-8", "ratio": 1.04, "verdict": "inconclusive"})
+    ax = plots.forest(table=both, record=made.record(), against="night-1")
+    assert "not shown to differ from night-1 in 1 of 2 figures, most in closed-8, time" in " ".join(
+        texts(ax).split()
+    )
+
+
+def test_nights_show_the_time_in_the_model_first(made: SimpleNamespace) -> None:
+    drawn = table(line("same", figure="service_s"), line())
+    ax = plots.nights(table=drawn, record=made.record(), studies=["night-1", "night-2"])
+    assert ax.get_ylabel() == "time in the model of one image, times that of night-1"
+    assert "band: within 2 %" in ax.get_xlabel()
