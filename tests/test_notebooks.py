@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from nbconvert import HTMLExporter
 from PIL import Image
@@ -37,7 +39,7 @@ RUNS = {
         },
     ),
     "02_time_and_memory": (
-        {"budget_min": 0.05, "images": 40},
+        {"budget_min": 0.5, "images": 40},
         {"stage_stack", "cost_line", "against_pixels", "memory_bars", "arithmetic", "memory_trend"},
     ),
     "03_load": (
@@ -45,7 +47,7 @@ RUNS = {
         {"load_curve", "queue_share", "hockey_stick", "goodput"},
     ),
     "04_batching": (
-        {"budget_min": 0.2, "requests": 8, "repeat": 2},
+        {"budget_min": 0.6, "requests": 8, "repeat": 2},
         {"step_time_curve", "gantts", "latency_cdf", "gain"},
     ),
     "05_settings": ({"users": [2], "budget_min": 0.4}, {"ladder", "picture_grid", "decision"}),
@@ -145,6 +147,39 @@ def test_it_ends_with_an_answer_in_words(executed):
     text = "".join(output.text for output in outputs if output.output_type == "stream")
     assert len(text.split()) > 12
     assert re.search(r"\d", text), "from the run's own figures"
+
+
+def test_an_interrupted_notebook_answers_from_what_was_measured(tmp_path):
+    """As by the stop button: the kernel gets the signal, and papermill goes on."""
+    results = tmp_path / "results"
+    options = {"model": "tiny", "sizes": [64], "steps": [1, 2], "budget_min": 60}
+    options |= {"images": 100_000, "results_dir": str(results)}
+    command = [BIN / "papermill", ROOT / "notebooks/02_time_and_memory.ipynb", "out.ipynb"]
+    command += ["--no-progress-bar", "-y", json.dumps(options)]
+    with (tmp_path / "stderr").open("wb") as stderr:
+        papermill = subprocess.Popen(command, cwd=tmp_path, stderr=stderr)
+
+        # 1) Interrupt it while it makes image after image in search of a leak.
+        def watched():
+            return [
+                rows for rows in results.glob("*/*-watch/requests.jsonl") if rows.stat().st_size
+            ]
+
+        while not watched() and papermill.poll() is None:
+            time.sleep(0.1)
+        children = psutil.Process(papermill.pid).children(recursive=True)
+        (kernel,) = [child for child in children if "ipykernel_launcher" in child.cmdline()]
+        kernel.send_signal(signal.SIGINT)
+        papermill.wait()
+    assert papermill.returncode == 0, (tmp_path / "stderr").read_text()
+
+    # 2) The answer uses what there is.
+    cells = code_cells(nbformat.read(tmp_path / "out.ipynb", as_version=4))
+    texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
+    assert "watch: interrupted: the answer uses what was measured" in texts[-2]
+    assert texts[-1].startswith("The largest image, 64x64 with 2 steps, takes ")
+    statuses = [run.record["status"] for run in load_study(results / "time_and_memory").runs]
+    assert statuses == ["finished", "interrupted"]
 
 
 def test_the_quickstarts_run_is_the_one_that_was_asked_for(execute):
