@@ -27,6 +27,8 @@ from benchlib.load.bounds import check_number
 TOLERANCE = 0.1
 TOLERANCE_S = 15.0
 """A budget is kept within a tenth or these seconds, whichever is more."""
+RUN_COST = "run"
+"""The cost of a run beside its load: to start the generator, and to keep the rows."""
 INTERRUPTED = "interrupted: the answer uses what was measured; interrupt again to stop at once"
 
 
@@ -311,6 +313,26 @@ class Budget:
                 self.interrupted = True
                 print(f"{name}: {INTERRUPTED}", flush=True)
 
+    @contextmanager
+    def running(self, name: str, max_s: float | None) -> Iterator[RunningTime]:
+        """A run that is cut when the budget's tolerance ends, or after `max_s` seconds.
+
+        An interrupt ends the block as in measuring(). What the run took beside its load is
+        remembered as RUN_COST. Raises RuntimeError where the budget is spent.
+        """
+        if not self.cut_s:
+            raise RuntimeError("budget: it is spent; ask for budget.left_s before a run")
+        limits_s = [self.cut_s - self.cost(RUN_COST, 0.0)]
+        if max_s is not None:
+            limits_s.append(max_s)
+        most_s = max(1.0, min(limits_s))
+        running = RunningTime(most_s if math.isfinite(most_s) else max_s)
+        began_s = self.used_s
+        with self.measuring(name):
+            yield running
+        if running.load_s is not None:
+            self.record(RUN_COST, max(0.0, self.used_s - began_s - running.load_s))
+
 
 @contextmanager
 def _interrupts_counted() -> Iterator[list[int]]:
@@ -334,6 +356,14 @@ def _interrupts_counted() -> Iterator[list[int]]:
         yield seen
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@dataclass
+class RunningTime:
+    """How long a run may take in all, and how long its load took, which the run says at its end."""
+
+    max_s: float | None
+    load_s: float | None = None
 
 
 def _by_worth(parts: Sequence[Part]) -> list[Part]:

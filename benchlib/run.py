@@ -9,7 +9,6 @@ how runs relate to each other (sweeps.py).
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -45,8 +44,6 @@ _REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
 # Older records lack the buckets, so they are no part of what makes two points one case.
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, "batch_buckets", *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
-RUN_COST = "run"
-"""A budget's cost: what a run takes beside its load, to start the generator and keep the rows."""
 _PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
 
 
@@ -85,11 +82,11 @@ def run_load(
     else to plain lines. With `repeat` above 1, the runs have the seeds `seed`, `seed` + 1 and so
     on, and a `Study` of just these runs is returned.
 
-    With a `budget`, the run is cut at the end of the budget's tolerance. An interrupt then ends
-    this run, spends the budget and raises nothing: the run has the status "interrupted".
+    With a `budget`, the run is cut at the end of the budget's tolerance. A first interrupt then
+    ends this run and spends the budget: the run is returned, with the status "interrupted".
 
-    Raises ValueError for a bad argument, RuntimeError where another process writes the study or
-    the budget is spent.
+    Raises ValueError for a bad argument, RuntimeError for a budget that is spent or a study that
+    another process writes.
     KeyboardInterrupt and `GeneratorError` end the run early: its rows are kept and it is marked
     "interrupted" or "failed".
     """
@@ -112,10 +109,6 @@ def run_load(
     check_names(study, point.to_dict())
     with writing(results, study, on_progress) as writer:
         for number in range(repeat):
-            if budget is not None and not budget.cut_s:
-                if not writer.runs:
-                    raise RuntimeError("budget: it is spent; ask for budget.left_s before a run")
-                break
             writer.measure(replace(point, seed=seed + number), target, budget)
     return writer.runs[0] if repeat == 1 else Study(writer.folder, tuple(writer.runs))
 
@@ -183,26 +176,16 @@ class Writer:
     runs: list[Run] = field(default_factory=list)
 
     def measure(self, point: Point, target: Server | str, budget: Budget | None = None) -> Run:
-        """Makes one run of `point` on `target`, which is up, and keeps the run however it ends.
-
-        A `budget` cuts the run (see run_load), and learns what a run takes beside its load.
-        """
+        """Makes one run of `point` on `target`, which is up, and keeps the run however it ends."""
         if budget is None:
             return self._measure(point, target, point.max_s)
-        runs_before = len(self.runs)
-        began_s = budget.used_s
-        max_s = max(1.0, budget.cut_s - budget.cost(RUN_COST, 0.0))
-        if point.max_s is not None:
-            max_s = min(max_s, point.max_s)
-        with budget.measuring(run_words(point.to_dict())):
-            self._measure(point, target, max_s if math.isfinite(max_s) else None)
-        if len(self.runs) == runs_before:  # interrupted before the run had a folder
-            raise KeyboardInterrupt
-        run = self.runs[-1]
-        if run.record["status"] == "finished":
-            beside_s = budget.used_s - began_s - run.record["outcome"]["wall_s"]
-            budget.record(RUN_COST, max(0.0, beside_s))
-        return run
+        made = len(self.runs)
+        with budget.running(run_words(point.to_dict()), point.max_s) as running:
+            run = self._measure(point, target, running.max_s)
+            running.load_s = run.record["outcome"]["wall_s"]
+        if len(self.runs) == made:
+            raise KeyboardInterrupt("interrupted before the run had a folder")
+        return self.runs[-1]
 
     def _measure(self, point: Point, target: Server | str, max_s: float | None) -> Run:
         # 1) Make its folder. The point is recorded as it was asked for, without the budget's cut.
@@ -247,11 +230,8 @@ class Writer:
             sampler.zero_s = started_monotonic_s
             sampler.generator_pid = child_pid
 
-        with (
-            progress_shown(sampler)
-            if self.on_progress is None
-            else nullcontext(self.on_progress) as show
-        ):
+        given = self.on_progress
+        with nullcontext(given) if given else progress_shown(sampler) as show:
             return generate_load(plan, folder.rows_path, on_start=on_start, on_progress=show)
 
     def fail(self, point: Point, error: str | None) -> None:

@@ -20,10 +20,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchlib.budget import Budget
+from benchlib.budget import RUN_COST, Budget
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
-from benchlib.run import RUN_COST, Point, Writer, writing
+from benchlib.run import Point, Writer, writing
 from benchlib.study.folders import check_names, results_dir, run_words
 from benchlib.study.store import Run, Study, load_run, read_records
 from benchlib.study.summary_table import renew_summary

@@ -29,6 +29,7 @@ from benchlib import (
     sweeps,
 )
 from benchlib import run as run_module
+from benchlib.budget import RUN_COST
 from benchlib.questions.capacity import measure as capacity_measure
 from benchlib.questions.capacity.judge import Capacity
 from benchlib.rows import ROW_DTYPES
@@ -505,7 +506,7 @@ def test_an_interrupted_run_of_a_budget_is_returned_and_the_next_one_refused(
     finished = run_load(fake.url, ClosedLoop(1), requests=3, on_progress=quiet, **load)
     assert finished.record["status"] == "finished"
     assert finished.spec["max_s"] > 60, "it would be cut when the budget's tolerance ends"
-    assert budget.cost(run_module.RUN_COST, -1.0) >= 0
+    assert budget.cost(RUN_COST, -1.0) >= 0
     run = run_load(fake.url, ClosedLoop(2), duration_s=60, on_progress=interrupt, **load)
     assert run.record["status"] == "interrupted"
     assert run.path.parent == tmp_path / "s"

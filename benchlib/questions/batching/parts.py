@@ -10,8 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchlib.budget import Budget, BudgetPlan, Part
-from benchlib.run import RUN_COST
+from benchlib.budget import RUN_COST, Budget, BudgetPlan, Part
 from benchlib.study.wording import number
 
 CLOSED = "closed loop of four users"

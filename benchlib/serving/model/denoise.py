@@ -39,9 +39,7 @@ class Work:
     steps_done: int = 0
     encode_s: float = 0.0
     step_s: list[float] = field(default_factory=list)
-    # Seconds of its steps until the UNet's call returned. On CUDA that is when Python has started
-    # the last kernel, and the GPU may still have most of them to do.
-    launch_s: float = 0.0
+    launch_s: float = 0.0  # in calls of the UNet, which return before a GPU has finished
     decode_s: float = 0.0
     batch_rows: int = 0  # the sum of the batch sizes of its steps
 
