@@ -1,15 +1,14 @@
 """Which setting to run: the best one tried, its runner-up, and how many machines a rate takes.
 
-Pure. Knows a frame with a row for each setting and load (measure.py makes it). Ignorant of how the
-settings were measured.
+Pure. Knows a frame with a row for each setting (measure.py makes it). Ignorant of how the settings
+were measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -17,7 +16,7 @@ import pandas as pd
 from benchlib.study.intervals import Interval
 from benchlib.study.picture_quality import CHANGED, INDISTINGUISHABLE, SAME
 from benchlib.study.slo import Slo
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import counted, number, words
 
 BASELINE = "baseline"
 """The recipe that the others are compared with."""
@@ -28,15 +27,26 @@ NO_TIME = "not measured: no time left for it"
 PROMISED_IMAGES = 4
 """By default, 95 % of the images must take less than this many times one image alone."""
 
+FINALISTS = 2
+"""How many settings are confirmed under load."""
+
+LESS_MEMORY = 0.9
+"""Memory differs if the smaller one is below this share of the larger one."""
+
+SIMPLICITY = ("serial", "dynamic", "continuous")
+"""The ways to batch, the simplest first."""
+
 
 @dataclass(frozen=True)
 class Decision:
     """The setting to run and the next one, by name. `str()` has the answer in words.
 
     - `best`, `runner_up`: the names, or None if there is no such setting.
-    - `shown`: whether the intervals of their images/s lie apart; None if one has no interval.
-    - `table`: each setting at its best load, best first, with `verdict` on the promise `slo` and
-      `ruled_out` (the reason, or None).
+    - `shown`: whether the runs of both show that their capacities differ. None if it was not
+      tried, or if one has no interval.
+    - `times`, `times_interval`: the capacity of `best` as a multiple of the runner-up's.
+    - `reason`: why `best` is preferred where no difference is shown.
+    - `table`: the settings, best first, with `ruled_out` (the reason, or None).
     - `gpus`: how many devices make `target_rate` images/s, by the low end of the interval if there
       is one.
     - `cost_per_1000`: of a thousand images on these devices at that rate, in the currency of the
@@ -52,40 +62,63 @@ class Decision:
     table: pd.DataFrame
     slo: str
     target_rate: float
-    gpus: int | None
-    cost_per_1000: float | None
-    energy_kwh_per_1000: float | None
+    gpus: int | None = None
+    cost_per_1000: float | None = None
+    energy_kwh_per_1000: float | None = None
+    times: float | None = None
+    times_interval: Interval = None
+    reason: str | None = None
 
     def __str__(self) -> str:
         lines = self._best_lines()
         if self.best is not None:
+            lines += self._difference_lines()
             lines += self._fleet_lines()
-        untried = self.table["setting"][self.table["error"] == NO_TIME]
-        if len(untried):
-            lines.append(f"Not measured, for want of time: {'; '.join(untried)}.")
+        lines += self._missing_lines()
         return "\n".join(lines)
 
+    def row(self, setting: str) -> dict[Any, Any]:
+        """The row of a setting in the table."""
+        rows = self.table[self.table["setting"] == setting]
+        found: dict[Any, Any] = rows.iloc[0].to_dict()
+        return found
+
     def _best_lines(self) -> list[str]:
-        """Returns which setting to run, and whether the runs show that it is the best."""
+        """Which setting to run, in a sentence, and what its pictures show."""
         if self.best is None:
-            reasons = self.table["ruled_out"].unique()
+            reasons = dict.fromkeys(self.table["ruled_out"])
             return [f"None of the settings can be run: {', '.join(reasons)}."]
-        best, *others = self.table.to_dict("records")
-        capacity = capacity_words(best, self.slo)
-        lines = [f"Run {self.best}: {capacity}. It takes {number(best['memory_gib'])} GiB."]
-        lines += picture_words(best)
+        best = self.row(self.best)
+        parts = [f"it {capacity_words(best, self.slo)} with {number(best['memory_gib'])} GiB"]
+        parts += _picture_phrase(best)
+        if self.runner_up and self.shown:
+            ratio = words(self.times, self.times_interval, "times")
+            parts.append(f"{ratio} the capacity of the next, {self.runner_up}")
+        lines = [f"Run {self.best}: {'; '.join(parts)}."]
+        return lines + picture_words(best)
+
+    def _difference_lines(self) -> list[str]:
+        """Whether the runs show that it is the best, and what is only foretold."""
+        lines = []
+        best = self.row(self.best or "")
         if self.runner_up:
-            next_best = capacity_words(others[0], self.slo)
-            lines.append(f"Next comes {self.runner_up}: {next_best}.")
-            lines += picture_words(others[0])
-            shown = "is not shown that the first makes more images/s: measure more or longer runs"
-            if self.shown:
-                shown = "is shown that the first makes more images/s: the intervals lie apart"
-            lines.append(f"It {shown}.")
+            second = self.row(self.runner_up)
+            if self.shown is False:
+                ratio = words(self.times, self.times_interval, "times")
+                lines.append(
+                    f"It is not shown to differ from {self.runner_up}: {ratio} its capacity."
+                )
+                lines.append(f"{self.best} is recommended, as it {self.reason}.")
+            lines.append(f"{self.runner_up} {capacity_words(second, self.slo)}.")
+            lines += picture_words(second)
+        lines.append(_confirmed_words(best))
+        rivals = near_rivals(self.table, best, self.runner_up)
+        if rivals:
+            lines.append(f"Foretold to be about as good, and not confirmed: {'; '.join(rivals)}.")
         return lines
 
     def _fleet_lines(self) -> list[str]:
-        """Returns what the target rate takes in machines, money and energy."""
+        """What the target rate takes in machines, money and energy."""
         machines = "an unknown number of such machines"
         if self.gpus is not None:
             machines = counted(self.gpus, "such machine")
@@ -97,45 +130,102 @@ class Decision:
         if self.energy_kwh_per_1000 is not None:
             energy = f"is {number(self.energy_kwh_per_1000)} kWh of the GPU"
         return [
-            f"For {images}: {machines}, if each is kept as busy as here, with no room for bursts.",
+            f"For {images}: {machines}, if requests come at random times to each of them.",
             f"For a thousand images, the cost {cost}, and the energy {energy}.",
         ]
 
+    def _missing_lines(self) -> list[str]:
+        """What was not measured and why, and what starting and compiling took."""
+        lines = []
+        errors = self.table.dropna(subset=["error"])
+        untried = errors["setting"][errors["error"] == NO_TIME]
+        if len(untried):
+            lines.append(f"Not measured, for want of time: {'; '.join(untried)}.")
+        failed = errors[errors["error"] != NO_TIME].to_dict("records")
+        lines += [f"{row['setting']} failed: {row['error']}." for row in failed]
+        started = start_words(self.table)
+        if started:
+            lines.append(started)
+        return lines
+
+
+# ---- words
+
 
 def capacity_words(row: Mapping[Any, Any], slo: str) -> str:
-    """Returns in words the capacity of the setting in a row of the table."""
-    rate = f"{number(row['images_per_s'])} images/s"
-    users = counted(row["users"], "user")
-    if row["verdict"] == "met":
-        return f"at least {rate} within {slo}, with {users}"
-    return f"{rate} with {users}, not shown to keep {slo}"
+    """What a setting keeps, as the end of a sentence."""
+    rate = row["capacity_images_per_s"]
+    if rate is None:
+        return f"is not shown to keep {slo}"
+    capacity = words(rate, row["capacity_images_per_s_interval"], "images/s")
+    verb = "keeps" if row["confirmed"] else "should keep"
+    return f"{verb} {slo} up to {capacity}"
+
+
+def _confirmed_words(row: Mapping[Any, Any]) -> str:
+    """How well the capacity of a setting is known."""
+    if row["confirmed"]:
+        images = counted(row["confirming_images"], "image")
+        return f"This is confirmed under load, by {images} in {counted(row['runs'], 'run')}."
+    reason = row["note"] or "there was no time for it"
+    return f"This is foretold from images made alone. It is not confirmed under load: {reason}."
+
+
+def _picture_phrase(row: Mapping[Any, Any]) -> list[str]:
+    """What a setting's pictures are, in a few words; none where picture_words says more."""
+    if row["recipe"] == BASELINE:
+        return []
+    phrases = {
+        SAME: "its pictures are the baseline's, to the bit",
+        INDISTINGUISHABLE: "its pictures can't be told from the baseline's",
+    }
+    verdict = row.get("pictures")
+    return [phrases[verdict]] if verdict in phrases else []
 
 
 def picture_words(row: Mapping[Any, Any]) -> list[str]:
-    """Returns what the setting in a row does to the picture, as one sentence or none.
+    """What a setting does to the picture, where that needs a sentence: it changes, or is not shown.
 
     There is none for the baseline, and for a setting without pictures.
     """
     verdict = row.get("pictures")
-    if verdict is None or row["recipe"] == BASELINE:
+    if verdict in (None, SAME, INDISTINGUISHABLE) or row["recipe"] == BASELINE:
         return []
     reason = row["pictures_reason"]
-    if verdict == SAME:
-        return [f"Its pictures are the baseline's, to the bit: {reason}."]
-    if verdict == INDISTINGUISHABLE:
-        return [f"Its pictures can't be told from the baseline's: {reason}."]
     if verdict == CHANGED:
-        return [f"It changes the picture, {reason}."]
-    return [f"Whether it changes the picture is not shown: {reason}."]
+        return [f"{row['setting']} changes the picture, {reason}."]
+    return [f"Whether {row['setting']} changes the picture is not shown: {reason}."]
 
 
-def default_promise(settings: pd.DataFrame) -> str:
-    """Returns a promise that suits the model, for 95 % of the images.
+def start_words(table: pd.DataFrame) -> str | None:
+    """What starting took in all, with compiling told apart; None where nothing was started.
 
-    Its limit is PROMISED_IMAGES times the time of one image in the first row.
+    A recipe is loaded once for all ways to batch, so its longest start counts.
     """
-    limit_s = max(0.001, PROMISED_IMAGES * settings["image_s"].iloc[0])
-    return f"p95 < {limit_s:.3f} s"
+    started = table.dropna(subset=["start_s"])
+    if not len(started):
+        return None
+    longest = started.groupby("recipe")[["start_s", "compile_s"]].max()
+    start_min, compile_min = (longest.astype(float).sum() / 60).tolist()
+    sentence = f"Starting took {number(start_min)} minutes in all"
+    compiled = longest[longest["compile_s"] > 0]["compile_s"]
+    if not len(compiled):
+        return f"{sentence}, and nothing was compiled."
+    each = [f"{recipe} {number(seconds / 60)}" for recipe, seconds in compiled.items()]
+    return f"{sentence}, {number(compile_min)} of them for compiling ({', '.join(each)})."
+
+
+# ---- the choice
+
+
+def promise_for(image_s: float) -> str:
+    """A promise that suits a model whose image takes `image_s` seconds alone.
+
+    95 % of the images must take less than PROMISED_IMAGES times as long.
+    """
+    limit_s = max(0.001, PROMISED_IMAGES * image_s)
+    text = f"{limit_s:.3g}" if limit_s < 999 else f"{limit_s:.0f}"
+    return f"p95 < {text} s"
 
 
 def decide(
@@ -149,37 +239,40 @@ def decide(
 ) -> Decision:
     """Returns the setting of the highest capacity that is not ruled out.
 
-    A setting's capacity is the highest images/s of a load that is shown to keep the promise `slo`
-    (or `default_promise`). The requests of all runs of a load are judged together. A setting
-    without such a load comes after all settings with one. It stands at its best load that is not
-    shown to miss the promise. Ruled out are settings that:
+    A setting's capacity is the highest rate that keeps the promise of the frame, which `slo` must
+    repeat if it is given. Settings that are confirmed under load come before those that are only
+    foretold. Two confirmed ones differ if the interval of the ratio of their capacities is above 1.
+    If that is not shown, the one with less memory is preferred, else the simpler one.
 
-    - miss the promise under each load, failed, or made no image
+    Ruled out are settings that:
+
+    - failed, or can't keep the promise for a single image
     - need more memory than `memory_limit_gib`, or an unknown amount
     - change algorithm, weights or steps, or round coarser than bf16, with `exact_only`
 
     Pictures rule nothing out. The answer says what the best two settings do to them.
 
-    Raises ValueError for a `slo` that can't be read, and for a target rate or price that is not
-    above 0.
+    Raises ValueError for another promise than the frame's, and for a target rate or price that is
+    not above 0.
     """
-    slo = slo or default_promise(settings)
-    goal = Slo.parse(slo)
+    promise = _promise(settings, slo)
     for name, value in (("target_rate", target_rate), ("price_per_hour", price_per_hour)):
         if value is not None and not value > 0:
             raise ValueError(f"{name}: {value} must be more than 0")
 
     # 1) The best setting and the next one.
-    table = _ranked(settings, goal, memory_limit_gib, exact_only)
+    table = ranked(settings, memory_limit_gib, exact_only)
     left = table[table["ruled_out"].isna()].to_dict("records")
     if not left:
-        return Decision(None, None, None, table, slo, target_rate, None, None, None)
-
+        return Decision(None, None, None, table, promise, target_rate)
     best = left[0]
-    runner_up, shown = None, None
-    if len(left) > 1:
-        runner_up = left[1]["setting"]
-        shown = apart(best["images_per_s_interval"], left[1]["images_per_s_interval"])
+    second = left[1] if len(left) > 1 else None
+    shown: bool | None = None
+    reason: str | None = None
+    if second is not None:
+        shown = _is_shown(best, second)
+        if shown is False:
+            best, second, reason = _preferred(best, second)
 
     # 2) What the target rate takes.
     gpus = _gpus(best, target_rate)
@@ -189,65 +282,73 @@ def decide(
     energy_kwh = None
     if best["energy_per_image_j"] is not None:
         energy_kwh = 1000 * best["energy_per_image_j"] / 3.6e6
+    times, times_interval = (None, None) if second is None else capacity_ratio(best, second)
     return Decision(
         best=best["setting"],
-        runner_up=runner_up,
+        runner_up=None if second is None else second["setting"],
         shown=shown,
         table=table,
-        slo=slo,
+        slo=promise,
         target_rate=target_rate,
         gpus=gpus,
         cost_per_1000=cost,
         energy_kwh_per_1000=energy_kwh,
+        times=times,
+        times_interval=times_interval,
+        reason=reason,
     )
 
 
-def _ranked(
-    settings: pd.DataFrame, goal: Slo, memory_limit_gib: float, exact_only: bool
-) -> pd.DataFrame:
-    """Returns each setting at its best load, best first, with `verdict` and `ruled_out`."""
-    table = settings.assign(verdict=[_verdict(goal, runs) for runs in settings["latencies_s"]])
-    reasons = [_ruled_out(row, memory_limit_gib, exact_only) for row in table.to_dict("records")]
-    table["ruled_out"] = pd.Series(reasons, index=table.index, dtype=object)
+def _promise(settings: pd.DataFrame, slo: str | None) -> str:
+    """The promise that the frame's capacities keep. Raises ValueError where `slo` is another."""
+    goal = None if slo is None else Slo.parse(slo)
+    measured = settings["promise"].dropna()
+    if not len(measured):
+        return slo or "the promise"
+    promise = str(measured.iloc[0])
+    if goal is not None and goal != Slo.parse(promise):
+        raise ValueError(f"slo: the capacities are for {promise}, not {slo}; try the settings anew")
+    return slo or promise
+
+
+def ranked(settings: pd.DataFrame, memory_limit_gib: float, exact_only: bool) -> pd.DataFrame:
+    """The settings, best first, with `ruled_out`: the reason, or None.
+
+    A foretold capacity is a little too high, since it does not know the load. So confirmed settings
+    come first, unless only one could be confirmed.
+    """
+    rows = settings.to_dict("records")
+    reasons = [_ruled_out(row, memory_limit_gib, exact_only) for row in rows]
+    table = settings.assign(ruled_out=pd.Series(reasons, index=settings.index, dtype=object))
+    is_out = table["ruled_out"].notna()
+    is_open = ~table["confirmed"].astype(bool)
+    if (~is_out & ~is_open).sum() < FINALISTS:
+        is_open[:] = True
     keys = pd.DataFrame(
         {
-            "is_out": table["ruled_out"].notna(),
-            "is_open": table["verdict"] != "met",
-            "slowness": -table["images_per_s"].astype(float),
+            "is_out": is_out,
+            "is_open": is_open,
+            "slowness": -table["capacity_images_per_s"].astype(float),
         }
     )
     order = keys.sort_values(["is_out", "is_open", "slowness"], kind="stable").index
-    return table.loc[order].drop_duplicates("setting")
+    return table.loc[order]
 
 
-def _gpus(best: Mapping[Any, Any], target_rate: float) -> int | None:
-    """Returns how many devices make the target rate.
-
-    The rate of one device is the low end of its interval, or without one its mean.
-    """
-    rate = best["images_per_s"]
-    if best["images_per_s_interval"] is not None:
-        rate = best["images_per_s_interval"][0]
-    return math.ceil(target_rate / rate) if rate > 0 else None
+def finalists(
+    settings: pd.DataFrame, memory_limit_gib: float, exact_only: bool
+) -> list[dict[Any, Any]]:
+    """The rows of the settings that are worth confirming: the FINALISTS best that may be run."""
+    table = ranked(settings, memory_limit_gib, exact_only)
+    left = table[table["ruled_out"].isna()]
+    return left.head(FINALISTS).to_dict("records")
 
 
-def _verdict(goal: Slo, runs: list[list[float]]) -> str:
-    """Returns what all runs of a load show together.
-
-    A single run that misses the promise outweighs the others.
-    """
-    if any(goal.judge(latencies_s) == "missed" for latencies_s in runs):
-        return "missed"
-    return goal.judge(chain.from_iterable(runs))
-
-
-def _ruled_out(row: dict[Any, Any], memory_limit_gib: float, exact_only: bool) -> str | None:
-    """Returns why a setting can't be run under one load, or None."""
+def _ruled_out(row: Mapping[Any, Any], memory_limit_gib: float, exact_only: bool) -> str | None:
+    """Why a setting can't be run, or None."""
     if row["error"]:
         return str(row["error"])
-    if not row["images_per_s"]:
-        return "made no image while it was measured"
-    if row["verdict"] == "missed":
+    if not row["capacity_images_per_s"]:
         return "misses the promise"
     if exact_only and not row["exact"]:
         return "changes the image"
@@ -258,8 +359,81 @@ def _ruled_out(row: dict[Any, Any], memory_limit_gib: float, exact_only: bool) -
     return None
 
 
+def _is_shown(best: Mapping[Any, Any], second: Mapping[Any, Any]) -> bool | None:
+    """Whether two settings are shown to differ; None unless both are confirmed."""
+    if not (best["confirmed"] and second["confirmed"]):
+        return None
+    _, interval = capacity_ratio(best, second)
+    return None if interval is None else interval[0] > 1
+
+
+def capacity_ratio(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> tuple[float | None, Interval]:
+    """The capacity of `a` as a multiple of `b`'s, with its interval.
+
+    The interval follows from those of both, whose errors are independent, on a scale of logarithms.
+    Source: Zou & Donner, "Construction of confidence limits about effect measures: A general
+    approach", Statistics in Medicine 27 (2008).
+    """
+    rate_a, rate_b = a["capacity_images_per_s"], b["capacity_images_per_s"]
+    if not (rate_a and rate_b):
+        return None, None
+    ratio = rate_a / rate_b
+    ends_a = a["capacity_images_per_s_interval"]
+    ends_b = b["capacity_images_per_s_interval"]
+    if not (ends_a and ends_b and min(*ends_a, *ends_b) > 0):
+        return ratio, None
+    below = math.hypot(math.log(rate_a / ends_a[0]), math.log(ends_b[1] / rate_b))
+    above = math.hypot(math.log(ends_a[1] / rate_a), math.log(rate_b / ends_b[0]))
+    return ratio, (ratio * math.exp(-below), ratio * math.exp(above))
+
+
+def _preferred(
+    best: dict[Any, Any], second: dict[Any, Any]
+) -> tuple[dict[Any, Any], dict[Any, Any], str]:
+    """Of two settings that are not shown to differ, the one to run, the other one, and why."""
+    smaller, larger = sorted((best, second), key=lambda row: float(row["memory_gib"]))
+    if smaller["memory_gib"] < LESS_MEMORY * larger["memory_gib"]:
+        gib = f"{number(smaller['memory_gib'])}, not {number(larger['memory_gib'])} GiB"
+        return smaller, larger, f"takes less memory: {gib}"
+    simpler, other = sorted((best, second), key=_complexity)
+    if _complexity(simpler) < _complexity(other):
+        return simpler, other, "is simpler"
+    return best, second, "made more images/s in these runs"
+
+
+def _complexity(row: Mapping[Any, Any]) -> tuple[int, int]:
+    """The number of optimisations, then how involved the batching is; a simpler one is less."""
+    batching = row["batching"]
+    place = SIMPLICITY.index(batching) if batching in SIMPLICITY else len(SIMPLICITY)
+    return int(row["optimisations"]), place
+
+
+def near_rivals(
+    table: pd.DataFrame, best: Mapping[Any, Any], runner_up: str | None
+) -> Sequence[str]:
+    """The settings whose forecast does not lie below that of `best`; they were not confirmed."""
+    rivals = []
+    for row in table.to_dict("records"):
+        is_other = row["setting"] not in (best["setting"], runner_up)
+        if row["ruled_out"] is None and is_other and not row["confirmed"]:
+            is_apart = apart(
+                row["foretold_images_per_s_interval"], best["foretold_images_per_s_interval"]
+            )
+            if is_apart is False:
+                rivals.append(row["setting"])
+    return rivals
+
+
+def _gpus(best: Mapping[Any, Any], target_rate: float) -> int | None:
+    """How many devices make the target rate, by the low end of the interval, or by the mean."""
+    rate = best["capacity_images_per_s"]
+    if best["capacity_images_per_s_interval"] is not None:
+        rate = best["capacity_images_per_s_interval"][0]
+    return math.ceil(target_rate / rate) if rate > 0 else None
+
+
 def apart(a: Interval, b: Interval) -> bool | None:
-    """Returns whether there is a gap between two intervals; None if one is not known."""
+    """Whether there is a gap between two intervals; None if one is not known."""
     if a is None or b is None:
         return None
     return a[0] > b[1] or b[0] > a[1]

@@ -1,81 +1,80 @@
-"""Tries settings: each recipe alone, for its speed and likeness, then each setting behind a server.
+"""Tries settings: each recipe alone and behind servers, then the best two under load, in turns.
 
-Knows recipes, sweeps, pictures, and how a budget of minutes is shared. Ignorant of which setting is
-best (judge.py).
+Knows recipes, budgets, and what a frame of settings holds. Ignorant of how a recipe is tried
+(alone.py) and confirmed (confirmation.py), and of which setting is best (judge.py).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from benchlib.load.arrivals import ClosedLoop
+from benchlib.budget import Budget, Part, PlannedPart
 from benchlib.load.workload import Workload
-from benchlib.questions.settings.judge import BASELINE, NO_TIME
-from benchlib.questions.settings.learned_metrics import find_learned_metrics
-from benchlib.questions.settings.pictures import (
-    QUICK_PROMPTS,
-    Album,
-    own_prompts,
-    pictures_needed,
-    take_pictures,
+from benchlib.questions.settings.alone import Asked, Served, Tried, try_recipe
+from benchlib.questions.settings.confirmation import (
+    CALIBRATE_S,
+    LEAST_CONFIRMING,
+    START_S,
+    USUAL_IMAGES,
+    Confirmed,
+    Finalist,
+    confirm,
+    plan_confirmation,
 )
-from benchlib.study.picture_quality import SAME, picture_columns
+from benchlib.questions.settings.judge import (
+    BASELINE,
+    FINALISTS,
+    NO_TIME,
+    SIMPLICITY,
+    finalists,
+    promise_for,
+)
+from benchlib.questions.settings.learned_metrics import find_learned_metrics
+from benchlib.questions.settings.pictures import QUICK_PROMPTS, Album, own_prompts, pictures_needed
+from benchlib.run import writing
+from benchlib.study.picture_quality import PAIRS_NEEDED, SAME, picture_columns
+from benchlib.study.slo import Slo
 from benchlib.study.store import Run
-from benchlib.sweeps import LOADED_SHARE, sweep
 
 if TYPE_CHECKING:
     import pandas as pd
-    from PIL.Image import Image
 
-    from benchlib.serving.model.pipeline import SDXLPipeline
+    from benchlib.questions.settings.learned_metrics import LearnedMetrics
+    from benchlib.run import Writer
 
-QUICK_RECIPES = ("baseline", "channels-last", "bf16", "vae-tiling", "vae-slicing")
+QUICK_RECIPES = (BASELINE, "bf16", "channels-last", "vae-slicing", "vae-tiling")
 FULL_RECIPES = (
-    "fused-qkv",
-    "vae-bf16",
-    "compile-regional",
+    BASELINE,
     "bf16+cuda-graphs",
     "fastest-exact",
     "fastest",
+    *QUICK_RECIPES[1:],
+    "vae-bf16",
+    "fused-qkv",
+    "compile-regional",
 )
-"""Recipes that need a GPU, or minutes of compiling before the first image."""
+"""The recipes of each profile. The most telling come first: a budget leaves out the last ones."""
 
-ALONE_SHARE = 0.4
-"""After this share of the budget, no further recipe is tried alone. Servers get the rest."""
+LEAST_IMAGES = PAIRS_NEEDED
+"""A recipe makes at least so many images alone, so that there is a verdict on its pictures."""
+BASELINE_SHARE = 1 / 15
+"""The share of a budget that the baseline's images may take."""
+CONFIRM_SHARE = 0.3
+"""The share of a budget that is kept for the confirming runs, if they can use it."""
+WARM_IMAGES = 2
+COMPILE_S = 80.0
+"""What compiling a recipe takes, until that is known: 55 to 75 s on one H100."""
+SERVER_S = 8.0
+FORECAST_S = 4.0
+PAIR_S = 2.0
+"""What a server's start, a forecast and the comparison of two pictures take, until known."""
 
-LEAST_IMAGES = 10
-"""A run behind a server has at least the time in which the baseline makes this many images."""
-
-GPU_MEMORY = "cuda_reserved_peak_gib"
-PROCESS_MEMORY = "rss_peak_gib"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One setting under one load: a recipe, a way to batch, and a number of users."""
-
-    recipe: str
-    batching: str
-    users: int
-
-
-@dataclass(frozen=True)
-class ServingPlan:
-    """Which cases are served, for how many seconds each is measured, and how many times.
-
-    No further run may begin after `limit_s` seconds. None means no limit: a single run that does
-    not fit is made all the same.
-    """
-
-    durations_s: dict[Case, float]
-    repeat: int
-    limit_s: float | None = None
+Setting = tuple[str, str]
+"""A recipe and a way to batch."""
 
 
 def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
@@ -98,405 +97,440 @@ def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
     return kept
 
 
-def settings_to_try(profile: str, device: str = "auto") -> list[tuple[str, str]]:
+def settings_to_try(profile: str, device: str = "auto") -> list[Setting]:
     """Returns the (recipe, batching) pairs of a profile, "quick" or "full".
 
-    The baseline is served in all three ways, and each other recipe with continuous batching. It
-    prints what is left out.
+    The baseline is served in all three ways. Each other recipe has continuous batching, but one
+    that compiles is served serially: each further size of a batch would be compiled for a minute.
+    The most telling pairs come first. It prints what is left out.
     """
-    recipes = usable_recipes(QUICK_RECIPES, device)
-    if profile == "full":
-        recipes += usable_recipes(FULL_RECIPES, device)
-    else:
-        print(f"left to the profile full: {', '.join(FULL_RECIPES)}")
-    settings = [(BASELINE, "serial"), (BASELINE, "dynamic")]
-    settings += [(recipe, "continuous") for recipe in recipes]
+    recipes = usable_recipes(FULL_RECIPES if profile == "full" else QUICK_RECIPES, device)
+    if profile != "full":
+        others = [recipe for recipe in FULL_RECIPES if recipe not in QUICK_RECIPES]
+        print(f"left to the profile full: {', '.join(others)}")
+    settings = [(BASELINE, batching) for batching in SIMPLICITY]
+    settings += [(recipe, _usual_batching(recipe)) for recipe in recipes if recipe != BASELINE]
     print(f"{len(recipes)} recipes and {len(settings)} settings are tried")
     return settings
 
 
+def _usual_batching(recipe: str) -> str:
+    return "serial" if _compiles(recipe) else "continuous"
+
+
+def _compiles(recipe: str) -> bool:
+    from benchlib.serving.model.recipes import parse_recipes
+
+    return any(part.sets == "compiler" for part in parse_recipes(recipe))
+
+
 def try_settings(
     model: str,
-    settings: Sequence[tuple[str, str]],
+    settings: Sequence[Setting],
     *,
     users: Sequence[int] = (3,),
     num_inference_steps: int | None = None,
     steps_share: float | None = None,
     duration_s: float | None = None,
+    budget: Budget | None = None,
     budget_min: float | None = None,
-    repeat: int = 1,
-    images: int = 5,
+    repeat: int = 2,
+    images: int = 10,
     prompts: Sequence[str] | None = None,
+    slo: str | None = None,
+    exact_only: bool = False,
+    memory_limit_gib: float | None = None,
     study: str = "settings",
     results: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> tuple[pd.DataFrame, tuple[Run, ...]]:
-    """Measures each (recipe, batching) of `settings` with each number of `users`.
+    """Measures each (recipe, batching) of `settings`, and confirms the best two under load.
 
-    Returns a frame with one row for each setting and number of users, and the runs. Each call
-    measures anew.
+    Returns a frame with one row for each setting, and the runs. Each call measures anew.
 
-    First each recipe works alone. It makes one image that is not counted, then `images` images that
-    are timed. Each has another one of `prompts`, and the seeds 1, 2, ... More of the prompts follow
-    as the budget allows: all of them for a recipe that changes the algorithm, else PAIRS_NEEDED.
-    None stands for the first QUICK_PROMPTS prompts of our own.
+    1. Each recipe works alone. After a warm-up it makes `images` images that are timed. Each has
+       another one of `prompts`, and the seeds 1, 2, ... More of the prompts follow as the budget
+       allows: all of them for a recipe that changes the algorithm, else PAIRS_NEEDED. None stands
+       for the first QUICK_PROMPTS prompts of our own.
+    2. A server starts for each setting, and its warm-up measures step times. With the images alone
+       they foretell the capacity within the promise `slo`. Without one, 95 % of the images must
+       take less than 4 times the baseline's image alone.
+    3. The best two settings are loaded in turns, `repeat` times, near the lower of the two
+       capacities. Settings that `exact_only` or `memory_limit_gib` rule out are not among them.
 
-    - `start_s`: seconds of loading and of the first image.
-    - `image_s`: mean seconds of one image, with its interval from 5 images on.
+    The columns of the frame; unknown is None:
+
+    - `exact`: whether the recipe keeps algorithm, weights and steps, and rounds no coarser than
+      bf16. `optimisations` is their number.
+    - `start_s`: seconds from nothing to a server that is ready. `compile_s` of them went into
+      compiling and recording graphs.
+    - `image_s`: mean seconds of one image alone, with its interval from 5 images on.
     - `psnr_db`, `ssim`, `flip`: mean likeness to the baseline's images of the same prompts and
       seeds, each with its `_interval`. `pictures` is the verdict on them, and `pictures_reason`
       says why. `study.picture_quality` has these and the other columns of pictures.
-    - `exact`: whether the recipe keeps algorithm, weights and steps, and rounds no coarser than
-      bf16.
-
-    Then a sweep measures each setting `repeat` times behind a server. Each user asks for the next
-    image as soon as the last one came.
-
-    - `runs`: how many valid runs there are. `latencies_s` has a list of seconds for each of them.
-    - `images_per_s`: mean over the runs. Its interval is of 5 runs or more, or the only run's own.
-    - `memory_gib`: the lowest peak of the runs. A peak may include memory that an earlier setting
-      left in the process.
-    - `memory_of`: which memory that is, reserved on the GPU or the process's RSS.
+    - `memory_gib`: the peak while the images were made alone and the server warmed up.
+      `memory_of` says which memory: reserved on the GPU, or the whole process's RSS. RSS may hold
+      memory that earlier settings left.
+    - `promise`: the promise that the capacities keep.
+    - `foretold_images_per_s`: the capacity before any load, with its interval.
+    - `images_per_s_of_users`: a dict from each number of `users` in a closed loop to the images/s
+      that are foretold.
+    - `capacity_images_per_s`: the calibrated capacity if it is `confirmed`, else the foretold one,
+      with its interval.
+    - `runs`, `confirming_images`: how many runs and images confirm it. `note` says how well they
+      fit, or why it is not confirmed.
     - `error`: why the setting was not measured, or None.
 
     Images have `num_inference_steps` steps, or else `steps_share` of the model's own number, or
-    else that number.
+    else that number. A confirming run takes `duration_s`, or as long as 30 images at least.
 
-    A run takes `duration_s`, or its part of `budget_min` minutes. Without both it takes as long as
-    the baseline needs for 80 images, within these limits:
-
-    - no less than 5 s or 10 images, whichever is longer
-    - no more than 8 s or 10 images, whichever is longer
-
-    A budget that is too small for everything leaves settings out and prints which ones. The
-    baseline and one run of the first setting are always measured.
+    `budget_min` minutes, or a `budget`, count everything from this call on: loading, compiling and
+    forecasts as well. The baseline is measured in any case. Then the plan is printed: a budget
+    leaves out the last of `settings` first. Recipes that compile come after the others. The plan
+    is made anew after each recipe, so that a slow start costs later settings, not the budget. After
+    an interrupt, what was measured is returned. Raises KeyboardInterrupt if that is nothing.
     """
-    import pandas as pd
+    from benchlib.serving.model.loading import resolve
 
-    began_s = time.monotonic()
-    budget_s = math.inf if budget_min is None else 60 * budget_min
-    cases = [Case(*setting, people) for setting in settings for people in users]
-    recipes = dict.fromkeys([BASELINE, *(case.recipe for case in cases)])
-    if steps_share is not None:
-        num_inference_steps = max(1, int(steps_share * _own_steps(model, device)))
-
-    # 1) Each recipe alone, without a server.
-    alone_s = ALONE_SHARE * budget_s
-    alone = _try_alone(
-        model,
-        list(recipes),
-        end_s=began_s + alone_s,
-        images=images,
+    # 1) What is asked, and the budget of all of it.
+    if slo is not None:
+        Slo.parse(slo)
+    recipes: dict[str, list[str]] = {BASELINE: []}
+    for recipe, batching in settings:
+        recipes.setdefault(recipe, []).append(batching)
+    asked = Asked(
+        model=model,
         device=device,
         steps=num_inference_steps,
+        steps_share=steps_share,
         prompts=prompts or own_prompts()[:QUICK_PROMPTS],
-        pictures_s=alone_s / len(recipes),
+        timed=images,
     )
-
-    # 2) The cases that the rest of the budget has room for.
-    left_s = budget_s - (time.monotonic() - began_s)
-    working = [case for case in cases if alone[case.recipe]["error"] is None]
-    plan = plan_serving(working, alone, time_s=left_s, repeat=repeat, duration_s=duration_s)
-
-    # 3) Each setting behind a server.
-    points = []
-    for case, case_s in plan.durations_s.items():
-        point = {
-            "arrivals": ClosedLoop(case.users),
-            "workload": Workload(num_inference_steps=num_inference_steps),
-            "load": {"model": model, "recipe": case.recipe, "device": device},
-            "serve": {"batching": case.batching},
-            "duration_s": case_s,
-            "warmup_s": _warmup_s(case, alone),
-        }
-        points.append(point)
-    runs = _measure_points(points, plan, study, results)
-    return pd.DataFrame(_rows(cases, alone, runs), dtype=object), runs
-
-
-def _measure_points(
-    points: Sequence[Mapping[str, Any]],
-    plan: ServingPlan,
-    study: str,
-    results: str | os.PathLike[str] | None,
-) -> tuple[Run, ...]:
-    """Returns the runs of a plan.
-
-    The first run is made in any case: without a run there is nothing to show.
-    """
-    if not points:
-        return ()
-    limit_min = None if plan.limit_s is None else plan.limit_s / 60
-    options: dict[str, Any] = {"study": study, "resume": False, "results": results}
-    made = sweep(points, repeat=plan.repeat, budget_min=limit_min, **options)
-    if not made.runs:
-        made = sweep(points[:1], **options)
-    return made.runs
-
-
-def _rows(
-    cases: Sequence[Case],
-    alone: Mapping[str, dict[str, Any]],
-    runs: Sequence[Run],
-) -> list[dict[str, Any]]:
-    """Returns a row for each case: what its recipe does alone, and what the case's runs show."""
-    rows = []
-    for case in cases:
-        own_runs = [run for run in runs if _case_of(run) == case]
-        row = {
-            "setting": f"{case.recipe}, {case.batching}",
-            **vars(case),
-            **alone[case.recipe],
-            **_serving_figures(own_runs),
-        }
-        if alone[case.recipe]["error"] is not None:
-            row["error"] = alone[case.recipe]["error"]
-        rows.append(row)
-    return rows
-
-
-def plan_serving(
-    cases: Sequence[Case],
-    alone: dict[str, dict[str, Any]],
-    *,
-    time_s: float,
-    repeat: int,
-    duration_s: float | None = None,
-) -> ServingPlan:
-    """Returns which of `cases` have room in `time_s` seconds, each for how long and how many times.
-
-    `alone` has each recipe's `start_s` and `image_s`. Earlier cases have precedence. Fewer
-    repetitions are preferred to fewer cases. The first case is planned in any case, as briefly as
-    possible. Without a limit each case is measured `repeat` times for `duration_s`, or for a length
-    that follows from the baseline's image time.
-    """
-    image_s = alone[BASELINE]["image_s"]
-    usual_s = max(LEAST_IMAGES * image_s, min(max(80 * image_s, 5.0), 8.0))
-    if math.isinf(time_s) or not cases:
-        return ServingPlan(dict.fromkeys(cases, duration_s or usual_s), repeat)
-
-    # 1) Take the cases that fit. A recipe is loaded once in each round, for all of its cases.
-    least_s = duration_s or max(1.0, LEAST_IMAGES * image_s)
-    loaded_s = LOADED_SHARE * time_s
-    kept: list[Case] = []
-    recipes: set[str] = set()
-    round_s = 0.0
-    for case in cases:
-        start_s = 0.0 if case.recipe in recipes else alone[case.recipe]["start_s"]
-        case_s = start_s + _warmup_s(case, alone) + least_s
-        if round_s + case_s <= loaded_s or not kept:
-            kept.append(case)
-            recipes.add(case.recipe)
-            round_s += case_s
-    rounds = max(1, min(repeat, int(loaded_s / round_s)))
-
-    # 2) Say what is left out.
-    left_out = [case for case in cases if case not in kept]
-    if left_out:
-        names = dict.fromkeys(f"{case.recipe}, {case.batching}" for case in left_out)
-        print(f"the budget has no room for all loads of: {'; '.join(names)}", flush=True)
-    if rounds < repeat:
-        print(f"the budget has room for {rounds} run(s) of each load, not {repeat}", flush=True)
-
-    # 3) Share what is left among the runs.
-    spare_s = max(0.0, loaded_s - rounds * round_s)
-    more_s = 0.0 if duration_s else spare_s / (rounds * len(kept))
-    limit_s = time_s if round_s <= loaded_s else None
-    return ServingPlan(dict.fromkeys(kept, least_s + more_s), rounds, limit_s)
-
-
-def _warmup_s(case: Case, alone: dict[str, dict[str, Any]]) -> float:
-    """Returns the seconds in which each user gets one image."""
-    return max(1.0, case.users * float(alone[case.recipe]["image_s"]))
-
-
-def _case_of(run: Run) -> Case:
-    point = run.record["point"]
-    return Case(point["load"]["recipe"], point["serve"]["batching"], point["arrivals"]["users"])
-
-
-def _try_alone(
-    model: str,
-    recipes: list[str],
-    *,
-    end_s: float,
-    images: int,
-    device: str,
-    steps: int | None,
-    prompts: Sequence[str],
-    pictures_s: float,
-) -> dict[str, dict[str, Any]]:
-    """Returns what each recipe does without a server.
-
-    The baseline comes first and is always tried. Another recipe is tried only if the time until
-    `end_s` is enough for it, should its start and `images` images take as long as the baseline's.
-    The pictures of a recipe take `pictures_s` seconds at most, or as long as `images` images.
-    """
+    if budget is None:
+        _, target, _ = resolve(BASELINE, device=device)
+        case = ("settings", model, target.type, f"steps {num_inference_steps or steps_share}")
+        budget = Budget(budget_min, results=results, case=case)
     learned = find_learned_metrics()
-    for words in learned.left_out:
-        print(words, flush=True)
-    baseline_s = 0.0
-    baseline: Album | None = None
-    found: dict[str, dict[str, Any]] = {}
-    for recipe in recipes:
-        began_s = time.monotonic()
-        if baseline is not None and began_s + baseline_s > end_s:
-            print(f"{recipe}: not tried, the budget has no room for it", flush=True)
-            found[recipe] = _nothing_alone(recipe, NO_TIME)
-            continue
+    print("\n".join(learned.left_out), flush=True)
 
-        # 1) The images of the recipe, and its pairs with the baseline.
-        print(f"{recipe}: {images} images", flush=True)
-        nothing = _nothing_alone(recipe, None)
-        needed = pictures_needed(prompts, exact=nothing["exact"] and baseline is not None)
-        try:
-            start_s, album = _one_alone(
-                model,
-                recipe,
-                device,
-                steps,
-                prompts[:needed],
-                timed=images,
-                limit_s=pictures_s,
-                baseline=baseline,
-                learned=learned,
-            )
-        except Exception as error:
-            # Without the baseline there is nothing to compare with.
-            if baseline is None:
-                raise
-            print(f"{recipe}: failed, {error}", flush=True)
-            found[recipe] = _nothing_alone(recipe, f"{type(error).__name__}: {error}")
-            continue
-
-        # 2) What they show.
-        found[recipe] = nothing | _alone_figures(start_s, album)
-        if baseline is None:
-            baseline = album
-            baseline_s = start_s + math.fsum(album.times_s)
-            found[recipe] |= {"pictures": SAME, "pictures_reason": "it is the baseline"}
-            continue
-        verdict = found[recipe]["pictures"]
-        print(f"{recipe}: pictures {verdict}, {found[recipe]['pictures_reason']}", flush=True)
-    return found
+    # 2) Each recipe, then the best two under load.
+    with writing(results, study, None) as writer:
+        trials = _Trials(asked, budget, writer, learned, recipes, users=tuple(users), promise=slo)
+        trials.try_baseline()
+        trials.try_others(rounds=repeat)
+        frame = trials.frame(settings)
+        limit_gib = math.inf if memory_limit_gib is None else memory_limit_gib
+        chosen = finalists(frame, limit_gib, exact_only)
+        trials.confirm(chosen, rounds=repeat, duration_s=duration_s)
+        frame = trials.frame(settings)
+    minutes = budget.used_s / 60
+    print(f"measured in {minutes:.1f} minutes", flush=True)
+    return frame, tuple(writer.runs)
 
 
-def _one_alone(
-    model: str,
-    recipe: str,
-    device: str,
-    steps: int | None,
-    prompts: Sequence[str],
-    **options: Any,
-) -> tuple[float, Album]:
-    """Returns the seconds until a recipe's first image, and its pictures.
+@dataclass
+class _Trials:
+    """The recipes that are tried, each with its ways to batch, and what was found so far."""
 
-    `options` go to `take_pictures`. The model is freed before the next one is loaded, because
-    memory may be too small for two.
-    """
-    from benchlib.serving.model.loading import load_pipeline
+    asked: Asked
+    budget: Budget
+    writer: Writer
+    learned: LearnedMetrics
+    recipes: dict[str, list[str]]
+    users: tuple[int, ...]
+    promise: str | None
+    tried: dict[str, Tried] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    forecasts: dict[Setting, dict[str, Any]] = field(default_factory=dict)
+    confirmed: dict[str, Confirmed] = field(default_factory=dict)
 
-    began_s = time.monotonic()
-    with closing(load_pipeline(model, recipe=recipe, device=device)) as pipe:
-        _image(pipe, prompts[0], 0, steps)
-        start_s = time.monotonic() - began_s
+    # ---- trying
 
-        def make(prompt: str, seed: int) -> tuple[Image, float]:
-            result = _image(pipe, prompt, seed, steps)
-            return result.images[0], result.timings.total_s
+    def try_baseline(self) -> None:
+        """Tries the baseline, whatever it takes: without it there is nothing to compare with.
 
-        return start_s, take_pictures(make, prompts, **options)
+        Raises what loading raises, and KeyboardInterrupt if it was interrupted.
+        """
+        limit_s = BASELINE_SHARE * self.budget.seconds
+        with self.budget.measuring(BASELINE):
+            self._try(BASELINE, self.asked.timed, images_s=limit_s)
+        if BASELINE not in self.tried:
+            raise KeyboardInterrupt("interrupted before the baseline was measured")
+
+    def try_others(self, rounds: int) -> None:
+        """Tries the other recipes that the budget has room for; those that compile come last."""
+        others = [recipe for recipe in self.recipes if recipe != BASELINE]
+        worth = {recipe: len(others) - place for place, recipe in enumerate(others)}
+        parts = [self._part(recipe, worth[recipe]) for recipe in sorted(others, key=_compiles)]
+        reserve_s = self._confirming_s(rounds)
+        plan = self.budget.plan(parts, reserve_s=reserve_s, keep_one=False)
+        if not plan.parts:
+            print("\n".join(plan.left_out_lines()), flush=True)
+            return
+        for share in self.budget.in_turn(parts, reserve_s=reserve_s):
+            recipe = share.name
+            with self.budget.measuring(recipe):
+                try:
+                    self._try(recipe, self._images_of(share), images_s=self._images_s(share))
+                except Exception as error:  # noqa: BLE001 - loading raises what it likes
+                    print(f"{recipe}: failed, {error}", flush=True)
+                    self.errors[recipe] = f"{type(error).__name__}: {error}"
+
+    def _try(self, recipe: str, timed: int, *, images_s: float) -> None:
+        """Tries a recipe, and foretells what its servers can do."""
+        budget = self.budget
+        print(f"{recipe}: {timed} images, then {', '.join(self.recipes[recipe])}", flush=True)
+        is_exact = self._is_exact(recipe) and recipe != BASELINE
+        needed = pictures_needed(self.asked.prompts, exact=is_exact)
+        tried = try_recipe(
+            recipe,
+            self.recipes[recipe],
+            replace(self.asked, timed=timed, prompts=self.asked.prompts[:needed]),
+            writer=self.writer,
+            images_s=images_s,
+            baseline=self._baseline_album,
+            learned=self.learned,
+        )
+        self.tried[recipe] = tried
+        budget.record(f"start of {recipe}", tried.load_s + tried.first_s)
+        budget.record(f"image of {recipe}", _mean(tried.album.times_s))
+        if self.promise is None:
+            self.promise = promise_for(_mean(tried.album.times_s))
+        for batching, served in tried.served.items():
+            budget.record(f"server of {recipe}, {batching}", served.start_s)
+            if served.error is None:
+                with budget.timed("forecast"):
+                    self.forecasts[recipe, batching] = self._forecast(tried, served)
+
+    def _forecast(self, tried: Tried, served: Served) -> dict[str, Any]:
+        """The columns that step times and images alone foretell."""
+        from benchlib.queueing.estimates import foretell
+
+        assert self.promise is not None
+        workload = Workload(num_inference_steps=tried.steps)
+        calibration = foretell(served.spec, tried.album.times_s, workload)
+        capacity = calibration.capacity(self.promise)
+        by_users = {}
+        for users in self.users:
+            images_per_s, _ = calibration.user_throughput(users)
+            by_users[users] = images_per_s
+        return {
+            "foretold_images_per_s": capacity.rate,
+            "foretold_images_per_s_interval": capacity.interval,
+            "images_per_s_of_users": by_users,
+            "note": capacity.note if capacity.rate is None else None,
+        }
+
+    # ---- the plan
+
+    def _part(self, recipe: str, worth: int) -> Part:
+        """What a recipe should take, by what is known of it, or else of the baseline."""
+        budget = self.budget
+        baseline = self.tried[BASELINE]
+        image_s = budget.cost(f"image of {recipe}", _mean(baseline.album.times_s))
+        compile_s = COMPILE_S if _compiles(recipe) else 0.0
+        usual_s = baseline.load_s + baseline.first_s + compile_s
+        start_s = budget.cost(f"start of {recipe}", usual_s)
+        pair_s = budget.cost("pair of pictures", PAIR_S * self._megapixels)
+        prompts = self.asked.prompts
+        pictures = pictures_needed(prompts, exact=self._is_exact(recipe))
+        wanted = max(self.asked.timed, pictures)
+        least = min(wanted, LEAST_IMAGES)
+        overhead_s = start_s + self._servers_s(recipe) + WARM_IMAGES * image_s
+        return Part(
+            recipe,
+            seconds=overhead_s + wanted * image_s + pictures * pair_s,
+            least_s=overhead_s + least * (image_s + pair_s),
+            worth=worth,
+            overhead_s=overhead_s,
+            image_s=image_s + pair_s,
+        )
+
+    def _servers_s(self, recipe: str) -> float:
+        """What the servers of a recipe and their forecasts should take."""
+        seconds = 0.0
+        for batching in self.recipes[recipe]:
+            like = self.tried[BASELINE].served.get(batching)
+            usual_s = SERVER_S if like is None else like.start_s
+            seconds += self.budget.cost(f"server of {recipe}, {batching}", usual_s)
+            seconds += self.budget.cost("forecast", FORECAST_S)
+        return seconds
+
+    def _images_of(self, share: PlannedPart) -> int:
+        """How many images a recipe is timed by in its share of the budget."""
+        fitting = share.images
+        if fitting is None:
+            return self.asked.timed
+        return max(LEAST_IMAGES, min(self.asked.timed, fitting))
+
+    def _images_s(self, share: PlannedPart) -> float:
+        """The seconds of a share in which images may be made and compared."""
+        return share.seconds - share.part.overhead_s
+
+    def _confirming_s(self, rounds: int) -> float:
+        """What is kept of the budget for the confirming runs."""
+        baseline = self.tried[BASELINE]
+        image_s = _mean(baseline.album.times_s)
+        server_s = max((served.start_s for served in baseline.served.values()), default=SERVER_S)
+        load_s = FINALISTS * (baseline.load_s + server_s)
+        runs = FINALISTS * rounds
+        around_s = self.budget.cost("start of a run", START_S) + max(1.0, 2 * image_s)
+        fixed_s = load_s + self.budget.cost("calibrations", CALIBRATE_S) + runs * around_s
+        # A promise leaves about two thirds of the throughput.
+        per_image_s = 1.5 * image_s
+        usual_s = fixed_s + runs * USUAL_IMAGES * per_image_s
+        least_s = fixed_s + FINALISTS * LEAST_CONFIRMING * per_image_s
+        return min(usual_s, max(least_s, CONFIRM_SHARE * self.budget.seconds))
+
+    # ---- confirming
+
+    def confirm(
+        self, chosen: Sequence[dict[Any, Any]], *, rounds: int, duration_s: float | None
+    ) -> None:
+        """Confirms the chosen rows of the frame in what is left of the budget."""
+        if not chosen or self.budget.interrupted:
+            return
+        these = [Finalist(row) for row in chosen]
+        names = " and ".join(one.name for one in these)
+        plan = plan_confirmation(these, self.budget, rounds=rounds, duration_s=duration_s)
+        if plan is None:
+            print(f"{names}: not confirmed, the budget has no room for it", flush=True)
+            return
+        print(f"{names}: confirmed by runs in turns, {plan.run_s:.0f} s each", flush=True)
+        assert self.promise is not None
+        self.confirmed = confirm(
+            these,
+            plan,
+            asked=self.asked,
+            steps=self.tried[these[0].recipe].steps,
+            promise=self.promise,
+            budget=self.budget,
+            writer=self.writer,
+        )
+
+    # ---- the frame
+
+    def frame(self, settings: Iterable[Setting]) -> pd.DataFrame:
+        """A row for each setting."""
+        import pandas as pd
+
+        return pd.DataFrame([self._row(*setting) for setting in settings], dtype=object)
+
+    def _row(self, recipe: str, batching: str) -> dict[str, Any]:
+        """What is known of one setting."""
+        row = _nothing_known(recipe, batching)
+        row["exact"] = self._is_exact(recipe)
+        row["promise"] = self.promise
+        tried = self.tried.get(recipe)
+        if tried is None:
+            row["error"] = self.errors.get(recipe, NO_TIME)
+            return row
+
+        # 1) The recipe alone.
+        row |= _alone_figures(tried.album)
+        if recipe == BASELINE:
+            row |= {"pictures": SAME, "pictures_reason": "it is the baseline"}
+        served = tried.served[batching]
+        if served.error is not None:
+            row["error"] = served.error
+            return row
+
+        # 2) The setting, before and under load.
+        row |= {
+            "start_s": tried.start_s(batching),
+            "compile_s": tried.compiling_s(batching),
+            "memory_gib": tried.peak_gib(batching),
+            "memory_of": tried.memory_of,
+        }
+        row |= self.forecasts[recipe, batching]
+        row["capacity_images_per_s"] = row["foretold_images_per_s"]
+        row["capacity_images_per_s_interval"] = row["foretold_images_per_s_interval"]
+        return row | _confirmed_figures(self.confirmed.get(row["setting"]))
+
+    def _is_exact(self, recipe: str) -> bool:
+        from benchlib.serving.model.recipes import parse_recipes
+
+        return all(part.exact for part in parse_recipes(recipe))
+
+    @property
+    def _baseline_album(self) -> Album | None:
+        baseline = self.tried.get(BASELINE)
+        return None if baseline is None else baseline.album
+
+    @property
+    def _megapixels(self) -> float:
+        width, height = self.tried[BASELINE].album.images[0].size
+        return width * height / 2**20
 
 
-def _alone_figures(start_s: float, album: Album) -> dict[str, Any]:
-    """Returns the figures of a recipe that made its pictures."""
+def _nothing_known(recipe: str, batching: str) -> dict[str, Any]:
+    """The row of a setting that was not measured."""
+    from benchlib.serving.model.recipes import parse_recipes
+
+    row: dict[str, Any] = {
+        "setting": f"{recipe}, {batching}",
+        "recipe": recipe,
+        "batching": batching,
+        "exact": None,
+        "optimisations": sum(part.name != BASELINE for part in parse_recipes(recipe)),
+    }
+    alone = ("start_s", "compile_s", "image_s", "image_s_interval")
+    row |= dict.fromkeys(alone) | picture_columns(None)
+    served = (
+        "memory_gib",
+        "memory_of",
+        "promise",
+        "foretold_images_per_s",
+        "foretold_images_per_s_interval",
+        "images_per_s_of_users",
+        "capacity_images_per_s",
+        "capacity_images_per_s_interval",
+    )
+    row |= dict.fromkeys(served)
+    return row | {
+        "confirmed": False,
+        "runs": 0,
+        "confirming_images": 0,
+        "energy_per_image_j": None,
+        "note": None,
+        "error": None,
+    }
+
+
+def _alone_figures(album: Album) -> dict[str, Any]:
+    """The figures of the images that a recipe made alone."""
     from benchlib.study.intervals import runs_interval
 
     return picture_columns(album.pairs) | {
-        "start_s": start_s,
         "image_s": _mean(album.times_s),
         "image_s_interval": runs_interval(album.times_s),
     }
 
 
-def _nothing_alone(recipe: str, error: str | None) -> dict[str, Any]:
-    """Returns the figures of a recipe that was not measured yet."""
-    from benchlib.serving.model.recipes import parse_recipes
-
-    exact = all(part.exact for part in parse_recipes(recipe))
-    return {
-        "exact": exact,
-        **dict.fromkeys(("start_s", "image_s", "image_s_interval")),
-        **picture_columns(None),
-        "error": error,
+def _confirmed_figures(found: Confirmed | None) -> dict[str, Any]:
+    """The figures of a setting's confirming runs; none if there are no such runs."""
+    if found is None:
+        return {}
+    energies_j = []
+    for run in found.runs:
+        energy_j = run.summary()["energy_per_image_j"]
+        if energy_j is not None:
+            energies_j.append(energy_j)
+    figures = {
+        "runs": len(found.runs),
+        "energy_per_image_j": _mean(energies_j) if energies_j else None,
+        "note": found.note,
+    }
+    capacity = found.capacity
+    if capacity is None or capacity.rate is None:
+        return figures
+    return figures | {
+        "capacity_images_per_s": capacity.rate,
+        "capacity_images_per_s_interval": capacity.interval,
+        "confirming_images": capacity.images,
+        "confirmed": True,
     }
 
 
-def _own_steps(model: str, device: str) -> int:
-    """Returns the number of steps that the model's own images have."""
-    from benchlib.serving.model.loading import load_pipeline
-
-    with closing(load_pipeline(model, device=device)) as pipe:
-        return int(pipe.spec["showcase"]["num_inference_steps"])
-
-
-def _image(pipe: SDXLPipeline, prompt: str, seed: int, steps: int | None) -> Any:
-    """Returns one image of the model's own size, with `steps` steps or the model's own number."""
-    from benchlib.serving.schemas import GenerateRequest
-
-    showcase = dict(pipe.spec["showcase"])
-    if steps is not None:
-        showcase["num_inference_steps"] = steps
-    return pipe.generate(GenerateRequest(prompt=prompt, seed=seed, **showcase))
-
-
-def _serving_figures(runs: list[Run]) -> dict[str, Any]:
-    """Returns the figures of one case, from its runs behind a server."""
-    from benchlib.study.intervals import runs_interval
-    from benchlib.study.latency import latencies
-
-    # 1) Speed, of the valid runs.
-    summaries = [run.summary() for run in runs]
-    valid = [summary for summary in summaries if summary["valid"]]
-    rates = _known(valid, "throughput_images_per_s")
-    interval = runs_interval(rates)
-    if len(valid) == 1:
-        interval = valid[0]["throughput_images_per_s_interval"]
-
-    latencies_s = []
-    for run, summary in zip(runs, summaries, strict=True):
-        if summary["valid"]:
-            latencies_s.append(latencies(run.requests).tolist())
-
-    # 2) Memory: the GPU's own, or the process's if no run knows the GPU's.
-    memory_of = "GPU, reserved"
-    peaks_gib = _known(valid, GPU_MEMORY)
-    if not peaks_gib:
-        memory_of = "process RSS"
-        peaks_gib = _known(valid, PROCESS_MEMORY)
-
-    # 3) The reason if there is no valid run.
-    error = None
-    if not runs:
-        error = NO_TIME
-    elif not valid:
-        error = summaries[0]["invalid_reason"]
-    return {
-        "runs": len(valid),
-        "images_per_s": _mean(rates),
-        "images_per_s_interval": interval,
-        "latencies_s": latencies_s,
-        "memory_gib": min(peaks_gib, default=None),
-        "memory_of": memory_of if peaks_gib else None,
-        "energy_per_image_j": _mean(_known(valid, "energy_per_image_j")),
-        "error": error,
-    }
-
-
-def _known(summaries: list[pd.Series], name: str) -> list[float]:
-    """Returns a figure of all runs that have it."""
-    return [summary[name] for summary in summaries if summary[name] is not None]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

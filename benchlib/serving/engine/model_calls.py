@@ -26,7 +26,10 @@ T = TypeVar("T")
 
 
 class ModelCalls:
-    """Carries out turns with one pipeline. A job that ends gets its `outcome`."""
+    """Carries out turns with one pipeline. A job that ends gets its `outcome`.
+
+    A batch is padded to the next of `buckets`, in rows; without any it is not padded.
+    """
 
     def __init__(self, pipeline: SDXLPipeline, options: EngineOptions) -> None:
         self.pipeline = pipeline
@@ -34,9 +37,9 @@ class ModelCalls:
         self._most = options.max_batch_size
         if options.batching == "serial":
             self._most = 1
-        self._buckets = sorted(options.batch_buckets or ())
-        if pipeline.compiled and not self._buckets:
-            self._buckets = _powers_of_two(2 * self._most)
+        self.buckets = sorted(options.batch_buckets or ())
+        if pipeline.compiled and not self.buckets:
+            self.buckets = _powers_of_two(2 * self._most)
 
     def warm_up(self, size: Size) -> StepTimes:
         """Return the measured step times of `size`. A compiled model is warmed for each bucket."""
@@ -47,7 +50,7 @@ class ModelCalls:
             padded=self._padded,
         )
         if self.pipeline.compiled:
-            for rows in self._buckets:
+            for rows in self.buckets:
                 warm(self.pipeline, size, rows)
         return times
 
@@ -159,7 +162,7 @@ class ModelCalls:
 
     def _padded(self, rows: int) -> int | None:
         """The smallest bucket that holds `rows`, or None if there is none."""
-        for bucket in self._buckets:
+        for bucket in self.buckets:
             if bucket >= rows:
                 return bucket
         return None

@@ -1,0 +1,264 @@
+"""Confirms the capacities of the most promising settings, by open-loop runs in turns.
+
+Knows how to plan such runs in the time that is left, and to make them: A, B, A, B. Ignorant of how
+the settings were chosen (judge.py), and of how a capacity follows from runs (queueing/estimates.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchlib.load.arrivals import OpenLoop
+from benchlib.load.runner import GeneratorError
+from benchlib.load.workload import Workload
+from benchlib.machine import available_memory_gib
+from benchlib.queueing.estimates import LEAST_IMAGES, calibrate
+from benchlib.run import Point
+from benchlib.study.wording import counted, number
+
+if TYPE_CHECKING:
+    from benchlib.budget import Budget
+    from benchlib.questions.settings.alone import Asked
+    from benchlib.queueing.estimates import Calibration, PredictedCapacity
+    from benchlib.run import Writer
+    from benchlib.serving.server import Server
+    from benchlib.study.store import Run
+
+NEAR = 0.95
+"""The runs load both settings with this share of the lower of the foretold capacities."""
+USUAL_IMAGES = 30
+MOST_IMAGES = 60
+"""How many images a run has, and has at most if time is left."""
+LEAST_CONFIRMING = math.ceil(1.2 * LEAST_IMAGES)
+"""Each setting has at least so many images in all its runs: some may miss the window."""
+USUAL_S = 6.0
+"""A run has more than USUAL_IMAGES images if they would take less than these seconds."""
+START_S = 4.0
+"""What a run takes besides its images, until that is known: the child's start, the last answers."""
+CALIBRATE_S = 8.0
+"""What the two calibrations take, until that is known."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A setting to confirm: its row of the frame."""
+
+    row: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.row["setting"])
+
+    @property
+    def recipe(self) -> str:
+        return str(self.row["recipe"])
+
+    @property
+    def batching(self) -> str:
+        return str(self.row["batching"])
+
+
+@dataclass(frozen=True)
+class ConfirmPlan:
+    """At which rate in images/s all finalists are loaded, and by how many images in how many rounds.
+
+    Each run begins with `warmup_s` seconds that are not counted. One run takes `run_s` seconds.
+    """
+
+    rate: float
+    images: int
+    rounds: int
+    warmup_s: float
+    run_s: float
+
+
+@dataclass
+class Confirmed:
+    """The runs of a finalist, and what they show."""
+
+    runs: list[Run] = field(default_factory=list)
+    calibration: Calibration | None = None
+    capacity: PredictedCapacity | None = None
+    note: str | None = None
+
+
+def plan_confirmation(
+    finalists: Sequence[Finalist],
+    budget: Budget,
+    *,
+    rounds: int,
+    duration_s: float | None = None,
+) -> ConfirmPlan | None:
+    """The runs that fit into what is left of the budget; None where too few images would.
+
+    Fewer rounds are preferred to fewer images than a calibration needs. A run has USUAL_IMAGES
+    images, or as many as take USUAL_S or `duration_s` seconds, and no more than fit.
+    """
+    # 1) What does not depend on the number of images
+    rates = [finalist.row["foretold_images_per_s"] for finalist in finalists]
+    rate = NEAR * min(rates)
+    image_s = max(finalist.row["image_s"] for finalist in finalists)
+    warmup_s = max(1.0, 2 * image_s)
+    start_s = budget.cost("start of a run", START_S)
+    around_s = warmup_s + start_s
+    loads_s = sum(restart_s(finalist.recipe, finalist.row, budget) for finalist in finalists)
+    free_s = budget.left_s - loads_s - budget.cost("calibrations", CALIBRATE_S)
+
+    # 2) As many rounds, and as many images, as fit
+    wanted = min(MOST_IMAGES, max(USUAL_IMAGES, math.ceil(USUAL_S * rate)))
+    if duration_s is not None:
+        wanted = max(1, math.ceil(duration_s * rate))
+    for planned_rounds in range(rounds, 0, -1):
+        images = wanted
+        least = math.ceil(LEAST_CONFIRMING / planned_rounds)
+        if math.isfinite(free_s):
+            share_s = free_s / (planned_rounds * len(finalists))
+            fitting = math.floor((share_s - around_s) * rate)
+            images = min(fitting, MOST_IMAGES if duration_s is None else wanted)
+        if images >= least or (duration_s is not None and images == wanted):
+            return ConfirmPlan(rate, images, planned_rounds, warmup_s, around_s + images / rate)
+    return None
+
+
+def restart_s(recipe: str, row: Mapping[str, Any], budget: Budget) -> float:
+    """What a second start of a recipe takes. What was compiled is kept, so half of it is a guess."""
+    return budget.cost(f"second start of {recipe}", row["start_s"] - row["compile_s"] / 2)
+
+
+def confirm(
+    finalists: Sequence[Finalist],
+    plan: ConfirmPlan,
+    *,
+    asked: Asked,
+    steps: int,
+    promise: str,
+    budget: Budget,
+    writer: Writer,
+) -> dict[str, Confirmed]:
+    """Makes the runs of `plan`, and returns what they show of each finalist, by its name.
+
+    All finalists are in memory at once, so that their runs can take turns. Where memory is too
+    small for that, one comes after the other, in words. An interrupt keeps the runs made so far.
+    """
+    confirmed = {finalist.name: Confirmed() for finalist in finalists}
+    with budget.measuring("the confirming runs"):
+        for together in _groups(finalists):
+            with closing(_in_turns(together, asked, plan.rounds, budget)) as turns:
+                for finalist, server, turn in turns:
+                    if plan.run_s > budget.cut_s:
+                        print("no time is left for the other confirming runs", flush=True)
+                        break
+                    point = _point(plan, server, steps, turn, budget)
+                    _measure(confirmed[finalist.name], point, server, plan, budget, writer)
+    with budget.timed("calibrations"):
+        for name, found in confirmed.items():
+            _calibrate(name, found, promise)
+    return confirmed
+
+
+def _groups(finalists: Sequence[Finalist]) -> list[Sequence[Finalist]]:
+    """The finalists that are in memory together: all of them where they fit."""
+    from benchlib.telemetry import GIB, cuda_in_use
+
+    by_recipe = {finalist.recipe: finalist.row["memory_gib"] or 0.0 for finalist in finalists}
+    free_gib = available_memory_gib()
+    cuda = cuda_in_use()
+    if cuda is not None:
+        cuda.empty_cache()
+        free_bytes, _ = cuda.mem_get_info()
+        free_gib = free_bytes / GIB
+    if len(by_recipe) == 1 or sum(by_recipe.values()) < 0.9 * free_gib:
+        return [finalists]
+    print("memory is too small for both settings: one is confirmed after the other", flush=True)
+    return [[finalist] for finalist in finalists]
+
+
+def _in_turns(
+    finalists: Sequence[Finalist], asked: Asked, rounds: int, budget: Budget
+) -> Generator[tuple[Finalist, Server, int]]:
+    """Each finalist with its server and the number of the round: A, B, A, B."""
+    from benchlib.serving.model.loading import load_pipeline
+    from benchlib.serving.server import serve
+
+    with ExitStack() as stack:
+        pipes: dict[str, Any] = {}
+        servers = []
+        for place, finalist in enumerate(finalists):
+            recipe = finalist.recipe
+            with budget.timed(f"second start of {recipe}"):
+                if recipe not in pipes:
+                    pipe = load_pipeline(asked.model, recipe=recipe, device=asked.device)
+                    pipes[recipe] = stack.enter_context(closing(pipe))
+                server = serve(
+                    pipes[recipe],
+                    batching=finalist.batching,  # type: ignore[arg-type]
+                    name=f"settings-{place}",
+                )
+            servers.append(stack.enter_context(server))
+        for turn in range(rounds):
+            for finalist, server in zip(finalists, servers, strict=True):
+                yield finalist, server, turn
+
+
+def _point(
+    plan: ConfirmPlan,
+    server: Server,
+    steps: int,
+    turn: int,
+    budget: Budget,
+) -> Point:
+    """A run of round `turn`. All finalists of a round have the same arrivals."""
+    latest_s = budget.cut_s
+    return Point(
+        OpenLoop(plan.rate),
+        Workload(num_inference_steps=steps),
+        server,
+        requests=plan.images,
+        duration_s=1.5 * plan.images / plan.rate,
+        warmup_s=plan.warmup_s,
+        max_s=latest_s if math.isfinite(latest_s) else None,
+        seed=turn,
+    )
+
+
+def _measure(
+    found: Confirmed,
+    point: Point,
+    server: Server,
+    plan: ConfirmPlan,
+    budget: Budget,
+    writer: Writer,
+) -> None:
+    """Makes one run, and remembers what it took besides its images."""
+    target = server.spec
+    rate = number(plan.rate)
+    words = f"{target['recipe']}, {target['batching']}: {counted(plan.images, 'image')}"
+    print(f"{words} at {rate} images/s, round {point.seed + 1} of {plan.rounds}", flush=True)
+    began_s = budget.used_s
+    try:
+        run = writer.measure(point, server)
+    except GeneratorError as failure:
+        print(f"passed over: {failure}", flush=True)
+        return
+    found.runs.append(run)
+    last_s = float(run.requests["scheduled_s"].max())
+    budget.record("start of a run", max(0.0, budget.used_s - began_s - last_s))
+
+
+def _calibrate(name: str, found: Confirmed, promise: str) -> None:
+    """Calibrates a finalist by its runs, or notes why it can't be."""
+    if not found.runs:
+        found.note = "no run was made"
+        return
+    try:
+        found.calibration = calibrate(found.runs)
+    except ValueError as error:
+        found.note = str(error)
+        return
+    found.capacity = found.calibration.capacity(promise)
+    found.note = found.capacity.note
+    print(f"{name}: {found.capacity}", flush=True)
