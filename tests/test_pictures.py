@@ -149,9 +149,11 @@ def gains(made: SimpleNamespace) -> dict[str, Any]:
 
 def tried(made: SimpleNamespace) -> dict[str, Any]:
     rows = [
-        made.setting("baseline", 5.0, psnr_db=100.0),
-        made.setting("bf16", 8.0, exact=False, psnr_db=35.0, ssim=0.951, memory_gib=1.5),
-        made.setting("compile", 7.0, latencies_s=[[9.0] * 100], psnr_db=88.0, memory_gib=2.5),
+        made.setting("baseline", 5.0, psnr_db=100.0, pictures="same"),
+        made.setting("channels-last", 5.4, psnr_db=90.0, memory_gib=2.1),
+        made.setting("int8", 7.5, exact=False, psnr_db=31.0, ssim=0.93, memory_gib=2.9),
+        made.setting("bf16", 8.0, confirmed=True, psnr_db=35.0, ssim=0.991, memory_gib=1.5),
+        made.setting("compile", 6.6, confirmed=True, psnr_db=88.0, memory_gib=2.4),
     ]
     return {"settings": pd.DataFrame(rows, dtype=object), "record": made.record()}
 
@@ -176,7 +178,7 @@ def grid(made: SimpleNamespace) -> dict[str, Any]:
 def decided(made: SimpleNamespace) -> dict[str, Any]:
     run = tried(made)
     return {
-        "decision": decide(run["settings"], slo="p95 < 2 s", memory_limit_gib=2.6),
+        "decision": decide(run["settings"], memory_limit_gib=2.6),
         "record": run["record"],
     }
 

@@ -1,7 +1,7 @@
 """Tries settings: each recipe alone and behind servers, then the best two under load, in turns.
 
 Knows recipes, budgets, and what a frame of settings holds. Ignorant of how a recipe is tried
-(alone.py) and confirmed (confirmation.py), and of which setting is best (judge.py).
+(measure_alone.py) and confirmed (measure_loaded.py), and of which setting is best (judge.py).
 """
 
 from __future__ import annotations
@@ -14,17 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from benchlib.budget import Budget, Part, PlannedPart
 from benchlib.load.workload import Workload
-from benchlib.questions.settings.alone import Asked, Served, Tried, try_recipe
-from benchlib.questions.settings.confirmation import (
-    CALIBRATE_S,
-    LEAST_CONFIRMING,
-    START_S,
-    USUAL_IMAGES,
-    Confirmed,
-    Finalist,
-    confirm,
-    plan_confirmation,
-)
 from benchlib.questions.settings.judge import (
     BASELINE,
     FINALISTS,
@@ -34,6 +23,17 @@ from benchlib.questions.settings.judge import (
     promise_for,
 )
 from benchlib.questions.settings.learned_metrics import find_learned_metrics
+from benchlib.questions.settings.measure_alone import Asked, Served, Tried, try_recipe
+from benchlib.questions.settings.measure_loaded import (
+    CALIBRATE_S,
+    LEAST_CONFIRMING,
+    START_S,
+    USUAL_IMAGES,
+    Confirmed,
+    Finalist,
+    confirm,
+    plan_confirmation,
+)
 from benchlib.questions.settings.pictures import QUICK_PROMPTS, Album, own_prompts, pictures_needed
 from benchlib.run import writing
 from benchlib.study.picture_quality import PAIRS_NEEDED, SAME, picture_columns
@@ -70,8 +70,9 @@ COMPILE_S = 80.0
 """What compiling a recipe takes, until that is known: 55 to 75 s on one H100."""
 SERVER_S = 8.0
 FORECAST_S = 4.0
-PAIR_S = 2.0
-"""What a server's start, a forecast and the comparison of two pictures take, until known."""
+"""What a server's start and a forecast take, until that is known."""
+PAIR_S = 3.0
+"""What one core takes to compare two pictures of a megapixel."""
 
 Setting = tuple[str, str]
 """A recipe and a way to batch."""
@@ -331,7 +332,7 @@ class _Trials:
         compile_s = COMPILE_S if _compiles(recipe) else 0.0
         usual_s = baseline.load_s + baseline.first_s + compile_s
         start_s = budget.cost(f"start of {recipe}", usual_s)
-        pair_s = budget.cost("pair of pictures", PAIR_S * self._megapixels)
+        pair_s = PAIR_S * self._megapixels / min(8, os.cpu_count() or 1)
         prompts = self.asked.prompts
         pictures = pictures_needed(prompts, exact=self._is_exact(recipe))
         wanted = max(self.asked.timed, pictures)
@@ -361,10 +362,13 @@ class _Trials:
         fitting = share.images
         if fitting is None:
             return self.asked.timed
-        return max(LEAST_IMAGES, min(self.asked.timed, fitting))
+        least = min(LEAST_IMAGES, self.asked.timed)
+        return max(least, min(self.asked.timed, fitting))
 
     def _images_s(self, share: PlannedPart) -> float:
         """The seconds of a share in which images may be made and compared."""
+        if math.isinf(self.budget.seconds):
+            return math.inf
         return share.seconds - share.part.overhead_s
 
     def _confirming_s(self, rounds: int) -> float:

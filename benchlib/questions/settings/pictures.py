@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchlib.study.picture_quality import PAIRS_NEEDED, Pair, compare_pair
+from benchlib.questions.settings.comparing import Images, compare_pairs
+from benchlib.study.picture_quality import PAIRS_NEEDED, Pair
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,13 +105,12 @@ def take_pictures(
     """Makes the image of each prompt and compares it with the baseline's.
 
     The first `timed` images are made one after the other, so that nothing else takes part in their
-    time. Then each is compared, and more are made and compared one by one. No further one is begun
-    that would end later than `limit_s` seconds after the call. Without a `baseline` the images are
+    time. Then they are compared. Then as many others follow as should be made and compared within
+    `limit_s` seconds of the call. Without a `baseline` the images are
     the baseline's own. With one, there are as many pairs as it has images, at most.
     """
     began_s = time.monotonic()
     images: list[Image] = []
-    pairs: list[Pair] = []
     times_s: list[float] = []
 
     # 1) The images that are timed.
@@ -120,44 +120,65 @@ def take_pictures(
         images.append(image)
         times_s.append(took_s)
 
-    # 2) Compare them, and make and compare the others.
+    # 2) Compare them.
     before = images if baseline is None else baseline.images
     wanted = len(prompts) if baseline is None else min(len(prompts), len(before))
-    comparing_s = 0.0
-    for number, prompt in enumerate(prompts[:wanted]):
-        seed = number + 1
-        if number >= len(images):
-            left_s = began_s + limit_s - time.monotonic()
-            if times_s[-1] + comparing_s > left_s:
-                break
-            image, _ = make(prompt, seed)
-            images.append(image)
-        compared_from_s = time.monotonic()
-        pair = _compared(before[number], images[number], prompt, seed, learned)
-        pairs.append(pair)
-        comparing_s = max(comparing_s, time.monotonic() - compared_from_s)
+    first = min(wanted, len(images))
+    comparing_from_s = time.monotonic()
+    pairs = _compared(before, images, prompts, range(first), learned)
+    pair_s = (time.monotonic() - comparing_from_s) / max(1, first)
+
+    # 3) Make and compare the others, as many as there is time for.
+    more = 0
+    if wanted > len(images):
+        left_s = began_s + limit_s - time.monotonic()
+        more = wanted - len(images)
+        if math.isfinite(left_s):
+            more = min(more, max(0, int(left_s / (times_s[-1] + pair_s) + 1e-6)))
+    for number in range(len(images), len(images) + more):
+        image, _ = make(prompts[number], number + 1)
+        images.append(image)
+    pairs += _compared(before, images, prompts, range(first, first + more), learned)
 
     kept = tuple(images) if baseline is None else ()
     return Album(kept, tuple(times_s), tuple(pairs))
 
 
 def _compared(
-    reference: Image, image: Image, prompt: str, seed: int, learned: LearnedMetrics | None
-) -> Pair:
-    """The pair of two images, with the learned metrics and a small copy of `image`."""
+    before: Sequence[Image],
+    images: Sequence[Image],
+    prompts: Sequence[str],
+    numbers: Sequence[int],
+    learned: LearnedMetrics | None,
+) -> list[Pair]:
+    """The pairs of the images `numbers`, with the learned metrics and small copies."""
     import numpy as np
 
-    before, after = np.asarray(reference), np.asarray(image)
-    pair = compare_pair(before, after, prompt=prompt, seed=seed)
-    more: dict[str, Any] = {"picture": _small(image)}
-    if learned is not None and learned.lpips is not None:
-        more["lpips"] = 0.0 if pair.identical else learned.lpips(before, after)
-    if learned is not None and learned.clip_score is not None:
+    asked = []
+    for number in numbers:
+        reference, image = np.asarray(before[number]), np.asarray(images[number])
+        asked.append(Images(reference, image, prompts[number], number + 1))
+    pairs = []
+    for number, one, pair in zip(numbers, asked, compare_pairs(asked), strict=True):
+        more: dict[str, Any] = {"picture": _small(images[number])}
+        if learned is not None:
+            more |= _learned(one, pair, learned)
+        pairs.append(dataclasses.replace(pair, **more))
+    return pairs
+
+
+def _learned(images: Images, pair: Pair, learned: LearnedMetrics) -> dict[str, float]:
+    """The learned metrics of a pair; without change where the images are equal."""
+    found = {}
+    if learned.lpips is not None:
+        found["lpips"] = 0.0 if pair.identical else learned.lpips(images.before, images.after)
+    if learned.clip_score is not None:
         change = 0.0
         if not pair.identical:
-            change = learned.clip_score(after, prompt) - learned.clip_score(before, prompt)
-        more["clip_change"] = change
-    return dataclasses.replace(pair, **more)
+            score = learned.clip_score(images.after, images.prompt)
+            change = score - learned.clip_score(images.before, images.prompt)
+        found["clip_change"] = change
+    return found
 
 
 def _small(image: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -15,10 +15,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from benchlib.questions.settings.judge import BASELINE, Decision, apart, capacity_words
+from benchlib.questions.settings.judge import BASELINE, Decision, capacity_words
 from benchlib.study import figure
 from benchlib.study.picture_quality import CHANGED, NOT_SHOWN, Pair, visibly_differs
-from benchlib.study.wording import counted, number, span
+from benchlib.study.wording import counted, number, span, words
 
 COLOURS = (
     figure.BLUE,
@@ -57,77 +57,89 @@ def ladder(
     record: dict[str, Any],
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws the settings under the most users, fastest first, in three columns.
+    """Draws the settings, the highest capacity first, in three columns.
 
-    The columns have images/s, the seconds of one image alone, and PSNR in dB to the baseline's
-    images. The verdict on the pictures stands beside PSNR, with SSIM and FLIP. Lines are 95 %
-    intervals; a missing line means no interval.
-    Only the DRAWN fastest are drawn. The Axes returned holds the title, and its child_axes are the
-    three columns.
+    The columns have the capacity in images/s, the seconds of one image alone, and PSNR in dB to the
+    baseline's images. A capacity is a full bar if it is confirmed under load, and a hollow one if
+    it is foretold. The verdict on the pictures stands beside PSNR, with SSIM and FLIP. Lines are
+    95 % intervals; a missing line means no interval. Only the DRAWN first are drawn. The Axes
+    returned holds the title, and its child_axes are the three columns.
     """
-    rows = fastest_first(settings)
+    rows = highest_first(settings)
     lines = min(DRAWN, max(1, len(rows)))
     ax = figure.axes(ax, height=2.6 + 0.3 * lines)
     if not len(rows):
         return figure.no_data(ax, record, "what settings give and take", "no setting was measured")
     shown = rows.iloc[:DRAWN]
-    users = counted(rows["users"].iloc[0], "user")
+    promise = shown["promise"].iloc[0]
 
     # 1) Three columns with one line for each setting.
     ax.axis("off")
-    speed = ax.inset_axes((0.19, 0, 0.3, 1))
+    capacity = ax.inset_axes((0.19, 0, 0.3, 1))
     alone = ax.inset_axes((0.52, 0, 0.19, 1))
     likeness = ax.inset_axes((0.74, 0, 0.26, 1))
-    _draw_speed(speed, shown, users)
+    _draw_capacity(capacity, shown, promise)
     _draw_alone(alone, shown)
     _draw_likeness(likeness, shown)
-    for panel in (speed, alone, likeness):
+    for panel in (capacity, alone, likeness):
         panel.set(ylim=(len(shown) - 0.4, -0.6))
         panel.grid(visible=False, axis="y")
 
     # 2) What was found.
-    speeds = span(rows["images_per_s"].tolist())
+    rates = span(rows["capacity_images_per_s"].tolist())
+    confirmed = int(rows["confirmed"].sum())
     alt = (
-        f"Bars and dots of {len(rows):,} settings, from {speeds} images/s, "
+        f"Bars and dots of {counted(len(rows), 'setting')}, {rates} images/s within {promise}, "
+        f"{confirmed} of them confirmed under load, "
         "with the time of one image and its likeness to the baseline's."
     )
     source = figure.study_of(record, len(rows), "setting")
-    finding = _ladder_finding(rows, users)
+    finding = _ladder_finding(rows)
     return figure.finish(
         ax,
         record,
         finding,
         alt,
         source=source,
-        lowest=speed,
+        lowest=capacity,
     )
 
 
-def fastest_first(settings: pd.DataFrame) -> pd.DataFrame:
-    """Returns the settings that were measured under the most users, the fastest first."""
-    most_users = settings["users"] == settings["users"].max()
-    is_measured = settings["images_per_s"].notna()
-    measured: pd.DataFrame = settings[most_users & is_measured]
-    return measured.sort_values("images_per_s", ascending=False)
+def highest_first(settings: pd.DataFrame) -> pd.DataFrame:
+    """Returns the settings with a capacity, the highest first."""
+    measured: pd.DataFrame = settings[settings["capacity_images_per_s"].notna()]
+    return measured.sort_values("capacity_images_per_s", ascending=False, kind="stable")
 
 
-def _draw_speed(
+def _draw_capacity(
     panel: Axes,
     shown: pd.DataFrame,
-    users: str,
+    promise: str,
 ) -> None:
-    values = shown["images_per_s"].astype(float).tolist()
     heights = _heights(shown)
-    colours = [figure.BLUE if exact else figure.ORANGE for exact in shown["exact"]]
-    panel.barh(heights, values, 0.7, color=colours)
-    _draw_intervals(panel, values, heights, shown["images_per_s_interval"])
+    rows = shown.to_dict("records")
+    for height, row in zip(heights, rows, strict=True):
+        colour = figure.BLUE if row["exact"] else figure.ORANGE
+        panel.barh(
+            height,
+            float(row["capacity_images_per_s"]),
+            0.7,
+            color=colour if row["confirmed"] else "white",
+            edgecolor=colour,
+            linewidth=1.5,
+        )
+    values = shown["capacity_images_per_s"].astype(float).tolist()
+    _draw_intervals(panel, values, heights, shown["capacity_images_per_s_interval"])
     names = []
-    for row in shown.to_dict("records"):
+    for row in rows:
         mark = "●" if row["exact"] else "◆"
         two_lines = row["setting"].replace(", ", ",\n")
         names.append(f"{two_lines} {mark}")
     panel.set_yticks(heights, names, fontsize="small")
-    label = f"images/s with {users}\n(blue ●: the algorithm is kept,\norange ◆: it is changed)"
+    label = (
+        f"images/s within {promise}\nfull: confirmed, hollow: foretold\n"
+        "blue ●: the algorithm is kept,\norange ◆: it is changed"
+    )
     panel.set_xlabel(label, fontsize="small")
 
 
@@ -219,15 +231,11 @@ def _draw_intervals(
     panel.set_xlim(0, 1.3 * max(ends))
 
 
-def _ladder_finding(rows: pd.DataFrame, users: str) -> str:
-    best = rows.iloc[0]
-    finding = f"{best['setting']}: {number(best['images_per_s'])} images/s with {users}"
-    if len(rows) == 1:
-        return finding
-    finding += ", the most measured"
-    is_apart = apart(*rows["images_per_s_interval"].iloc[:2])
-    if not is_apart:
-        finding += "; not shown to beat the next"
+def _ladder_finding(rows: pd.DataFrame) -> str:
+    best = rows.iloc[0].to_dict()
+    finding = f"{best['setting']} {capacity_words(best, best['promise'])}"
+    if len(rows) > 1:
+        finding += ", the most of all"
     return finding
 
 
@@ -382,14 +390,13 @@ def decision(
 ) -> Axes:
     """Draws capacity within the promise, in images/s, against peak memory in GiB.
 
-    Each setting has its colour. A circle keeps the algorithm, a diamond changes it. A hollow mark
-    means that the promise is not shown to be kept, or that the setting is ruled out. It stands at
-    the images/s of the setting's best load. Only the DRAWN best are named. A memory limit far to
-    the right is written, not drawn.
+    Each setting has its colour. A circle keeps the algorithm, a diamond changes it. A filled mark
+    is confirmed under load, a hollow one foretold, and a cross is ruled out. Only the DRAWN best
+    are named. Lines are 95 % intervals. A memory limit far to the right is written, not drawn.
     """
     ax = figure.axes(ax)
     table = decision.table
-    rows = table.dropna(subset=["images_per_s", "memory_gib"])
+    rows = table.dropna(subset=["capacity_images_per_s", "memory_gib"])
     if not len(rows):
         return figure.no_data(ax, record, "which setting to run", "no setting was measured")
 
@@ -398,22 +405,23 @@ def decision(
     for rank, row in enumerate(named, 1):
         _draw_setting(ax, rank, row)
     others = rows[DRAWN:]
-    ax.plot(others["memory_gib"], others["images_per_s"], ".", color=figure.GREY)
+    ax.plot(others["memory_gib"], others["capacity_images_per_s"], ".", color=figure.GREY)
     limit = f"limit {number(memory_limit_gib)} GiB"
     _draw_limit(ax, rows["memory_gib"].astype(float), memory_limit_gib, limit)
     ax.set_ylim(0, 1.15 * ax.get_ylim()[1])
 
     # 2) The axes, and what was found.
-    is_shown = (rows["verdict"] == "met").any()
-    capacity = f"capacity within {decision.slo}:\nimages/s, at least"
-    if not is_shown:
-        capacity = f"images/s of a closed loop\n(not shown to keep {decision.slo})"
+    capacity = f"images/s that keep {decision.slo}"
     ax.set(xlabel=f"peak memory ({rows['memory_of'].iloc[0]}), GiB", ylabel=capacity)
-    key = "● keeps the algorithm, ◆ changes it\nhollow: the reason is beside it"
+    key = "● keeps the algorithm, ◆ changes it\nfilled: confirmed under load\nhollow: foretold"
     figure.legend_beside(ax, title=key, fontsize="small")
-    alt = f"Dots: images/s over peak memory of {len(rows):,} settings; {limit}."
+    confirmed = int(rows["confirmed"].sum())
+    alt = (
+        f"Marks: capacity over peak memory of {counted(len(rows), 'setting')}, "
+        f"{confirmed} of them confirmed; {limit}."
+    )
     source = figure.study_of(record, len(table), "setting")
-    finding = _decision_finding(decision, rows)
+    finding = _decision_finding(decision)
     return figure.finish(ax, record, finding, alt, source=source)
 
 
@@ -422,25 +430,26 @@ def _draw_setting(
     rank: int,
     row: Mapping[Any, Any],
 ) -> None:
-    """Draws one setting with its rank beside it. The legend says why a mark is hollow."""
-    hollow = row["ruled_out"]
-    if hollow is None and row["verdict"] != "met":
-        hollow = "promise not shown"
-    label = f"{rank}  {row['setting']}, {row['users']} users"
-    if hollow is not None:
-        label += f":\n{hollow}"
+    """Draws one setting with its rank beside it. The legend says why one is ruled out."""
+    label = f"{rank}  {row['setting']}"
+    if row["ruled_out"] is not None:
+        label += f":\n{row['ruled_out']}"
     if row["pictures"] == CHANGED:
         label += "\n(pictures changed)"
     colour = COLOURS[(rank - 1) % len(COLOURS)]
-    spot = row["memory_gib"], row["images_per_s"]
-    lengths = figure.whisker_lengths(spot[1:], [row["images_per_s_interval"]])
+    marker = "o" if row["exact"] else "D"
+    if row["ruled_out"] is not None:
+        marker = "x"
+    spot = row["memory_gib"], row["capacity_images_per_s"]
+    lengths = figure.whisker_lengths(spot[1:], [row["capacity_images_per_s_interval"]])
     ax.errorbar(
         *spot,
         lengths,
-        fmt="o" if row["exact"] else "D",
+        fmt=marker,
         color=colour,
-        markerfacecolor=colour if hollow is None else "white",
-        capsize=3,
+        markerfacecolor=colour if row["confirmed"] else "white",
+        elinewidth=2 if row["confirmed"] else 0.8,
+        capsize=4 if row["confirmed"] else 2,
         markersize=8,
         label=label,
     )
@@ -491,12 +500,15 @@ def _draw_limit(
     ax.set_xlim(left, right)
 
 
-def _decision_finding(decision: Decision, rows: pd.DataFrame) -> str:
+def _decision_finding(decision: Decision) -> str:
     if decision.best is None:
         return "no setting is left: each one is ruled out"
-    best = rows[rows["setting"] == decision.best].iloc[0].to_dict()
+    best = decision.row(decision.best)
     capacity = capacity_words(best, decision.slo)
-    finding = f"run {decision.best}: {capacity}; {number(best['memory_gib'])} GiB"
-    if decision.runner_up and not decision.shown:
+    finding = f"run {decision.best}: it {capacity} with {number(best['memory_gib'])} GiB"
+    if decision.shown:
+        ratio = words(decision.times, decision.times_interval, "times")
+        finding += f"; {ratio} the capacity of the next"
+    elif decision.runner_up:
         finding += f"; not shown to beat {decision.runner_up}"
     return finding

@@ -1,4 +1,4 @@
-"""Settings tried for real on the tiny model: the frame, also of a setting that fails."""
+"""Settings tried for real on the tiny model, and planned and interrupted by a fake clock."""
 
 import gc
 import math
@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchlib import Point, decide, load_study, sweeps, try_settings, usable_recipes
-from benchlib.questions.settings import measure, pictures
-from benchlib.questions.settings.judge import NO_TIME
-from benchlib.questions.settings.measure import BASELINE, Case, plan_serving
+from benchlib import Budget, decide, load_study, settings_to_try, try_settings, usable_recipes
+from benchlib.questions.settings import measure, measure_alone, measure_loaded, pictures
+from benchlib.questions.settings.judge import BASELINE, NO_TIME
 from benchlib.questions.settings.pictures import own_prompts
+from benchlib.queueing import estimates
+from benchlib.queueing.estimates import PredictedCapacity
+from benchlib.run import Writer
+from benchlib.serving import server as serving
 from benchlib.serving.model import loading
-from benchlib.study.store import Run, Study
+from benchlib.serving.model.memory import PeakMemory
+from benchlib.study.store import Run
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
@@ -26,9 +30,9 @@ SETTINGS = [("baseline", "serial"), ("vae-tiling", "serial"), ("baseline", "swif
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    return *try_settings(
-        "tiny", SETTINGS, users=(2,), images=2, num_inference_steps=2, results=results, device="cpu"
-    ), results
+    options = {"images": 2, "num_inference_steps": 2, "duration_s": 2.0, "repeat": 1}
+    options |= {"slo": "p95 < 600 s", "results": results, "device": "cpu"}
+    return *try_settings("tiny", SETTINGS, users=(2,), **options), results
 
 
 def test_each_setting_has_a_row(tried):
@@ -41,14 +45,17 @@ def test_each_setting_has_a_row(tried):
     assert [run.path for run in load_study(results / "settings").runs] == [run.path for run in runs]
     baseline, tiling, _ = frame.to_dict("records")
     for row in (baseline, tiling):
-        assert row["images_per_s"] > 0
+        assert row["capacity_images_per_s"] > 0
+        assert row["foretold_images_per_s"] > 0
+        assert row["images_per_s_of_users"].keys() == {2}
         assert row["image_s"] > 0
-        assert row["start_s"] > 0
+        assert row["start_s"] > row["compile_s"] == 0.0
         assert row["memory_of"] == "process RSS"
         assert 0.1 < row["memory_gib"] < 100
-        assert [len(latencies_s) > 0 for latencies_s in row["latencies_s"]] == [True]
         assert (row["error"], row["runs"], row["image_s_interval"]) == (None, 1, None)
+        assert row["promise"] == "p95 < 600 s"
     assert (baseline["exact"], tiling["exact"]) == (True, False)
+    assert (baseline["optimisations"], tiling["optimisations"]) == (0, 1)
     assert (baseline["psnr_db"], baseline["ssim"]) == (math.inf, pytest.approx(1.0))
     assert 10 < tiling["psnr_db"] < 60
     assert tiling["ssim"] < 0.999
@@ -59,17 +66,31 @@ def test_each_setting_has_a_row(tried):
     assert low < tiling["ssim"] < high
     seeds = [(pair.prompt, pair.seed) for pair in tiling["pairs"]]
     assert seeds == [(prompt, n) for n, prompt in enumerate(own_prompts()[:8], 1)]
-    served = {(run.spec["target"]["recipe"], run.spec["target"]["batching"]) for run in runs}
-    assert served >= {("baseline", "serial"), ("vae-tiling", "serial")}
+
+
+def test_images_alone_are_kept_as_runs_and_the_best_two_are_loaded(tried):
+    _, runs, _ = tried
+    targets = [run.spec["target"] for run in runs]
+    assert [target["recipe"] for target in targets[:2]] == ["baseline", "vae-tiling"]
+    for run in runs[:2]:
+        assert run.spec["label"] == "alone"
+        assert (run.requests["phase"] == "measure").sum() >= 8
+        assert run.requests["phase"].iloc[0] == "warmup"
+        assert run.summary()["latency_mean_s"] > 0
+    loaded = {(target["recipe"], target["batching"]) for target in targets[2:]}
+    assert loaded == {("baseline", "serial"), ("vae-tiling", "serial")}
+    rates = {run.spec["arrivals"]["rate"] for run in runs[2:]}
+    assert len(rates) == 1
 
 
 def test_a_setting_that_fails_says_why_and_is_not_chosen(tried):
     frame, _, _ = tried
     swift = frame.to_dict("records")[2]
-    assert (swift["images_per_s"], swift["memory_gib"], swift["latencies_s"]) == (None, None, [])
+    assert (swift["capacity_images_per_s"], swift["memory_gib"]) == (None, None)
     assert "batching" in swift["error"]
-    decision = decide(frame, slo="p95 < 600 s", memory_limit_gib=1000.0, exact_only=True)
+    decision = decide(frame, memory_limit_gib=1000.0, exact_only=True)
     assert (decision.best, decision.runner_up) == ("baseline, serial", None)
+    assert "baseline, swift failed: ValueError" in str(decision)
 
 
 def test_what_is_not_usable_is_left_out_with_its_reason(capsys):
@@ -85,172 +106,287 @@ def test_what_is_not_usable_is_left_out_with_its_reason(capsys):
         usable_recipes(["warp"], device="cpu")
 
 
-class FakeWorld:
-    """A clock, and models and servers that take time by it and nothing else.
+def test_a_recipe_that_compiles_is_served_serially(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "usable_recipes", lambda recipes, device: list(recipes))  # noqa: ARG005
+    settings = settings_to_try("full")
+    assert len(settings) == 13
+    assert settings[:3] == [(BASELINE, way) for way in ("serial", "dynamic", "continuous")]
+    compiled = [setting for setting in settings[3:] if setting[1] == "serial"]
+    assert [recipe for recipe, _ in compiled] == ["fastest-exact", "fastest", "compile-regional"]
+    assert len(settings_to_try("quick")) == 7
+    assert "left to the profile full: bf16+cuda-graphs, fastest-exact" in capsys.readouterr().out
 
-    The recipe "fused-qkv" loads slowly; "vae-bf16" can't be loaded.
+
+LOADS_S = {"fused-qkv": 60.0, "compile-regional": 80.0}
+
+
+class FakeWorld:
+    """A clock, and models, servers and runs that take time by it and nothing else.
+
+    The recipe "vae-bf16" can't be loaded. An image takes 0.5 s, and a server's start 3 s. A
+    recipe's capacity is foretold as `capacities` say, else as 1; runs show 0.95 of it within 2 %.
     """
 
     def __init__(self, made):
         self.made = made
         self.clock_s = 0.0
-        self.served = []
+        self.loaded = []
+        self.runs = []
+        self.capacities = {}
+        self.loads_s = dict(LOADS_S)
+        self.interrupted_by = None
+
+    def budget(self, minutes, results):
+        return Budget(minutes, results=results, case=("test",), clock=lambda: self.clock_s)
 
     def load_pipeline(self, model, *, recipe, device):  # noqa: ARG002 - as the real one is called
         if recipe == "vae-bf16":
             raise RuntimeError("no such kernel")
-        self.clock_s += 60.0 if recipe == "fused-qkv" else 2.0
-        spec = {"showcase": {"width": 64, "height": 64, "num_inference_steps": 2}}
-        return SimpleNamespace(spec=spec, generate=self.generate, close=lambda: None)
+        self.clock_s += self.loads_s.get(recipe, 2.0)
+        self.loaded.append(recipe)
+        showcase = {"width": 64, "height": 64, "num_inference_steps": 8}
+        spec = {"showcase": showcase, "recipe": recipe, "model": "tiny", "device": "cpu"}
 
-    def generate(self, request):
-        self.clock_s += 0.5
-        pixels = np.full((16, 16, 3), request.seed, dtype=np.uint8)
+        def generate(request):
+            if recipe == self.interrupted_by:
+                raise KeyboardInterrupt
+            self.clock_s += 0.5
+            pixels = np.full((16, 16, 3), request.seed, dtype=np.uint8)
+            timings = SimpleNamespace(encode_s=0.1, denoise_s=0.3, decode_s=0.1, total_s=0.5)
+            images, memory = [Image.fromarray(pixels)], PeakMemory(rss_gib=1.5)
+            return SimpleNamespace(images=images, timings=timings, memory=memory)
+
         return SimpleNamespace(
-            images=[Image.fromarray(pixels)], timings=SimpleNamespace(total_s=0.5)
+            spec=spec,
+            generate=generate,
+            close=lambda: None,
+            compiled=False,
+            device=SimpleNamespace(type="cpu"),
+            reset_peak_memory=lambda: None,
+            peak_memory=lambda: PeakMemory(rss_gib=2.0 if recipe == "bf16" else 1.0),
         )
 
-    def sweep(self, points, *, study, results, resume, repeat=1, budget_min=None):
-        assert not resume
-        end_s = math.inf if budget_min is None else self.clock_s + 60 * budget_min
-        runs = []
-        for fields in [*points] * repeat:
-            point = Point(**fields)
-            point.plan("http://localhost")  # refuses what can't be measured
-            run_s = point.warmup_s + point.duration_s
-            if self.clock_s + run_s > end_s:
-                break
-            self.clock_s += run_s
-            self.served.append(run_s)
-            target = {"model": "tiny", **point.load, **point.serve}
-            record, *frames = self.made.run([0.5] * 30, point=point.to_dict(), target=target)
-            runs.append(Run(record, *frames, Path(results) / study / f"run-{len(runs)}"))
-        return Study(Path(results) / study, tuple(runs))
+    def serve(self, pipe, *, batching, name):
+        assert name.startswith("settings")
+        self.clock_s += 3.0
+        return FakeServer(pipe.spec | {"batching": batching})
+
+    def foretell(self, spec, image_s, workload):  # noqa: ARG002 - as the real one is called
+        return self.calibration(self.capacities.get(spec["recipe"], 1.0), 0.1)
+
+    def calibration(self, rate, share, images=10):
+        def capacity(slo):
+            interval = (rate * (1 - share), rate * (1 + share))
+            return PredictedCapacity(rate, interval, slo, images, "stands", "it fits")
+
+        throughput = lambda users: (1.5 * rate, users / rate)  # noqa: E731
+        return SimpleNamespace(capacity=capacity, user_throughput=throughput)
+
+    def measure(self, writer, point, target):
+        point.plan("http://localhost")  # refuses what can't be measured
+        self.clock_s += 1.0 + point.warmup_s + point.requests / point.arrivals.rate
+        spec = target.spec
+        self.runs.append((spec["recipe"], spec["batching"], point.seed, point.requests))
+        record, *frames = self.made.run(
+            [0.5] * point.requests, gap_s=1 / point.arrivals.rate, target=spec
+        )
+        run = Run(record, *frames, Path(writer.folder) / f"run-{len(self.runs)}")
+        writer.runs.append(run)
+        return run
+
+    def calibrate(self, runs):
+        recipe = runs[0].spec["target"]["recipe"]
+        images = sum(len(run.requests) for run in runs)
+        return self.calibration(0.95 * self.capacities.get(recipe, 1.0), 0.02, images)
+
+
+class FakeServer:
+    def __init__(self, spec):
+        self.spec = spec
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 @pytest.fixture
 def world(made, monkeypatch):
     fake = FakeWorld(made)
     clock = SimpleNamespace(monotonic=lambda: fake.clock_s)
-    monkeypatch.setattr(measure, "time", clock)
-    monkeypatch.setattr(pictures, "time", clock)
+    for module in (measure_alone, pictures):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(loading, "load_pipeline", fake.load_pipeline)
-    monkeypatch.setattr(measure, "sweep", fake.sweep)
+    monkeypatch.setattr(serving, "serve", fake.serve)
+    monkeypatch.setattr(estimates, "foretell", fake.foretell)
+    monkeypatch.setattr(measure_loaded, "calibrate", fake.calibrate)
+    monkeypatch.setattr(Writer, "measure", lambda self, *args: fake.measure(self, *args))
     return fake
 
 
-MANY = [
-    (recipe, "continuous") for recipe in (BASELINE, "channels-last", "fused-qkv", "vae-slicing")
-]
+def try_all(world, results, recipes, minutes=None, **options):
+    budget = world.budget(minutes, results)
+    settings = [(recipe, "serial") for recipe in recipes]
+    return *try_settings("tiny", settings, budget=budget, results=results, **options), budget
 
 
-@pytest.mark.parametrize("budget_min", [1e-9, 0.01, 0.1, 0.5, 1, 2, 4, 7, 15, 60, None])
-def test_any_budget_ends_in_rows_of_what_there_was_time_for(world, tmp_path, capsys, budget_min):
-    frame, runs = try_settings(
-        "tiny", MANY, users=(3, 6), budget_min=budget_min, repeat=5, results=tmp_path
-    )
-    assert len(frame) == 2 * len(MANY)
-    assert len(runs) > 0, "without a run there is no record and no figure"
+MANY = (BASELINE, "channels-last", "fused-qkv", "compile-regional", "vae-slicing", "bf16")
+
+
+@pytest.mark.parametrize("minutes", [0.001, 0.2, 0.5, 1, 2, 3, 4, 6, 12, None])
+def test_any_budget_is_kept_and_ends_in_an_answer(world, tmp_path, capsys, minutes):
+    frame, runs, budget = try_all(world, tmp_path, MANY, minutes)
+    assert frame["recipe"].tolist() == list(MANY)
+    assert runs[0].spec["target"]["recipe"] == BASELINE
     assert frame["image_s"].iloc[0] == 0.5
-    assert frame["images_per_s"].iloc[0] > 0
+    assert frame["promise"].tolist() == ["p95 < 2 s"] * len(MANY)
     measured = frame["error"].isna()
     assert set(frame["error"][~measured]) <= {NO_TIME}
-    assert frame["images_per_s"].notna().tolist() == measured.tolist()
+    assert frame["capacity_images_per_s"].notna().tolist() == measured.tolist()
     printed = capsys.readouterr().out
-    assert measured.all() == ("the budget has no room for" not in printed)
-    for row in frame[~measured].to_dict("records"):
-        alone_left_out = f"{row['recipe']}: not tried, the budget has no room for it"
-        assert alone_left_out in printed or row["setting"] in printed
-    decision = decide(frame, slo="p95 < 2 s", memory_limit_gib=4.0)
-    assert decision.best is not None
-    settings_measured = measured.groupby(frame["setting"]).any()
-    assert ("Not measured, for want of time" in str(decision)) == (not settings_measured.all())
-    # What can't be interrupted comes on top: the baseline, one slow recipe, and one run.
-    if budget_min is not None:
-        assert world.clock_s <= 60 * budget_min + 5.0 + 64.0 + max(world.served)
+    for recipe in frame["recipe"][~measured]:
+        assert f"{recipe} is left out: it needs at least" in printed
+    said = str(decide(frame, memory_limit_gib=4.0))
+    assert said.startswith("Run ")
+    assert ("Not measured, for want of time" in said) == (not measured.all())
+    # The baseline is measured in any case; it takes 12.5 s.
+    if minutes is not None:
+        assert budget.used_s <= max(60 * minutes + max(15.0, 6 * minutes), 15.0)
+    if minutes in (12, None):
+        assert measured.all()
+        assert frame["confirmed"].sum() == 2
 
 
-def test_servers_get_their_part_of_a_budget_and_the_slow_recipe_does_not_eat_it(world, tmp_path):
-    frame, runs = try_settings("tiny", MANY, budget_min=7, repeat=5, results=tmp_path)
-    assert sum(world.served) > 0.25 * 7 * 60
-    assert frame["runs"].min() == len(runs) / len(MANY)
+def test_the_last_settings_are_left_out_first_and_compiling_comes_last(world, tmp_path):
+    frame, _, _ = try_all(world, tmp_path, MANY)
+    assert world.loaded[: len(MANY)] == [
+        BASELINE, "channels-last", "fused-qkv", "vae-slicing", "bf16", "compile-regional",
+    ]  # fmt: skip
+    assert frame["error"].isna().all()
+    recipes = (BASELINE, *[f"bf16{'+channels-last' * n}" for n in (0, 1)], "vae-slicing")
+    frame, _, _ = try_all(world, tmp_path / "other", recipes, 1.75)
+    errors = frame["error"].tolist()
+    assert errors[:2] == [None, None]
+    assert errors[-1] == NO_TIME
+
+
+def test_a_slow_start_costs_later_settings_and_not_the_budget(world, tmp_path):
+    world.loads_s["channels-last"] = 70.0
+    frame, _, budget = try_all(world, tmp_path, MANY, 3)
+    assert budget.used_s <= 180 + 18
+    assert frame["error"].iloc[1] is None
+    assert (frame["error"] == NO_TIME).any()
+
+
+def test_costs_are_remembered_for_the_next_plan(world, tmp_path, capsys):
+    try_all(world, tmp_path, (BASELINE, "fused-qkv"))
+    capsys.readouterr()
+    frame, _, _ = try_all(world, tmp_path, (BASELINE, "fused-qkv"), 1)
+    assert "fused-qkv is left out: it needs at least 1.1 minutes" in capsys.readouterr().out
+    assert frame["error"].tolist() == [None, NO_TIME]
+
+
+def test_the_best_two_are_confirmed_in_turns_with_equal_arrivals(world, tmp_path):
+    world.capacities = {"bf16": 2.0, "vae-slicing": 1.6}
+    frame, runs, _ = try_all(world, tmp_path, MANY)
+    assert [(recipe, seed) for recipe, _, seed, _ in world.runs] == [
+        ("bf16", 0), ("vae-slicing", 0), ("bf16", 1), ("vae-slicing", 1),
+    ]  # fmt: skip
+    assert len(runs) == len(MANY) + 4
+    rows = frame.set_index("recipe")
+    assert rows["confirmed"].sum() == 2
+    assert rows.loc["bf16", "capacity_images_per_s"] == pytest.approx(1.9)
+    assert rows.loc["bf16", "foretold_images_per_s"] == 2.0
+    assert rows.loc["bf16", "confirming_images"] == 60
+    assert rows.loc["channels-last", "capacity_images_per_s"] == 1.0
+    assert rows.loc["bf16", "images_per_s_of_users"] == {3: 3.0}
+    decision = decide(frame, memory_limit_gib=4.0)
+    assert (decision.best, decision.shown) == ("bf16, serial", True)
+    assert decision.times_interval == pytest.approx((1.215, 1.286), abs=0.002)
+
+
+def test_what_is_ruled_out_is_not_confirmed(world, tmp_path):
+    world.capacities = {"bf16": 2.0, "vae-tiling": 1.6, BASELINE: 1.1}
+    recipes = (BASELINE, "bf16", "vae-tiling", "vae-slicing")
+    try_all(world, tmp_path, recipes, exact_only=True, memory_limit_gib=1.8)
+    assert {recipe for recipe, *_ in world.runs} == {BASELINE, "vae-slicing"}
+
+
+def test_memory_is_the_peak_of_the_images_and_of_the_warm_up(world, tmp_path):
+    frame, _, _ = try_all(world, tmp_path, (BASELINE, "bf16"))
+    assert frame["memory_gib"].tolist() == [1.5, 2.0]
+
+
+def test_where_memory_is_too_small_for_both_one_comes_after_the_other(
+    world, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(measure_loaded, "available_memory_gib", lambda: 2.5)
+    world.capacities = {"bf16": 1.2}
+    frame, _, _ = try_all(world, tmp_path, (BASELINE, "bf16"))
+    assert [recipe for recipe, *_ in world.runs] == ["bf16", "bf16", BASELINE, BASELINE]
+    assert "memory is too small for both settings" in capsys.readouterr().out
+    assert frame["confirmed"].all()
+
+
+def test_an_interrupt_keeps_what_was_measured_and_still_answers(world, tmp_path, capsys):
+    world.interrupted_by = "channels-last"
+    frame, runs, _ = try_all(world, tmp_path, MANY)
+    assert frame["error"].tolist() == [None] + [NO_TIME] * 5
+    assert len(runs) == 2
+    assert runs[1].record["status"] == "interrupted"
+    assert "channels-last: interrupted" in capsys.readouterr().out
+    assert str(decide(frame, memory_limit_gib=4.0)).startswith("Run baseline, serial: it should")
+
+
+def test_an_interrupt_before_anything_was_measured_is_raised(world, tmp_path):
+    world.interrupted_by = BASELINE
+    with pytest.raises(KeyboardInterrupt, match="before the baseline was measured"):
+        try_all(world, tmp_path, MANY)
+
+
+def test_a_recipe_that_fails_leaves_the_others_measured(world, tmp_path):
+    frame, _, _ = try_all(world, tmp_path, (BASELINE, "vae-bf16", "channels-last"))
+    assert frame["error"].tolist() == [None, "RuntimeError: no such kernel", None]
+    assert frame["capacity_images_per_s"].notna().tolist() == [True, False, True]
 
 
 def test_all_prompts_are_for_what_changes_the_algorithm_and_a_budget_stops_early(world, tmp_path):
     prompts = [f"prompt {number}" for number in range(30)]
-    settings = [(recipe, "serial") for recipe in (BASELINE, "channels-last", "vae-tiling")]
-    options = {"images": 3, "prompts": prompts, "duration_s": 5.0, "results": tmp_path}
-    frame, _ = try_settings("tiny", settings, **options)
+    recipes = (BASELINE, "channels-last", "vae-tiling")
+    frame, _, _ = try_all(world, tmp_path, recipes, images=3, prompts=prompts)
     assert frame["picture_pairs"].tolist() == [30, 8, 30]
     assert frame["identical_pairs"].tolist() == [30, 8, 30]
     assert frame["pictures"].tolist() == ["same"] * 3
-    began_s = world.clock_s
-    frame, _ = try_settings("tiny", settings, budget_min=1.0, **options)
-    # 0.4 of 60 s for three recipes are 8 s of pictures each, and a picture takes 0.5 s.
-    assert frame["picture_pairs"].tolist()[:2] == [16, 8]
-    assert world.clock_s - began_s <= 65.0
-    frame, _ = try_settings("tiny", settings, budget_min=0.1, **options)
-    assert frame["pictures_reason"].tolist()[0] == "it is the baseline"
-    assert frame["pictures"].tolist()[1] in ("not shown", None)
+    frame, _, budget = try_all(world, tmp_path / "b", recipes, 2.5, images=3, prompts=prompts)
+    # A fifteenth of 150 s are 10 s of the baseline's pictures, and a picture takes 0.5 s.
+    assert frame["picture_pairs"].tolist() == [20, 8, 20]
+    assert budget.used_s <= 165.0
 
 
-def test_a_recipe_that_fails_leaves_the_others_measured(world, tmp_path):
-    settings = [(BASELINE, "serial"), ("vae-bf16", "serial"), ("channels-last", "serial")]
-    frame, _ = try_settings("tiny", settings, results=tmp_path, duration_s=10.0)
-    assert frame["error"].tolist() == [None, "RuntimeError: no such kernel", None]
-    assert frame["images_per_s"].notna().tolist() == [True, False, True]
-    assert sum(world.served) == pytest.approx(2 * (10.0 + 1.5))
+def test_a_bad_promise_is_refused_before_anything_is_loaded(world, tmp_path):
+    with pytest.raises(ValueError, match="slo: 'fast'"):
+        try_all(world, tmp_path, MANY, slo="fast")
+    assert world.loaded == []
 
 
-def test_a_budget_has_fewer_repetitions_before_it_has_fewer_cases(capsys):
-    alone = {BASELINE: {"start_s": 10.0, "image_s": 0.1}, "bf16": {"start_s": 10.0, "image_s": 0.1}}
-    cases = [Case(BASELINE, "serial", 3), Case(BASELINE, "serial", 6), Case("bf16", "serial", 3)]
-    round_s = 2 * 10.0 + 3 * (1.0 + 1.0)  # two recipes are loaded, each run has a warm-up
-    for time_s, repeat, kept in (
-        (5.1 * round_s, 5, 3),
-        (2.1 * round_s, 2, 3),
-        (0.7 * round_s, 1, 2),
-    ):
-        plan = plan_serving(cases, alone, time_s=time_s / sweeps.LOADED_SHARE, repeat=5)
-        assert (plan.repeat, [*plan.durations_s]) == (repeat, cases[:kept])
-    assert "no room for all loads of: bf16, serial" in capsys.readouterr().out
-    forced = plan_serving(cases, alone, time_s=-20.0, repeat=5)
-    assert (forced.durations_s, forced.repeat, forced.limit_s) == ({cases[0]: 1.0}, 1, None)
-
-
-def test_memory_that_a_later_run_does_not_know_is_left_out(made):
-    known, unknown = (made.run([0.5] * 100) for _ in range(2))
-    unknown[2]["rss_gib"] = None
-    runs = [Run(*parts, Path("run")) for parts in (known, unknown)]
-    assert [run.summary()["rss_peak_gib"] is None for run in runs] == [False, True]
-    figures = measure._serving_figures(runs)
-    assert figures["memory_gib"] == runs[0].summary()["rss_peak_gib"]
-    assert figures["memory_of"] == "process RSS"
-    assert measure._serving_figures(runs[1:])["memory_gib"] is None
-
-
-def test_one_model_at_a_time_is_in_memory(monkeypatch):
+def test_one_model_at_a_time_is_in_memory(monkeypatch, tmp_path):
     load, loaded = loading.load_pipeline, []
 
     def watched(*arguments, **options):
         assert [one() for one in loaded] == [None] * len(loaded), "the one before is still there"
         pipe = load(*arguments, **options)
-        loaded.extend(weakref.ref(part) for part in (pipe, pipe.diffusers.unet))
+        loaded.append(weakref.ref(pipe.diffusers.unet))
         return pipe
 
     monkeypatch.setattr(loading, "load_pipeline", watched)
+    monkeypatch.setattr(measure, "finalists", lambda *_: [])
+    recipes = [BASELINE, "channels-last", "vae-slicing"]
+    settings = [(recipe, "serial") for recipe in recipes]
+    options = {"images": 1, "prompts": ["a chair"], "num_inference_steps": 1, "device": "cpu"}
     gc.disable()  # else it might come by in time by chance
     try:
-        measure._try_alone(
-            "tiny",
-            [BASELINE, "channels-last", "vae-slicing"],
-            end_s=math.inf,
-            images=1,
-            device="cpu",
-            steps=1,
-            prompts=["a chair"],
-            pictures_s=math.inf,
-        )
+        try_settings("tiny", settings, results=tmp_path, slo="p95 < 600 s", **options)
     finally:
         gc.enable()
-    assert len(loaded) == 6
+    assert len(loaded) == 3

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchlib import picture_prompts
-from benchlib.questions.settings import pictures
+from benchlib.questions.settings import comparing, pictures
 from benchlib.questions.settings.learned_metrics import LearnedMetrics
 from benchlib.questions.settings.pictures import own_prompts, pictures_needed, take_pictures
 from benchlib.serving.schemas import GenerateRequest
@@ -88,15 +88,15 @@ def test_equal_prompts_and_seeds_make_pairs(camera):
 
 def test_the_timed_images_are_made_before_any_is_compared(camera, monkeypatch):
     compared = []
-    real = pictures.compare_pair
+    real = comparing.compare_pair
 
     def watched(*images, **fields):
         compared.append(len(camera.made))
         return real(*images, **fields)
 
-    monkeypatch.setattr(pictures, "compare_pair", watched)
+    monkeypatch.setattr(comparing, "compare_pair", watched)
     take_pictures(camera, PROMPTS[:6], timed=4)
-    assert compared == [4, 4, 4, 4, 5, 6]
+    assert compared == [4, 4, 4, 4, 6, 6]
 
 
 def test_a_limit_stops_early_and_never_before_the_timed_images(camera):
@@ -115,8 +115,8 @@ def test_comparing_takes_part_of_the_limit(camera, monkeypatch):
         camera.clock_s += 2.0
         return real(reference, image, **fields)
 
-    real = pictures.compare_pair
-    monkeypatch.setattr(pictures, "compare_pair", slow)
+    real = comparing.compare_pair
+    monkeypatch.setattr(comparing, "compare_pair", slow)
     album = take_pictures(camera, PROMPTS, timed=2, limit_s=15.0)
     assert len(album.pairs) == 5
     assert camera.clock_s == 15.0

@@ -22,7 +22,7 @@ from benchlib.study.wording import counted, number
 
 if TYPE_CHECKING:
     from benchlib.budget import Budget
-    from benchlib.questions.settings.alone import Asked
+    from benchlib.questions.settings.measure_alone import Asked
     from benchlib.queueing.estimates import Calibration, PredictedCapacity
     from benchlib.run import Writer
     from benchlib.serving.server import Server
