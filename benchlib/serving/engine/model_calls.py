@@ -26,10 +26,7 @@ T = TypeVar("T")
 
 
 class ModelCalls:
-    """Carries out turns with one pipeline. A job that ends gets its `outcome`.
-
-    A batch is padded to the next of `buckets`, in rows; without any it is not padded.
-    """
+    """Carries out turns with one pipeline. A job that ends gets its `outcome`."""
 
     def __init__(self, pipeline: SDXLPipeline, options: EngineOptions) -> None:
         self.pipeline = pipeline
