@@ -151,7 +151,7 @@ class BudgetPlan:
         """A sentence for each part that is left out, and why."""
         needed_s = sum(planned.part.needed_s for planned in self.parts)
         spare_s = max(0.0, self.left_s - self.reserve_s - needed_s)
-        spare = f"{_minutes(spare_s)} are left"
+        spare = f"{_minutes(spare_s)} minutes are left"
         if self.parts:
             spare = f"more telling ones leave {_minutes(spare_s)}"
         lines = []

@@ -22,6 +22,9 @@ from benchlib.study.wording import counted, number, words
 LATENCIES = {"latency_mean_s": "mean latency", "latency_p95_s": "p95 latency"}
 """The figures of a run's summary that are compared, and what a reader calls each."""
 
+PAYS = 0.95
+"""A policy is foretold to pay if its mean latency is less than this many times serial's."""
+
 GAIN_COLUMNS = ["rate", "batching", "figure", "pairs", "ratio", "interval", "verdict"]
 
 
@@ -147,7 +150,7 @@ class BatchingAnswer:
     def __str__(self) -> str:
         lines = ["Does batching pay here, compared with serial?"]
         for batching in ("continuous", "dynamic"):
-            lines.append(f"- {batching}: {self.pays(batching)}")
+            lines.append(f"- {batching}: {self.pays(batching)}{self._expectation(batching)}")
             lines += self._gain_lines(batching)
         if self.gains.empty:
             lines.append(
@@ -156,6 +159,14 @@ class BatchingAnswer:
             )
         lines += [self._rush_line(), self._foretold_line(), self._predicted_line()]
         return "\n".join(lines)
+
+    def _expectation(self, batching: str) -> str:
+        """Returns what the step times say of a policy that was not measured."""
+        ratio = self.foretold.get(batching)
+        if ratio is None or self.pays(batching) != "not measured":
+            return ""
+        expected = "it should pay" if ratio < PAYS else "it should not pay"
+        return f"; by the step times {expected} {self.foretold_case}"
 
     def _gain_lines(self, batching: str) -> list[str]:
         """Returns a line for each rate at which the policy was measured."""
@@ -228,7 +239,7 @@ def judge_batching(
     for batching, run in rush.items():
         rush_mean_s[batching] = float(run.requests["latency_s"].mean())
     first = predicted.iloc[0].drop("serial")
-    no_gain = predicted.index[predicted["continuous"] > 0.95]
+    no_gain = predicted.index[predicted["continuous"] > PAYS]
     return BatchingAnswer(
         gains=gains,
         serial_images_per_s=serial_images_per_s,
