@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         send_rush,
     )
     from benchlib.questions.capacity.judge import judge_load, littles_law
-    from benchlib.questions.capacity.measure import find_capacity, plan_capacity
+    from benchlib.questions.capacity.measure import LoadTest, find_capacity, plan_capacity
     from benchlib.questions.compare.judge import compare, compare_studies
     from benchlib.questions.compare.measure import measure_examples
     from benchlib.questions.parameters import check_parameters
@@ -72,7 +72,7 @@ _NAMES = {
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
     "benchlib.load.workload": ("Workload",),
     "benchlib.questions.capacity.judge": ("judge_load", "littles_law"),
-    "benchlib.questions.capacity.measure": ("find_capacity", "plan_capacity"),
+    "benchlib.questions.capacity.measure": ("LoadTest", "find_capacity", "plan_capacity"),
     "benchlib.questions.batching.forecast": ("predict_latency",),
     "benchlib.questions.batching.judge": ("gains", "judge_batching", "rows_at_highest_rate"),
     "benchlib.questions.batching.measure": (
@@ -122,7 +122,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "plan_batching", "fill_serial", "compare_planned",
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
     "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
-    "Calibration", "foretell",
+    "Calibration", "foretell", "LoadTest",
 ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ RUNS = {
         {"stage_stack", "cost_line", "against_pixels", "memory_bars", "arithmetic", "memory_trend"},
     ),
     "03_load": (
-        {"users": [1, 2], "budget_min": 0.3},
+        {"users": [1, 2], "budget_min": 0.5},
         {"load_curve", "queue_share", "hockey_stick", "goodput"},
     ),
     "04_batching": (

@@ -82,6 +82,43 @@ def users(made: SimpleNamespace) -> dict[str, Any]:
     return {"summary": study.summary, "record": study.runs[0].record}
 
 
+def foretold_rates(made: SimpleNamespace) -> dict[str, Any]:
+    """A foretold curve, three runs at a rate, and what was foretold for their arrivals."""
+    study = loads(made, "rate", (2, 0.3), (3, 0.62), (3.6, 1.2), (5, 0))
+    rate = np.array([0.2, 1, 2, 2.6, 3, 3.4, 3.8, 4.2])
+    promised_s = 0.4 + 0.25 * rate / (4.5 - rate)
+    in_time = np.clip(1.6 - 0.2 * promised_s**2 - 0.5 * promised_s, 0, 1)
+    curve = pd.DataFrame({"rate": rate, "stable": True, "promised_s": promised_s})
+    curve["goodput_images_per_s"] = rate * in_time
+    for name in ("promised_s", "goodput_images_per_s"):
+        curve[f"{name}_interval"] = [(0.95 * value, 1.06 * value) for value in curve[name]]
+    return {
+        "summary": study.judge(SLO)[:3],
+        "record": study.runs[0].record,
+        "predicted": curve,
+    }
+
+
+def foretold_stick(made: SimpleNamespace) -> dict[str, Any]:
+    foretold_s = [(0.6, 0.72), (0.9, 1.1), (1.4, 1.7)]
+    own = pd.DataFrame({"offered_images_per_s": [2, 3, 3.6], "foretold_s": foretold_s})
+    return foretold_rates(made) | {"comparison": own}
+
+
+def foretold_users(made: SimpleNamespace) -> dict[str, Any]:
+    study = loads(made, "users", (2, 0.4), (8, 2.0), (16, 0))
+    users = np.arange(1, 9)
+    images_per_s = 5.5 * users / (1.2 + users)
+    predicted = pd.DataFrame({"users": users, "images_per_s": images_per_s})
+    predicted["p50_s"] = users / images_per_s
+    predicted["p95_s"] = 1.4 * predicted["p50_s"]
+    return {
+        "summary": study.summary[:2],
+        "record": study.runs[0].record,
+        "predicted": predicted,
+    }
+
+
 def apart(made: SimpleNamespace) -> dict[str, Any]:
     """Images taken apart, each a little slower and larger than the one before."""
     images = made.images().assign(
@@ -216,9 +253,16 @@ PICTURES: dict[
     "gantts": (plots.gantts, rush, {}),
     "memory_over_time": (plots.memory_over_time, memory, {}),
     "load_curve": (plots.load_curve, users, {}),
+    "foretold_load_curve": (plots.load_curve, foretold_users, {}),
     "queue_share": (plots.queue_share, users, {}),
     "hockey_stick": (plots.hockey_stick, rates, {"slo": SLO, "capacity": (2.6, 3.4)}),
+    "foretold_hockey_stick": (
+        plots.hockey_stick,
+        foretold_stick,
+        {"slo": SLO, "capacity": (3.0, 3.25)},
+    ),
     "goodput_curve": (plots.goodput_curve, rates, {"slo": SLO}),
+    "foretold_goodput": (plots.goodput_curve, foretold_rates, {"slo": SLO}),
     "stage_stack": (plots.stage_stack, apart, {}),
     "cost_line": (plots.cost_line, apart, {}),
     "against_pixels": (plots.against_pixels, apart, {}),

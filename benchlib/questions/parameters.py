@@ -212,6 +212,7 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
         "rates": _or_none(_list_of(_positive)),
         "slo": _or_none(_plotted_promise),
         "batching": _one_of("serial", "dynamic", "continuous"),
+        "recipe": _text,
     },
     "04_batching": {
         "rates": _or_none(_list_of(_positive)),

@@ -66,9 +66,10 @@ FIGURES: dict[str, Figure] = {
 class Prediction:
     """What a server does at `rate` requests a second (Poisson), in the long run; times in seconds.
 
-    Each figure has an `_interval` of 95 %. `in_time` is the share of requests within the promise,
-    and `goodput_images_per_s` their number in a second; both are None without a promise. All
-    figures are None where the server can't keep up (`stable` is False), or the estimate is refused.
+    Each figure has an `_interval` of 95 %. `promised_s` is the latency that the promised share of
+    requests stays within, `in_time` the share that keeps the promise, and `goodput_images_per_s`
+    their number in a second; they are None without a promise. All figures are None where the server
+    can't keep up (`stable` is False), or the estimate is refused.
     """
 
     rate: float
@@ -81,6 +82,8 @@ class Prediction:
     p95_s_interval: Interval = None
     p99_s: float | None = None
     p99_s_interval: Interval = None
+    promised_s: float | None = None
+    promised_s_interval: Interval = None
     in_time: float | None = None
     in_time_interval: Interval = None
     goodput_images_per_s: float | None = None
@@ -191,6 +194,9 @@ class Calibration:
 
         # 2) The promise
         if goal is not None:
+            figures |= self._latency(
+                "promised_s", lambda simulation: simulation.percentile(goal.q), ensemble
+            )
             share, (low, high) = self._share_in_time(goal.latency_s, ensemble)
             figures |= {
                 "in_time": share,

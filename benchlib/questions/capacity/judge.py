@@ -1,186 +1,24 @@
-"""How many people a server serves: the search for its capacity, Little's law, and the answer.
+"""How many people a server serves: Little's law, and the answer of notebook 03 in words.
 
-`find_highest` knows rates and verdicts alone; the rest knows studies of runs. Ignorant of how a run
-is made (measure.py) and of how its latencies are judged (study/slo.py).
+Knows studies of runs, and how each run's latencies were judged (study/slo.py). Ignorant of how a
+run is made (measure.py), and of how an estimate comes about (queueing/).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchlib.questions.capacity.outlook import Outlook
+from benchlib.questions.capacity.search import Capacity
 from benchlib.study.store import Run, Study
 from benchlib.study.wording import counted, number
 
 if TYPE_CHECKING:
     import pandas as pd
-
-LEAD = 2
-"""A rate is "met" or "missed" once one verdict has this many more of its trials than the other."""
-BUDGET_SPENT = "the budget is spent: the interval is as far as it got"
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The highest `rate` in requests/s that was shown to keep a promise, or None.
-
-    - `interval`: from that rate to the lowest rate that was shown to break the promise (None: not
-      found). The capacity lies in it, unless the trials at one of its ends were wrong, each time in
-      the same way.
-    - `trials`: (rate, verdict) of each trial, in order.
-    - `runs`: the runs of the trials.
-    - `note`: why the search ended.
-    - `slo`: the promise, or None if it is not known.
-    """
-
-    rate: float | None
-    interval: tuple[float | None, float | None]
-    trials: tuple[tuple[float, str], ...]
-    note: str
-    slo: str | None = None
-    runs: tuple[Run, ...] = field(default=(), repr=False, compare=False)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        promise = self.slo or "the promise"
-        if low is not None and high is not None:
-            return f"The capacity within {promise} is {number(low)} to {number(high)} images/s."
-        if low is not None:
-            found = f"at least {number(low)} images/s"
-            return f"The capacity within {promise} is {found}. No rate was shown to break it."
-        if high is not None:
-            found = f"less than {number(high)} images/s"
-            return f"The capacity within {promise} is {found}. No rate was shown to keep it."
-        longer = "a longer search is needed (a larger budget_min)"
-        return f"The capacity within {promise} is not shown: {longer}."
-
-
-def find_highest(
-    judge: Callable[[float], str | None],
-    *,
-    start: float = 1.0,
-    lowest: float = 0.01,
-    highest: float = 1000.0,
-    precision: float = 0.05,
-    most_trials: int = 3,
-) -> Capacity:
-    """Searches for the highest rate (requests/s) that `judge` calls "met".
-
-    It doubles or halves the rate, and then goes on by bisection. `judge(rate)` makes one trial and
-    returns "met", "missed" or "not shown", or None if no budget is left for the trial.
-
-    A rate gets trials until they settle it (see LEAD), at most `most_trials`. A rate that stays
-    open is near the capacity, so the search goes on at both sides of it. The search ends when each
-    gap beside the open rates is below `precision`, a share of the rate. Raises ValueError that
-    names the argument and its limits.
-    """
-    # 1) Refuse what can't be searched.
-    if not lowest <= start <= highest:
-        raise ValueError(f"start must be a rate from {lowest:g} to {highest:g}, got {start!r}")
-    if not 0 < precision <= 1:
-        raise ValueError(f"precision must be a share above 0 and up to 1, got {precision!r}")
-    if most_trials < LEAD:
-        raise ValueError(f"most_trials must be {LEAD} or more, got {most_trials!r}")
-
-    # 2) Try one rate after another, each until its trials settle it.
-    search = _Search(lowest, highest, precision)
-    trials: list[tuple[float, str]] = []
-    rate: float | None = start
-    while rate is not None:
-        verdicts: list[str] = []
-        while _can_be_settled(verdicts, most_trials):
-            verdict = judge(rate)
-            if verdict is None:
-                return search.capacity(trials, BUDGET_SPENT)
-            verdicts.append(verdict)
-            trials.append((rate, verdict))
-        search.keep(rate, _lead(verdicts))
-        rate = search.next_rate(rate)
-    return search.capacity(trials, search.why_ended)
-
-
-def _lead(verdicts: Sequence[str]) -> int:
-    return verdicts.count("met") - verdicts.count("missed")
-
-
-def _can_be_settled(verdicts: Sequence[str], most_trials: int) -> bool:
-    """Returns whether a rate is still open, and the trials left could settle it."""
-    lead = abs(_lead(verdicts))
-    trials_left = most_trials - len(verdicts)
-    return lead < LEAD <= lead + trials_left
-
-
-@dataclass
-class _Search:
-    """What the trials have settled: the highest rate that was met, and the lowest that was missed.
-
-    The open rates lie between these two.
-    """
-
-    lowest: float
-    highest: float
-    precision: float
-    met: float | None = None
-    missed: float | None = None
-    open_rates: list[float] = field(default_factory=list)
-    why_ended: str = ""
-
-    def capacity(self, trials: list[tuple[float, str]], note: str) -> Capacity:
-        return Capacity(self.met, (self.met, self.missed), tuple(trials), note)
-
-    def keep(self, rate: float, lead: int) -> None:
-        """Takes in how the trials of a rate ended.
-
-        Open rates outside of the new interval are settled by it.
-        """
-        if lead == LEAD:
-            self.met = rate
-        elif lead == -LEAD:
-            self.missed = rate
-        else:
-            self.open_rates.append(rate)
-        above = 0.0 if self.met is None else self.met
-        below = math.inf if self.missed is None else self.missed
-        self.open_rates = [rate for rate in self.open_rates if above < rate < below]
-
-    def next_rate(self, rate: float) -> float | None:
-        """Returns the rate to try after `rate`, or None if the search ends.
-
-        When the search ends, `why_ended` has the reason.
-        """
-        # 1) Downwards, until a rate is met.
-        if self.met is None:
-            if rate > self.lowest:
-                return max(rate / 2, self.lowest)
-            self.why_ended = f"no rate down to {self.lowest:g}/s was shown to meet it"
-            return None
-
-        # 2) Between the highest rate that was met and the lowest that was not.
-        not_met = min(self.open_rates, default=self.missed)
-        if not_met is not None and self._is_wide(self.met, not_met):
-            return math.sqrt(self.met * not_met)
-
-        # 3) Upwards, until a rate is missed.
-        not_missed = max(self.open_rates, default=self.met)
-        if self.missed is None:
-            if not_missed < self.highest:
-                return min(2 * not_missed, self.highest)
-            self.why_ended = f"no rate up to {self.highest:g}/s was shown to miss it"
-            return None
-
-        # 4) Between the highest rate that was not missed and the lowest that was.
-        if self._is_wide(not_missed, self.missed):
-            return math.sqrt(not_missed * self.missed)
-        self.why_ended = "as narrow as requested"
-        if self.open_rates:
-            self.why_ended += " beside the rates that stay open"
-        return None
-
-    def _is_wide(self, low: float, high: float) -> bool:
-        return high > low * (1 + self.precision)
 
 
 def littles_law(study: Study) -> pd.DataFrame:
@@ -232,13 +70,17 @@ def _is_valid(run: Run) -> bool:
 class PeopleServed:
     """How many people a server serves. `str()` has the answer in words.
 
-    - `images_per_s`: the highest throughput, with `users` in a closed loop (None: no valid run).
+    - `images_per_s`: the highest throughput, with `users` in a closed loop. Without closed loops
+      `users` is None, and the throughput is that of runs at a rate (None: no valid run).
     - `users_within_slo`: the highest number of users with which the promise `slo` was shown to be
       kept.
-    - `capacity`: what find_capacity found for requests at a rate.
+    - `capacity`: what find_capacity found for requests at a rate; None: there was no search.
     - `users_seen`, `rate_seen`: up to where the runs kept the promise, though they may be too short
       to show it.
+    - `outlook`: what was foretold; None: nothing was.
     - `folder`: where the runs are.
+
+    Where something was foretold, that is the answer. Else it is what the runs show by themselves.
     """
 
     images_per_s: float | None
@@ -247,16 +89,22 @@ class PeopleServed:
     users_seen: int | None
     rate_seen: float | None
     slo: str
-    capacity: Capacity
+    capacity: Capacity | None
     folder: Path
+    outlook: Outlook | None = None
 
     def __str__(self) -> str:
+        lines = [] if self.outlook is None else self.outlook.lines()
+        if self.outlook is None or self.outlook.refusal is not None:
+            lines += [self._most(), self._users(), self._rate()]
         where = f"Rows, records and figures are in {self.folder}"
-        return "\n".join([self._most(), self._users(), self._rate(), where])
+        return "\n".join([*lines, where])
 
     def _most(self) -> str:
-        if self.images_per_s is None or self.users is None:
+        if self.images_per_s is None:
             return "No valid run shows how many images it makes."
+        if self.users is None:
+            return f"The runs at a rate made up to {number(self.images_per_s)} images/s."
         people = f"{counted(self.users, 'user')} at a time"
         return f"It makes at most {number(self.images_per_s)} images/s, with {people}."
 
@@ -271,32 +119,44 @@ class PeopleServed:
         return f"{not_shown} In these runs, too short to show it, it did with up to {people}."
 
     def _rate(self) -> str:
-        if self.capacity.rate is not None or self.rate_seen is None:
-            return str(self.capacity)
+        found = self.capacity or Capacity(None, (None, None), (), "there was no time", self.slo)
+        if found.rate is not None or self.rate_seen is None:
+            return str(found)
         rate = f"{number(self.rate_seen)} images/s"
-        return f"{self.capacity} In these runs it kept the promise up to {rate}."
+        return f"{found} In these runs it kept the promise up to {rate}."
 
 
-def judge_load(closed: Study, at_rates: Study, capacity: Capacity, *, slo: str) -> PeopleServed:
+def judge_load(
+    closed: Study,
+    at_rates: Study,
+    capacity: Capacity | None,
+    *,
+    slo: str,
+    outlook: Outlook | None = None,
+) -> PeopleServed:
     """Returns how many people the server serves: the answer of notebook 03.
 
-    `closed` has runs of closed loops, `at_rates` runs at fixed rates. `capacity` is the result of
-    the search.
+    `closed` has runs of closed loops, `at_rates` runs at fixed rates. `capacity` is the result of a
+    search, if there was one, and `outlook` is what was foretold.
     """
+    trials = () if capacity is None else capacity.runs
     rows = closed.judge(slo).to_dict("records") if closed.runs else []
     valid = [row for row in rows if row["valid"] and row["throughput_images_per_s"]]
     best = max(valid, key=lambda row: float(row["throughput_images_per_s"]), default=None)
     kept = [int(row["users"]) for row in valid if row["verdict"] == "met"]
     users_seen = _kept_up_to(closed.runs, "users", slo)
+    runs_at_rates = (*at_rates.runs, *trials)
+    most = most_images_per_s(Study(at_rates.path, runs_at_rates))
     return PeopleServed(
-        images_per_s=best["throughput_images_per_s"] if best else None,
+        images_per_s=best["throughput_images_per_s"] if best else most,
         users=int(best["users"]) if best else None,
         users_within_slo=max(kept, default=None),
         users_seen=None if users_seen is None else int(users_seen),
-        rate_seen=_kept_up_to(at_rates.runs + capacity.runs, "rate", slo),
+        rate_seen=_kept_up_to(runs_at_rates, "rate", slo),
         slo=slo,
         capacity=capacity,
         folder=closed.path,
+        outlook=outlook,
     )
 
 

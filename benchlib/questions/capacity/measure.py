@@ -1,6 +1,12 @@
-"""Loads one server more and more: shares of the minutes, and a run for each trial of the search.
+"""Loads one server: a run to calibrate by, runs that confirm what it foretells, and users.
 
-Knows servers, loads and runs. Ignorant of how the search goes on after a trial (judge.py).
+    load = LoadTest(server, plan, Budget(8), users=[1, 4])
+    load.calibrate()
+    load.confirm()
+    load.send_users()
+
+Knows servers, loads, budgets and calibrations. Ignorant of how a search goes on after a trial
+(search.py), and of how the answer is worded (judge.py).
 """
 
 from __future__ import annotations
@@ -8,133 +14,107 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from benchlib.load.arrivals import MOST_IN_FLIGHT, ClosedLoop, OpenLoop
-from benchlib.load.runner import Progress
+import numpy as np
+
+from benchlib.budget import Budget, Part, PlannedPart
+from benchlib.load.arrivals import MOST_IN_FLIGHT, Arrivals, ClosedLoop, OpenLoop
+from benchlib.load.runner import GeneratorError, Progress
 from benchlib.load.workload import Workload
-from benchlib.questions.capacity.judge import Capacity, find_highest, most_images_per_s
+from benchlib.questions.capacity.outlook import Outlook
+from benchlib.questions.capacity.parts import (
+    CALIBRATE,
+    CALIBRATE_AT,
+    LEAST_ESTIMATE,
+    WARMUP_IMAGES,
+    least_images,
+    part_at_rate,
+    part_of_users,
+    rates_to_confirm,
+    spread_out,
+)
+from benchlib.questions.capacity.search import Capacity, find_highest
 from benchlib.run import Point, writing
+from benchlib.study.folders import results_dir
 from benchlib.study.store import Run, Study
+from benchlib.study.wording import counted
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchlib.queueing.confirming import Confirmation
+    from benchlib.queueing.estimates import Calibration, PredictedCapacity
     from benchlib.serving.model.pipeline import SDXLPipeline
     from benchlib.serving.server import Server
 
+STUDY = "load"
 FEWER_STEPS = {"quick": 4, "full": 1}
 """The model's usual steps are divided by this."""
-RATE_SHARES = {
-    "quick": (0.3, 0.7, 1.1),
-    "full": (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1),
-}
-"""The rates to try, as shares of the most images/s that users in a closed loop got."""
-TRIAL_REQUESTS = {"quick": 300, "full": 150}
-"""The most requests in a trial of the search. In full an image takes longer."""
-SWEEP_SHARE = 0.15
-SEARCH_SHARE = 0.6
-"""Shares of the minutes. The users get SWEEP_SHARE, and the rates as much.
+MINUTES = {"quick": 2.0, "full": 8.0}
+"""The minutes of a profile.
 
-The minutes that no share takes are for starts and last answers.
+At 1.5 images/s a run of 60 images takes a minute. In "full" loading and warming up may take two
+more minutes, and the other five confirm the answer by a few hundred images.
 """
+ALONE = 6
+ALONE_S = 15.0
+"""So many images are made alone, or as many as these seconds allow, two at least."""
+CURVE_SHARES = (0.05, 0.3, 0.5, 0.65, 0.75, 0.83, 0.89, 0.94, 0.975)
+"""The rates of the foretold curve, as shares of the highest throughput that is sure."""
+COMPARED = [
+    "rate",
+    "offered_images_per_s",
+    "images",
+    "measured_s",
+    "measured_s_interval",
+    "foretold_s",
+    "in_time",
+    "foretold_in_time",
+    "verdict",
+]
+"""The columns of `comparison`."""
+COSTS_S = {"run": 4.0, "estimate": 8.0, "curve": 12.0}
+"""What a run costs besides its arrivals, and predictions, until this machine has shown it."""
+DRAIN = 2.0
+"""A run is cut once it has taken this many times as long as planned, and DRAIN_S more."""
+DRAIN_S = 10.0
+TRIAL_REQUESTS = 150
+"""The most requests in a trial of the search."""
 LOWEST_RATE = 0.01
-_ALONE = 6
+LEAST_SHARE = 0.4
+"""The capacity counts as this share of the highest throughput at least, when runs are planned."""
+USERS_SIMULATED = 4000
 
 
 @dataclass(frozen=True)
 class CapacityPlan:
-    """What is sent to the server, for how long, and the promise that is tested.
+    """What is sent to the server, and the promise that is tested.
 
-    Every image has `steps` steps, and takes `image_s` seconds when it is alone. The users, the
-    rates and the search share `minutes`. The rates are `rate_shares` of the highest throughput. A
-    trial of the search has at most `trial_requests`.
+    Every image has `steps` steps. `alone_s` are the seconds of images made alone, without a server.
+    `minutes` are for all measuring.
     """
 
     steps: int
-    image_s: float
+    alone_s: tuple[float, ...]
     slo: str
     minutes: float
-    rate_shares: tuple[float, ...]
-    trial_requests: int
 
     def __str__(self) -> str:
-        image = f"One image of {self.steps} steps takes {self.image_s:.3g} s alone."
+        image = f"One image of {counted(self.steps, 'step')} takes {self.image_s:.3g} s alone."
         return f"{image} The promise: {self.slo}. Measuring takes about {self.minutes:.2g} minutes."
+
+    @property
+    def image_s(self) -> float:
+        """The shortest time of an image alone."""
+        return min(self.alone_s)
 
     @property
     def workload(self) -> Workload:
         return Workload(num_inference_steps=self.steps)
-
-    def user_points(self, server: Server, users: Sequence[int]) -> list[Point]:
-        """Returns a point for each number of users in a closed loop."""
-        return [
-            Point(
-                ClosedLoop(people),
-                self.workload,
-                server,
-                label=f"users-{people}",
-                warmup_s=self._warmup_s,
-                duration_s=self._duration_s(len(users)),
-            )
-            for people in users
-        ]
-
-    def rates(self, closed: Study) -> list[float]:
-        """Returns the rates to try: shares of the highest throughput of the closed loops."""
-        most = self._most_images_per_s(closed)
-        return [share * most for share in self.rate_shares]
-
-    def rate_points(self, server: Server, rates: Sequence[float]) -> list[Point]:
-        """Returns a point for each rate of an open loop.
-
-        A run does not wait for the last answers of an overloaded server.
-        """
-        duration_s = self._duration_s(len(rates))
-        return [
-            Point(
-                OpenLoop(rate),
-                self.workload,
-                server,
-                label=f"rate-{rate:.3g}",
-                warmup_s=self._warmup_s,
-                duration_s=duration_s,
-                max_s=self._warmup_s + 2 * duration_s,
-            )
-            for rate in rates
-        ]
-
-    def search_options(self, closed: Study) -> dict[str, Any]:
-        """Returns the options of find_capacity that follow from the closed loops.
-
-        The time must allow two trials at the start rate and two at twice that rate. Together they
-        take 3 times as long as one trial at the start rate. Half a trial more is left for starts.
-        """
-        start_rate = max(LOWEST_RATE, 0.4 * self._most_images_per_s(closed))
-        budget_min = SEARCH_SHARE * self.minutes
-        affordable = int(start_rate * 60 * budget_min / 3.5)
-        return {
-            "slo": self.slo,
-            "start_rate": start_rate,
-            "budget_min": budget_min,
-            "trial_s": 8 * self.image_s,
-            "trial_requests": max(1, min(self.trial_requests, affordable)),
-        }
-
-    def _most_images_per_s(self, closed: Study) -> float:
-        """Returns the highest throughput of the closed loops.
-
-        If no run has one, it is the throughput of one image after another.
-        """
-        return most_images_per_s(closed) or 1 / self.image_s
-
-    @property
-    def _warmup_s(self) -> float:
-        return 2 * self.image_s
-
-    def _duration_s(self, points: int) -> float:
-        return 60 * SWEEP_SHARE * self.minutes / points
 
 
 def plan_capacity(
@@ -147,31 +127,406 @@ def plan_capacity(
     """Makes one image a few times, without a server, and returns a plan by the shortest time.
 
     Without `slo` the promise is that 95 % of the images come within 4 times that time. Without
-    `budget_min` the plan takes 30 minutes in "full". In "quick" it takes as long as 200 images, but
-    1.5 to 3 minutes.
+    `budget_min` the plan takes the profile's minutes (see MINUTES).
     """
     from benchlib.serving.schemas import GenerateRequest
 
-    # 1) The shortest time of one image.
+    # 1) The times of one image
     showcase = pipe.spec["showcase"]
     steps = max(1, showcase["num_inference_steps"] // FEWER_STEPS[profile])
     fields = showcase | {"num_inference_steps": steps}
     request = GenerateRequest(prompt="a lighthouse at dusk", seed=1, **fields)
-    times_s = [pipe.generate(request).timings.total_s for _ in range(_ALONE)]
-    image_s = min(times_s)
+    times_s: list[float] = []
+    while len(times_s) < 2 or (len(times_s) < ALONE and sum(times_s) < ALONE_S):
+        timings = pipe.generate(request).timings
+        times_s.append(timings.total_s)
 
-    # 2) The minutes, and the plan.
-    minutes = budget_min
-    if minutes is None and profile == "quick":
-        minutes = min(max(1.5, 200 * image_s / 60), 3)
+    # 2) The promise, and the plan
+    alone_s = tuple(times_s[1:])  # the first image warms the model up
     return CapacityPlan(
         steps=steps,
-        image_s=image_s,
-        slo=slo or f"p95 < {4 * image_s:.3f} s",
-        minutes=minutes or 30,
-        rate_shares=RATE_SHARES[profile],
-        trial_requests=TRIAL_REQUESTS[profile],
+        alone_s=alone_s,
+        slo=slo or f"p95 < {4 * min(alone_s):.3f} s",
+        minutes=budget_min or MINUTES[profile],
     )
+
+
+@dataclass
+class LoadTest:
+    """One server under load, part by part, within what is left of `budget`.
+
+    `users` are the closed loops to foretell and to make. `rates` are the rates (images/s) at which
+    the estimate is confirmed; by default they follow from the capacity that is found. An interrupt
+    ends the part that is measured, and later parts are left out; whatever was measured counts.
+
+    `calibration` is the estimate so far, and `capacity` its capacity for the plan's promise. Before
+    a loaded run they come from step times and images made alone. `first` is the calibration by the
+    calibrating run alone, None before it. `searched` is the result of a search, if there was one.
+    """
+
+    server: Server
+    plan: CapacityPlan
+    budget: Budget
+    users: Sequence[int] = (1, 2, 4, 8)
+    rates: Sequence[float] | None = None
+    results: str | os.PathLike[str] | None = None
+    calibration: Calibration = field(init=False, repr=False)
+    capacity: PredictedCapacity = field(init=False)
+    first: Calibration | None = field(init=False, default=None, repr=False)
+    searched: Capacity | None = field(init=False, default=None)
+    confirmations: list[Confirmation] = field(init=False, default_factory=list)
+    _calibrating: list[Run] = field(init=False, default_factory=list, repr=False)
+    _confirming: list[Run] = field(init=False, default_factory=list, repr=False)
+    _crowds: list[Run] = field(init=False, default_factory=list, repr=False)
+    _done: set[str] = field(init=False, default_factory=set, repr=False)
+    _seeds: Iterator[int] = field(init=False, default_factory=count, repr=False)
+
+    def __post_init__(self) -> None:
+        from benchlib.queueing.estimates import foretell
+
+        self.calibration = foretell(self.server.spec, self.plan.alone_s, self.plan.workload)
+        with np.errstate(invalid="ignore"):
+            self.capacity = self.calibration.capacity(self.plan.slo)
+
+    def __str__(self) -> str:
+        """What is foretold before any load, and the plan of all parts."""
+        planned = self.budget.plan(self._parts(), reserve_s=self._reserve_s())
+        return f"{self.plan}\nBefore any load: {self.capacity}\n{planned}"
+
+    # ---- the parts
+
+    def calibrate(self) -> Calibration:
+        """Makes one open-loop run below the capacity, and returns the calibration by it.
+
+        A run that explains nothing is made once more, if there is time. If that does not help, the
+        time left goes to a search by the runs' own latencies (see `searched`).
+        """
+        rate = CALIBRATE_AT * self._likely_rate
+        while len(self._calibrating) < 2 and self.first is None:
+            self._done.discard(CALIBRATE)
+            if not self._measure_at(CALIBRATE, rate, self._calibrating):
+                break
+            latest = self._calibrate_by(self._calibrating[-1:])
+            if latest is not None and latest.refusal is None:
+                self.first = latest
+            elif not self._calibrating[1:]:
+                print("It is measured once more, if there is time.", flush=True)
+        self._done.add(CALIBRATE)
+        if self.calibration.refusal is not None:
+            self._search()
+        return self.calibration
+
+    def confirm(self) -> pd.DataFrame:
+        """Makes runs near the capacity, and returns `comparison()`.
+
+        Each run is judged by the calibration that had no part of it. Then all runs together make
+        the estimate.
+        """
+        from benchlib.queueing.confirming import confirm
+
+        before = self.calibration
+        for name, rate in self._rates_to_confirm():
+            if self._measure_at(name, rate, self._confirming):
+                judged = confirm(before, self._confirming[-1], slo=self.plan.slo)
+                self.confirmations.append(judged)
+                print(judged, flush=True)
+        if self._confirming:
+            self._calibrate_by([*self._calibrating[-1:], *self._confirming])
+            print(f"All runs together: {self.capacity}", flush=True)
+        return self.comparison()
+
+    def send_users(self) -> Study:
+        """Makes closed loops, as far as the budget carries them, and returns those made."""
+        for people in sorted(self.users, reverse=True):
+            part = self._part_of_users(people)
+            share = self._share_of(part)
+            if share is not None:
+                images_per_s = 1 / (part.image_s or 1)
+                self._send(
+                    ClosedLoop(people),
+                    share,
+                    self._crowds,
+                    duration_s=share.seconds - part.overhead_s,
+                    warmup_s=people / images_per_s,
+                )
+        return self.closed
+
+    # ---- what the runs show, and what is foretold
+
+    @property
+    def closed(self) -> Study:
+        """The closed loops that were made, the fewest users first."""
+        by_users = sorted(self._crowds, key=lambda run: run.spec["arrivals"]["users"])
+        return Study(results_dir(self.results) / STUDY, tuple(by_users))
+
+    @property
+    def at_rates(self) -> Study:
+        """The runs at a rate: those that calibrate and confirm, and the trials of a search."""
+        trials = () if self.searched is None else self.searched.runs
+        runs = (*self._calibrating, *self._confirming, *trials)
+        return Study(results_dir(self.results) / STUDY, runs)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record of the first run. Raises RuntimeError where none was made."""
+        runs = (*self.at_rates.runs, *self._crowds)
+        if not runs:
+            raise RuntimeError("no run was made: call calibrate() first")
+        return runs[0].record
+
+    @property
+    def capacity_ends(self) -> tuple[float | None, float | None]:
+        """The interval of the capacity that is foretold, else of the one that a search found."""
+        if self.capacity.interval is not None and self.calibration.refusal is None:
+            return self.capacity.interval
+        return (None, None) if self.searched is None else self.searched.interval
+
+    def curve(self) -> pd.DataFrame:
+        """What is foretold at rates up to the highest throughput; no row where nothing is.
+
+        The columns are those of `Prediction`.
+        """
+        import pandas as pd
+
+        from benchlib.queueing.estimates import Prediction
+
+        if self.calibration.refusal is not None:
+            return pd.DataFrame(columns=list(Prediction.__dataclass_fields__))
+        most = self.calibration.most_images_per_s / (1 + self.calibration.service_share)
+        rates = [share * most for share in CURVE_SHARES]
+        if self.capacity.rate is not None:
+            rates.append(self.capacity.rate)
+        # Beyond the highest throughput of a resample the queue has no end, and no variance.
+        with self.budget.timed("curve"), np.errstate(invalid="ignore"):
+            return self.calibration.curve(sorted(rates), self.plan.slo)
+
+    def foretold_users(self) -> pd.DataFrame:
+        """What is foretold of closed loops of 1 to the most of `users`; no row where nothing is.
+
+        The columns are `users`, `images_per_s`, `mean_s`, `p50_s`, `p95_s` and `in_time` (a share).
+        """
+        import pandas as pd
+
+        from benchlib.queueing.lanes import Draws
+        from benchlib.study.slo import Slo
+
+        goal = Slo.parse(self.plan.slo)
+        draws = Draws.of(USERS_SIMULATED, seed=0)
+        rows = []
+        for people in spread_out(self.users):
+            latency_s = self.calibration.lane.user_latencies_s(draws, people)
+            settled_s = pd.Series(latency_s[len(latency_s) // 20 :])
+            row = {
+                "users": people,
+                "images_per_s": people / settled_s.mean(),
+                "mean_s": settled_s.mean(),
+                "p50_s": settled_s.quantile(0.5),
+                "p95_s": settled_s.quantile(0.95),
+                "in_time": (settled_s <= goal.latency_s).mean(),
+            }
+            rows.append(row)
+        known = pd.DataFrame(rows)
+        return known[:0] if self.calibration.refusal is not None else known
+
+    def comparison(self) -> pd.DataFrame:
+        """Each run that calibrates or confirms, beside the simulations of its arrivals.
+
+        `measured_s` is the run's own percentile that the promise is about, with its interval of 95 %
+        where the run carries one. `foretold_s` holds 99 % of the simulations. `in_time` and
+        `foretold_in_time` are shares likewise.
+        """
+        import pandas as pd
+
+        from benchlib.queueing.confirming import confirm
+        from benchlib.study.slo import Slo
+
+        judged = list(self.confirmations)
+        if self.first is not None:
+            own = confirm(self.first, self._calibrating[-1], slo=self.plan.slo)
+            judged.insert(0, replace(own, verdict="calibrates"))
+        figure = f"latency_p{100 * Slo.parse(self.plan.slo).q:g}_s"
+        rows = []
+        for one in judged:
+            figures: dict[Any, Any] = {} if one.run is None else one.run.summary().to_dict()
+            row = {
+                "rate": one.rate,
+                "offered_images_per_s": figures.get("offered_images_per_s"),
+                "images": one.images,
+                "measured_s": figures.get(figure),
+                "measured_s_interval": figures.get(f"{figure}_interval"),
+                "foretold_s": one.foretold_promised_s,
+                "in_time": one.in_time,
+                "foretold_in_time": one.foretold_in_time,
+                "verdict": one.verdict,
+            }
+            rows.append(row)
+        return pd.DataFrame(rows, columns=COMPARED)
+
+    @property
+    def outlook(self) -> Outlook:
+        """What is foretold of the server, and which runs confirm it, for the answer."""
+        target = self.server.spec
+        foretold = self.foretold_users()
+        is_asked = foretold["users"].isin(self.users)
+        return Outlook(
+            server=f"{target['model']}; {target['recipe']}, {target['batching']}",
+            is_tiny=target["model"] == "tiny",
+            slo=self.plan.slo,
+            rate=self.capacity.rate,
+            interval=self.capacity.interval,
+            images=self.capacity.images,
+            is_loaded=self.first is not None,
+            refusal=self.calibration.refusal,
+            breaches=tuple(breach.words for breach in self.calibration.breaches),
+            image_s=self.calibration.service_s,
+            most_images_per_s=self.calibration.most_images_per_s,
+            users=foretold[is_asked],
+            confirmations=tuple(self.confirmations),
+        )
+
+    # ---- planning
+
+    @property
+    def _likely_rate(self) -> float:
+        """The capacity in images/s, or a guess where it is not known.
+
+        Images made alone beside other work may foretell next to nothing. A run at a rate near 0
+        would take hours.
+        """
+        most = self.calibration.most_images_per_s
+        rate = self.capacity.rate or 0.0
+        return max(LOWEST_RATE, LEAST_SHARE * most, rate)
+
+    def _rates_to_confirm(self) -> list[tuple[str, float]]:
+        if self.calibration.refusal is not None:
+            return []
+        return rates_to_confirm(self._likely_rate, self.capacity.interval, self.rates)
+
+    def _part_at_rate(self, name: str, rate: float) -> Part:
+        """The part of a run at `rate`, with as many images as leave time for one that confirms."""
+        run_s = self._cost_s("run")
+        parts = [part_at_rate(name, rate, run_s, least) for least in least_images(name)]
+        free_s = self.budget.left_s - self._reserve_s()
+        if name == CALIBRATE:
+            free_s -= parts[-1].needed_s
+        fitting = [part for part in parts if part.needed_s <= free_s]
+        return fitting[0] if fitting else parts[-1]
+
+    def _part_of_users(self, people: int) -> Part:
+        images_per_s, _ = self.calibration.user_throughput(people)
+        return part_of_users(people, max(self.users), images_per_s, self._cost_s("run"))
+
+    def _parts(self) -> list[Part]:
+        """The parts that are still to be measured, in their order."""
+        at_rates = [(CALIBRATE, CALIBRATE_AT * self._likely_rate), *self._rates_to_confirm()]
+        parts = [self._part_at_rate(name, rate) for name, rate in at_rates]
+        parts += [self._part_of_users(people) for people in self.users]
+        return [part for part in parts if part.name not in self._done]
+
+    def _cost_s(self, name: str) -> float:
+        return self.budget.cost(name, COSTS_S[name])
+
+    def _reserve_s(self) -> float:
+        """Seconds for the predictions that follow the runs."""
+        return 2 * self._cost_s("estimate") + self._cost_s("curve")
+
+    def _share_of(self, part: Part) -> PlannedPart | None:
+        """The share of the time that `part` gets beside the parts after it; None if none.
+
+        What is left out is said.
+        """
+        parts = [one for one in self._parts() if one.name != part.name]
+        is_first = part.name == CALIBRATE and not self._calibrating
+        plan = self.budget.plan([part, *parts], reserve_s=self._reserve_s(), keep_one=is_first)
+        self._done.add(part.name)
+        if part.name in plan:
+            return plan[part.name]
+        if not self.budget.interrupted:
+            for line in plan.left_out_lines():
+                if line.startswith(part.name):
+                    print(line, flush=True)
+        return None
+
+    # ---- runs
+
+    def _measure_at(self, name: str, rate: float, runs: list[Run]) -> bool:
+        """Makes an open-loop run and adds it to `runs`; returns whether there was time for it."""
+        part = self._part_at_rate(name, rate)
+        share = self._share_of(part)
+        if share is None:
+            return False
+        images = max(LEAST_ESTIMATE, share.images or 0)
+        arrivals = OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT)
+        return self._send(arrivals, share, runs, requests=images, warmup_s=WARMUP_IMAGES / rate)
+
+    def _send(
+        self, arrivals: Arrivals, share: PlannedPart, runs: list[Run], **lengths: Any
+    ) -> bool:
+        """Makes a run and adds it to `runs`, also where it is interrupted."""
+        point = Point(
+            arrivals,
+            self.plan.workload,
+            self.server,
+            seed=next(self._seeds),
+            max_s=min(DRAIN * share.seconds + DRAIN_S, max(DRAIN_S, self.budget.cut_s)),
+            **lengths,
+        )
+        print(f"{share.name}:", flush=True)
+        began_s = time.monotonic()
+        with writing(self.results, STUDY, None) as writer, self.budget.measuring(share.name):
+            try:
+                writer.measure(point, self.server)
+            except GeneratorError as error:
+                print(f"passed over: {error}", flush=True)
+        runs += writer.runs
+
+        # What the run took besides its arrivals
+        last_s = max((run.requests["scheduled_s"].max() for run in writer.runs), default=math.nan)
+        if not (self.budget.interrupted or math.isnan(last_s)):
+            self.budget.record("run", max(0.0, time.monotonic() - began_s - last_s))
+        return bool(writer.runs)
+
+    def _calibrate_by(self, runs: Sequence[Run]) -> Calibration | None:
+        """Takes the calibration by `runs` as the estimate, unless an estimate was better.
+
+        Too few images leave the estimate before any load. Runs that together explain nothing leave
+        the estimate of the first one.
+        """
+        from benchlib.queueing.estimates import calibrate
+
+        try:
+            latest = calibrate(runs)
+        except ValueError as error:
+            print(f"No estimate: {error}", flush=True)
+            return None
+        if latest.images < LEAST_ESTIMATE or (latest.refusal and self.first is not None):
+            print(latest, flush=True)
+            return latest
+        self.calibration = latest
+        with self.budget.timed("estimate"), np.errstate(invalid="ignore"):
+            self.capacity = latest.capacity(self.plan.slo)
+        return latest
+
+    def _search(self) -> None:
+        """Searches for the capacity by the runs' own latencies, in the time that is left."""
+        start_rate = max(LOWEST_RATE, 0.4 * self._likely_rate)
+        left_s = self.budget.left_s - self._cost_s("run")
+        affordable = int(start_rate * left_s / 3.5)  # two trials at the start, two at twice that
+        if affordable < 1:
+            return
+        print("The time left goes to a search by the runs' own latencies.", flush=True)
+        with self.budget.measuring("the search"):
+            self.searched = find_capacity(
+                self.server,
+                self.plan.workload,
+                slo=self.plan.slo,
+                budget_min=left_s / 60,
+                start_rate=start_rate,
+                trial_s=8 * self.plan.image_s,
+                trial_requests=min(TRIAL_REQUESTS, affordable),
+                study=STUDY,
+                results=self.results,
+            )
 
 
 def find_capacity(

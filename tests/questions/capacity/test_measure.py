@@ -1,33 +1,35 @@
-"""How the minutes of notebook 03 are shared, and the promise that it tests."""
+"""What notebook 03 measures on one server: its plan, its parts, and what stays of an interrupt."""
 
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from benchlib.questions.capacity.measure import CapacityPlan, plan_capacity
-from benchlib.study.store import Run, Study
+import benchlib as bl
+from benchlib.budget import Budget
+from benchlib.questions.capacity import measure
+from benchlib.questions.capacity.measure import CapacityPlan, LoadTest, plan_capacity
+from benchlib.questions.capacity.parts import ABOVE, CALIBRATE, CONFIRM
+from benchlib.serving.engine.step_times import StepTimesBySize
+from benchlib.study.store import Run
+from tests.queueing.simulated_runs import SIZE, TIMES, simulated_run
 
-PLAN = CapacityPlan(
-    steps=5,
-    image_s=0.2,
-    slo="p95 < 0.8 s",
-    minutes=2.0,
-    rate_shares=(0.5, 1.0),
-    trial_requests=300,
-)
+PLAN = CapacityPlan(steps=20, alone_s=(0.79, 0.8), slo="p95 < 3 s", minutes=5.0)
 
 
 class Pipe:
-    """Makes images of which the second took least."""
+    """Makes images of which the third took least."""
 
     spec: dict[str, Any] = {  # noqa: RUF012 - nobody changes it
         "showcase": {"width": 64, "height": 64, "num_inference_steps": 20}
     }
 
-    def __init__(self) -> None:
-        self.times_s = iter([0.9, 0.2, *[0.3] * 9])
+    def __init__(self, *times_s: float) -> None:
+        self.times_s = iter(times_s or (0.9, 0.3, 0.2, 0.3, 0.3, 0.3))
         self.requests: list[Any] = []
 
     def generate(self, request: Any) -> SimpleNamespace:
@@ -35,22 +37,13 @@ class Pipe:
         return SimpleNamespace(timings=SimpleNamespace(total_s=next(self.times_s)))
 
 
-def closed_loop(made: SimpleNamespace, images_per_s: float) -> Study:
-    gap_s = 1 / images_per_s
-    record, requests, telemetry = made.run([gap_s] * 100, gap_s=gap_s)
-    return Study(Path("results/load"), (Run(record, requests, telemetry, Path("results/load/a")),))
-
-
-NO_RUN = Study(Path("results/load"), ())
-
-
 @pytest.mark.parametrize(
     ("options", "steps", "minutes", "slo"),
     [
-        ({"profile": "quick"}, 5, 1.5, "p95 < 0.800 s"),
-        ({"profile": "full"}, 20, 30, "p95 < 0.800 s"),
+        ({"profile": "quick"}, 5, 2, "p95 < 0.800 s"),
+        ({"profile": "full"}, 20, 8, "p95 < 0.800 s"),
         ({"profile": "full", "budget_min": 7}, 20, 7, "p95 < 0.800 s"),
-        ({"profile": "quick", "slo": "p90 < 1 s"}, 5, 1.5, "p90 < 1 s"),
+        ({"profile": "quick", "slo": "p90 < 1 s"}, 5, 2, "p90 < 1 s"),
     ],
 )
 def test_the_plan_follows_from_one_image(
@@ -60,52 +53,186 @@ def test_the_plan_follows_from_one_image(
     plan = plan_capacity(pipe, **options)
     assert (plan.steps, plan.minutes, plan.slo) == (steps, minutes, slo)
     assert plan.image_s == 0.2, "the shortest time is what an image takes alone"
+    assert plan.alone_s == (0.3, 0.2, 0.3, 0.3, 0.3), "the first image warms the model up"
     assert {request.num_inference_steps for request in pipe.requests} == {steps}
+    assert plan.workload.num_inference_steps == steps
+
+
+def test_slow_images_are_made_less_often() -> None:
+    pipe: Any = Pipe(30.0, 20.0)
+    assert plan_capacity(pipe, profile="full").alone_s == (20.0,)
 
 
 def test_the_plan_in_words() -> None:
-    assert str(PLAN) == (
-        "One image of 5 steps takes 0.2 s alone. The promise: p95 < 0.8 s. "
-        "Measuring takes about 2 minutes."
+    assert str(replace(PLAN, steps=1)) == (
+        "One image of 1 step takes 0.79 s alone. The promise: p95 < 3 s. "
+        "Measuring takes about 5 minutes."
     )
 
 
-def test_users_and_rates_get_their_shares_of_the_minutes() -> None:
-    server: Any = "http://127.0.0.1:1"
-    users = PLAN.user_points(server, [1, 2])
-    assert [point.label for point in users] == ["users-1", "users-2"]
-    assert [point.duration_s for point in users] == pytest.approx([9, 9])
-    rates = PLAN.rate_points(server, [2.0, 4.0, 6.0])
-    assert [point.label for point in rates] == ["rate-2", "rate-4", "rate-6"]
-    assert [point.duration_s for point in rates] == pytest.approx([6, 6, 6])
-    for point in [*users, *rates]:
-        assert point.warmup_s == 0.4
-        assert point.workload.num_inference_steps == 5
-        assert point.plan(server)
+SPEC = {
+    "model": "sdxl-random",
+    "recipe": "baseline",
+    "batching": "serial",
+    "max_batch_size": 1,
+    "max_wait_ms": 5.0,
+    "showcase": {"width": SIZE[0], "height": SIZE[1], "num_inference_steps": 20},
+    "step_times": StepTimesBySize({SIZE: TIMES}).to_spec(),
+}
 
 
-def test_the_rates_are_shares_of_the_most_images_of_a_closed_loop(made: SimpleNamespace) -> None:
-    assert PLAN.rates(closed_loop(made, 8)) == pytest.approx([4, 8], rel=0.05)
-    assert PLAN.rates(NO_RUN) == [2.5, 5], "one image after another"
+class Bench:
+    """A made-up server and clock: `make` says how a run goes; a run takes its arrivals' time."""
+
+    def __init__(self, made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        self.made = made
+        self.path = tmp_path
+        self.now_s = 0.0
+        self.points: list[Any] = []
+        self.faults: dict[int, dict[str, Any]] = {}
+        self.interrupt_at: int | None = None
+        monkeypatch.setattr(measure, "writing", self.writing)
+
+    def load_test(self, minutes: float, **options: Any) -> LoadTest:
+        budget = Budget(minutes, results=self.path, clock=lambda: self.now_s)
+        server: Any = SimpleNamespace(spec=SPEC)
+        return LoadTest(server, PLAN, budget, results=self.path, **{"users": [2]} | options)
+
+    @contextmanager
+    def writing(self, *_: Any) -> Any:
+        self.writer: Any = SimpleNamespace(runs=[], measure=self.measure)
+        yield self.writer
+
+    def measure(self, point: Any, _: Any) -> None:
+        number = len(self.points)
+        self.points.append(point)
+        rate = getattr(point.arrivals, "rate", 1.0)
+        requests = point.requests or 40
+        self.now_s += 3 + requests / rate
+        run = simulated_run(
+            "serial", rate=rate, requests=requests, seed=number, **self.faults.get(number, {})
+        )
+        asked = {"arrivals": point.arrivals.to_dict(), "workload": point.workload.to_dict()}
+        changes: dict[str, Any] = {"spec": asked, "target": run.spec["target"]}
+        if number == self.interrupt_at:
+            changes |= {"status": "interrupted"}
+        record = self.made.record(**changes)
+        telemetry = self.made.telemetry(3)
+        self.writer.runs.append(Run(record, run.requests, telemetry, self.path))
+        if number == self.interrupt_at:
+            raise KeyboardInterrupt
 
 
-def test_the_search_has_time_for_four_trials(made: SimpleNamespace) -> None:
-    options = PLAN.search_options(closed_loop(made, 8))
-    assert options["start_rate"] == pytest.approx(3.2, rel=0.05)
-    two_at_start_and_two_at_twice_s = 3 * options["trial_requests"] / options["start_rate"]
-    assert two_at_start_and_two_at_twice_s < 60 * options["budget_min"] == 72
-    assert options["trial_s"] == pytest.approx(1.6)
-    assert options["slo"] == "p95 < 0.8 s"
+@pytest.fixture
+def bench(made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+    return Bench(made, monkeypatch, tmp_path)
 
 
-def test_a_machine_that_takes_minutes_for_an_image_is_searched_from_the_lowest_rate() -> None:
-    slow = CapacityPlan(
-        steps=20,
-        image_s=300.0,
-        slo="p95 < 1200 s",
-        minutes=1.0,
-        rate_shares=(0.5,),
-        trial_requests=150,
-    )
-    options = slow.search_options(NO_RUN)
-    assert (options["start_rate"], options["trial_requests"]) == (0.01, 1)
+def answer(load: LoadTest) -> str:
+    options = {"slo": PLAN.slo, "outlook": load.outlook}
+    return str(bl.judge_load(load.closed, load.at_rates, load.searched, **options))
+
+
+def test_a_run_calibrates_and_others_confirm(bench: Bench) -> None:
+    load = bench.load_test(8)
+    assert "calibrate " in str(load)
+    assert load.calibrate().status == "stands"
+    assert load.capacity.images >= 60
+    table = load.confirm()
+    assert table["verdict"].tolist() == ["calibrates", "confirmed", "confirmed"]
+    assert load.calibration.images == table["images"].sum(), "all runs make the final estimate"
+    load.send_users()
+    assert [run.spec["arrivals"]["users"] for run in load.closed.runs] == [2]
+    assert load.budget.used_s <= 8 * 60 * 1.1
+
+    rates = [run.spec["arrivals"]["rate"] for run in load.at_rates.runs]
+    low, high = load.capacity_ends
+    assert rates[0] == pytest.approx(0.7 * 0.72, rel=0.15)
+    assert rates[1] < low < high < rates[2]
+    words = answer(load)
+    assert "and confirmed by " in words
+    assert "It keeps p95 < 3 s with up to 2 users at a time" in words
+
+
+def test_what_the_budget_can_not_carry_is_left_out_in_words(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = bench.load_test(2.5)
+    assert load.calibrate().images >= 20
+    load.confirm()
+    load.send_users()
+    assert load.budget.used_s <= 2.5 * 60 + 15
+    assert "is left out: it needs at least" in capsys.readouterr().out
+    assert "images/s" in answer(load)
+
+
+def test_a_pause_is_measured_once_more(bench: Bench) -> None:
+    factors = [1.0] * 100
+    factors[40] = 60.0
+    bench.faults[0] = {"factors": pd.Series(factors[:60]).to_numpy()}
+    load = bench.load_test(8)
+    bench.faults[0] = {}
+    load.calibrate()
+    assert load.first is not None
+
+
+def test_an_interrupt_keeps_what_was_measured_and_the_answer_follows(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.interrupt_at = 1
+    load = bench.load_test(8)
+    load.calibrate()
+    load.confirm()
+    load.send_users()
+    assert len(bench.points) == 2, "nothing is begun after the interrupt"
+    assert f"{CONFIRM}: interrupted" in capsys.readouterr().out
+    assert len(load.at_rates.runs) == 2
+    assert "On this machine SDXL (sdxl-random; baseline, serial) keeps p95 < 3 s" in answer(load)
+
+
+def test_an_interrupt_of_the_first_run_leaves_what_images_alone_foretell(bench: Bench) -> None:
+    bench.interrupt_at = 0
+    load = bench.load_test(0.5)
+    bench.faults[0] = {}
+    load.calibrate()
+    load.confirm()
+    assert len(bench.points) == 1
+    assert "images/s" in answer(load)
+    assert len(load.curve()) > 5
+
+
+def test_given_rates_are_those_of_the_confirming_runs(bench: Bench) -> None:
+    load = bench.load_test(8, rates=[0.3, 0.5])
+    load.calibrate()
+    table = load.confirm()
+    assert table["rate"].tolist()[1:] == [0.3, 0.5]
+    assert {CALIBRATE, ABOVE} & {"confirm at 0.3/s"} == set()
+
+
+def test_a_promise_that_no_rate_keeps_is_said(bench: Bench) -> None:
+    load = bench.load_test(8)
+    load.plan = replace(PLAN, slo="p95 < 0.5 s")
+    load.calibrate()
+    load.confirm()
+    assert "at no rate: an image that has the server to itself takes 0.8" in answer(load)
+
+
+@pytest.mark.timeout(600)
+def test_a_real_server_is_measured_and_answered_for(tmp_path: Path) -> None:
+    pipe = bl.load_pipeline("tiny")
+    plan = plan_capacity(pipe, profile="quick")
+    with bl.serve(pipe, batching="serial") as server:
+        load = LoadTest(server, plan, Budget(0.5, results=tmp_path), users=[2], results=tmp_path)
+        load.calibrate()
+        table = load.confirm()
+        load.send_users()
+        outlook = load.outlook
+    assert len(load.at_rates.runs) >= 1
+    assert set(table["verdict"]) <= {
+        "calibrates",
+        "confirmed",
+        "not confirmed",
+        "too short",
+        "not judged",
+    }
+    assert "the tiny model, not SDXL (tiny; baseline, serial)" in outlook.lines()[0]

@@ -82,7 +82,7 @@ def test_the_hockey_stick_draws_what_is_known_and_shades_what_is_not(made: Simpl
     for words in (
         "with 95 % interval",
         "kept",
-        "neither",
+        "too short",
         "broken",
         "no p95",
         "unstable",
@@ -197,6 +197,90 @@ def test_the_queue_s_share_grows_with_the_users(made: SimpleNamespace) -> None:
     assert title(one) == "waiting in the queue is 75 % of latency with 8 users"
     silent = summary.assign(queue_share=None)
     assert "no data" in texts(plots.queue_share(summary=silent, record=made.record()))
+
+
+def foretold() -> pd.DataFrame:
+    """A curve that passes 2 s at 2.5 images/s, with no interval at its last rate."""
+    rates = np.array([0.2, 1, 2, 2.5, 3, 3.5])
+    promised_s = np.array([0.5, 0.8, 1.4, 2.0, 3.5, 20])
+    in_time = np.array([1, 1, 0.99, 0.95, 0.7, 0.1])
+    curve = pd.DataFrame(
+        {"rate": rates, "stable": True, "promised_s": promised_s, "in_time": in_time}
+    )
+    curve["goodput_images_per_s"] = rates * in_time
+    for name in ("promised_s", "goodput_images_per_s"):
+        pairs = [(0.95 * value, 1.05 * value) for value in curve[name]]
+        curve[f"{name}_interval"] = [*pairs[:-1], None]
+    beyond = pd.DataFrame({"rate": [4.5], "stable": [False]})
+    return pd.concat([curve, beyond], ignore_index=True)
+
+
+COMPARED = pd.DataFrame(
+    {"offered_images_per_s": [1.0, 2.0], "foretold_s": [(0.5, 0.7), None], "rate": [1.0, 2.0]}
+)
+
+
+def test_the_hockey_stick_draws_what_is_foretold_and_marks_the_runs(made: SimpleNamespace) -> None:
+    options: dict[str, Any] = {"record": made.record(), "slo": SLO, "capacity": (2.4, 2.6)}
+    ax = plots.hockey_stick(
+        summary=stick(made), predicted=foretold(), comparison=COMPARED, **options
+    )
+    assert title(ax) == "foretold: p95 passes 2 s between 2.4 and 2.6 images/s"
+    (line,) = [line for line in ax.lines if "foretold: 95 %" in str(line.get_label())]
+    assert line.get_xdata().tolist() == [0.2, 1, 2, 2.5, 3, 3.5]
+    assert line.get_ydata()[3] == 2
+    said = texts(ax)
+    assert "foretold for the run's own arrivals (99 %)" in said
+    assert "capacity: in this band" in said
+    assert "unstable" not in said, "the curve says so"
+    (bar,) = [
+        lines.get_segments()
+        for lines in ax.collections
+        if isinstance(lines, LineCollection) and len(lines.get_segments()) == 1
+    ]
+    assert bar[0][:, 1].tolist() == pytest.approx([0.5, 0.7])
+    assert ax.get_ylim()[1] < 6, "the steep end does not hide where the promise breaks"
+
+
+def test_what_is_foretold_is_drawn_without_any_run(made: SimpleNamespace) -> None:
+    options: dict[str, Any] = {"record": made.record(), "slo": SLO, "predicted": foretold()}
+    none = stick(made)[:0]
+    for empty in (none, pd.DataFrame()):
+        stick_ax = plots.hockey_stick(summary=empty, comparison=COMPARED[:0], **options)
+        assert "foretold: 95 % take at most this" in texts(stick_ax)
+        goodput_ax = plots.goodput_curve(summary=empty, **options)
+        assert "measured in a run" not in texts(goodput_ax)
+
+
+def test_goodput_says_where_it_is_foretold_to_be_highest(made: SimpleNamespace) -> None:
+    ax = plots.goodput_curve(
+        summary=stick(made), record=made.record(), slo=SLO, predicted=foretold()
+    )
+    assert title(ax) == "foretold: at most 2.38 images/s come within 2 s, of 2.5 asked for"
+    assert "measured in a run" in texts(ax)
+    refused = foretold()[:0]
+    raw = plots.goodput_curve(summary=stick(made), record=made.record(), slo=SLO, predicted=refused)
+    assert title(raw).startswith("at most "), "nothing is foretold, so the runs are drawn"
+
+
+def test_a_load_curve_has_lines_of_what_is_foretold_for_users(made: SimpleNamespace) -> None:
+    users = pd.DataFrame(
+        {
+            "users": [1, 2, 4],
+            "images_per_s": [1.5, 1.8, 1.9],
+            "p50_s": [0.6, 1.1, 2.1],
+            "p95_s": [0.7, 1.2, 2.2],
+        }
+    )
+    study = load_study(made, [(4, [2.0] * 50)], "users")
+    upper = plots.load_curve(summary=study.summary, record=made.record(), predicted=users)
+    assert title(upper) == "4 users get 1.9 images/s (foretold)"
+    assert "measured in a run (marks)" in texts(upper)
+    assert upper.lines[0].get_ydata().tolist() == [1.5, 1.8, 1.9]
+    _, lower = upper.figure.axes
+    assert lower.lines[0].get_ydata().tolist() == [0.7, 1.2, 2.2]
+    alone = plots.load_curve(summary=pd.DataFrame(), record=made.record(), predicted=users)
+    assert "measured" not in texts(alone)
 
 
 OF_LOADS = [

@@ -1,0 +1,137 @@
+"""The answer of notebook 03 where it could be foretold: the capacity, users, and what confirms them.
+
+Knows what was foretold as plain figures. Ignorant of how an estimate comes about (queueing/), and
+of what the runs show by themselves (judge.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from benchlib.study.wording import counted, number, words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIRMED = "confirmed"
+NOT_CONFIRMED = "not confirmed"
+MOST_REASONS = 2
+"""So many broken assumptions are named in the answer."""
+
+
+class Judged(Protocol):
+    """What a run showed of an estimate that had no part in it (queueing/confirming.py)."""
+
+    @property
+    def rate(self) -> float: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def in_time(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What was foretold of a server, and the runs that judge it. `lines` has it in words.
+
+    - `server`: its model and settings in words; `is_tiny` says that these are not SDXL's figures.
+    - `rate`, `interval`: the capacity within the promise `slo`, images/s; None where a request that
+      has the server to itself breaks the promise, or nothing is foretold.
+    - `images`: how many images carry the estimate; `is_loaded`: they were made under load.
+    - `refusal`: why nothing is foretold, or None. `breaches`: why the interval is wider, in words.
+    - `image_s`: seconds of an image alone. `most_images_per_s`: the highest throughput.
+    - `users`: a row for each closed loop: `users`, `images_per_s`, `mean_s`, `in_time` (a share).
+    """
+
+    server: str
+    is_tiny: bool
+    slo: str
+    rate: float | None
+    interval: tuple[float, float] | None
+    images: int
+    is_loaded: bool
+    refusal: str | None
+    breaches: tuple[str, ...]
+    image_s: float
+    most_images_per_s: float
+    users: pd.DataFrame
+    confirmations: tuple[Judged, ...] = ()
+
+    def lines(self) -> list[str]:
+        """A sentence on the capacity, then on doubts, the highest throughput and users."""
+        if self.refusal is not None:
+            return [f"No capacity is foretold for {self._subject}: {self.refusal}."]
+        users = [self._users_line()] if len(self.users) else []
+        return [self._capacity_line(), *self._doubts(), self._most_line(), *users]
+
+    @property
+    def _subject(self) -> str:
+        if self.is_tiny:
+            return f"the tiny model, not SDXL ({self.server})"
+        return f"SDXL ({self.server})"
+
+    def _capacity_line(self) -> str:
+        if self.rate is None:
+            alone = f"an image that has the server to itself takes {number(self.image_s)} s"
+            return f"On this machine {self._subject} keeps {self.slo} at no rate: {alone}."
+        up_to = words(self.rate, self.interval, "images/s")
+        keeps = f"On this machine {self._subject} keeps {self.slo} up to {up_to}"
+        made = counted(self.images, "image")
+        source = made if self.is_loaded else f"{made} made alone, before any load,"
+        return f"{keeps}, foretold from {source} and {self._confirmed_words()}."
+
+    def _confirmed_words(self) -> str:
+        confirmed = [one for one in self.confirmations if one.verdict == CONFIRMED]
+        if confirmed:
+            runs = [f"{_made(one)} ({one.in_time or 0:.0%} in time)" for one in confirmed]
+            return f"confirmed by {_listed(runs)}"
+        if self.confirmations:
+            runs = [f"{_made(one)}: {_why(one)}" for one in self.confirmations]
+            return f"not confirmed by {'; '.join(runs)}"
+        return "confirmed by no run: there was no time for one"
+
+    def _doubts(self) -> list[str]:
+        """Runs that differ from what others confirm, and why the interval is wide."""
+        lines = []
+        if any(one.verdict == CONFIRMED for one in self.confirmations):
+            others = [one for one in self.confirmations if one.verdict != CONFIRMED]
+            lines += [f"{_made(one)} did not confirm it: {_why(one)}." for one in others]
+        if self.breaches:
+            reasons = "; ".join(self.breaches[:MOST_REASONS])
+            lines.append(f"The interval is wider than chance alone makes it: {reasons}.")
+        return lines
+
+    def _most_line(self) -> str:
+        return f"It makes at most {number(self.most_images_per_s)} images/s, whatever the latency."
+
+    def _users_line(self) -> str:
+        """What closed loops get, and with how many users the promise is kept."""
+        from benchlib.study.slo import Slo
+
+        goal = Slo.parse(self.slo)
+        kept = self.users["users"][self.users["in_time"] >= goal.q]
+        most = self.users.iloc[-1]
+        holds = f"With {counted(self.users['users'].min(), 'user')} at a time it breaks {self.slo}"
+        if len(kept):
+            holds = f"It keeps {self.slo} with up to {counted(kept.max(), 'user')} at a time"
+        get = f"{number(most['images_per_s'])} images/s, each in {number(most['mean_s'])} s"
+        return f"{holds}; {counted(most['users'], 'user')} get {get} (foretold)."
+
+
+def _made(one: Judged) -> str:
+    return f"{counted(one.images, 'image')} at {number(one.rate)}/s"
+
+
+def _why(one: Judged) -> str:
+    return one.reason if one.verdict == NOT_CONFIRMED else f"{one.verdict}, {one.reason}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

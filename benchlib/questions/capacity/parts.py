@@ -1,0 +1,94 @@
+"""The parts of notebook 03: which runs are wanted, at which rates, and how many images each takes.
+
+Knows shares of a capacity and the budget's parts. Ignorant of how a run is made (measure.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchlib.budget import Part
+from benchlib.study.wording import counted, number
+
+CALIBRATE = "calibrate"
+CONFIRM = "confirm below the capacity"
+ABOVE = "show it broken above"
+AT_RATE = "confirm at {}/s"
+CALIBRATE_AT = 0.7
+CONFIRM_AT = 0.95
+ABOVE_AT = 1.1
+"""Shares of the capacity at which these runs are made."""
+LOWEST_SHARE = 0.5
+"""A wide interval does not move the confirming run below this share of the capacity."""
+
+LEAST_ESTIMATE = 20
+"""No estimate is made from fewer images."""
+LEAST_IMAGES = {CALIBRATE: (60, 40, LEAST_ESTIMATE), CONFIRM: (30,), ABOVE: (30,)}
+"""The images that a run at a rate needs; of several numbers the first that the budget carries."""
+MOST_IMAGES = {CALIBRATE: 100, CONFIRM: 250, ABOVE: 80}
+"""60 images foretell a p95 within about 3 %. More than 100 are better spent on confirming."""
+USERS_IMAGES = (20, 60)
+WORTH = {CALIBRATE: 10.0, CONFIRM: 5.0, ABOVE: 3.0}
+WORTH_OF_USERS = 1.0
+WARMUP_IMAGES = 3
+
+
+def rates_to_confirm(
+    capacity: float,
+    interval: tuple[float, float] | None,
+    given: Sequence[float] | None = None,
+) -> list[tuple[str, float]]:
+    """The name and rate of each confirming run: below the capacity, and above it.
+
+    A wide `interval` moves them apart, so that the promise should be kept at one and broken at the
+    other. The user's `given` rates replace both.
+    """
+    if given is not None:
+        return [(AT_RATE.format(number(rate)), rate) for rate in given]
+    low, high = interval or (capacity, capacity)
+    below = max(LOWEST_SHARE * capacity, min(CONFIRM_AT * capacity, low))
+    above = max(ABOVE_AT * capacity, high)
+    return [(CONFIRM, below), (ABOVE, above)]
+
+
+def least_images(name: str) -> tuple[int, ...]:
+    """How many images the run of that name needs: the number wanted first, then fewer."""
+    return LEAST_IMAGES.get(name, LEAST_IMAGES[CONFIRM])
+
+
+def part_at_rate(name: str, rate: float, run_s: float, least: int = LEAST_ESTIMATE) -> Part:
+    """The part of an open loop at `rate` that needs `least` images.
+
+    A run takes `run_s` seconds besides its arrivals.
+    """
+    kind = name if name in MOST_IMAGES else CONFIRM
+    overhead_s = run_s + WARMUP_IMAGES / rate
+    return Part(
+        name,
+        seconds=overhead_s + MOST_IMAGES[kind] / rate,
+        least_s=overhead_s + least / rate,
+        worth=WORTH[kind],
+        overhead_s=overhead_s,
+        image_s=1 / rate,
+    )
+
+
+def part_of_users(users: int, most_users: int, rate: float, run_s: float) -> Part:
+    """The part of a closed loop of `users`, who get `rate` images/s; the most users tell most."""
+    least, most = USERS_IMAGES
+    overhead_s = run_s + users / rate
+    return Part(
+        f"a closed loop of {counted(users, 'user')}",
+        seconds=overhead_s + most / rate,
+        least_s=overhead_s + least / rate,
+        worth=WORTH_OF_USERS * users / most_users,
+        overhead_s=overhead_s,
+        image_s=1 / rate,
+    )
+
+
+def spread_out(users: Sequence[int], most: int = 16) -> list[int]:
+    """Numbers of users from 1 to the highest, `users` among them, for a smooth line."""
+    highest = max(users)
+    step = max(1, highest // most)
+    return sorted({1, *range(step, highest + 1, step), *users})

@@ -1,0 +1,122 @@
+"""The foretold answer in words: each verdict of a run, each status of an estimate."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from benchlib.questions.capacity.outlook import Outlook
+
+USERS = pd.DataFrame(
+    {
+        "users": [1, 2, 4],
+        "images_per_s": [1.5, 1.8, 1.9],
+        "mean_s": [0.66, 1.1, 2.1],
+        "in_time": [1.0, 1.0, 0.9],
+    }
+)
+FIELDS = {
+    "server": "sdxl-random; baseline, continuous",
+    "is_tiny": False,
+    "slo": "p95 < 2 s",
+    "rate": 1.31,
+    "interval": (1.27, 1.35),
+    "images": 60,
+    "is_loaded": True,
+    "refusal": None,
+    "breaches": (),
+    "image_s": 0.66,
+    "most_images_per_s": 2.02,
+    "users": USERS,
+}
+UP_TO = (
+    "On this machine SDXL (sdxl-random; baseline, continuous) keeps p95 < 2 s "
+    "up to 1.31 images/s (1.27 to 1.35), foretold from 60 images and "
+)
+
+
+def judged(verdict, reason="", *, rate=1.25, in_time=0.98):
+    return SimpleNamespace(rate=rate, images=95, verdict=verdict, reason=reason, in_time=in_time)
+
+
+def lines(**changes):
+    return Outlook(**FIELDS | changes).lines()
+
+
+CONFIRMED = judged("confirmed")
+BROKEN = judged("confirmed", rate=1.45, in_time=0.4)
+SLOWER = judged("not confirmed", "images took 3 s in the mean, and 1 to 2 s were foretold")
+SHORT = judged("too short", "20 images are needed")
+
+
+@pytest.mark.parametrize(
+    ("confirmations", "words"),
+    [
+        ([CONFIRMED], "confirmed by 95 images at 1.25/s (98 % in time)."),
+        (
+            [CONFIRMED, BROKEN],
+            "confirmed by 95 images at 1.25/s (98 % in time) and 95 images at 1.45/s (40 % in time).",
+        ),
+        (
+            [SLOWER],
+            "not confirmed by 95 images at 1.25/s: "
+            "images took 3 s in the mean, and 1 to 2 s were foretold.",
+        ),
+        (
+            [SHORT],
+            "not confirmed by 95 images at 1.25/s: too short, 20 images are needed.",
+        ),
+        ([], "confirmed by no run: there was no time for one."),
+    ],
+)
+def test_the_capacity_names_the_runs_that_confirm_it(confirmations, words):
+    first, *_ = lines(confirmations=tuple(confirmations))
+    assert first.replace("98%", "98 %").replace("40%", "40 %") == UP_TO + words
+
+
+def test_a_run_that_differs_from_one_that_confirms_is_named():
+    _, doubt, *_ = lines(confirmations=(CONFIRMED, SLOWER))
+    assert doubt.startswith("95 images at 1.25/s did not confirm it: images took 3 s in the mean")
+
+
+def test_users_and_the_highest_throughput_have_a_sentence_each():
+    _, most, users = lines()
+    assert most == "It makes at most 2.02 images/s, whatever the latency."
+    assert users == (
+        "It keeps p95 < 2 s with up to 2 users at a time; "
+        "4 users get 1.9 images/s, each in 2.1 s (foretold)."
+    )
+    _, _, none = lines(users=USERS[2:])
+    assert none.startswith("With 4 users at a time it breaks p95 < 2 s; ")
+    assert len(lines(users=USERS[:0])) == 2
+
+
+def test_a_wider_interval_has_its_reasons():
+    _, wider, *_ = lines(breaches=("images became 5 % slower", "a pause", "a third reason"))
+    assert wider == (
+        "The interval is wider than chance alone makes it: images became 5 % slower; a pause."
+    )
+
+
+def test_the_tiny_model_is_not_taken_for_sdxl():
+    first, *_ = lines(is_tiny=True, server="tiny; baseline, serial")
+    assert first.startswith("On this machine the tiny model, not SDXL (tiny; baseline, serial) ")
+
+
+def test_an_estimate_from_images_made_alone_says_so():
+    first, *_ = lines(is_loaded=False, images=5)
+    assert "foretold from 5 images made alone, before any load, and confirmed by no run" in first
+
+
+def test_a_promise_that_no_rate_keeps():
+    first, *_ = lines(rate=None, interval=None)
+    assert first.endswith(
+        "keeps p95 < 2 s at no rate: an image that has the server to itself takes 0.66 s."
+    )
+
+
+def test_a_refusal_is_all_that_is_said():
+    assert lines(refusal="another process was busy") == [
+        "No capacity is foretold for SDXL (sdxl-random; baseline, continuous): "
+        "another process was busy."
+    ]

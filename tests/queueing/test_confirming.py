@@ -1,0 +1,69 @@
+"""A run that had no part in an estimate confirms it, or does not; on servers of known behaviour."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchlib.queueing.confirming import confirm
+from benchlib.queueing.estimates import calibrate
+from tests.queueing.simulated_runs import simulated_run
+
+SLO = "p95 < 3 s"
+RATES = {"serial": 0.6, "dynamic": 1.1, "continuous": 1.1}
+
+
+@pytest.fixture(scope="module", params=RATES)
+def batching(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def calibration(batching):
+    return calibrate(simulated_run(batching, rate=RATES[batching], requests=60, seed=1))
+
+
+def test_another_run_of_the_same_server_confirms(batching, calibration):
+    run = simulated_run(batching, rate=1.05 * RATES[batching], requests=90, seed=2)
+    judged = confirm(calibration, run, slo=SLO)
+    assert judged.verdict == "confirmed", judged
+    assert (judged.images, judged.rate) == (90, 1.05 * RATES[batching])
+    low, high = judged.foretold_promised_s
+    assert low <= judged.promised_s <= high
+    assert judged.typical_off < 0.05
+    assert judged.run is run
+    assert str(judged).endswith("/s: confirmed")
+
+
+def test_a_slower_server_does_not(batching, calibration):
+    factors = 1.2 * np.exp(0.01 * np.random.default_rng(3).standard_normal(90))
+    run = simulated_run(batching, rate=RATES[batching], requests=90, seed=2, factors=factors)
+    judged = confirm(calibration, run, slo=SLO)
+    assert judged.verdict == "not confirmed"
+    assert "were foretold" in judged.reason
+
+
+def test_few_images_are_too_short(batching, calibration):
+    run = simulated_run(batching, rate=RATES[batching], requests=12, seed=2)
+    judged = confirm(calibration, run, slo=SLO)
+    assert (judged.verdict, judged.reason) == ("too short", "20 images are needed")
+
+
+def test_noise_that_hides_a_slower_server_is_too_short():
+    noisy = calibrate(simulated_run("serial", rate=0.6, requests=60, noise=0.5, seed=1))
+    wide = replace(noisy, refusal=None, service_share=0.05)
+    judged = confirm(
+        wide, simulated_run("serial", rate=0.6, requests=25, noise=0.5, seed=2), slo=SLO
+    )
+    assert judged.verdict in ("too short", "confirmed")
+    if judged.verdict == "too short":
+        assert "10% slower" in judged.reason
+
+
+def test_an_invalid_run_and_a_refused_estimate_judge_nothing(calibration):
+    run = simulated_run("serial", rate=0.6, requests=60, seed=2)
+    failed = replace(run, record=run.record | {"status": "failed", "error": "no room"})
+    judged = confirm(calibration, failed, slo=SLO)
+    assert (judged.verdict, judged.reason) == ("not judged", "the run was failed: no room")
+    refused = replace(calibration, refusal="12 images show too little")
+    assert confirm(refused, run, slo=SLO).verdict == "not judged"
