@@ -25,8 +25,7 @@ from benchlib.budget import Budget, Part, PlannedPart
 from benchlib.load.arrivals import MOST_IN_FLIGHT, Arrivals, ClosedLoop, OpenLoop
 from benchlib.load.runner import GeneratorError, Progress
 from benchlib.load.workload import Workload
-from benchlib.questions.capacity.outlook import Outlook
-from benchlib.questions.capacity.parts import (
+from benchlib.questions.capacity.load_parts import (
     CALIBRATE,
     CALIBRATE_AT,
     LEAST_ESTIMATE,
@@ -37,6 +36,7 @@ from benchlib.questions.capacity.parts import (
     rates_to_confirm,
     spread_out,
 )
+from benchlib.questions.capacity.outlook import Outlook
 from benchlib.questions.capacity.search import Capacity, find_highest
 from benchlib.run import Point, writing
 from benchlib.study.folders import results_dir

@@ -12,8 +12,8 @@ import pytest
 import benchlib as bl
 from benchlib.budget import Budget
 from benchlib.questions.capacity import measure
+from benchlib.questions.capacity.load_parts import ABOVE, CALIBRATE, CONFIRM
 from benchlib.questions.capacity.measure import CapacityPlan, LoadTest, plan_capacity
-from benchlib.questions.capacity.parts import ABOVE, CALIBRATE, CONFIRM
 from benchlib.serving.engine.step_times import StepTimesBySize
 from benchlib.study.store import Run
 from tests.queueing.simulated_runs import SIZE, TIMES, simulated_run

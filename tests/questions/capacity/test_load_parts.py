@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchlib.questions.capacity.parts import (
+from benchlib.questions.capacity.load_parts import (
     ABOVE,
     CALIBRATE,
     CONFIRM,
