@@ -1,6 +1,6 @@
 """Judges an estimate by a run that had no part in it: does the run go as it was foretold?
 
-    confirm(calibration, run, slo="p95 < 2 s")
+    confirmation(calibration, run, slo="p95 < 2 s")
 
 The run's very arrivals are simulated many times, with other services of the same kind each time.
 So chance alone is in the comparison, and neither the arrivals nor the queue's long waves. Knows
@@ -72,7 +72,7 @@ class Confirmation:
         return f"{made}: {self.verdict}"
 
 
-def confirm(calibration: Calibration, run: Run, *, slo: str) -> Confirmation:
+def confirmation(calibration: Calibration, run: Run, *, slo: str) -> Confirmation:
     """Whether `run`, which had no part in `calibration`, goes as it was foretold.
 
     It does if its mean latency, and its share of images within `slo`, lie in the intervals of its

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchlib.queueing.confirming import confirm
+from benchlib.queueing.confirming import confirmation
 from benchlib.queueing.estimates import calibrate
 from tests.queueing.simulated_runs import simulated_run
 
@@ -25,7 +25,7 @@ def calibration(batching):
 
 def test_another_run_of_the_same_server_confirms(batching, calibration):
     run = simulated_run(batching, rate=1.05 * RATES[batching], requests=90, seed=2)
-    judged = confirm(calibration, run, slo=SLO)
+    judged = confirmation(calibration, run, slo=SLO)
     assert judged.verdict == "confirmed", judged
     assert (judged.images, judged.rate) == (90, 1.05 * RATES[batching])
     low, high = judged.foretold_promised_s
@@ -38,21 +38,21 @@ def test_another_run_of_the_same_server_confirms(batching, calibration):
 def test_a_slower_server_does_not(batching, calibration):
     factors = 1.2 * np.exp(0.01 * np.random.default_rng(3).standard_normal(90))
     run = simulated_run(batching, rate=RATES[batching], requests=90, seed=2, factors=factors)
-    judged = confirm(calibration, run, slo=SLO)
+    judged = confirmation(calibration, run, slo=SLO)
     assert judged.verdict == "not confirmed"
     assert "were foretold" in judged.reason
 
 
 def test_few_images_are_too_short(batching, calibration):
     run = simulated_run(batching, rate=RATES[batching], requests=12, seed=2)
-    judged = confirm(calibration, run, slo=SLO)
+    judged = confirmation(calibration, run, slo=SLO)
     assert (judged.verdict, judged.reason) == ("too short", "20 images are needed")
 
 
 def test_noise_that_hides_a_slower_server_is_too_short():
     noisy = calibrate(simulated_run("serial", rate=0.6, requests=60, noise=0.5, seed=1))
     wide = replace(noisy, refusal=None, service_share=0.05)
-    judged = confirm(
+    judged = confirmation(
         wide, simulated_run("serial", rate=0.6, requests=25, noise=0.5, seed=2), slo=SLO
     )
     assert judged.verdict in ("too short", "confirmed")
@@ -63,7 +63,7 @@ def test_noise_that_hides_a_slower_server_is_too_short():
 def test_an_invalid_run_and_a_refused_estimate_judge_nothing(calibration):
     run = simulated_run("serial", rate=0.6, requests=60, seed=2)
     failed = replace(run, record=run.record | {"status": "failed", "error": "no room"})
-    judged = confirm(calibration, failed, slo=SLO)
+    judged = confirmation(calibration, failed, slo=SLO)
     assert (judged.verdict, judged.reason) == ("not judged", "the run was failed: no room")
     refused = replace(calibration, refusal="12 images show too little")
-    assert confirm(refused, run, slo=SLO).verdict == "not judged"
+    assert confirmation(refused, run, slo=SLO).verdict == "not judged"

@@ -222,12 +222,12 @@ class LoadTest:
         Each run is judged by the calibration that had no part of it. Then all runs together make
         the estimate.
         """
-        from benchlib.queueing.confirming import confirm
+        from benchlib.queueing.confirming import confirmation
 
         before = self.calibration
         for name, rate in self._rates_to_confirm():
             if self._measure_at(name, rate, self._confirming):
-                judged = confirm(before, self._confirming[-1], slo=self.plan.slo)
+                judged = confirmation(before, self._confirming[-1], slo=self.plan.slo)
                 self.confirmations.append(judged)
                 print(judged, flush=True)
         if self._confirming:
@@ -337,12 +337,12 @@ class LoadTest:
         """
         import pandas as pd
 
-        from benchlib.queueing.confirming import confirm
+        from benchlib.queueing.confirming import confirmation
         from benchlib.study.slo import Slo
 
         judged = list(self.confirmations)
         if self.first is not None:
-            own = confirm(self.first, self._calibrating[-1], slo=self.plan.slo)
+            own = confirmation(self.first, self._calibrating[-1], slo=self.plan.slo)
             judged.insert(0, replace(own, verdict="calibrates"))
         figure = f"latency_p{100 * Slo.parse(self.plan.slo).q:g}_s"
         rows = []
