@@ -317,15 +317,16 @@ class Budget:
     def running(self, name: str, max_s: float | None) -> Iterator[RunningTime]:
         """A run that is cut when the budget's tolerance ends, or after `max_s` seconds.
 
-        An interrupt ends the block as in measuring(). What the run took beside its load is
-        remembered as RUN_COST. Raises RuntimeError where the budget is spent.
+        A run that must be made although the budget is spent gets TOLERANCE_S. An interrupt ends the
+        block as in measuring(). What the run took beside its load is remembered as RUN_COST. Raises
+        RuntimeError where the budget was interrupted before.
         """
-        if not self.cut_s:
-            raise RuntimeError("budget: it is spent; ask for budget.left_s before a run")
-        limits_s = [self.cut_s - self.cost(RUN_COST, 0.0)]
+        if self.interrupted:
+            raise RuntimeError("budget: it was interrupted; ask for budget.left_s before a run")
+        limits_s = [max(TOLERANCE_S, self.cut_s - self.cost(RUN_COST, 0.0))]
         if max_s is not None:
             limits_s.append(max_s)
-        most_s = max(1.0, min(limits_s))
+        most_s = min(limits_s)
         running = RunningTime(most_s if math.isfinite(most_s) else max_s)
         began_s = self.used_s
         with self.measuring(name):

@@ -85,8 +85,8 @@ def run_load(
     With a `budget`, the run is cut at the end of the budget's tolerance. A first interrupt then
     ends this run and spends the budget: the run is returned, with the status "interrupted".
 
-    Raises ValueError for a bad argument, RuntimeError for a budget that is spent or a study that
-    another process writes.
+    Raises ValueError for a bad argument, RuntimeError for a budget that was interrupted before
+    or a study that another process writes.
     KeyboardInterrupt and `GeneratorError` end the run early: its rows are kept and it is marked
     "interrupted" or "failed".
     """

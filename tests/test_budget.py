@@ -287,6 +287,36 @@ def test_what_was_planned_can_be_planned_again(make, clock):
     assert again["runs"].seconds == budget.left_s == 90
 
 
+# ---- runs that are cut
+
+
+@pytest.mark.parametrize(
+    ("used_s", "max_s", "expected"),
+    [(0, None, 73), (0, 20, 20), (50, None, 23), (58, None, 15), (200, None, 15), (200, 5, 5)],
+)
+def test_a_run_is_cut_when_the_tolerance_ends(make, clock, used_s, max_s, expected):
+    budget = make(1)
+    budget.record("run", 2)
+    clock.take(used_s)
+    with budget.running("a run", max_s) as running:
+        assert running.max_s == expected
+
+
+def test_without_a_limit_no_run_is_cut(make):
+    with make(None).running("a run", None) as running:
+        assert running.max_s is None
+
+
+def test_what_a_run_takes_beside_its_load_is_remembered(make, clock):
+    budget = make(1)
+    with budget.running("a run", None) as running:
+        clock.take(13)
+        running.load_s = 10
+    with budget.running("a run that fails", None):
+        clock.take(60)
+    assert budget.cost("run", -1.0) == 3
+
+
 # ---- interrupts
 
 

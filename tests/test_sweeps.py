@@ -511,7 +511,7 @@ def test_an_interrupted_run_of_a_budget_is_returned_and_the_next_one_refused(
     assert run.record["status"] == "interrupted"
     assert run.path.parent == tmp_path / "s"
     assert "closed-2: interrupted: the answer uses what was measured" in capsys.readouterr().out
-    with pytest.raises(RuntimeError, match="budget: it is spent"):
+    with pytest.raises(RuntimeError, match="budget: it was interrupted"):
         run_load(fake.url, ClosedLoop(1), requests=3, on_progress=quiet, **load)
 
 

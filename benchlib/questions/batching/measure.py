@@ -168,7 +168,7 @@ def send_rush(
         return {}
     runs = {}
     for name, server in servers.items():
-        if budget is not None and not budget.cut_s:
+        if budget is not None and not budget.left_s:
             break
         run = run_load(
             server,
