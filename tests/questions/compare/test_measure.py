@@ -67,7 +67,7 @@ def test_three_studies_take_turns_after_a_run_that_is_not_compared(
     turns = [("compare-warm-up", 0), *in_order]
     assert [run[:2] for run in fake.runs] == turns
     alike = {"batching": "serial", "sizes": [(64, 64)]}
-    slower = alike | {"batch_buckets": (8,)}
+    slower = alike | {"batch_buckets": (16,)}
     assert fake.serving == dict(zip(NAMES, (alike, alike, slower), strict=True))
     assert fake.torch_threads == 1
     assert fake.stopped == NAMES
