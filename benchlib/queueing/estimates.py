@@ -145,6 +145,8 @@ class Calibration:
     inflation: float = 1.0
     """The services' correlation time: so many images are worth one independent image."""
     replays: tuple[Replay, ...] = ()
+    is_plan: bool = False
+    """Whether simulations are shorter: what is known before any load is worth no longer ones."""
 
     @property
     def status(self) -> str:
@@ -279,7 +281,8 @@ class Calibration:
 
     @cached_property
     def _long(self) -> Draws:
-        return Draws.of(LONG[self._kind], SEED)
+        lengths = SHORT if self.is_plan else LONG
+        return Draws.of(lengths[self._kind], SEED)
 
     @cached_property
     def _short(self) -> Draws:
@@ -417,6 +420,7 @@ def foretell(
         service_share=UNLOADED_SHARE,
         latency_share=0.0,
         refusal=None,
+        is_plan=True,
     )
 
 

@@ -110,6 +110,10 @@ class Decision:
                 )
                 lines.append(f"{self.best} is recommended, as it {self.reason}.")
             lines.append(f"{self.runner_up} {capacity_words(second, self.slo)}.")
+            if self.shown is None:
+                lines.append(
+                    f"It is not shown that {self.best} is better: {_why_open(best, second)}."
+                )
             lines += picture_words(second)
         lines.append(_confirmed_words(best))
         rivals = near_rivals(self.table, best, self.runner_up)
@@ -169,6 +173,14 @@ def _confirmed_words(row: Mapping[Any, Any]) -> str:
         return f"This is confirmed under load, by {images} in {counted(row['runs'], 'run')}."
     reason = row["note"] or "there was no time for it"
     return f"This is foretold from images made alone. It is not confirmed under load: {reason}."
+
+
+def _why_open(best: Mapping[Any, Any], second: Mapping[Any, Any]) -> str:
+    """Why two settings could not be compared."""
+    for row in (best, second):
+        if not row["confirmed"]:
+            return f"{row['setting']} is not confirmed under load"
+    return "one of the two has no interval"
 
 
 def _picture_phrase(row: Mapping[Any, Any]) -> list[str]:

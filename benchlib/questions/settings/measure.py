@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,12 @@ from benchlib.questions.settings.measure_alone import Asked, Served, Tried, try_
 from benchlib.questions.settings.measure_loaded import (
     CALIBRATE_S,
     LEAST_CONFIRMING,
+    RECOMPILE_S,
     START_S,
     USUAL_IMAGES,
     Confirmed,
     Finalist,
     confirm,
-    plan_confirmation,
 )
 from benchlib.questions.settings.pictures import QUICK_PROMPTS, Album, own_prompts, pictures_needed
 from benchlib.run import writing
@@ -61,15 +61,17 @@ FULL_RECIPES = (
 
 LEAST_IMAGES = PAIRS_NEEDED
 """A recipe makes at least so many images alone, so that there is a verdict on its pictures."""
-BASELINE_SHARE = 1 / 15
+BASELINE_SHARE = 1 / 30
 """The share of a budget that the baseline's images may take."""
-CONFIRM_SHARE = 0.3
+CONFIRM_SHARE = 0.2
 """The share of a budget that is kept for the confirming runs, if they can use it."""
 WARM_IMAGES = 2
-COMPILE_S = 80.0
-"""What compiling a recipe takes, until that is known: 55 to 75 s on one H100."""
+COMPILE_S = 60.0
+"""What compiling a recipe takes, until that is known: 30 to 75 s on one H100."""
+SECOND_START = 0.5
+"""Another recipe starts in this share of the first one's time, which loads libraries as well."""
 SERVER_S = 8.0
-FORECAST_S = 4.0
+FORECAST_S = 2.0
 """What a server's start and a forecast take, until that is known."""
 PAIR_S = 3.0
 """What one core takes to compare two pictures of a megapixel."""
@@ -330,7 +332,7 @@ class _Trials:
         baseline = self.tried[BASELINE]
         image_s = budget.cost(f"image of {recipe}", _mean(baseline.album.times_s))
         compile_s = COMPILE_S if _compiles(recipe) else 0.0
-        usual_s = baseline.load_s + baseline.first_s + compile_s
+        usual_s = SECOND_START * (baseline.load_s + baseline.first_s) + compile_s
         start_s = budget.cost(f"start of {recipe}", usual_s)
         pair_s = PAIR_S * self._megapixels / min(8, os.cpu_count() or 1)
         prompts = self.asked.prompts
@@ -372,18 +374,19 @@ class _Trials:
         return share.seconds - share.part.overhead_s
 
     def _confirming_s(self, rounds: int) -> float:
-        """What is kept of the budget for the confirming runs."""
+        """What is kept of the budget for the confirming runs, at least for one round of them."""
         baseline = self.tried[BASELINE]
         image_s = _mean(baseline.album.times_s)
         server_s = max((served.start_s for served in baseline.served.values()), default=SERVER_S)
-        load_s = FINALISTS * (baseline.load_s + server_s)
-        runs = FINALISTS * rounds
+        loads_s = FINALISTS * (SECOND_START * baseline.load_s + server_s)
+        if any(_compiles(recipe) for recipe in self.recipes):
+            loads_s += RECOMPILE_S
+        fixed_s = loads_s + self.budget.cost("calibrations", CALIBRATE_S)
         around_s = self.budget.cost("start of a run", START_S) + max(1.0, 2 * image_s)
-        fixed_s = load_s + self.budget.cost("calibrations", CALIBRATE_S) + runs * around_s
         # A promise leaves about two thirds of the throughput.
         per_image_s = 1.5 * image_s
-        usual_s = fixed_s + runs * USUAL_IMAGES * per_image_s
-        least_s = fixed_s + FINALISTS * LEAST_CONFIRMING * per_image_s
+        least_s = fixed_s + FINALISTS * (around_s + LEAST_CONFIRMING * per_image_s)
+        usual_s = fixed_s + FINALISTS * rounds * (around_s + USUAL_IMAGES * per_image_s)
         return min(usual_s, max(least_s, CONFIRM_SHARE * self.budget.seconds))
 
     # ---- confirming
@@ -394,23 +397,25 @@ class _Trials:
         """Confirms the chosen rows of the frame in what is left of the budget."""
         if not chosen or self.budget.interrupted:
             return
-        these = [Finalist(row) for row in chosen]
-        names = " and ".join(one.name for one in these)
-        plan = plan_confirmation(these, self.budget, rounds=rounds, duration_s=duration_s)
-        if plan is None:
-            print(f"{names}: not confirmed, the budget has no room for it", flush=True)
-            return
-        print(f"{names}: confirmed by runs in turns, {plan.run_s:.0f} s each", flush=True)
+        these = [Finalist(row, self._start_again_s(row)) for row in chosen]
         assert self.promise is not None
         self.confirmed = confirm(
             these,
-            plan,
+            rounds=rounds,
+            duration_s=duration_s,
             asked=self.asked,
             steps=self.tried[these[0].recipe].steps,
             promise=self.promise,
             budget=self.budget,
             writer=self.writer,
         )
+
+    def _start_again_s(self, row: Mapping[Any, Any]) -> float:
+        """What starting a setting again should take, in seconds; torch keeps what it compiled."""
+        tried = self.tried[row["recipe"]]
+        served = tried.served[row["batching"]]
+        compile_s = min(row["compile_s"], RECOMPILE_S)
+        return tried.load_s + served.start_s - served.compile_s + float(compile_s)
 
     # ---- the frame
 

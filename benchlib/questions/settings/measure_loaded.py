@@ -7,8 +7,8 @@ the settings were chosen (judge.py), and of how a capacity follows from runs (qu
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from benchlib.machine import available_memory_gib
 from benchlib.queueing.estimates import LEAST_IMAGES, calibrate
 from benchlib.run import Point
 from benchlib.study.wording import counted, number
+from benchlib.telemetry import GIB, cuda_in_use
 
 if TYPE_CHECKING:
     from benchlib.budget import Budget
@@ -33,21 +34,24 @@ NEAR = 0.95
 USUAL_IMAGES = 30
 MOST_IMAGES = 60
 """How many images a run has, and has at most if time is left."""
-LEAST_CONFIRMING = math.ceil(1.2 * LEAST_IMAGES)
-"""Each setting has at least so many images in all its runs: some may miss the window."""
+LEAST_CONFIRMING = LEAST_IMAGES + 2
+"""Each setting has at least so many images in all its runs: one may fail."""
 USUAL_S = 6.0
 """A run has more than USUAL_IMAGES images if they would take less than these seconds."""
 START_S = 4.0
 """What a run takes besides its images, until that is known: the child's start, the last answers."""
-CALIBRATE_S = 8.0
+RECOMPILE_S = 15.0
+"""What compiling takes a second time, until that is known: torch keeps what it compiled."""
+CALIBRATE_S = 10.0
 """What the two calibrations take, until that is known."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A setting to confirm: its row of the frame."""
+    """A setting to confirm: its row of the frame, and what starting it again should take."""
 
     row: Mapping[str, Any]
+    start_s: float
 
     @property
     def name(self) -> str:
@@ -92,68 +96,83 @@ def plan_confirmation(
     *,
     rounds: int,
     duration_s: float | None = None,
+    starts_s: float = 0.0,
 ) -> ConfirmPlan | None:
     """The runs that fit into what is left of the budget; None where too few images would.
 
-    Fewer rounds are preferred to fewer images than a calibration needs. A run has USUAL_IMAGES
-    images, or as many as take USUAL_S or `duration_s` seconds, and no more than fit.
+    `starts_s` seconds go by before the first run. Fewer rounds are preferred to fewer images than a
+    calibration needs. A run has USUAL_IMAGES images, or as many as take USUAL_S or `duration_s`
+    seconds, and no more than fit.
     """
     # 1) What does not depend on the number of images
     rates = [finalist.row["foretold_images_per_s"] for finalist in finalists]
     rate = NEAR * min(rates)
     image_s = max(finalist.row["image_s"] for finalist in finalists)
     warmup_s = max(1.0, 2 * image_s)
-    start_s = budget.cost("start of a run", START_S)
-    around_s = warmup_s + start_s
-    loads_s = sum(restart_s(finalist.recipe, finalist.row, budget) for finalist in finalists)
-    free_s = budget.left_s - loads_s - budget.cost("calibrations", CALIBRATE_S)
+    around_s = warmup_s + budget.cost("start of a run", START_S)
+    free_s = budget.left_s - starts_s - budget.cost("calibrations", CALIBRATE_S)
 
     # 2) As many rounds, and as many images, as fit
     wanted = min(MOST_IMAGES, max(USUAL_IMAGES, math.ceil(USUAL_S * rate)))
+    most = MOST_IMAGES
     if duration_s is not None:
-        wanted = max(1, math.ceil(duration_s * rate))
-    for planned_rounds in range(rounds, 0, -1):
+        wanted = most = max(1, math.ceil(duration_s * rate))
+    for fitting_rounds in range(rounds, 0, -1):
         images = wanted
-        least = math.ceil(LEAST_CONFIRMING / planned_rounds)
         if math.isfinite(free_s):
-            share_s = free_s / (planned_rounds * len(finalists))
-            fitting = math.floor((share_s - around_s) * rate)
-            images = min(fitting, MOST_IMAGES if duration_s is None else wanted)
-        if images >= least or (duration_s is not None and images == wanted):
-            return ConfirmPlan(rate, images, planned_rounds, warmup_s, around_s + images / rate)
+            share_s = free_s / (fitting_rounds * len(finalists))
+            images = min(most, math.floor((share_s - around_s) * rate))
+        least = min(most, math.ceil(LEAST_CONFIRMING / fitting_rounds))
+        if images >= least:
+            run_s = around_s + images / rate
+            return ConfirmPlan(rate, images, fitting_rounds, warmup_s, run_s)
     return None
-
-
-def restart_s(recipe: str, row: Mapping[str, Any], budget: Budget) -> float:
-    """What a second start of a recipe takes. What was compiled is kept, so half of it is a guess."""
-    return budget.cost(f"second start of {recipe}", row["start_s"] - row["compile_s"] / 2)
 
 
 def confirm(
     finalists: Sequence[Finalist],
-    plan: ConfirmPlan,
     *,
+    rounds: int,
+    duration_s: float | None,
     asked: Asked,
     steps: int,
     promise: str,
     budget: Budget,
     writer: Writer,
 ) -> dict[str, Confirmed]:
-    """Makes the runs of `plan`, and returns what they show of each finalist, by its name.
+    """Loads the finalists in turns, and returns what that shows of each, by its name.
 
     All finalists are in memory at once, so that their runs can take turns. Where memory is too
-    small for that, one comes after the other, in words. An interrupt keeps the runs made so far.
+    small for that, one comes after the other, in words. There are no runs where the budget has no
+    room for them. An interrupt keeps the runs made so far.
     """
+    names = " and ".join(finalist.name for finalist in finalists)
+    before_s = 0.0
+    for finalist in finalists:
+        before_s += budget.cost(f"second start of {finalist.name}", finalist.start_s)
+    options: dict[str, Any] = {"rounds": rounds, "duration_s": duration_s}
+    plan = plan_confirmation(finalists, budget, starts_s=before_s, **options)
+    if plan is None:
+        print(f"{names}: not confirmed, the budget has no room for it", flush=True)
+        return {}
+    print(f"{names}: confirmed by runs in turns", flush=True)
+
+    # 1) The runs; once the servers are up, it is known how many images fit.
     confirmed = {finalist.name: Confirmed() for finalist in finalists}
+    groups = _groups(finalists)
     with budget.measuring("the confirming runs"):
-        for together in _groups(finalists):
-            with closing(_in_turns(together, asked, plan.rounds, budget)) as turns:
-                for finalist, server, turn in turns:
+        for together in groups:
+            with _serving(together, asked, budget) as servers:
+                if len(groups) == 1:
+                    plan = plan_confirmation(finalists, budget, **options) or plan
+                for finalist, server, turn in _turns(together, servers, plan.rounds):
                     if plan.run_s > budget.cut_s:
                         print("no time is left for the other confirming runs", flush=True)
                         break
                     point = _point(plan, server, steps, turn, budget)
                     _measure(confirmed[finalist.name], point, server, plan, budget, writer)
+
+    # 2) What they show.
     with budget.timed("calibrations"):
         for name, found in confirmed.items():
             _calibrate(name, found, promise)
@@ -162,8 +181,6 @@ def confirm(
 
 def _groups(finalists: Sequence[Finalist]) -> list[Sequence[Finalist]]:
     """The finalists that are in memory together: all of them where they fit."""
-    from benchlib.telemetry import GIB, cuda_in_use
-
     by_recipe = {finalist.recipe: finalist.row["memory_gib"] or 0.0 for finalist in finalists}
     free_gib = available_memory_gib()
     cuda = cuda_in_use()
@@ -177,10 +194,9 @@ def _groups(finalists: Sequence[Finalist]) -> list[Sequence[Finalist]]:
     return [[finalist] for finalist in finalists]
 
 
-def _in_turns(
-    finalists: Sequence[Finalist], asked: Asked, rounds: int, budget: Budget
-) -> Generator[tuple[Finalist, Server, int]]:
-    """Each finalist with its server and the number of the round: A, B, A, B."""
+@contextmanager
+def _serving(finalists: Sequence[Finalist], asked: Asked, budget: Budget) -> Iterator[list[Server]]:
+    """A server for each finalist. Finalists of one recipe share its pipeline."""
     from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.server import serve
 
@@ -189,7 +205,7 @@ def _in_turns(
         servers = []
         for place, finalist in enumerate(finalists):
             recipe = finalist.recipe
-            with budget.timed(f"second start of {recipe}"):
+            with budget.timed(f"second start of {finalist.name}"):
                 if recipe not in pipes:
                     pipe = load_pipeline(asked.model, recipe=recipe, device=asked.device)
                     pipes[recipe] = stack.enter_context(closing(pipe))
@@ -199,9 +215,16 @@ def _in_turns(
                     name=f"settings-{place}",
                 )
             servers.append(stack.enter_context(server))
-        for turn in range(rounds):
-            for finalist, server in zip(finalists, servers, strict=True):
-                yield finalist, server, turn
+        yield servers
+
+
+def _turns(
+    finalists: Sequence[Finalist], servers: Sequence[Server], rounds: int
+) -> Iterator[tuple[Finalist, Server, int]]:
+    """Each finalist with its server and the number of the round: A, B, A, B."""
+    for turn in range(rounds):
+        for finalist, server in zip(finalists, servers, strict=True):
+            yield finalist, server, turn
 
 
 def _point(
