@@ -322,7 +322,7 @@ def _figure(summary: pd.Series, figure: str) -> float | None:
     """Returns a figure of COMPARED of one run; None where the run does not have it."""
     if figure == "memory":
         figure = "cuda_allocated_peak_gib"
-        if summary[figure] is None:
+        if not summary[figure]:  # None without a GPU, and 0 where a CPU computes beside one
             figure = "rss_peak_gib"
     value: float | None = summary[figure]
     return value
