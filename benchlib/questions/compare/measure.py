@@ -107,16 +107,10 @@ def _loading(model: str) -> dict[str, Any]:
     """Returns how the model is loaded, so that its images take as equal a time as can be.
 
     With one thread, a process that takes another core hardly slows the tiny model down. On a GPU,
-    the tiny model would wait for Python, and computing more rows would take no longer. A large
-    model waits for Python too, unless its launches are CUDA graphs: on an H100 of a virtual machine
-    an image took 1.7 s in one run and 2.7 s in another.
+    the tiny model would wait for Python, and computing more rows would take no longer.
     """
-    import torch
-
     if model == "tiny":
         return {"device": "cpu", "torch_threads": 1}
-    if torch.cuda.is_available():
-        return {"recipe": "cuda-graphs"}
     return {}
 
 

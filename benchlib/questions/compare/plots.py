@@ -274,7 +274,7 @@ def nights(
 
     # 3) The axes, and what was found.
     _name_studies(ax, studies)
-    ax.set_ylabel(f"{name}, times that of {studies[0]}")
+    ax.set_ylabel(f"{name},\ntimes that of {studies[0]}")
     ax.set_xlabel(f"study, oldest first; bars: 95 % intervals; band: within {100 * effect:g} %")
 
     alt = f"Lines: {name} over {len(studies)} studies, each as a ratio to the first."

@@ -127,7 +127,7 @@ def test_nights_show_the_median_where_no_study_has_a_95th_percentile(made: Simpl
     drawn = table(unknown, line(study="b", figure="latency_p50_s"))
     ax = plots.nights(table=drawn, record=made.record(), studies=["a", "b"])
     assert "median latency of b against a: 1.3 times" in " ".join(texts(ax).split())
-    assert ax.get_ylabel() == "median latency, times that of a"
+    assert ax.get_ylabel() == "median latency,\ntimes that of a"
 
 
 def test_what_straddles_one_is_not_said_to_differ(made: SimpleNamespace) -> None:
@@ -200,5 +200,5 @@ def test_where_nothing_is_worse_a_forest_speaks_of_the_time_in_the_model(
 def test_nights_show_the_time_in_the_model_first(made: SimpleNamespace) -> None:
     drawn = table(line("same", figure="service_s"), line())
     ax = plots.nights(table=drawn, record=made.record(), studies=["night-1", "night-2"])
-    assert ax.get_ylabel() == "time in the model of one image, times that of night-1"
+    assert ax.get_ylabel() == "time in the model of one image,\ntimes that of night-1"
     assert "band: within 2 %" in ax.get_xlabel()
