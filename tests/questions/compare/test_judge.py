@@ -391,3 +391,12 @@ def test_the_verdicts_of_earlier_studies_are_told(made: SimpleNamespace) -> None
     found = compare_studies(studies(made, 1, 1, 1, services=(1, 1, 1.1)))
     assert found.verdicts == {"night-1": "no difference beyond 2%", "night-2": "worse"}
     assert "Earlier, against night-0: night-1: no difference beyond 2%" in str(found)
+
+
+def test_a_cpu_that_computes_beside_a_gpu_has_the_memory_of_its_process(
+    made: SimpleNamespace,
+) -> None:
+    runs = job(made)
+    for run in runs:
+        run.summary()["cuda_allocated_peak_gib"] = 0.0
+    assert compare(runs, job(made)).table.loc["memory", "verdict"] == "no difference beyond 5%"
