@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from benchlib.queueing.lanes import Lane, SerialLane
+from benchlib.load.arrivals import OpenLoop
+from benchlib.queueing.lanes import Draws, Lane, SerialLane
 from benchlib.queueing.work import AskedWork, sizes_of, work_of
 from benchlib.serving.engine.compiled import lindley
 from benchlib.study.intervals import Interval
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 LEAST_IMAGES = 20
 SIMULATED = 400
+SEEDS = 20
+LONG_RUN = 20_000
+"""A typical run is the nearest of SEEDS to a simulation of so many requests."""
 CHANCE = 0.005
 """A run that goes as foretold lies outside of either end of an interval with this probability."""
 MODEL_ERROR = 0.03
@@ -123,6 +128,39 @@ def confirmation(calibration: Calibration, run: Run, *, slo: str) -> Confirmatio
         typical_off=float(np.median(off_s)) / mean_s,
         run=run,
     )
+
+
+def typical_seed(
+    calibration: Calibration, arrivals: OpenLoop, requests: int, *, slo: str, first: int = 0
+) -> int:
+    """The seed for a run whose arrivals are about as harsh as the long run, of SEEDS from `first`.
+
+    The arrivals of a short run are by chance kinder or harsher than most at their rate. Those of
+    this seed come nearest to the long run in their share of requests within `slo`. They are
+    simulated for it with mean services: the run's own services have no part in the choice.
+
+    All requests must ask for the same work, that of the calibrating run.
+    """
+    # 1) The long run
+    goal = Slo.parse(slo)
+    lane = calibration.lane
+    settled_s = lane.latencies_s(Draws.of(LONG_RUN, SEED), arrivals.rate)[LONG_RUN // 20 :]
+    long_share = float((settled_s <= goal.latency_s).mean())
+
+    # 2) Runs that are as short
+    ones = np.ones(requests, dtype=np.int64)
+    work = AskedWork(steps=ones, rows=ones, size=0 * ones)
+    if not isinstance(lane, SerialLane):
+        work = lane.work.take(0 * ones)
+    ratios = np.full(requests, float(lane.ratios.mean()))
+    after_s = float(lane.after_s.mean())
+    differences = {}
+    for seed in range(first, first + SEEDS):
+        sent_s = np.array(list(islice(arrivals.times(seed), requests)))
+        latency_s = _in_lane_s(lane, sent_s, work, ratios) + after_s
+        share = float((latency_s <= goal.latency_s).mean())
+        differences[seed] = abs(share - long_share)
+    return min(differences, key=lambda seed: differences[seed])
 
 
 def _verdict(

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchlib.queueing.confirming import confirmation
+from benchlib.load.arrivals import OpenLoop
+from benchlib.queueing.confirming import confirmation, typical_seed
 from benchlib.queueing.estimates import calibrate
 from tests.queueing.simulated_runs import simulated_run
 
@@ -67,3 +68,11 @@ def test_an_invalid_run_and_a_refused_estimate_judge_nothing(calibration):
     assert (judged.verdict, judged.reason) == ("not judged", "the run was failed: no room")
     refused = replace(calibration, refusal="12 images show too little")
     assert confirmation(refused, run, slo=SLO).verdict == "not judged"
+
+
+def test_a_typical_run_is_about_as_harsh_as_the_long_run(calibration):
+    capacity = calibration.capacity(SLO).rate
+    arrivals = OpenLoop(1.1 * capacity)
+    seed = typical_seed(calibration, arrivals, 60, slo=SLO, first=3)
+    assert 3 <= seed < 23
+    assert typical_seed(calibration, arrivals, 60, slo=SLO, first=3) == seed

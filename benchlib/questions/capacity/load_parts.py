@@ -19,7 +19,8 @@ CONFIRM_AT = 0.95
 ABOVE_AT = 1.1
 """Shares of the capacity at which these runs are made."""
 LOWEST_SHARE = 0.5
-"""A wide interval does not move the confirming run below this share of the capacity."""
+HIGHEST_SHARE = 1.3
+"""A wide interval does not move the confirming runs beyond these shares of the capacity."""
 
 LEAST_ESTIMATE = 20
 """No estimate is made from fewer images."""
@@ -47,7 +48,7 @@ def rates_to_confirm(
         return [(AT_RATE.format(number(rate)), rate) for rate in given]
     low, high = interval or (capacity, capacity)
     below = max(LOWEST_SHARE * capacity, min(CONFIRM_AT * capacity, low))
-    above = max(ABOVE_AT * capacity, high)
+    above = min(HIGHEST_SHARE * capacity, max(ABOVE_AT * capacity, high))
     return [(CONFIRM, below), (ABOVE, above)]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from benchlib.load.workload import Workload
 from benchlib.questions.capacity.load_parts import (
     CALIBRATE,
     CALIBRATE_AT,
+    CONFIRM,
     LEAST_ESTIMATE,
     WARMUP_IMAGES,
     least_images,
@@ -36,7 +37,7 @@ from benchlib.questions.capacity.load_parts import (
     rates_to_confirm,
     spread_out,
 )
-from benchlib.questions.capacity.outlook import Outlook
+from benchlib.questions.capacity.outlook import NOT_CONFIRMED, Outlook
 from benchlib.questions.capacity.search import Capacity, find_highest
 from benchlib.run import Point, writing
 from benchlib.study.folders import results_dir
@@ -65,6 +66,8 @@ ALONE_S = 15.0
 """So many images are made alone, or as many as these seconds allow, two at least."""
 CURVE_SHARES = (0.05, 0.3, 0.5, 0.65, 0.75, 0.83, 0.89, 0.94, 0.975)
 """The rates of the foretold curve, as shares of the highest throughput that is sure."""
+MOST_ESTIMATES = 2
+"""A run that explains nothing, or an estimate that a run contradicts, gets one more chance."""
 COMPARED = [
     "rate",
     "offered_images_per_s",
@@ -88,6 +91,8 @@ LOWEST_RATE = 0.01
 LEAST_SHARE = 0.4
 """The capacity counts as this share of the highest throughput at least, when runs are planned."""
 USERS_SIMULATED = 4000
+SEEDS_APART = 1000
+"""No two runs choose among the same seeds."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,8 @@ class LoadTest:
 
     `calibration` is the estimate so far, and `capacity` its capacity for the plan's promise. Before
     a loaded run they come from step times and images made alone. `first` is the calibration by the
-    calibrating run alone, None before it. `searched` is the result of a search, if there was one.
+    calibrating run alone, None before it. `confirmations` judge the estimate, and `former` those
+    that it replaced. `searched` is the result of a search, if there was one.
     """
 
     server: Server
@@ -175,11 +181,12 @@ class LoadTest:
     first: Calibration | None = field(init=False, default=None, repr=False)
     searched: Capacity | None = field(init=False, default=None)
     confirmations: list[Confirmation] = field(init=False, default_factory=list)
+    former: list[Confirmation] = field(init=False, default_factory=list)
+    _basis: list[Run] = field(init=False, default_factory=list, repr=False)
     _calibrating: list[Run] = field(init=False, default_factory=list, repr=False)
     _confirming: list[Run] = field(init=False, default_factory=list, repr=False)
     _crowds: list[Run] = field(init=False, default_factory=list, repr=False)
     _done: set[str] = field(init=False, default_factory=set, repr=False)
-    _seeds: Iterator[int] = field(init=False, default_factory=count, repr=False)
 
     def __post_init__(self) -> None:
         from benchlib.queueing.estimates import foretell
@@ -202,14 +209,14 @@ class LoadTest:
         time left goes to a search by the runs' own latencies (see `searched`).
         """
         rate = CALIBRATE_AT * self._likely_rate
-        while len(self._calibrating) < 2 and self.first is None:
+        for attempt in range(MOST_ESTIMATES):
             self._done.discard(CALIBRATE)
             if not self._measure_at(CALIBRATE, rate, self._calibrating):
                 break
-            latest = self._calibrate_by(self._calibrating[-1:])
-            if latest is not None and latest.refusal is None:
-                self.first = latest
-            elif not self._calibrating[1:]:
+            if self._calibrate_by(self._calibrating[-1:]):
+                self.first = self.calibration
+                break
+            if not attempt:
                 print("It is measured once more, if there is time.", flush=True)
         self._done.add(CALIBRATE)
         if self.calibration.refusal is not None:
@@ -219,19 +226,24 @@ class LoadTest:
     def confirm(self) -> pd.DataFrame:
         """Makes runs near the capacity, and returns `comparison()`.
 
-        Each run is judged by the calibration that had no part of it. Then all runs together make
-        the estimate.
+        Each run is judged by the estimate that had no part of it. A run just below the capacity
+        that contradicts the estimate makes a new one, which is confirmed in turn. At last all runs that agree make the estimate.
         """
-        from benchlib.queueing.confirming import confirmation
+        # 1) Below the capacity, or at the first of the given rates
+        for _ in range(MOST_ESTIMATES):
+            for name, rate in self._rates_to_confirm()[:1]:
+                self._confirm_at(name, rate)
+            if not self._is_contradicted or not self._renew_estimate():
+                break
 
-        before = self.calibration
-        for name, rate in self._rates_to_confirm():
-            if self._measure_at(name, rate, self._confirming):
-                judged = confirmation(before, self._confirming[-1], slo=self.plan.slo)
-                self.confirmations.append(judged)
-                print(judged, flush=True)
-        if self._confirming:
-            self._calibrate_by([*self._calibrating[-1:], *self._confirming])
+        # 2) Above the capacity, or at the other rates
+        for name, rate in self._rates_to_confirm()[1:]:
+            self._confirm_at(name, rate)
+
+        # 3) All runs together
+        agreeing = [one.run for one in self.confirmations if one.run is not None]
+        if agreeing and not self._is_contradicted:
+            self._calibrate_by([*self._basis, *agreeing])
             print(f"All runs together: {self.capacity}", flush=True)
         return self.comparison()
 
@@ -340,7 +352,7 @@ class LoadTest:
         from benchlib.queueing.confirming import confirmation
         from benchlib.study.slo import Slo
 
-        judged = list(self.confirmations)
+        judged = [*self.former, *self.confirmations]
         if self.first is not None:
             own = confirmation(self.first, self._calibrating[-1], slo=self.plan.slo)
             judged.insert(0, replace(own, verdict="calibrates"))
@@ -382,6 +394,7 @@ class LoadTest:
             most_images_per_s=self.calibration.most_images_per_s,
             users=foretold[is_asked],
             confirmations=tuple(self.confirmations),
+            former=tuple(self.former),
         )
 
     # ---- planning
@@ -449,15 +462,55 @@ class LoadTest:
 
     # ---- runs
 
+    def _confirm_at(self, name: str, rate: float) -> None:
+        """Makes a run that the estimate has no part of, and judges the estimate by it."""
+        from benchlib.queueing.confirming import confirmation
+
+        if self._measure_at(name, rate, self._confirming):
+            judged = confirmation(self.calibration, self._confirming[-1], slo=self.plan.slo)
+            self.confirmations.append(judged)
+            print(judged, flush=True)
+
+    @property
+    def _is_contradicted(self) -> bool:
+        """Whether a run contradicts the estimate."""
+        return any(one.verdict == NOT_CONFIRMED for one in self.confirmations)
+
+    def _renew_estimate(self) -> bool:
+        """Makes the estimate anew, by the run that contradicts it; returns whether it could.
+
+        That run shows the server as it is now, and near its capacity. Only where it explains
+        nothing by itself are the runs before it taken as well.
+        """
+        last = self._confirming[-1]
+        for runs in ([last], [*self._basis, last]):
+            if self._calibrate_by(runs):
+                self.former += self.confirmations
+                self.confirmations = []
+                self._done.discard(CONFIRM)
+                print(f"A new estimate: {self.capacity}", flush=True)
+                return True
+        return False
+
     def _measure_at(self, name: str, rate: float, runs: list[Run]) -> bool:
-        """Makes an open-loop run and adds it to `runs`; returns whether there was time for it."""
+        """Makes an open-loop run and adds it to `runs`; returns whether there was time for it.
+
+        Its arrivals are typical ones, so that a short run is neither kind nor harsh by chance.
+        """
+        from benchlib.queueing.confirming import typical_seed
+
         part = self._part_at_rate(name, rate)
         share = self._share_of(part)
         if share is None:
             return False
         images = max(LEAST_ESTIMATE, share.images or 0)
         arrivals = OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT)
-        return self._send(arrivals, share, runs, requests=images, warmup_s=WARMUP_IMAGES / rate)
+        first = SEEDS_APART * len(self._done)
+        seed = typical_seed(
+            self.calibration, arrivals, WARMUP_IMAGES + images, slo=self.plan.slo, first=first
+        )
+        warmup_s = WARMUP_IMAGES / rate
+        return self._send(arrivals, share, runs, requests=images, warmup_s=warmup_s, seed=seed)
 
     def _send(
         self, arrivals: Arrivals, share: PlannedPart, runs: list[Run], **lengths: Any
@@ -467,7 +520,6 @@ class LoadTest:
             arrivals,
             self.plan.workload,
             self.server,
-            seed=next(self._seeds),
             max_s=min(DRAIN * share.seconds + DRAIN_S, max(DRAIN_S, self.budget.cut_s)),
             **lengths,
         )
@@ -486,11 +538,11 @@ class LoadTest:
             self.budget.record("run", max(0.0, time.monotonic() - began_s - last_s))
         return bool(writer.runs)
 
-    def _calibrate_by(self, runs: Sequence[Run]) -> Calibration | None:
-        """Takes the calibration by `runs` as the estimate, unless an estimate was better.
+    def _calibrate_by(self, runs: Sequence[Run]) -> bool:
+        """Takes the calibration by `runs` as the estimate, and returns whether it is one.
 
-        Too few images leave the estimate before any load. Runs that together explain nothing leave
-        the estimate of the first one.
+        Too few images leave the estimate before any load. A refused calibration leaves a loaded one
+        that stands.
         """
         from benchlib.queueing.estimates import calibrate
 
@@ -498,14 +550,18 @@ class LoadTest:
             latest = calibrate(runs)
         except ValueError as error:
             print(f"No estimate: {error}", flush=True)
-            return None
-        if latest.images < LEAST_ESTIMATE or (latest.refusal and self.first is not None):
+            return False
+        if latest.images < LEAST_ESTIMATE or (latest.refusal and self._basis):
             print(latest, flush=True)
-            return latest
+            return False
         self.calibration = latest
         with self.budget.timed("estimate"), np.errstate(invalid="ignore"):
             self.capacity = latest.capacity(self.plan.slo)
-        return latest
+        if latest.refusal is not None:
+            print(latest, flush=True)
+            return False
+        self._basis = list(runs)
+        return True
 
     def _search(self) -> None:
         """Searches for the capacity by the runs' own latencies, in the time that is left."""

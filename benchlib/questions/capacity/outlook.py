@@ -34,6 +34,8 @@ class Judged(Protocol):
     def reason(self) -> str: ...
     @property
     def in_time(self) -> float | None: ...
+    @property
+    def foretold_in_time(self) -> Sequence[float] | None: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Outlook:
     - `refusal`: why nothing is foretold, or None. `breaches`: why the interval is wider, in words.
     - `image_s`: seconds of an image alone. `most_images_per_s`: the highest throughput.
     - `users`: a row for each closed loop: `users`, `images_per_s`, `mean_s`, `in_time` (a share).
+    - `confirmations`: the runs that judge this estimate. `former`: those that led to it, since they
+      contradicted an earlier one.
     """
 
     server: str
@@ -62,6 +66,7 @@ class Outlook:
     most_images_per_s: float
     users: pd.DataFrame
     confirmations: tuple[Judged, ...] = ()
+    former: tuple[Judged, ...] = ()
 
     def lines(self) -> list[str]:
         """A sentence on the capacity, then on doubts, the highest throughput and users."""
@@ -89,8 +94,7 @@ class Outlook:
     def _confirmed_words(self) -> str:
         confirmed = [one for one in self.confirmations if one.verdict == CONFIRMED]
         if confirmed:
-            runs = [f"{_made(one)} ({one.in_time or 0:.0%} in time)" for one in confirmed]
-            return f"confirmed by {_listed(runs)}"
+            return f"confirmed by {_listed([_made_in_time(one) for one in confirmed])}"
         if self.confirmations:
             runs = [f"{_made(one)}: {_why(one)}" for one in self.confirmations]
             return f"not confirmed by {'; '.join(runs)}"
@@ -98,7 +102,7 @@ class Outlook:
 
     def _doubts(self) -> list[str]:
         """Runs that differ from what others confirm, and why the interval is wide."""
-        lines = []
+        lines = [f"An earlier estimate failed: {_made(one)}: {_why(one)}." for one in self.former]
         if any(one.verdict == CONFIRMED for one in self.confirmations):
             others = [one for one in self.confirmations if one.verdict != CONFIRMED]
             lines += [f"{_made(one)} did not confirm it: {_why(one)}." for one in others]
@@ -126,6 +130,15 @@ class Outlook:
 
 def _made(one: Judged) -> str:
     return f"{counted(one.images, 'image')} at {number(one.rate)}/s"
+
+
+def _made_in_time(one: Judged) -> str:
+    """A run, the share of its images in time, and what was foretold of that share."""
+    if one.in_time is None or one.foretold_in_time is None:
+        return _made(one)
+    low, high = (f"{100 * share:.0f}" for share in one.foretold_in_time)
+    foretold = f"{low} %" if low == high else f"{low} to {high} %"
+    return f"{_made(one)} ({100 * one.in_time:.0f} % in time, {foretold} foretold)"
 
 
 def _why(one: Judged) -> str:

@@ -22,9 +22,10 @@ def test_a_narrow_interval_is_confirmed_just_below_and_above():
 
 
 def test_a_wide_interval_moves_the_runs_apart():
-    assert rates_to_confirm(2.0, (1.4, 3.0)) == [(CONFIRM, 1.4), (ABOVE, 3.0)]
-    (_, below), _ = rates_to_confirm(2.0, (0.1, 3.0))
+    assert rates_to_confirm(2.0, (1.4, 2.5)) == [(CONFIRM, 1.4), (ABOVE, 2.5)]
+    (_, below), (_, above) = rates_to_confirm(2.0, (0.1, 9.0))
     assert below == 1.0, "a rate near 0 would confirm nothing"
+    assert above == 2.6, "a rate far beyond would only fill the queue"
     assert rates_to_confirm(2.0, None)[0] == (CONFIRM, pytest.approx(1.9))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import pytest
 
 import benchlib as bl
@@ -109,9 +109,11 @@ class Bench:
         rate = getattr(point.arrivals, "rate", 1.0)
         requests = point.requests or 40
         self.now_s += 3 + requests / rate
-        run = simulated_run(
-            "serial", rate=rate, requests=requests, seed=number, **self.faults.get(number, {})
-        )
+        fault = dict(self.faults.get(number, {}))
+        if "slower" in fault:
+            fault["factors"] = np.full(requests, fault.pop("slower"))
+            fault["factors"] *= np.random.default_rng(number).uniform(0.98, 1.02, requests)
+        run = simulated_run("serial", rate=rate, requests=requests, seed=number, **fault)
         asked = {"arrivals": point.arrivals.to_dict(), "workload": point.workload.to_dict()}
         changes: dict[str, Any] = {"spec": asked, "target": run.spec["target"]}
         if number == self.interrupt_at:
@@ -166,14 +168,31 @@ def test_what_the_budget_can_not_carry_is_left_out_in_words(
     assert "images/s" in answer(load)
 
 
-def test_a_pause_is_measured_once_more(bench: Bench) -> None:
-    factors = [1.0] * 100
-    factors[40] = 60.0
-    bench.faults[0] = {"factors": pd.Series(factors[:60]).to_numpy()}
+def test_a_run_that_explains_nothing_is_made_once_more(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.faults[0] = {"policy": "dynamic", "noise": 0.4}
     load = bench.load_test(8)
-    bench.faults[0] = {}
     load.calibrate()
     assert load.first is not None
+    assert load.first.status == "stands"
+    assert len(load.at_rates.runs) == 2
+    assert "It is measured once more" in capsys.readouterr().out
+
+
+def test_a_server_that_became_slower_gets_a_new_estimate(bench: Bench) -> None:
+    load = bench.load_test(12)
+    load.calibrate()
+    before = load.capacity.rate
+    for number in range(1, 9):
+        bench.faults[number] = {"slower": 1.3}
+    table = load.confirm()
+    assert table["verdict"].tolist()[:3] == ["calibrates", "not confirmed", "confirmed"]
+    assert load.capacity.rate is not None
+    assert before is not None
+    assert load.capacity.rate < 0.85 * before
+    assert "An earlier estimate failed" in answer(load)
+    assert "and confirmed by" in answer(load)
 
 
 def test_an_interrupt_keeps_what_was_measured_and_the_answer_follows(
@@ -193,7 +212,6 @@ def test_an_interrupt_keeps_what_was_measured_and_the_answer_follows(
 def test_an_interrupt_of_the_first_run_leaves_what_images_alone_foretell(bench: Bench) -> None:
     bench.interrupt_at = 0
     load = bench.load_test(0.5)
-    bench.faults[0] = {}
     load.calibrate()
     load.confirm()
     assert len(bench.points) == 1
