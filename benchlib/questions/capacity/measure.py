@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,8 @@ more minutes, and the other five confirm the answer by a few hundred images.
 ALONE = 6
 ALONE_S = 15.0
 """So many images are made alone, or as many as these seconds allow, two at least."""
+PAUSE = 1.3
+"""An image alone that takes so many times the median was held up by something else."""
 CURVE_SHARES = (0.05, 0.3, 0.5, 0.65, 0.75, 0.83, 0.89, 0.94, 0.975)
 """The rates of the foretold curve, as shares of the highest throughput that is sure."""
 MOST_ESTIMATES = 2
@@ -191,7 +194,8 @@ class LoadTest:
     def __post_init__(self) -> None:
         from benchlib.queueing.estimates import foretell
 
-        self.calibration = foretell(self.server.spec, self.plan.alone_s, self.plan.workload)
+        usual_s = _without_pauses(self.plan.alone_s)
+        self.calibration = foretell(self.server.spec, usual_s, self.plan.workload)
         with np.errstate(invalid="ignore"):
             self.capacity = self.calibration.capacity(self.plan.slo)
 
@@ -227,7 +231,8 @@ class LoadTest:
         """Makes runs near the capacity, and returns `comparison()`.
 
         Each run is judged by the estimate that had no part of it. A run just below the capacity
-        that contradicts the estimate makes a new one, which is confirmed in turn. At last all runs that agree make the estimate.
+        that contradicts the estimate makes a new one, which is confirmed in turn. At last all runs
+        that agree make the estimate.
         """
         # 1) Below the capacity, or at the first of the given rates
         for _ in range(MOST_ESTIMATES):
@@ -413,6 +418,8 @@ class LoadTest:
     def _rates_to_confirm(self) -> list[tuple[str, float]]:
         if self.calibration.refusal is not None:
             return []
+        if self.rates is None and self.capacity.rate is None:
+            return []
         return rates_to_confirm(self._likely_rate, self.capacity.interval, self.rates)
 
     def _part_at_rate(self, name: str, rate: float) -> Part:
@@ -583,6 +590,15 @@ class LoadTest:
                 study=STUDY,
                 results=self.results,
             )
+
+
+def _without_pauses(alone_s: Sequence[float]) -> list[float]:
+    """The times of images alone, without those that other work held up.
+
+    Of five images, one that was held up would count as a fifth of all images to come.
+    """
+    usual_s = PAUSE * statistics.median(alone_s)
+    return [seconds for seconds in alone_s if seconds <= usual_s]
 
 
 def find_capacity(

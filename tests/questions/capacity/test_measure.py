@@ -63,6 +63,12 @@ def test_slow_images_are_made_less_often() -> None:
     assert plan_capacity(pipe, profile="full").alone_s == (20.0,)
 
 
+def test_an_image_that_was_held_up_does_not_foretell_anything(bench: "Bench") -> None:
+    usual = bench.load_test(8).capacity.rate
+    bench.plan = replace(PLAN, alone_s=(0.79, 0.8, 5.0))
+    assert bench.load_test(8).capacity.rate == usual
+
+
 def test_the_plan_in_words() -> None:
     assert str(replace(PLAN, steps=1)) == (
         "One image of 1 step takes 0.79 s alone. The promise: p95 < 3 s. "
@@ -86,6 +92,7 @@ class Bench:
 
     def __init__(self, made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         self.made = made
+        self.plan = PLAN
         self.path = tmp_path
         self.now_s = 0.0
         self.points: list[Any] = []
@@ -96,7 +103,7 @@ class Bench:
     def load_test(self, minutes: float, **options: Any) -> LoadTest:
         budget = Budget(minutes, results=self.path, clock=lambda: self.now_s)
         server: Any = SimpleNamespace(spec=SPEC)
-        return LoadTest(server, PLAN, budget, results=self.path, **{"users": [2]} | options)
+        return LoadTest(server, self.plan, budget, results=self.path, **{"users": [2]} | options)
 
     @contextmanager
     def writing(self, *_: Any) -> Any:
