@@ -431,7 +431,7 @@ class StudyComparison:
         beside = _open_beside(self.last)
         if len(beside):
             names = dict.fromkeys(FIGURES[figure] for figure in beside["figure"])
-            lines.append(f"Not shown by these runs: whether {', '.join(names)} differ.")
+            lines.append(f"Left open by these runs: {', '.join(names)}")
         if self.verdict == "inconclusive":
             lines.append(
                 "Measure more runs, or longer ones: chance alone may explain the difference."
