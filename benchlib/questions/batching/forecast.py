@@ -23,6 +23,7 @@ def predict_latency(
     spec: Mapping[str, Any],
     *,
     batching: str | None = None,
+    longest_queue: int | None = None,
 ) -> pd.Series:
     """Returns each request's simulated latency in seconds, with the index of `requests`.
 
@@ -31,7 +32,8 @@ def predict_latency(
     a server's spec, or the "target" of a run's spec.
 
     `batching` names another policy than the server's own. The server must then have measured
-    batches. Raises ValueError for a size without step times.
+    batches. Where more than `longest_queue` requests wait, the simulation stops, and the latencies
+    of those that are not done are NaN. Raises ValueError for a size without step times.
     """
     import pandas as pd
 
@@ -71,7 +73,7 @@ def predict_latency(
         actual=costs,
         max_batch_size=most,
         max_wait_s=spec["max_wait_ms"] / 1000,
-        longest_queue=len(requests),
+        longest_queue=longest_queue or len(requests),
     )
     latency_s = np.empty(len(requests))
     latency_s[order] = simulated.done_s - simulated.arrived_s

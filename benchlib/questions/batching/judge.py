@@ -193,9 +193,12 @@ class BatchingAnswer:
         return f"In one rush of {requests}, the mean latency was: {', '.join(means)} (no interval)."
 
     def _foretold_line(self) -> str:
-        ratios = [
-            f"{batching} {words(ratio, unit='times')}" for batching, ratio in self.foretold.items()
-        ]
+        ratios = []
+        for batching, ratio in self.foretold.items():
+            times = words(ratio, unit="times")
+            if math.isinf(ratio):
+                times = "without end, as it can't keep up"
+            ratios.append(f"{batching} {times}")
         figure = "the mean latency in a long run, as a multiple of serial's, is"
         return f"By the step times, {self.foretold_case}, {figure}: {', '.join(ratios)}."
 

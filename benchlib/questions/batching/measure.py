@@ -5,6 +5,7 @@ Knows servers, loads and the forecast. Ignorant of what the runs show (judge.py)
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ CLOSED_PATIENCE = 1.5
 
 SIMULATED_REQUESTS = 20_000
 """At 90 % of serial's throughput, the means of so many requests are within some 5 %."""
+LONGEST_QUEUE = 500
+"""A longer queue grows without end. At 90 % of its throughput, serial's has some ten requests."""
 ALONE_REQUESTS = 500
 """So many requests give what one takes alone."""
 SIMULATED_LOADS = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9)
@@ -259,6 +262,7 @@ def predict_gains(
 
     There is a row for each rate (requests/s, the index). The rates are SIMULATED_LOADS of what
     serial can make by the step times in `spec`. `spec` is that of a server that measured batches.
+    A mean is infinite where a policy can't keep up with the rate.
     """
     import pandas as pd
 
@@ -268,9 +272,7 @@ def predict_gains(
     rows = {}
     for load in SIMULATED_LOADS:
         requests = at_full_load.assign(scheduled_s=at_full_load["scheduled_s"] / load)
-        means_s = {}
-        for name in policies:
-            means_s[name] = predict_latency(requests, spec, batching=name).mean()
+        means_s = {name: _long_run_mean_s(requests, spec, name) for name in policies}
         rows[load / serial_s] = means_s
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -279,7 +281,7 @@ def predict_cases(servers: Mapping[str, Server], workload: Workload) -> pd.DataF
     """Returns simulated mean latencies as multiples of serial's, with a column for each policy.
 
     There is a row for each case. The first case has the highest of SIMULATED_LOADS. Each of the
-    others changes one thing about it.
+    others changes one thing about it. A value is infinite where a policy can't keep up.
     """
     import pandas as pd
 
@@ -301,9 +303,7 @@ def predict_cases(servers: Mapping[str, Server], workload: Workload) -> pd.DataF
     }
     rows = {}
     for case, (requests, spec) in cases.items():
-        means_s = {}
-        for name in servers:
-            means_s[name] = predict_latency(requests, spec, batching=name).mean()
+        means_s = {name: _long_run_mean_s(requests, spec, name) for name in servers}
         rows[case] = {name: mean_s / means_s["serial"] for name, mean_s in means_s.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -329,6 +329,12 @@ def check_forecast(runs: Iterable[Run]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns).groupby(["requests_per_s", "batching"]).mean()
     off = table["predicted_s"] / table["measured_s"] - 1
     return table.assign(off_percent=100 * off)
+
+
+def _long_run_mean_s(requests: pd.DataFrame, spec: Mapping[str, Any], batching: str) -> float:
+    """Returns the simulated mean latency in seconds; infinity where the queue grows without end."""
+    latency_s = predict_latency(requests, spec, batching=batching, longest_queue=LONGEST_QUEUE)
+    return math.inf if latency_s.isna().any() else float(latency_s.mean())
 
 
 def _alone_s(spec: Mapping[str, Any], workload: Workload) -> float:

@@ -436,7 +436,7 @@ def gain(
 
     `gains` is as judge.gains() returns it. Means are filled marks, and 95th percentiles hollow
     ones. `predicted` becomes thin lines: mean latencies by rate (its index, requests/s), with a
-    column for each policy, "serial" among them. `record` is that of any of the runs.
+    column for each policy, "serial" among them. An infinite mean is not drawn. `record` is that of any of the runs.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
@@ -529,9 +529,12 @@ def _draw_predicted(ax: Axes, predicted: pd.DataFrame) -> list[tuple[float, str,
     ratios = predicted.div(predicted["serial"], axis="index").drop(columns="serial")
     for name in map(str, ratios):
         style = POLICY_STYLES[name] | {"marker": ""}
-        ax.plot(ratios[name], **style, linewidth=0.8)
+        # Where a policy can't keep up with the rate, its line ends.
+        finite = ratios[name][np.isfinite(ratios[name])]
+        ax.plot(finite, **style, linewidth=0.8)
         words = f"{name}, mean, long run as predicted"
-        labels.append((ratios[name].iloc[-1], words, style["color"]))
+        if len(finite):
+            labels.append((finite.iloc[-1], words, style["color"]))
     return labels
 
 

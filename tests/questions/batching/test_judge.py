@@ -126,6 +126,15 @@ def test_the_answer_also_comes_where_no_run_could_be_made(made: SimpleNamespace)
     assert "continuous 0.5 times" in text, "the step times still tell what to expect"
 
 
+def test_a_policy_that_can_not_keep_up_is_not_foretold_to_pay() -> None:
+    predicted = pd.DataFrame(
+        {"serial": [1.0], "continuous": [0.5], "dynamic": [np.inf]}, index=["when busy"]
+    )
+    found = judge_batching(gains([]), serial_images_per_s=4.0, rush={}, predicted=predicted)
+    assert "- dynamic: not measured; by the step times it should not pay when busy" in str(found)
+    assert "continuous 0.5 times, dynamic without end, as it can't keep up." in str(found)
+
+
 def test_the_answer_also_comes_without_a_rush() -> None:
     predicted = pd.DataFrame({"serial": [1.0], "continuous": [0.5]}, index=["when busy"])
     found = judge_batching(gains([]), serial_images_per_s=4.0, rush={}, predicted=predicted)

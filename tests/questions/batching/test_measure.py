@@ -264,6 +264,17 @@ def test_the_more_there_is_to_share_the_more_continuous_gains(
     assert ratio.is_monotonic_decreasing
 
 
+def test_a_policy_that_can_not_keep_up_has_no_mean(
+    servers: dict[str, Any], workload: Workload
+) -> None:
+    slow = {"step_s": {"1": 0.05, "2": 0.05, "4": 0.15, "8": 0.3}}
+    measured = spec("dynamic", BATCHES | slow)
+    predicted = measure.predict_gains(measured, workload, servers)
+    assert (predicted["serial"] < 60).all()
+    assert predicted["dynamic"].iloc[-1] == float("inf")
+    assert predicted["dynamic"].iloc[0] < 1
+
+
 def test_each_case_changes_one_thing(servers: dict[str, Any], workload: Workload) -> None:
     cases = measure.predict_cases(servers, workload)
     assert cases["serial"].tolist() == [1.0] * 4

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot
@@ -218,6 +219,11 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     assert "no run carries a mean at the highest rate" in texts(one)
     assert "cut" not in one.get_ylabel()
     assert "no data" in texts(plots.gain(gains=gains(), record=made.record()))
+    endless = predicted.assign(dynamic=[1.1, np.inf], continuous=np.inf)
+    ended = plots.gain(gains=frame, predicted=endless, record=made.record())
+    assert ended.lines[-2].get_xdata().tolist() == [0.5], "the line ends with what is finite"
+    assert "continuous, mean, long run as predicted" not in texts(ended)
+    plots.save(ended, tmp_path / "ended")
     lines = plots.gain(gains=gains(), predicted=predicted, record=made.record())
     assert "no two valid runs of the same requests; the lines are predicted" in texts(lines)
     assert lines.lines[0].get_ydata().tolist() == [1.0, 450.0]
