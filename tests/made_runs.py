@@ -272,7 +272,7 @@ def make_setting(recipe: str, images_per_s: float | None, **changes: Any) -> dic
         "promise": "p95 < 2 s",
         "foretold_images_per_s": None if images_per_s is None else 1.05 * images_per_s,
         "foretold_images_per_s_interval": foretold,
-        "images_per_s_of_users": {3: 6.0},
+        "images_per_s_of_3_users": 6.0,
         "capacity_images_per_s": images_per_s,
         "capacity_images_per_s_interval": interval,
         "confirmed": False,

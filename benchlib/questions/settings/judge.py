@@ -108,12 +108,12 @@ class Decision:
                 lines.append(
                     f"It is not shown to differ from {self.runner_up}: {ratio} its capacity."
                 )
+            elif self.shown is None:
+                why = _why_open(best, second)
+                lines.append(f"It is not shown to differ from {self.runner_up}: {why}.")
+            if self.reason is not None:
                 lines.append(f"{self.best} is recommended, as it {self.reason}.")
             lines.append(f"{self.runner_up} {capacity_words(second, self.slo)}.")
-            if self.shown is None:
-                lines.append(
-                    f"It is not shown that {self.best} is better: {_why_open(best, second)}."
-                )
             lines += picture_words(second)
         lines.append(_confirmed_words(best))
         rivals = near_rivals(self.table, best, self.runner_up)
@@ -177,10 +177,12 @@ def _confirmed_words(row: Mapping[Any, Any]) -> str:
 
 def _why_open(best: Mapping[Any, Any], second: Mapping[Any, Any]) -> str:
     """Why two settings could not be compared."""
-    for row in (best, second):
-        if not row["confirmed"]:
-            return f"{row['setting']} is not confirmed under load"
-    return "one of the two has no interval"
+    open_ones = [row["setting"] for row in (best, second) if not row["confirmed"]]
+    if len(open_ones) == FINALISTS:
+        return "neither is confirmed under load"
+    if open_ones:
+        return f"{open_ones[0]} is not confirmed under load"
+    return "one of them has no interval"
 
 
 def _picture_phrase(row: Mapping[Any, Any]) -> list[str]:
@@ -254,7 +256,7 @@ def decide(
     A setting's capacity is the highest rate that keeps the promise of the frame, which `slo` must
     repeat if it is given. Settings that are confirmed under load come before those that are only
     foretold. Two confirmed ones differ if the interval of the ratio of their capacities is above 1.
-    If that is not shown, the one with less memory is preferred, else the simpler one.
+    If the interval holds 1, the one with less memory is preferred, else the simpler one.
 
     Ruled out are settings that:
 
@@ -283,7 +285,8 @@ def decide(
     reason: str | None = None
     if second is not None:
         shown = _is_shown(best, second)
-        if shown is False:
+        _, interval = capacity_ratio(best, second)
+        if interval is not None and interval[0] <= 1:
             best, second, reason = _preferred(best, second)
 
     # 2) What the target rate takes.
@@ -410,7 +413,7 @@ def _preferred(
     simpler, other = sorted((best, second), key=_complexity)
     if _complexity(simpler) < _complexity(other):
         return simpler, other, "is simpler"
-    return best, second, "made more images/s in these runs"
+    return best, second, "has the higher capacity of the two so far"
 
 
 def _complexity(row: Mapping[Any, Any]) -> tuple[int, int]:

@@ -176,8 +176,8 @@ def try_settings(
       memory that earlier settings left.
     - `promise`: the promise that the capacities keep.
     - `foretold_images_per_s`: the capacity before any load, with its interval.
-    - `images_per_s_of_users`: a dict from each number of `users` in a closed loop to the images/s
-      that are foretold.
+    - `images_per_s_of_3_users`: the images/s that are foretold for so many users in a closed loop;
+      a column for each of `users`.
     - `capacity_images_per_s`: the calibrated capacity if it is `confirmed`, else the foretold one,
       with its interval.
     - `runs`, `confirming_images`: how many runs and images confirm it. `note` says how well they
@@ -316,11 +316,11 @@ class _Trials:
         by_users = {}
         for users in self.users:
             images_per_s, _ = calibration.user_throughput(users)
-            by_users[users] = images_per_s
+            by_users[_users_column(users)] = images_per_s
         return {
             "foretold_images_per_s": capacity.rate,
             "foretold_images_per_s_interval": capacity.interval,
-            "images_per_s_of_users": by_users,
+            **by_users,
             "note": capacity.note if capacity.rate is None else None,
         }
 
@@ -428,6 +428,7 @@ class _Trials:
     def _row(self, recipe: str, batching: str) -> dict[str, Any]:
         """What is known of one setting."""
         row = _nothing_known(recipe, batching)
+        row |= dict.fromkeys(map(_users_column, self.users))
         row["exact"] = self._is_exact(recipe)
         row["promise"] = self.promise
         tried = self.tried.get(recipe)
@@ -472,6 +473,10 @@ class _Trials:
         return width * height / 2**20
 
 
+def _users_column(users: int) -> str:
+    return f"images_per_s_of_{users}_users"
+
+
 def _nothing_known(recipe: str, batching: str) -> dict[str, Any]:
     """The row of a setting that was not measured."""
     from benchlib.serving.model.recipes import parse_recipes
@@ -491,7 +496,6 @@ def _nothing_known(recipe: str, batching: str) -> dict[str, Any]:
         "promise",
         "foretold_images_per_s",
         "foretold_images_per_s_interval",
-        "images_per_s_of_users",
         "capacity_images_per_s",
         "capacity_images_per_s_interval",
     )

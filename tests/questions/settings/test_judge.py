@@ -61,7 +61,7 @@ def test_confirmed_settings_come_before_foretold_ones_and_near_ones_are_named(se
         ({"memory_gib": 1.5}, "b", "takes less memory: 1.5, not 2 GiB"),
         ({"memory_gib": 1.9, "batching": "continuous"}, "a", "is simpler"),
         ({"optimisations": 0}, "b", "is simpler"),
-        ({}, "a", "made more images/s in these runs"),
+        ({}, "a", "has the higher capacity of the two so far"),
     ],
 )
 def test_without_a_shown_difference_the_smaller_or_simpler_one_is_recommended(
@@ -85,8 +85,19 @@ def test_what_is_only_foretold_is_not_called_shown(setting):
     assert (decision.best, decision.runner_up, decision.shown) == ("a, serial", "b, serial", None)
     said = str(decision)
     assert said.startswith("Run a, serial: it should keep p95 < 2 s up to 9 images/s (8.1 to 9.9)")
+    assert "It is not shown to differ from b, serial: neither is confirmed under load." in said
     assert "It is not confirmed under load: there was no time for it." in said
-    assert "recommended" not in said
+    assert "recommended" not in said, "the forecasts lie apart"
+
+
+def test_forecasts_that_overlap_recommend_the_simpler_setting(setting):
+    decision = judged(
+        setting,
+        setting.row("a", 5.2, batching="dynamic"),
+        setting.row("a", 5.0),
+    )
+    assert (decision.best, decision.shown) == ("a, serial", None)
+    assert "a, serial is recommended, as it is simpler." in str(decision)
 
 
 def test_a_refused_calibration_says_why(setting):
@@ -97,7 +108,9 @@ def test_a_refused_calibration_says_why(setting):
         setting.row("b", 5.0, **CONFIRMED),
     )
     assert (decision.best, decision.shown) == ("a, serial", None)
-    assert f"It is not confirmed under load: {note}." in str(decision)
+    said = str(decision)
+    assert f"It is not confirmed under load: {note}." in said
+    assert "not shown to differ from b, serial: a, serial is not confirmed under load." in said
 
 
 def test_one_setting_alone_is_chosen(setting):
