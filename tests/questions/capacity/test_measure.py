@@ -14,6 +14,7 @@ from benchlib.budget import Budget
 from benchlib.questions.capacity import measure
 from benchlib.questions.capacity.load_parts import ABOVE, CALIBRATE, CONFIRM
 from benchlib.questions.capacity.measure import CapacityPlan, LoadTest, plan_capacity
+from benchlib.questions.capacity.search import Capacity
 from benchlib.serving.engine.step_times import StepTimesBySize
 from benchlib.study.store import Run
 from tests.queueing.simulated_runs import SIZE, TIMES, simulated_run
@@ -110,7 +111,7 @@ class Bench:
         self.writer: Any = SimpleNamespace(runs=[], measure=self.measure)
         yield self.writer
 
-    def measure(self, point: Any, _: Any) -> None:
+    def measure(self, point: Any, _: Any) -> Run:
         number = len(self.points)
         self.points.append(point)
         rate = getattr(point.arrivals, "rate", 1.0)
@@ -127,9 +128,11 @@ class Bench:
             changes |= {"status": "interrupted"}
         record = self.made.record(**changes)
         telemetry = self.made.telemetry(3)
-        self.writer.runs.append(Run(record, run.requests, telemetry, self.path))
+        kept = Run(record, run.requests, telemetry, self.path)
+        self.writer.runs.append(kept)
         if number == self.interrupt_at:
             raise KeyboardInterrupt
+        return kept
 
 
 @pytest.fixture
@@ -185,6 +188,31 @@ def test_a_run_that_explains_nothing_is_made_once_more(
     assert load.first.status == "stands"
     assert len(load.at_rates.runs) == 2
     assert "It is measured once more" in capsys.readouterr().out
+
+
+def test_a_server_that_nothing_explains_is_searched_by_its_latencies(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (0, 1):
+        bench.faults[number] = {"policy": "dynamic", "noise": 0.4}
+    found = Capacity(0.5, (0.5, 0.6), ((0.5, "met"),), "the budget is spent", PLAN.slo)
+    asked: dict[str, Any] = {}
+
+    def search(*_: Any, **options: Any) -> Capacity:
+        asked.update(options)
+        return found
+
+    monkeypatch.setattr(measure, "find_capacity", search)
+    load = bench.load_test(8)
+    assert load.calibrate().refusal is not None
+    assert asked["budget_min"] <= load.budget.left_s / 60
+    assert load.capacity_ends == (0.5, 0.6)
+    assert load.confirm()["verdict"].tolist() == [], "there is no estimate to confirm"
+    assert load.curve().empty
+    assert load.foretold_users().empty
+    said = answer(load)
+    assert said.startswith("No capacity is foretold for SDXL (sdxl-random; baseline, serial): ")
+    assert "The capacity within p95 < 3 s is 0.5 to 0.6 images/s." in said
 
 
 def test_a_server_that_became_slower_gets_a_new_estimate(bench: Bench) -> None:

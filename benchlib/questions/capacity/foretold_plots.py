@@ -1,0 +1,211 @@
+"""Plots of what is foretold at many loads, with the measured runs as marks on it.
+
+Knows a Calibration's curve, and a row for each run. Ignorant of how anything was foretold, and of
+plots where nothing was (plots.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from benchlib.questions.capacity.load_marks import (
+    LATENCIES,
+    THROUGHPUT,
+    USERS,
+    Ends,
+    Record,
+    draw_capacity,
+    draw_run_marks,
+    draw_verdicts,
+    finish_load_plot,
+    known_floats,
+    valid_runs,
+    where_it_breaks,
+)
+from benchlib.study import figure
+from benchlib.study.figure import whole_ticks
+from benchlib.study.slo import Slo
+from benchlib.study.wording import counted, number
+
+FORETOLD = {
+    "throughput_images_per_s": "images_per_s",
+    "latency_p95_s": "p95_s",
+    "latency_p50_s": "p50_s",
+}
+"""The column of foretold users for each column of the summary."""
+HIGHEST_LATENCY = 2.0
+"""The curve rises without end; so many times the promise show where it passes."""
+OFFERED = "offered_images_per_s"
+
+
+def foretold_rates(predicted: pd.DataFrame | None) -> pd.DataFrame:
+    """The predicted rates that the server keeps up with; without rows where nothing is foretold."""
+    if predicted is None or not len(predicted):
+        return pd.DataFrame({"rate": []})
+    is_known = predicted["stable"].astype(bool) & predicted["promised_s"].notna()
+    return predicted[is_known].sort_values("rate")
+
+
+def draw_foretold_users(
+    upper: Axes, summary: pd.DataFrame, record: Record, predicted: pd.DataFrame
+) -> Axes:
+    """Draws plots.load_curve with lines of what is predicted for users, and a mark for each run."""
+    runs, left_out = valid_runs(summary, "users", THROUGHPUT.name)
+    lower = figure.panel_below(upper)
+    users = predicted["users"].astype(float)
+
+    # 1) Lines of what is foretold, and the runs' marks.
+    labels = []
+    for ax, column in ((upper, THROUGHPUT), *((lower, column) for column in LATENCIES)):
+        foretold = predicted[FORETOLD[column.name]].astype(float)
+        ax.plot(users, foretold, color=column.colour, linewidth=1.5)
+        if len(runs):
+            draw_run_marks(ax, runs, "users", column, line=False)
+        if column.label:
+            labels.append((float(foretold.iloc[-1]), column.label, column.colour))
+
+    # 2) Axes and labels.
+    upper.plot([], [], color="black", linewidth=1.5, label="foretold (lines)")
+    if len(runs):
+        upper.plot([], [], "D", color="black", markersize=5, label="measured in a run (marks)")
+    lower.set_xlim(0, 1.08 * users.max())
+    lower.set_xlabel(USERS)
+    whole_ticks(lower.xaxis)
+    for ax, label in ((upper, "throughput, images/s"), (lower, "latency, s")):
+        _, top = ax.get_ylim()
+        ax.set_ylim(0, 1.1 * top)
+        ax.set_ylabel(label)
+    figure.label_at_right(lower, labels)
+    pad = figure.legend_above(upper)
+
+    # 3) Words.
+    most = predicted.iloc[-1]
+    people = counted(most["users"], "user")
+    finding = f"{people} get {number(most['images_per_s'])} images/s (foretold)"
+    points = [
+        f"{number(row['images_per_s'])} images/s with {counted(row['users'], 'user')}"
+        for _, row in predicted.iterrows()
+    ]
+    alt = f"Foretold throughput over latency, by users: {'; '.join(points)}."
+    source = figure.study_of(record, len(runs), "run")
+    return figure.finish(
+        upper, record, finding + left_out, alt, pad=pad, source=source, lowest=lower
+    )
+
+
+def draw_foretold_stick(
+    ax: Axes,
+    foretold: pd.DataFrame,
+    summary: pd.DataFrame,
+    record: Record,
+    *,
+    slo: str,
+    capacity: Ends,
+    comparison: pd.DataFrame | None,
+) -> Axes:
+    """Draws plots.hockey_stick with a line of what is foretold, and a mark for each run."""
+    # 1) The runs' own percentiles, at the rates that they in fact offered
+    goal = Slo.parse(slo)
+    share = f"{100 * goal.q:g}"
+    runs, left_out = valid_runs(summary, "rate")
+    took_s = known_floats(runs, f"latency_p{share}_s")
+    highest_s = np.nanmax([*took_s, HIGHEST_LATENCY * goal.latency_s])
+
+    # 2) Draw
+    ax.set_xlim(0, 1.08 * max([*known_floats(runs, OFFERED), *foretold["rate"]]))
+    ax.set_ylim(0, 1.2 * highest_s)
+    _draw_foretold(ax, foretold, "promised_s", f"foretold: {share} % take at most this")
+    _draw_own_arrivals(ax, comparison)
+    draw_verdicts(ax, runs, took_s, OFFERED)
+    silent = known_floats(runs, OFFERED)[took_s.isna()]
+    if len(silent):
+        ax.scatter(
+            silent,
+            [0.03 * highest_s] * len(silent),
+            marker="x",
+            color=figure.GREY,
+            label=f"a run without p{share}: latency drifted, or too few images",
+        )
+    draw_capacity(ax, capacity)
+    ax.axhline(goal.latency_s, color=figure.RED, linestyle="--", linewidth=1)
+    figure.label_at_right(ax, [(goal.latency_s, f"promised:\n{slo}", figure.RED)])
+
+    # 3) Words
+    finding = where_it_breaks(capacity, f"p{share}", f"{number(goal.latency_s)} s")
+    pairs = zip(foretold["promised_s"], foretold["rate"], strict=True)
+    points = [f"{number(took)} s at {number(rate)}/s" for took, rate in pairs]
+    alt = f"Foretold p{share} by offered load: {'; '.join(points)}."
+    return finish_load_plot(ax, record, runs, f"foretold: {finding}{left_out}", alt)
+
+
+def draw_foretold_goodput(
+    ax: Axes, foretold: pd.DataFrame, summary: pd.DataFrame, record: Record, within: str
+) -> Axes:
+    """Draws plots.goodput_curve with a line of what is foretold, and a mark for each run."""
+    # 1) Draw
+    runs, left_out = valid_runs(summary, "rate")
+    offered = known_floats(runs, OFFERED)
+    good = known_floats(runs, "goodput_images_per_s")
+    last_rate = 1.08 * max([*offered, *foretold["rate"]])
+    line = [0, last_rate]
+    in_time = f"all of them came {within}"
+    ax.plot(line, line, "--", color=figure.GREY, linewidth=1, label=in_time)
+    _draw_foretold(ax, foretold, "goodput_images_per_s", "foretold")
+    if len(runs):
+        label = "measured in a run"
+        ax.scatter(offered, good, s=30, marker="D", color=figure.GREEN, zorder=3, label=label)
+    ax.set_xlim(0, last_rate)
+    ax.set_ylim(0, 1.15 * max([*good, 0.5 * last_rate]))
+
+    # 2) Words
+    means = foretold["goodput_images_per_s"].astype(float)
+    best = foretold.iloc[int(means.argmax())]
+    most = f"{number(best['goodput_images_per_s'])} images/s come {within}"
+    finding = f"foretold: at most {most}, of {number(best['rate'])} asked for"
+    pairs = zip(means, foretold["rate"], strict=True)
+    points = [f"{number(mean)} of {number(rate)}" for mean, rate in pairs]
+    alt = f"Images/s {within}: {'; '.join(points)}/s."
+    return finish_load_plot(ax, record, runs, finding + left_out, alt)
+
+
+def _draw_foretold(ax: Axes, foretold: pd.DataFrame, column: str, label: str) -> None:
+    """Draws a line of what is foretold at each rate, and its band."""
+    missing = (math.nan, math.nan)
+    pairs = [pair or missing for pair in foretold[f"{column}_interval"]]
+    low, high = np.array(pairs, dtype=float).T
+    rate = foretold["rate"].astype(float)
+    ax.fill_between(rate, low, high, color=figure.BLUE, alpha=0.2, linewidth=0)
+    ax.plot(
+        rate,
+        foretold[column].astype(float),
+        color=figure.BLUE,
+        linewidth=1.8,
+        label=f"{label}, with 95 % interval",
+    )
+
+
+def _draw_own_arrivals(ax: Axes, comparison: pd.DataFrame | None) -> None:
+    """Draws a bar for each run: what was foretold for the arrivals that it happened to have."""
+    if comparison is None or not len(comparison):
+        return
+    judged = comparison[comparison["foretold_s"].notna()]
+    if not len(judged):
+        return
+    ends_s = np.array(judged["foretold_s"].tolist(), dtype=float)
+    middle_s = ends_s.mean(axis=1)
+    lengths_s = figure.whisker_lengths(middle_s, ends_s)
+    ax.errorbar(
+        judged["offered_images_per_s"],
+        middle_s,
+        yerr=lengths_s,
+        fmt="none",
+        ecolor=figure.PURPLE,
+        elinewidth=4,
+        capsize=9,
+        capthick=2,
+        label="foretold for the run's own arrivals (99 %)",
+    )
