@@ -16,7 +16,7 @@ from benchlib import (
     watch_memory,
 )
 from benchlib.questions.anatomy import measure
-from benchlib.questions.anatomy.judge import MATMUL, judge_images, memory_growth
+from benchlib.questions.anatomy.judge import MATMUL, judge_images, launch_shares, memory_growth
 from benchlib.questions.anatomy.rounds import WARM_IMAGES
 from benchlib.rows import STAGES
 
@@ -155,6 +155,18 @@ def test_each_size_is_warmed_before_it_counts_and_by_images_that_count_nowhere(r
     assert warm["index"].max() < rows[rows["phase"] == "measure"]["index"].min()
     assert (warm.groupby("width").size() <= WARM_IMAGES).all()
     assert run.record["outcome"]["window_start_s"] >= warm["done_s"].max()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+def test_on_cuda_it_is_known_how_long_python_takes_to_start_a_step(tmp_path):
+    on_gpu = load_pipeline("tiny", device="cuda")
+    found = dissect(on_gpu, sizes=[64, 128], steps=[2, 4], repeat=5, results=tmp_path)
+    launches = found.requests["launch_s"]
+    assert (launches > 0).all()
+    assert (launches < found.requests["denoise_s"]).all()
+    shares = launch_shares(found.requests)
+    assert shares["width"].tolist() == [64, 128]
+    assert (shares["share"] > 0.5).all(), "a tiny model's kernels are shorter than their calls"
 
 
 def test_a_budget_holds_time_for_what_follows_the_images(pipe, tmp_path, capsys):
