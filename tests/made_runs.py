@@ -278,6 +278,7 @@ def make_setting(recipe: str, images_per_s: float | None, **changes: Any) -> dic
         "confirmed": False,
         "runs": 2 if is_confirmed else 0,
         "confirming_images": 60 if is_confirmed else 0,
+        "confirming_rate": 4.75 if is_confirmed else None,
         "energy_per_image_j": None,
         "note": None,
         "error": None,

@@ -33,6 +33,9 @@ FINALISTS = 2
 LESS_MEMORY = 0.9
 """Memory differs if the smaller one is below this share of the larger one."""
 
+PROCESS_MEMORY = "process RSS"
+"""Memory of the whole process. It holds what earlier settings left, so it prefers no setting."""
+
 SIMPLICITY = ("serial", "dynamic", "continuous")
 """The ways to batch, the simplest first."""
 
@@ -170,7 +173,8 @@ def _confirmed_words(row: Mapping[Any, Any]) -> str:
     """How well the capacity of a setting is known."""
     if row["confirmed"]:
         images = counted(row["confirming_images"], "image")
-        return f"This is confirmed under load, by {images} in {counted(row['runs'], 'run')}."
+        runs = f"{counted(row['runs'], 'run')} at {number(row['confirming_rate'])} images/s"
+        return f"This is confirmed under load, by {images} in {runs}."
     reason = row["note"] or "there was no time for it"
     return f"This is foretold from images made alone. It is not confirmed under load: {reason}."
 
@@ -407,7 +411,8 @@ def _preferred(
 ) -> tuple[dict[Any, Any], dict[Any, Any], str]:
     """Of two settings that are not shown to differ, the one to run, the other one, and why."""
     smaller, larger = sorted((best, second), key=lambda row: float(row["memory_gib"]))
-    if smaller["memory_gib"] < LESS_MEMORY * larger["memory_gib"]:
+    is_own = smaller["memory_of"] != PROCESS_MEMORY
+    if is_own and smaller["memory_gib"] < LESS_MEMORY * larger["memory_gib"]:
         gib = f"{number(smaller['memory_gib'])}, not {number(larger['memory_gib'])} GiB"
         return smaller, larger, f"takes less memory: {gib}"
     simpler, other = sorted((best, second), key=_complexity)

@@ -180,8 +180,8 @@ def try_settings(
       a column for each of `users`.
     - `capacity_images_per_s`: the calibrated capacity if it is `confirmed`, else the foretold one,
       with its interval.
-    - `runs`, `confirming_images`: how many runs and images confirm it. `note` says how well they
-      fit, or why it is not confirmed.
+    - `runs`, `confirming_images`, `confirming_rate`: how many runs and images confirm it, at which
+      rate in images/s. `note` says how well they fit, or why it is not confirmed.
     - `error`: why the setting was not measured, or None.
 
     Images have `num_inference_steps` steps, or else `steps_share` of the model's own number, or
@@ -504,6 +504,7 @@ def _nothing_known(recipe: str, batching: str) -> dict[str, Any]:
         "confirmed": False,
         "runs": 0,
         "confirming_images": 0,
+        "confirming_rate": None,
         "energy_per_image_j": None,
         "note": None,
         "error": None,
@@ -541,6 +542,7 @@ def _confirmed_figures(found: Confirmed | None) -> dict[str, Any]:
         "capacity_images_per_s": capacity.rate,
         "capacity_images_per_s_interval": capacity.interval,
         "confirming_images": capacity.images,
+        "confirming_rate": found.rate,
         "confirmed": True,
     }
 

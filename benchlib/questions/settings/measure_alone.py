@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchlib import telemetry
 from benchlib.load.arrivals import ClosedLoop
+from benchlib.questions.settings.judge import PROCESS_MEMORY
 from benchlib.questions.settings.pictures import Album, take_pictures
 from benchlib.serving.engine.options import EngineOptions
 
@@ -214,7 +215,7 @@ def _warm_buckets(pipe: SDXLPipeline, batching: str) -> float:
 
 def _memory_of(pipe: SDXLPipeline) -> str | None:
     """Which memory a peak is of."""
-    kinds = {"cuda": "GPU, reserved", "cpu": "process RSS"}
+    kinds = {"cuda": "GPU, reserved", "cpu": PROCESS_MEMORY}
     return kinds.get(pipe.device.type)
 
 

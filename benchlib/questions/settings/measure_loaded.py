@@ -82,8 +82,9 @@ class ConfirmPlan:
 
 @dataclass
 class Confirmed:
-    """The runs of a finalist, and what they show."""
+    """The runs of a finalist at `rate` images/s, and what they show."""
 
+    rate: float
     runs: list[Run] = field(default_factory=list)
     calibration: Calibration | None = None
     capacity: PredictedCapacity | None = None
@@ -158,7 +159,7 @@ def confirm(
     print(f"{names}: confirmed by runs in turns", flush=True)
 
     # 1) The runs; once the servers are up, it is known how many images fit.
-    confirmed = {finalist.name: Confirmed() for finalist in finalists}
+    confirmed = {finalist.name: Confirmed(plan.rate) for finalist in finalists}
     groups = _groups(finalists)
     with budget.measuring("the confirming runs"):
         for together in groups:

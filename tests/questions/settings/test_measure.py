@@ -299,6 +299,7 @@ def test_the_best_two_are_confirmed_in_turns_with_equal_arrivals(world, tmp_path
     assert rows.loc["bf16", "capacity_images_per_s"] == pytest.approx(1.9)
     assert rows.loc["bf16", "foretold_images_per_s"] == 2.0
     assert rows.loc["bf16", "confirming_images"] == 60
+    assert rows.loc["bf16", "confirming_rate"] == pytest.approx(0.95 * 1.6)
     assert rows.loc["channels-last", "capacity_images_per_s"] == 1.0
     assert rows.loc["bf16", "images_per_s_of_3_users"] == 3.0
     decision = decide(frame, memory_limit_gib=4.0)
