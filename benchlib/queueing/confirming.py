@@ -26,7 +26,6 @@ from benchlib.study.latency import percentile
 from benchlib.study.services import Floats, as_floats, services
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
-from benchlib.study.validity import invalid_reason
 from benchlib.study.wording import counted, number
 
 if TYPE_CHECKING:
@@ -89,10 +88,8 @@ def confirmation(calibration: Calibration, run: Run, *, slo: str) -> Confirmatio
     images = services(run.requests)
     is_counted = images["phase"].to_numpy() == "measure"
     count = int(is_counted.sum())
-    reason = invalid_reason(run.record, run.requests)
-    if calibration.refusal is not None:
-        reason = f"there is no estimate: {calibration.refusal}"
-    if reason and run.record["status"] != "interrupted":
+    reason = _why_not_judged(calibration, run)
+    if reason is not None:
         return Confirmation(rate, count, "not judged", reason, run=run)
     if count < LEAST_IMAGES:
         few = f"{LEAST_IMAGES} images are needed"
@@ -128,6 +125,21 @@ def confirmation(calibration: Calibration, run: Run, *, slo: str) -> Confirmatio
         typical_off=float(np.median(off_s)) / mean_s,
         run=run,
     )
+
+
+def _why_not_judged(calibration: Calibration, run: Run) -> str | None:
+    """Why a run says nothing of an estimate, or None.
+
+    A generator that fell behind is no reason: the moments at which it sent are simulated.
+    """
+    if calibration.refusal is not None:
+        return f"there is no estimate: {calibration.refusal}"
+    if run.record["status"] not in ("finished", "interrupted"):
+        return f"the run was {run.record['status']}: {run.record['error']}"
+    graphs = (run.record["outcome"] or {}).get("graphs_made")
+    if graphs:
+        return f"the server compiled or recorded {graphs} graphs during the run"
+    return None
 
 
 def typical_seed(

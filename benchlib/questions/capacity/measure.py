@@ -247,8 +247,8 @@ class LoadTest:
 
         # 3) All runs together
         agreeing = [one.run for one in self.confirmations if one.run is not None]
-        if agreeing and not self._is_contradicted:
-            self._calibrate_by([*self._basis, *agreeing])
+        agrees = bool(agreeing) and not self._is_contradicted
+        if agrees and self._calibrate_by([*self._basis, *agreeing]):
             print(f"All runs together: {self.capacity}", flush=True)
         return self.comparison()
 

@@ -105,9 +105,11 @@ class Outlook:
         confirmed = [one for one in self.confirmations if one.verdict == CONFIRMED]
         if confirmed:
             return f"confirmed by {_listed([_made_in_time(one) for one in confirmed])}"
+        contradicting = [one for one in self.confirmations if one.verdict == NOT_CONFIRMED]
+        if contradicting:
+            return f"not confirmed by {_with_reasons(contradicting)}"
         if self.confirmations:
-            runs = [f"{_made(one)}: {_why(one)}" for one in self.confirmations]
-            return f"not confirmed by {'; '.join(runs)}"
+            return f"confirmed by no run: {_with_reasons(self.confirmations)}"
         return "confirmed by no run: there was no time for one"
 
     def _doubts(self) -> list[str]:
@@ -140,6 +142,10 @@ class Outlook:
 
 def _made(one: Judged) -> str:
     return f"{counted(one.images, 'image')} at {number(one.rate)}/s"
+
+
+def _with_reasons(runs: Sequence[Judged]) -> str:
+    return "; ".join(f"{_made(one)}: {_why(one)}" for one in runs)
 
 
 def _made_in_time(one: Judged) -> str:

@@ -72,7 +72,7 @@ SHORT = judged("too short", "20 images are needed")
         ),
         (
             [SHORT],
-            "not confirmed by 95 images at 1.25/s: too short, 20 images are needed.",
+            "confirmed by no run: 95 images at 1.25/s: too short, 20 images are needed.",
         ),
         ([], "confirmed by no run: there was no time for one."),
     ],
