@@ -158,8 +158,8 @@ def try_settings(
     2. A server starts for each setting, and its warm-up measures step times. With the images alone
        they foretell the capacity within the promise `slo`. Without one, 95 % of the images must
        take less than 4 times the baseline's image alone.
-    3. The best two settings are loaded in turns, `repeat` times, near the lower of the two
-       capacities. Settings that `exact_only` or `memory_limit_gib` rule out are not among them.
+    3. The best two settings are loaded in turns, `repeat` times, each near its foretold capacity.
+       Settings that `exact_only` or `memory_limit_gib` rule out are not among them.
 
     The columns of the frame; unknown is None:
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from benchlib.study.store import Run
 
 NEAR = 0.95
-"""The runs load both settings with this share of the lower of the foretold capacities."""
+"""A run loads a setting with this share of its foretold capacity: it is to be calibrated there."""
 USUAL_IMAGES = 30
 MOST_IMAGES = 60
 """How many images a run has, and has at most if time is left."""
@@ -65,19 +65,28 @@ class Finalist:
     def batching(self) -> str:
         return str(self.row["batching"])
 
+    @property
+    def rate(self) -> float:
+        """The load of its runs, in images/s."""
+        return NEAR * float(self.row["foretold_images_per_s"])
+
 
 @dataclass(frozen=True)
 class ConfirmPlan:
-    """At which rate in images/s all finalists are loaded, and by how many images in how many rounds.
+    """By how many images, in how many rounds, each finalist is loaded.
 
-    Each run begins with `warmup_s` seconds that are not counted. One run takes `run_s` seconds.
+    Each run begins with `warmup_s` seconds that are not counted. It takes `around_s` seconds besides
+    its images, the warm-up among them.
     """
 
-    rate: float
     images: int
     rounds: int
     warmup_s: float
-    run_s: float
+    around_s: float
+
+    def run_s(self, finalist: Finalist) -> float:
+        """The seconds of one run."""
+        return self.around_s + self.images / finalist.rate
 
 
 @dataclass
@@ -106,27 +115,26 @@ def plan_confirmation(
     seconds, and no more than fit.
     """
     # 1) What does not depend on the number of images
-    rates = [finalist.row["foretold_images_per_s"] for finalist in finalists]
-    rate = NEAR * min(rates)
+    rates = [finalist.rate for finalist in finalists]
     image_s = max(finalist.row["image_s"] for finalist in finalists)
     warmup_s = max(1.0, 2 * image_s)
     around_s = warmup_s + budget.cost("start of a run", START_S)
     free_s = budget.left_s - starts_s - budget.cost("calibrations", CALIBRATE_S)
 
     # 2) As many rounds, and as many images, as fit
-    wanted = min(MOST_IMAGES, max(USUAL_IMAGES, math.ceil(USUAL_S * rate)))
     most = MOST_IMAGES
+    wanted = min(most, max(USUAL_IMAGES, math.ceil(USUAL_S * max(rates))))
     if duration_s is not None:
-        wanted = most = max(1, math.ceil(duration_s * rate))
+        wanted = most = max(1, math.ceil(duration_s * min(rates)))
     for fitting_rounds in range(rounds, 0, -1):
         images = wanted
         if math.isfinite(free_s):
-            share_s = free_s / (fitting_rounds * len(finalists))
-            images = min(most, math.floor((share_s - around_s) * rate))
+            loaded_s = free_s / fitting_rounds - len(finalists) * around_s
+            seconds_an_image = sum(1 / rate for rate in rates)
+            images = min(most, math.floor(loaded_s / seconds_an_image))
         least = min(most, math.ceil(LEAST_CONFIRMING / fitting_rounds))
         if images >= least:
-            run_s = around_s + images / rate
-            return ConfirmPlan(rate, images, fitting_rounds, warmup_s, run_s)
+            return ConfirmPlan(images, fitting_rounds, warmup_s, around_s)
     return None
 
 
@@ -159,7 +167,7 @@ def confirm(
     print(f"{names}: confirmed by runs in turns", flush=True)
 
     # 1) The runs; once the servers are up, it is known how many images fit.
-    confirmed = {finalist.name: Confirmed(plan.rate) for finalist in finalists}
+    confirmed = {finalist.name: Confirmed(finalist.rate) for finalist in finalists}
     groups = _groups(finalists)
     with budget.measuring("the confirming runs"):
         for together in groups:
@@ -167,10 +175,10 @@ def confirm(
                 if len(groups) == 1:
                     plan = plan_confirmation(finalists, budget, **options) or plan
                 for finalist, server, turn in _turns(together, servers, plan.rounds):
-                    if plan.run_s > budget.cut_s:
+                    if plan.run_s(finalist) > budget.cut_s:
                         print("no time is left for the other confirming runs", flush=True)
                         break
-                    point = _point(plan, server, steps, turn, budget)
+                    point = _point(plan, finalist, server, steps, turn, budget)
                     _measure(confirmed[finalist.name], point, server, plan, budget, writer)
 
     # 2) What they show.
@@ -230,19 +238,20 @@ def _turns(
 
 def _point(
     plan: ConfirmPlan,
+    finalist: Finalist,
     server: Server,
     steps: int,
     turn: int,
     budget: Budget,
 ) -> Point:
-    """A run of round `turn`. All finalists of a round have the same arrivals."""
+    """A run of round `turn`. All finalists of a round have the same seed."""
     latest_s = budget.cut_s
     return Point(
-        OpenLoop(plan.rate),
+        OpenLoop(finalist.rate),
         Workload(num_inference_steps=steps),
         server,
         requests=plan.images,
-        duration_s=1.5 * plan.images / plan.rate,
+        duration_s=1.5 * plan.images / finalist.rate,
         warmup_s=plan.warmup_s,
         max_s=latest_s if math.isfinite(latest_s) else None,
         seed=turn,
@@ -259,7 +268,7 @@ def _measure(
 ) -> None:
     """Makes one run, and remembers what it took besides its images."""
     target = server.spec
-    rate = number(plan.rate)
+    rate = number(found.rate)
     words = f"{target['recipe']}, {target['batching']}: {counted(plan.images, 'image')}"
     print(f"{words} at {rate} images/s, round {point.seed + 1} of {plan.rounds}", flush=True)
     began_s = budget.used_s
