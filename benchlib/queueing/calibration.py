@@ -353,14 +353,20 @@ def _members(images: pd.DataFrame) -> Integers:
 
 
 def _step_s(step_s: Floats, work: AskedWork, batch: Floats) -> Floats:
-    """Seconds of a step of each request in its mean batch, between two rows in a straight line."""
+    """Seconds of a step of each request in its mean batch, all members being like itself.
+
+    A mean batch of 1.3 comes from steps alone and steps of two. So the line is drawn between whole
+    requests: between whole rows it would pass through batches that padding makes as long as larger
+    ones.
+    """
     most = step_s.shape[1] - 1
-    rows = np.clip(batch * work.rows, 1, most)
-    below = np.floor(rows).astype(np.int64)
-    above = np.minimum(below + 1, most)
-    share = rows - below
-    fewer_s = step_s[work.size, below]
-    more_s = step_s[work.size, above]
+    fewer = np.floor(batch)
+    more = np.ceil(batch)
+    fewer_rows = np.clip(fewer * work.rows, 1, most).astype(np.int64)
+    more_rows = np.clip(more * work.rows, 1, most).astype(np.int64)
+    fewer_s = step_s[work.size, fewer_rows]
+    more_s = step_s[work.size, more_rows]
+    share = batch - fewer
     interpolated: Floats = fewer_s + share * (more_s - fewer_s)
     return interpolated
 

@@ -517,6 +517,7 @@ def _breaches_of(one: Replay, lane: Lane) -> list[Breach]:
         if not isinstance(lane, SerialLane):
             batch = as_floats(images["batch_size"])
             breaches.append(misfit.depends_on_batch(ratio, batch, by_chance))
+            breaches.append(misfit.few_shared_steps(batch))
 
     # 2) The latencies beside the simulated ones
     residual_s = as_floats(one.images["residual_s"])

@@ -151,3 +151,11 @@ def test_step_times_alone_foretell_a_plan(batching):
     measured = calibrate(simulated_run(batching, rate=RATES[batching], requests=200))
     low, high = plan.capacity("p95 < 3 s").interval
     assert low < measured.capacity("p95 < 3 s").rate < high
+
+
+def test_shared_steps_that_no_run_showed_widen_the_estimate():
+    run = simulated_run("continuous", rate=0.1, requests=60)
+    (breach,) = calibrate(run).breaches
+    assert "shared steps" in breach.words
+    seen = calibrate(simulated_run("continuous", rate=1.2, requests=60))
+    assert seen.status == "stands"
