@@ -486,6 +486,13 @@ def _breaches(replays: Sequence[Replay], lane: Lane) -> list[Breach]:
             before = found.get(breach.assumption)
             if before is None or before.share < breach.share:
                 found[breach.assumption] = breach
+
+    # What one run did not show, another may.
+    if not isinstance(lane, SerialLane):
+        batch_size = np.concatenate([as_floats(one.images["batch_size"]) for one in replays])
+        unseen = misfit.few_shared_steps(batch_size)
+        if unseen is not None:
+            found[unseen.assumption] = unseen
     return list(found.values())
 
 
@@ -517,7 +524,6 @@ def _breaches_of(one: Replay, lane: Lane) -> list[Breach]:
         if not isinstance(lane, SerialLane):
             batch = as_floats(images["batch_size"])
             breaches.append(misfit.depends_on_batch(ratio, batch, by_chance))
-            breaches.append(misfit.few_shared_steps(batch))
 
     # 2) The latencies beside the simulated ones
     residual_s = as_floats(one.images["residual_s"])
