@@ -51,6 +51,7 @@ class Outlook:
     - `users`: a row for each closed loop: `users`, `images_per_s`, `mean_s`, `in_time` (a share).
     - `confirmations`: the runs that judge this estimate. `former`: those that led to it, since they
       contradicted an earlier one.
+    - `interrupted`: a person ended the measuring.
     """
 
     server: str
@@ -67,6 +68,7 @@ class Outlook:
     users: pd.DataFrame
     confirmations: tuple[Judged, ...] = ()
     former: tuple[Judged, ...] = ()
+    interrupted: bool = False
 
     def lines(self) -> list[str]:
         """A sentence on the capacity, then on doubts, the highest throughput and users."""
@@ -110,7 +112,8 @@ class Outlook:
             return f"not confirmed by {_with_reasons(contradicting)}"
         if self.confirmations:
             return f"confirmed by no run: {_with_reasons(self.confirmations)}"
-        return "confirmed by no run: there was no time for one"
+        reason = "measuring was interrupted" if self.interrupted else "there was no time for one"
+        return f"confirmed by no run: {reason}"
 
     def _doubts(self) -> list[str]:
         """Runs that differ from what others confirm, and why the interval is wide."""
@@ -120,7 +123,7 @@ class Outlook:
             lines += [f"{_made(one)} did not confirm it: {_why(one)}." for one in others]
         if self.breaches:
             reasons = "; ".join(self.breaches[:MOST_REASONS])
-            lines.append(f"The interval is wider than chance alone makes it: {reasons}.")
+            lines.append(f"The estimate is widened: {reasons}.")
         return lines
 
     def _most_line(self) -> str:

@@ -107,9 +107,7 @@ def test_users_and_the_highest_throughput_have_a_sentence_each():
 
 def test_a_wider_interval_has_its_reasons():
     _, wider, *_ = lines(breaches=("images became 5 % slower", "a pause", "a third reason"))
-    assert wider == (
-        "The interval is wider than chance alone makes it: images became 5 % slower; a pause."
-    )
+    assert wider == ("The estimate is widened: images became 5 % slower; a pause.")
 
 
 def test_the_tiny_model_is_not_taken_for_sdxl():
@@ -120,6 +118,11 @@ def test_the_tiny_model_is_not_taken_for_sdxl():
 def test_an_estimate_from_images_made_alone_says_so():
     first, *_ = lines(is_loaded=False, images=5)
     assert "foretold from 5 images made alone, before any load, and confirmed by no run" in first
+
+
+def test_an_interrupt_is_why_no_run_confirms():
+    first, *_ = lines(interrupted=True)
+    assert first == f"{UP_TO}confirmed by no run: measuring was interrupted."
 
 
 def test_a_promise_that_no_rate_keeps():
