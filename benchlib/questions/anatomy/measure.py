@@ -55,7 +55,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "sizes": [512, 768, 1024],
         "steps": [10, 20, 30, 50],
         "repeat": 10,
-        "budget_min": 30,
+        "budget_min": 8,
     },
 }
 """The arguments of dissect() in each profile."""
