@@ -27,6 +27,7 @@ from benchlib.questions.settings.measure_alone import Asked, Served, Tried, try_
 from benchlib.questions.settings.measure_loaded import (
     CALIBRATE_S,
     LEAST_CONFIRMING,
+    NEAR,
     RECOMPILE_S,
     START_S,
     USUAL_IMAGES,
@@ -158,8 +159,9 @@ def try_settings(
     2. A server starts for each setting, and its warm-up measures step times. With the images alone
        they foretell the capacity within the promise `slo`. Without one, 95 % of the images must
        take less than 4 times the baseline's image alone.
-    3. The best two settings are loaded in turns, `repeat` times, each near its foretold capacity.
-       Settings that `exact_only` or `memory_limit_gib` rule out are not among them.
+    3. The best two settings are loaded in turns, `repeat` times, each with 0.8 of its foretold
+       capacity, or less if it can't keep up. Settings that `exact_only` or `memory_limit_gib` rule
+       out are not among them.
 
     The columns of the frame; unknown is None:
 
@@ -384,7 +386,7 @@ class _Trials:
         fixed_s = loads_s + self.budget.cost("calibrations", CALIBRATE_S)
         around_s = self.budget.cost("start of a run", START_S) + max(1.0, 2 * image_s)
         # A promise leaves about two thirds of the throughput.
-        per_image_s = 1.5 * image_s
+        per_image_s = 1.5 * image_s / NEAR
         least_s = fixed_s + FINALISTS * (around_s + LEAST_CONFIRMING * per_image_s)
         usual_s = fixed_s + FINALISTS * rounds * (around_s + USUAL_IMAGES * per_image_s)
         return min(usual_s, max(least_s, CONFIRM_SHARE * self.budget.seconds))

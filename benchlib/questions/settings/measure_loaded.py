@@ -18,6 +18,7 @@ from benchlib.load.workload import Workload
 from benchlib.machine import available_memory_gib
 from benchlib.queueing.estimates import LEAST_IMAGES, calibrate
 from benchlib.run import Point
+from benchlib.study.slo import Slo
 from benchlib.study.wording import counted, number
 from benchlib.telemetry import GIB, cuda_in_use
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from benchlib.serving.server import Server
     from benchlib.study.store import Run
 
-NEAR = 0.95
+NEAR = 0.8
 """A run loads a setting with this share of its foretold capacity: it is to be calibrated there."""
+MOST_LATE = 0.5
+"""If more than this share of a run's images break the promise, the forecast was far too high."""
 USUAL_IMAGES = 30
 MOST_IMAGES = 60
 """How many images a run has, and has at most if time is left."""
@@ -84,14 +87,14 @@ class ConfirmPlan:
     warmup_s: float
     around_s: float
 
-    def run_s(self, finalist: Finalist) -> float:
-        """The seconds of one run."""
-        return self.around_s + self.images / finalist.rate
+    def run_s(self, rate: float) -> float:
+        """The seconds of a run at `rate` images/s."""
+        return self.around_s + self.images / rate
 
 
 @dataclass
 class Confirmed:
-    """The runs of a finalist at `rate` images/s, and what they show."""
+    """The runs of a finalist, the next of which is at `rate` images/s, and what they show."""
 
     rate: float
     runs: list[Run] = field(default_factory=list)
@@ -175,11 +178,12 @@ def confirm(
                 if len(groups) == 1:
                     plan = plan_confirmation(finalists, budget, **options) or plan
                 for finalist, server, turn in _turns(together, servers, plan.rounds):
-                    if plan.run_s(finalist) > budget.cut_s:
+                    found = confirmed[finalist.name]
+                    if plan.run_s(found.rate) > budget.cut_s:
                         print("no time is left for the other confirming runs", flush=True)
                         break
-                    point = _point(plan, finalist, server, steps, turn, budget)
-                    _measure(confirmed[finalist.name], point, server, plan, budget, writer)
+                    point = _point(plan, found.rate, server, steps, turn, budget)
+                    _measure(found, point, server, plan, promise, budget, writer)
 
     # 2) What they show.
     with budget.timed("calibrations"):
@@ -238,20 +242,20 @@ def _turns(
 
 def _point(
     plan: ConfirmPlan,
-    finalist: Finalist,
+    rate: float,
     server: Server,
     steps: int,
     turn: int,
     budget: Budget,
 ) -> Point:
-    """A run of round `turn`. All finalists of a round have the same seed."""
+    """A run of round `turn` at `rate` images/s. All finalists of a round have the same seed."""
     latest_s = budget.cut_s
     return Point(
-        OpenLoop(finalist.rate),
+        OpenLoop(rate),
         Workload(num_inference_steps=steps),
         server,
         requests=plan.images,
-        duration_s=1.5 * plan.images / finalist.rate,
+        duration_s=1.5 * plan.images / rate,
         warmup_s=plan.warmup_s,
         max_s=latest_s if math.isfinite(latest_s) else None,
         seed=turn,
@@ -263,10 +267,14 @@ def _measure(
     point: Point,
     server: Server,
     plan: ConfirmPlan,
+    promise: str,
     budget: Budget,
     writer: Writer,
 ) -> None:
-    """Makes one run, and remembers what it took besides its images."""
+    """Makes one run, and remembers what it took besides its images.
+
+    A run that the server can't keep up with is not counted, and the next one has half its rate.
+    """
     target = server.spec
     rate = number(found.rate)
     words = f"{target['recipe']}, {target['batching']}: {counted(plan.images, 'image')}"
@@ -276,6 +284,12 @@ def _measure(
         run = writer.measure(point, server)
     except GeneratorError as failure:
         print(f"passed over: {failure}", flush=True)
+        return
+    limit_s = Slo.parse(promise).latency_s
+    late = float((run.requests["latency_s"] > limit_s).mean())
+    if late > MOST_LATE and plan.run_s(found.rate / 2) < budget.left_s:
+        found.rate /= 2
+        print(f"it can't keep up: the next run is at {number(found.rate)} images/s", flush=True)
         return
     found.runs.append(run)
     last_s = float(run.requests["scheduled_s"].max())

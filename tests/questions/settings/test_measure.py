@@ -83,7 +83,7 @@ def test_images_alone_are_kept_as_runs_and_the_best_two_are_loaded(tried):
     foretold = dict(zip(frame["recipe"], frame["foretold_images_per_s"], strict=True))
     for run in runs[2:]:
         capacity = foretold[run.spec["target"]["recipe"]]
-        assert run.spec["arrivals"]["rate"] == pytest.approx(0.95 * capacity)
+        assert run.spec["arrivals"]["rate"] == pytest.approx(0.8 * capacity)
 
 
 def test_a_setting_that_fails_says_why_and_is_not_chosen(tried):
@@ -136,6 +136,7 @@ class FakeWorld:
         self.loaded = []
         self.runs = []
         self.capacities = {}
+        self.keeps_up_to = {}
         self.loads_s = dict(LOADS_S)
         self.interrupted_by = None
 
@@ -191,11 +192,16 @@ class FakeWorld:
         spec = target.spec
         self.runs.append((spec["recipe"], spec["batching"], point.seed, point.requests))
         record, *frames = self.made.run(
-            [0.5] * point.requests, gap_s=1 / point.arrivals.rate, target=spec
+            [self.latency_s(spec, point.arrivals.rate)] * point.requests,
+            gap_s=1 / point.arrivals.rate,
+            target=spec,
         )
         run = Run(record, *frames, Path(writer.folder) / f"run-{len(self.runs)}")
         writer.runs.append(run)
         return run
+
+    def latency_s(self, spec, rate):
+        return 0.5 if rate <= self.keeps_up_to.get(spec["recipe"], 100.0) else 5.0
 
     def calibrate(self, runs):
         recipe = runs[0].spec["target"]["recipe"]
@@ -302,12 +308,23 @@ def test_the_best_two_are_confirmed_in_turns_each_near_its_capacity(world, tmp_p
     assert rows.loc["bf16", "capacity_images_per_s"] == pytest.approx(1.9)
     assert rows.loc["bf16", "foretold_images_per_s"] == 2.0
     assert rows.loc["bf16", "confirming_images"] == 60
-    assert rows.loc["bf16", "confirming_rate"] == pytest.approx(0.95 * 2.0)
+    assert rows.loc["bf16", "confirming_rate"] == pytest.approx(0.8 * 2.0)
     assert rows.loc["channels-last", "capacity_images_per_s"] == 1.0
     assert rows.loc["bf16", "images_per_s_of_3_users"] == 3.0
     decision = decide(frame, memory_limit_gib=4.0)
     assert (decision.best, decision.shown) == ("bf16, serial", True)
     assert decision.times_interval == pytest.approx((1.215, 1.286), abs=0.002)
+
+
+def test_a_setting_that_cannot_keep_up_is_loaded_less(world, tmp_path, capsys):
+    world.capacities = {"bf16": 2.0}
+    world.keeps_up_to = {"bf16": 1.0}
+    frame, runs, _ = try_all(world, tmp_path, (BASELINE, "bf16"))
+    assert [recipe for recipe, *_ in world.runs] == ["bf16", BASELINE] * 2
+    assert "it can't keep up: the next run is at 0.8 images/s" in capsys.readouterr().out
+    bf16 = frame.set_index("recipe").loc["bf16"]
+    assert (bf16["runs"], bf16["confirming_images"], bf16["confirming_rate"]) == (1, 30, 0.8)
+    assert len(runs) == 6, "the run that was too much is kept"
 
 
 def test_what_is_ruled_out_is_not_confirmed(world, tmp_path):
