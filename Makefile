@@ -9,7 +9,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup workbook test check lab slow truth coverage serving policies gpu live reference
+.PHONY: setup workbook test check lab slow truth coverage answers serving policies gpu live reference
 
 setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
@@ -55,6 +55,10 @@ truth: .venv/ready
 coverage: .venv/ready
 	$(BIN)/python benchmarks/interval_coverage.py
 	$(BIN)/python benchmarks/compare_power.py
+
+# Foretold answers against simulated truth, and planted faults; ANSWERS="--quick" for a look in a minute or two.
+answers: .venv/ready
+	$(BIN)/python -m benchmarks.answers $(ANSWERS)
 
 # The server against the stock pipeline and other servers; PARTS="one mixed" for some, LitServe by its extra alone.
 serving: .venv/ready

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 ONE_LANE = "serial"
 MOST_SIMULATED = 1000
 """For longer runs permuted blocks show as much as simulated runs, and take less time."""
+CLEAR_SLOPE = 3.0
+MIXTURES = 20
+"""So many simulations show how much less images vary than calls."""
+MOST_UNMIXED = 3.0
 _ALIKE = ("model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms")
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
@@ -58,6 +62,8 @@ class Replay:
 
     None where each image has the model to itself, and for a run that had no part in the fit.
     """
+    residual_by_chance_s: Floats | None = None
+    """Residuals of simulated runs, a row each, in seconds; None as for `by_chance`."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def _setting(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> Setting:
         differing = [name for name in _ALIKE if other.get(name) != target.get(name)]
         if differing:
             raise ValueError(f"runs: their servers differ in {differing[0]}; calibrate them apart")
-        if run.spec.get("workload") != first.get("workload"):
+        if _mix(run.spec.get("workload")) != _mix(first.get("workload")):
             raise ValueError("runs: their workloads differ; calibrate them apart")
     wait_ms = target.get("max_wait_ms") or 0.0
     step_times = target.get("step_times") or {}
@@ -135,6 +141,11 @@ def _setting(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> Setting:
         workload=first.get("workload"),
         is_timed=is_timed,
     )
+
+
+def _mix(workload: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What requests ask for, whatever the order in which they do."""
+    return {name: value for name, value in (workload or {}).items() if name != "seed"}
 
 
 # ---- one request at a time
@@ -250,15 +261,17 @@ def _fit_batches(
     if setting.batching == "dynamic":
         in_batch = [_members(images) for images in frames]
         members = np.minimum(np.concatenate(in_batch), setting.max_batch_size)
-    encode_ratio = together["encode_s"] / planned.encode_s[own.size, members]
-    decode_ratio = together["decode_s"] / planned.decode_s[own.size, members]
+    actual_s = _expected_denoise_s(planned.step_s * step, setting, frames, sizes)
+    ratio = denoise_s / actual_s
+    encode_s = ratio * planned.encode_s[own.size, members]
+    decode_s = ratio * planned.decode_s[own.size, members]
+    encode_ratio = together["encode_s"] / encode_s
+    decode_ratio = together["decode_s"] / decode_s
     actual = planned.scaled(
         encode=float(np.nanmedian(encode_ratio)),
         step=step,
         decode=float(np.nanmedian(decode_ratio)),
     )
-    actual_s = _expected_denoise_s(actual.step_s, setting, frames, sizes)
-    ratio = denoise_s / actual_s
 
     # 3) What the lane loses at each call
     counts = _is_measured(together) & np.isfinite(ratio)
@@ -289,6 +302,8 @@ def _fit_batches(
     lane = replace(lane, gap_s=gap.gap_s, gap_error_s=gap.error_s, after_s=np.sort(gap.after_s))
 
     # 4) The replays, with each image's own ratio
+    if np.isfinite(ratio).any():
+        lane = replace(lane, ratios=_unmixed(lane, frames))
     replays = []
     for images, of_images, in_lane_s in zip(frames, ratios, in_lane, strict=True):
         simulated_s = in_lane_s(gap.gap_s)
@@ -317,20 +332,34 @@ def _expected_denoise_s(
 
 def _of_dynamic_batches(step_s: Floats, work: AskedWork, batch: Integers) -> Floats:
     """Seconds of each image's steps; `batch` is the number of its batch, from 0."""
-    expected_s = np.empty(len(work))
+    # 1) Batch by batch, those with the fewest steps first
+    order = np.lexsort((work.steps, batch))
+    steps = work.steps[order]
+    rows = work.rows[order]
+    is_first = np.diff(batch[order], prepend=-1) != 0
+    number = np.cumsum(is_first) - 1
+    first = np.flatnonzero(is_first)
+
+    # 2) The steps since the one before it left, and the rows that took them
+    since = np.diff(steps, prepend=0)
+    since[first] = steps[first]
+    all_rows = np.bincount(number, weights=rows)
+    before = np.cumsum(rows) - rows
+    first_before = before[first]
+    left = before - first_before[number]
+    rows_now = all_rows[number] - left
     _, places = step_s.shape
-    for number in np.unique(batch):
-        members = np.flatnonzero(batch == number)
-        steps = work.steps[members]
-        rows = work.rows[members]
-        size = work.size[members[0]]
-        # The rows of step 1, 2, ...: those of all members that have so many steps.
-        step_number = np.arange(1, steps.max() + 1)
-        has_step = steps[None, :] >= step_number[:, None]
-        rows_at_step = np.minimum(has_step @ rows, places - 1)
-        seconds = step_s[size, rows_at_step]
-        until_step_s = np.cumsum(seconds)
-        expected_s[members] = until_step_s[steps - 1]
+    rows_now = np.minimum(rows_now, places - 1).astype(np.int64)
+    sizes = work.size[order]
+    size = sizes[first][number]
+    seconds = since * step_s[size, rows_now]
+
+    # 3) Until each one's last step
+    until_s = np.cumsum(seconds)
+    before_s = until_s - seconds
+    begun_s = before_s[first][number]
+    expected_s = np.empty(len(work))
+    expected_s[order] = until_s - begun_s
     return expected_s
 
 
@@ -343,6 +372,25 @@ def _batch_numbers(images: pd.DataFrame) -> Integers:
     numbers = np.empty(len(images), dtype=np.int64)
     numbers[order] = np.cumsum(is_first) - 1
     return numbers
+
+
+def _unmixed(lane: BatchLane, frames: Sequence[pd.DataFrame]) -> Floats:
+    """The lane's ratios, spread so far that simulated images vary as the measured ones do.
+
+    A call takes the relative duration of its first request. An image takes part in calls of several,
+    so that its own ratio is a mean, and varies less.
+    """
+    longest = max(frames, key=len)
+    simulated = _simulate_noise(lane, longest, MIXTURES).ratio
+    spread = float(simulated.std())
+    if not spread:
+        return lane.ratios
+    mean = float(lane.ratios.mean())
+    times = float(lane.ratios.std()) / spread
+    times = min(max(times, 1.0), MOST_UNMIXED)
+    spread_out = mean + times * (lane.ratios - mean)
+    least = 0.2 * mean
+    return np.maximum(spread_out, least)
 
 
 def _members(images: pd.DataFrame) -> Integers:
@@ -374,10 +422,12 @@ def _step_s(step_s: Floats, work: AskedWork, batch: Floats) -> Floats:
 def _ratio_by_rows(images: pd.DataFrame, work: AskedWork, ratio: Floats, places: int) -> Floats:
     """The ratio of a step under load to the planned step, for each number of rows from 0.
 
-    It is a straight line by least squares, weighted by steps, as far as batches were seen, and
-    constant beyond. Without batches of different sizes it is the mean.
+    The step times of the server say how the cost of a step grows with its rows, and the ratio is
+    the same for all, unless the run shows otherwise: by CLEAR_SLOPE standard errors. Then it is a
+    straight line by least squares, weighted by steps, as far as batches were seen, and constant
+    beyond.
     """
-    # 1) The range of rows that was seen
+    # 1) Whether a line shows
     rows = as_floats(images["batch_size"]) * work.rows
     is_known = np.isfinite(ratio) & np.isfinite(rows)
     rows = rows[is_known]
@@ -387,9 +437,17 @@ def _ratio_by_rows(images: pd.DataFrame, work: AskedWork, ratio: Floats, places:
     low, high = np.quantile(rows, [0.02, 0.98])
     if high - low < 1:
         return np.full(places, mean)
+    slope, intercept = np.polyfit(rows, ratio, 1, w=np.sqrt(steps))
+    left = ratio - intercept - slope * rows
+    mean_batch = float(images["batch_size"].mean())
+    alike = max(1.0, mean_batch)  # images of one batch share their noise
+    freedom = max(1.0, len(rows) / alike - 2)
+    variance = float(np.mean(left**2)) / freedom
+    error = math.sqrt(variance) / float(rows.std())
+    if abs(slope) < CLEAR_SLOPE * error:
+        return np.full(places, mean)
 
     # 2) A line within it
-    slope, intercept = np.polyfit(rows, ratio, 1, w=np.sqrt(steps))
     place = np.arange(places, dtype=float)
     within = np.clip(place, low, high)
     line: Floats = intercept + slope * within
@@ -443,14 +501,18 @@ def _replay(images: pd.DataFrame, ratio: Floats, in_lane_s: Floats, lane: Lane) 
     # 2) What chance alone would do
     is_counted = _is_measured(images)
     expected_s = float(lane.after_s.std())
-    by_chance = None
+    by_chance = residual_by_chance_s = None
     if isinstance(lane, BatchLane):
-        noise = _simulate_noise(lane, images)
+        many = len(images) <= MOST_SIMULATED
+        noise = _simulate_noise(lane, images, LEAST_SERIES if many else 8)
         moved_s = noise.in_lane_s - in_lane_s
         expected_s = math.hypot(expected_s, float(np.sqrt(np.mean(moved_s**2))))
-        if np.isfinite(ratio).any() and len(images) <= MOST_SIMULATED:
+        if np.isfinite(ratio).any() and many:
             by_chance = noise.ratio[:, is_counted]
-    return Replay(replayed[is_counted], expected_s, by_chance)
+            after_s = np.random.default_rng(1).choice(lane.after_s, moved_s.shape)
+            of_chance_s = moved_s + after_s - lane.after_s.mean()
+            residual_by_chance_s = of_chance_s[:, is_counted]
+    return Replay(replayed[is_counted], expected_s, by_chance, residual_by_chance_s)
 
 
 @dataclass(frozen=True)
@@ -461,14 +523,13 @@ class _Noise:
     ratio: Floats
 
 
-def _simulate_noise(lane: BatchLane, images: pd.DataFrame) -> _Noise:
+def _simulate_noise(lane: BatchLane, images: pd.DataFrame, series: int) -> _Noise:
     work = work_of(images, lane.sizes)
     sent_s = as_floats(images["sent_s"])
     random = np.random.default_rng(0)
-    many = len(images) <= MOST_SIMULATED
     in_lane_s = []
     ratios = []
-    for _ in range(LEAST_SERIES if many else 8):
+    for _ in range(series):
         dealt = random.choice(lane.ratios, len(images))
         done = lane.simulate(sent_s, work, dealt)
         in_lane_s.append(done.done_s - sent_s)

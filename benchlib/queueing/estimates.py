@@ -27,7 +27,7 @@ from benchlib.queueing.lanes import Draws, Lane, SerialLane, control_queue
 from benchlib.study import misfit
 from benchlib.study.intervals import Estimates, Interval, t_quantile
 from benchlib.study.misfit import Breach
-from benchlib.study.services import as_floats, failed_share
+from benchlib.study.services import Floats, as_floats, failed_share
 from benchlib.study.simulated import Simulation
 from benchlib.study.slo import Slo
 from benchlib.study.wording import counted, number, words
@@ -45,12 +45,25 @@ UNLOADED_SHARE = 0.06
 """How far step times that were measured without load were off on one H100, as a share."""
 LONG = {"serial": 400_000, "batches": 120_000}
 """How many requests are simulated for the estimate itself."""
-SHORT = {"serial": 60_000, "batches": 20_000}
+BUSY_LOAD = 0.9
+BUSY_TIMES = 3
+"""Above BUSY_LOAD the simulation is so many times as long, because waits change more slowly."""
+SHORT = {"serial": 40_000, "batches": 20_000}
 """How many requests show what other services would change, with common random numbers."""
-REPLICATES = {"serial": 60, "batches": 24}
+REPLICATES = 16
+"""So few are enough, since the spread of the mean service is known without them."""
 STABLE_LOAD = 0.995
 """At a higher share of the highest throughput a queue has no steady state worth a simulation."""
 SEED = 20_261_127
+MOST_STEPS = 4
+"""So often a highest rate is moved by long simulations."""
+LONGEST_STEP = 0.05
+SMALL_STEP = 0.002
+"""After a step of less than this share the slope leaves no error that matters."""
+SMALL_STRETCH = 0.03
+"""A promise that differs by less than this share moves the highest rate by the slope."""
+LEAST_SLOPE = 0.1
+"""A share in time that hardly falls with the rate counts as falling by this."""
 
 Figure = Callable[[Simulation], tuple[float, float]]
 """A figure of a simulation, and its standard error."""
@@ -128,6 +141,19 @@ class _Ensemble:
 
 
 @dataclass(frozen=True)
+class _Resamples:
+    """Lanes that other runs might have shown.
+
+    `leans` has a row for each lane: how far its mean service and its gap are off, the service as a
+    share. `variances` are those of the two, which are known without any lane.
+    """
+
+    lanes: Sequence[Lane]
+    leans: Floats
+    variances: Floats
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A lane that was fitted to runs, and how well it explains them.
 
@@ -179,6 +205,9 @@ class Calibration:
     def predict(self, rate: float, slo: str | None = None) -> Prediction:
         """What the server does at `rate` requests a second (Poisson), in the long run.
 
+        Intervals are None at a rate so high that the services' own error leaves open whether the
+        server keeps up.
+
         Raises ValueError for a rate that is not above 0, and for a promise that can't be read.
         """
         if not rate > 0 or not math.isfinite(rate):
@@ -192,19 +221,20 @@ class Calibration:
         ensemble = self._ensemble(rate)
         figures: dict[str, Any] = {}
         for name, figure in FIGURES.items():
-            figures |= self._latency(name, figure, ensemble)
+            figures |= self._latency(name, figure, ensemble, rate)
 
         # 2) The promise
         if goal is not None:
             figures |= self._latency(
-                "promised_s", lambda simulation: simulation.percentile(goal.q), ensemble
+                "promised_s", lambda simulation: simulation.percentile(goal.q), ensemble, rate
             )
-            share, (low, high) = self._share_in_time(goal.latency_s, ensemble)
+            share, interval = self._share_in_time(goal.latency_s, ensemble, rate)
+            goodput = None if interval is None else (rate * interval[0], rate * interval[1])
             figures |= {
                 "in_time": share,
-                "in_time_interval": (low, high),
+                "in_time_interval": interval,
                 "goodput_images_per_s": rate * share,
-                "goodput_images_per_s_interval": (rate * low, rate * high),
+                "goodput_images_per_s_interval": goodput,
             }
         return Prediction(rate, stable, **figures)
 
@@ -227,33 +257,26 @@ class Calibration:
 
         # 1) The rate at which the promised share comes in time
         limit_s = goal.latency_s
-        rate = self._highest_rate(limit_s, goal.q, self._long)
-        if rate is None:
+        found = self._highest_rate(limit_s, goal.q)
+        if found is None:
             note = f"a request that has the server to itself takes {number(self.service_s)} s"
             return PredictedCapacity(None, None, note=note, **facts)
 
-        # 2) The errors of services and of the simulation, turned into rates by the slope
-        _, error = self._simulation(self.lane, rate, self._long).share_within(limit_s)
-        near = [self._short_share(self.lane, k * rate, limit_s) for k in (0.97, 1.03)]
-        slope = (near[1] - near[0]) / (0.06 * rate)
-        here = self._short_share(self.lane, rate, limit_s)
-        moved = [self._short_share(lane, rate, limit_s) - here for lane in self._replicates]
-        spread = self._sampling_error(moved)
-        half = 0.0
-        if slope < 0:
-            half = 1.96 * math.hypot(spread, error) / -slope
+        # 2) The misfit: a promise and services that are off by its share
+        rate, slope, of_simulation = found
+        k = 1 + self.service_share
+        stretch = k * (1 + self.latency_share)
+        low = self._moved_rate(rate, limit_s, limit_s / stretch, slope) / k
+        high = self._moved_rate(rate, limit_s, limit_s * stretch, slope) * k
 
-        # 3) The misfit: a promise and services that are off by its share
-        low = high = rate
-        stretch = (1 + self.latency_share) * (1 + self.service_share)
-        if stretch > 1:
-            worst = self._highest_rate(limit_s / stretch, goal.q, self._short)
-            best = self._highest_rate(limit_s * stretch, goal.q, self._short)
-            middle = self._highest_rate(limit_s, goal.q, self._short) or rate
-            low = rate * (worst or 0.0) / middle / (1 + self.service_share)
-            high = rate * (best or rate) / middle * (1 + self.service_share)
-        most = self.most_images_per_s * (1 + self.service_share)
-        interval = max(0.0, low - half), min(most, high + half)
+        # 3) The errors of the services and of the simulation
+        error = math.hypot(self._rate_error(rate, limit_s, slope), of_simulation)
+        least = self._keeps_up_to(-1.96)
+        most = self._keeps_up_to(1.96)
+        interval = (
+            min(low * math.exp(-1.96 * error), least * k),
+            min(high * math.exp(1.96 * error), most * k),
+        )
         return PredictedCapacity(rate, interval, note=str(self), **facts)
 
     def replay(self, run: Run) -> pd.DataFrame:
@@ -280,107 +303,228 @@ class Calibration:
         return "serial" if isinstance(self.lane, SerialLane) else "batches"
 
     @cached_property
-    def _long(self) -> Draws:
-        lengths = SHORT if self.is_plan else LONG
-        return Draws.of(lengths[self._kind], SEED)
+    def _longest(self) -> Draws:
+        if self.is_plan:
+            return Draws.of(SHORT[self._kind], SEED)
+        return Draws.of(BUSY_TIMES * LONG[self._kind], SEED)
 
     @cached_property
     def _short(self) -> Draws:
-        return self._long.first(SHORT[self._kind])
+        return self._longest.first(SHORT[self._kind])
 
     @cached_property
-    def _replicates(self) -> list[Lane]:
+    def _resamples(self) -> _Resamples:
+        """REPLICATES lanes by the bootstrap, and how their means lie."""
+        lane = self.lane
         random = np.random.default_rng(SEED)
-        return [self.lane.resampled(random) for _ in range(REPLICATES[self._kind])]
+        lanes = [lane.resampled(random) for _ in range(REPLICATES)]
+        mean = float(lane.ratios.mean())
+        leans = [[one.ratios.mean() / mean - 1, one.gap_s - lane.gap_s] for one in lanes]
+        n = len(lane.ratios)
+        of_mean = float(lane.ratios.var(ddof=1)) / mean**2 / n if n > 1 else 0.0
+        variances = np.array([self.inflation * of_mean, lane.gap_error_s**2])
+        return _Resamples(lanes, np.array(leans), variances)
 
-    def _simulation(self, lane: Lane, rate: float, draws: Draws) -> Simulation:
+    def _long_simulation(self, rate: float) -> Simulation:
         load = rate / self.most_images_per_s
-        control_s, control_mean_s = control_queue(draws, rate, load)
-        return Simulation(lane.latencies_s(draws, rate), control_s, control_mean_s)
+        draws = self._longest
+        if load < BUSY_LOAD:
+            draws = draws.first(LONG[self._kind])
+        control = control_queue(self.lane, draws, rate, load)
+        return Simulation(self.lane.latencies_s(draws, rate), control)
 
-    def _short_share(self, lane: Lane, rate: float, limit_s: float) -> float:
-        share, _ = self._simulation(lane, rate, self._short).share_within(limit_s)
-        return share
+    def _short_simulation(self, lane: Lane, rate: float) -> Simulation:
+        """One that is compared with others of the same random numbers, which need no control."""
+        return Simulation(lane.latencies_s(self._short, rate))
+
+    def _short_logit(self, lane: Lane, rate: float, limit_s: float) -> float:
+        share, _ = self._short_simulation(lane, rate).share_within(limit_s)
+        return _logit(share)
+
+    @property
+    def _for_t(self) -> float:
+        """Student's t beside the normal: few images vary less among themselves than all do."""
+        n = max(2.0, self.images / self.inflation)
+        return t_quantile(0.975, n - 1) / 1.96
+
+    def _keeps_up_to(self, errors: float) -> float:
+        """The highest throughput, if services are by so many standard errors shorter."""
+        error = self._for_t * math.sqrt(float(self._resamples.variances[0]))
+        return self.most_images_per_s * math.exp(errors * error)
 
     def _sampling_error(self, moved: Sequence[float]) -> float:
         """The standard error by which other services move a figure.
 
-        `moved` is the figure's change in each replicate. Few images vary less among themselves than
-        all images do, so the error is enlarged as Student's t does it.
+        `moved` is the figure's change in each resample. What follows from the mean service and the
+        gap comes from their known variances, and the rest from the spread of the resamples. This
+        takes fewer resamples than a spread alone. Source: Lavenberg & Welch, "A perspective on the
+        use of control variables", Management Science 27 (1981).
         """
-        n = max(2.0, self.images / self.inflation)
-        for_t = t_quantile(0.975, n - 1) / 1.96 * math.sqrt(n / (n - 1))
-        square = float(np.mean(np.square(moved)))
-        return for_t * math.sqrt(self.inflation * square)
+        moves = np.asarray(moved)
+        if not np.isfinite(moves).all():
+            return math.inf
+        resamples = self._resamples
+        scale = np.sqrt(np.mean(resamples.leans**2, axis=0))
+        scale[scale == 0] = 1.0
+        leans = resamples.leans / scale
+        effect = np.linalg.lstsq(leans, moves, rcond=None)[0]
+        rest = moves - leans @ effect
+        of_means = float(np.sum((effect / scale) ** 2 * resamples.variances))
+        of_rest = self.inflation * float(rest @ rest) / (len(moves) - len(effect))
+        return self._for_t * math.sqrt(of_means + of_rest)
 
     def _ensemble(self, rate: float) -> _Ensemble:
-        k = 1 + self.service_share
+        here = self._short_simulation(self.lane, rate)
+        slower = faster = here
+        if self.service_share:
+            k = 1 + self.service_share
+            slower = self._short_simulation(self.lane, rate * k)
+            faster = self._short_simulation(self.lane, rate / k)
         return _Ensemble(
-            long=self._simulation(self.lane, rate, self._long),
-            here=self._simulation(self.lane, rate, self._short),
-            others=[self._simulation(lane, rate, self._short) for lane in self._replicates],
-            slower=self._simulation(self.lane, rate * k, self._short),
-            faster=self._simulation(self.lane, rate / k, self._short),
+            long=self._long_simulation(rate),
+            here=here,
+            others=[self._short_simulation(lane, rate) for lane in self._resamples.lanes],
+            slower=slower,
+            faster=faster,
         )
 
-    def _latency(self, name: str, figure: Figure, ensemble: _Ensemble) -> dict[str, Any]:
+    def _may_be_overloaded(self, rate: float) -> bool:
+        """Whether the services' error and misfit leave open that a queue at `rate` has an end."""
+        least = self._keeps_up_to(-1.96) / (1 + self.service_share)
+        return rate > STABLE_LOAD * least
+
+    def _latency(
+        self, name: str, figure: Figure, ensemble: _Ensemble, rate: float
+    ) -> dict[str, Any]:
         """A latency in seconds and its interval, by its name.
 
         Services that are longer by a share k act as a rate that is higher by k, on a clock that is
-        slower by k.
+        slower by k. Errors are relative: a latency that may be twice as long may be half as long.
         """
         point, error = figure(ensemble.long)
+        if self._may_be_overloaded(rate):
+            return {name: point, f"{name}_interval": None}
         here, _ = figure(ensemble.here)
-        moved = []
-        for simulation in ensemble.others:
-            there, _ = figure(simulation)
-            moved.append((there / here - 1) * point)
-        half = 1.96 * math.hypot(self._sampling_error(moved), error)
+        moved = [math.log(figure(simulation)[0] / here) for simulation in ensemble.others]
+        half = 1.96 * math.hypot(self._sampling_error(moved), error / point)
         k = 1 + self.service_share
+        stretch = k * (1 + self.latency_share)
         slower, _ = figure(ensemble.slower)
         faster, _ = figure(ensemble.faster)
-        low = point * faster / here / k / (1 + self.latency_share)
-        high = point * slower / here * k * (1 + self.latency_share)
-        return {name: point, f"{name}_interval": (max(0.0, low - half), high + half)}
+        low = point * faster / here / stretch
+        high = point * slower / here * stretch
+        interval = low * math.exp(-half), high * math.exp(half)
+        return {name: point, f"{name}_interval": interval}
 
     def _share_in_time(
-        self, limit_s: float, ensemble: _Ensemble
-    ) -> tuple[float, tuple[float, float]]:
-        """The share of requests that take at most `limit_s`, and its interval."""
+        self, limit_s: float, ensemble: _Ensemble, rate: float
+    ) -> tuple[float, Interval]:
+        """The share of requests that take at most `limit_s`, and its interval.
+
+        Errors are those of the logit, so that an interval stays between 0 and 1.
+        """
         share, error = ensemble.long.share_within(limit_s)
-        here, _ = ensemble.here.share_within(limit_s)
-        moved = [simulation.share_within(limit_s)[0] - here for simulation in ensemble.others]
-        half = 1.96 * math.hypot(self._sampling_error(moved), error)
+        if self._may_be_overloaded(rate):
+            return share, None
+        here = _logit(ensemble.here.share_within(limit_s)[0])
+        others = [_logit(simulation.share_within(limit_s)[0]) for simulation in ensemble.others]
+        moved = [other - here for other in others]
+        middle = _logit(share)
+        of_logit = error / max(share * (1 - share), 1e-6)
+        half = 1.96 * math.hypot(self._sampling_error(moved), of_logit)
         stretch = (1 + self.service_share) * (1 + self.latency_share)
         slower, _ = ensemble.slower.share_within(limit_s / stretch)
         faster, _ = ensemble.faster.share_within(limit_s * stretch)
-        low = share + slower - here
-        high = share + faster - here
-        return share, (max(0.0, low - half), min(1.0, high + half))
+        low = middle + _logit(slower) - here - half
+        high = middle + _logit(faster) - here + half
+        return share, (_share(low), _share(high))
 
-    def _highest_rate(self, limit_s: float, q: float, draws: Draws) -> float | None:
+    # ---- the highest rate
+
+    def _highest_rate(self, limit_s: float, q: float) -> tuple[float, float, float] | None:
         """The rate at which just the share `q` takes at most `limit_s`; None if there is none.
 
-        All rates share their random numbers, so the share falls steadily, and bisection finds it.
+        Short simulations find it roughly. Long ones move it by the slope, which comes next. The
+        last is the rate's error from the simulation's finite length, as a share.
         """
-
-        def keeps(rate: float) -> bool:
-            share, _ = self._simulation(self.lane, rate, draws).share_within(limit_s)
-            return share >= q
-
-        low = 0.001 * self.most_images_per_s
-        high = STABLE_LOAD * self.most_images_per_s
-        if not keeps(low):
+        rate = self._rough_rate(limit_s, q)
+        if rate is None:
             return None
-        if keeps(high):
-            return high
-        while high / low > 1.0005:
-            middle = math.sqrt(low * high) if high > 2 * low else (low + high) / 2
-            if keeps(middle):
-                low = middle
-            else:
-                high = middle
-        return (low + high) / 2
+        most = STABLE_LOAD * self.most_images_per_s
+        slope = self._slope(rate, limit_s)
+        error = 0.0
+        for _ in range(MOST_STEPS):
+            share, error = self._long_simulation(rate).share_within(limit_s)
+            step = (_logit(q) - _logit(share)) / slope
+            step = min(max(step, -LONGEST_STEP), LONGEST_STEP)
+            rate = min(most, rate * math.exp(step))
+            if abs(step) < SMALL_STEP:
+                break
+        return rate, slope, error / (q * (1 - q)) / -slope
+
+    def _rough_rate(self, limit_s: float, q: float) -> float | None:
+        """As `_highest_rate`, by short simulations, within a fifth of a per cent.
+
+        All rates share their random numbers, so the share falls steadily.
+        """
+        from scipy.optimize import brentq
+
+        def above(log_rate: float) -> float:
+            share, _ = self._short_simulation(self.lane, math.exp(log_rate)).share_within(limit_s)
+            return _logit(share) - _logit(q)
+
+        low = math.log(0.001 * self.most_images_per_s)
+        high = math.log(STABLE_LOAD * self.most_images_per_s)
+        if above(low) < 0:
+            return None
+        if above(high) >= 0:
+            return math.exp(high)
+        return math.exp(brentq(above, low, high, xtol=0.002))
+
+    def _slope(self, rate: float, limit_s: float) -> float:
+        """How the logit of the share in time changes with the logarithm of the rate; below 0."""
+        fewer = self._short_logit(self.lane, rate / 1.02, limit_s)
+        more = self._short_logit(self.lane, rate * 1.02, limit_s)
+        slope = (more - fewer) / (2 * math.log(1.02))
+        return min(slope, -LEAST_SLOPE)
+
+    def _moved_rate(self, rate: float, limit_s: float, other_s: float, slope: float) -> float:
+        """The highest rate for the promise `other_s`, where that for `limit_s` is `rate`."""
+        if other_s == limit_s:
+            return rate
+        here = self._short_simulation(self.lane, rate)
+        q = here.share_within(limit_s)[0]
+        if abs(math.log(other_s / limit_s)) > SMALL_STRETCH:
+            return self._rough_rate(other_s, q) or 0.0
+        step = (_logit(here.share_within(other_s)[0]) - _logit(q)) / -slope
+        return rate * math.exp(step)
+
+    def _rate_error(self, rate: float, limit_s: float, slope: float) -> float:
+        """The standard error of a highest rate from other services, as a share of it.
+
+        Each resample is simulated at the rate that loads it as much. Its share in time is then
+        close to that of the measured services, so that the slope turns the difference into a rate.
+        """
+        here = self._short_logit(self.lane, rate, limit_s)
+        resamples = self._resamples
+        moved = []
+        for lane, (lean, _) in zip(resamples.lanes, resamples.leans, strict=True):
+            there = self._short_logit(lane, rate / (1 + lean), limit_s)
+            moved.append((there - here) / -slope - math.log(1 + lean))
+        return self._sampling_error(moved)
+
+
+def _logit(share: float) -> float:
+    """The logarithm of the odds; a share of 0 or 1 counts as one that is just off."""
+    inside = min(max(share, 1e-5), 1 - 1e-5)
+    return math.log(inside / (1 - inside))
+
+
+def _share(logit: float) -> float:
+    """The share with these odds; one that is off by less than a simulation can show is 0 or 1."""
+    if abs(logit) > 11:
+        return 0.0 if logit < 0 else 1.0
+    return 1 / (1 + math.exp(-logit))
 
 
 def calibrate(runs: Run | Sequence[Run]) -> Calibration:
@@ -446,7 +590,6 @@ def judged(
         )
     elif max(shares.values()) > MOST_MISFIT:
         refusal = words_of or "the simulation does not explain the run's latencies"
-    inflation = images / Estimates(ratios[np.isfinite(ratios)]).effective_number() if images else 1
     return Calibration(
         lane=lane,
         images=images,
@@ -454,16 +597,56 @@ def judged(
         service_share=shares["service"],
         latency_share=shares["latency"],
         refusal=refusal,
-        inflation=max(1.0, inflation),
+        inflation=_inflation(lane, replays),
         replays=replays,
     )
+
+
+def _inflation(lane: Lane, replays: Sequence[Replay]) -> float:
+    """How many images are worth one with noise of its own; at least 1.
+
+    Successive services may be alike, and images of one batch share their noise.
+    """
+    frames = [one.images for one in replays]
+    images = pd.concat(frames, ignore_index=True)
+    ratio = as_floats(images["ratio"])
+    is_known = np.isfinite(ratio)
+    if not is_known.any():
+        return 1.0
+    known = ratio[is_known]
+    inflation = max(len(known) / Estimates(known).effective_number(), _correlation_time(known))
+    if isinstance(lane, SerialLane):
+        return max(1.0, inflation)
+    shared = max(inflation, float(images["batch_size"].mean()))
+    of_lane = float(lane.ratios.var())
+    if not of_lane:
+        return shared
+    return max(1.0, shared * float(known.var()) / of_lane)  # the lane's ratios may be unmixed
+
+
+def _correlation_time(values: Floats) -> float:
+    """How many successive values are worth one, by the correlation of neighbours; at least 1.
+
+    It is not tested first, since a few values can't show a correlation that matters. The estimate
+    from few values is too low: Marriott & Pope, "Bias in the estimation of autocorrelations",
+    Biometrika 41 (1954).
+    """
+    n = len(values)
+    centred = values - values.mean()
+    square = float(centred @ centred)
+    if n < 4 or not square:
+        return 1.0
+    r = float(centred[1:] @ centred[:-1]) / square
+    r = min(r + (1 + 3 * r) / n, 0.9)
+    return max(1.0, (1 + r) / (1 - r))
 
 
 def _mean_misfit(replays: Sequence[Replay]) -> float:
     """How far the mean latency of a replay may be off, as a share of it: the largest of the runs.
 
     It is the residuals' mean and two standard errors. The errors of one busy spell are alike, so a
-    standard error counts them as their correlation does.
+    standard error counts them as their correlation does. What the services' noise does by chance
+    alone is taken off, because the sampling error holds it.
     """
     shares = [0.0]
     for one in replays:
@@ -474,6 +657,9 @@ def _mean_misfit(replays: Sequence[Replay]) -> float:
         error_s = float(residual_s.std(ddof=1)) / math.sqrt(max(1, effective))
         mean_s = float(one.images["latency_s"].mean())
         off_s = min(abs(float(residual_s.mean())) + 2 * error_s, float(np.abs(residual_s).max()))
+        if one.residual_by_chance_s is not None:
+            of_chance_s = one.residual_by_chance_s.mean(axis=1)
+            off_s = max(0.0, off_s - 2 * float(of_chance_s.std()))
         shares.append(off_s / mean_s)
     return max(shares)
 
@@ -518,7 +704,7 @@ def _breaches_of(one: Replay, lane: Lane) -> list[Breach]:
         breaches += [
             misfit.drift(ratio, by_chance),
             misfit.slow_window(ratio, begun_s[order], by_chance),
-            misfit.pause(ratio),
+            misfit.pause(ratio, _together(lane, images)),
             misfit.grows_with_queue(ratio, found, by_chance),
         ]
         if not isinstance(lane, SerialLane):
@@ -532,14 +718,24 @@ def _breaches_of(one: Replay, lane: Lane) -> list[Breach]:
         mean_s = float(latency_s.mean())
         waiting = as_floats(one.images["found"])
         by_chance = misfit.permuted(residual_s, random, block=_block(lane, one.images))
-        breaches += [
-            misfit.unexplained(residual_s, latency_s, one.expected_rms_s),
-            misfit.residual_structure(residual_s, mean_s, waiting, by_chance),
-        ]
+        breaches.append(misfit.unexplained(residual_s, latency_s, one.expected_rms_s))
+        structure = misfit.residual_structure(residual_s, mean_s, waiting, by_chance)
+        if structure is not None and one.residual_by_chance_s is not None:
+            # Noise that images share makes waits longer, too: it must not do as much.
+            noisy_s = one.residual_by_chance_s
+            structure = misfit.residual_structure(residual_s, mean_s, waiting, noisy_s)
+        breaches.append(structure)
         outside_s = as_floats(one.images["outside_s"])
         if np.isfinite(outside_s).all():
             breaches.append(misfit.slow_client(outside_s, lane.alone_s))
     return [breach for breach in breaches if breach is not None]
+
+
+def _together(lane: Lane, images: pd.DataFrame) -> float:
+    """How many images one call may hold up."""
+    if isinstance(lane, SerialLane):
+        return 1.0
+    return max(1.0, float(images["batch_size"].max()))
 
 
 def _block(lane: Lane, images: pd.DataFrame) -> int:

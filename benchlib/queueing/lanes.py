@@ -15,12 +15,18 @@ import numpy as np
 from benchlib.queueing.work import AskedWork, Size
 from benchlib.serving.engine.compiled import Requests, lindley, simulate_requests
 from benchlib.study.services import Floats
+from benchlib.study.simulated import Control
 
 if TYPE_CHECKING:
     from benchlib.serving.engine.compiled import CostTables, Simulated
 
-CONTROL_LOAD = 0.8
+OVERLOADED = 10_000
+"""So many requests show the highest throughput of a lane."""
+LONGEST_QUEUE = 10_000
+CONTROL_LOAD = 0.97
 """The control queue is loaded at most this much; its mean converges too slowly beyond."""
+MOST_POSSIBLE = 20_000
+"""So many services stand for all that a lane may have."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,14 @@ class SerialLane:
             after_s=_drawn_anew(self.after_s, random),
         )
 
+    def one_by_one(self, draws: Draws) -> tuple[Floats, Floats]:
+        """The service of each request in seconds, and all services that there may be."""
+        each = -(-MOST_POSSIBLE // len(self.ratios))
+        step = -(-len(self.expected_s) // each)
+        few_s = self.expected_s[step // 2 :: step]
+        possible_s = np.outer(few_s, self.ratios).ravel() + self.gap_s
+        return self._services_s(draws), possible_s
+
     def _services_s(self, draws: Draws) -> Floats:
         expected_s = drawn(self.expected_s, draws.work)
         services_s: Floats = expected_s * drawn(self.ratios, draws.noise) + self.gap_s
@@ -158,11 +172,23 @@ class BatchLane:
 
     @property
     def most_images_per_s(self) -> float:
-        """The rate that the lane can't exceed: all requests are there from the start."""
-        draws = Draws.of(2000, seed=0)
+        """The throughput of an overload.
+
+        Requests come faster than they are served, one by one: a continuous batch that newcomers
+        join does less than one whose requests all begin together.
+        """
+        # 1) More than even equal batches could serve
+        draws = Draws.of(OVERLOADED, seed=0)
         work = self._drawn_work(draws)
-        simulated = self.simulate(np.zeros(len(work)), work, self.ratios)
-        return len(work) / float(simulated.done_s.max())
+        noise = self._noise(draws)
+        together = self.simulate(np.zeros(OVERLOADED), work, noise)
+        at_most = OVERLOADED / float(together.done_s.max())
+        arrived_s = draws.arrived_s(1.1 * at_most)
+
+        # 2) What is done while requests come, once a queue stands
+        done_s = np.sort(self.simulate(arrived_s, work, noise).done_s)
+        begin, end = np.searchsorted(done_s, [0.3 * arrived_s[-1], arrived_s[-1]])
+        return float((end - 1 - begin) / (done_s[end - 1] - done_s[begin]))
 
     def latencies_s(self, draws: Draws, rate: float) -> Floats:
         """The latency of each request in seconds; infinite beyond an overlong queue."""
@@ -199,8 +225,15 @@ class BatchLane:
             gap_s=self.gap_s,
             factors=factors,
             users=users,
-            longest_queue=max(2000, len(arrived_s)) if not arrived_s.any() else 2000,
+            longest_queue=LONGEST_QUEUE,
         )
+
+    def one_by_one(self, draws: Draws) -> tuple[Floats, Floats]:
+        """The steps of each request in seconds if it is alone, and all that there may be."""
+        work = self.work
+        possible_s = work.steps * self.actual.step_s[work.size, work.rows]
+        which = (draws.work * len(work)).astype(np.int64)
+        return possible_s[which], possible_s
 
     def resampled(self, random: np.random.Generator) -> BatchLane:
         """The lane of another run: as many ratios, drawn with replacement, and another gap."""
@@ -241,15 +274,17 @@ def _drawn_anew(values: Floats, random: np.random.Generator) -> Floats:
     return np.sort(values[which])
 
 
-def control_queue(draws: Draws, rate: float, load: float) -> tuple[Floats, float]:
-    """The waits in seconds of a queue with equal services, and their true mean.
+def control_queue(lane: Lane, draws: Draws, rate: float, load: float) -> Control:
+    """A queue that is worked off one by one, with the lane's arrivals, and work like its own.
 
-    `load` is the share of time that the queue works; above CONTROL_LOAD it counts as that. The mean
-    is that of Pollaczek and Khinchine.
+    `load` is the share of the highest throughput; the control is loaded as much, but at most by
+    CONTROL_LOAD. The closer it is to the lane, the more of a simulation's error it explains.
     """
+    drawn_s, possible_s = lane.one_by_one(draws)
     utilisation = min(load, CONTROL_LOAD)
-    service_s = utilisation / rate
+    scale = utilisation / (rate * float(possible_s.mean()))
     arrived_s = draws.arrived_s(rate)
-    done_s = lindley(arrived_s, np.full(len(arrived_s), service_s))
-    mean_s = utilisation * service_s / (2 * (1 - utilisation))
-    return done_s - arrived_s - service_s, mean_s
+    service_s = scale * drawn_s
+    done_s = lindley(arrived_s, service_s)
+    wait_s = np.maximum(done_s - arrived_s - service_s, 0.0)
+    return Control.poisson(wait_s, rate, scale * possible_s)

@@ -5,8 +5,10 @@ Knows frames of images and workloads. Ignorant of what the work costs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ POPULATION = 2000
 """How many requests of a mixed workload stand for all that may come."""
 _SIDES = ["width", "height"]
 _NEEDED = {*_SIDES, "num_inference_steps"}
+_FIELDS = [*_SIDES, "num_inference_steps", "guidance_scale"]
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,9 @@ def population(
         first = np.zeros(1, dtype=np.int64)
         return own.take(first)
 
-    # 1) Requests as the workload would send them
+    # 1) What the workload may ask for, and how often it does
     source = Workload.from_dict(workload)
-    fields = pd.DataFrame([source.request(index) for index in range(POPULATION)])
+    fields = _all_asked(source)
     if not set(fields.columns) >= _NEEDED:
         return own
     fields["rows"] = 2  # the server's default scale guides
@@ -98,3 +101,37 @@ def population(
     if not set(sizes_of([fields])) <= set(sizes):
         return own
     return work_of(fields, sizes)
+
+
+def _all_asked(source: Workload) -> pd.DataFrame:
+    """POPULATION requests of a workload, each choice as often as it is likely.
+
+    Random requests would do, but the mean work of so few is off by as much as a run's own error.
+    """
+    # 1) Each choice of each field, and its chance
+    chances = {name: _chances(getattr(source, name)) for name in _FIELDS}
+    given = {name: choices for name, choices in chances.items() if choices}
+    rows = []
+    of_rows = []
+    for combination in product(*given.values()):
+        values = [value for value, _ in combination]
+        rows.append(dict(zip(given, values, strict=True)))
+        of_rows.append(math.prod(chance for _, chance in combination))
+
+    # 2) The combination at each of so many equal steps of the chance
+    until = np.cumsum(of_rows)
+    steps = (np.arange(POPULATION) + 0.5) / POPULATION
+    which = np.minimum(np.searchsorted(until, steps), len(rows) - 1)
+    return pd.DataFrame([rows[place] for place in which])
+
+
+def _chances(value: Any) -> list[tuple[Any, float]]:
+    """The choices of a workload's field, and the chance of each; none for a field left out."""
+    if value is None:
+        return []
+    if isinstance(value, tuple):
+        return [(choice, 1 / len(value)) for choice in value]
+    if not isinstance(value, dict):
+        return [(value, 1.0)]
+    whole = math.fsum(value.values())
+    return [(choice, weight / whole) for choice, weight in value.items()]

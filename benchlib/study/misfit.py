@@ -38,6 +38,8 @@ STALL_SHARE = 0.3
 """A pause is at least this share of a mean service."""
 STALL_SPREADS = 3.0
 """A pause exceeds the services below it by this many times their own spread."""
+LONG_STALL = 2.5
+"""A pause that holds up a whole batch takes its longest image to this many medians."""
 
 Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Scale = Literal["service", "latency"]
@@ -110,31 +112,46 @@ def slow_window(ratio: Floats, begun_s: Floats, by_chance: Floats) -> Breach | N
     return Breach("services are alike through the run", share, "service", words)
 
 
-def pause(ratio: Floats) -> Breach | None:
+def pause(ratio: Floats, together: float = 1.0) -> Breach | None:
     """Whether a few services are far above all others, such as after a pause of the process.
 
     The services beyond a gap count: the gap is STALL_SPREADS times the distance from the median to
     the service below it. At most one image in twenty may lie beyond; more of them are a tail, which
-    resampling repeats as often as it came. The share is what pauses take of all services if they
-    come as often as `_most_times` says.
+    resampling repeats as often as it came. A pause also hits the images that share a call, at most
+    `together`, some of them in part. Then the longest must take LONG_STALL times the median. The
+    share is what pauses take of all services if they come as often as `_most_times` says.
     """
+    median = float(np.median(ratio))
+    beyond = _images_of_pause(ratio, median, together)
+    if not beyond:
+        return None
+    paused = np.sort(ratio)[-beyond:]
+    longest = paused[-1] / median
+    times = "one image" if beyond == 1 else f"{beyond} images"
+    words = (
+        f"{times} took up to {longest:.1f} times as long as the others: "
+        "a pause whose frequency one run does not show"
+    )
+    lost = float((paused - median).sum()) / (len(ratio) * median)
+    share = lost * _most_times(max(1.0, beyond / together))
+    return Breach("no pauses", share, "service", words)
+
+
+def _images_of_pause(ratio: Floats, median: float, together: float) -> int:
+    """How many of the longest services a pause explains; 0 where there is none."""
     n = len(ratio)
     ordered = np.sort(ratio)
-    median = float(np.median(ordered))
-    for beyond in range(1, max(1, n // 20) + 1):
+    rare = max(1, n // 20)
+    for beyond in range(1, rare + 1):
         below = ordered[n - beyond - 1]
         gap = ordered[n - beyond] - below
         if gap > STALL_SHARE * median and gap > STALL_SPREADS * (below - median):
-            excess = float((ordered[n - beyond :] - median).sum())
-            longest = ordered[-1] / median
-            times = "one image" if beyond == 1 else f"{beyond} images"
-            words = (
-                f"{times} took up to {longest:.1f} times as long as the others: "
-                "a pause whose frequency one run does not show"
-            )
-            share = excess / (n * median) * _most_times(beyond)
-            return Breach("no pauses", share, "service", words)
-    return None
+            return beyond
+    if together > 1 and ordered[-1] > LONG_STALL * median:
+        long = int((ratio > (1 + STALL_SHARE) * median).sum())
+        if long <= max(rare, 1.5 * together):
+            return long
+    return 0
 
 
 def grows_with_queue(ratio: Floats, found: Floats, by_chance: Floats) -> Breach | None:
@@ -274,7 +291,7 @@ def _thinned(values: Floats) -> Floats:
     return means
 
 
-def _most_times(seen: int) -> float:
+def _most_times(seen: float) -> float:
     """How many times as often as it was seen a rare event may come: the upper end of 95 %.
 
     Source: Garwood, "Fiducial limits for the Poisson distribution", Biometrika 28 (1936).
