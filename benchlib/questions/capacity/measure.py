@@ -391,7 +391,7 @@ class LoadTest:
             slo=self.plan.slo,
             rate=self.capacity.rate,
             interval=self.capacity.interval,
-            images=self.capacity.images,
+            images=self._images,
             is_loaded=self.first is not None,
             refusal=self.calibration.refusal,
             breaches=tuple(breach.words for breach in self.calibration.breaches),
@@ -402,6 +402,13 @@ class LoadTest:
             former=tuple(self.former),
             interrupted=self.budget.interrupted,
         )
+
+    @property
+    def _images(self) -> int:
+        """How many images the estimate was made from, before others confirmed it."""
+        in_basis = [id(run) for run in self._basis]
+        agreeing = [one.images for one in self.confirmations if id(one.run) in in_basis]
+        return self.capacity.images - sum(agreeing)
 
     # ---- planning
 

@@ -164,7 +164,7 @@ def test_a_run_calibrates_and_others_confirm(bench: Bench) -> None:
     assert rates[0] == pytest.approx(0.7 * 0.72, rel=0.15)
     assert rates[1] < low < high < rates[2]
     words = answer(load)
-    assert "and confirmed by " in words
+    assert f"foretold from {table['images'][0]} images and confirmed by " in words
     assert "It keeps p95 < 3 s with up to 2 users at a time" in words
 
 
