@@ -385,6 +385,7 @@ class LoadTest:
         target = self.server.spec
         foretold = self.foretold_users()
         is_asked = foretold["users"].isin(self.users)
+        most = max([self.calibration.most_images_per_s, *foretold["images_per_s"]])
         return Outlook(
             server=f"{target['model']}; {target['recipe']}, {target['batching']}",
             is_tiny=target["model"] == "tiny",
@@ -396,7 +397,7 @@ class LoadTest:
             refusal=self.calibration.refusal,
             breaches=tuple(breach.words for breach in self.calibration.breaches),
             image_s=self.calibration.service_s,
-            most_images_per_s=self.calibration.most_images_per_s,
+            most_images_per_s=most,
             users=foretold[is_asked],
             confirmations=tuple(self.confirmations),
             former=tuple(self.former),
