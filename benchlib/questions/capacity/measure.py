@@ -67,7 +67,7 @@ ALONE_S = 15.0
 """So many images are made alone, or as many as these seconds allow, two at least."""
 PAUSE = 1.3
 """An image alone that takes so many times the median was held up by something else."""
-CURVE_SHARES = (0.05, 0.3, 0.5, 0.65, 0.75, 0.83, 0.89, 0.94, 0.975)
+CURVE_SHARES = (0.05, 0.2, 0.35, 0.5, 0.6, 0.68, 0.75, 0.81, 0.86, 0.9, 0.935, 0.96, 0.98)
 """The rates of the foretold curve, as shares of the highest throughput that is sure."""
 MOST_ESTIMATES = 2
 """A run that explains nothing, or an estimate that a run contradicts, gets one more chance."""
@@ -83,7 +83,7 @@ COMPARED = [
     "verdict",
 ]
 """The columns of `comparison`."""
-COSTS_S = {"run": 4.0, "estimate": 8.0, "curve": 12.0}
+COSTS_S = {"run": 4.0, "estimate": 4.0, "curve": 12.0}
 """What a run costs besides its arrivals, and predictions, until this machine has shown it."""
 DRAIN = 2.0
 """A run is cut once it has taken this many times as long as planned, and DRAIN_S more."""
