@@ -241,6 +241,23 @@ class Budget:
         yield
         self.record(name, self._clock() - began_s)
 
+    @contextmanager
+    def starting(self, name: str) -> Iterator[None]:
+        """Remembers how long the start of `name` took: loading, compiling, warming up.
+
+        A start that took more than half of the time left, when it was last made here, is announced.
+        """
+        cost = f"start of {name}"
+        known_s = self.cost(cost, 0.0)
+        if known_s > self.left_s / 2:
+            print(
+                f"{name}: starting took {_minutes(known_s)} minutes here before, "
+                f"and {_minutes(self.left_s)} are left",
+                flush=True,
+            )
+        with self.timed(cost):
+            yield
+
     # ---- the plan
 
     def plan(

@@ -52,6 +52,19 @@ def test_all_time_since_its_creation_counts(make, clock):
     assert long.cut_s == 660, "a tenth is more than 15 s"
 
 
+def test_a_start_that_took_most_of_the_time_before_is_announced(make, clock, capsys):
+    budget = make(3)
+    with budget.starting("the server"):
+        clock.take(120)
+    assert not capsys.readouterr().out
+    later = make(3)
+    with later.starting("the server"):
+        clock.take(100)
+    said = capsys.readouterr().out
+    assert said == "the server: starting took 2.0 minutes here before, and 3.0 are left\n"
+    assert later.cost("start of the server", 0.0) == 110, "the median of both"
+
+
 def test_without_minutes_there_is_no_limit(make, clock):
     budget = make(None)
     clock.take(1e6)

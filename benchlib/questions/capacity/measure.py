@@ -532,11 +532,16 @@ class LoadTest:
         self, arrivals: Arrivals, share: PlannedPart, runs: list[Run], **lengths: Any
     ) -> bool:
         """Makes a run and adds it to `runs`, also where it is interrupted."""
+        longest_s = DRAIN * share.seconds + DRAIN_S
+        cut_s = max(DRAIN_S, self.budget.cut_s)
+        if share.name == CALIBRATE and not runs:
+            # It is made though the budget is spent. Cut short, it would show nothing.
+            cut_s = max(cut_s, longest_s)
         point = Point(
             arrivals,
             self.plan.workload,
             self.server,
-            max_s=min(DRAIN * share.seconds + DRAIN_S, max(DRAIN_S, self.budget.cut_s)),
+            max_s=min(longest_s, cut_s),
             **lengths,
         )
         print(f"{share.name}:", flush=True)
