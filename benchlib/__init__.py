@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         dissect_options,
         watch_memory,
     )
+    from benchlib.questions.batching.calibrated import calibrate_policies, foretell_gains
     from benchlib.questions.batching.forecast import predict_latency
     from benchlib.questions.batching.judge import gains, judge_batching, rows_at_highest_rate
     from benchlib.questions.batching.measure import (
@@ -73,6 +74,7 @@ _NAMES = {
     "benchlib.load.workload": ("Workload",),
     "benchlib.questions.capacity.judge": ("judge_load", "littles_law"),
     "benchlib.questions.capacity.measure": ("LoadTest", "find_capacity", "plan_capacity"),
+    "benchlib.questions.batching.calibrated": ("calibrate_policies", "foretell_gains"),
     "benchlib.questions.batching.forecast": ("predict_latency",),
     "benchlib.questions.batching.judge": ("gains", "judge_batching", "rows_at_highest_rate"),
     "benchlib.questions.batching.measure": (
@@ -121,6 +123,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "mixed_workload", "measured_images_per_s", "send_rush", "compare_policies",
     "plan_batching", "fill_serial", "compare_planned",
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
+    "calibrate_policies", "foretell_gains",
     "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
     "Calibration", "foretell", "LoadTest",
 ]  # fmt: skip

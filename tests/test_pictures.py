@@ -21,6 +21,7 @@ from matplotlib.transforms import Affine2D
 
 from benchlib import plots
 from benchlib.questions.anatomy.judge import memory_parts
+from benchlib.questions.batching.judge import FORETOLD_COLUMNS, ForetoldGains
 from benchlib.questions.settings.judge import decide
 from benchlib.study.picture_quality import Pair, picture_columns
 from benchlib.study.store import Run, Study
@@ -177,9 +178,18 @@ def gains(made: SimpleNamespace) -> dict[str, Any]:
     predicted = pd.DataFrame(
         {"serial": [1.0, 2.0], "continuous": [0.9, 0.7], "dynamic": [1.2, 1.7]}, index=[1.0, 4.5]
     )
+    foretold = pd.DataFrame(
+        [
+            (1.0, "continuous", "latency_mean_s", 0.95, (0.8, 1.1), "not shown", 45),
+            (2.0, "continuous", "latency_mean_s", 0.8, (0.7, 0.9), "lower", 45),
+            (4.0, "continuous", "latency_mean_s", 0.45, (0.35, 0.6), "lower", 45),
+        ],
+        columns=FORETOLD_COLUMNS,
+    )
     return {
         "gains": pd.DataFrame(rows, columns=columns),
         "predicted": predicted,
+        "foretold": ForetoldGains(foretold, {"dynamic": "18 images show too little"}),
         "record": made.record(),
     }
 

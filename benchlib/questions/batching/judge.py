@@ -17,7 +17,7 @@ import pandas as pd
 from benchlib.study import intervals
 from benchlib.study.intervals import Interval
 from benchlib.study.store import Run
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import counted, number, span, words
 
 LATENCIES = {"latency_mean_s": "mean latency", "latency_p95_s": "p95 latency"}
 """The figures of a run's summary that are compared, and what a reader calls each."""
@@ -26,6 +26,10 @@ PAYS = 0.95
 """A policy is foretold to pay if its mean latency is less than this many times serial's."""
 
 GAIN_COLUMNS = ["rate", "batching", "figure", "pairs", "ratio", "interval", "verdict"]
+FORETOLD_COLUMNS = ["rate", "batching", "figure", "ratio", "interval", "verdict", "images"]
+
+TOLD_LOADS = (0.5, 0.8)
+"""The answer tells what is foretold at these shares of serial's throughput."""
 
 
 class _Case(NamedTuple):
@@ -92,21 +96,60 @@ def _ratio_of_pairs(logs: Sequence[float]) -> tuple[float, Interval, str]:
     half = intervals.t_quantile(0.975, n - 1) * deviation / math.sqrt(n)
     low = math.exp(mean - half)
     high = math.exp(mean + half)
-    verdict = "not shown"
+    return math.exp(mean), (low, high), verdict_of((low, high))
+
+
+def verdict_of(interval: Interval) -> str:
+    """Returns "lower" or "higher" if the interval of a ratio leaves out 1, else "not shown"."""
+    if interval is None:
+        return "not shown"
+    low, high = interval
     if high < 1:
-        verdict = "lower"
-    elif low > 1:
-        verdict = "higher"
-    return math.exp(mean), (low, high), verdict
+        return "lower"
+    return "higher" if low > 1 else "not shown"
 
 
 def gain_words(gain: Mapping[Any, Any]) -> str:
-    """Returns one row of `gains` in words: what the pairs support, and no more."""
+    """Returns one row of `gains` in words: what the pairs support, and no more.
+
+    A row of `ForetoldGains` may have a ratio of 0 or infinity.
+    """
     subject = f"{gain['batching']}'s {LATENCIES[gain['figure']]}"
     if gain["verdict"] == "not shown":
-        return f"a difference of {subject} from serial's is not shown"
+        not_shown = f"a difference of {subject} from serial's is not shown"
+        is_bounded = gain["interval"] is not None and math.isfinite(gain["interval"][1])
+        return f"{not_shown} ({span(gain['interval'])} times)" if is_bounded else not_shown
+    if gain["ratio"] == 0:
+        return f"{subject} stays finite, and serial can't keep up"
+    if math.isinf(gain["ratio"]):
+        return f"{subject} has no end: it can't keep up, and serial can"
     times = words(gain["ratio"], gain["interval"], "times serial's")
     return f"{subject} is {times}"
+
+
+@dataclass(frozen=True)
+class ForetoldGains:
+    """What each policy gains over serial in the long run, foretold from services under load.
+
+    - `rows`: for each `rate` (requests/s), `batching` and `figure` the `ratio` of its latency to
+      serial's, with `interval` and `verdict` as `gains` has them. A ratio is 0 where serial can't
+      keep up, and infinite where the policy can't. `images` is how many services carry it.
+    - `refusals`: why nothing is foretold of a policy, by its name.
+    """
+
+    rows: pd.DataFrame
+    refusals: Mapping[str, str]
+
+    @classmethod
+    def none(cls) -> ForetoldGains:
+        """Returns that nothing is foretold, since nothing was calibrated."""
+        return cls(pd.DataFrame([], columns=FORETOLD_COLUMNS), {})
+
+    def refusal(self, batching: str) -> str | None:
+        """Returns why nothing is foretold of a policy beside serial; None if something is."""
+        own = self.refusals.get(batching)
+        serial = self.refusals.get("serial")
+        return own or (serial and f"of serial, {serial}")
 
 
 @dataclass(frozen=True)
@@ -120,6 +163,7 @@ class BatchingAnswer:
     - `foretold`: the mean latency of each policy as a multiple of serial's, simulated in the case
       that `foretold_case` names.
     - `no_gain_cases`: the simulated cases in which continuous batching gains less than 5 %.
+    - `calibrated`: what is foretold from services under load.
     """
 
     gains: pd.DataFrame
@@ -129,14 +173,16 @@ class BatchingAnswer:
     foretold: Mapping[str, float]
     foretold_case: str
     no_gain_cases: Sequence[str]
+    calibrated: ForetoldGains
 
     def pays(self, batching: str) -> str:
         """Returns whether a policy pays: "yes", "no", "not shown" or "not measured".
 
-        If its latency is lower for some figures or loads and higher for others, the answer says so.
+        What is foretold from services under load counts as much as what pairs of runs show. If its
+        latency is lower for some figures or loads and higher for others, the answer says so.
         """
-        rows = self.gains[self.gains["batching"] == batching]
-        verdicts = set(rows["verdict"])
+        measured = self.gains[self.gains["batching"] == batching]
+        verdicts = {*measured["verdict"], *self._told(batching)["verdict"]}
         if not verdicts:
             return "not measured"
         if {"lower", "higher"} <= verdicts:
@@ -152,13 +198,24 @@ class BatchingAnswer:
         for batching in ("continuous", "dynamic"):
             lines.append(f"- {batching}: {self.pays(batching)}{self._expectation(batching)}")
             lines += self._gain_lines(batching)
-        if self.gains.empty:
+        if self.gains.empty and self.calibrated.rows.empty:
             lines.append(
                 "No two valid runs had the same requests: "
                 "give more minutes (budget_min), or see the plan above."
             )
-        lines += [self._rush_line(), self._foretold_line(), self._predicted_line()]
+        lines.append(self._rush_line())
+        if self.calibrated.rows.empty:
+            lines.append(self._foretold_line())
+        lines.append(self._predicted_line())
         return "\n".join(lines)
+
+    def _told(self, batching: str) -> pd.DataFrame:
+        """Returns what is foretold of a policy at the rates measured and at TOLD_LOADS."""
+        rates = set(self.gains["rate"])
+        if self.serial_images_per_s:
+            rates |= {load * self.serial_images_per_s for load in TOLD_LOADS}
+        rows = self.calibrated.rows
+        return rows[(rows["batching"] == batching) & rows["rate"].isin(rates)]
 
     def _expectation(self, batching: str) -> str:
         """Returns what the step times say of a policy that was not measured."""
@@ -169,18 +226,28 @@ class BatchingAnswer:
         return f"; by the step times {expected} {self.foretold_case}"
 
     def _gain_lines(self, batching: str) -> list[str]:
-        """Returns a line for each rate at which the policy was measured."""
+        """Returns a line for each rate of which something is foretold or measured, or both."""
         lines = []
-        rows = self.gains[self.gains["batching"] == batching]
-        for rate in sorted(set(rows["rate"])):
-            at_rate = rows[rows["rate"] == rate]
-            load = f"at {number(rate)} requests/s"
+        measured = self.gains[self.gains["batching"] == batching]
+        told = self._told(batching)
+        for rate in sorted({*measured["rate"], *told["rate"]}):
+            load = f"    at {number(rate)} requests/s"
             if self.serial_images_per_s:
                 percent = 100 * rate / self.serial_images_per_s
                 load += f" ({percent:.0f} % of what serial can make)"
-            figures = "; ".join(gain_words(row) for row in at_rate.to_dict("records"))
-            pairs = counted(at_rate["pairs"].max(), "pair")
-            lines.append(f"    {load}, {pairs} of runs: {figures}")
+            told_here = told[told["rate"] == rate]
+            if len(told_here):
+                images = counted(told_here["images"].max(), "image")
+                source = f"foretold from {images} measured under load"
+                lines.append(f"{load}, {source}: {_figures_words(told_here)}")
+            measured_here = measured[measured["rate"] == rate]
+            if len(measured_here):
+                pairs = counted(measured_here["pairs"].max(), "pair")
+                source = f"measured in {pairs} of runs"
+                lines.append(f"{load}, {source}: {_figures_words(measured_here)}")
+        refusal = self.calibrated.refusal(batching)
+        if refusal:
+            lines.append(f"    nothing is foretold from its runs: {refusal}")
         return lines
 
     def _rush_line(self) -> str:
@@ -209,6 +276,10 @@ class BatchingAnswer:
         return f"By the step times, continuous gains less than 5 % in these cases: {cases}."
 
 
+def _figures_words(rows: pd.DataFrame) -> str:
+    return "; ".join(gain_words(row) for row in rows.to_dict("records"))
+
+
 def rows_at_highest_rate(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """Returns the requests of all runs at the highest rate together, by policy.
 
@@ -232,11 +303,13 @@ def judge_batching(
     serial_images_per_s: float | None,
     rush: Mapping[str, Run],
     predicted: pd.DataFrame,
+    foretold: ForetoldGains | None = None,
 ) -> BatchingAnswer:
     """Returns whether batching pays: the answer of notebook 04.
 
     `gains` is from `gains()`, and `rush` has one run of the rush for each policy. `predicted` has
     mean latencies as multiples of serial's, with a row for each case and a column for each policy.
+    `foretold` is what services under load foretell.
     """
     rush_mean_s = {}
     for batching, run in rush.items():
@@ -251,4 +324,5 @@ def judge_batching(
         foretold={str(batching): float(ratio) for batching, ratio in first.items()},
         foretold_case=str(predicted.index[0]),
         no_gain_cases=tuple(no_gain),
+        calibrated=foretold or ForetoldGains.none(),
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.budget import Budget
 from benchlib.load.arrivals import ClosedLoop, OpenLoop
 from benchlib.load.workload import Workload
+from benchlib.questions.batching.calibrated import LOADS, calibrate_policies
 from benchlib.questions.batching.forecast import predict_latency
 from benchlib.questions.batching.parts import (
     CLOSED,
@@ -28,6 +29,7 @@ from benchlib.sweeps import LOADED_SHARE, sweep
 if TYPE_CHECKING:
     import pandas as pd
 
+    from benchlib.queueing.estimates import Calibration
     from benchlib.serving.server import Server
 
 STUDY = "batching"
@@ -43,7 +45,7 @@ LONGEST_QUEUE = 500
 """A longer queue grows without end. At 90 % of its throughput, serial's has some ten requests."""
 ALONE_REQUESTS = 500
 """So many requests give what one takes alone."""
-SIMULATED_LOADS = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9)
+SIMULATED_LOADS = LOADS
 """Shares of serial's throughput. From 1 on, its queue grows without end, and a ratio says nothing."""
 
 NO_GAIN = "if batches gained nothing"
@@ -308,27 +310,48 @@ def predict_cases(servers: Mapping[str, Server], workload: Workload) -> pd.DataF
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def check_forecast(runs: Iterable[Run]) -> pd.DataFrame:
-    """Returns the mean latency of runs beside the mean latency that their own step times predict.
+def check_forecast(
+    runs: Iterable[Run], calibrations: Mapping[str, Calibration] | None = None
+) -> pd.DataFrame:
+    """Returns the mean latency of runs beside that of simulations of the very same requests.
 
-    There is a row for each rate and policy, with `measured_s` and `predicted_s`. `off_percent` is
-    how far the prediction is off.
+    There is a row for each rate and policy, with the mean latency `measured_s`:
+
+    - `replayed_s`: simulated with services as they were under load, by the policy's calibration.
+      NaN where it has none, or is refused. None for `calibrations` calibrates by these runs.
+    - `warm_up_s`: simulated with the step times that the server measured at its start.
+    - `off_percent`, `warm_up_off_percent`: how far each simulation is off.
     """
     import pandas as pd
 
-    rows = [
-        {
-            "requests_per_s": run.spec["arrivals"]["rate"],
-            "batching": run.spec["target"]["batching"],
-            "measured_s": run.requests["latency_s"].mean(),
-            "predicted_s": predict_latency(run.requests, run.spec["target"]).mean(),
-        }
-        for run in runs
-    ]
-    columns = ["requests_per_s", "batching", "measured_s", "predicted_s"]
-    table = pd.DataFrame(rows, columns=columns).groupby(["requests_per_s", "batching"]).mean()
-    off = table["predicted_s"] / table["measured_s"] - 1
-    return table.assign(off_percent=100 * off)
+    runs = list(runs)
+    if calibrations is None:
+        calibrations = calibrate_policies(runs)
+    rows = []
+    for run in runs:
+        batching = run.spec["target"]["batching"]
+        predicted_s = predict_latency(run.requests, run.spec["target"])
+        rows.append(
+            {
+                "requests_per_s": run.spec["arrivals"]["rate"],
+                "batching": batching,
+                "measured_s": run.requests["latency_s"].mean(),
+                "replayed_s": _replayed_mean_s(run, calibrations.get(batching)),
+                "warm_up_s": predicted_s.mean(),
+            }
+        )
+    keys = ["requests_per_s", "batching"]
+    columns = [*keys, "measured_s", "replayed_s", "warm_up_s"]
+    table = pd.DataFrame(rows, columns=columns).groupby(keys).mean()
+    table["off_percent"] = 100 * (table["replayed_s"] / table["measured_s"] - 1)
+    table["warm_up_off_percent"] = 100 * (table["warm_up_s"] / table["measured_s"] - 1)
+    return table[["measured_s", "replayed_s", "off_percent", "warm_up_s", "warm_up_off_percent"]]
+
+
+def _replayed_mean_s(run: Run, calibration: Calibration | None) -> float:
+    if calibration is None or calibration.refusal is not None:
+        return math.nan
+    return float(calibration.replay(run)["simulated_s"].mean())
 
 
 def _long_run_mean_s(requests: pd.DataFrame, spec: Mapping[str, Any], batching: str) -> float:

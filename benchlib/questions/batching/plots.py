@@ -13,10 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.gridspec import SubplotSpec
 
-from benchlib.questions.batching.judge import gain_words
+from benchlib.questions.batching.judge import ForetoldGains, gain_words
 from benchlib.rows import PARTS_IN_TIME
 from benchlib.study import figure, latency
-from benchlib.study.wording import number
+from benchlib.study.wording import counted, number
 
 POLICY_STYLES: dict[str, dict[str, Any]] = {
     "serial": {
@@ -40,6 +40,9 @@ NO_GAIN = 1.05
 """Batches that make less than this many times the images/s gain next to nothing."""
 
 NO_PAIRS = "no two valid runs of the same requests"
+
+MOST_FORETOLD = 3.0
+"""A foretold line may leave the plot above so many times serial's latency."""
 
 LEAST_SHARE = 0.005
 """A part of less than this share of all latencies is not drawn."""
@@ -430,47 +433,104 @@ def gain(
     gains: pd.DataFrame,
     record: dict[str, Any],
     predicted: pd.DataFrame | None = None,
+    foretold: ForetoldGains | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws latency as a multiple of serial's at the same rate, with 95 % intervals.
 
     `gains` is as judge.gains() returns it. Means are filled marks, and 95th percentiles hollow
-    ones. `predicted` becomes thin lines: mean latencies by rate (its index, requests/s), with a
-    column for each policy, "serial" among them. An infinite mean is not drawn. `record` is that of any of the runs.
+    ones. `foretold` becomes lines of mean latencies with bands. A policy of which nothing is
+    foretold gets a thin line of `predicted` instead: mean latencies by rate (its index,
+    requests/s), with a column for each policy, "serial" among them. An infinite mean is not drawn.
+    `record` is that of any of the runs.
     """
     ax = figure.axes(ax)
     ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
-    if not len(gains) and predicted is None:
+    means = _foretold_means(foretold)
+    if not len(gains) and not len(means) and predicted is None:
         return figure.no_data(ax, record, "gain by rate", NO_PAIRS)
 
-    # 1) What was measured and predicted.
+    # 1) What was measured, foretold and predicted.
     labels = _draw_gains(ax, gains)
-    rates = gains["rate"].tolist()
-    if predicted is not None:
-        labels += _draw_predicted(ax, predicted)
-        rates += predicted.index.tolist()
+    labels += _draw_foretold(ax, means)
+    rates = [*gains["rate"], *means["rate"]]
+    lines = _without_foretold(predicted, means)
+    if lines is not None:
+        labels += _draw_predicted(ax, lines)
+        rates += lines.index.tolist()
     ax.axhline(1, color="black", linewidth=1.2)
     at_left: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "bottom"}
     ax.text(0.005, 1, "as serial", fontsize="small", **at_left)
 
     # 2) The limits: a wide interval must not press all marks onto the axis.
-    top = 1.15 * max([1.3, *gains["ratio"]])
+    foretold_top = min(MOST_FORETOLD, means["ratio"].max()) if len(means) else 0.0
+    top = 1.15 * max([1.3, foretold_top, *gains["ratio"]])
     ax.set(xlim=(0, 1.05 * max(rates)), ylim=(0, top))
-    if any(pair is not None and pair[1] > top for pair in gains["interval"]):
-        ax.set_ylabel("latency, in multiples of serial's (bars cut at the top)")
+    pairs = [*gains["interval"], *means["interval"]]
+    if any(pair is not None and pair[1] > top for pair in pairs):
+        ax.set_ylabel("latency, in multiples of serial's (intervals cut at the top)")
     figure.label_at_right(ax, labels)
 
     # 3) What was found.
-    bars = "one run of each, so no interval" if len(gains) else NO_PAIRS
-    if gains["pairs"].max() > 1:
-        bars = f"at most {gains['pairs'].max()} runs of each; bars: 95 % intervals"
     return figure.finish(
         ax,
         record,
-        _gain_finding(gains),
-        _all_gains(gains),
-        source=f"study {record['study']}, {bars}",
+        _gain_finding(gains, means),
+        _all_gains(gains, means),
+        source=f"study {record['study']}, {_source_words(gains, means)}",
     )
+
+
+def _foretold_means(foretold: ForetoldGains | None) -> pd.DataFrame:
+    """Returns the rows of mean latencies that have a finite line: both policies keep up."""
+    rows = (foretold or ForetoldGains.none()).rows
+    ratio = rows["ratio"].astype(float)
+    is_drawn = (ratio > 0) & np.isfinite(ratio)
+    return rows[is_drawn & (rows["figure"] == "latency_mean_s")]
+
+
+def _without_foretold(
+    predicted: pd.DataFrame | None, foretold: pd.DataFrame
+) -> pd.DataFrame | None:
+    """Returns the columns of the policies of which nothing is foretold; None if there are none."""
+    if predicted is None:
+        return None
+    others = predicted.drop(columns=set(foretold["batching"]))
+    return others if set(others) > {"serial"} else None
+
+
+def _source_words(gains: pd.DataFrame, foretold: pd.DataFrame) -> str:
+    """Returns how many runs and images are behind the marks and lines."""
+    words = NO_PAIRS
+    if len(gains):
+        pairs = gains["pairs"].max()
+        words = "one run of each, so no bars"
+        if pairs > 1:
+            words = f"at most {pairs} runs of each; bars: 95 %"
+    if len(foretold):
+        images = counted(foretold["images"].max(), "image")
+        words += f"; bands: 95 %, of {images}"
+    return words
+
+
+def _draw_foretold(ax: Axes, means: pd.DataFrame) -> list[tuple[float, str, str]]:
+    """Draws a line with its band for each policy, and returns their labels."""
+    labels = []
+    for name, rows in means.groupby("batching"):
+        style = POLICY_STYLES[str(name)] | {"marker": ""}
+        lows, highs = _ends(rows)
+        ax.fill_between(
+            rows["rate"],
+            lows,
+            highs,
+            color=style["color"],
+            alpha=0.12,
+            linewidth=0,
+        )
+        ax.plot(rows["rate"], rows["ratio"], **style, linewidth=1.6)
+        words = f"{name}, mean foretold"
+        labels.append((rows["ratio"].iloc[-1], words, style["color"]))
+    return labels
 
 
 def _draw_gains(ax: Axes, gains: pd.DataFrame) -> list[tuple[float, str, str]]:
@@ -505,7 +565,7 @@ def _draw_gains(ax: Axes, gains: pd.DataFrame) -> list[tuple[float, str, str]]:
             markersize=7,
             markerfacecolor=face,
         )
-        words = "mean" if is_mean else "95 % took at most"
+        words = "mean measured" if is_mean else "95 % took at most, measured"
         labels.append((rows["ratio"].iloc[-1], f"{name}, {words}", style["color"]))
     return labels
 
@@ -532,28 +592,40 @@ def _draw_predicted(ax: Axes, predicted: pd.DataFrame) -> list[tuple[float, str,
         # Where a policy can't keep up with the rate, its line ends.
         finite = ratios[name][np.isfinite(ratios[name])]
         ax.plot(finite, **style, linewidth=0.8)
-        words = f"{name}, mean, long run as predicted"
+        words = f"{name}, mean by warm-up's step times"
         if len(finite):
             labels.append((finite.iloc[-1], words, style["color"]))
     return labels
 
 
-def _gain_finding(gains: pd.DataFrame) -> str:
-    """Returns what the means at the highest rate say."""
-    if not len(gains):
+def _gain_finding(gains: pd.DataFrame, foretold: pd.DataFrame) -> str:
+    """Returns what the means at the highest rate say: those foretold, else those measured.
+
+    The highest rate is that of the runs, if there are any.
+    """
+    if not len(gains) and not len(foretold):
         return f"{NO_PAIRS}; the lines are predicted"
-    highest = gains["rate"].max()
-    means = gains[(gains["rate"] == highest) & (gains["figure"] == "latency_mean_s")]
+    rates = gains["rate"] if len(gains) else foretold["rate"]
+    highest = rates.max()
+    means = foretold[foretold["rate"] == highest]
+    source = "foretold "
+    if not len(means):
+        means = gains[(gains["rate"] == highest) & (gains["figure"] == "latency_mean_s")]
+        source = ""
     if not len(means):
         return "no run carries a mean at the highest rate"
     found = "; ".join(gain_words(row) for row in means.to_dict("records"))
-    return f"at {number(highest)} requests/s, {found}"
+    return f"{source}at {number(highest)} requests/s, {found}"
 
 
-def _all_gains(gains: pd.DataFrame) -> str:
+def _all_gains(gains: pd.DataFrame, foretold: pd.DataFrame) -> str:
     """Returns the alt text: every gain in words."""
-    if not len(gains):
+    sentences = [f"Foretold: {_at_rate(row)}." for row in foretold.to_dict("records")]
+    sentences += [f"{_at_rate(row)}." for row in gains.to_dict("records")]
+    if not sentences:
         return "Lines of predicted ratios, by rate."
-    rows = gains.to_dict("records")
-    each = ". ".join(f"At {number(row['rate'])}/s {gain_words(row)}" for row in rows)
-    return f"Marks with bars, by rate. {each}."
+    return f"Marks with bars, and lines with bands, by rate. {' '.join(sentences)}"
+
+
+def _at_rate(gain: Mapping[Any, Any]) -> str:
+    return f"At {number(gain['rate'])}/s {gain_words(gain)}"

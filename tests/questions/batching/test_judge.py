@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchlib.questions.batching.judge import gains, judge_batching, rows_at_highest_rate
+from benchlib.questions.batching.judge import (
+    FORETOLD_COLUMNS,
+    ForetoldGains,
+    gain_words,
+    gains,
+    judge_batching,
+    rows_at_highest_rate,
+)
 from benchlib.study.store import Run
 
 
@@ -68,7 +75,16 @@ def test_gains_of_one_pair_have_no_interval_and_of_invalid_runs_there_are_none(
     assert gains([]).columns.tolist() == gains([*serial, *other]).columns.tolist()
 
 
-def answer(made: SimpleNamespace, runs: list[Run], continuous: float = 0.5) -> Any:
+def foretold(*rows: tuple[Any, ...], **refusals: str) -> ForetoldGains:
+    return ForetoldGains(pd.DataFrame(rows, columns=FORETOLD_COLUMNS), refusals)
+
+
+def answer(
+    made: SimpleNamespace,
+    runs: list[Run],
+    continuous: float = 0.5,
+    foretold: ForetoldGains | None = None,
+) -> Any:
     predicted = pd.DataFrame(
         {"serial": [1.0, 1.0], "continuous": [continuous, 0.99], "dynamic": [0.8, 1.3]},
         index=["at 90 % of serial's throughput", "if batches gained nothing"],
@@ -76,7 +92,13 @@ def answer(made: SimpleNamespace, runs: list[Run], continuous: float = 0.5) -> A
     rush = {
         name: open_runs(made, [took], name)[0] for name, took in (("serial", 2.0), ("dynamic", 1.0))
     }
-    return judge_batching(gains(runs), serial_images_per_s=4.0, rush=rush, predicted=predicted)
+    return judge_batching(
+        gains(runs),
+        serial_images_per_s=4.0,
+        rush=rush,
+        predicted=predicted,
+        foretold=foretold,
+    )
 
 
 def test_the_answer_says_which_policy_pays_and_at_which_load(made: SimpleNamespace) -> None:
@@ -87,7 +109,7 @@ def test_the_answer_says_which_policy_pays_and_at_which_load(made: SimpleNamespa
     assert lines[0] == "Does batching pay here, compared with serial?"
     assert lines[1] == "- continuous: yes"
     assert lines[2].startswith(
-        "    at 2 requests/s (50 % of what serial can make), 3 pairs of runs: "
+        "    at 2 requests/s (50 % of what serial can make), measured in 3 pairs of runs: "
         "continuous's mean latency is 0.507 times serial's (0.4"
     )
     assert "; continuous's p95 latency is 0.507 times serial's (" in lines[2]
@@ -139,6 +161,60 @@ def test_the_answer_also_comes_without_a_rush() -> None:
     predicted = pd.DataFrame({"serial": [1.0], "continuous": [0.5]}, index=["when busy"])
     found = judge_batching(gains([]), serial_images_per_s=4.0, rush={}, predicted=predicted)
     assert "The rush was not measured." in str(found)
+
+
+def test_what_is_foretold_answers_where_pairs_of_runs_show_nothing(made: SimpleNamespace) -> None:
+    serial = open_runs(made, [1.0, 1.1], "serial")
+    unclear = open_runs(made, [0.5, 1.6], "continuous")
+    found = foretold(
+        (0.4, "continuous", "latency_mean_s", 0.1, (0.1, 0.2), "lower", 45),
+        (2.0, "continuous", "latency_mean_s", 0.66, (0.55, 0.79), "lower", 45),
+        (2.0, "continuous", "latency_p95_s", 0.6, (0.3, 1.2), "not shown", 45),
+        (3.2, "continuous", "latency_mean_s", 0.0, (0.0, 0.5), "lower", 45),
+        dynamic="18 images show too little; 20 are needed",
+    )
+    lines = str(answer(made, [*serial, *unclear], foretold=found)).splitlines()
+    assert lines[1] == "- continuous: yes"
+    assert lines[2] == (
+        "    at 2 requests/s (50 % of what serial can make), foretold from 45 images measured under "
+        "load: continuous's mean latency is 0.66 times serial's (0.55 to 0.79); a difference of "
+        "continuous's p95 latency from serial's is not shown (0.3 to 1.2 times)"
+    )
+    assert "measured in 2 pairs of runs: a difference of continuous's mean latency" in lines[3]
+    assert lines[4] == (
+        "    at 3.2 requests/s (80 % of what serial can make), foretold from 45 images measured "
+        "under load: continuous's mean latency stays finite, and serial can't keep up"
+    )
+    assert lines[5].startswith("- dynamic: not measured; by the step times it should pay at 90 %")
+    assert lines[6] == (
+        "    nothing is foretold from its runs: 18 images show too little; 20 are needed"
+    )
+    assert "in a long run, as a multiple of serial's" not in "".join(lines), "it is known better"
+    without_runs = str(answer(made, [], foretold=found))
+    assert "- continuous: yes" in without_runs
+    assert "No two valid runs" not in without_runs
+
+
+def test_where_calibrations_are_refused_the_answer_is_that_of_the_step_times(
+    made: SimpleNamespace,
+) -> None:
+    refused = foretold(serial="8 images show too little; 20 are needed")
+    text = str(answer(made, [], foretold=refused))
+    assert "- continuous: not measured; by the step times it should pay" in text
+    assert "nothing is foretold from its runs: of serial, 8 images show too little" in text
+    assert "By the step times, at 90 % of serial's throughput, the mean latency" in text
+
+
+def test_a_policy_that_can_not_keep_up_is_said_to_have_no_end() -> None:
+    row = {"batching": "dynamic", "figure": "latency_mean_s", "verdict": "higher"}
+    endless = row | {"ratio": np.inf, "interval": (1.1, np.inf)}
+    assert gain_words(endless) == (
+        "dynamic's mean latency has no end: it can't keep up, and serial can"
+    )
+    unclear = endless | {"verdict": "not shown", "interval": (0.2, np.inf)}
+    assert gain_words(unclear) == (
+        "a difference of dynamic's mean latency from serial's is not shown"
+    )
 
 
 def test_the_rows_of_the_highest_rate_come_together(made: SimpleNamespace) -> None:

@@ -10,6 +10,7 @@ from benchlib import Budget, Workload, gains, plots
 from benchlib.questions.batching import measure, parts
 from benchlib.questions.batching.judge import judge_batching, rows_at_highest_rate
 from benchlib.study.store import Run, Study
+from tests.queueing.simulated_runs import simulated_run
 
 POLICIES = ("serial", "dynamic", "continuous")
 ALONE = {"step_s": {"1": 0.05, "2": 0.05}, "encode_s": {"1": 0.01}, "decode_s": {"1": 0.01}}
@@ -294,7 +295,17 @@ def test_the_forecast_is_held_against_the_runs_own_requests(made: SimpleNamespac
         requests = requests.assign(width=64, height=64, num_inference_steps=8)
         return Run(record, requests, telemetry, Path("run"))
 
-    table = measure.check_forecast([run("serial", 0.42), run("serial", 0.42), run("dynamic", 0.84)])
+    runs = [run("serial", 0.42), run("serial", 0.42), run("dynamic", 0.84)]
+    table = measure.check_forecast(runs)
     assert table.index.tolist() == [(0.1, "dynamic"), (0.1, "serial")]
-    assert table["predicted_s"].tolist() == pytest.approx([0.42, 0.42])
-    assert table["off_percent"].tolist() == pytest.approx([-50.0, 0.0], abs=1e-6)
+    assert table["warm_up_s"].tolist() == pytest.approx([0.42, 0.42])
+    assert table["warm_up_off_percent"].tolist() == pytest.approx([-50.0, 0.0], abs=1e-6)
+    assert table["replayed_s"].isna().all(), "three images calibrate nothing"
+
+
+def test_a_replay_with_services_under_load_is_nearer_than_warm_up() -> None:
+    runs = [simulated_run("serial", rate=1.1, requests=40)]
+    table = measure.check_forecast(runs).loc[(1.1, "serial")]
+    assert abs(table["off_percent"]) < 2
+    assert table["warm_up_off_percent"] < -4, "calls under load are longer"
+    assert measure.check_forecast(runs, {})["replayed_s"].isna().all()

@@ -11,6 +11,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from benchlib import plots
+from benchlib.questions.batching.judge import FORETOLD_COLUMNS, ForetoldGains
 
 SHOWCASE = {"showcase": {"width": 128, "height": 128, "num_inference_steps": 10}}
 
@@ -200,9 +201,11 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     assert texts(ax).startswith(
         f"tiny model, not SDXL: at 4 requests/s, {said} serial's is not shown"
     )
-    assert {"continuous, mean", "continuous, 95 % took at most", "dynamic, mean"} <= {
-        t.get_text() for t in ax.texts
-    }
+    assert {
+        "continuous, mean measured",
+        "continuous, 95 % took at most, measured",
+        "dynamic, mean measured",
+    } <= {t.get_text() for t in ax.texts}
     bars = [[tuple(end[1] for end in bar) for bar in one.get_segments()] for one in ax.collections]
     assert bars == [[(0.5, 1.6), (0.3, 0.6)], [(0.45, 0.45)], [(1.1, 1.3), (0.1, 9.0)]]
     assert "cut at the top" in ax.get_ylabel()
@@ -212,7 +215,7 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     predicted = pd.DataFrame(ratios, index=[0.5, 5.0])
     both = plots.gain(gains=frame, predicted=predicted, record=made.record())
     assert both.lines[-2].get_ydata().tolist() == [1.1, 0.5]
-    assert "dynamic, mean, long run as predicted" in texts(both)
+    assert "dynamic, mean by warm-up's step times" in texts(both)
     assert both.get_xlim()[1] > 5
     plots.save(both, tmp_path / "predicted")  # a label far above the axes would leave them no room
     one = plots.gain(gains=frame[4:], record=made.record())
@@ -222,12 +225,40 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     endless = predicted.assign(dynamic=[1.1, np.inf], continuous=np.inf)
     ended = plots.gain(gains=frame, predicted=endless, record=made.record())
     assert ended.lines[-2].get_xdata().tolist() == [0.5], "the line ends with what is finite"
-    assert "continuous, mean, long run as predicted" not in texts(ended)
+    assert "continuous, mean by warm-up's step times" not in texts(ended)
     plots.save(ended, tmp_path / "ended")
     lines = plots.gain(gains=gains(), predicted=predicted, record=made.record())
     assert "no two valid runs of the same requests; the lines are predicted" in texts(lines)
     assert lines.lines[0].get_ydata().tolist() == [1.0, 450.0]
     plots.save(lines, tmp_path / "lines")
+
+
+def test_a_foretold_gain_is_a_line_with_a_band(made: SimpleNamespace, tmp_path: Path) -> None:
+    measured = gains((4.0, "continuous", "latency_mean_s", 3, 0.8, (0.3, 1.6), "not shown"))
+    rows = [
+        (2.0, "continuous", "latency_mean_s", 0.9, (0.7, 1.1), "not shown", 45),
+        (2.0, "continuous", "latency_p95_s", 0.8, (0.6, 1.0), "not shown", 45),
+        (4.0, "continuous", "latency_mean_s", 0.6, (0.5, 0.7), "lower", 45),
+        (5.0, "continuous", "latency_mean_s", 0.0, (0.0, 0.7), "lower", 45),
+    ]
+    foretold = ForetoldGains(pd.DataFrame(rows, columns=FORETOLD_COLUMNS), {})
+    ratios = {"serial": [1.0, 2.0], "continuous": [1.0, 1.0], "dynamic": [1.1, 1.0]}
+    predicted = pd.DataFrame(ratios, index=[0.5, 5.0])
+    options = {"foretold": foretold, "predicted": predicted, "record": made.record()}
+    ax = plots.gain(gains=measured, **options)
+    said = "foretold at 4 requests/s, continuous's mean latency is 0.6 times serial's (0.5 to 0.7)"
+    assert texts(ax).startswith(f"tiny model, not SDXL: {said}")
+    assert ax.lines[1].get_xydata().tolist() == [[2.0, 0.9], [4.0, 0.6]], "it ends with serial"
+    assert "bands: 95 %, of 45 images" in texts(ax)
+    labels = {text.get_text() for text in ax.texts}
+    assert {"continuous, mean foretold", "continuous, mean measured"} <= labels
+    assert "dynamic, mean by warm-up's step times" in labels, "nothing is foretold of it"
+    assert "continuous, mean by warm-up's step times" not in labels
+    assert "Foretold: At 4/s continuous's mean latency is 0.6 times" in ax.get_label()
+    plots.save(ax, tmp_path / "both")
+    alone = plots.gain(gains=gains(), **options)
+    assert texts(alone).startswith(f"tiny model, not SDXL: {said}")
+    plots.save(alone, tmp_path / "alone")
 
 
 def test_all_draw_on_the_axes_that_they_are_given(made: SimpleNamespace) -> None:
