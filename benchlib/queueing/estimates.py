@@ -358,7 +358,8 @@ class Calibration:
         `moved` is the figure's change in each resample. What follows from the mean service and the
         gap comes from their known variances, and the rest from the spread of the resamples. This
         takes fewer resamples than a spread alone. Source: Lavenberg & Welch, "A perspective on the
-        use of control variables", Management Science 27 (1981).
+        use of control variables to increase the efficiency of Monte Carlo simulations", Management
+        Science 27 (1981).
         """
         moves = np.asarray(moved)
         if not np.isfinite(moves).all():

@@ -34,7 +34,8 @@ class Draws:
     """Random numbers from 0 to 1, one for each simulated request.
 
     Equal draws give equal arrivals and work, so that two lanes or rates differ by nothing else
-    (common random numbers).
+    (common random numbers). Source: Nelson, "Foundations and Methods of Stochastic Simulation"
+    (2013).
     """
 
     gaps: Floats  # exponential, of mean 1

@@ -43,7 +43,7 @@ class Control:
         """The queue with Poisson arrivals at `rate`, where each of `possible_s` is as likely.
 
         The services must leave it time to spare. Mean: Pollaczek & Khinchine. Tail: the asymptote
-        of Cramer & Lundberg, see Asmussen, "Applied Probability and Queues" (2003), chapter XIII.
+        of Cramer & Lundberg, see Asmussen, "Applied Probability and Queues" (2003).
         """
         # 1) The mean
         service_s = float(possible_s.mean())
@@ -77,8 +77,8 @@ class Simulation:
 
     With a `control`, figures are moved by what the control's own error foretells. The regression is
     over the means of SEGMENTS segments, and the standard error is that of batch means. Sources:
-    Lavenberg & Welch, Management Science 27 (1981); Glynn & Szechtman, "Some new perspectives on
-    the method of control variates" (2002).
+    Nelson, "Control variate remedies", Operations Research 38 (1990); Glynn & Szechtman, "Some new
+    perspectives on the method of control variates" (2002).
     """
 
     latency_s: Floats
