@@ -22,10 +22,11 @@ status says whether a limit is broken.
 | runs without a fault that are called widened or refused   | at most 5 %                      |
 | images for a capacity within 5 %, calibrated over raw     | at most 1/20                     |
 
-Chance is a binomial's 2.5 %. Intervals of one run hold the truth together or not at all, so a row's
-intervals count as so many runs. Two kinds of runs are shown beside the limits, with their coverage:
-services that depend on each other (an autoregression), which the method does not assume; and the
-bimodal ones of UNSEEN, in which chance hides what no method could see.
+Chance is a binomial's 2.5 %. With --quick it loosens all limits. Intervals of one run hold the
+truth together or not at all, so a row's intervals count as so many runs. Two kinds of runs are
+shown beside the limits, with their coverage: services that depend on each other (an
+autoregression), which the method does not assume; and the bimodal ones of UNSEEN, in which chance
+hides what no method could see.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ TRUTH_LENGTH = {0.5: 3_000_000, 0.7: 3_000_000, 0.85: 4_000_000, 0.95: 6_000_000
 """Requests by load; a third where requests share steps, whose simulation takes longer."""
 DEPENDENT = "AR(1) 2 %"
 """Its images are not independent, which a calibration may rightly remark."""
+FEW_SHARED = "shared steps were seen under load"
+"""Short runs at a low load break this assumption in truth: that is no false alarm."""
 UNSEEN = {("serial", 20), ("dynamic", 20), ("dynamic", 60), ("continuous", 20), ("continuous", 60)}
 """Bimodal runs of these policies and lengths may hold no long image at all.
 
@@ -210,6 +213,7 @@ def studies(number: int, seed: int) -> list[Study]:
     random = np.random.default_rng(seed)
     found = []
     cases = list(product(LANES, IMAGES))
+    random.shuffle(cases)
     for place in range(number):
         lane, images = cases[place % len(cases)]
         loads = random.choice(LOADS, 2)
@@ -489,13 +493,14 @@ def main() -> int:
     # 5) The limits
     if options.rows is not None:
         pd.concat([sound, faults]).to_csv(options.rows, index=False)
-    false_alarms = float((judged["status"] != "stands").mean())
+    is_alarm = (judged["status"] != "stands") & (judged["seen"] != FEW_SHARED)
+    false_alarms = float(is_alarm.mean())
     whole = covered(judged, list(FIGURES))
     passed = {
-        "coverage": whole >= 0.93,
+        "coverage": kept(whole, 0.93, len(judged), options.quick),
         "coverage of rows": bool(by_noise["ok"].all()),
         "faults": bool(by_fault["ok"].all()),
-        "false alarms": false_alarms <= 0.05,
+        "false alarms": kept(1 - false_alarms, 0.95, len(judged), options.quick),
         "images": images["ratio"] <= 1 / 20,
     }
     summary = {
@@ -510,6 +515,13 @@ def main() -> int:
     }
     print(json.dumps(summary))
     return 0 if all(passed.values()) else 1
+
+
+def kept(share: float, least: float, runs: int, is_quick: bool) -> bool:
+    """Whether a share keeps its limit; chance loosens it for the few runs of a quick look."""
+    if share >= least:
+        return True
+    return is_quick and binomial_cdf(round(share * runs), runs, least) > 0.025
 
 
 def show(table: pd.DataFrame) -> None:
