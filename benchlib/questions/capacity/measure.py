@@ -429,7 +429,8 @@ class LoadTest:
             return []
         if self.rates is None and self.capacity.rate is None:
             return []
-        return rates_to_confirm(self._likely_rate, self.capacity.interval, self.rates)
+        capacity = self.capacity.rate or self._likely_rate
+        return rates_to_confirm(capacity, self.capacity.interval, self.rates)
 
     def _part_at_rate(self, name: str, rate: float) -> Part:
         """The part of a run at `rate`, with as many images as leave time for one that confirms."""
