@@ -136,7 +136,8 @@ def _latencies(curve: pd.DataFrame, column: str) -> list[Latency]:
         value_s = high_s = math.inf
         if at_rate["stable"]:
             value_s = at_rate[column]
-            low_s, high_s = at_rate[f"{column}_interval"]
+            # A rate at which the policy may or may not keep up has no interval.
+            low_s, high_s = at_rate[f"{column}_interval"] or (0.0, math.inf)
             floor_s = max(floor_s, low_s)
         found.append(Latency(value_s, floor_s, high_s))
     return found

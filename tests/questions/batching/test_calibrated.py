@@ -138,11 +138,13 @@ def test_the_ends_add_up_as_squares_of_logarithms(monkeypatch: pytest.MonkeyPatc
 
 
 def test_serial_is_at_least_as_slow_as_at_lower_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    serial = [4.0, 40.0], [(3.5, 4.5), (0.0, 300.0)]
     dynamic = [2.0, 2.0], [(2.0, 2.0), (2.0, 2.0)]
-    rows = foretold_by_hand(monkeypatch, serial=serial, dynamic=dynamic)
-    _, high = rows["interval"].iloc[1]
-    assert high == pytest.approx(2.0 / 3.5), "the low end of the lower rate, not 0"
+    for wide in ((0.0, 300.0), None):  # it may just keep up, or not
+        serial = [4.0, 40.0], [(3.5, 4.5), wide]
+        rows = foretold_by_hand(monkeypatch, serial=serial, dynamic=dynamic)
+        low, high = rows["interval"].iloc[1]
+        assert low == pytest.approx(2.0 / wide[1] if wide else 0.0)
+        assert high == pytest.approx(2.0 / 3.5), "the low end of the lower rate, not 0"
     assert rows["verdict"].tolist() == ["lower", "lower"]
 
 
