@@ -263,23 +263,35 @@ class _Trials:
             raise KeyboardInterrupt("interrupted before the baseline was measured")
 
     def try_others(self, rounds: int) -> None:
-        """Tries the other recipes that the budget has room for; those that compile come last."""
-        others = [recipe for recipe in self.recipes if recipe != BASELINE]
-        worth = {recipe: len(others) - place for place, recipe in enumerate(others)}
-        parts = [self._part(recipe, worth[recipe]) for recipe in sorted(others, key=_compiles)]
-        reserve_s = self._confirming_s(rounds)
-        plan = self.budget.plan(parts, reserve_s=reserve_s, keep_one=False)
-        if not plan.parts:
-            print("\n".join(plan.left_out_lines()), flush=True)
-            return
-        for share in self.budget.in_turn(parts, reserve_s=reserve_s):
-            recipe = share.name
-            with self.budget.measuring(recipe):
-                try:
-                    self._try(recipe, self._images_of(share), images_s=self._images_s(share))
-                except Exception as error:  # noqa: BLE001 - loading raises what it likes
-                    print(f"{recipe}: failed, {error}", flush=True)
-                    self.errors[recipe] = f"{type(error).__name__}: {error}"
+        """Tries the other recipes that the budget has room for; those that compile come last.
+
+        What was left out is planned again if the others took less than planned.
+        """
+        worth = {recipe: len(self.recipes) - place for place, recipe in enumerate(self.recipes)}
+        waiting = [recipe for recipe in sorted(self.recipes, key=_compiles) if recipe != BASELINE]
+        while waiting and not self.budget.interrupted:
+            parts = [self._part(recipe, worth[recipe]) for recipe in waiting]
+            reserve_s = self._confirming_s(rounds)
+            plan = self.budget.plan(parts, reserve_s=reserve_s, keep_one=False)
+            if not plan.parts:
+                print("\n".join(plan.left_out_lines()), flush=True)
+                return
+            for share in self.budget.in_turn(parts, reserve_s=reserve_s):
+                self._try_share(share)
+            waiting = [recipe for recipe in waiting if not self._is_done(recipe)]
+
+    def _is_done(self, recipe: str) -> bool:
+        return recipe in self.tried or recipe in self.errors
+
+    def _try_share(self, share: PlannedPart) -> None:
+        """Tries a recipe in its share of the budget; an error is kept for its row."""
+        recipe = share.name
+        with self.budget.measuring(recipe):
+            try:
+                self._try(recipe, self._images_of(share), images_s=self._images_s(share))
+            except Exception as error:  # noqa: BLE001 - loading raises what it likes
+                print(f"{recipe}: failed, {error}", flush=True)
+                self.errors[recipe] = f"{type(error).__name__}: {error}"
 
     def _try(self, recipe: str, timed: int, *, images_s: float) -> None:
         """Tries a recipe, and foretells what its servers can do."""
@@ -376,9 +388,12 @@ class _Trials:
         return share.seconds - share.part.overhead_s
 
     def _confirming_s(self, rounds: int) -> float:
-        """What is kept of the budget for the confirming runs, at least for one round of them."""
+        """What is kept of the budget for the confirming runs, at least for one round of them.
+
+        The best settings make an image as fast as the fastest one so far, or faster.
+        """
         baseline = self.tried[BASELINE]
-        image_s = _mean(baseline.album.times_s)
+        image_s = min(_mean(tried.album.times_s) for tried in self.tried.values())
         server_s = max((served.start_s for served in baseline.served.values()), default=SERVER_S)
         loads_s = FINALISTS * (SECOND_START * baseline.load_s + server_s)
         if any(_compiles(recipe) for recipe in self.recipes):
