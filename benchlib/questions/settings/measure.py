@@ -388,22 +388,24 @@ class _Trials:
         return share.seconds - share.part.overhead_s
 
     def _confirming_s(self, rounds: int) -> float:
-        """What is kept of the budget for the confirming runs, at least for one round of them.
-
-        The best settings make an image as fast as the fastest one so far, or faster.
-        """
+        """What is kept of the budget for the confirming runs, at least for one round of them."""
         baseline = self.tried[BASELINE]
-        image_s = min(_mean(tried.album.times_s) for tried in self.tried.values())
+        image_s = _mean(baseline.album.times_s)
         server_s = max((served.start_s for served in baseline.served.values()), default=SERVER_S)
         loads_s = FINALISTS * (SECOND_START * baseline.load_s + server_s)
-        if any(_compiles(recipe) for recipe in self.recipes):
+        compiles = any(_compiles(recipe) for recipe in self.recipes)
+        # A smaller budget has no room for a recipe that compiles.
+        if compiles and self.budget.seconds > 5 * COMPILE_S:
             loads_s += RECOMPILE_S
         fixed_s = loads_s + self.budget.cost("calibrations", CALIBRATE_S)
         around_s = self.budget.cost("start of a run", START_S) + max(1.0, 2 * image_s)
-        # A promise leaves about two thirds of the throughput.
-        per_image_s = 1.5 * image_s / NEAR
-        least_s = fixed_s + FINALISTS * (around_s + LEAST_CONFIRMING * per_image_s)
-        usual_s = fixed_s + FINALISTS * rounds * (around_s + USUAL_IMAGES * per_image_s)
+
+        # The best two so far have one image each in `pair_s` seconds.
+        known = [one["foretold_images_per_s"] or 0.0 for one in self.forecasts.values()]
+        rates = [rate for rate in sorted(known)[-FINALISTS:] if rate > 0]
+        pair_s: float = sum(1 / (NEAR * rate) for rate in rates)
+        least_s = fixed_s + FINALISTS * around_s + LEAST_CONFIRMING * pair_s
+        usual_s = fixed_s + rounds * (FINALISTS * around_s + USUAL_IMAGES * pair_s)
         return min(usual_s, max(least_s, CONFIRM_SHARE * self.budget.seconds))
 
     # ---- confirming
