@@ -123,6 +123,9 @@ def gain_words(gain: Mapping[Any, Any]) -> str:
         return f"{subject} stays finite, and serial can't keep up"
     if math.isinf(gain["ratio"]):
         return f"{subject} has no end: it can't keep up, and serial can"
+    if gain["interval"] is not None and gain["interval"][0] == 0:
+        most = words(gain["interval"][1], unit="times serial's")
+        return f"{subject} is at most {most}, as serial may not keep up"
     times = words(gain["ratio"], gain["interval"], "times serial's")
     return f"{subject} is {times}"
 

@@ -10,7 +10,8 @@ import pytest
 
 from benchlib.questions.batching.calibrated import calibrate_policies, foretell_gains
 from benchlib.study.store import Run
-from tests.queueing.simulated_runs import AFTER_S, GAP_S, simulated_run
+from benchmarks.planted_lanes import AFTER_S
+from tests.queueing.simulated_runs import GAP_S, simulated_run
 
 RATE = 1.1  # an image takes 0.72 s
 USERS = 4

@@ -211,6 +211,10 @@ def test_a_policy_that_can_not_keep_up_is_said_to_have_no_end() -> None:
     assert gain_words(endless) == (
         "dynamic's mean latency has no end: it can't keep up, and serial can"
     )
+    bounded = row | {"verdict": "lower", "ratio": 0.2, "interval": (0.0, 0.8)}
+    assert gain_words(bounded) == (
+        "dynamic's mean latency is at most 0.8 times serial's, as serial may not keep up"
+    )
     unclear = endless | {"verdict": "not shown", "interval": (0.2, np.inf)}
     assert gain_words(unclear) == (
         "a difference of dynamic's mean latency from serial's is not shown"
