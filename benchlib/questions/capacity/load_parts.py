@@ -74,6 +74,7 @@ def part_at_rate(name: str, rate: float, run_s: float, least: int = LEAST_ESTIMA
         worth=WORTH[kind],
         overhead_s=overhead_s,
         image_s=1 / rate,
+        needs=None if name == CALIBRATE else CALIBRATE,
     )
 
 
@@ -88,6 +89,7 @@ def part_of_users(users: int, most_users: int, rate: float, run_s: float) -> Par
         worth=WORTH_OF_USERS * users / most_users,
         overhead_s=overhead_s,
         image_s=1 / rate,
+        needs=CALIBRATE,
     )
 
 

@@ -292,6 +292,14 @@ def test_a_promise_that_no_rate_keeps_is_said(bench: Bench) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("minutes", [0.05, 0.2, 0.5])
+def test_the_run_that_calibrates_is_made_however_small_the_budget(bench, minutes):
+    load = bench.load_test(minutes)
+    load.calibrate()
+    (first,) = load.at_rates.runs
+    assert len(first.requests) >= 20, "a shorter run would show nothing"
+
+
 def test_a_real_server_is_measured_and_answered_for(tmp_path: Path) -> None:
     pipe = bl.load_pipeline("tiny")
     plan = plan_capacity(pipe, profile="quick")
