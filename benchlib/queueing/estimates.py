@@ -674,7 +674,17 @@ def _breaches(replays: Sequence[Replay], lane: Lane) -> list[Breach]:
             if before is None or before.share < breach.share:
                 found[breach.assumption] = breach
 
-    # What one run did not show, another may.
+    # Whether the runs are alike
+    ratios = []
+    for one in replays:
+        ratio = as_floats(one.images["ratio"])
+        ratios.append(ratio[np.isfinite(ratio)])
+    block = max(_block(lane, one.images) for one in replays)
+    unlike = misfit.unlike_runs(ratios, np.random.default_rng(SEED), block=block)
+    if unlike is not None:
+        found[unlike.assumption] = unlike
+
+    # What one run did not show, another may
     if not isinstance(lane, SerialLane):
         batch_size = np.concatenate([as_floats(one.images["batch_size"]) for one in replays])
         unseen = misfit.few_shared_steps(batch_size)

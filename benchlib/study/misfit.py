@@ -14,6 +14,7 @@ Bootstrap Tests of Hypotheses" (2005).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -180,6 +181,42 @@ def depends_on_batch(ratio: Floats, batch_size: Floats, by_chance: Floats) -> Br
     return Breach("batches cost what was measured", abs(change), "service", words)
 
 
+def unlike_runs(ratios: Sequence[Floats], rng: np.random.Generator, *, block: int) -> Breach | None:
+    """Whether services took longer in one of several runs than in the others.
+
+    `ratios` has each run's services beside the expected ones. The statistic is the sum over runs of
+    squared rank sums, each over its number of images (Kruskal & Wallis, JASA 47, 1952). The share
+    is that from the quickest run's mean to the slowest one's.
+    """
+    runs = [ratio for ratio in ratios if len(ratio)]
+    if len(runs) < 2:
+        return None
+    means = [float(ratio.mean()) for ratio in runs]
+    images = sum(len(ratio) for ratio in runs)
+    at_once = -(-images // MOST_VALUES)
+    together = np.concatenate([_means_of(ratio, at_once) for ratio in runs])
+    ends = np.cumsum([len(_means_of(ratio, at_once)) for ratio in runs])
+    starts = np.concatenate([[0], ends[:-1]])
+
+    def statistic(ranks: Floats) -> Floats:
+        sums = np.add.reduceat(ranks, starts, axis=-1)
+        squares = sums**2 / (ends - starts)
+        total: Floats = squares.sum(axis=-1)
+        return total
+
+    ranks = _centred_ranks(together)
+    observed = float(statistic(ranks))
+    if _chance_of(observed, statistic(permuted(ranks, rng, block=block))) > CHANCE:
+        return None
+    share = max(means) / min(means) - 1
+    if share < LEAST_SHARE:
+        return None
+    words = (
+        f"images took {share:.0%} longer in one run than in another: the machine changed in between"
+    )
+    return Breach("services are alike in all runs", share, "service", words)
+
+
 def few_shared_steps(batch_size: Floats) -> Breach | None:
     """Whether too few images shared steps for the cost of a shared step under load to be known.
 
@@ -281,9 +318,14 @@ def _depend(x: Floats, y: Floats, by_chance: Floats) -> bool:
 
 def _thinned(values: Floats) -> Floats:
     """The means of successive values, at most MOST_VALUES; the values themselves if they are few."""
+    at_once = -(-values.shape[-1] // MOST_VALUES)
+    return _means_of(values, at_once)
+
+
+def _means_of(values: Floats, at_once: int) -> Floats:
+    """The means of each `at_once` successive values along the last axis; a short rest is left out."""
     *rows, n = values.shape
-    at_once = -(-n // MOST_VALUES)
-    if at_once <= 1:
+    if at_once <= 1 or n < at_once:
         return values
     whole = n // at_once * at_once
     groups = values[..., :whole].reshape(*rows, -1, at_once)

@@ -197,3 +197,14 @@ def test_shared_steps_that_no_run_showed_widen_the_estimate():
     seen = simulated_run("continuous", rate=1.2, requests=60)
     assert calibrate(seen).status == "stands"
     assert calibrate([run, seen]).status == "stands", "one of the runs shows them"
+
+
+def test_runs_between_which_the_machine_changed_widen_the_estimate(batching):
+    rate = RATES[batching]
+    before = simulated_run(batching, rate=rate, requests=60)
+    factors = 1.06 * np.exp(0.01 * np.random.default_rng(5).standard_normal(60))
+    after = simulated_run(batching, rate=rate, requests=60, factors=factors, seed=1)
+    assert calibrate(before).status == "stands"
+    together = calibrate([before, after])
+    assert together.status == "widened"
+    assert any("one run than in another" in breach.words for breach in together.breaches)

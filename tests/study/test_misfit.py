@@ -107,3 +107,24 @@ def test_blocks_stay_together():
     rows = misfit.permuted(np.arange(10.0), np.random.default_rng(0), block=5)
     halves = np.sort(rows[:, :5], axis=1)
     assert set(halves[:, 0]) == {0.0, 5.0}
+
+
+def test_a_run_that_was_slower_than_the_others_is_noticed():
+    slower = 1.05 * noise(40, seed=2)
+    found = misfit.unlike_runs([noise(60), slower], np.random.default_rng(0), block=1)
+    assert found.share == pytest.approx(0.05, abs=0.01)
+    assert "longer in one run than in another" in found.words
+
+
+@pytest.mark.parametrize("images", [(60, 40), (60, 5, 80), (5000, 3000)])
+def test_runs_that_are_alike_show_no_breach(images):
+    alarms = 0
+    for seed in range(20):
+        runs = [noise(number, seed=100 * seed + i) for i, number in enumerate(images)]
+        alarms += misfit.unlike_runs(runs, np.random.default_rng(0), block=1) is not None
+    assert alarms <= 1
+
+
+def test_one_run_is_like_itself():
+    assert misfit.unlike_runs([noise(60)], np.random.default_rng(0), block=1) is None
+    assert misfit.unlike_runs([noise(60), noise(0)], np.random.default_rng(0), block=1) is None
