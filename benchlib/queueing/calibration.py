@@ -84,6 +84,7 @@ def fit_lane(runs: Sequence[Run]) -> tuple[Lane, tuple[Replay, ...]]:
     Raises ValueError where the runs differ in server or workload, or have no image.
     """
     frames = [services(run.requests) for run in runs]
+    _check_frames(runs, frames)
     setting = _setting(runs, frames)
     if setting.batching == ONE_LANE or not setting.is_timed:
         return _fit_serial(setting, frames)
@@ -117,10 +118,6 @@ def replay(lane: Lane, run: Run) -> Replay:
 def _setting(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> Setting:
     from benchlib.serving.engine.step_times import StepTimesBySize
 
-    if not runs:
-        raise ValueError("runs is empty: give at least one run")
-    if not any(len(images) for images in frames):
-        raise ValueError("runs: none of them has an image, so there is nothing to calibrate by")
     first = runs[0].spec
     target = first["target"]
     for run in runs[1:]:
@@ -141,6 +138,31 @@ def _setting(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> Setting:
         workload=first.get("workload"),
         is_timed=is_timed,
     )
+
+
+def _check_frames(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> None:
+    """Raises ValueError where runs have nothing to calibrate by, or times that can't be."""
+    # 1) Enough, and nothing twice
+    if not runs:
+        raise ValueError("runs is empty: give at least one run")
+    if not any(len(images) for images in frames):
+        raise ValueError("runs: none of them has an image, so there is nothing to calibrate by")
+    if not any(_is_measured(images).any() for images in frames):
+        raise ValueError("runs: all of their images are of warm-up; give a run that measured")
+    for place, run in enumerate(runs):
+        if any(run.requests.equals(earlier.requests) for earlier in runs[:place]):
+            raise ValueError(f"runs: the run at place {place} is given twice; give it once")
+
+    # 2) Times and batches that can be
+    for images in frames:
+        for name in ("scheduled_s", "done_s", "latency_s"):
+            if not np.isfinite(as_floats(images[name])).all():
+                raise ValueError(f"runs: {name} of an image is not a number; leave its row out")
+        work_s = as_floats(images["work_s"].dropna())
+        if not (np.isfinite(work_s) & (work_s > 0)).all():
+            raise ValueError("runs: encode_s, denoise_s and decode_s of an image must be above 0")
+        if (images["num_inference_steps"] < 1).any():
+            raise ValueError("runs: num_inference_steps of an image must be 1 or more")
 
 
 def _mix(workload: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -254,6 +276,10 @@ def _fit_batches(
 
     # 2) What steps, encoding and decoding took under load, beside that
     denoise_s = as_floats(together["denoise_s"])
+    if not (denoise_s > 0).all():
+        raise ValueError("runs: denoise_s of an image must be above 0")
+    if together["batch_size"].isna().any():
+        raise ValueError("runs: batch_size of an image is missing; leave its row out")
     planned_s = _expected_denoise_s(planned.step_s, setting, frames, sizes)
     _, places = planned.step_s.shape
     step = _ratio_by_rows(together, own, denoise_s / planned_s, places)

@@ -80,11 +80,13 @@ def confirmation(calibration: Calibration, run: Run, *, slo: str) -> Confirmatio
     """Whether `run`, which had no part in `calibration`, goes as it was foretold.
 
     It does if its mean latency, and its share of images within `slo`, lie in the intervals of its
-    simulations. Raises ValueError for a promise that can't be read.
+    simulations. Raises ValueError for a promise that can't be read, and for a run without a rate.
     """
     # 1) What can't be judged
     goal = Slo.parse(slo)
-    rate = float(run.spec["arrivals"]["rate"])
+    rate = run.spec["arrivals"].get("rate")
+    if rate is None:
+        raise ValueError("run: its arrivals have no rate; use a run of an open loop")
     images = services(run.requests)
     is_counted = images["phase"].to_numpy() == "measure"
     count = int(is_counted.sum())
@@ -135,7 +137,7 @@ def _why_not_judged(calibration: Calibration, run: Run) -> str | None:
     if calibration.refusal is not None:
         return f"there is no estimate: {calibration.refusal}"
     if run.record["status"] not in ("finished", "interrupted"):
-        return f"the run was {run.record['status']}: {run.record['error']}"
+        return f"the run was {run.record['status']}: {run.record.get('error')}"
     graphs = (run.record["outcome"] or {}).get("graphs_made")
     if graphs:
         return f"the server compiled or recorded {graphs} graphs during the run"

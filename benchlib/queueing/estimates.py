@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from benchlib.load.bounds import check_number
 from benchlib.queueing.calibration import Replay, fit_lane, lane_alone, replay
 from benchlib.queueing.lanes import Draws, Lane, SerialLane, control_queue
 from benchlib.study import misfit
@@ -41,6 +42,8 @@ LEAST_IMAGES = 20
 MOST_MISFIT = 0.25
 """An estimate that had to be widened by more than this share is refused."""
 MOST_FAILED = 0.05
+LEAST_RATE = 1e-6
+"""At a lower rate the moments of a simulation are too large to hold latencies exactly."""
 UNLOADED_SHARE = 0.06
 """How far step times that were measured without load were off on one H100, as a share."""
 LONG = {"serial": 400_000, "batches": 120_000}
@@ -208,10 +211,9 @@ class Calibration:
         Intervals are None at a rate so high that the services' own error leaves open whether the
         server keeps up.
 
-        Raises ValueError for a rate that is not above 0, and for a promise that can't be read.
+        Raises ValueError for a rate below LEAST_RATE, and for a promise that can't be read.
         """
-        if not rate > 0 or not math.isfinite(rate):
-            raise ValueError(f"rate must be a finite number above 0, got {rate!r}")
+        check_number("rate", rate, LEAST_RATE)
         goal = None if slo is None else Slo.parse(slo)
         stable = rate < STABLE_LOAD * self.most_images_per_s
         if self.refusal is not None or not stable:
@@ -292,6 +294,8 @@ class Calibration:
 
     def user_throughput(self, users: int) -> tuple[float, float]:
         """Images/s and mean latency in seconds, if `users` ask again as soon as they have theirs."""
+        most_users = len(self._short.gaps) // 10  # more would not get ten images each
+        check_number("users", users, 1, most_users, whole=True)
         latency_s = self.lane.user_latencies_s(self._short, users)
         mean_s = float(latency_s[len(latency_s) // 20 :].mean())
         return users / mean_s, mean_s

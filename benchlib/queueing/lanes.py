@@ -162,7 +162,8 @@ class BatchLane:
     def service_s(self) -> float:
         """Mean seconds that a request takes of the lane, if it has the lane to itself."""
         hours_apart = 1e4 * np.arange(1.0, len(self.work) + 1)
-        simulated = self.simulate(hours_apart, self.work, self.ratios)
+        mean = np.array([self.ratios.mean()])
+        simulated = self.simulate(hours_apart, self.work, mean)
         service_s: Floats = simulated.done_s - simulated.begun_s
         return float(service_s.mean())
 

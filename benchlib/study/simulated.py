@@ -23,6 +23,9 @@ LEAST_LATE = 0.1
 """Without a late request in the segments, their spread says nothing: the share may be off by this
 many late requests a segment."""
 
+MOST_EXPONENT = 500
+"""A larger exponent is near the end of what a float holds."""
+
 
 @dataclass(frozen=True)
 class Control:
@@ -52,8 +55,9 @@ class Control:
         mean_s = rate * square / (2 * spare)
 
         # 2) The decay is where rate (E exp(decay S) - 1) = decay: Newton's steps from above
-        decay = 4 * spare / (rate * square)
-        for _ in range(50):
+        largest = MOST_EXPONENT / float(possible_s.max())
+        decay = min(4 * spare / (rate * square), largest)
+        for _ in range(MOST_EXPONENT):  # each step lowers the exponent by about 1
             grown = np.exp(decay * possible_s)
             value = rate * (float(grown.mean()) - 1) - decay
             slope = rate * float(np.mean(possible_s * grown)) - 1

@@ -34,7 +34,7 @@ class Slo:
     @classmethod
     def parse(cls, text: str) -> Slo:
         """Reads "p95 < 2 s", "p99.9 < 800 ms" or "99 % within 20 s". Raises ValueError."""
-        found = _PROMISE.fullmatch(text)
+        found = _PROMISE.fullmatch(str(text))
         if found:
             percent = Fraction(found[1] or found[2])
             latency_s = float(found[3])

@@ -1,10 +1,12 @@
 """Estimates against simulated servers whose truth is known, and against planted faults."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 
+from benchlib.queueing.confirming import confirmation
 from benchlib.queueing.estimates import calibrate, foretell
 from tests.queueing.simulated_runs import GAP_S, SIZE, TIMES, simulated_run
 
@@ -208,3 +210,65 @@ def test_runs_between_which_the_machine_changed_widen_the_estimate(batching):
     together = calibrate([before, after])
     assert together.status == "widened"
     assert any("one run than in another" in breach.words for breach in together.breaches)
+
+
+def changed(run, **columns):
+    """The run with other values in these columns, in every row."""
+    return replace(run, requests=run.requests.assign(**columns))
+
+
+BAD_COLUMNS = [
+    ({"phase": "warmup"}, "warm-up"),
+    ({"latency_s": np.nan}, "latency_s"),
+    ({"scheduled_s": np.nan}, "scheduled_s"),
+    ({"denoise_s": -1.0}, "denoise_s"),
+    ({"denoise_s": np.inf}, "denoise_s"),
+    ({"num_inference_steps": 0}, "num_inference_steps"),
+]
+
+
+@pytest.mark.parametrize(("columns", "named"), BAD_COLUMNS)
+def test_rows_that_can_not_be_are_refused_by_name(batching, columns, named):
+    run = simulated_run(batching, rate=RATES[batching], requests=30)
+    with pytest.raises(ValueError, match=named):
+        calibrate(changed(run, **columns))
+
+
+@pytest.mark.parametrize("shared", ["dynamic", "continuous"])
+def test_a_missing_batch_size_is_refused_where_requests_share_steps(shared):
+    run = simulated_run(shared, rate=RATES[shared], requests=30)
+    with pytest.raises(ValueError, match="batch_size"):
+        calibrate(changed(run, batch_size=np.nan))
+
+
+def test_a_run_that_is_given_twice_is_refused(batching):
+    run = simulated_run(batching, rate=RATES[batching], requests=30)
+    with pytest.raises(ValueError, match="twice"):
+        calibrate([run, run])
+
+
+def test_a_tiny_rate_has_no_waits_and_a_tinier_one_is_refused(batching):
+    calibration = calibrated(batching)
+    foretold = calibration.predict(1e-6)
+    assert foretold.mean_s == pytest.approx(calibration.service_s, rel=0.02)
+    for rate in (1e-9, "1", None, True):
+        with pytest.raises(ValueError, match="rate must be"):
+            calibration.predict(rate)
+
+
+def test_users_are_a_whole_number_that_the_simulation_holds(batching):
+    for users in (0, -1, 2.5, 100_000):
+        with pytest.raises(ValueError, match="users must be"):
+            calibrated(batching).user_throughput(users)
+
+
+def test_a_promise_that_is_no_text_is_refused(batching):
+    with pytest.raises(ValueError, match="slo"):
+        calibrated(batching).capacity(None)
+
+
+def test_a_run_without_a_rate_confirms_nothing(batching):
+    run = simulated_run(batching, rate=RATES[batching], requests=30)
+    run.record["spec"]["arrivals"] = {"kind": "closed_loop", "users": 2}
+    with pytest.raises(ValueError, match="no rate"):
+        confirmation(calibrated(batching), run, slo="p95 < 3 s")

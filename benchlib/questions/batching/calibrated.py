@@ -54,13 +54,14 @@ def calibrate_policies(runs: Iterable[Run]) -> dict[str, Calibration]:
     """Prints and returns a calibration for each policy, by all of its runs together.
 
     Any arrivals will do, closed loops too: services count, not latencies. A policy without an image
-    is left out. Raises ValueError where the runs of a policy differ in server or workload.
+    after warm-up is left out. Raises ValueError where the runs of a policy differ in server or workload.
     """
     from benchlib.queueing.estimates import calibrate
 
     by_policy: dict[str, list[Run]] = {}
     for run in runs:
-        if len(services(run.requests)):
+        images = services(run.requests)
+        if (images["phase"] == "measure").any():
             by_policy.setdefault(run.spec["target"]["batching"], []).append(run)
     calibrations = {}
     for name, own in by_policy.items():
