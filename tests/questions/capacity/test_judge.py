@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from benchlib.questions.capacity.judge import judge_load, littles_law, most_images_per_s
 from benchlib.questions.capacity.outlook import Outlook
 from benchlib.questions.capacity.search import Capacity
 from benchlib.study.store import Run, Study
+from tests.questions.capacity.made_outlook import FIELDS
 
 
 def closed_loops(made, *latencies_s, **changes):
@@ -90,29 +90,7 @@ def test_the_answer_says_what_no_run_shows(made):
 
 
 def outlook(**changes):
-    users = pd.DataFrame(
-        {
-            "users": [1, 4],
-            "images_per_s": [1.5, 1.9],
-            "mean_s": [0.66, 2.1],
-            "in_time": [1.0, 0.9],
-        }
-    )
-    fields = {
-        "server": "sdxl-random; baseline, continuous",
-        "is_tiny": False,
-        "slo": "p95 < 2 s",
-        "rate": 1.31,
-        "interval": (1.27, 1.35),
-        "images": 60,
-        "is_loaded": True,
-        "refusal": None,
-        "breaches": (),
-        "image_s": 0.66,
-        "most_images_per_s": 2.02,
-        "users": users,
-    }
-    return Outlook(**fields | changes)
+    return Outlook(**FIELDS | changes)
 
 
 def test_what_was_foretold_is_the_answer():

@@ -2,33 +2,11 @@
 
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 
 from benchlib.questions.capacity.outlook import Outlook
+from tests.questions.capacity.made_outlook import FIELDS, USERS
 
-USERS = pd.DataFrame(
-    {
-        "users": [1, 2, 4],
-        "images_per_s": [1.5, 1.8, 1.9],
-        "mean_s": [0.66, 1.1, 2.1],
-        "in_time": [1.0, 1.0, 0.9],
-    }
-)
-FIELDS = {
-    "server": "sdxl-random; baseline, continuous",
-    "is_tiny": False,
-    "slo": "p95 < 2 s",
-    "rate": 1.31,
-    "interval": (1.27, 1.35),
-    "images": 60,
-    "is_loaded": True,
-    "refusal": None,
-    "breaches": (),
-    "image_s": 0.66,
-    "most_images_per_s": 2.02,
-    "users": USERS,
-}
 UP_TO = (
     "On this machine SDXL (sdxl-random; baseline, continuous) keeps p95 < 2 s "
     "up to 1.31 images/s (1.27 to 1.35), foretold from 60 images and "
