@@ -159,7 +159,7 @@ def grows_with_queue(ratio: Floats, found: Floats, by_chance: Floats) -> Breach 
     """Whether services depend on how many requests were with the server (`found`)."""
     if np.ptp(found) == 0 or not _depend(found, ratio, by_chance):
         return None
-    change = _slope(found, ratio) * float(np.quantile(found, 0.95) - np.quantile(found, 0.05))
+    change = _change_over(found, ratio)
     if abs(change) < LEAST_SHARE:
         return None
     direction = "longer" if change > 0 else "shorter"
@@ -174,7 +174,7 @@ def depends_on_batch(ratio: Floats, batch_size: Floats, by_chance: Floats) -> Br
     """Whether the cost of a batch still differs from the expected one after its calibration."""
     if np.ptp(batch_size) < 0.5 or not _depend(batch_size, ratio, by_chance):
         return None
-    change = _slope(batch_size, ratio) * float(np.ptp(np.quantile(batch_size, [0.05, 0.95])))
+    change = _change_over(batch_size, ratio)
     if abs(change) < LEAST_SHARE:
         return None
     words = f"a step's time depends on its batch otherwise than expected, by {abs(change):.0%}"
@@ -258,7 +258,7 @@ def residual_structure(
     """Whether latencies hold time that the model lacks, and that grows with the queue."""
     if np.ptp(found) == 0 or not _depend(found, residual_s, by_chance):
         return None
-    change_s = _slope(found, residual_s) * float(np.ptp(np.quantile(found, [0.05, 0.95])))
+    change_s = _change_over(found, residual_s)
     share = abs(change_s) / mean_latency_s
     if share < LEAST_SHARE:
         return None
@@ -393,6 +393,12 @@ def _window_lengths(n: int) -> list[int]:
         lengths.append(int(length))
         length = max(length + 1, 1.2 * length)
     return lengths
+
+
+def _change_over(x: Floats, y: Floats) -> float:
+    """How much y changes from few to many of x: from its 5th to its 95th percentile."""
+    few, many = np.quantile(x, [0.05, 0.95])
+    return _slope(x, y) * float(many - few)
 
 
 def _slope(x: Floats, y: Floats) -> float:
