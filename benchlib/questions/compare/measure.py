@@ -106,11 +106,10 @@ def measure_examples(
 def _loading(model: str) -> dict[str, Any]:
     """Returns how the model is loaded, so that its images take as equal a time as can be.
 
-    With one thread, a process that takes another core hardly slows the tiny model down. On a GPU,
-    the tiny model would wait for Python, and computing more rows would take no longer.
+    On a GPU, the tiny model would wait for Python, and computing more rows would take no longer.
     """
     if model == "tiny":
-        return {"device": "cpu", "torch_threads": 1}
+        return {"device": "cpu"}
     return {}
 
 

@@ -6,6 +6,8 @@ Ignorant of where weights come from (models.py) and of how images are made (pipe
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from benchlib.serving.model.models import choose_model, load_diffusers
@@ -15,6 +17,12 @@ from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.telemetry import process_memory_gib
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TINY_THREADS = 1
+"""The layers of "tiny" are too small to be shared out.
+
+Two threads took 1.1 times as long as one on two idle cores, and 20 to 50 times as long beside other
+busy processes.
+"""
 
 
 def load_pipeline(
@@ -33,16 +41,23 @@ def load_pipeline(
     `device="auto"` is CUDA where there is a GPU, else the CPU. `dtype="auto"` is the recipe's
     dtype, else float16 on CUDA and float32 elsewhere. `recipe` names optimisations, joined with "+"
     (recipes.py). `seed` is the seed of the random models' weights. `torch_threads` sets torch's CPU
-    threads for the whole process.
+    threads for the whole process. None is torch's own number, but one thread for "tiny".
 
     Raises ValueError for a bad argument and `ModelError` if the model can't be loaded. Both name
     the remedy.
     """
     memory_before_gib = process_memory_gib()
     recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
-    if torch_threads is not None:
-        _set_threads(torch_threads)
+    if torch_threads is not None and torch_threads < 1:
+        raise ValueError(
+            f"torch_threads: {torch_threads} is too few; use 1 or more, or None for the usual number"
+        )
     model, reason = choose_model(model, target)
+    # A thread that has computed before keeps its own setting, so the torch thread itself sets it.
+    usual_threads = _own_threads()  # asked before the first load changes it
+    if model == "tiny":
+        usual_threads = TINY_THREADS
+    on_torch_thread(torch.set_num_threads, torch_threads or usual_threads)
 
     def load() -> SDXLPipeline:
         pipe = load_diffusers(model, device=target, dtype=DTYPES[dtype], seed=seed)
@@ -112,10 +127,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _set_threads(count: int) -> None:
-    if count < 1:
-        raise ValueError(
-            f"torch_threads: {count} is too few; use 1 or more, or None for torch's own choice"
-        )
-    # A thread that has computed before keeps its own setting, so the torch thread itself sets it.
-    on_torch_thread(torch.set_num_threads, count)
+@cache
+def _own_threads() -> int:
+    """Torch's own number of threads, as it was before this module set any."""
+    return on_torch_thread(torch.get_num_threads)

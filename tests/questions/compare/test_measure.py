@@ -69,7 +69,7 @@ def test_three_studies_take_turns_after_a_run_that_is_not_compared(
     alike = {"batching": "serial", "sizes": [(64, 64)]}
     slower = alike | {"batch_buckets": (16,)}
     assert fake.serving == dict(zip(NAMES, (alike, alike, slower), strict=True))
-    assert fake.loading == {"device": "cpu", "torch_threads": 1}
+    assert fake.loading == {"device": "cpu"}
     assert fake.stopped == NAMES
 
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
 
 from benchlib import machine
+from benchlib.serving.model import loading
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.pipeline import SDXLPipeline, Timings
 from benchlib.serving.model.torch_thread import on_torch_thread
@@ -223,11 +224,24 @@ def test_the_requested_number_of_threads_computes(tiny):
     """The number also holds where torch has computed before, here to load `tiny`."""
     was = tiny.spec["torch_threads"]
     try:
-        for threads in (was + 1, 1):
+        for threads in (was + 1, was):
             spec = load_pipeline("tiny", device="cpu", torch_threads=threads).spec
             assert spec["torch_threads"] == threads == on_torch_thread(torch.get_num_threads)
     finally:
         on_torch_thread(torch.set_num_threads, was)
+
+
+def test_tiny_takes_one_thread_and_other_models_take_those_of_torch(tmp_path):
+    """After "tiny" the number is torch's own again."""
+    own = loading._own_threads()
+    tiny = load_pipeline("tiny", device="cpu")
+    tiny._pipe.save_pretrained(tmp_path / "mine")
+    try:
+        assert tiny.spec["torch_threads"] == 1
+        mine = load_pipeline(str(tmp_path / "mine"), device="cpu")
+        assert mine.spec["torch_threads"] == own == on_torch_thread(torch.get_num_threads)
+    finally:
+        on_torch_thread(torch.set_num_threads, 1)
 
 
 @pytest.mark.parametrize(
