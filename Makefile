@@ -82,5 +82,12 @@ reference: .venv/ready
 	$(MAKE) workbook MODEL=tiny PROFILE=quick RESULTS="$(CURDIR)/build/reference"
 	$(BIN)/python -m benchmarks.reference build/reference results/reference-cpu
 
+# JupyterLab works on copies, so that the notebooks of the repository stay as they are. A copy that
+# is there is kept: it may hold somebody's work. LAB="--no-browser --port 8899" passes options on.
 lab: .venv/ready
-	$(BIN)/jupyter lab notebooks
+	@mkdir -p my_notebooks; for notebook in notebooks/*.ipynb; do \
+	  copy=my_notebooks/$$(basename $$notebook); \
+	  if [ ! -e $$copy ]; then cp $$notebook $$copy; \
+	  elif [ $$notebook -nt $$copy ]; then echo "$$copy is older than $$notebook; delete it to get the new one"; fi; \
+	done
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB) my_notebooks

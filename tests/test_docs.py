@@ -135,8 +135,10 @@ def check_make(arguments):
         assert f"$({name})" in makefile() or f"$(if $({name})" in makefile(), word
         options = given_options(shlex.split(value))
         if options:
-            module = re.search(rf"-m (\S+).*\$\({name}\)", makefile())[1]
-            assert options <= options_of(sys.executable, "-m", module), word
+            program = re.search(rf"\$\(BIN\)/(\S+) (?:-m )?(\S+).*\$\({name}\)", makefile())
+            is_module = program[1] == "python"
+            command = (sys.executable, "-m") if is_module else (BIN / program[1],)
+            assert options <= options_of(*command, program[2]), word
 
 
 def check_python(arguments, monkeypatch):

@@ -222,3 +222,25 @@ def test_a_notebook_that_fails_is_kept_and_the_others_still_run(copy):
     assert "tiny full" in (results / "works/02_works.ipynb").read_text()
     for name in ("fails/01_fails", "works/02_works"):
         assert re.search(rf"^Look at \S*/{name}\.html", ran.stdout, re.MULTILINE)
+
+
+@needs_make
+def test_the_lab_works_on_copies_and_keeps_those_that_are_there(copy):
+    copy.fake_venv()
+    (copy.folder / ".venv/ready").touch()
+    copy.script(copy.bin / "jupyter", f'echo "$@" >> {copy.folder}/jupyter.log')
+    (copy.folder / "notebooks").mkdir()
+    for name in ("01_first", "02_second"):
+        (copy.folder / f"notebooks/{name}.ipynb").write_text("of the repository")
+    mine = copy.folder / "my_notebooks/01_first.ipynb"
+    mine.parent.mkdir()
+    mine.write_text("my own work")
+    os.utime(mine, (1, 1))
+    ran = copy.make("lab", "LAB=--no-browser --port 8899")
+    assert ran.returncode == 0, ran.stderr
+    assert mine.read_text() == "my own work"
+    assert "my_notebooks/01_first.ipynb is older than notebooks/01_first.ipynb" in ran.stdout
+    assert (mine.parent / "02_second.ipynb").read_text() == "of the repository"
+    options = (copy.folder / "jupyter.log").read_text().split()
+    as_root = ["--allow-root"] if os.getuid() == 0 else []
+    assert options == ["lab", *as_root, "--no-browser", "--port", "8899", "my_notebooks"]
