@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
+from scipy.special import logit as logit_of
 
 from benchlib.study.intervals import t_quantile
 from benchlib.study.services import Floats
@@ -22,6 +25,14 @@ LONG_WAIT = 4.0
 LEAST_LATE = 0.1
 """Without a late request in the segments, their spread says nothing: the share may be off by this
 many late requests a segment."""
+
+MORE_LATE = (2, 4, 8)
+"""How many times as many late requests lower limits have, whose error is also looked at."""
+FURTHEST = 2.0
+"""A percentile is moved by at most so much on the scale of logits: from 95 % to 99.3 %, or 72 %."""
+BRACKET = 0.25
+FINE = 1e-4
+SLOPE_STEP = 0.2
 
 MOST_EXPONENT = 500
 """A larger exponent is near the end of what a float holds."""
@@ -91,33 +102,74 @@ class Simulation:
     def percentile(self, q: float) -> tuple[float, float]:
         """The percentile `q` of the latencies in seconds, and its standard error.
 
-        The share below a value has an error that segments show; a percentile of a segment would be
-        biased. The slope of the distribution turns one into the other. Source: Hsu & Nelson,
-        "Control variates for quantile estimation", Management Science 36 (1990).
+        It is the value below which the share `q` lies, once the control has moved that share. So
+        the search is over the values: a share that is moved at one value alone would be too far
+        off where the simulated queue was much longer or shorter than is usual. The slope of the
+        shares turns their error into seconds. Source: Hsu & Nelson, "Control variates for
+        quantile estimation", Management Science 36 (1990).
         """
-        point = self._quantile(q)
         if self.control is None:
-            return point, 0.0
-        share, error = self.share_within(point)
-        furthest = (1 - q) / 2
-        off = min(max(q - share, -furthest), furthest)
-        moved = self._quantile(q + off)
-        near = min(error, furthest) or furthest / 50
-        spread_s = self._quantile(q + near) - self._quantile(q - near)
-        return moved, error * spread_s / (2 * near)
+            return self._quantile(q), 0.0
+
+        def off(logit: float) -> float:
+            """How far the moved share below a simulated percentile is from `q`."""
+            share, _, _ = self._share(self._quantile(float(expit(logit))))
+            return share - q
+
+        # 1) The simulated percentile that the control moves to `q`; the nearest one, since the
+        #    shares of the very longest latencies are moved without sense
+        start = float(logit_of(q))
+        direction = -1 if off(start) > 0 else 1
+        reached = start
+        while off(reached) * direction < 0:
+            if abs(reached - start) > FURTHEST:
+                return self._quantile(q), math.inf
+            reached += direction * BRACKET
+        middle = start
+        if reached != start:
+            middle = brentq(off, reached - direction * BRACKET, reached, xtol=FINE)
+        point = self._quantile(float(expit(middle)))
+
+        # 2) The error of the share there. On the scale of logits, the moved shares rise as fast as
+        #    the simulated ones; they are too rough to show a slope themselves
+        _, error = self.share_within(point)
+        low_s, high_s = (
+            self._quantile(float(expit(middle + d))) for d in (-SLOPE_STEP, SLOPE_STEP)
+        )
+        of_logit = error / (q * (1 - q))
+        return point, of_logit * (high_s - low_s) / (2 * SLOPE_STEP)
 
     def mean(self) -> tuple[float, float]:
         """The mean latency in seconds, and its standard error."""
         return self._adjusted(self._segments(self.latency_s).mean(axis=1), None)
 
     def share_within(self, limit_s: float) -> tuple[float, float]:
-        """The share of latencies of at most `limit_s`, from 0 to 1, and its standard error."""
+        """The share of latencies of at most `limit_s`, from 0 to 1, and its standard error.
+
+        Few late requests come in few bursts, whose spread is then seen badly. But a rare event is
+        never known better than a frequent one, as a share of itself. So the error is at least that
+        of lower limits, in proportion to the share of late requests.
+        """
+        share, error, late = self._share(limit_s)
+        for times in MORE_LATE:
+            if times * late > 0.5:
+                break
+            _, other_error, other_late = self._share(self._quantile(1 - times * late))
+            if other_late > 0:
+                error = max(error, other_error * late / other_late)
+        length = len(self.latency_s) // SEGMENTS
+        least_error = LEAST_LATE / length if late < SEGMENTS / length else 0.0
+        return share, max(error, least_error)
+
+    def _share(self, limit_s: float) -> tuple[float, float, float]:
+        """The share within `limit_s`, its error by this limit alone, and the share of the late.
+
+        The control moves the first, and not the last.
+        """
         of_segments = (self._segments(self.latency_s) <= limit_s).mean(axis=1)
         late = 1 - float(of_segments.mean())
         share, error = self._adjusted(of_segments, late)
-        length = len(self.latency_s) // SEGMENTS
-        least_error = LEAST_LATE / length if late < SEGMENTS / length else 0.0
-        return min(1.0, max(0.0, share)), max(error, least_error)
+        return min(1.0, max(0.0, share)), error, late
 
     def _adjusted(self, of_segments: Floats, late: float | None) -> tuple[float, float]:
         """The segments' mean, moved by the control, and its standard error.
