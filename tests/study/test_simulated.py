@@ -54,8 +54,8 @@ def test_the_mean_is_that_of_pollaczek_and_khinchine():
     assert error_s < 0.02
 
 
-@pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
-def test_the_control_makes_a_percentile_far_more_exact(q):
+@pytest.mark.parametrize(("q", "most"), [(0.5, 0.95), (0.95, 0.3), (0.99, 0.4)])
+def test_the_control_makes_a_percentile_more_exact(q, most):
     plain = []
     helped = []
     errors = []
@@ -65,7 +65,7 @@ def test_the_control_makes_a_percentile_far_more_exact(q):
         point, error = one.percentile(q)
         helped.append(point)
         errors.append(error)
-    assert np.std(helped) < 0.7 * np.std(plain)
+    assert np.std(helped) < most * np.std(plain)
     assert 0.4 < np.std(helped) / np.mean(errors) < 2.5
 
 
