@@ -42,6 +42,7 @@ def sweep(
     budget_min: float | None = None,
     budget: Budget | None = None,
     resume: bool = True,
+    invalid_again: bool = False,
     dry_run: bool = False,
     results: str | os.PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -62,7 +63,8 @@ def sweep(
     status "interrupted".
 
     With `resume`, a finished run is not made again if it was requested in exactly the same words.
-    The newest such run is returned, so a second call goes on where the first one ended. The plan is
+    The newest such run is returned, so a second call goes on where the first one ended. With
+    `invalid_again`, a finished run that is invalid is made again, too. Both are kept. The plan is
     printed first. With `dry_run` nothing is measured, and only the finished runs are returned.
 
     Raises ValueError, before anything is measured, for a bad point; RuntimeError where another
@@ -73,9 +75,10 @@ def sweep(
         check_names(study, point.to_dict())
     if dry_run:
         folder = results_dir(results) / study
-        return Study(folder, tuple(_make_plan(requested, folder, resume).done))
+        plan = _make_plan(requested, folder, resume, invalid_again)
+        return Study(folder, tuple(plan.done))
     with writing(results, study, on_progress) as writer:
-        plan = _make_plan(requested, writer.folder, resume)
+        plan = _make_plan(requested, writer.folder, resume, invalid_again)
         _make_runs(plan.todo, writer, budget_min, budget)
         # A process that was killed may have left a finished run without a row.
         renew_summary(writer.folder)
@@ -240,8 +243,16 @@ class _Plan:
     done: list[Run]
 
 
-def _make_plan(requested: list[Point], folder: Path, resume: bool) -> _Plan:
-    """Prints and returns the plan: the requested runs, less those finished in `folder`."""
+def _make_plan(
+    requested: list[Point],
+    folder: Path,
+    resume: bool,
+    invalid_again: bool,
+) -> _Plan:
+    """Prints and returns the plan: the requested runs, less those finished in `folder`.
+
+    With `invalid_again`, a finished run must be valid to be left out of the runs to make.
+    """
     # 1) The newest finished run of each point, and of each case.
     by_point: dict[str, Path] = {}
     by_case: dict[str, Path] = {}
@@ -255,10 +266,11 @@ def _make_plan(requested: list[Point], folder: Path, resume: bool) -> _Plan:
     done: list[Run] = []
     for point in requested:
         key = _key(point.to_dict())
-        if resume and key in by_point:
-            done.append(load_run(by_point[key]))
-        else:
+        made = load_run(by_point[key]) if resume and key in by_point else None
+        if made is None or (invalid_again and not made.summary()["valid"]):
             todo.append(point)
+        else:
+            done.append(made)
     done.sort(key=lambda run: str(run.record["started_at"]))
 
     # 3) Print the plan, and the percentiles that the runs can carry.

@@ -90,6 +90,22 @@ def test_every_point_is_measured_there_and_back(fake, tmp_path, capsys):
     assert ".lock.pid" not in os.listdir(tmp_path / "s")
 
 
+def test_an_invalid_run_is_made_again_where_that_is_asked_for(fake, tmp_path, capsys):
+    """A warm-up that is longer than the run leaves no request to count."""
+    point = Point(ClosedLoop(1), target=fake.url, duration_s=0.001, warmup_s=0.2)
+    options = {"study": "s", "results": tmp_path, "on_progress": quiet}
+    first = sweep([point], **options).runs[0]
+    assert (first.record["status"], first.summary()["valid"]) == ("finished", False)
+    assert sweep([point], **options).runs[0].path == first.path
+    again = sweep([point], invalid_again=True, **options).runs[0]
+    assert "1 points, 1 runs, 0 of them done" in capsys.readouterr().out
+    assert {run.path for run in load_study(tmp_path / "s").runs} == {first.path, again.path}
+    good = points(fake.url, [2])
+    kept = [sweep(good, invalid_again=True, **options).runs[0].path for _ in range(2)]
+    valid = load_study(tmp_path / "s").runs[-1].summary()["valid"]
+    assert (kept[0] == kept[1]) == valid
+
+
 def test_what_is_done_is_not_done_again_wherever_the_server_is_now(fake, tmp_path, capsys):
     sweep(points(fake.url, [1]), study="s", results=tmp_path, on_progress=quiet)
     run_load(fake.url, ClosedLoop(1), requests=3, study="s", results=tmp_path, on_progress=quiet)

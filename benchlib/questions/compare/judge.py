@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,8 +121,10 @@ def compare(
     """
     if not (a and b):
         raise ValueError("a and b: each must hold at least one run")
-    if min_effect is not None and not min_effect > 0:
-        raise ValueError(f"min_effect must be more than 0, not {min_effect}: 0.05 is 5 %")
+    if min_effect is not None and not 0 < min_effect <= 1:
+        raise ValueError(
+            f"min_effect must be a share above 0, at most 1, got {min_effect}: 5 % is 0.05"
+        )
 
     # 1) What must be alike, and whether all runs are valid.
     if of is not None:
@@ -353,12 +355,12 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what must be alike in runs that are compared."""
     spec = record["spec"]
     machine = {}
-    for field in _MACHINE:
-        value = record["machine"].get(field)
+    for name in _MACHINE:
+        value = record["machine"].get(name)
         if isinstance(value, float):
             # The kernel keeps memory for itself, and its amount differs between boots.
             value = round(value, 1)
-        machine[field] = value
+        machine[name] = value
     return {
         "machine": machine,
         "model": spec["target"]["model"],
@@ -404,6 +406,7 @@ class StudyComparison:
     - `verdict`, `answer`: of the last study.
     - `verdicts`: of each later study.
     - `path`: the folder of the last study.
+    - `passed_over`: for each invalid study before the first of `studies`, the reason.
     """
 
     table: pd.DataFrame
@@ -414,6 +417,7 @@ class StudyComparison:
     answer: str
     verdicts: dict[str, str]
     path: Path
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     @property
     def last(self) -> pd.DataFrame:
@@ -427,12 +431,15 @@ class StudyComparison:
         reasons = [_reason(row) for row in causes.to_dict("records")]
         lines += [f"- {reason}" for reason in dict.fromkeys(reasons)]
 
+        for name, reason in self.passed_over.items():
+            lines.append(f"{name} is no baseline, as it is invalid: {reason}")
+
         # 2) What the figures leave open, and why.
         beside = _open_beside(self.last)
         if len(beside):
             names = dict.fromkeys(FIGURES[figure] for figure in beside["figure"])
             lines.append(f"Left open by these runs: {', '.join(names)}")
-        if self.verdict == "inconclusive":
+        if self.verdict == "inconclusive" and self.last["ratio"].notna().any():
             lines.append(
                 "Measure more runs, or longer ones: chance alone may explain the difference."
             )
@@ -454,6 +461,7 @@ class StudyComparison:
         fields = {
             "study": self.studies[-1],
             "against": self.studies[0],
+            "passed_over": self.passed_over,
             "verdict": self.verdict,
             "answer": self.answer,
             "suspects": self.suspects,
@@ -479,14 +487,18 @@ def compare_studies(
     allow: Iterable[str] = (),
     min_effect: float | None = None,
 ) -> StudyComparison:
-    """Returns how every study compares with the first, load by load.
+    """Returns how every study compares with the first valid one, load by load.
+
+    Studies before the first valid one are passed over. If no study but the last is valid, the
+    first stays the baseline. A load that is invalid in the baseline alone has the verdict
+    "inconclusive". An invalid run does not count if the same point was measured again and is valid.
 
     Runs of one load (its label, or else its arrivals) are repetitions. The intervals of one study
     hold at 95 % for all of its loads together: those of the time in the model by themselves, and
     those of all other figures together; see `compare`. The verdict is the first of these that is
     true:
 
-    - "invalid": a run is invalid, or the last study lacks a load of the first.
+    - "invalid": a run of the last study is invalid, or it lacks a load of the first.
     - "worse": a figure is slower, or takes more memory.
     - "inconclusive": a figure is inconclusive. Unknown memory does not count. Where a load's time
       in the model is known, it alone counts: the load's other figures hold more chance.
@@ -496,8 +508,18 @@ def compare_studies(
     Raises ValueError as `compare` does, and for fewer than two studies, two of one name, or no load
     in common.
     """
-    # 1) Compare each study with the first.
+    # 1) Find the baseline: the first valid study.
     names = _study_names(studies)
+    reasons = [invalid_reason(study) for study in studies]
+    valid_places = [place for place, reason in enumerate(reasons[:-1]) if reason is None]
+    first = valid_places[0] if valid_places else 0
+    passed_over = {}
+    for name, reason in zip(names[:first], reasons[:first], strict=True):
+        passed_over[name] = str(reason)
+    names = names[first:]
+    studies = studies[first:]
+
+    # 2) Compare each later study with it.
     loads = [_by_load(study) for study in studies]
     allowed = tuple(allow)
 
@@ -510,23 +532,29 @@ def compare_studies(
                 f"studies: {names[0]} and {name} have no load in common ({both}): "
                 "give loads that are alike the same label"
             )
-        compared, suspects = _compare_loads(name, loads[0], study_loads, allowed, min_effect)
+        compared, suspects = _compare_loads(
+            (names[0], name),
+            loads[0],
+            study_loads,
+            allowed,
+            min_effect,
+        )
         rows += compared
 
-    # 2) What changed from each study to the next.
+    # 3) What changed from each study to the next.
     changes = {}
     last_runs = [study.runs[-1] for study in studies]
     for (before, after), name in zip(pairwise(last_runs), names[1:], strict=True):
         changes[name] = tuple(_changed_packages(before, after))
 
-    # 3) The verdict on the last study.
+    # 4) The verdict on the last study.
     table = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_NUMBERS, float))
     verdicts = {name: _overall(table[table["study"] == name])[0] for name in names[1:]}
     verdict, causes = _overall(table[table["study"] == names[-1]])
     answer = f"{names[-1]} against {names[0]}: {verdict}"
-    reasons = dict.fromkeys(_reason(row) for row in causes.to_dict("records"))
-    if reasons:
-        answer += f": {'; '.join(reasons)}"
+    causes_in_words = dict.fromkeys(_reason(row) for row in causes.to_dict("records"))
+    if causes_in_words:
+        answer += f": {'; '.join(causes_in_words)}"
     return StudyComparison(
         table=table,
         studies=names,
@@ -536,7 +564,42 @@ def compare_studies(
         answer=answer,
         verdicts=verdicts,
         path=studies[-1].path,
+        passed_over=passed_over,
     )
+
+
+def invalid_reason(study: Study) -> str | None:
+    """Returns why a study is invalid, with the load that it shows in; None if it is valid."""
+    for load, runs in _by_load(study).items():
+        reason = _first_fault(runs)
+        if reason is not None:
+            return f"{load}: {reason}"
+    return None
+
+
+def _first_fault(runs: Sequence[Run]) -> str | None:
+    """Returns why the first invalid run of `runs` is invalid; None if all are valid."""
+    for run in runs:
+        summary = run.summary()
+        if not summary["valid"]:
+            return str(summary["invalid_reason"])
+    return None
+
+
+def _runs_that_count(study: Study) -> list[Run]:
+    """Returns the runs of a study, less each invalid one whose point was measured again."""
+    points = [json.dumps(run.record.get("point"), sort_keys=True) for run in study.runs]
+    valid_points = set()
+    for run, point in zip(study.runs, points, strict=True):
+        if run.summary()["valid"]:
+            valid_points.add(point)
+    counting = []
+    for run, point in zip(study.runs, points, strict=True):
+        has_point = run.record.get("point") is not None
+        was_repaired = has_point and point in valid_points and not run.summary()["valid"]
+        if not was_repaired:
+            counting.append(run)
+    return counting
 
 
 def _study_names(studies: Sequence[Study]) -> tuple[str, ...]:
@@ -557,13 +620,17 @@ def _study_names(studies: Sequence[Study]) -> tuple[str, ...]:
 
 
 def _compare_loads(
-    name: str,
+    names: tuple[str, str],
     baseline: Mapping[str, Sequence[Run]],
     loads: Mapping[str, Sequence[Run]],
     allowed: tuple[str, ...],
     min_effect: float | None,
 ) -> tuple[list[dict[Any, Any]], tuple[str, ...]]:
-    """Returns the rows of one study against the first one's loads, and the suspects."""
+    """Returns the rows of one study against the first one's loads, and the suspects.
+
+    `names` are those of the first study and of this one.
+    """
+    first, name = names
     rows: list[dict[Any, Any]] = []
     suspects: tuple[str, ...] = ()
     for load, runs in baseline.items():
@@ -573,7 +640,14 @@ def _compare_loads(
             rows.append({**head, "verdict": "invalid", "note": "this load was not measured"})
             continue
 
-        # 2) The comparison of a load that both have.
+        # 2) A load that is invalid in the first study alone.
+        fault = _first_fault(runs)
+        if fault is not None and _first_fault(loads[load]) is None:
+            note = f"nothing to compare with, as {first} is invalid: {fault}"
+            rows.append({**head, "verdict": "inconclusive", "note": note})
+            continue
+
+        # 3) The comparison of a load that both have.
         try:
             found = compare(
                 runs,
@@ -586,7 +660,7 @@ def _compare_loads(
             raise ValueError(f"{name}, {load}: {error}") from error
         suspects = found.suspects
 
-        # 3) A row for each figure.
+        # 4) A row for each figure.
         for row in found.table.reset_index().to_dict("records"):
             low, high = row.pop("interval") or (None, None)
             rows.append({**head, "low": low, "high": high, **row})
@@ -598,10 +672,11 @@ def _by_load(study: Study) -> dict[str, list[Run]]:
 
     A load is named by its label or arrivals, and by the settings that vary within the study.
     """
-    targets = [run.spec["target"] for run in study.runs]
+    counting = _runs_that_count(study)
+    targets = [run.spec["target"] for run in counting]
     varied = [key for key in _SETTINGS if len({str(target.get(key)) for target in targets}) > 1]
     loads: dict[str, list[Run]] = {}
-    for run, target in zip(study.runs, targets, strict=True):
+    for run, target in zip(counting, targets, strict=True):
         name = run_words(run.spec)
         settings = [f"{key}={target.get(key)}" for key in varied]
         loads.setdefault(" ".join([name, *settings]), []).append(run)
@@ -642,7 +717,8 @@ def _open_beside(last: pd.DataFrame) -> pd.DataFrame:
 
 def _reason(row: Mapping[Any, Any]) -> str:
     """Returns in words what one row adds to the verdict."""
-    if row["verdict"] == "invalid":
+    is_about_load = pd.isna(row["figure"])
+    if row["verdict"] == "invalid" or is_about_load:
         return f"{row['load']}: {row['note']}"
     figure = f"{row['load']}: {FIGURES[row['figure']]}"
     if pd.isna(row["ratio"]):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchlib.questions.compare.judge import _ratio, compare, compare_studies
+from benchlib.questions.compare.judge import _ratio, compare, compare_studies, invalid_reason
 from benchlib.study.store import Study
 from benchlib.study.summary import summarise
 from benchmarks.interval_coverage import called, pairs
@@ -132,8 +132,9 @@ def test_suspects_are_listed(made: SimpleNamespace) -> None:
     assert "target.recipe: baseline -> fast" in suspects
     with pytest.raises(ValueError, match="at least one run"):
         compare([], job(made))
-    with pytest.raises(ValueError, match="min_effect"):
-        compare(job(made), job(made), min_effect=0)
+    for no_share in (0, 5, math.nan):
+        with pytest.raises(ValueError, match=r"min_effect must be a share .*: 5 % is 0\.05"):
+            compare(job(made), job(made), min_effect=no_share)
 
 
 def test_planted_regressions_are_caught_and_nothing_else() -> None:
@@ -212,6 +213,53 @@ def test_settings_that_vary_within_a_study_are_loads_of_their_own(made: SimpleNa
         "closed-4 batching=dynamic",
     ]
     assert found.verdict == "no difference beyond 5%"
+
+
+def spoil(study: Study, *places: int) -> None:
+    """Makes the runs at `places` of a study invalid."""
+    for place in places:
+        summary = study.runs[place].summary()
+        summary["valid"], summary["invalid_reason"] = False, "no request was scheduled"
+
+
+def test_an_invalid_study_is_never_the_baseline(made: SimpleNamespace) -> None:
+    nights = studies(made, 1.0, 1.0, 1.3)
+    spoil(nights[0], 3)
+    found = compare_studies(nights)
+    assert found.answer.startswith("night-2 against night-1: worse")
+    assert found.studies == ("night-1", "night-2")
+    assert found.passed_over == {"night-0": "closed-4: no request was scheduled"}
+    reason = "night-0 is no baseline, as it is invalid: closed-4: no request was scheduled"
+    assert reason in str(found).splitlines()
+    assert json.loads(found.to_json())["passed_over"] == found.passed_over
+
+
+def test_a_good_study_after_invalid_ones_alone_is_not_called_invalid(made: SimpleNamespace) -> None:
+    nights = studies(made, 1.0, 1.0, 1.0)
+    for night in nights[:2]:
+        spoil(night, 0, 1, 2, 3, 4)
+    found = compare_studies(nights)
+    assert found.answer == (
+        "night-2 against night-0: inconclusive: closed-4: nothing to compare with, "
+        "as night-0 is invalid: no request was scheduled"
+    )
+    assert "Measure more runs" not in str(found)
+    found.raise_if_worse()
+    assert not invalid_reason(nights[2])
+    spoil(nights[2], 4)
+    with pytest.raises(RuntimeError, match="night-2 against night-0: invalid: closed-4: no req"):
+        compare_studies(nights).raise_if_worse()
+
+
+def test_an_invalid_run_that_was_measured_again_does_not_count(made: SimpleNamespace) -> None:
+    nights = studies(made, 1.0, 1.0)
+    for seed, run in enumerate(nights[1].runs):
+        run.record["point"] = {"seed": max(1, seed)}
+    spoil(nights[1], 0)
+    assert not invalid_reason(nights[1]), "its seed was measured again, by a valid run"
+    assert compare_studies(nights).verdict == "no difference beyond 5%"
+    spoil(nights[1], 2)
+    assert invalid_reason(nights[1]) == "closed-4: no request was scheduled"
 
 
 def test_memory_that_is_not_known_leaves_nothing_open(made: SimpleNamespace) -> None:
