@@ -510,7 +510,7 @@ def compare_studies(
     """
     # 1) Find the baseline: the first valid study.
     names = _study_names(studies)
-    reasons = [invalid_reason(study) for study in studies]
+    reasons = [study_fault(study) for study in studies]
     valid_places = [place for place, reason in enumerate(reasons[:-1]) if reason is None]
     first = valid_places[0] if valid_places else 0
     passed_over = {}
@@ -568,7 +568,7 @@ def compare_studies(
     )
 
 
-def invalid_reason(study: Study) -> str | None:
+def study_fault(study: Study) -> str | None:
     """Returns why a study is invalid, with the load that it shows in; None if it is valid."""
     for load, runs in _by_load(study).items():
         reason = _first_fault(runs)

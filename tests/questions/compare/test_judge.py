@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchlib.questions.compare.judge import _ratio, compare, compare_studies, invalid_reason
+from benchlib.questions.compare.judge import _ratio, compare, compare_studies, study_fault
 from benchlib.study.store import Study
 from benchlib.study.summary import summarise
 from benchmarks.interval_coverage import called, pairs
@@ -245,7 +245,7 @@ def test_a_good_study_after_invalid_ones_alone_is_not_called_invalid(made: Simpl
     )
     assert "Measure more runs" not in str(found)
     found.raise_if_worse()
-    assert not invalid_reason(nights[2])
+    assert not study_fault(nights[2])
     spoil(nights[2], 4)
     with pytest.raises(RuntimeError, match="night-2 against night-0: invalid: closed-4: no req"):
         compare_studies(nights).raise_if_worse()
@@ -256,10 +256,10 @@ def test_an_invalid_run_that_was_measured_again_does_not_count(made: SimpleNames
     for seed, run in enumerate(nights[1].runs):
         run.record["point"] = {"seed": max(1, seed)}
     spoil(nights[1], 0)
-    assert not invalid_reason(nights[1]), "its seed was measured again, by a valid run"
+    assert not study_fault(nights[1]), "its seed was measured again, by a valid run"
     assert compare_studies(nights).verdict == "no difference beyond 5%"
     spoil(nights[1], 2)
-    assert invalid_reason(nights[1]) == "closed-4: no request was scheduled"
+    assert study_fault(nights[1]) == "closed-4: no request was scheduled"
 
 
 def test_memory_that_is_not_known_leaves_nothing_open(made: SimpleNamespace) -> None:
