@@ -69,7 +69,7 @@ PROMISED = (0.7, 0.85, 0.95)
 QUANTILES = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
 FIGURES = (*QUANTILES, "in_time", "capacity")
 TRUTH_LENGTH = {0.5: 3_000_000, 0.7: 3_000_000, 0.85: 4_000_000, 0.95: 6_000_000}
-"""Requests by load; a third where requests share steps, whose simulation takes longer."""
+"""Requests by load."""
 DEPENDENT = "AR(1) 2 %"
 """Its images are not independent, which a calibration may rightly remark."""
 FEW_SHARED = "shared steps were seen under load"
@@ -155,7 +155,7 @@ def truth_of(lane: Lane, share: float = 1.0) -> Truth:
     most = most_images_per_s(lane.batching, steps=STEPS[lane.steps], noise=lane.noise)
     simulations = {}
     for place, load in enumerate(LOADS):
-        requests = int(share * TRUTH_LENGTH[load] / (1 if lane.batching == "serial" else 3))
+        requests = int(share * TRUTH_LENGTH[load])
         simulations[load] = simulated(lane, load, most, requests, seed=900 + place)
     quantiles = {}
     errors = {}

@@ -27,6 +27,7 @@ from benchlib.study.services import (
     as_floats,
     one_lane_services,
     services,
+    with_filled_times,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ CLEAR_SLOPE = 3.0
 MIXTURES = 20
 """So many simulations show how much less images vary than calls."""
 MOST_UNMIXED = 3.0
+_PLANNED_BY = ("showcase", "max_batch_size", "max_wait_ms")
 _ALIKE = ("model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms")
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
@@ -83,7 +85,7 @@ def fit_lane(runs: Sequence[Run]) -> tuple[Lane, tuple[Replay, ...]]:
 
     Raises ValueError where the runs differ in server or workload, or have no image.
     """
-    frames = [services(run.requests) for run in runs]
+    frames = [with_filled_times(services(run.requests)) for run in runs]
     _check_frames(runs, frames)
     setting = _setting(runs, frames)
     if setting.batching == ONE_LANE or not setting.is_timed:
@@ -119,9 +121,9 @@ def _setting(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> Setting:
     from benchlib.serving.engine.step_times import StepTimesBySize
 
     first = runs[0].spec
-    target = first["target"]
+    target = first.get("target") or {}
     for run in runs[1:]:
-        other = run.spec["target"]
+        other = run.spec.get("target") or {}
         differing = [name for name in _ALIKE if other.get(name) != target.get(name)]
         if differing:
             raise ValueError(f"runs: their servers differ in {differing[0]}; calibrate them apart")
@@ -594,6 +596,10 @@ def lane_alone(
             cost=lambda asked: np.full(len(asked), seconds.mean()),
             sizes=(),
         )
+
+    missing = [name for name in _PLANNED_BY if name not in spec]
+    if missing:
+        raise ValueError(f"spec has no {missing[0]}; it must be a server's spec, as server.spec is")
 
     # 1) The work of one image
     fields = dict(spec["showcase"])

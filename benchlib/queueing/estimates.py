@@ -28,7 +28,14 @@ from benchlib.queueing.lanes import Draws, Lane, SerialLane, control_queue
 from benchlib.study import misfit
 from benchlib.study.intervals import Estimates, Interval, t_quantile
 from benchlib.study.misfit import Breach
-from benchlib.study.services import Floats, as_floats, failed_share
+from benchlib.study.services import (
+    MOST_UNTIMED,
+    Floats,
+    as_floats,
+    failed_share,
+    services,
+    without_times,
+)
 from benchlib.study.simulated import Simulation
 from benchlib.study.slo import Slo
 from benchlib.study.wording import counted, number, words
@@ -241,7 +248,12 @@ class Calibration:
         return Prediction(rate, stable, **figures)
 
     def curve(self, rates: Iterable[float], slo: str | None = None) -> pd.DataFrame:
-        """One row for each of `rates` (requests/s): the fields of `Prediction`."""
+        """One row for each of `rates` (requests/s): the fields of `Prediction`.
+
+        Raises ValueError where `predict` does, and for what is no list of rates.
+        """
+        if not isinstance(rates, Iterable):
+            raise ValueError(f"rates: {rates!r} is no list; give [0.5, 1.0], or use predict")
         return pd.DataFrame([vars(self.predict(rate, slo)) for rate in rates])
 
     def capacity(self, slo: str) -> PredictedCapacity:
@@ -539,11 +551,13 @@ def calibrate(runs: Run | Sequence[Run]) -> Calibration:
     times the server counts as one lane, whose services are the latencies of the requests that
     found it empty. An estimate is widened or refused where the runs break its assumptions.
 
+    The images of a run that failed or was interrupted count; `breaches` names a failed run.
+
     Raises ValueError where the runs differ in server or workload, or have no image.
     """
     all_runs = list(runs) if isinstance(runs, Sequence) else [runs]
     lane, replays = fit_lane(all_runs)
-    breaches = _breaches(replays, lane)
+    breaches = [*_breaches(replays, lane), *_ended_early(all_runs), *_untimed(all_runs)]
     failed = max(failed_share(run.requests) for run in all_runs)
     return judged(lane, replays, breaches, failed)
 
@@ -695,6 +709,34 @@ def _breaches(replays: Sequence[Replay], lane: Lane) -> list[Breach]:
         if unseen is not None:
             found[unseen.assumption] = unseen
     return list(found.values())
+
+
+def _ended_early(runs: Sequence[Run]) -> list[Breach]:
+    """A breach for the runs that failed: their images count, and a reader must know of it."""
+    failed = [run for run in runs if run.record["status"] == "failed"]
+    if not failed:
+        return []
+    words_of = f"{counted(len(failed), 'run')} failed, and what was measured before counts"
+    return [Breach("the run ended as planned", 0.0, "latency", words_of)]
+
+
+def _untimed(runs: Sequence[Run]) -> list[Breach]:
+    """A breach where some images lack the server's own times, and others have them."""
+    frames = [services(run.requests) for run in runs]
+    missing_of = [without_times(images) for images in frames]
+    missing = sum(missing_of)
+    images = sum(len(frame) for frame in frames)
+    if missing in (0, images):
+        return []
+    are_few = [
+        lacking <= MOST_UNTIMED * len(frame)
+        for lacking, frame in zip(missing_of, frames, strict=True)
+    ]
+    rest = "so latencies alone count"
+    if all(are_few):
+        rest = "and count as others of their kind"
+    words_of = f"{missing} of {images} images came without Server-Timing, {rest}"
+    return [Breach("every image is timed", 0.0, "latency", words_of)]
 
 
 def _breaches_of(one: Replay, lane: Lane) -> list[Breach]:

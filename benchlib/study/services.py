@@ -17,8 +17,12 @@ from benchlib.study.latency import is_ok
 
 Floats = npt.NDArray[np.float64]
 
+MOST_UNTIMED = 0.05
+"""Up to this share of images, missing times are those of the other images of their kind."""
+
 _STAGES = [f"{stage}_s" for stage in STAGES]
 _TIMED = ["queue_s", "total_s", *_STAGES]
+_USUAL = [*_STAGES, "work_s", "outside_s", "batch_size"]
 _MOMENTS = ["scheduled_s", "sent_s", "done_s", "latency_s"]
 _ASKED = ["num_inference_steps", "guidance_scale", "width", "height"]
 
@@ -53,6 +57,39 @@ def services(requests: pd.DataFrame) -> pd.DataFrame:
     done_s = as_floats(images["done_s"])
     images["found"] = found_on_arrival(sent_s, done_s)
     return images
+
+
+def without_times(images: pd.DataFrame) -> int:
+    """How many images of `services` lack a time of the server's own."""
+    return int(images[_TIMED].isna().any(axis=1).sum())
+
+
+def with_filled_times(images: pd.DataFrame) -> pd.DataFrame:
+    """The same images, where few that lack the server's times have those of their kind.
+
+    An answer may have lost its header on the way, and its image took the server's time all the
+    same. It gets the median times of the images that asked for as much. Where more than
+    MOST_UNTIMED lack them, or no image of a kind has them, nothing is filled.
+    """
+    # 1) Which images lack them
+    is_missing = images[_TIMED].isna().any(axis=1)
+    missing = is_missing.mean()
+    if missing == 0 or missing > MOST_UNTIMED:
+        return images
+
+    # 2) What an image of the same kind takes
+    usual = images.copy()
+    kind = [*_ASKED, "rows"]
+    kinds = images.groupby(kind, dropna=False)
+    for name in _USUAL:
+        usual[name] = kinds[name].transform("median")
+
+    # 3) The rest of the latency is a wait
+    whole_s = images["done_s"] - images["sent_s"]
+    usual["total_s"] = whole_s - usual["outside_s"]
+    wait_s = usual["total_s"] - usual["work_s"]
+    usual["queue_s"] = wait_s.clip(lower=0.0)
+    return images.where(~is_missing, usual)
 
 
 def are_timed(images: pd.DataFrame) -> bool:

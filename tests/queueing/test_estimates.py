@@ -272,3 +272,71 @@ def test_a_run_without_a_rate_confirms_nothing(batching):
     run.record["spec"]["arrivals"] = {"kind": "closed_loop", "users": 2}
     with pytest.raises(ValueError, match="no rate"):
         confirmation(calibrated(batching), run, slo="p95 < 3 s")
+
+
+def without_header(run, number):
+    """The run, as if so many of its answers had lost their `Server-Timing`."""
+    requests = run.requests.copy()
+    lost = requests.index[5 : 5 + number]
+    times = ["queue_s", "encode_s", "denoise_s", "decode_s", "total_s", "batch_size"]
+    requests.loc[lost, times] = np.nan
+    return replace(run, requests=requests)
+
+
+def test_a_lost_header_costs_one_image_and_is_told(batching):
+    run = simulated_run(batching, rate=RATES[batching], requests=60)
+    calibration = calibrate(without_header(run, 1))
+    assert calibration.status == "widened"
+    assert "1 of 60 images came without Server-Timing, and count as" in str(calibration)
+    whole = calibrated(batching)
+    assert calibration.service_s == pytest.approx(whole.service_s, rel=0.02)
+    promise = f"p95 < {6 * whole.service_s:.3f} s"
+    assert calibration.capacity(promise).rate == pytest.approx(
+        whole.capacity(promise).rate, rel=0.05
+    )
+
+
+def test_many_lost_headers_leave_the_latencies_alone():
+    run = simulated_run("serial", rate=0.2, requests=60)
+    calibration = calibrate(without_header(run, 20))
+    assert "20 of 60 images came without Server-Timing, so latencies alone" in str(calibration)
+
+
+def test_a_run_that_failed_is_named():
+    run = simulated_run("serial", rate=0.75, requests=60)
+    failed = replace(run, record=run.record | {"status": "failed", "error": "the server is gone"})
+    calibration = calibrate(failed)
+    assert calibration.status == "widened"
+    assert "1 run failed, and what was measured before counts" in str(calibration)
+    assert calibration.service_s == calibrated("serial").service_s
+
+
+def test_a_curve_of_one_number_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"rates: 0.5 is no list; give \[0.5, 1.0\]"):
+        calibrated("serial").curve(0.5)
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, float("nan"), "fast", None])
+def test_a_rate_that_can_not_be_is_refused_in_words(rate):
+    with pytest.raises(ValueError, match="rate"):
+        calibrated("serial").predict(rate)
+
+
+@pytest.mark.parametrize("name", ["showcase", "max_batch_size", "max_wait_ms"])
+def test_a_spec_without_a_field_names_it(name):
+    spec = {
+        "batching": "continuous",
+        "showcase": {"width": 64, "height": 64, "num_inference_steps": 8},
+        "max_batch_size": 8,
+        "max_wait_ms": 5.0,
+    }
+    del spec[name]
+    with pytest.raises(ValueError, match=f"spec has no {name}; it must be a server's spec"):
+        foretell(spec, [1.0])
+
+
+def test_a_run_whose_spec_names_no_server_is_one_lane():
+    run = simulated_run("serial", rate=0.75, requests=60)
+    spec = {name: value for name, value in run.spec.items() if name != "target"}
+    calibration = calibrate(replace(run, record=run.record | {"spec": spec}))
+    assert calibration.service_s == calibrated("serial").service_s
