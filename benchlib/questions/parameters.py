@@ -1,20 +1,29 @@
 """Checks the parameters of each notebook before anything is loaded or measured.
 
-Knows the parameters of every notebook, by name. Ignorant of what a notebook does with them.
+Knows the parameters of every notebook by name, and the cell in which papermill gives their values.
+Ignorant of what a notebook does with them.
 """
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
+
+INJECTED = "# Parameters"
+"""How the cell begins that papermill adds to a notebook."""
+
+MODELS = ("tiny", "sdxl", "sdxl-random", "auto")
+"""The models that have a name; any other is a hub id, a folder or a file."""
 
 Check = Callable[[str, Any], Any]
 """Takes a parameter's name and value, and returns the value to use.
@@ -26,18 +35,61 @@ Raises ValueError that names the parameter.
 def check_parameters(notebook: str, **given: Any) -> SimpleNamespace:
     """Returns the parameters of `notebook` ("03_load"), checked, as attributes of one object.
 
-    If a notebook takes a list, a single value becomes a list of one. Raises ValueError that names
-    the parameter, what it must be, and what it is.
+    If a notebook takes a list, a single value becomes a list of one. In a notebook, the names in
+    papermill's own cell are checked, too. Raises ValueError that names the parameter, what it must
+    be, and what it is.
     """
     if notebook not in NOTEBOOKS:
         raise ValueError(f"notebook must be one of {', '.join(NOTEBOOKS)}, got {notebook!r}")
     checks = COMMON | NOTEBOOKS[notebook]
-    if given.keys() != checks.keys():
-        raise ValueError(
-            f"notebook {notebook} has the parameters {', '.join(checks)}; got {', '.join(given)}"
-        )
+    for name in (*given, *_names_from_papermill(_cells_run())):
+        if name not in checks:
+            raise ValueError(_unknown_words(notebook, name, checks))
+    missing = [name for name in checks if name not in given]
+    if missing:
+        raise ValueError(f"notebook {notebook} needs the parameters {', '.join(missing)}")
     checked = {name: checks[name](name, value) for name, value in given.items()}
     return SimpleNamespace(**checked)
+
+
+def _unknown_words(notebook: str, name: str, known: Iterable[str]) -> str:
+    """Returns that `name` is unknown, the nearest known name, and all known names."""
+    names = list(known)
+    words = f"notebook {notebook} has no parameter {name!r}"
+    nearest = get_close_matches(name, names, n=1)
+    if nearest:
+        words += f": did you mean {nearest[0]!r}? It has {', '.join(names)}"
+    else:
+        words += f": it has {', '.join(names)}"
+    return words
+
+
+def _cells_run() -> list[str]:
+    """Returns the text of each cell that this kernel has run, the present one last.
+
+    Returns [] outside of a notebook.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return [] if shell is None else list(shell.user_ns.get("In", []))
+
+
+def _names_from_papermill(cells: list[str]) -> list[str]:
+    """Returns the names to which papermill's cell gives values.
+
+    papermill adds that cell, which begins with "# Parameters". Without a check, a misspelt name in
+    it has no effect. Cells before an earlier check don't count: their names may be mended since.
+    """
+    names: list[str] = []
+    for cell in reversed(cells[:-1]):
+        if "check_parameters(" in cell:
+            break
+        if not cell.startswith(INJECTED):
+            continue
+        for statement in ast.parse(cell).body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else []
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
 
 
 def _number(
@@ -87,6 +139,37 @@ def _text(name: str, value: Any) -> Any:
     return value
 
 
+def _model(name: str, value: Any) -> Any:
+    """Accepts a model's name, a folder or file that exists, or what may be a hub id."""
+    _text(name, value)
+    path = Path(value).expanduser()
+    is_file = value.endswith(".safetensors")
+    if value in MODELS or path.is_dir() or (is_file and path.is_file()):
+        return value
+    if is_file:
+        raise ValueError(f"{name} must be a file that exists, got {value!r}")
+    is_path = value.startswith((".", "/", "~")) or value.count("/") > 1
+    if is_path:
+        raise ValueError(f"{name} must be a folder that exists, got {value!r}")
+    if "/" not in value:
+        choices = ", ".join(MODELS)
+        raise ValueError(
+            f"{name} must be one of {choices}, a hub id (owner/name), "
+            f"a diffusers folder or a .safetensors file, got {value!r}"
+        )
+    return value
+
+
+def _share(name: str, value: Any) -> Any:
+    """Accepts a share above 0, at most 1."""
+    _number(0, above=True)(name, value)
+    if value > 1:
+        raise ValueError(
+            f"{name} must be a share, at most 1, got {value!r}: {value:g} % is {value / 100:g}"
+        )
+    return value
+
+
 def _one_of(*choices: str) -> Check:
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, str) or value not in choices:
@@ -107,6 +190,15 @@ def _folder_to_write(name: str, value: Any) -> Any:
         raise ValueError(f"{name} must be the path of a folder, or None, got {value!r}")
     if Path(value).exists() and not Path(value).is_dir():
         raise ValueError(f"{name} must be the path of a folder, and {str(value)!r} is a file")
+    folder = Path(value).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{name} must be a folder to write to, got {str(value)!r}: {error.strerror}"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{name} must be a folder to write to, got {str(value)!r}")
     return value
 
 
@@ -168,7 +260,8 @@ def _list_of(check: Check, *, empty: bool = False) -> Check:
         if isinstance(value, str) and value.lstrip().startswith(("[", "(")):
             raise ValueError(
                 f"{name} must be a list, got the text {value!r}: "
-                f"papermill takes lists by -y '{{{name}: [...]}}' and not by -p or -r"
+                f"papermill takes lists by -y '{{{name}: [...]}}' and not by -p or -r, "
+                "and makes a text of a tuple"
             )
         if not isinstance(value, list | tuple):
             return [check(name, value)]
@@ -191,7 +284,7 @@ _count = _number(1, whole=True)
 _positive = _number(0, above=True)
 
 COMMON: dict[str, Check] = {
-    "model": _text,
+    "model": _model,
     "profile": _one_of("quick", "full"),
     "results_dir": _or_none(_folder_to_write),
     "budget_min": _or_none(_positive),
@@ -231,7 +324,7 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
     "06_compare": {
         "studies": _or_none(_list_of(_folder_to_read)),
         "gate": _yes_or_no,
-        "min_effect": _or_none(_positive),
+        "min_effect": _or_none(_share),
         "allow": _list_of(_one_of("machine", "model", "workload", "arrivals", "api"), empty=True),
     },
 }

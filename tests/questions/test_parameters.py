@@ -5,10 +5,13 @@ import os
 from pathlib import Path
 
 import nbformat
+import papermill.translators
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 import benchlib as bl
-from benchlib.questions.parameters import COMMON, NOTEBOOKS
+from benchlib.questions.parameters import COMMON, MODELS, NOTEBOOKS
 
 ROOT = Path(__file__).parents[2]
 ACCEPTED = {
@@ -39,12 +42,12 @@ ACCEPTED = {
     "allow": [],
 }
 REFUSED = {
-    "model": ["", 3, None],
+    "model": ["", 3, None, "tinny", "./none", "no/such/folder", "none.safetensors"],
     "profile": ["quik", None],
-    "results_dir": ["", 3, __file__],
+    "results_dir": ["", 3, __file__, "/proc/x"],
     "budget_min": [0, -1, "3", float("nan"), float("inf"), True],
     "users": [0, 1.5, "4", 10**400, True, None],
-    "users_tried": [[], [1, 0], [2, 2], ["1"], "4", "[1, 2]", None],
+    "users_tried": [[], [1, 0], [2, 2], ["1"], "4", "[1, 2]", "(1, 2)", None],
     "duration_s": [0, "20"],
     "sizes": [[], [100], [32], [4096], [64.0], "512", "[64, 128]"],
     "steps": [[], [0], [151], [2, "4"]],
@@ -62,7 +65,7 @@ REFUSED = {
     "prompts": ["", "no-such-file.txt", 3, ["a chair", "a house"], os.devnull],
     "studies": [["results/no-such-study"], "[results/a, results/b]", [3]],
     "gate": ["true", 0],
-    "min_effect": [0, True],
+    "min_effect": [0, True, 5, 1.01],
     "allow": ["machines", ["machine", "memory"], None],
 }
 CASES = [
@@ -135,9 +138,60 @@ def test_a_file_of_prompts_has_each_once_and_is_text(tmp_path):
 def test_a_wrong_notebook_or_set_of_parameters_is_named():
     with pytest.raises(ValueError, match="notebook must be one of 01_quickstart, "):
         bl.check_parameters("load")
-    given = accepted("03_load") | {"user": 3}
-    with pytest.raises(ValueError, match=r"03_load has the parameters model, .*; got .* user$"):
+    given = accepted("03_load")
+    with pytest.raises(
+        ValueError, match=r"^notebook 03_load has no parameter 'user': did you mean"
+    ):
+        bl.check_parameters("03_load", **given | {"user": 3})
+    with pytest.raises(ValueError, match=r"^notebook 03_load has no parameter 'x': it has model, "):
+        bl.check_parameters("03_load", **given | {"x": 3})
+    del given["slo"]
+    with pytest.raises(ValueError, match="notebook 03_load needs the parameters slo"):
         bl.check_parameters("03_load", **given)
+
+
+def test_a_value_above_1_is_no_share_but_per_cent():
+    with pytest.raises(ValueError, match=r"at most 1, got 5: 5 % is 0\.05$"):
+        bl.check_parameters("06_compare", **accepted("06_compare") | {"min_effect": 5})
+
+
+def test_the_models_with_a_name_are_those_that_can_be_loaded(tmp_path):
+    source = (ROOT / "benchlib/serving/model/loading.py").read_text()
+    assert ", ".join(f'"{model}"' for model in MODELS) in source
+    for model in (*MODELS, "owner/name", str(tmp_path)):
+        assert bl.check_parameters("04_batching", **accepted("04_batching") | {"model": model})
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    """An IPython shell without a history on disk, as a kernel has one."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell.instance(config=config)
+    yield shell
+    InteractiveShell.clear_instance()
+
+
+def ran(shell, *cells):
+    """The error of the last cell, run as a notebook runs it."""
+    for cell in cells:
+        result = shell.run_cell(cell, store_history=True)
+    return result.error_in_exec
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_misspelt_name_from_papermill_is_refused_with_the_nearest_one(shell, notebook):
+    parameters, check = first_cells(notebook)
+    injected = papermill.translators.translate_parameters("python3", "python", {"modell": "tiny"})
+    error = ran(shell, parameters, injected, check)
+    assert isinstance(error, ValueError)
+    assert str(error).startswith(
+        f"notebook {notebook} has no parameter 'modell': did you mean 'model'?"
+    )
+    # In JupyterLab, the cell is mended and run again; later cells have names of their own.
+    assert ran(shell, parameters, injected.replace("modell", "model"), check) is None
+    assert ran(shell, parameters, "minutes = 5", check) is None
 
 
 def first_cells(notebook):
