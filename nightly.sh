@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures one night into a study with the date as its name. Compares it with the first valid one of the last 14
 # nights, and writes results/index.html. The exit status is 1 where the night is worse than that one, or where one of
-# its runs is not valid. It is 2 where an option is refused; then nothing is measured or written.
+# its runs is not valid. It is 2 where an option is refused; then no run is made.
 #
 #     MODEL=sdxl USERS=4 DURATION_S=300 REPEAT=5 BENCHLIB_RESULTS=~/nights ./nightly.sh
 set -u

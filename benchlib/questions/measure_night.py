@@ -24,7 +24,7 @@ NIGHTS = 14
 """At most this many nights are compared, the newest ones."""
 
 BAD_INPUT = 2
-"""The exit status for an option that is refused: nothing was measured or written."""
+"""The exit status for an option that is refused: no run was made."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,33 @@ def _number(given: Mapping[str, str], name: str, *, whole: bool = False) -> floa
 def make_night(options: NightOptions) -> int:
     """Measures the night and returns 0, or 1 if a run of it is not valid.
 
-    Runs that are valid already are kept as they are, and the others are measured again.
+    Runs that are valid already are kept as they are, and the others are measured again. Returns
+    BAD_INPUT for a model that can't be loaded: then no run is written, so that none is invalid.
     """
+    from benchlib.serving.model.loading import load_pipeline
+    from benchlib.serving.model.models import ModelError
+    from benchlib.serving.server import serve
     from benchlib.sweeps import sweep
 
-    point = Point(
-        ClosedLoop(options.users),
-        load={"model": options.model},
-        duration_s=options.duration_s,
-        warmup_s=options.duration_s / 10,
-    )
-    study = sweep(
-        [point],
-        study=options.night,
-        repeat=options.repeat,
-        results=options.results,
-        invalid_again=True,
-    )
+    try:
+        pipe = load_pipeline(options.model)
+    except ModelError as error:
+        print(f"MODEL can't be loaded: {error}", file=sys.stderr)
+        return BAD_INPUT
+    with serve(pipe, name="night") as server:
+        point = Point(
+            ClosedLoop(options.users),
+            target=server,
+            duration_s=options.duration_s,
+            warmup_s=options.duration_s / 10,
+        )
+        study = sweep(
+            [point],
+            study=options.night,
+            repeat=options.repeat,
+            results=options.results,
+            invalid_again=True,
+        )
     fault = night_fault(study)
     if fault is None:
         return 0
@@ -121,7 +131,7 @@ def night_fault(study: Study) -> str | None:
     why = "; ".join(dict.fromkeys(reasons))
     return (
         f"{night} is invalid, {valid} of {len(study.runs)} runs are valid: {why}. "
-        f"NIGHT={night} ./nightly.sh measures the others again"
+        f"With the same options, NIGHT={night} ./nightly.sh measures the others again"
     )
 
 

@@ -196,7 +196,7 @@ def _folder_to_write(name: str, value: Any) -> Any:
     except OSError as error:
         raise ValueError(
             f"{name} must be a folder to write to, got {str(value)!r}: {error.strerror}"
-        ) from error
+        ) from None
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{name} must be a folder to write to, got {str(value)!r}")
     return value

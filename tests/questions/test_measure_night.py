@@ -99,17 +99,31 @@ def test_a_night_without_a_valid_run_says_so_and_how_to_repair_it(made, results)
         keep(made, results, "2026-11-20", status="failed", seed=seed)
     assert night_fault(load_study(results / "2026-11-20")) == (
         "2026-11-20 is invalid, 0 of 2 runs are valid: the run was failed: OSError: no such model. "
-        "NIGHT=2026-11-20 ./nightly.sh measures the others again"
+        "With the same options, NIGHT=2026-11-20 ./nightly.sh measures the others again"
     )
     keep(made, results, "2026-11-21")
     assert night_fault(load_study(results / "2026-11-21")) is None
 
 
-def test_the_status_is_1_where_no_run_is_valid(monkeypatch, capsys):
+def test_a_model_that_can_not_be_loaded_leaves_no_run(results, monkeypatch, capsys):
     for name, value in (GIVEN | {"NIGHT": "2026-11-20"}).items():
         monkeypatch.setenv(name, value)
-    assert measure_night.run_command("measure") == 1
-    assert "2026-11-20 is invalid, 0 of 2 runs are valid: " in capsys.readouterr().err
-    assert measure_night.run_command("measure") == 1
-    assert "2 runs, 0 of them done" in capsys.readouterr().out
+    assert measure_night.run_command("measure") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("MODEL can't be loaded: model: 'no-such-model' is none of 'tiny', ")
+    assert list(results.iterdir()) == []
+
+
+def test_a_night_without_a_valid_run_fails_and_is_measured_again(results, monkeypatch, capsys):
+    """A run that ends at once has no request in its measuring window."""
+    short = {"NIGHT": "2026-11-20", "MODEL": "tiny", "DURATION_S": "1e-6"}
+    for name, value in (GIVEN | short).items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        assert measure_night.run_command("measure") == 1
+        said = capsys.readouterr()
+        assert "2026-11-20 is invalid, 0 of 2 runs are valid: " in said.err
+        assert "1 points, 2 runs, 0 of them done" in said.out
+    assert len(load_study(results / "2026-11-20").runs) == 4, "nothing measured is lost"
     assert measure_night.run_command("compare") == 1
+    assert "2026-11-20 is not compared, as it is invalid" in capsys.readouterr().err
