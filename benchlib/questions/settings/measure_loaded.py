@@ -16,7 +16,8 @@ from benchlib.load.arrivals import OpenLoop
 from benchlib.load.runner import GeneratorError
 from benchlib.load.workload import Workload
 from benchlib.machine import available_memory_gib
-from benchlib.queueing.estimates import LEAST_IMAGES, calibrate
+from benchlib.queueing.breaches import LEAST_IMAGES
+from benchlib.queueing.estimates import calibrate
 from benchlib.run import Point
 from benchlib.study.slo import Slo
 from benchlib.study.wording import counted, number
