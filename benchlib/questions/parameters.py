@@ -202,6 +202,16 @@ def _folder_to_write(name: str, value: Any) -> Any:
     return value
 
 
+def _results_folder(name: str, value: Any) -> Any:
+    """Accepts a folder to write to, or None: then BENCHLIB_RESULTS, if it is set, must be one."""
+    usual = os.environ.get("BENCHLIB_RESULTS")
+    if value is not None:
+        return _folder_to_write(name, value)
+    if usual:
+        _folder_to_write("BENCHLIB_RESULTS", usual)
+    return None
+
+
 def _folder_to_read(name: str, value: Any) -> Any:
     if not isinstance(value, str | os.PathLike) or not Path(value).is_dir():
         raise ValueError(
@@ -286,7 +296,7 @@ _positive = _number(0, above=True)
 COMMON: dict[str, Check] = {
     "model": _model,
     "profile": _one_of("quick", "full"),
-    "results_dir": _or_none(_folder_to_write),
+    "results_dir": _results_folder,
     "budget_min": _or_none(_positive),
 }
 NOTEBOOKS: dict[str, dict[str, Check]] = {

@@ -155,6 +155,15 @@ def test_a_value_above_1_is_no_share_but_per_cent():
         bl.check_parameters("06_compare", **accepted("06_compare") | {"min_effect": 5})
 
 
+def test_the_usual_folder_of_results_is_checked_where_none_is_given(monkeypatch, tmp_path):
+    monkeypatch.setenv("BENCHLIB_RESULTS", "/proc/x")
+    with pytest.raises(ValueError, match=r"^BENCHLIB_RESULTS must be a folder to write to, got"):
+        bl.check_parameters("04_batching", **accepted("04_batching"))
+    given = accepted("04_batching") | {"results_dir": str(tmp_path / "new" / "one")}
+    assert bl.check_parameters("04_batching", **given)
+    assert (tmp_path / "new" / "one").is_dir()
+
+
 def test_the_models_with_a_name_are_those_that_can_be_loaded(tmp_path):
     source = (ROOT / "benchlib/serving/model/loading.py").read_text()
     assert ", ".join(f'"{model}"' for model in MODELS) in source
