@@ -372,7 +372,10 @@ def test_a_capacity_is_found_by_runs_that_are_kept(fake, tmp_path):
     assert [run.spec["seed"] for run in runs] == list(range(len(runs))), (
         "no trial repeats another's arrivals"
     )
-    assert len(find_capacity(fake.url, budget_min=1e-3, **options).trials) == 0
+    untried = find_capacity(fake.url, budget_min=1e-3, **options)
+    assert len(untried.trials) == 0
+    assert "no trial was made, as one takes" in untried.note
+    assert "give budget_min=" in untried.note
 
 
 @pytest.mark.usefixtures("by_users")

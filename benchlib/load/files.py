@@ -20,6 +20,8 @@ def read_prompts(path: Path) -> list[Any]:
         with _opened(path) as file:
             prompts = _prompts_in(file, path.suffix)
     except (ValueError, KeyError, TypeError) as error:
+        if path.suffix == ".csv":
+            raise ValueError(f"{path}: {error}") from error
         like = '{"prompt": "..."}'
         raise ValueError(f"{path}: each line must be like {like} in UTF-8: {error!r}") from error
     if not prompts:
@@ -29,7 +31,11 @@ def read_prompts(path: Path) -> list[Any]:
 
 def _prompts_in(file: IO[str], suffix: str) -> list[Any]:
     if suffix == ".csv":
-        return [row.get("prompt") for row in csv.DictReader(file)]
+        table = csv.DictReader(file)
+        columns = table.fieldnames or []
+        if "prompt" not in columns:
+            raise ValueError(f"it has no column prompt; it has {', '.join(columns) or 'none'}")
+        return [row["prompt"] for row in table]
     if suffix == ".jsonl":
         return [row["prompt"] for row in _json_lines(file)]
     lines = [line.strip() for line in file]

@@ -135,6 +135,12 @@ def test_a_bad_file_is_named(tmp_path, name, content):
         Workload(tmp_path / name)
 
 
+def test_a_csv_without_the_column_says_which_it_has(tmp_path):
+    (tmp_path / "own.csv").write_text("text,id\na cat,1\n")
+    with pytest.raises(ValueError, match=r"own\.csv: it has no column prompt; it has text, id"):
+        Workload(tmp_path / "own.csv")
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -679,6 +679,11 @@ def find_capacity(
             return _verdict(goal, run)
 
         found = find_highest(judge, start=start_rate, precision=precision)
+    if not runs:
+        first_s = 1.1 * max(trial_s, trial_requests / start_rate)
+        needed_min = math.ceil(10 * first_s / 60) / 10
+        note = f"no trial was made, as one takes {first_s:.0f} s; give budget_min={needed_min:g}"
+        found = replace(found, note=f"{note} or more, or a lower trial_s and trial_requests")
     return replace(found, slo=slo, runs=tuple(runs))
 
 
