@@ -200,6 +200,10 @@ def try_settings(
     # 1) What is asked, and the budget of all of it.
     if slo is not None:
         Slo.parse(slo)
+    if steps_share is not None and not 0 < steps_share <= 1:
+        raise ValueError(
+            f"steps_share must be a share above 0, at most 1, got {steps_share}: 25 % is 0.25"
+        )
     recipes: dict[str, list[str]] = {BASELINE: []}
     for recipe, batching in settings:
         recipes.setdefault(recipe, []).append(batching)

@@ -398,6 +398,8 @@ def test_all_prompts_are_for_what_changes_the_algorithm_and_a_budget_stops_early
 def test_a_bad_promise_is_refused_before_anything_is_loaded(world, tmp_path):
     with pytest.raises(ValueError, match="slo: 'fast'"):
         try_all(world, tmp_path, MANY, slo="fast")
+    with pytest.raises(ValueError, match=r"steps_share must be a share .*: 25 % is 0\.25"):
+        try_all(world, tmp_path, MANY, steps_share=25)
     assert world.loaded == []
 
 
