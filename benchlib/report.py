@@ -1,5 +1,8 @@
 """Writes one web page of a whole results folder: results/index.html.
 
+The questions of the notebooks come first, in their order, then the other studies, the newest first.
+The reference studies, which come with the project, are folded away at the end.
+
 The page opens from disk, without a network. Knows the layout of the studies' folders, and reads
 records, summary.csv, verdict.json and the figures' own alt texts. Ignorant of rows, of how any
 figure is computed or drawn, and of how the page looks (report.html).
@@ -32,6 +35,19 @@ HEADLINES = (
 )
 """The figures that are shown first; the others follow by name. At most MOST are shown."""
 MOST = 5
+QUESTIONS = {
+    "quickstart": "Does it work here?",
+    "time_and_memory": "Where do an image's time and memory go?",
+    "load": "How many people can it serve?",
+    "batching": "Is batching worth it here?",
+    "settings": "Which settings should I run?",
+    "compare": "Did it get worse?",
+}
+"""The question of each notebook, by the name of its study and in the notebooks' order."""
+AUXILIARY = ("compare-first", "compare-again", "compare-slower", "compare-warm-up")
+"""The studies that notebook 06 makes only to compare them."""
+REFERENCE = "reference-"
+"""How the names of the folders begin that come with the project."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +79,21 @@ class Card:
     """One study on the page. `started` is when its last run began, "" where that is unknown."""
 
     name: str
+    title: str = ""
     started: str = ""
     lines: list[Line] = field(default_factory=list)
     pictures: list[Thumbnail] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     runs: list[Link] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cards under one heading; a reader unfolds those that few need."""
+
+    title: str
+    cards: list[Card]
+    is_folded: bool = False
 
 
 def write_report(results: str | os.PathLike[str] | None = None) -> Path:
@@ -79,19 +105,60 @@ def write_report(results: str | os.PathLike[str] | None = None) -> Path:
     results = results_dir(results)
     if not results.is_dir():
         raise ValueError(f"results: {results} is not a folder; name the folder that runs write to")
-    folders = [path for path in results.iterdir() if path.is_dir()]
-    cards = [_card(folder) for folder in folders if not folder.name.startswith(".")]
-    cards.sort(key=lambda card: card.started, reverse=True)
-
+    sections = [section for section in _sections(results) if section.cards]
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True)
-    page = environment.from_string(template).render(title="Results of benchlib", cards=cards)
+    page = environment.from_string(template).render(title="Results of benchlib", sections=sections)
     path = results / "index.html"
     path.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 
-def _card(folder: Path) -> Card:
+def _sections(results: Path) -> Iterator[Section]:
+    """The questions, other studies, those that only serve a comparison, and the references."""
+    # 1) The folders of each section
+    folders = [path for path in results.iterdir() if path.is_dir()]
+    own: dict[str, Path] = {}
+    references = []
+    for folder in sorted(folders):
+        if folder.name.startswith(REFERENCE):
+            references.append(folder)
+        elif not folder.name.startswith("."):
+            own[folder.name] = folder
+
+    # 2) The cards of the studies that were made here
+    questions = [_card(own.pop(name), results) for name in QUESTIONS if name in own]
+    for card in questions:
+        card.title = QUESTIONS[card.name]
+    auxiliary = [_card(own.pop(name), results) for name in AUXILIARY if name in own]
+    others = [_card(folder, results) for folder in own.values()]
+    others.sort(key=lambda card: card.started, reverse=True)
+    yield Section("The questions, in the notebooks' order", questions)
+    yield Section("Other studies, the newest first", others)
+    yield Section("Made to be compared by notebook 06", auxiliary, is_folded=True)
+
+    # 3) Those of the references
+    for folder in references:
+        title = f"Measured elsewhere, as a reference: {folder.name.removeprefix(REFERENCE)}"
+        yield Section(title, _reference_cards(folder, results), is_folded=True)
+
+
+def _reference_cards(folder: Path, results: Path) -> list[Card]:
+    """A card for each study of a reference, which may have kept its pictures or its runs alone."""
+    places = {path.parent for path in folder.rglob("figures")}
+    places |= {path.parent.parent for path in folder.rglob("run.json")}
+    cards = []
+    for place in sorted(places):
+        name = place.relative_to(folder).as_posix()
+        card = Card(folder.name if name == "." else name)
+        card.title = QUESTIONS.get(name, "")
+        _add_pictures(card, place, results)
+        _add_links(card, place, results)
+        cards.append(card)
+    return cards
+
+
+def _card(folder: Path, results: Path) -> Card:
     card = Card(folder.name)
     try:
         records = list(_records(folder))
@@ -106,8 +173,8 @@ def _card(folder: Path) -> Card:
         card.lines = [Line(f"broken: {error}", "bad")]
     except (KeyError, TypeError, AttributeError) as error:
         card.lines = [Line(f"broken: {error!r}", "bad")]
-    _add_pictures(card, folder)
-    _add_links(card, folder)
+    _add_pictures(card, folder, results)
+    _add_links(card, folder, results)
     return card
 
 
@@ -172,7 +239,7 @@ def _verdict_lines(folder: Path) -> list[Line]:
     return [Line(str(verdict["answer"]), "bad" if is_bad else "")]
 
 
-def _add_pictures(card: Card, folder: Path) -> None:
+def _add_pictures(card: Card, folder: Path, results: Path) -> None:
     """Adds the first MOST figures, and a line for each that can't be read."""
     paths = list((folder / "figures").glob("*.png"))
     paths.sort(key=_rank)
@@ -184,7 +251,7 @@ def _add_pictures(card: Card, folder: Path) -> None:
         except (OSError, SyntaxError) as error:  # no picture, or a damaged one
             card.lines.append(Line(f"{path.name} can't be read: {error}", "bad"))
             continue
-        thumbnail = Thumbnail(_url(path, folder), width, height, alt)
+        thumbnail = Thumbnail(_url(path, results), width, height, alt)
         card.pictures.append(thumbnail)
 
 
@@ -195,19 +262,19 @@ def _rank(path: Path) -> tuple[int, str]:
     return rank, path.name
 
 
-def _add_links(card: Card, folder: Path) -> None:
+def _add_links(card: Card, folder: Path, results: Path) -> None:
     """Adds links to the executed notebooks, the table, the folder of figures, and each run."""
     paths = sorted(folder.glob("*.html"))
     paths += [folder / "summary.csv", folder / "figures"]
     for path in paths:
         if path.exists():
-            card.links.append(Link(_url(path, folder), path.name))
+            card.links.append(Link(_url(path, results), path.name))
     for record_path in sorted(folder.glob("*/run.json"), reverse=True):
         run = record_path.parent
-        card.runs.append(Link(_url(run, folder), run.name))
+        card.runs.append(Link(_url(run, results), run.name))
 
 
-def _url(path: Path, study: Path) -> str:
-    """The address of a file of `study` from the page, which lies beside the study's folder."""
-    relative = path.relative_to(study.parent)
+def _url(path: Path, results: Path) -> str:
+    """The address of a file or folder from the page, which lies in `results`."""
+    relative = path.relative_to(results)
     return quote(relative.as_posix())

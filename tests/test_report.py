@@ -157,6 +157,48 @@ def test_at_most_five_pictures_each_with_its_own_alt_text(page):
     assert (pictures[0]["width"], pictures[0]["height"]) == ("60", "30")
 
 
+def test_the_questions_come_first_and_what_serves_others_is_folded(results):
+    for study in ("compare-first", "settings", "quickstart"):
+        measure(results, study)
+        summarised(results / study, None)
+    page = Page(write_report(results))
+    places = [
+        page.text.index(words)
+        for words in (
+            "The questions, in the notebooks' order",
+            "Does it work here? quickstart",
+            "Which settings should I run? settings",
+            "Other studies, the newest first",
+            "2026-11-24 night",
+            "Made to be compared by notebook 06",
+            "compare-first",
+        )
+    ]
+    assert places == sorted(places)
+    assert [tag["class"] for tag in page.all("details") if "class" in tag] == ["section"]
+
+
+def test_a_reference_shows_its_pictures_and_is_not_called_broken(results):
+    """It may keep pictures at its top, pictures of a study, or runs two levels down."""
+    reference_folder = results / "reference-h100"
+    (reference_folder / "load").mkdir(parents=True)
+    draw(reference_folder, "ladder")
+    draw(reference_folder / "load", "hockey_stick")
+    (reference_folder / "latency.jsonl").write_text("{}")
+    measure(reference_folder / "ten-minutes", "at-0.95")
+    page = Page(write_report(results))
+    for words in (
+        "Measured elsewhere, as a reference: h100",
+        "How many people can it serve? load",
+        "ten-minutes/at-0.95",
+    ):
+        assert words in page.text, words
+    assert "it holds no run" not in page.text
+    for link in ("figures/ladder.png", "load/figures/hockey_stick.png", "ten-minutes/at-0.95/"):
+        assert f'"reference-h100/{link}' in page.source, link
+        assert (results / "reference-h100" / link).exists()
+
+
 def test_a_broken_study_says_why_and_stops_nothing(results):
     (results / "2026-11-24 night" / "summary.csv").unlink()
     (results / "theirs" / "verdict.json").write_text("[]")
@@ -190,7 +232,7 @@ def test_the_command_writes_it_and_says_where(results, capsys, tmp_path_factory)
         main(["report", "--results", str(results / "nowhere")])
     assert ended.value.code == 2
     assert "is not a folder" in capsys.readouterr().err
-    assert "0 studies" in Page(write_report(tmp_path_factory.mktemp("none"))).text
+    assert "There is no study yet." in Page(write_report(tmp_path_factory.mktemp("none"))).text
 
 
 def test_it_loads_nothing_heavy():
