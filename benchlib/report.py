@@ -139,7 +139,7 @@ def _sections(results: Path) -> Iterator[Section]:
 
     # 3) Those of the references
     for folder in references:
-        title = f"Measured elsewhere, as a reference: {folder.name.removeprefix(REFERENCE)}"
+        title = f"Measured elsewhere, as a reference: {folder.name.removeprefix(REFERENCE).upper()}"
         yield Section(title, _reference_cards(folder, results), is_folded=True)
 
 
@@ -155,6 +155,8 @@ def _reference_cards(folder: Path, results: Path) -> list[Card]:
         _add_pictures(card, place, results)
         _add_links(card, place, results)
         cards.append(card)
+    order = list(QUESTIONS)
+    cards.sort(key=lambda card: order.index(card.name) if card.title else len(order))
     return cards
 
 

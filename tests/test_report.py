@@ -188,7 +188,7 @@ def test_a_reference_shows_its_pictures_and_is_not_called_broken(results):
     measure(reference_folder / "ten-minutes", "at-0.95")
     page = Page(write_report(results))
     for words in (
-        "Measured elsewhere, as a reference: h100",
+        "Measured elsewhere, as a reference: H100",
         "How many people can it serve? load",
         "ten-minutes/at-0.95",
     ):
