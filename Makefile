@@ -29,11 +29,12 @@ setup: .venv/ready
 workbook: .venv/ready
 	@status=0; for notebook in $(NOTEBOOKS); do \
 	  name=$$(basename $$notebook .ipynb); folder="$(RESULTS)/$${name#*_}"; mkdir -p "$$folder"; \
-	  echo "Running $$notebook with the $(MODEL) model"; \
+	  echo "Running $$notebook with the $(MODEL) model"; log="$$folder/$$name.log"; began=$$(date +%s); \
 	  $(BIN)/papermill $$notebook "$$folder/$$name.ipynb" --kernel python3 --no-progress-bar --log-output \
-	    -p model $(MODEL) -p profile $(PROFILE) -p results_dir "$(RESULTS)" $(if $(BUDGET_MIN),-p budget_min $(BUDGET_MIN)) || { status=1; echo "FAILED: $$notebook"; }; \
+	    -p model $(MODEL) -p profile $(PROFILE) -p results_dir "$(RESULTS)" $(if $(BUDGET_MIN),-p budget_min $(BUDGET_MIN)) > "$$log" 2>&1 \
+	    || { status=1; echo "FAILED: $$notebook: $$(grep . "$$log" | tail -n 1) (all it said: $$log)"; }; \
 	  $(BIN)/jupyter nbconvert --to html --log-level ERROR "$$folder/$$name.ipynb" || status=1; \
-	  echo "Look at $$folder/$$name.html and $$folder/figures/"; \
+	  echo "Look at $$folder/$$name.html ($$(($$(date +%s) - began)) s)"; \
 	done; \
 	$(BIN)/python -m benchlib report --results "$(RESULTS)" || status=1; exit $$status
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. The exit status is 2 for bad arguments, 1 if the server could not start."""
+    from benchlib.answers import read_answers
     from benchlib.report import write_report
     from benchlib.serving.engine.options import in_words
     from benchlib.serving.standalone import Settings, serve_alone
@@ -43,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     if given.pop("command") == "report":
         try:
-            print(write_report(given["results"]))
+            path = write_report(given["results"])
+            print(path)
+            for name, answer in read_answers(path.parent).items():
+                print(f"{name}: {' '.join(answer.split())}")
         except (OSError, ValueError) as error:
             report.error(str(error))
         return 0

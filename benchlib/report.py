@@ -3,6 +3,8 @@
 The questions of the notebooks come first, in their order, then the other studies, the newest first.
 The reference studies, which come with the project, are folded away at the end.
 
+answers.json, beside the page, holds the questions with their answers for programs.
+
 The page opens from disk, without a network. Knows the layout of the studies' folders, and reads
 records, summary.csv, verdict.json and the figures' own alt texts. Ignorant of rows, of how any
 figure is computed or drawn, and of how the page looks (report.html).
@@ -22,6 +24,7 @@ from urllib.parse import quote
 from jinja2 import Environment
 from PIL import Image
 
+from benchlib.answers import read_answer, write_answers
 from benchlib.study.folders import results_dir
 
 HEADLINES = (
@@ -52,7 +55,7 @@ REFERENCE = "reference-"
 
 @dataclass(frozen=True)
 class Line:
-    """A paragraph; `kind` is "bad", "tiny" or "" for a plain one."""
+    """A paragraph; `kind` is "answer", "bad", "tiny" or "" for a plain one."""
 
     text: str
     kind: str = ""
@@ -97,7 +100,7 @@ class Section:
 
 
 def write_report(results: str | os.PathLike[str] | None = None) -> Path:
-    """Writes index.html into `results` (see `folders.results_dir`) and returns its path.
+    """Writes index.html and answers.json into `results`; returns the path of the page.
 
     A study that can't be read is listed as broken, with the reason. Raises ValueError where there
     is no such folder.
@@ -111,6 +114,7 @@ def write_report(results: str | os.PathLike[str] | None = None) -> Path:
     page = environment.from_string(template).render(title="Results of benchlib", sections=sections)
     path = results / "index.html"
     path.write_text(page, encoding="utf-8", errors="replace")
+    write_answers(results, QUESTIONS)
     return path
 
 
@@ -130,6 +134,7 @@ def _sections(results: Path) -> Iterator[Section]:
     questions = [_card(own.pop(name), results) for name in QUESTIONS if name in own]
     for card in questions:
         card.title = QUESTIONS[card.name]
+        _put_answer_on_top(card, results)
     auxiliary = [_card(own.pop(name), results) for name in AUXILIARY if name in own]
     others = [_card(folder, results) for folder in own.values()]
     others.sort(key=lambda card: card.started, reverse=True)
@@ -178,6 +183,14 @@ def _card(folder: Path, results: Path) -> Card:
     _add_pictures(card, folder, results)
     _add_links(card, folder, results)
     return card
+
+
+def _put_answer_on_top(card: Card, results: Path) -> None:
+    """Puts the notebook's answer before the other lines, one of which may say the same."""
+    answer = read_answer(results / card.name)
+    if answer is None or any(line.text == answer for line in card.lines):
+        return
+    card.lines.insert(0, Line(answer, "answer"))
 
 
 def _started(record: dict[str, Any]) -> str:

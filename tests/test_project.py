@@ -212,7 +212,9 @@ def test_a_notebook_that_fails_is_kept_and_the_others_still_run(copy):
     (copy.folder / ".venv/ready").touch()
     ran = copy.make("workbook", "NOTEBOOKS=01_fails.ipynb 02_works.ipynb", "PROFILE=full")
     assert ran.returncode != 0
-    assert "FAILED: 01_fails.ipynb" in ran.stdout
+    assert "FAILED: 01_fails.ipynb: RuntimeError: on purpose" in ran.stdout
+    assert "Executing" not in ran.stdout + ran.stderr, "the log is for its file"
+    assert "so far so good" in (copy.folder / "results/fails/01_fails.log").read_text()
     assert "FAILED: 02_works.ipynb" not in ran.stdout
     results = copy.folder / "results"
     failed = (results / "fails/01_fails.ipynb").read_text()

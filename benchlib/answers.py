@@ -1,0 +1,96 @@
+"""Reads the answer that an executed notebook printed, and keeps all answers in answers.json.
+
+Knows that a notebook's last code cell prints its answer, and that `make workbook` puts the executed
+notebook into its study's folder. Ignorant of what an answer says, and of how it was found.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FIGURES = ("throughput_images_per_s", "latency_p50_s", "latency_p95_s")
+"""The columns of summary.csv that answers.json repeats for each run."""
+
+
+def read_answer(study: Path) -> str | None:
+    """The text that the last code cell of the study's executed notebook printed.
+
+    None where no notebook ran into this folder, where it stopped before its last cell, and where
+    the file is no notebook.
+    """
+    paths = sorted(study.glob(f"[0-9][0-9]_{study.name}.ipynb"))
+    if not paths:
+        return None
+    try:
+        cells = json.loads(paths[-1].read_bytes())["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        text = "".join(_printed(code[-1]))
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    return text.strip() or None
+
+
+def _printed(cell: dict[str, Any]) -> Iterator[str]:
+    for output in cell["outputs"]:
+        if output.get("name") == "stdout":
+            yield "".join(output["text"])
+
+
+def write_answers(results: Path, questions: dict[str, str]) -> None:
+    """Writes answers.json into `results`, with an entry for each of `questions` that has a study.
+
+    Each entry has the question, the answer (null where unknown), and each run of summary.csv with
+    its validity and unrounded FIGURES. The last run's record gives the date, model and machine.
+    """
+    entries = []
+    for name, question in questions.items():
+        study = results / name
+        if not study.is_dir():
+            continue
+        entry = {"study": name, "question": question, "answer": read_answer(study)}
+        entries.append(entry | _last_record(study) | {"runs": _runs(study)})
+    text = json.dumps({"answers": entries}, indent=1, ensure_ascii=False)
+    (results / "answers.json").write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def read_answers(results: Path) -> dict[str, str]:
+    """The answers of answers.json that are known, by study."""
+    entries = json.loads((results / "answers.json").read_bytes())["answers"]
+    return {entry["study"]: entry["answer"] for entry in entries if entry["answer"]}
+
+
+def _last_record(study: Path) -> dict[str, Any]:
+    """When the last run began, its model or URL, and its machine; each None where unknown."""
+    known: dict[str, Any] = {"started_at": None, "model": None, "machine": None}
+    for path in sorted(study.glob("*/run.json")):
+        try:
+            record = json.loads(path.read_bytes())
+            target = record["spec"]["target"]
+            read = {"started_at": record["started_at"], "machine": record["machine"]}
+            read["model"] = target["model"] or target["url"]
+        except (ValueError, KeyError, TypeError):
+            continue  # the page calls this study broken
+        if known["started_at"] is None or read["started_at"] >= known["started_at"]:
+            known = known | read
+    return known
+
+
+def _runs(study: Path) -> list[dict[str, Any]]:
+    path = study / "summary.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_figures(row) for row in csv.DictReader(file)]
+
+
+def _figures(row: dict[str, str]) -> dict[str, Any]:
+    run: dict[str, Any] = {"run": row.get("run"), "valid": row.get("valid") == "True"}
+    run["invalid_reason"] = row.get("invalid_reason") or None
+    for name in FIGURES:
+        value = row.get(name)
+        run[name] = float(value) if value else None
+    return run
