@@ -51,45 +51,74 @@ def write_answers(results: Path, questions: dict[str, str]) -> None:
         study = results / name
         if not study.is_dir():
             continue
-        entry = {"study": name, "question": question, "answer": read_answer(study)}
-        entries.append(entry | _last_record(study) | {"runs": _runs(study)})
-    text = json.dumps({"answers": entries}, indent=1, ensure_ascii=False)
-    (results / "answers.json").write_text(text + "\n", encoding="utf-8", errors="replace")
+        entry = {
+            "study": name,
+            "question": question,
+            "answer": read_answer(study),
+        }
+        entry |= _last_record(study)
+        entry["runs"] = _runs(study)
+        entries.append(entry)
+    kept = {"answers": entries}
+    text = json.dumps(kept, indent=1, ensure_ascii=False)
+    path = results / "answers.json"
+    path.write_text(text + "\n", encoding="utf-8", errors="replace")
 
 
 def read_answers(results: Path) -> dict[str, str]:
     """The answers of answers.json that are known, by study."""
-    entries = json.loads((results / "answers.json").read_bytes())["answers"]
-    return {entry["study"]: entry["answer"] for entry in entries if entry["answer"]}
+    path = results / "answers.json"
+    kept = json.loads(path.read_bytes())
+    answers = {}
+    for entry in kept["answers"]:
+        if entry["answer"]:
+            answers[entry["study"]] = entry["answer"]
+    return answers
 
 
 def _last_record(study: Path) -> dict[str, Any]:
     """When the last run began, its model or URL, and its machine; each None where unknown."""
-    known: dict[str, Any] = {"started_at": None, "model": None, "machine": None}
+    last = {
+        "started_at": None,
+        "model": None,
+        "machine": None,
+    }
     for path in sorted(study.glob("*/run.json")):
         try:
             record = json.loads(path.read_bytes())
             target = record["spec"]["target"]
-            read = {"started_at": record["started_at"], "machine": record["machine"]}
-            read["model"] = target["model"] or target["url"]
+            found = {
+                "started_at": record["started_at"],
+                "model": target["model"] or target["url"],
+                "machine": record["machine"],
+            }
         except (ValueError, KeyError, TypeError):
             continue  # the page calls this study broken
-        if known["started_at"] is None or read["started_at"] >= known["started_at"]:
-            known = known | read
-    return known
+        newest = last["started_at"] or ""
+        if found["started_at"] >= newest:
+            last = found
+    return last
 
 
 def _runs(study: Path) -> list[dict[str, Any]]:
+    """The runs of summary.csv; none where the table is missing or damaged."""
     path = study / "summary.csv"
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_figures(row) for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            return [_figures(row) for row in rows]
+    except ValueError:
+        return []
 
 
 def _figures(row: dict[str, str]) -> dict[str, Any]:
-    run: dict[str, Any] = {"run": row.get("run"), "valid": row.get("valid") == "True"}
-    run["invalid_reason"] = row.get("invalid_reason") or None
+    run: dict[str, Any] = {
+        "run": row.get("run"),
+        "valid": row.get("valid") == "True",
+        "invalid_reason": row.get("invalid_reason") or None,
+    }
     for name in FIGURES:
         value = row.get(name)
         run[name] = float(value) if value else None
