@@ -51,7 +51,7 @@ def write_answers(results: Path, questions: dict[str, str]) -> None:
         study = results / name
         if not study.is_dir():
             continue
-        entry = {
+        entry: dict[str, Any] = {
             "study": name,
             "question": question,
             "answer": read_answer(study),
