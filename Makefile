@@ -37,6 +37,7 @@ workbook: .venv/ready
 	    -p model $(MODEL) -p profile $(PROFILE) -p results_dir "$(RESULTS)" $(if $(BUDGET_MIN),-p budget_min $(BUDGET_MIN)) > "$$log" 2>&1 \
 	    || { status=1; echo "FAILED: $$notebook: $$(grep . "$$log" | tail -n 1) (all it said: $$log)"; }; \
 	  $(BIN)/jupyter nbconvert --to html --log-level ERROR $(OFFLINE) "$$folder/$$name.ipynb" || status=1; \
+	  $(BIN)/jupyter nbconvert --to html --log-level ERROR $(OFFLINE) --no-input --output "$$name-without-code" "$$folder/$$name.ipynb" || status=1; \
 	  echo "Look at $$folder/$$name.html ($$(($$(date +%s) - began)) s)"; \
 	done; \
 	$(BIN)/python -m benchlib report --results "$(RESULTS)" || status=1; exit $$status

@@ -222,6 +222,9 @@ def test_a_notebook_that_fails_is_kept_and_the_others_still_run(copy):
     assert "on purpose" in failed
     page = (results / "fails/01_fails.html").read_text()
     assert "so far so good" in page
+    without_code = (results / "fails/01_fails-without-code.html").read_text()
+    assert "so far so good" in without_code
+    assert "results_dir = " not in without_code
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.?http", page), "it needs no network"
     assert "tiny full" in (results / "works/02_works.ipynb").read_text()
     for name in ("fails/01_fails", "works/02_works"):
