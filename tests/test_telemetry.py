@@ -1,6 +1,5 @@
 """The sampler on real processes, and on made-up GPUs."""
 
-import mmap
 import os
 import subprocess
 import sys
@@ -27,13 +26,32 @@ def wait_for_samples(sampler: Sampler, number: int) -> None:
     wait_until(lambda: len(sampler.frame) >= enough)
 
 
+TAKES_MEMORY = """
+input()
+with mmap.mmap(-1, 2**27) as taken:
+    for page in range(0, 2**27, mmap.PAGESIZE):
+        taken[page] = 1
+    print("taken", flush=True)
+    input()
+"""
+
+
 def test_memory_rises_when_it_is_taken() -> None:
+    """In a process of its own: this one may give back memory of earlier tests meanwhile."""
     # Not by malloc, which may reuse memory that it kept; mapped memory is taken when it is written to.
-    with mmap.mmap(-1, GIB // 8) as taken, Sampler(os.getpid(), interval_s=0.02) as sampler:
-        wait_for_samples(sampler, 2)
-        for page in range(0, GIB // 8, mmap.PAGESIZE):
-            taken[page] = 1
-        wait_for_samples(sampler, 2)
+    command = [sys.executable, "-c", TAKES_MEMORY]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as taker:
+        assert taker.stdin is not None
+        assert taker.stdout is not None
+        with Sampler(taker.pid, interval_s=0.02) as sampler:
+            wait_for_samples(sampler, 20)
+            taker.stdin.write("\n")
+            taker.stdin.flush()
+            assert taker.stdout.readline() == "taken\n"
+            wait_for_samples(sampler, 2)
+        taker.stdin.write("\n")
+        taker.stdin.flush()
     frame = sampler.frame
     assert tuple(frame.columns) == telemetry.COLUMNS
     assert frame["rss_gib"].iloc[-1] - frame["rss_gib"].iloc[0] == pytest.approx(1 / 8, abs=0.02)

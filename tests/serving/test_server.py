@@ -21,6 +21,7 @@ import torch
 
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.models import ModelError
+from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.server import serve
 from benchlib.serving.standalone import Settings, engine_from
 from benchmarks.fakes.fake_pipeline import FakePipeline
@@ -140,7 +141,8 @@ def test_the_image_that_is_served_is_the_stock_pipelines(tiny):
     finally:
         del tiny.decode
     tiny.diffusers.set_progress_bar_config(disable=True)
-    stock = tiny.diffusers(
+    stock = on_torch_thread(
+        tiny.diffusers,
         SMALL["prompt"],
         num_inference_steps=3,
         guidance_scale=7.5,
