@@ -27,6 +27,7 @@ def wait_for_samples(sampler: Sampler, number: int) -> None:
 
 
 TAKES_MEMORY = """
+import mmap
 input()
 with mmap.mmap(-1, 2**27) as taken:
     for page in range(0, 2**27, mmap.PAGESIZE):
