@@ -314,7 +314,8 @@ def finish(
     # 3) The alt text, which save() and show() find as the axes' label
     where = source or _run_of(record)
     where = where[0].upper() + where[1:]
-    ax.set_label(f"{title}. {alt} {where} on {_hardware(record)}.")
+    machine = " with ".join(filter(None, (_hardware(record), record["machine"]["gpu"])))
+    ax.set_label(f"{title}. {alt} {where} on {machine}.")
     return ax
 
 

@@ -252,6 +252,16 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
         )
 
 
+def test_the_alt_text_names_the_gpu(made: SimpleNamespace) -> None:
+    requests = made.requests([made.row()])
+    record = made.record()
+    on_a_cpu = plots.latency_parts(requests=requests, record=record)
+    assert on_a_cpu.get_label().endswith(" 23.4 GiB.")
+    record["machine"]["gpu"] = "NVIDIA H200"
+    on_a_gpu = plots.latency_parts(requests=requests, record=record)
+    assert on_a_gpu.get_label().endswith(" 23.4 GiB with NVIDIA H200.")
+
+
 def test_a_run_that_drifted_is_given_no_percentile(made: SimpleNamespace) -> None:
     record, steady, _ = made.run([0.4 + 0.1 * (i % 3) for i in range(100)])
     drifting = made.run([0.1 + 0.05 * i for i in range(100)])[1]

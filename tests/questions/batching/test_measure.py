@@ -9,6 +9,7 @@ import pytest
 from benchlib import Budget, Workload, gains, plots
 from benchlib.questions.batching import measure, parts
 from benchlib.questions.batching.judge import judge_batching, rows_at_highest_rate
+from benchlib.queueing.breaches import LEAST_IMAGES
 from benchlib.study.store import Run, Study
 from tests.queueing.simulated_runs import simulated_run
 
@@ -185,6 +186,27 @@ def test_a_small_budget_says_what_it_leaves_out_before_it_starts(
         seconds >= parts.LEAST_REQUESTS / rate
         for seconds, rate in zip(found.duration_s, found.rates, strict=True)
     )
+
+
+@pytest.mark.parametrize(("minutes", "is_sent"), [(0.5, False), (1.2, True), (3.0, True)])
+def test_a_rush_has_as_many_requests_as_calibrate_every_policy(
+    servers: dict[str, Any],
+    workload: Workload,
+    runs_made: list[Any],
+    clock: SimpleNamespace,
+    tmp_path: Path,
+    minutes: float,
+    is_sent: bool,
+) -> None:
+    budget = Budget(minutes, results=tmp_path, clock=lambda: clock.now_s)
+    go_through(servers, workload, budget)
+    sent = [
+        options["requests"]
+        for _, _, options in runs_made[1:]
+        if options.get("requests") is not None
+    ]
+    assert sent == ([20] * 3 if is_sent else [])
+    assert parts.RUSH_REQUESTS >= LEAST_IMAGES
 
 
 def test_rates_that_are_given_are_those_compared(
