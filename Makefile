@@ -25,9 +25,6 @@ setup: .venv/ready
 	@$(BIN)/pip install --quiet -r .venv/requirements-but-torch.txt -e .
 	@touch $@
 
-# The HTML asks no server for require.js and MathJax, which our notebooks have no use for.
-OFFLINE := --HTMLExporter.require_js_url= --HTMLExporter.mathjax_url=
-
 # Every notebook runs, also after one that failed; what failed keeps its partial output and makes the status non-zero.
 workbook: .venv/ready
 	@status=0; for notebook in $(NOTEBOOKS); do \
@@ -36,8 +33,7 @@ workbook: .venv/ready
 	  $(BIN)/papermill $$notebook "$$folder/$$name.ipynb" --kernel python3 --no-progress-bar --log-output \
 	    -p model $(MODEL) -p profile $(PROFILE) -p results_dir "$(RESULTS)" $(if $(BUDGET_MIN),-p budget_min $(BUDGET_MIN)) > "$$log" 2>&1 \
 	    || { status=1; echo "FAILED: $$notebook: $$(grep . "$$log" | tail -n 1) (all it said: $$log)"; }; \
-	  $(BIN)/jupyter nbconvert --to html --log-level ERROR $(OFFLINE) "$$folder/$$name.ipynb" || status=1; \
-	  $(BIN)/jupyter nbconvert --to html --log-level ERROR $(OFFLINE) --no-input --output "$$name-without-code" "$$folder/$$name.ipynb" || status=1; \
+	  $(BIN)/python -m benchlib page "$$folder/$$name.ipynb" || status=1; \
 	  echo "Look at $$folder/$$name.html ($$(($$(date +%s) - began)) s)"; \
 	done; \
 	$(BIN)/python -m benchlib report --results "$(RESULTS)" || status=1; exit $$status

@@ -21,8 +21,7 @@ python -m benchlib.questions.measure_night measure || status=$?
 parameters=$(python -m benchlib.questions.measure_night compare) || status=1
 if [ -n "$parameters" ]; then
   papermill notebooks/06_compare.ipynb "$folder/06_compare.ipynb" --no-progress-bar -y "$parameters" || status=1
-  jupyter nbconvert --to html --log-level ERROR --HTMLExporter.require_js_url= \
-    --HTMLExporter.mathjax_url= "$folder/06_compare.ipynb" || status=1
+  python -m benchlib page "$folder/06_compare.ipynb" || status=1
 fi
 
 # 3) Write one page of all results.

@@ -1,9 +1,10 @@
-"""`python -m benchlib serve` and `report`: argument parsing only."""
+"""`python -m benchlib serve`, `report` and `page`: argument parsing only."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -40,9 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder of the studies; by default BENCHLIB_RESULTS or the project's results/",
     )
 
-    # 3) Run the command
+    # 3) `page` takes an executed notebook
+    page = commands.add_parser("page", help="write the web pages of an executed notebook")
+    page.add_argument("notebook", type=Path, help="the .ipynb; the pages get its name and folder")
+
+    # 4) Run the command
     given = vars(parser.parse_args(arguments))
-    if given.pop("command") == "report":
+    command = given.pop("command")
+    if command == "page":
+        from benchlib.notebook_pages import write_pages
+
+        try:
+            write_pages(given["notebook"])
+        except (OSError, ValueError) as error:
+            page.error(str(error))
+        return 0
+    if command == "report":
         try:
             path = write_report(given["results"])
             print(path)

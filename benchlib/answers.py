@@ -22,16 +22,44 @@ def read_answer(study: Path) -> str | None:
     None where no notebook ran into this folder, where it stopped before its last cell, and where
     the file is no notebook.
     """
+    try:
+        return printed_answer(_executed_notebook(study))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def read_failure(study: Path) -> str | None:
+    """The error that stopped the study's executed notebook, in a line; None where nothing did."""
+    try:
+        return printed_failure(_executed_notebook(study))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _executed_notebook(study: Path) -> dict[str, Any]:
+    """The notebook that ran into the study's folder, or one without a cell."""
     paths = sorted(study.glob(f"[0-9][0-9]_{study.name}.ipynb"))
     if not paths:
-        return None
-    try:
-        cells = json.loads(paths[-1].read_bytes())["cells"]
-        code = [cell for cell in cells if cell["cell_type"] == "code"]
-        text = "".join(_printed(code[-1]))
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None
+        return {"cells": []}
+    notebook: dict[str, Any] = json.loads(paths[-1].read_bytes())
+    return notebook
+
+
+def printed_answer(notebook: dict[str, Any]) -> str | None:
+    """The text that the last code cell printed; None where it printed none."""
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    text = "".join(_printed(code[-1])) if code else ""
     return text.strip() or None
+
+
+def printed_failure(notebook: dict[str, Any]) -> str | None:
+    """The last error of the notebook's cells: "ValueError: users must be 1 or more"."""
+    failure = None
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                failure = f"{output['ename']}: {output['evalue']}"
+    return failure
 
 
 def _printed(cell: dict[str, Any]) -> Iterator[str]:

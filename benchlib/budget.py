@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +32,7 @@ TOLERANCE_S = 15.0
 RUN_COST = "run"
 """The cost of a run beside its load: to start the generator, and to keep the rows."""
 INTERRUPTED = "interrupted: the answer uses what was measured; interrupt again to stop at once"
+_in_block: ContextVar[bool] = ContextVar("a budget's block ends at an interrupt", default=False)
 
 
 @dataclass(frozen=True)
@@ -322,6 +325,7 @@ class Budget:
         block of the budget, and anywhere else.
         """
         with _interrupts_counted() as interrupts:
+            before = _in_block.set(True)
             try:
                 yield
             except KeyboardInterrupt:
@@ -329,6 +333,8 @@ class Budget:
                     raise
                 self.interrupted = True
                 print(f"{name}: {INTERRUPTED}", flush=True)
+            finally:
+                _in_block.reset(before)
 
     @contextmanager
     def running(self, name: str, max_s: float | None) -> Iterator[RunningTime]:
@@ -348,8 +354,30 @@ class Budget:
         began_s = self.used_s
         with self.measuring(name):
             yield running
-        if running.load_s is not None:
+        if running.load_s is not None and math.isfinite(self.seconds):
             self.record(RUN_COST, max(0.0, self.used_s - began_s - running.load_s))
+
+
+def budget_of_cell(results: str | os.PathLike[str] | None) -> Budget | None:
+    """A budget without a limit where a notebook measures, so that an interrupt ends in words.
+
+    A call that raises binds no name: after an interrupt, `run` would be unknown, or an older run.
+    So in a notebook, and in IPython, the first interrupt makes the call return what it has. A
+    script gets None, and its KeyboardInterrupt. So does what runs in a block of another budget,
+    which ends at the interrupt itself.
+    """
+    if _in_block.get() or not _is_interactive():
+        return None
+    return Budget(None, results=results)
+
+
+def _is_interactive() -> bool:
+    """Whether a notebook's kernel or IPython runs this code."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return get_ipython() is not None
 
 
 @contextmanager

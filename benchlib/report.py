@@ -24,8 +24,9 @@ from urllib.parse import quote
 from jinja2 import Environment
 from PIL import Image
 
-from benchlib.answers import read_answer, write_answers
+from benchlib.answers import read_answer, read_failure, write_answers
 from benchlib.study.folders import results_dir
+from benchlib.study.wording import number
 
 HEADLINES = (
     "forest",
@@ -33,11 +34,22 @@ HEADLINES = (
     "decision",
     "hockey_stick",
     "gain",
+    "latency_over_time",
+    "cost_line",
     "load_curve",
     "latency_distribution",
 )
-"""The figures that are shown first; the others follow by name. At most MOST are shown."""
-MOST = 5
+"""The figures that come first; the others follow by name. The first is shown large."""
+KEY_FIGURES = {
+    "throughput_images_per_s": "images/s",
+    "latency_p50_s": "half within, s",
+    "latency_p95_s": "95 % within, s",
+    "rss_peak_gib": "process, GiB",
+    "cuda_reserved_peak_gib": "GPU, GiB",
+}
+"""The columns of summary.csv that a card shows, and what a reader calls them."""
+MOST_RUNS = 6
+"""So many runs a card has with their figures; the table has all."""
 QUESTIONS = {
     "quickstart": "Does it work here?",
     "time_and_memory": "Where do an image's time and memory go?",
@@ -77,14 +89,28 @@ class Link:
     text: str
 
 
+@dataclass(frozen=True)
+class KeyFigures:
+    """The figures of the last runs, as text. `more` runs are in the table alone."""
+
+    head: list[str]
+    rows: list[list[str]]
+    more: int = 0
+
+
 @dataclass
 class Card:
-    """One study on the page. `started` is when its last run began, "" where that is unknown."""
+    """One study on the page. `started` is when its last run began, "" where that is unknown.
+
+    `anchor` is where a link of a notebook leads.
+    """
 
     name: str
     title: str = ""
     started: str = ""
+    anchor: str = ""
     lines: list[Line] = field(default_factory=list)
+    figures: KeyFigures | None = None
     pictures: list[Thumbnail] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     runs: list[Link] = field(default_factory=list)
@@ -144,8 +170,9 @@ def _sections(results: Path) -> Iterator[Section]:
 
     # 3) Those of the references
     for folder in references:
-        title = f"Measured elsewhere, as a reference: {folder.name.removeprefix(REFERENCE).upper()}"
-        yield Section(title, _reference_cards(folder, results), is_folded=True)
+        where = folder.name.removeprefix(REFERENCE).upper()
+        cards = _reference_cards(folder, results)
+        yield Section(f"Measured elsewhere, as a reference: {where}", cards, is_folded=True)
 
 
 def _reference_cards(folder: Path, results: Path) -> list[Card]:
@@ -157,6 +184,10 @@ def _reference_cards(folder: Path, results: Path) -> list[Card]:
         name = place.relative_to(folder).as_posix()
         card = Card(folder.name if name == "." else name)
         card.title = QUESTIONS.get(name, "")
+        try:
+            _describe_reference(card, place)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            card.lines = [Line(f"its summary.csv can't be read: {error!r}", "bad")]
         _add_pictures(card, place, results)
         _add_links(card, place, results)
         cards.append(card)
@@ -165,17 +196,46 @@ def _reference_cards(folder: Path, results: Path) -> list[Card]:
     return cards
 
 
+def _describe_reference(card: Card, place: Path) -> None:
+    """Adds what the kept table says of runs that were not kept: date, model, validity, figures."""
+    card.lines += _verdict_lines(place)
+    if not (place / "summary.csv").exists():
+        return
+    rows = _summary_rows(place)
+    moment = max(row["started_at"] for row in rows)
+    models = dict.fromkeys(row["model"] or "a server elsewhere" for row in rows)
+    card.lines.append(Line(f"{_minute(moment)} · {_machine_words(place)}".rstrip(" ·")))
+    card.lines += _model_lines(list(models))
+    card.lines += _validity(rows, len(rows))
+    card.figures = _key_figures(rows)
+
+
+def _machine_words(place: Path) -> str:
+    """The machine of a reference, from any of its runs that were kept, here or beside it."""
+    for folder in (place, *place.parents):
+        for path in sorted(folder.glob("**/run.json")):
+            return _hardware(json.loads(path.read_bytes())["machine"])
+        if folder.name.startswith(REFERENCE):
+            break
+    return ""
+
+
 def _card(folder: Path, results: Path) -> Card:
-    card = Card(folder.name)
+    card = Card(folder.name, anchor=folder.name)
     try:
         records = list(_records(folder))
-        if not records:
+        if records:
+            records.sort(key=_started)
+            card.started = _started(records[-1])
+            card.lines += _where_and_what(records)
+            rows = _summary_rows(folder)
+            card.lines += _validity(rows, len(records))
+            card.lines += _verdict_lines(folder)
+            card.figures = _key_figures(rows)
+        elif any(folder.glob("figures/*.png")):
+            card.lines.append(Line("pictures alone: the runs are not in this folder"))
+        else:
             raise ValueError("it holds no run")
-        records.sort(key=_started)
-        card.started = _started(records[-1])
-        card.lines += _where_and_what(records)
-        card.lines += _validity(folder, len(records))
-        card.lines += _verdict_lines(folder)
     except (OSError, ValueError) as error:
         card.lines = [Line(f"broken: {error}", "bad")]
     except (KeyError, TypeError, AttributeError) as error:
@@ -187,6 +247,9 @@ def _card(folder: Path, results: Path) -> Card:
 
 def _put_answer_on_top(card: Card, results: Path) -> None:
     """Puts the notebook's answer before the other lines, one of which may say the same."""
+    failure = read_failure(results / card.name)
+    if failure is not None:
+        card.lines.insert(0, Line(f"The notebook stopped: {failure}", "bad"))
     answer = read_answer(results / card.name)
     if answer is None or any(line.text == answer for line in card.lines):
         return
@@ -209,12 +272,7 @@ def _where_and_what(records: list[dict[str, Any]]) -> list[Line]:
     """Lines that name the last run's time and machine, and the models of all runs."""
     # 1) The last run.
     last = records[-1]
-    machine = last["machine"]
-    moment = last["started_at"][:16].replace("T", " ")
-    parts = [f"{moment} UTC", machine["cpu"], f"{machine['cores']} cores"]
-    if machine["gpu"]:
-        parts.append(machine["gpu"])
-    lines = [Line(" · ".join(part for part in parts if part))]
+    lines = [Line(f"{_minute(last['started_at'])} · {_hardware(last['machine'])}")]
 
     # 2) All models, each once.
     models: dict[str, None] = {}
@@ -222,6 +280,21 @@ def _where_and_what(records: list[dict[str, Any]]) -> list[Line]:
         target = record["spec"]["target"]
         name = target["model"] or target["url"]
         models[str(name)] = None
+    return lines + _model_lines(list(models))
+
+
+def _minute(moment: str) -> str:
+    return f"{moment[:16].replace('T', ' ')} UTC"
+
+
+def _hardware(machine: dict[str, Any]) -> str:
+    parts = [machine["cpu"], f"{machine['cores']} cores", machine["gpu"]]
+    return " · ".join(part for part in parts if part)
+
+
+def _model_lines(models: list[str]) -> list[Line]:
+    """Lines that name the models; the tiny one is no SDXL."""
+    lines = []
     if "tiny" in models:
         lines.append(Line("tiny model, not SDXL", "tiny"))
     others = [model for model in models if model != "tiny"]
@@ -230,10 +303,38 @@ def _where_and_what(records: list[dict[str, Any]]) -> list[Line]:
     return lines
 
 
-def _validity(folder: Path, runs: int) -> list[Line]:
-    """Lines that say how many of the study's runs are valid, and why the others are not."""
+def _summary_rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "summary.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def _key_figures(rows: list[dict[str, str]]) -> KeyFigures | None:
+    """The figures of the last runs, without columns that no run has."""
+    shown = rows[-MOST_RUNS:]
+    columns = [name for name in KEY_FIGURES if any(row.get(name) for row in shown)]
+    if not columns:
+        return None
+    body = []
+    for row in shown:
+        figures = [_figure(row.get(column)) for column in columns]
+        body.append([_run_words(row), *figures, "yes" if row["valid"] == "True" else "no"])
+    names = [KEY_FIGURES[column] for column in columns]
+    head = ["run", *names, "valid"]
+    return KeyFigures(head, body, len(rows) - len(shown))
+
+
+def _run_words(row: dict[str, str]) -> str:
+    """A run's name without its time: "20261126-210929-users-1" is "users-1"."""
+    *_, name = row["run"].split("-", 2)
+    return name
+
+
+def _figure(text: str | None) -> str:
+    return number(float(text)) if text else ""
+
+
+def _validity(rows: list[dict[str, str]], runs: int) -> list[Line]:
+    """Lines that say how many of the study's runs are valid, and why the others are not."""
     valid = sum(row["valid"] == "True" for row in rows)
     lines = [Line(f"{valid} of {runs} runs valid", "" if valid == runs else "bad")]
     if len(rows) < runs:
@@ -255,10 +356,10 @@ def _verdict_lines(folder: Path) -> list[Line]:
 
 
 def _add_pictures(card: Card, folder: Path, results: Path) -> None:
-    """Adds the first MOST figures, and a line for each that can't be read."""
+    """Adds the figures, and a line for each that can't be read."""
     paths = list((folder / "figures").glob("*.png"))
     paths.sort(key=_rank)
-    for path in paths[:MOST]:
+    for path in paths:
         try:
             with Image.open(path) as image:
                 width, height = image.size
@@ -278,15 +379,17 @@ def _rank(path: Path) -> tuple[int, str]:
 
 
 def _add_links(card: Card, folder: Path, results: Path) -> None:
-    """Adds links to the executed notebooks, the table, the folder of figures, and each run."""
-    paths = sorted(folder.glob("*.html"))
-    paths += [folder / "summary.csv", folder / "figures"]
+    """Adds links to the executed notebooks, their logs, the table, and each run's record.
+
+    Not to folders: many web servers show no list of one.
+    """
+    paths = sorted(folder.glob("*.html")) + sorted(folder.glob("*.log"))
+    paths.append(folder / "summary.csv")
     for path in paths:
         if path.exists():
             card.links.append(Link(_url(path, results), path.name))
-    for record_path in sorted(folder.glob("*/run.json"), reverse=True):
-        run = record_path.parent
-        card.runs.append(Link(_url(run, results), run.name))
+    for record in sorted(folder.glob("*/run.json"), reverse=True):
+        card.runs.append(Link(_url(record, results), record.parent.name))
 
 
 def _url(path: Path, results: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchlib import machine, telemetry
-from benchlib.budget import Budget
+from benchlib.budget import Budget, budget_of_cell
 from benchlib.load.arrivals import Arrivals
 from benchlib.load.bounds import check_number
 from benchlib.load.plan import LoadPlan
@@ -82,13 +82,14 @@ def run_load(
     else to plain lines. With `repeat` above 1, the runs have the seeds `seed`, `seed` + 1 and so
     on, and a `Study` of just these runs is returned.
 
-    With a `budget`, the run is cut at the end of the budget's tolerance. A first interrupt then
-    ends this run and spends the budget: the run is returned, with the status "interrupted".
+    With a `budget`, the run is cut at the end of the budget's tolerance. With a budget, and in a
+    notebook, a first interrupt ends this run and spends the budget: the run is returned, with the
+    status "interrupted". So `run = run_load(...)` binds what was measured.
 
     Raises ValueError for a bad argument, RuntimeError for a budget that was interrupted before
     or a study that another process writes.
-    KeyboardInterrupt and `GeneratorError` end the run early: its rows are kept and it is marked
-    "interrupted" or "failed".
+    Any other KeyboardInterrupt, and `GeneratorError`, end the run early: its rows are kept and it
+    is marked "interrupted" or "failed".
     """
     check_number("repeat", repeat, 1, whole=True)
     workload = Workload() if workload is None else workload
@@ -107,9 +108,13 @@ def run_load(
     )
     point.plan(target)
     check_names(study, point.to_dict())
+    if budget is None:
+        budget = budget_of_cell(results)
     with writing(results, study, on_progress) as writer:
         for number in range(repeat):
             writer.measure(replace(point, seed=seed + number), target, budget)
+            if budget is not None and budget.interrupted:
+                break
     return writer.runs[0] if repeat == 1 else Study(writer.folder, tuple(writer.runs))
 
 

@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchlib.budget import RUN_COST, Budget
+from benchlib.budget import RUN_COST, Budget, budget_of_cell
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
 from benchlib.run import Point, Writer, writing
@@ -59,8 +59,8 @@ def sweep(
     is too short for it.
 
     A `budget` of several cells is kept, too: no run begins that is longer than what is left of it.
-    An interrupt then ends the sweep, and the runs made so far are returned. The last one has the
-    status "interrupted".
+    With a budget, and in a notebook, an interrupt ends the sweep, and the runs made so far are
+    returned. The last one has the status "interrupted".
 
     With `resume`, a finished run is not made again if it was requested in exactly the same words.
     The newest such run is returned, so a second call goes on where the first one ended. With
@@ -77,9 +77,13 @@ def sweep(
         folder = results_dir(results) / study
         plan = _make_plan(requested, folder, resume, invalid_again)
         return Study(folder, tuple(plan.done))
+    if budget is None:
+        budget = budget_of_cell(results)
     with writing(results, study, on_progress) as writer:
         plan = _make_plan(requested, writer.folder, resume, invalid_again)
-        _make_runs(plan.todo, writer, budget_min, budget)
+        # A model may be loading when the interrupt comes.
+        with nullcontext() if budget is None else budget.measuring(f"study {study}"):
+            _make_runs(plan.todo, writer, budget_min, budget)
         # A process that was killed may have left a finished run without a row.
         renew_summary(writer.folder)
     return Study(writer.folder, (*plan.done, *writer.runs))

@@ -6,8 +6,8 @@ import nbformat
 import pandas as pd
 
 from benchlib.__main__ import main
-from benchlib.answers import read_answer
-from benchlib.report import QUESTIONS
+from benchlib.answers import read_answer, read_failure
+from benchlib.report import QUESTIONS, write_report
 
 
 def execute(study, *, printed):
@@ -54,3 +54,18 @@ def test_the_report_shows_the_answers_and_keeps_them_for_programs(tmp_path, caps
     assert (run["valid"], run["invalid_reason"]) == (False, "late")
     assert run["latency_p50_s"] == 0.1 + 0.2, "unrounded"
     assert run["latency_p95_s"] is None, "unknown is null"
+
+
+def test_the_error_that_stopped_a_notebook_stands_on_its_card(tmp_path):
+    study = tmp_path / "load"
+    execute(study, printed=[])
+    notebook = nbformat.read(study / "01_load.ipynb", as_version=4)
+    error = nbformat.v4.new_output("error", ename="ModelError", evalue="no <such>", traceback=[])
+    notebook.cells[0].outputs = [error]
+    nbformat.write(notebook, study / "01_load.ipynb")
+    assert read_failure(study) == "ModelError: no <such>"
+    assert read_failure(tmp_path / "nothing") is None
+    write_report(tmp_path)
+    assert (
+        "The notebook stopped: ModelError: no &lt;such&gt;" in (tmp_path / "index.html").read_text()
+    )

@@ -9,6 +9,7 @@ import sys
 import time
 from functools import cache
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -91,6 +92,14 @@ def test_it_opens_with_a_question(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown"
     assert "?" in first.source
+
+
+def test_each_links_the_next_one():
+    for path, following in pairwise(NOTEBOOKS):
+        cells = nbformat.read(path, as_version=4).cells
+        title = nbformat.read(following, as_version=4).metadata.title
+        *_, last = [cell.source for cell in cells if cell.cell_type == "markdown"]
+        assert last.endswith(f"\n\nThe next notebook: [{title}]({following.name})")
 
 
 class Executed(NamedTuple):

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from benchlib.__main__ import main
-from benchlib.report import MOST, write_report
+from benchlib.report import MOST_RUNS, write_report
 from benchlib.study.store import create_run
 from benchmarks import reference
 
@@ -143,16 +143,12 @@ def test_the_page_describes_each_study(page):
     assert page.text.count("tiny model, not SDXL") == 1
 
 
-def test_at_most_five_pictures_each_with_its_own_alt_text(page):
+def test_one_picture_is_large_and_the_others_are_folded_each_with_its_own_alt_text(page):
     pictures = page.all("img")
-    assert [picture["alt"].split(":")[0] for picture in pictures] == [
-        "forest",
-        "load_curve",
-        "a",
-        "b",
-        "c",
-    ]
-    assert len(pictures) == MOST
+    names = [picture["alt"].split(":")[0] for picture in pictures]
+    assert names == ["forest", "load_curve", "a", "b", "c", "d", "z"]
+    assert len([tag for tag in page.all("a") if tag.get("class") == "large"]) == 1
+    assert "6 more pictures" in page.text
     assert pictures[0]["alt"] == f"forest: {EVIL}"
     assert (pictures[0]["width"], pictures[0]["height"]) == ("60", "30")
 
@@ -199,6 +195,45 @@ def test_a_reference_shows_its_pictures_and_is_not_called_broken(results):
         assert (results / "reference-h100" / link).exists()
 
 
+def test_a_reference_says_when_and_where_it_was_measured_and_with_which_model(results):
+    place = results / "reference-cpu" / "load"
+    place.mkdir(parents=True)
+    row = {"run": "20261126-210929-users-1", "started_at": "2026-11-26T21:09:29", "model": "tiny"}
+    row |= {"throughput_images_per_s": 20.74, "valid": True, "invalid_reason": None}
+    pd.DataFrame([row]).to_csv(place / "summary.csv", index=False)
+    draw(place, "hockey_stick")
+    measure(results / "reference-cpu", "quickstart", machine={"cpu": "Their CPU"})
+    text = Page(write_report(results)).text
+    start = text.index("How many people can it serve?")
+    words = "load 2026-11-26 21:09 UTC · Their CPU · 2 cores tiny model, not SDXL 1 of 1 runs valid"
+    assert text[start:].startswith(f"How many people can it serve? {words}")
+    (place / "summary.csv").write_text("run\nx")
+    assert "its summary.csv can't be read" in Page(write_report(results)).text
+
+
+def test_a_card_has_the_key_figures_of_its_last_runs(results):
+    measure(results, "load")
+    rows = []
+    for number in range(MOST_RUNS + 2):
+        row = {"run": f"20261126-210929-users-{number}", "valid": number > 2}
+        row |= {"throughput_images_per_s": 20.7407, "latency_p95_s": None, "invalid_reason": None}
+        rows.append(row)
+    pd.DataFrame(rows).to_csv(results / "load/summary.csv", index=False)
+    page = Page(write_report(results))
+    assert "run images/s valid users-2 20.7 no users-3 20.7 yes" in page.text
+    assert "2 earlier in summary.csv" in page.text
+    assert page.source.count("<td>") == 3 * MOST_RUNS
+    assert 'id="load"' in page.source, "a notebook's link leads here"
+
+
+def test_a_folder_with_pictures_alone_is_not_broken(results):
+    (results / "mine").mkdir()
+    draw(results / "mine", "sketch")
+    page = Page(write_report(results))
+    assert "pictures alone: the runs are not in this folder" in page.text
+    assert "it holds no run" not in page.text
+
+
 def test_a_broken_study_says_why_and_stops_nothing(results):
     (results / "2026-11-24 night" / "summary.csv").unlink()
     (results / "theirs" / "verdict.json").write_text("[]")
@@ -223,6 +258,7 @@ def test_it_suits_a_phone_and_the_dark(page):
     )
     assert "prefers-color-scheme: dark" in page.source
     assert "display: grid" in page.source
+    assert "overflow-x: auto" in page.source, "a wide table scrolls in its own box"
 
 
 def test_the_command_writes_it_and_says_where(results, capsys, tmp_path_factory):

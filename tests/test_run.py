@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pandas as pd
 import psutil
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 import benchlib
 from benchlib import ClosedLoop, Workload, load_run, load_study, machine, run_load, telemetry
@@ -468,6 +470,86 @@ def test_an_interrupt_ends_the_child_and_keeps_the_rows(running):
     assert_the_rows_are_kept(run, server, "censored: interrupted")
     assert run.summary()["invalid_reason"] == "the run was interrupted"
     assert (study / "summary.csv").exists()
+
+
+class Kernel:
+    """A real notebook's kernel, which runs cells and gets the stop button's signal."""
+
+    def __init__(self, folder):
+        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
+
+    def run(self, code, stop=lambda: False):
+        """The reply's status and what the cell printed; it is interrupted once `stop()` is true."""
+        request = self.client.execute(code)
+        stopped = False
+        printed = ""
+        while True:
+            if not stopped and stop():
+                stopped = True
+                self.manager.interrupt_kernel()
+            try:
+                message = self.client.get_iopub_msg(timeout=0.1)
+            except queue.Empty:
+                assert self.manager.is_alive()
+                continue
+            if message["parent_header"].get("msg_id") != request:
+                continue
+            content = message["content"]
+            printed += content.get("text", "")
+            if message["msg_type"] == "status" and content["execution_state"] == "idle":
+                break
+        reply = self.client.get_shell_msg(timeout=60)
+        return reply["content"]["status"], printed
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    kernel = Kernel(tmp_path)
+    yield kernel
+    kernel.close()
+
+
+def test_an_interrupted_cell_leaves_its_name_bound_to_what_was_measured(kernel, fake, tmp_path):
+    def has_rows(study):
+        def check():
+            return any(path.stat().st_size for path in tmp_path.glob(f"{study}/*/requests.jsonl"))
+
+        return check
+
+    options = f"duration_s=600, study='one', results={str(tmp_path)!r}"
+    load = f"bl.run_load({fake.url!r}, bl.ClosedLoop(2), {options})"
+    assert kernel.run("import benchlib as bl; run = 'an older run'") == ("ok", "")
+
+    # 1) A run
+    status, printed = kernel.run(f"run = {load}", stop=has_rows("one"))
+    assert status == "ok", "the cells below go on with it"
+    assert "closed-2: interrupted: the answer uses what was measured" in printed
+    status, printed = kernel.run("print(run.record['status'], len(run.requests)); run.plot")
+    assert status == "ok"
+    words, count = printed.split()
+    assert words == "interrupted"
+    assert int(count) > 0
+
+    # 2) A sweep of two points: the second is not begun.
+    points = f"[bl.Point(bl.ClosedLoop(n), target={fake.url!r}, duration_s=600) for n in (1, 2)]"
+    sweep = f"study = bl.sweep({points}, study='many', results={str(tmp_path)!r})"
+    status, _ = kernel.run(sweep, stop=has_rows("many"))
+    assert status == "ok"
+    _, printed = kernel.run("print([run.record['status'] for run in study.runs])")
+    assert printed.strip() == "['interrupted']"
+
+    # 3) In a block of a budget, the block ends.
+    block = "budget = bl.Budget(30)\nwith budget.measuring('mine'):\n"
+    block += f"    {load.replace('one', 'block')}\n    print('not reached')"
+    status, printed = kernel.run(block, stop=has_rows("block"))
+    assert status == "ok"
+    assert "mine: interrupted" in printed
+    assert "not reached" not in printed
+    assert kernel.run("print(budget.interrupted)") == ("ok", "True\n")
 
 
 def test_a_killed_process_leaves_its_rows_to_be_read(running):

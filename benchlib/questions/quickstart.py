@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchlib.cell_view import ShownInCell
 from benchlib.study.store import Run
 from benchlib.study.wording import counted, number
 
@@ -32,8 +33,8 @@ def run_times(
     }
 
 
-@dataclass(frozen=True)
-class Quickstart:
+@dataclass(frozen=True, repr=False)
+class Quickstart(ShownInCell):
     """What the first run shows. `str()` has the answer in words.
 
     - `ok`: how many of the `requests` got an image.
@@ -43,6 +44,7 @@ class Quickstart:
       the GPU.
     - `errors`: how often each kind of error happened.
     - `why_invalid`: the reason if the run is invalid, else None.
+    - `interrupted`: whether somebody stopped the run. Its open requests are no failures.
     """
 
     model: str
@@ -57,9 +59,13 @@ class Quickstart:
     errors: dict[str, int]
     why_invalid: str | None
     folder: Path
+    interrupted: bool = False
 
     def __str__(self) -> str:
         where = f"Rows, record and figures are in {self.folder}"
+        if self.interrupted and self.ok:
+            cut = f"The run was interrupted after {counted(self.ok, 'image')}."
+            return "\n".join([f"{self._speed()} {cut}", self._memory(), where])
         if self.requests and self.ok == self.requests:
             return "\n".join([self._speed(), self._memory(), where])
         return f"{self._failure()}\n{where}"
@@ -107,4 +113,5 @@ def judge_quickstart(run: Run) -> Quickstart:
         errors=summary["errors"],
         why_invalid=summary["invalid_reason"],
         folder=run.path.parent,
+        interrupted=run.record["status"] == "interrupted",
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from benchlib.cell_view import ShownInCell
 from benchlib.load.arrivals import OpenLoop
 from benchlib.queueing.lanes import Draws, Lane, SerialLane
 from benchlib.queueing.work import AskedWork, sizes_of, work_of
@@ -45,8 +46,8 @@ TOLD_APART = 0.1
 SEED = 20_261_127
 
 
-@dataclass(frozen=True)
-class Confirmation:
+@dataclass(frozen=True, repr=False)
+class Confirmation(ShownInCell):
     """What a run shows of an estimate that was made without it; times in seconds.
 
     `verdict` is "confirmed", "not confirmed", "too short" or "not judged"; `reason` says why it is

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.load.bounds import check_number
 from benchlib.queueing.breaches import (
     LEAST_IMAGES,
@@ -81,8 +82,20 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-@dataclass(frozen=True)
-class Prediction:
+_PREDICTED = {
+    "mean_s": ("mean latency", "s"),
+    "p50_s": ("half take at most", "s"),
+    "p95_s": ("95 % take at most", "s"),
+    "p99_s": ("99 % take at most", "s"),
+    "promised_s": ("the promised share takes at most", "s"),
+    "in_time": ("share within the promise", ""),
+    "goodput_images_per_s": ("images within the promise", "a second"),
+}
+"""The figures of a prediction: what a reader calls them, and their units."""
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction(ShownInCell):
     """What a server does at `rate` requests a second (Poisson), in the long run; times in seconds.
 
     Each figure has an `_interval` of 95 %. `promised_s` is the latency that the promised share of
@@ -108,9 +121,24 @@ class Prediction:
     goodput_images_per_s: float | None = None
     goodput_images_per_s_interval: Interval = None
 
+    def _view(self) -> CellView:
+        at = f"at {number(self.rate)} requests/s"
+        if not self.stable:
+            return CellView(f"{at}: the server can't keep up")
+        if self.mean_s is None:
+            return CellView(f"{at}: no estimate, as the calibration is refused")
+        rows = []
+        for name, (said, unit) in _PREDICTED.items():
+            value = getattr(self, name)
+            if value is not None:
+                interval = getattr(self, f"{name}_interval")
+                rows.append((said, words(value, interval, unit)))
+        p95 = words(self.p95_s, self.p95_s_interval, "s")
+        return CellView(f"{at}: 95 % of the images should come within {p95}", rows)
 
-@dataclass(frozen=True)
-class PredictedCapacity:
+
+@dataclass(frozen=True, repr=False)
+class PredictedCapacity(ShownInCell):
     """The highest rate in requests/s that keeps `slo` in the long run, with its interval.
 
     `rate` is None where even single requests break the promise, or the estimate is refused; `note`
@@ -159,8 +187,8 @@ class _Resamples:
     variances: Floats
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(ShownInCell):
     """A lane that was fitted to runs, and how well it explains them.
 
     `images` is the number of services in the measuring windows. `service_share` and `latency_share`
@@ -205,6 +233,17 @@ class Calibration:
         if reasons:
             return f"{found}. The estimate is widened: {reasons}."
         return f"{found}. The simulation of this run's arrivals fits."
+
+    def _view(self) -> CellView:
+        rows = [
+            ("status", self.status),
+            ("images", f"{self.images:,}"),
+            ("an image alone", f"{number(self.service_s)} s"),
+            ("services are off by", f"{number(100 * self.service_share)} %"),
+            ("latencies are off by", f"{number(100 * self.latency_share)} %"),
+            ("more", 'capacity("p95 < 2 s"), predict(rate), curve(rates)'),
+        ]
+        return CellView(str(self), rows)
 
     # ---- what is foretold
 

@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.serving.app import create_app
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, in_words
@@ -57,7 +58,7 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class Server:
+class Server(ShownInCell):
     """An app that listens, and its engine; `serve` returns it.
 
     Each start calls `make_engine` for a new engine. As a context manager, the server stops at the
@@ -84,11 +85,17 @@ class Server:
         self._engine: Engine | None = None
         self._url: str | None = None
 
-    def __repr__(self) -> str:
-        where = "stopped"
-        if self.started:
-            where = f"{self.spec['model']} on {self.spec['device']} at {self.url}"
-        return f"<Server {self.name!r}: {where}>"
+    def _view(self) -> CellView:
+        if not self.started:
+            return CellView(f"{self.name}: stopped; start() starts it")
+        spec = self.spec
+        answer = f"{self.name}: {spec['model']} on {spec['device']} at {self.url}"
+        rows = [
+            ("batching", f"{spec['batching']}, at most {spec['max_batch_size']} together"),
+            ("recipe", str(spec.get("recipe"))),
+            ("more", "bl.run_load(server, bl.ClosedLoop(users=4)), server.spec, server.stop()"),
+        ]
+        return CellView(answer, rows, link=f"{self.url}/docs")
 
     def __enter__(self) -> Server:
         return self

@@ -109,12 +109,19 @@ def save(ax: Axes, path: PathLike) -> tuple[Path, Path]:
     return png, svg
 
 
-def show(ax: Axes, path: PathLike) -> Picture:
-    """Saves the figure as save() does, and returns it for the notebook."""
-    png, _ = save(ax, path)
+@styled
+def show(ax: Axes, path: PathLike | None = None) -> Picture:
+    """Returns the figure of `ax` for the notebook; with a `path` it saves it as save() does."""
     figure = cast(Figure, ax.figure)
+    if path is None:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=200)
+        data = file.getvalue()
+    else:
+        png, _ = save(ax, path)
+        data = png.read_bytes()
     pyplot.close(figure)  # or the notebook would show a figure of pyplot's twice
-    return Picture(_alt(figure), png.read_bytes())
+    return Picture(_alt(figure), data)
 
 
 def picture(image: Image, *, alt: str) -> Picture:

@@ -19,12 +19,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.rows import ROW_DTYPES
 from benchlib.study.folders import make_run_folder, run_folders, write_aside
 from benchlib.telemetry import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from benchlib.study.plots_of_run import PlotsOfRun
 
 FORMAT_VERSION = 1
 _ENDS = ("finished", "interrupted", "failed")
@@ -83,8 +86,8 @@ class RunFolder:
         write_aside(self.path / "run.json", lambda path: path.write_bytes(data))
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(ShownInCell):
     """A run as read back: `record` is run.json, `requests` has ROW_DTYPES, `telemetry` samples."""
 
     record: dict[str, Any]
@@ -102,6 +105,13 @@ class Run:
         """The study's folder of figures; the first plot that is saved makes it."""
         return self.path.parent / "figures"
 
+    @property
+    def plot(self) -> PlotsOfRun:
+        """The run's plots, shown at once: run.plot.latency_over_time()."""
+        from benchlib.study.plots_of_run import PlotsOfRun
+
+        return PlotsOfRun(self)
+
     def summary(self) -> pd.Series:
         """The run's figures, computed once: see `summary.summarise`."""
         return self._summary.copy()
@@ -118,9 +128,14 @@ class Run:
 
         return summarise(self.record, self.requests, self.telemetry)
 
+    def _view(self) -> CellView:
+        from benchlib.study.run_views import view_of_run
 
-@dataclass(frozen=True)
-class Study:
+        return view_of_run(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Study(ShownInCell):
     """Runs of one study, oldest first: all, or one sweep's. `path` is the study's folder."""
 
     path: Path
@@ -166,6 +181,11 @@ class Study:
             in_time.append(goodput(run.requests, run.record, latency_s=goal.latency_s))
         per_s = pd.Series(in_time, dtype=float)
         return self.summary.assign(verdict=verdicts, goodput_images_per_s=per_s)
+
+    def _view(self) -> CellView:
+        from benchlib.study.run_views import view_of_study
+
+        return view_of_study(self)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

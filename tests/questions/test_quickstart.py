@@ -26,8 +26,10 @@ def test_it_measures_for_so_many_images(
     assert run_times(users, **fields) == {"duration_s": duration_s, "warmup_s": warmup_s}
 
 
-def answer(made: SimpleNamespace, latency_s: list[float], **changes: Any) -> str:
-    record, requests, telemetry = made.run(latency_s)
+def answer(
+    made: SimpleNamespace, latency_s: list[float], status: str = "finished", **changes: Any
+) -> str:
+    record, requests, telemetry = made.run(latency_s, status=status)
     requests = requests.assign(**changes)
     telemetry = telemetry.assign(rss_gib=0.9)
     return str(judge_quickstart(Run(record, requests, telemetry, Path("results/quickstart/run"))))
@@ -45,6 +47,12 @@ def test_the_answer_where_there_is_no_median(made: SimpleNamespace) -> None:
     drifting = answer(made, [0.1 * i for i in range(1, 81)])
     assert "Latency still drifted, so there is no median: measure longer." in drifting
     assert "There were too few images for a median: measure longer." in answer(made, [0.5])
+
+
+def test_the_answer_of_an_interrupted_run_is_of_what_was_measured(made: SimpleNamespace) -> None:
+    said = answer(made, [0.5] * 40, status="interrupted")
+    assert said.startswith("It works here: tiny made ")
+    assert "The run was interrupted after 40 images." in said
 
 
 def test_the_answer_where_it_does_not_work(made: SimpleNamespace) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from benchlib.cell_view import ShownInCell
 from benchlib.rows import STAGES
 from benchlib.study import intervals
 from benchlib.study.intervals import Interval
@@ -326,8 +327,8 @@ def arithmetic_share(calls: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class Anatomy:
+@dataclass(frozen=True, repr=False)
+class Anatomy(ShownInCell):
     """Where the time and the memory of an image go. `str()` has the answer in words.
 
     - `means_s`: from stage_means.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from benchlib.cell_view import ShownInCell
 from benchlib.study import intervals
 from benchlib.study.intervals import Interval
 from benchlib.study.store import Run
@@ -155,8 +156,8 @@ class ForetoldGains:
         return own or (serial and f"of serial, {serial}")
 
 
-@dataclass(frozen=True)
-class BatchingAnswer:
+@dataclass(frozen=True, repr=False)
+class BatchingAnswer(ShownInCell):
     """Whether each policy pays here. `str()` has the answer in words.
 
     - `gains`: as `gains()` returns it.

@@ -186,8 +186,9 @@ def send_rush(
             budget=budget,
         )
         assert isinstance(run, Run)
-        if run.record["status"] == "finished":
-            runs[name] = run
+        if run.record["status"] != "finished":
+            break
+        runs[name] = run
     return runs
 
 

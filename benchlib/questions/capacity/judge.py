@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchlib.cell_view import ShownInCell
 from benchlib.questions.capacity.outlook import Outlook
 from benchlib.questions.capacity.search import Capacity
 from benchlib.study.store import Run, Study
@@ -66,8 +67,8 @@ def _is_valid(run: Run) -> bool:
     return bool(run.summary()["valid"])
 
 
-@dataclass(frozen=True)
-class PeopleServed:
+@dataclass(frozen=True, repr=False)
+class PeopleServed(ShownInCell):
     """How many people a server serves. `str()` has the answer in words.
 
     - `images_per_s`: the highest throughput, with `users` in a closed loop. Without closed loops

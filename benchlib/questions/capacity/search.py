@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.study.store import Run
 from benchlib.study.wording import number
 
@@ -18,8 +19,8 @@ LEAD = 2
 BUDGET_SPENT = "the budget is spent: the interval is as far as it got"
 
 
-@dataclass(frozen=True)
-class Capacity:
+@dataclass(frozen=True, repr=False)
+class Capacity(ShownInCell):
     """The highest `rate` in requests/s that was shown to keep a promise, or None.
 
     - `interval`: from that rate to the lowest rate that was shown to break the promise (None: not
@@ -51,6 +52,11 @@ class Capacity:
             return f"The capacity within {promise} is {found}. No rate was shown to keep it."
         longer = "a longer search is needed (a larger budget_min)"
         return f"The capacity within {promise} is not shown: {longer}."
+
+    def _view(self) -> CellView:
+        rows = [(number(rate), verdict) for rate, verdict in self.trials]
+        answer = f"{self}\nThe search ended: {self.note}."
+        return CellView(answer, rows, head=("trial at images/s", "the promise is"))
 
 
 def find_highest(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.study import intervals
 from benchlib.study.equal_work import ByWork, seconds_by_work
 from benchlib.study.folders import run_words
@@ -77,8 +78,8 @@ _NUMBERS = ["a", "b", "ratio", "low", "high"]
 _COLUMNS = ["study", "load", "figure", *_NUMBERS, "verdict", "note"]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(ShownInCell):
     """How runs b differ from runs a.
 
     `table` has a row for each figure: the means `a` and `b`, `ratio` b/a, its `interval`, `verdict`
@@ -89,6 +90,14 @@ class Comparison:
     table: pd.DataFrame
     suspects: tuple[str, ...]
     verdict: str
+
+    def _view(self) -> CellView:
+        rows = []
+        for row in self.table.reset_index().to_dict("records"):
+            ratio = words(row["ratio"], row["interval"], "times")
+            rows.append((FIGURES[row["figure"]], row["verdict"], ratio, _note(row)))
+        head = ("figure", "verdict", "b divided by a", "note")
+        return CellView(f"b compared with a: {self.verdict}", rows, head)
 
 
 def compare(
@@ -230,6 +239,12 @@ def _are_in_turns(a: Sequence[Run], b: Sequence[Run]) -> bool:
     for of_a, of_b in zip(a, b, strict=True):
         turns.append(sorted(str(run.record.get("started_at")) for run in (of_a, of_b)))
     return all(turn[1] < following[0] for turn, following in pairwise(turns))
+
+
+def _note(row: Mapping[Any, Any]) -> str:
+    """The note of a row of a table, or no words."""
+    note = row["note"]
+    return "" if pd.isna(note) else str(note)
 
 
 def _verdict_of_speed(table: pd.DataFrame) -> str:
@@ -395,8 +410,8 @@ def _part(record: Mapping[str, Any], part: str) -> dict[str, Any]:
     return fields[part] or {}
 
 
-@dataclass(frozen=True)
-class StudyComparison:
+@dataclass(frozen=True, repr=False)
+class StudyComparison(ShownInCell):
     """How several studies compare with the first. `str()` has the answer about the last.
 
     - `table`: a row for each later study, load and figure. It has `ratio` to the first study, `low`
@@ -454,6 +469,14 @@ class StudyComparison:
             lines.append(f"Earlier, against {self.studies[0]}: {'; '.join(earlier)}")
         lines.append(f"verdict.json and the figures are in {self.path}")
         return "\n".join(lines)
+
+    def _view(self) -> CellView:
+        rows = []
+        for row in self.last.to_dict("records"):
+            ratio = words(row["ratio"], (row["low"], row["high"]), "times")
+            figure = f"{FIGURES[row['figure']]}, {row['load']}"
+            rows.append((figure, row["verdict"], ratio, _note(row)))
+        return CellView(str(self), rows, head=("figure", "verdict", "ratio", "note"))
 
     def to_json(self) -> str:
         """Returns what a report or another program needs to know of the last study."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.budget import Budget, Part
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
-from benchlib.run import run_load
+from benchlib.run import Point, writing
 from benchlib.study.folders import results_dir
 from benchlib.study.store import Run, Study
 
@@ -171,18 +171,17 @@ class _Load:
         self._warmup_s = warmup_s
 
     def run(self, server: Server, study: str, *, seed: int, duration_s: float) -> Run:
-        run = run_load(
-            server,
+        point = Point(
             ClosedLoop(users=1),
             self._workload,
-            study=study,
+            server,
             seed=seed,
             duration_s=duration_s,
             warmup_s=self._warmup_s,
-            results=self._results,
         )
-        assert isinstance(run, Run)
-        return run
+        # An interrupt must reach the block of the budget, or the turn would go on without this run.
+        with writing(self._results, study, None) as writer:
+            return writer.measure(point, server)
 
 
 def _image_s(pipe: SDXLPipeline, image: Mapping[str, Any]) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.study.intervals import Interval
 from benchlib.study.picture_quality import CHANGED, INDISTINGUISHABLE, SAME
 from benchlib.study.slo import Slo
@@ -40,8 +41,8 @@ SIMPLICITY = ("serial", "dynamic", "continuous")
 """The ways to batch, the simplest first."""
 
 
-@dataclass(frozen=True)
-class Decision:
+@dataclass(frozen=True, repr=False)
+class Decision(ShownInCell):
     """The setting to run and the next one, by name. `str()` has the answer in words.
 
     - `best`, `runner_up`: the names, or None if there is no such setting.
@@ -79,6 +80,16 @@ class Decision:
             lines += self._fleet_lines()
         lines += self._missing_lines()
         return "\n".join(lines)
+
+    def _view(self) -> CellView:
+        rows = []
+        for row in self.table.to_dict("records"):
+            interval = row["capacity_images_per_s_interval"]
+            capacity = words(row["capacity_images_per_s"], interval)
+            memory = words(row["memory_gib"])
+            rows.append((row["setting"], capacity, memory, row["ruled_out"] or "no"))
+        head = ("setting, best first", "capacity, images/s", "memory, GiB", "ruled out")
+        return CellView(str(self), rows, head)
 
     def row(self, setting: str) -> dict[Any, Any]:
         """The row of a setting in the table."""

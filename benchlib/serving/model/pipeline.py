@@ -23,6 +23,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.machine import available_memory_gib
 from benchlib.serving.model.denoise import Batch, Work
 from benchlib.serving.model.memory import (
@@ -66,7 +67,7 @@ class GenerateResult:
         return self.memory.headline_gib
 
 
-class SDXLPipeline:
+class SDXLPipeline(ShownInCell):
     """An SDXL pipeline that is driven step by step. `load_pipeline` (loading.py) makes it.
 
     A request writes nothing to the pipeline. Noise is drawn in float32 on the CPU, whatever the
@@ -120,6 +121,20 @@ class SDXLPipeline:
             "weights_gib": held_gib(stock_parameters + own_parameters),
             "showcase": {"width": side, "height": side, "num_inference_steps": steps},
         }
+
+    def _view(self) -> CellView:
+        spec = self.spec
+        usual = spec["showcase"]
+        answer = f"{spec['model']} on {self.device}, {spec['weights_gib']:.3g} GiB of weights"
+        size = f"{usual['width']}x{usual['height']} pixels"
+        rows = [
+            ("number format", str(spec.get("dtype"))),
+            ("recipe", str(spec.get("recipe"))),
+            ("weights", f"{spec['model_params']:,}"),
+            ("usual image", f"{size}, {usual['num_inference_steps']} steps"),
+            ("more", "pipe.generate(request), bl.serve(pipe), pipe.spec, pipe.diffusers"),
+        ]
+        return CellView(answer, rows)
 
     @cached_property
     def diffusers(self) -> StableDiffusionXLPipeline:
