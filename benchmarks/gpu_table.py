@@ -452,7 +452,7 @@ def _kernels(lines: Sequence[dict[str, Any]], record: dict[str, Any]) -> Any:
     for kind, colour in zip([*KINDS, REST], colours, strict=True):
         widths = np.array([parts[kind] for parts in parts_ms.values()])
         ax.barh(range(len(profiles)), widths, 0.6, left, color=colour, label=kind)
-        _label_inside(ax, left, widths)
+        _label_inside(ax, left, widths, style.ink_on(colour))
         left = left + widths
     names = [f"{case}, {line['n']} images" for case, line in profiles.items()]
     ax.set(yticks=range(len(profiles)), yticklabels=names, ylim=(len(profiles) - 0.4, -0.6))
@@ -474,7 +474,7 @@ def _kernels(lines: Sequence[dict[str, Any]], record: dict[str, Any]) -> Any:
     return style.finish(ax, record, finding, alt, source="benchmarks/gpu.py, part throughput")
 
 
-def _label_inside(ax: Any, left: Any, widths: Any) -> None:
+def _label_inside(ax: Any, left: Any, widths: Any, ink: str) -> None:
     """Writes the width into each bar that is wide enough for it."""
     narrowest = 0.03 * left.max(initial=10.0)
     for place, (start, width) in enumerate(zip(left, widths, strict=True)):
@@ -486,7 +486,7 @@ def _label_inside(ax: Any, left: Any, widths: Any) -> None:
                 ha="center",
                 va="center",
                 fontsize="small",
-                color="white",
+                color=ink,
             )
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.testing.compare import compare_images
@@ -23,6 +25,7 @@ from benchlib import plots
 from benchlib.questions.anatomy.judge import memory_parts
 from benchlib.questions.batching.judge import FORETOLD_COLUMNS, ForetoldGains
 from benchlib.questions.settings.judge import decide
+from benchlib.study import figure as style
 from benchlib.study.picture_quality import Pair, picture_columns
 from benchlib.study.store import Run, Study
 
@@ -341,3 +344,65 @@ def test_a_line_or_bar_that_is_gone_or_moved_is_another_picture(
     baseline = Path(__file__).parent / f"baseline/test_picture_{name}.png"
     tolerance = float(pytestconfig.getini("mpl-default-tolerance"))
     assert compare_images(str(baseline), str(tmp_path / "changed.png"), tol=tolerance) is not None
+
+
+def brightness(colour: Any) -> float:
+    """Relative luminance from 0 (black) to 1 (white): WCAG 2.2, "relative luminance"."""
+    channels = np.asarray(colour, dtype=float)
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: Any, other: Any) -> float:
+    """The contrast ratio of two colours, from 1 to 21: WCAG 2.2, "contrast ratio"."""
+    dark, light = sorted([brightness(one), brightness(other)])
+    return (light + 0.05) / (dark + 0.05)
+
+
+def faint_words(figure: Figure) -> dict[str, float]:
+    """The words whose contrast to what lies behind them is below 4.5, with that contrast.
+
+    What lies behind them is each colour of at least a sixth of the pixels there."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    words = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    inks = [to_rgb(text.get_color()) for text in words]
+    places = [text.get_window_extent() for text in words]
+    figure.set_layout_engine("none")
+    for text in words:
+        text.set_color("none")
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
+    height, width, _ = pixels.shape
+    faint = {}
+    for text, place, ink in zip(words, places, inks, strict=True):
+        rows = slice(max(0, int(place.y0)), min(height, int(place.y1)))
+        columns = slice(max(0, int(place.x0)), min(width, int(place.x1)))
+        behind = pixels[rows, columns].reshape(-1, 3)
+        if not len(behind):
+            continue  # the tick lies beyond the end of its axis
+        colours, counts = np.unique(behind, axis=0, return_counts=True)
+        large = colours[counts >= min(counts.max(), len(behind) / 6)]
+        least = min(contrast(ink, colour / 255) for colour in large)
+        if least < 4.5:
+            faint[text.get_text()] = least
+    return faint
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_all_words_of_a_picture_stand_out_from_what_is_behind_them(
+    name: str, made: SimpleNamespace
+) -> None:
+    plot, data, options = PICTURES[name]
+    figure = plot(**data(made), **options).figure
+    assert isinstance(figure, Figure)
+    assert faint_words(figure) == {}
+
+
+def test_faint_words_are_found() -> None:
+    figure = Figure(figsize=(4, 2))
+    figure.text(0.1, 0.8, "orange on white", color=style.ORANGE)
+    figure.text(0.1, 0.5, "its ink on white", color=style.ink(style.ORANGE))
+    figure.text(0.1, 0.2, "white on sky", color="white", backgroundcolor=style.SKY)
+    figure.text(0.6, 0.2, "black on sky", color=style.ink_on(style.SKY), backgroundcolor=style.SKY)
+    assert faint_words(figure).keys() == {"orange on white", "white on sky"}

@@ -40,6 +40,16 @@ PathLike = str | os.PathLike[str]
 # Colours that colour-blind people can tell apart: Okabe & Ito, "Color Universal Design" (2008).
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B6B6B"
+DARK_ORANGE, DARK_SKY, DARK_GREEN = "#8A5F00", "#1A6A99", "#00694D"
+DARK_YELLOW, DARK_RED, DARK_PURPLE = "#6B6200", "#A34600", "#8F3F6B"
+_INKS = {
+    ORANGE: DARK_ORANGE,
+    SKY: DARK_SKY,
+    GREEN: DARK_GREEN,
+    YELLOW: DARK_YELLOW,
+    RED: DARK_RED,
+    PURPLE: DARK_PURPLE,
+}
 
 LATENCY = "latency (from request to image), s"
 _STYLES_IN_ORDER = (  # name, colour, hatch
@@ -131,6 +141,19 @@ def picture(image: Image, *, alt: str) -> Picture:
     png = file.getvalue()
     width = min(image.width, Picture.width)
     return Picture(alt, png, width)
+
+
+def ink(colour: str) -> str:
+    """The colour of words about marks of `colour`: letters on white need 4.5 to 1, marks do not.
+
+    Source: W3C, "Web Content Accessibility Guidelines 2.2" (2023), success criterion 1.4.3.
+    """
+    return _INKS.get(colour, colour)
+
+
+def ink_on(fill: str) -> str:
+    """The colour of words inside a bar of the colour `fill`: black, or white on a dark one."""
+    return "white" if fill in (BLUE, GREY, "black", *_INKS.values()) else "black"
 
 
 def axes(ax: Axes | None, height: float = 4.6) -> Axes:
@@ -264,8 +287,8 @@ def no_data(ax: Axes, record: Record, subject: str, reason: str) -> Axes:
 def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
     """Writes each label (height, text, colour) to the right of the axes, where its line ends.
 
-    A label moves up where it would cover the one below, and down where its line leaves the axes at
-    their top.
+    Letters are darker than their line (see ink). A label moves up where it would cover the one
+    below, and down where its line leaves the axes at their top.
     """
     lowest, top = ax.get_ylim()
     points = 72 * ax.get_window_extent().height / ax.figure.dpi
@@ -276,7 +299,7 @@ def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
             1.01,
             lowest,
             text,
-            color=colour,
+            color=ink(colour),
             transform=ax.get_yaxis_transform(),
             va="center",
             fontsize="small",

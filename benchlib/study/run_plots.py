@@ -22,7 +22,6 @@ from benchlib.study.wording import number, span
 DRIFTED = "latency still drifted: no percentile is given"
 MANY = 2000
 """Above this many requests, dots are drawn as one image: paths would make the SVG huge."""
-_DARK_ORANGE = "#8A5F00"  # letters that can be read on white
 
 Labels = list[tuple[float, str, str]]
 
@@ -347,7 +346,7 @@ def _draw_model(ax: Axes, target: dict[str, Any], on_gpu: bool) -> Labels:
         ax.axhline(top_gib, color=figure.ORANGE, linestyle=":", linewidth=1.5)
         where = "on the GPU:" if on_gpu else "add"
         words = f"the model's weights {where} {number(weights_gib)} GiB"
-        labels.append((top_gib, words, _DARK_ORANGE))
+        labels.append((top_gib, words, figure.ORANGE))
     return labels
 
 

@@ -442,7 +442,7 @@ def arithmetic_bars(
         100,
         -0.55,
         "the limit ",
-        color=figure.RED,
+        color=figure.DARK_RED,
         ha="right",
         va="top",
         fontsize="small",

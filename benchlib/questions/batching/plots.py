@@ -406,7 +406,7 @@ def _draw_stair(
         f"{name}, mean {number(known_s.mean())} s",
         (8, 0),
         va="center",
-        color=style["color"],
+        color=figure.ink(style["color"]),
         bbox=box,
         fontsize="medium",
     )

@@ -176,7 +176,7 @@ def _draw_line(
         transform=ax.get_yaxis_transform(),
         va="center",
         fontsize="small",
-        color=kind.colour,
+        color=figure.ink(kind.colour),
     )
 
 
@@ -360,7 +360,7 @@ def _draw_change(
         place - 0.53,
         0.02,
         text,
-        color="#8A5F00",
+        color=figure.DARK_ORANGE,
         rotation=90,
         ha="right",
         va="bottom",

@@ -474,7 +474,7 @@ def _draw_limit(
 
     # 2) The memory limit, drawn if it is near.
     style: dict[str, Any] = {
-        "color": figure.RED,
+        "color": figure.DARK_RED,
         "ha": "right",
         "va": "top",
     }
