@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from benchlib.answers import printed_answer, printed_failure
 
@@ -51,6 +52,8 @@ def _page(notebook: Any, name: str, has_code: bool) -> str:
         exclude_input=not has_code,
         exclude_input_prompt=not has_code,
         exclude_output_prompt=not has_code,
+        # papermill keeps each line of a log as an output of its own.
+        preprocessors=[CoalesceStreamsPreprocessor],
     )
     resources = {
         "metadata": {"name": name},

@@ -67,7 +67,7 @@ REFERENCE = "reference-"
 
 @dataclass(frozen=True)
 class Line:
-    """A paragraph; `kind` is "answer", "bad", "tiny" or "" for a plain one."""
+    """A paragraph; `kind` is "answer", "rest" of it, "bad", "tiny" or "" for a plain one."""
 
     text: str
     kind: str = ""
@@ -253,7 +253,10 @@ def _put_answer_on_top(card: Card, results: Path) -> None:
     answer = read_answer(results / card.name)
     if answer is None or any(line.text == answer for line in card.lines):
         return
-    card.lines.insert(0, Line(answer, "answer"))
+    first, _, rest = answer.partition("\n")
+    card.lines.insert(0, Line(first, "answer"))
+    if rest:
+        card.lines.insert(1, Line(rest, "rest"))
 
 
 def _started(record: dict[str, Any]) -> str:
@@ -383,7 +386,8 @@ def _add_links(card: Card, folder: Path, results: Path) -> None:
 
     Not to folders: many web servers show no list of one.
     """
-    paths = sorted(folder.glob("*.html")) + sorted(folder.glob("*.log"))
+    paths = sorted(folder.glob("*.html"), key=lambda path: len(path.name))
+    paths += sorted(folder.glob("*.log"))
     paths.append(folder / "summary.csv")
     for path in paths:
         if path.exists():

@@ -28,9 +28,10 @@ def written(folder, *cells):
 
 @pytest.fixture
 def pages(tmp_path):
-    log = "".join(f"line {number}\n" for number in range(LONGEST_LOG + 3))
+    lines = [f"line {number}\n" for number in range(LONGEST_LOG + 3)]
+    log = "".join(lines)
     cells = [
-        new.new_code_cell("plan = 1", outputs=[stream(log)]),
+        new.new_code_cell("plan = 1", outputs=[stream(line) for line in lines]),
         new.new_code_cell("short = 2", outputs=[stream("a short log")]),
         new.new_code_cell("print(answer)", outputs=[stream(f"It works: {EVIL}\n" + log)]),
     ]

@@ -207,8 +207,11 @@ def test_a_notebook_that_fails_is_kept_and_the_others_still_run(copy):
         nbformat.write(
             new.new_notebook(cells=cells, metadata=kernel), copy.folder / f"{name}.ipynb"
         )
-    (copy.folder / ".venv").mkdir()
-    copy.bin.symlink_to(BIN)
+    copy.bin.mkdir(parents=True)
+    for name in ("python", "papermill"):
+        copy.script(copy.bin / name, f'exec {BIN / name} "$@"')
+    copy.installed.mkdir()
+    (copy.installed / "benchlib").symlink_to(ROOT / "benchlib")
     (copy.folder / ".venv/ready").touch()
     ran = copy.make("workbook", "NOTEBOOKS=01_fails.ipynb 02_works.ipynb", "PROFILE=full")
     assert ran.returncode != 0
