@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from benchlib import other_work
+from benchlib.other_work import CGROUPS, MEMBERSHIP, OtherWork, cgroup_folders
 from benchlib.telemetry import GIB, Gpu, cuda_in_use
 
 ENVIRONMENT = (
@@ -33,7 +35,8 @@ ENVIRONMENT = (
     "PYTORCH_ALLOC_CONF",
 )
 """The environment variables that change how fast torch computes."""
-BUSY_SHARE = 0.25  # of the machine's cores
+BUSY_SHARE = 0.25
+"""Above this share of the usable cores, other work may have slowed what is measured."""
 _COMMAND_LIMIT_S = 10
 
 
@@ -41,15 +44,16 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
     """The hardware and the operating system.
 
     `device` names the GPU, such as "cuda:0"; by default it is torch's current one. `cores` are the
-    ones that this process may use. `memory_gib` is the machine's, or the container's limit where
-    that is lower. `gpu` and `gpu_memory_gib` are null unless this process already uses CUDA;
+    CPUs that this process may run on, and `cpu_limit_cores` is how many of them a container lets it
+    use at a time, null without a limit. `memory_gib` is the machine's, or the container's limit
+    where that is lower. `gpu` and `gpu_memory_gib` are null unless this process already uses CUDA;
     `gpu_driver` and `gpu_power_limit_w` are null without NVML, too.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     memory_bytes = min([psutil.virtual_memory().total, *cgroup_memory_limits()])
     return {
         "cpu": _cpu_model(),
-        "cores": cores,
+        "cores": other_work.usable_cpus(),
+        "cpu_limit_cores": other_work.cpu_limit_cores(),
         "memory_gib": memory_bytes / GIB,
         **_describe_gpu(device),
         "os": f"{platform.system()} {platform.release()}",
@@ -96,37 +100,28 @@ def describe_torch() -> dict[str, Any] | None:
 def describe_load(watch_s: float = 0.25) -> dict[str, Any]:
     """How busy the machine is with other work, watched for `watch_s` seconds.
 
-    `others_cpu_cores` are the cores that all processes but this one take. `load_average_1min` also
-    holds the work of earlier runs. `warning` is a sentence where the others take more than
-    BUSY_SHARE of all cores, else null.
+    `others_cpu_cores` are the cores that all processes but this one take, and `steal_cores` those
+    that the hypervisor gives away: see `other_work`. `load_average_1min` also holds the work of
+    earlier runs. `warning` is a sentence where the others take more than BUSY_SHARE of all cores,
+    else null.
     """
-    before_s = _others_cpu_s()
-    began_s = time.monotonic()
-    time.sleep(watch_s)
-    after_s = _others_cpu_s()
-    watched_s = time.monotonic() - began_s
-    others = max(0.0, (after_s - before_s) / watched_s)
-    cores = psutil.cpu_count() or 1
+    watched = OtherWork()
+    watched.read()
+    time.sleep(max(watch_s, other_work.SHORTEST_S))
+    others, steal = watched.read()
+    cores = other_work.usable_cores()
     warning = None
-    if others > BUSY_SHARE * cores:
+    if others is not None and others + (steal or 0.0) > BUSY_SHARE * cores:
         warning = (
-            f"the machine is busy: other processes take {others:.1f} of {cores} cores, "
+            f"the machine is busy: other processes take {others:.1f} of {cores:g} cores, "
             "so figures of the CPU may be off"
         )
     return {
         "load_average_1min": os.getloadavg()[0],
         "others_cpu_cores": others,
+        "steal_cores": steal,
         "warning": warning,
     }
-
-
-def _others_cpu_s() -> float:
-    """CPU seconds that all processes but this one have taken since the machine started."""
-    every = psutil.cpu_times()
-    own = psutil.Process().cpu_times()
-    # Linux counts guest time in user time, too.
-    idle_s = every.idle + getattr(every, "iowait", 0.0) + getattr(every, "guest", 0.0)
-    return float(sum(every) - idle_s - own.user - own.system)
 
 
 def describe_packages() -> dict[str, str | None]:
@@ -181,44 +176,30 @@ def _cpu_model() -> str | None:
     return platform.machine() or None  # ARM's /proc/cpuinfo names no model
 
 
-def available_memory_gib(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> float:
+def available_memory_gib(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
     """The memory in GiB that this process can still take.
 
     It is the machine's, or the container's where that is less. In a container with a limit, a
     process that takes more is killed, however much the machine has.
     """
     available_bytes = [psutil.virtual_memory().available]
-    for cgroup in _cgroups(root, membership):
+    for cgroup in cgroup_folders(root, membership, "memory.max"):
         limit = (cgroup / "memory.max").read_text().strip()
         if limit != "max":
             available_bytes.append(int(limit) - _used_bytes(cgroup))
     return max(0, min(available_bytes)) / GIB
 
 
-def cgroup_memory_limits(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> list[int]:
+def cgroup_memory_limits(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[int]:
     """The memory limits, in bytes, of this process's cgroup and of the cgroups above it.
 
     The lowest limit holds. Only cgroups of version 2 are read.
     """
-    limits = [(cgroup / "memory.max").read_text().strip() for cgroup in _cgroups(root, membership)]
+    limits = [
+        (cgroup / "memory.max").read_text().strip()
+        for cgroup in cgroup_folders(root, membership, "memory.max")
+    ]
     return [int(limit) for limit in limits if limit != "max"]
-
-
-def _cgroups(root: Path, membership: Path) -> list[Path]:
-    """The folders of this process's cgroup and its parents (version 2) that can have a limit."""
-    if not membership.exists():
-        return []
-    own = "/"
-    for line in membership.read_text().splitlines():
-        if line.startswith("0::"):
-            own = line[3:]
-            break
-    folder = root / own.lstrip("/")
-    return [above for above in (folder, *folder.parents) if (above / "memory.max").is_file()]
 
 
 def _used_bytes(cgroup: Path) -> int:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from benchlib.other_work import OtherWork, process_cpu_s
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -28,6 +30,8 @@ COLUMNS = (
     "cuda_reserved_gib",
     "server_cpu_cores",
     "generator_cpu_cores",
+    "others_cpu_cores",
+    "steal_cores",
     "gpu_used_gib",
     "gpu_utilisation",
     "gpu_power_w",
@@ -75,7 +79,8 @@ class Sampler:
     null unless `pid` is this process. A peak between two samples is missed.
 
     CPU shares are in cores: CPU seconds per second since the previous sample, null in the first
-    one.
+    one. `others_cpu_cores` is what processes took that are neither the server, the generator nor
+    this one, and `steal_cores` what a hypervisor gave away: see `other_work`.
 
     The `gpu_` columns are NVML's figures of `device`, such as "cuda:0", whichever process uses it.
     Their units are GiB, share of the time, watts, MHz and degrees Celsius. A figure that NVML does
@@ -102,6 +107,7 @@ class Sampler:
         # The cores that the sampling itself took, up to the last sample.
         self.cpu_cores: float | None = None
         self._gpu = Gpu.find(device)
+        self._other_work = OtherWork()
         self._samples: list[tuple[float | None, ...]] = []
         self._last_cpu: dict[int, tuple[float, float]] = {}  # by pid: the moment, CPU seconds
         self._stop = threading.Event()
@@ -173,6 +179,7 @@ class Sampler:
             *cuda_gib,
             self._cores(self.pid, now_s),
             self._cores(self.generator_pid, now_s),
+            *self._other_work.read((self.pid, self.generator_pid)),
             *(self._gpu.sample() if self._gpu else [None] * 6),
         )
 
@@ -180,11 +187,9 @@ class Sampler:
         """The cores that a process took since its previous sample."""
         if pid is None:
             return None
-        try:
-            times = psutil.Process(pid).cpu_times()
-        except psutil.Error:  # the generator ends before the server does
+        cpu_s = process_cpu_s(pid)
+        if cpu_s is None:  # the generator ends before the server does
             return None
-        cpu_s = times.user + times.system
         last_s, last_cpu_s = self._last_cpu.get(pid, (now_s, cpu_s))
         self._last_cpu[pid] = (now_s, cpu_s)
         return (cpu_s - last_cpu_s) / (now_s - last_s) if now_s > last_s else None

@@ -61,7 +61,8 @@ def test_other_work_on_the_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 def test_machine_and_packages() -> None:
     described = describe_machine()
     assert list(described) == [
-        "cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib", "gpu_driver", "gpu_power_limit_w", "os",
+        "cpu", "cores", "cpu_limit_cores", "memory_gib", "gpu", "gpu_memory_gib", "gpu_driver",
+        "gpu_power_limit_w", "os",
     ]  # fmt: skip
     assert described["gpu_driver"] is None
     assert described["cpu"]
