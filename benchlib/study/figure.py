@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 
 from benchlib.rows import PARTS
 from benchlib.study import latency
+from benchlib.study.busy import busy_words, cores_of, taken_words
 from benchlib.study.latency import Record
 from benchlib.study.wording import counted
 from benchlib.study.wording import number as number

@@ -70,13 +70,20 @@ class RunFolder:
         telemetry: pd.DataFrame,
         error: str | None = None,
     ) -> Run:
-        """Writes both Parquet files, then run.json with `status` of _ENDS; returns the run."""
+        """Writes both Parquet files, then run.json with `status` of _ENDS; returns the run.
+
+        The outcome gets what other processes took in the window, as a figure has only the record.
+        """
+        from benchlib.study.busy import other_work_of
+
         if status not in _ENDS:
             raise ValueError(f"status must be one of {', '.join(_ENDS)}, not {status!r}")
         requests = read_rows(self.rows_path)
         write_aside(self.path / "requests.parquet", requests.to_parquet)
         write_aside(self.path / "telemetry.parquet", telemetry.to_parquet)
         self.record |= {"status": status, "error": error, "outcome": outcome}
+        if outcome is not None:
+            self.record["outcome"] = outcome | other_work_of(self.record, telemetry)
         self.write_record()
         return Run(self.record, requests, telemetry, self.path)
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from benchlib.rows import STAGES
 from benchlib.study import intervals
+from benchlib.study.busy import other_work_of, suspect_reason
 from benchlib.study.intervals import Estimates, Interval
 from benchlib.study.latency import (
     PERCENTILES,
@@ -46,6 +47,10 @@ def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -
     server's queue over all latency. `energy_per_image_j` is what the GPU took in the window over
     the images done in it. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole
     run; `server_peak_gib` is the highest peak that the server itself sent.
+
+    `others_cpu_cores` and `steal_cores` are what other processes and the hypervisor took in the
+    window. Above a limit, `suspect_reason` says so in words: the run is valid, but its times may be
+    too long (see busy.py).
     """
     ok = in_window(requests)
     ok = ok[is_ok(ok)]
@@ -59,6 +64,8 @@ def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -
     for memory in ("rss", "cuda_allocated", "cuda_reserved"):
         figures[f"{memory}_peak_gib"] = _number_or_none(telemetry[f"{memory}_gib"].max())
     figures["server_cpu_cores"] = _number_or_none(telemetry["server_cpu_cores"].mean())
+    taken = other_work_of(record, telemetry)
+    figures |= taken
     outcome = record["outcome"] or {}
     for name in ("generator_cpu_cores", "send_lag_p99_s", "in_flight_mean", "max_in_flight_hits"):
         figures[name] = outcome.get(name)
@@ -66,6 +73,7 @@ def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -
     reason = invalid_reason(record, requests)
     figures["valid"] = reason is None
     figures["invalid_reason"] = reason
+    figures["suspect_reason"] = suspect_reason(record, taken)
     return pd.Series(figures, dtype=object)
 
 

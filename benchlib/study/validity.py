@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchlib.study.busy import busy_limit, other_work_of, taken_cores
 from benchlib.study.latency import Record, in_window, is_ok, measuring_window
 
 GENERATOR_CORES = 0.8
@@ -62,7 +63,12 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
         ),
     ]
 
-    # 2) The check of an open loop, and the sampler's.
+    # 2) Whether other work left the run its cores.
+    others = taken_cores(other_work_of(record, telemetry))
+    note = "CPU cores that other processes and the hypervisor took, on average in the window"
+    rows.append(("other processes, cores", others, busy_limit(record), note))
+
+    # 3) The check of an open loop, and the sampler's.
     if _is_open(record):
         held_back = outcome.get("max_in_flight_hits")
         note = "requests held back because max_in_flight others were at the server"
@@ -72,7 +78,7 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
         ("sampler", longest_gap_s, 2.0, "s, at most: between two samples of memory and CPU")
     )
 
-    # 3) Judge each value by its limit.
+    # 4) Judge each value by its limit.
     table = [(name, *_judged(value, limit), note) for name, value, limit, note in rows]
     return pd.DataFrame(table, columns=_COLUMNS).astype({"passed": object})
 

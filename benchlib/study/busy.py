@@ -1,0 +1,118 @@
+"""Whether other work on the machine may have slowed a run, and the one sentence that says so.
+
+Knows a run's record, samples and row of the summary. Ignorant of how other work is read
+(other_work.py), and of where the sentence is shown: figures, answers, the page of all results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchlib.machine import BUSY_SHARE
+from benchlib.study.latency import Record, measuring_window
+from benchlib.study.wording import number
+
+TAKEN = ("others_cpu_cores", "steal_cores")
+"""The columns of the samples, and the keys of the outcome and the summary."""
+
+
+def other_work_of(record: Record, telemetry: pd.DataFrame) -> dict[str, float | None]:
+    """The cores that others took on average in the measuring window, by the names of TAKEN.
+
+    Each sample stands for the time since the one before. None without a sample in the window, as in
+    older runs, which have no such columns.
+    """
+    return {name: _mean_in_window(record, telemetry, name) for name in TAKEN}
+
+
+def _mean_in_window(record: Record, telemetry: pd.DataFrame, name: str) -> float | None:
+    window = measuring_window(record)
+    if window is None or name not in telemetry:
+        return None
+    start_s, end_s = window
+    time_s = telemetry["time_s"]
+    span_s = time_s.diff()
+    is_inside = (time_s > start_s) & (time_s <= end_s)
+    counts = is_inside & telemetry[name].notna() & (span_s > 0)
+    if not counts.any():
+        return None
+    return float(np.average(telemetry[name][counts], weights=span_s[counts]))
+
+
+def cores_of(record: Record) -> float:
+    """The cores that the run could use: the container's limit, or else the CPUs."""
+    machine = record["machine"]
+    return float(machine.get("cpu_limit_cores") or machine["cores"])
+
+
+def busy_limit(record: Record) -> float:
+    """The most cores that others may take before a run is suspect."""
+    return BUSY_SHARE * cores_of(record)
+
+
+def taken_cores(taken: Mapping[str, Any]) -> float | None:
+    """The cores that others and the hypervisor took together; None where unknown.
+
+    `taken` has the names of TAKEN, as numbers or as a table's text.
+    """
+    others, steal = (_float_or_none(taken.get(name)) for name in TAKEN)
+    if others is None:
+        return None
+    return others + (steal or 0.0)
+
+
+def taken_words(taken: Mapping[str, Any], cores: float) -> str | None:
+    """What others took, as a clause: "other processes took 1.3 of 2 cores"; None where unknown."""
+    others, steal = (_float_or_none(taken.get(name)) for name in TAKEN)
+    if others is None:
+        return None
+    clause = f"other processes took {number(others)} of {number(cores)} cores"
+    if steal and number(steal) != "0":
+        clause += f" and the hypervisor {number(steal)}"
+    return clause
+
+
+def suspect_reason(record: Record, taken: Mapping[str, Any]) -> str | None:
+    """Why the run's times may be too long; None where others took too little, or it is unknown."""
+    cores = taken_cores(taken)
+    limit = busy_limit(record)
+    if cores is None or cores <= limit:
+        return None
+    return f"{taken_words(taken, cores_of(record))} (limit: {number(limit)})"
+
+
+def busy_sentence(runs: Iterable[Mapping[Any, Any]]) -> str | None:
+    """What a reader must know of runs that are suspect; None where no run is.
+
+    `runs` are rows of the summary, or of summary.csv. The busiest run's reason is given.
+    """
+    rows = list(runs)
+    suspects = [row for row in rows if _text_or_none(row.get("suspect_reason"))]
+    if not suspects:
+        return None
+    busiest = max(suspects, key=lambda row: taken_cores(row) or 0.0)
+    reason = busiest["suspect_reason"]
+    if len(rows) == 1:
+        return f"The machine was busy: {reason}. Times may be too long."
+    share = f"{len(suspects)} of {len(rows)} runs"
+    return f"The machine was busy in {share}: {reason} in the busiest. Times may be too long."
+
+
+def busy_words(record: Record) -> str | None:
+    """busy_sentence of the run of a `record`, whose outcome says what others took."""
+    taken = record["outcome"] or {}
+    return busy_sentence([{**taken, "suspect_reason": suspect_reason(record, taken)}])
+
+
+def _float_or_none(value: Any) -> float | None:
+    if value is None or value == "" or pd.isna(value):
+        return None
+    return float(value)
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
