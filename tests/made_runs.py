@@ -152,6 +152,8 @@ def make_telemetry(n: int = 120, *, gpu: bool = False) -> pd.DataFrame:
     frame = pd.DataFrame({"time_s": np.arange(n) * 0.2}, columns=list(COLUMNS), dtype="float64")
     frame["rss_gib"] = 0.9 + 0.1 * (1 - np.exp(-frame["time_s"] / 4)) + random.normal(0, 0.004, n)
     frame["server_cpu_cores"] = 1.6
+    frame["others_cpu_cores"] = 0.05
+    frame["steal_cores"] = 0.0
     if gpu:
         frame["cuda_allocated_gib"] = 6.9 + 3.1 * (random.random(n) > 0.6)
         frame["cuda_reserved_gib"] = 11.2

@@ -127,6 +127,8 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
         0.1,
     )
     assert outcome["scheduled"] == outcome["finished"] == len(run.requests)
+    assert outcome["others_cpu_cores"] == run.summary()["others_cpu_cores"]
+    assert run.telemetry["others_cpu_cores"].dropna().ge(0).all()
 
 
 def test_a_run_during_which_something_was_compiled_says_so(run, tiny, tmp_path):
@@ -289,7 +291,7 @@ def test_progress_shows_the_figures_that_a_person_watches_for():
     assert progress_line(early, sampler) == "1 s: 3 done"
     sampler._samples += [
         (0.0, 1.5, *[None] * (len(COLUMNS) - 2)),
-        (0.2, 1.25, 9.0, 6.5, 8.0, *[None] * 8),
+        (0.2, 1.25, 9.0, 6.5, 8.0, *[None] * 10),
     ]
     late = Progress(61.2, 230, 2, 3.8312, 0.9, 1.2345, 18.6)
     words = "61 s: 230 done, 3.83 images/s, p95 1.23 s, 1.25 GiB, 8.00 GiB on the GPU, 2 errors, 19 s left"

@@ -18,6 +18,7 @@ from benchlib.study.wording import number
 
 TAKEN = ("others_cpu_cores", "steal_cores")
 """The columns of the samples, and the keys of the outcome and the summary."""
+MEANING = "Times may be too long."
 
 
 def other_work_of(record: Record, telemetry: pd.DataFrame) -> dict[str, float | None]:
@@ -97,15 +98,21 @@ def busy_sentence(runs: Iterable[Mapping[Any, Any]]) -> str | None:
     busiest = max(suspects, key=lambda row: taken_cores(row) or 0.0)
     reason = busiest["suspect_reason"]
     if len(rows) == 1:
-        return f"The machine was busy: {reason}. Times may be too long."
+        return f"The machine was busy: {reason}. {MEANING}"
     share = f"{len(suspects)} of {len(rows)} runs"
-    return f"The machine was busy in {share}: {reason} in the busiest. Times may be too long."
+    return f"The machine was busy in {share}: {reason} in the busiest. {MEANING}"
 
 
-def busy_words(record: Record) -> str | None:
-    """busy_sentence of the run of a `record`, whose outcome says what others took."""
-    taken = record["outcome"] or {}
-    return busy_sentence([{**taken, "suspect_reason": suspect_reason(record, taken)}])
+def busy_words(record: Record, *, by_name: bool = False) -> str | None:
+    """The sentence for the run of a `record` alone, whose outcome says what others took.
+
+    With `by_name` it names the run, as one of several.
+    """
+    reason = suspect_reason(record, record["outcome"] or {})
+    if reason is None:
+        return None
+    where = f" in run {record['run']}" if by_name else ""
+    return f"The machine was busy{where}: {reason}. {MEANING}"
 
 
 def _float_or_none(value: Any) -> float | None:

@@ -66,6 +66,8 @@ _STYLES_IN_ORDER = (  # name, colour, hatch
 PART_STYLES = dict(zip((*PARTS, latency.OTHER, latency.REST), _STYLES_IN_ORDER, strict=True))
 """How each part of a request's latency is drawn."""
 
+_CAPTION_LETTERS = 130  # of the caption, which fit the width of a figure
+_CAPTION_LINE = 10.5  # points
 _TICKS: Any = {"nbins": 8, "steps": [1, 2, 5, 10]}  # 0, 5, 10 rather than 0.0, 2.5, 5.0
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -317,11 +319,12 @@ def finish(
     pad: float = 8,
     source: str = "",
     lowest: Axes | None = None,
+    busy: str | None = None,
 ) -> Axes:
     """Writes the title over `ax`, the caption under `lowest` (`ax` by default), and the alt text.
 
     `source` says where the data come from, unless that is the one run of `record`: "study load, 12
-    runs".
+    runs". `busy` is what busy_sentence says of these runs; by default it is said of `record` alone.
     """
     # 1) The title, over the axes
     title = finding[0].upper() + finding[1:]
@@ -331,23 +334,35 @@ def finish(
 
     # 2) What was measured, in small print
     below = lowest or ax
-    below.annotate(
-        _caption(record, source),
-        (0, 0),
-        (0, -7),
-        ("axes fraction", below.xaxis.label),
-        "offset points",
-        va="top",
-        fontsize=7.5,
-        color=GREY,
-    )
+    warning = busy or busy_words(record, by_name=bool(source))
+    down = -7.0
+    if warning:
+        lines = textwrap.wrap(warning, _CAPTION_LETTERS)
+        _small_print(below, "\n".join(lines), down, color="black", fontweight="bold")
+        down -= _CAPTION_LINE * len(lines)
+    _small_print(below, _caption(record, source), down, color=GREY)
 
     # 3) The alt text, which save() and show() find as the axes' label
     where = source or _run_of(record)
     where = where[0].upper() + where[1:]
     machine = " with ".join(filter(None, (_hardware(record), record["machine"]["gpu"])))
-    ax.set_label(f"{title}. {alt} {where} on {machine}.")
+    said = f"{title}. {alt} {where} on {machine}."
+    ax.set_label(f"{said} {warning}" if warning else said)
     return ax
+
+
+def _small_print(ax: Axes, text: str, down: float, **style: Any) -> None:
+    """Writes `text` under the label of the x-axis, `down` points (negative) from it."""
+    ax.annotate(
+        text,
+        (0, 0),
+        (0, down),
+        ("axes fraction", ax.xaxis.label),
+        "offset points",
+        va="top",
+        fontsize=7.5,
+        **style,
+    )
 
 
 def _wrapped(title: str, ax: Axes) -> str:
@@ -366,9 +381,10 @@ def _caption(record: Record, source: str) -> str:
     spec = record["spec"]
     machine = record["machine"]
     arrivals = "" if source else _arrivals(spec["arrivals"])
+    others = None if source else taken_words(record["outcome"] or {}, cores_of(record))
     lines = (
         (_model(spec["target"]), _image(spec["workload"]), arrivals),
-        (_hardware(record), machine["gpu"]),
+        (_hardware(record), machine["gpu"], others),
         (source or _run_of(record), machine["os"], _versions(record["packages"])),
     )
     written = [" · ".join(filter(None, line)) for line in lines]

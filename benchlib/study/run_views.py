@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchlib.cell_view import MOST_ROWS, CellView
+from benchlib.study.busy import cores_of, taken_words
 from benchlib.study.folders import run_words
 from benchlib.study.validity import invalid_reason
 from benchlib.study.wording import counted, number, words
@@ -44,9 +45,11 @@ def view_of_run(run: Run) -> CellView:
         if not pd.isna(summary[figure]):
             interval = summary.get(f"{figure}_interval")
             rows.append((name, words(summary[figure], interval, unit)))
-    reason = summary["invalid_reason"]
+    taken = taken_words(dict(summary), cores_of(run.record))
+    if taken is not None:
+        rows.append(("beside it", taken))
     rows += [
-        ("valid", "yes" if reason is None else f"no: {reason}"),
+        ("valid", _valid_words(summary)),
         ("server", _server_words(run)),
         ("folder", str(run.path)),
         ("more", "run.summary(), run.requests, run.checks(), run.plot.latency_over_time()"),
@@ -74,8 +77,17 @@ def _is_valid(run: Run) -> bool:
 def _row_of(run: Run) -> tuple[str, ...]:
     summary = run.summary()
     figures = [_figure(summary[name]) for _, name in _COLUMNS]
-    valid = "yes" if summary["valid"] else f"no: {summary['invalid_reason']}"
-    return (_load_words(run), f"{summary['requests']:,}", *figures, valid)
+    requests = f"{summary['requests']:,}"
+    return (_load_words(run), requests, *figures, _valid_words(summary))
+
+
+def _valid_words(summary: pd.Series) -> str:
+    """Whether the run is valid, and what casts doubt on it."""
+    if not summary["valid"]:
+        return f"no: {summary['invalid_reason']}"
+    if summary["suspect_reason"] is not None:
+        return f"yes, but the machine was busy: {summary['suspect_reason']}"
+    return "yes"
 
 
 def _figure(value: float | None) -> str:
@@ -87,6 +99,8 @@ def _answer(run: Run, summary: pd.Series) -> str:
     said = []
     if not summary["valid"]:
         said.append(f"not valid, as {summary['invalid_reason']}")
+    if summary["suspect_reason"] is not None:
+        said.append(f"the machine was busy, as {summary['suspect_reason']}")
     if not len(run.requests):
         return "; ".join([*said, "no request was sent"])
     if summary["throughput_images_per_s"]:

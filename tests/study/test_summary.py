@@ -373,6 +373,7 @@ def test_a_measurement_that_agrees_with_itself_passes(
 ) -> None:
     record, requests, telemetry = made.run([0.4] * 100, outcome=GOOD, **arrivals)
     requests["service_s"], requests["total_s"] = 0.09, 0.395
+    telemetry["time_s"] += 3  # into the window
     run = Run(record, requests, telemetry, Path("results/study/run"))
     table = run.checks().set_index("check")
     assert table.equals(checks(record, requests, telemetry).set_index("check"))
@@ -405,6 +406,22 @@ def test_a_broken_measurement_fails_its_check(
     )
     table = checks(record, requests, telemetry).set_index("check")["passed"]
     assert table[table == False].index.tolist() == [check]  # noqa: E712 - None is not False
+
+
+def test_other_work_fails_its_check_and_leaves_the_run_valid(made: SimpleNamespace) -> None:
+    record, requests, telemetry = made.run([0.4] * 100, outcome=GOOD)
+    busy = telemetry.assign(time_s=[3.0, 3.2, 3.4], others_cpu_cores=0.4, steal_cores=0.3)
+    table = checks(record, requests, busy).set_index("check")
+    check = table.loc["other processes, cores"]
+    assert (check["value"], check["limit"]) == (pytest.approx(0.7), 0.5)
+    assert check["passed"] is False
+    got = summarise(record, requests, busy)
+    assert got["valid"] is True
+    assert got["others_cpu_cores"] == pytest.approx(0.4)
+    assert got["steal_cores"] == pytest.approx(0.3)
+    assert got["suspect_reason"] == (
+        "other processes took 0.4 of 2 cores and the hypervisor 0.3 (limit: 0.5)"
+    )
 
 
 def test_what_is_not_known_is_not_checked(made: SimpleNamespace) -> None:
