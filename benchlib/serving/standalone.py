@@ -102,7 +102,8 @@ def _log_cost(pipe: SDXLPipeline) -> None:
         usual.width // shrink, usual.height // shrink, usual.num_inference_steps
     )
     cost_s = shrink**2 * small_s
-    log.info("An image of %dx%d at %d steps will take %s %.2g s here.", *size, words, cost_s)
+    seconds = f"{cost_s:.2g}" if cost_s < 10 else f"{cost_s:,.0f}"
+    log.info("An image of %dx%d at %d steps will take %s %s s here.", *size, words, seconds)
 
 
 def app_from(settings: Settings) -> FastAPI:

@@ -11,10 +11,17 @@ from collections.abc import Sequence
 
 
 def number(value: float) -> str:
-    """A value in three digits, none beyond the thousandths: nobody needs more. Never "-0"."""
-    if abs(value) >= 999.5:
+    """A value in three digits, none beyond the thousandths: nobody needs more. Never "-0".
+
+    It is rounded once: 6.6251 is 6.63. Rounded to 6.625 first, it would become 6.62.
+    """
+    size = abs(value)
+    if size >= 999.5:
         return f"{value:,.0f}"
-    return f"{round(value, 3) + 0.0:.3g}"
+    if size >= 1:
+        return f"{value:.3g}"
+    thousandths = f"{value:.3f}".rstrip("0").rstrip(".")
+    return "0" if thousandths == "-0" else thousandths
 
 
 def words(

@@ -514,7 +514,7 @@ def test_python_m_benchlib_serve():
         )
     text = "".join(lines)
     assert "Serving tiny on cpu in float32: there is no CUDA GPU" in text
-    assert re.search(r"An image of 1024x1024 at 20 steps will take at least [\d.e+]+ s here", text)
+    assert re.search(r"An image of 1024x1024 at 20 steps will take at least [\d.,]+ s here", text)
 
 
 def test_plain_uvicorn_takes_its_settings_from_the_environment():

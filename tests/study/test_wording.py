@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from benchlib.study import figure
@@ -14,6 +15,25 @@ from benchlib.study.wording import counted, number, span, words
 )
 def test_a_number_has_three_digits_at_most_and_no_minus_before_a_zero(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(6.6251, "6.63"), (6.6249, "6.62"), (0.12349, "0.123"), (0.99951, "1"), (-6.6251, "-6.63")],
+)
+def test_a_number_is_rounded_once(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize("value", [*np.geomspace(1e-7, 1e9, 400), math.pi * 1e-4, 99.95, 999.5])
+def test_a_number_is_the_nearest_of_its_digits_and_has_no_exponent(value):
+    for signed in (value, -value):
+        text = number(signed)
+        assert "e" not in text
+        assert text != "-0"
+        digits = max(0, min(3, 2 - math.floor(math.log10(value))))
+        error = abs(float(text.replace(",", "")) - signed)
+        assert error <= 0.5 * 10**-digits * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(
