@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.budget import Budget, Part
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
-from benchlib.run import Point, writing
+from benchlib.run import run_load
 from benchlib.study.folders import results_dir
 from benchlib.study.store import Run, Study
 
@@ -74,11 +74,11 @@ def measure_examples(
     turns: list[dict[str, Run]] = []
     try:
         load = _Load(image, results, warmup_s=image_s)
-        began_s = time.monotonic()
-        load.run(servers["compare-slower"], "compare-warm-up", seed=0, duration_s=2 * image_s)
-        start_s = max(0.0, time.monotonic() - began_s - 2 * image_s)
-        budget.record(START, start_s)
-        start_s = budget.cost(START, start_s)
+        with budget.measuring("the warm-up"):
+            began_s = time.monotonic()
+            load.run(servers["compare-slower"], "compare-warm-up", seed=0, duration_s=2 * image_s)
+            budget.record(START, max(0.0, time.monotonic() - began_s - 2 * image_s))
+        start_s = budget.cost(START, 0.0)
 
         # 3) The runs, in turns.
         for share in budget.in_turn(_turns(budget, repeat, start_s, image_s)):
@@ -171,17 +171,18 @@ class _Load:
         self._warmup_s = warmup_s
 
     def run(self, server: Server, study: str, *, seed: int, duration_s: float) -> Run:
-        point = Point(
+        run = run_load(
+            server,
             ClosedLoop(users=1),
             self._workload,
-            server,
+            study=study,
             seed=seed,
             duration_s=duration_s,
             warmup_s=self._warmup_s,
+            results=self._results,
         )
-        # An interrupt must reach the block of the budget, or the turn would go on without this run.
-        with writing(self._results, study, None) as writer:
-            return writer.measure(point, server)
+        assert isinstance(run, Run)
+        return run
 
 
 def _image_s(pipe: SDXLPipeline, image: Mapping[str, Any]) -> float:
