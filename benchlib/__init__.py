@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
+    from benchlib.study.busy import record_of
     from benchlib.study.store import Run, Study, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
@@ -107,6 +108,7 @@ _NAMES = {
     "benchlib.questions.settings.judge": ("decide",),
     "benchlib.questions.parameters": ("check_parameters",),
     "benchlib.questions.quickstart": ("judge_quickstart", "run_times"),
+    "benchlib.study.busy": ("record_of",),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
@@ -125,7 +127,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
     "calibrate_policies", "foretell_gains",
     "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
-    "Calibration", "foretell", "LoadTest",
+    "Calibration", "foretell", "LoadTest", "record_of",
 ]  # fmt: skip
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FIGURES = ("throughput_images_per_s", "latency_p50_s", "latency_p95_s")
+from benchlib.study.busy import TAKEN, busy_sentence
+
+FIGURES = ("throughput_images_per_s", "latency_p50_s", "latency_p95_s", *TAKEN)
 """The columns of summary.csv that answers.json repeats for each run."""
 
 
@@ -72,7 +74,8 @@ def write_answers(results: Path, questions: dict[str, str]) -> None:
     """Writes answers.json into `results`, with an entry for each of `questions` that has a study.
 
     Each entry has the question, the answer (null where unknown), and each run of summary.csv with
-    its validity and unrounded FIGURES. The last run's record gives the date, model and machine.
+    its validity and unrounded FIGURES. `busy` is a sentence where other work ran beside the runs.
+    The last run's record gives the date, model and machine.
     """
     entries = []
     for name, question in questions.items():
@@ -85,7 +88,9 @@ def write_answers(results: Path, questions: dict[str, str]) -> None:
             "answer": read_answer(study),
         }
         entry |= _last_record(study)
-        entry["runs"] = _runs(study)
+        runs = _runs(study)
+        entry["busy"] = busy_sentence(runs)
+        entry["runs"] = runs
         entries.append(entry)
     kept = {"answers": entries}
     text = json.dumps(kept, indent=1, ensure_ascii=False)
@@ -146,6 +151,7 @@ def _figures(row: dict[str, str]) -> dict[str, Any]:
         "run": row.get("run"),
         "valid": row.get("valid") == "True",
         "invalid_reason": row.get("invalid_reason") or None,
+        "suspect_reason": row.get("suspect_reason") or None,
     }
     for name in FIGURES:
         value = row.get(name)

@@ -25,6 +25,7 @@ from jinja2 import Environment
 from PIL import Image
 
 from benchlib.answers import read_answer, read_failure, write_answers
+from benchlib.study.busy import busy_sentence
 from benchlib.study.folders import results_dir
 from benchlib.study.wording import number
 
@@ -337,7 +338,7 @@ def _figure(text: str | None) -> str:
 
 
 def _validity(rows: list[dict[str, str]], runs: int) -> list[Line]:
-    """Lines that say how many of the study's runs are valid, and why the others are not."""
+    """Lines that say how many of the study's runs are valid, why not, and if others ran beside."""
     valid = sum(row["valid"] == "True" for row in rows)
     lines = [Line(f"{valid} of {runs} runs valid", "" if valid == runs else "bad")]
     if len(rows) < runs:
@@ -345,6 +346,9 @@ def _validity(rows: list[dict[str, str]], runs: int) -> list[Line]:
         lines.append(Line(reason, "bad"))
     reasons = dict.fromkeys(row["invalid_reason"] for row in rows)
     lines += [Line(reason, "bad") for reason in reasons if reason]
+    busy = busy_sentence(rows)
+    if busy is not None:
+        lines.append(Line(busy, "bad"))
     return lines
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchlib.cell_view import ShownInCell
+from benchlib.study.busy import busy_sentence_of
 from benchlib.study.store import Run
 from benchlib.study.wording import counted, number
 
@@ -44,6 +45,7 @@ class Quickstart(ShownInCell):
       the GPU.
     - `errors`: how often each kind of error happened.
     - `why_invalid`: the reason if the run is invalid, else None.
+    - `busy`: what other work took beside the run, in a sentence, else None.
     - `interrupted`: whether somebody stopped the run. Its open requests are no failures.
     """
 
@@ -60,15 +62,20 @@ class Quickstart(ShownInCell):
     why_invalid: str | None
     folder: Path
     interrupted: bool = False
+    busy: str | None = None
 
     def __str__(self) -> str:
-        where = f"Rows, record and figures are in {self.folder}"
         if self.interrupted and self.ok:
             cut = f"The run was interrupted after {counted(self.ok, 'image')}."
-            return "\n".join([f"{self._speed()} {cut}", self._memory(), where])
-        if self.requests and self.ok == self.requests:
-            return "\n".join([self._speed(), self._memory(), where])
-        return f"{self._failure()}\n{where}"
+            lines = [f"{self._speed()} {cut}", self._memory()]
+        elif self.requests and self.ok == self.requests:
+            lines = [self._speed(), self._memory()]
+        else:
+            lines = [self._failure()]
+        if self.busy is not None:
+            lines.insert(1, self.busy)
+        lines.append(f"Rows, record and figures are in {self.folder}")
+        return "\n".join(lines)
 
     def _failure(self) -> str:
         got = f"{self.ok} of {counted(self.requests, 'request')} got an image"
@@ -114,4 +121,5 @@ def judge_quickstart(run: Run) -> Quickstart:
         why_invalid=summary["invalid_reason"],
         folder=run.path.parent,
         interrupted=run.record["status"] == "interrupted",
+        busy=busy_sentence_of([run]),
     )

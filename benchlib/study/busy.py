@@ -6,15 +6,18 @@ Knows a run's record, samples and row of the summary. Ignorant of how other work
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
-import pandas as pd
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from benchlib.machine import BUSY_SHARE
-from benchlib.study.latency import Record, measuring_window
 from benchlib.study.wording import number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchlib.study.latency import Record
+    from benchlib.study.store import Run
 
 TAKEN = ("others_cpu_cores", "steal_cores")
 """The columns of the samples, and the keys of the outcome and the summary."""
@@ -31,6 +34,8 @@ def other_work_of(record: Record, telemetry: pd.DataFrame) -> dict[str, float | 
 
 
 def _mean_in_window(record: Record, telemetry: pd.DataFrame, name: str) -> float | None:
+    from benchlib.study.latency import measuring_window
+
     window = measuring_window(record)
     if window is None or name not in telemetry:
         return None
@@ -41,7 +46,8 @@ def _mean_in_window(record: Record, telemetry: pd.DataFrame, name: str) -> float
     counts = is_inside & telemetry[name].notna() & (span_s > 0)
     if not counts.any():
         return None
-    return float(np.average(telemetry[name][counts], weights=span_s[counts]))
+    taken_s = (telemetry[name] * span_s)[counts].sum()
+    return float(taken_s / span_s[counts].sum())
 
 
 def cores_of(record: Record) -> float:
@@ -80,8 +86,10 @@ def taken_words(taken: Mapping[str, Any], cores: float) -> str | None:
 def suspect_reason(record: Record, taken: Mapping[str, Any]) -> str | None:
     """Why the run's times may be too long; None where others took too little, or it is unknown."""
     cores = taken_cores(taken)
+    if cores is None:
+        return None
     limit = busy_limit(record)
-    if cores is None or cores <= limit:
+    if cores <= limit:
         return None
     return f"{taken_words(taken, cores_of(record))} (limit: {number(limit)})"
 
@@ -103,6 +111,30 @@ def busy_sentence(runs: Iterable[Mapping[Any, Any]]) -> str | None:
     return f"The machine was busy in {share}: {reason} in the busiest. {MEANING}"
 
 
+def busy_sentence_of(runs: Iterable[Run]) -> str | None:
+    """busy_sentence of runs, by their samples."""
+    rows = []
+    for run in runs:
+        taken = other_work_of(run.record, run.telemetry)
+        rows.append({**taken, "suspect_reason": suspect_reason(run.record, taken)})
+    return busy_sentence(rows)
+
+
+def record_of(runs: Sequence[Run]) -> Record:
+    """The record that a figure of all these runs needs: the first one's, and the busiest's outcome.
+
+    It has the name of the busiest run, too. Raises ValueError where there is no run.
+    """
+    if not runs:
+        raise ValueError("runs: is empty; give the runs that a figure is made of")
+
+    def taken(run: Run) -> float:
+        return taken_cores(run.record["outcome"] or {}) or 0.0
+
+    busiest = max(runs, key=taken).record
+    return runs[0].record | {"run": busiest["run"], "outcome": busiest["outcome"]}
+
+
 def busy_words(record: Record, *, by_name: bool = False) -> str | None:
     """The sentence for the run of a `record` alone, whose outcome says what others took.
 
@@ -116,7 +148,7 @@ def busy_words(record: Record, *, by_name: bool = False) -> str | None:
 
 
 def _float_or_none(value: Any) -> float | None:
-    if value is None or value == "" or pd.isna(value):
+    if value is None or value == "" or math.isnan(float(value)):
         return None
     return float(value)
 

@@ -14,9 +14,11 @@ from benchlib.study import figure, run_plots
 from benchlib.study.busy import (
     busy_limit,
     busy_sentence,
+    busy_sentence_of,
     busy_words,
     cores_of,
     other_work_of,
+    record_of,
     suspect_reason,
     taken_words,
 )
@@ -133,3 +135,21 @@ def test_a_calm_run_says_what_others_took_in_its_small_print_alone(made: SimpleN
     ax = run_plots.memory_over_time(telemetry=made.telemetry(), record=record)
     assert any("other processes took 0.04 of 2 cores" in text.get_text() for text in ax.texts)
     assert "busy" not in ax.get_label()
+
+
+def test_a_figure_of_many_runs_gets_the_first_ones_record_and_the_busiest_ones_outcome(
+    made: SimpleNamespace, busy_run: Run
+) -> None:
+    old = Run(made.record(outcome=None, run="old"), *made.run([1.0])[1:], Path("old"))
+    first = Run(made.record(run="first"), *made.run([1.0])[1:], Path("first"))
+    record = record_of([first, busy_run, old])
+    assert record["spec"] == first.record["spec"]
+    assert (record["run"], record["outcome"]) == (
+        busy_run.record["run"],
+        busy_run.record["outcome"],
+    )
+    assert record_of([first, old])["run"] == "first", "where nothing is known or nobody was busy"
+    assert busy_sentence_of([first, old]) is None
+    assert "in 1 of 3 runs" in str(busy_sentence_of([first, busy_run, old]))
+    with pytest.raises(ValueError, match="runs: is empty"):
+        record_of([])

@@ -16,6 +16,7 @@ import pandas as pd
 from benchlib.cell_view import ShownInCell
 from benchlib.rows import STAGES
 from benchlib.study import intervals
+from benchlib.study.busy import busy_sentence_of
 from benchlib.study.intervals import Interval
 from benchlib.study.store import Run
 from benchlib.study.wording import words
@@ -338,6 +339,7 @@ class Anatomy(ShownInCell):
     - `shares`: from arithmetic_share.
     - `growth`: from memory_growth.
     - `folder`: where the runs are.
+    - `busy`: what other work took beside the runs, in a sentence, or None.
     """
 
     means_s: pd.DataFrame
@@ -347,10 +349,12 @@ class Anatomy(ShownInCell):
     shares: pd.DataFrame
     growth: pd.DataFrame
     folder: Path
+    busy: str | None = None
 
     def __str__(self) -> str:
         lines = [
             self._time(),
+            *filter(None, [self.busy]),
             *self._costs(),
             *(limit_words(launch) for launch in self.launches.to_dict("records")),
             self._peak(),
@@ -415,6 +419,7 @@ def judge_images(run: Run, *, shares: pd.DataFrame, watched: Run) -> Anatomy:
         shares=shares,
         growth=memory_growth(watched.telemetry),
         folder=run.path.parent,
+        busy=busy_sentence_of([run, watched]),
     )
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from benchlib.cell_view import ShownInCell
 from benchlib.study import intervals
+from benchlib.study.busy import busy_sentence_of
 from benchlib.study.intervals import Interval
 from benchlib.study.store import Run
 from benchlib.study.wording import counted, number, span, words
@@ -168,6 +169,7 @@ class BatchingAnswer(ShownInCell):
       that `foretold_case` names.
     - `no_gain_cases`: the simulated cases in which continuous batching gains less than 5 %.
     - `calibrated`: what is foretold from services under load.
+    - `busy`: what other work took beside the runs, in a sentence, or None.
     """
 
     gains: pd.DataFrame
@@ -178,6 +180,7 @@ class BatchingAnswer(ShownInCell):
     foretold_case: str
     no_gain_cases: Sequence[str]
     calibrated: ForetoldGains
+    busy: str | None = None
 
     def pays(self, batching: str) -> str:
         """Returns whether a policy pays: "yes", "no", "not shown" or "not measured".
@@ -202,6 +205,8 @@ class BatchingAnswer(ShownInCell):
         for batching in ("continuous", "dynamic"):
             lines.append(f"- {batching}: {self.pays(batching)}{self._expectation(batching)}")
             lines += self._gain_lines(batching)
+        if self.busy is not None:
+            lines.append(self.busy)
         if self.gains.empty and self.calibrated.rows.empty:
             lines.append(
                 "No two valid runs had the same requests: "
@@ -308,12 +313,14 @@ def judge_batching(
     rush: Mapping[str, Run],
     predicted: pd.DataFrame,
     foretold: ForetoldGains | None = None,
+    runs: Iterable[Run] = (),
 ) -> BatchingAnswer:
     """Returns whether batching pays: the answer of notebook 04.
 
     `gains` is from `gains()`, and `rush` has one run of the rush for each policy. `predicted` has
     mean latencies as multiples of serial's, with a row for each case and a column for each policy.
-    `foretold` is what services under load foretell.
+    `foretold` is what services under load foretell. `runs` are all others that the answer rests on:
+    it says if other work ran beside them, or beside the rush.
     """
     rush_mean_s = {}
     for batching, run in rush.items():
@@ -329,4 +336,5 @@ def judge_batching(
         foretold_case=str(predicted.index[0]),
         no_gain_cases=tuple(no_gain),
         calibrated=foretold or ForetoldGains.none(),
+        busy=busy_sentence_of([*rush.values(), *runs]),
     )

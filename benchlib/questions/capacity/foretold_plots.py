@@ -27,6 +27,7 @@ from benchlib.questions.capacity.load_marks import (
     where_it_breaks,
 )
 from benchlib.study import figure
+from benchlib.study.busy import busy_sentence
 from benchlib.study.figure import whole_ticks
 from benchlib.study.slo import Slo
 from benchlib.study.wording import counted, number
@@ -93,7 +94,14 @@ def draw_foretold_users(
     alt = f"Foretold throughput over latency, by users: {'; '.join(points)}."
     source = figure.study_of(record, len(runs), "run")
     return figure.finish(
-        upper, record, finding + left_out, alt, pad=pad, source=source, lowest=lower
+        upper,
+        record,
+        finding + left_out,
+        alt,
+        pad=pad,
+        source=source,
+        lowest=lower,
+        busy=busy_sentence(runs.to_dict("records")),
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from benchlib.cell_view import ShownInCell
 from benchlib.questions.capacity.outlook import Outlook
 from benchlib.questions.capacity.search import Capacity
+from benchlib.study.busy import busy_sentence_of
 from benchlib.study.store import Run, Study
 from benchlib.study.wording import counted, number
 
@@ -80,6 +81,7 @@ class PeopleServed(ShownInCell):
       to show it.
     - `outlook`: what was foretold; None: nothing was.
     - `folder`: where the runs are.
+    - `busy`: what other work took beside the runs, in a sentence; None: too little to matter.
 
     Where something was foretold, that is the answer. Else it is what the runs show by themselves.
     """
@@ -93,11 +95,14 @@ class PeopleServed(ShownInCell):
     capacity: Capacity | None
     folder: Path
     outlook: Outlook | None = None
+    busy: str | None = None
 
     def __str__(self) -> str:
         lines = [] if self.outlook is None else self.outlook.lines()
         if self.outlook is None or self.outlook.refusal is not None:
             lines += [self._most(), self._users(), self._rate()]
+        if self.busy is not None:
+            lines.insert(1, self.busy)
         where = f"Rows, records and figures are in {self.folder}"
         return "\n".join([*lines, where])
 
@@ -158,6 +163,7 @@ def judge_load(
         capacity=capacity,
         folder=closed.path,
         outlook=outlook,
+        busy=busy_sentence_of([*closed.runs, *runs_at_rates]),
     )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchlib.study import figure
+from benchlib.study.busy import busy_sentence
 from benchlib.study.wording import number
 
 USERS = "users, each waiting for an image before asking again"
@@ -152,4 +153,5 @@ def finish_load_plot(
     """Returns figure.finish with the legend between plot and title, three entries a line."""
     pad = figure.legend_above(ax, columnspacing=1.2)
     source = figure.study_of(record, len(runs), "run")
-    return figure.finish(ax, record, finding, alt, source=source, pad=pad)
+    busy = busy_sentence(runs.to_dict("records"))
+    return figure.finish(ax, record, finding, alt, source=source, pad=pad, busy=busy)

@@ -34,6 +34,7 @@ from benchlib.questions.capacity.load_marks import (
     where_it_breaks,
 )
 from benchlib.study import figure, intervals
+from benchlib.study.busy import busy_sentence
 from benchlib.study.figure import whole_ticks
 from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
@@ -99,7 +100,8 @@ def load_curve(
     alt = f"Throughput over latency, by load: {'; '.join(points)}."
     source = figure.study_of(record, len(runs), "run")
     finding = _throughput_words(images_per_s, at_load) + left_out
-    return figure.finish(upper, record, finding, alt, source=source, lowest=lower)
+    busy = busy_sentence(runs.to_dict("records"))
+    return figure.finish(upper, record, finding, alt, source=source, lowest=lower, busy=busy)
 
 
 def _say_why_no_percentile(

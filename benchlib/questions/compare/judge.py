@@ -19,6 +19,7 @@ import pandas as pd
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.study import intervals
+from benchlib.study.busy import busy_sentence_of
 from benchlib.study.equal_work import ByWork, seconds_by_work
 from benchlib.study.folders import run_words
 from benchlib.study.shift import MIN_IMAGES, RUN_SHIFT, shift
@@ -422,6 +423,8 @@ class StudyComparison(ShownInCell):
     - `verdicts`: of each later study.
     - `path`: the folder of the last study.
     - `passed_over`: for each invalid study before the first of `studies`, the reason.
+    - `busy`: what other work took beside the runs of the first and the last study, in a sentence;
+      None: too little to matter.
     """
 
     table: pd.DataFrame
@@ -433,6 +436,7 @@ class StudyComparison(ShownInCell):
     verdicts: dict[str, str]
     path: Path
     passed_over: dict[str, str] = field(default_factory=dict)
+    busy: str | None = None
 
     @property
     def last(self) -> pd.DataFrame:
@@ -446,6 +450,8 @@ class StudyComparison(ShownInCell):
         reasons = [_reason(row) for row in causes.to_dict("records")]
         lines += [f"- {reason}" for reason in dict.fromkeys(reasons)]
 
+        if self.busy is not None:
+            lines.append(self.busy)
         for name, reason in self.passed_over.items():
             lines.append(f"{name} is no baseline, as it is invalid: {reason}")
 
@@ -488,6 +494,7 @@ class StudyComparison(ShownInCell):
             "verdict": self.verdict,
             "answer": self.answer,
             "suspects": self.suspects,
+            "busy": self.busy,
             "figures": json.loads(figures),
         }
         return json.dumps(fields, indent=2) + "\n"
@@ -501,7 +508,7 @@ class StudyComparison(ShownInCell):
     def raise_if_worse(self) -> None:
         """Raises RuntimeError if the last study is worse than the first, or invalid."""
         if self.verdict in ("worse", "invalid"):
-            raise RuntimeError(self.answer)
+            raise RuntimeError(". ".join(filter(None, [self.answer, self.busy])))
 
 
 def compare_studies(
@@ -588,6 +595,7 @@ def compare_studies(
         verdicts=verdicts,
         path=studies[-1].path,
         passed_over=passed_over,
+        busy=busy_sentence_of([*_runs_that_count(studies[0]), *_runs_that_count(studies[-1])]),
     )
 
 

@@ -7,16 +7,18 @@ were measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from benchlib.cell_view import CellView, ShownInCell
+from benchlib.study.busy import busy_sentence_of
 from benchlib.study.intervals import Interval
 from benchlib.study.picture_quality import CHANGED, INDISTINGUISHABLE, SAME
 from benchlib.study.slo import Slo
+from benchlib.study.store import Run
 from benchlib.study.wording import counted, number, words
 
 BASELINE = "baseline"
@@ -56,6 +58,7 @@ class Decision(ShownInCell):
     - `cost_per_1000`: of a thousand images on these devices at that rate, in the currency of the
       price.
     - `energy_kwh_per_1000`: what the GPU took for a thousand images.
+    - `busy`: what other work took beside the runs, in a sentence.
 
     Unknown is None.
     """
@@ -72,9 +75,12 @@ class Decision(ShownInCell):
     times: float | None = None
     times_interval: Interval = None
     reason: str | None = None
+    busy: str | None = None
 
     def __str__(self) -> str:
         lines = self._best_lines()
+        if self.busy is not None:
+            lines.append(self.busy)
         if self.best is not None:
             lines += self._difference_lines()
             lines += self._fleet_lines()
@@ -265,6 +271,7 @@ def decide(
     exact_only: bool = False,
     target_rate: float = 1.0,
     price_per_hour: float | None = None,
+    runs: Iterable[Run] = (),
 ) -> Decision:
     """Returns the setting of the highest capacity that is not ruled out.
 
@@ -279,7 +286,8 @@ def decide(
     - need more memory than `memory_limit_gib`, or an unknown amount
     - change algorithm, weights or steps, or round coarser than bf16, with `exact_only`
 
-    Pictures rule nothing out. The answer says what the best two settings do to them.
+    Pictures rule nothing out. The answer says what the best two settings do to them. It also says
+    if other work ran beside the `runs` that the frame is made of.
 
     Raises ValueError for another promise than the frame's, and for a target rate or price that is
     not above 0.
@@ -292,8 +300,9 @@ def decide(
     # 1) The best setting and the next one.
     table = ranked(settings, memory_limit_gib, exact_only)
     left = table[table["ruled_out"].isna()].to_dict("records")
+    busy = busy_sentence_of(runs)
     if not left:
-        return Decision(None, None, None, table, promise, target_rate)
+        return Decision(None, None, None, table, promise, target_rate, busy=busy)
     best = left[0]
     second = left[1] if len(left) > 1 else None
     shown: bool | None = None
@@ -326,6 +335,7 @@ def decide(
         times=times,
         times_interval=times_interval,
         reason=reason,
+        busy=busy,
     )
 
 
