@@ -19,7 +19,7 @@ import pandas as pd
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.study import intervals
-from benchlib.study.busy import busy_sentence_of
+from benchlib.study.busy import busy_sentence
 from benchlib.study.equal_work import ByWork, seconds_by_work
 from benchlib.study.folders import run_words
 from benchlib.study.shift import MIN_IMAGES, RUN_SHIFT, shift
@@ -585,6 +585,7 @@ def compare_studies(
     causes_in_words = dict.fromkeys(_reason(row) for row in causes.to_dict("records"))
     if causes_in_words:
         answer += f": {'; '.join(causes_in_words)}"
+    compared_runs = [*_runs_that_count(studies[0]), *_runs_that_count(studies[-1])]
     return StudyComparison(
         table=table,
         studies=names,
@@ -595,7 +596,7 @@ def compare_studies(
         verdicts=verdicts,
         path=studies[-1].path,
         passed_over=passed_over,
-        busy=busy_sentence_of([*_runs_that_count(studies[0]), *_runs_that_count(studies[-1])]),
+        busy=busy_sentence([dict(run.summary()) for run in compared_runs]),
     )
 
 
