@@ -33,6 +33,7 @@ from benchlib.queueing.breaches import (
 )
 from benchlib.queueing.calibration import Replay, fit_lane, lane_alone, replay
 from benchlib.queueing.lanes import Draws, Lane, SerialLane, control_queue
+from benchlib.queueing.shares import logit, share_of, simulated_share
 from benchlib.study.intervals import Interval, t_quantile
 from benchlib.study.misfit import Breach
 from benchlib.study.services import Floats, as_floats, failed_share
@@ -390,7 +391,7 @@ class Calibration(ShownInCell):
 
     def _short_logit(self, lane: Lane, rate: float, limit_s: float) -> float:
         share, _ = self._short_simulation(lane, rate).share_within(limit_s)
-        return _logit(share)
+        return logit(share)
 
     @property
     def _for_t(self) -> float:
@@ -473,23 +474,31 @@ class Calibration(ShownInCell):
     ) -> tuple[float, Interval]:
         """The share of requests that take at most `limit_s`, and its interval.
 
-        Errors are those of the logit, so that an interval stays between 0 and 1.
+        Errors are those of the logit, so that an interval stays between 0 and 1. Independent ones
+        add up as squares, each end by itself. Source: Zou & Donner, "Construction of confidence
+        limits about effect measures: A general approach", Statistics in Medicine 27 (2008).
         """
-        share, error = ensemble.long.share_within(limit_s)
+        # 1) What the simulation's own length leaves open
+        share, lowest, highest = simulated_share(ensemble.long, limit_s)
         if self._may_be_overloaded(rate):
             return share, None
-        here = _logit(ensemble.here.share_within(limit_s)[0])
-        others = [_logit(simulation.share_within(limit_s)[0]) for simulation in ensemble.others]
+        middle = logit(share)
+
+        # 2) What other services would change
+        here = logit(ensemble.here.share_within(limit_s)[0])
+        others = [logit(simulation.share_within(limit_s)[0]) for simulation in ensemble.others]
         moved = [other - here for other in others]
-        middle = _logit(share)
-        of_logit = error / max(share * (1 - share), 1e-6)
-        half = 1.96 * math.hypot(self._sampling_error(moved), of_logit)
+        half = 1.96 * self._sampling_error(moved)
+        below = math.hypot(half, middle - logit(lowest))
+        above = math.hypot(half, logit(highest) - middle)
+
+        # 3) What the misfit would change
         stretch = (1 + self.service_share) * (1 + self.latency_share)
         slower, _ = ensemble.slower.share_within(limit_s / stretch)
         faster, _ = ensemble.faster.share_within(limit_s * stretch)
-        low = middle + _logit(slower) - here - half
-        high = middle + _logit(faster) - here + half
-        return share, (_share(low), _share(high))
+        low = share_of(middle + logit(slower) - here - below)
+        high = share_of(middle + logit(faster) - here + above)
+        return share, (min(low, lowest), max(high, highest))
 
     # ---- the highest rate
 
@@ -507,7 +516,7 @@ class Calibration(ShownInCell):
         error = 0.0
         for _ in range(MOST_STEPS):
             share, error = self._long_simulation(rate).share_within(limit_s)
-            step = (_logit(q) - _logit(share)) / slope
+            step = (logit(q) - logit(share)) / slope
             step = min(max(step, -LONGEST_STEP), LONGEST_STEP)
             rate = min(most, rate * math.exp(step))
             if abs(step) < SMALL_STEP:
@@ -523,7 +532,7 @@ class Calibration(ShownInCell):
 
         def above(log_rate: float) -> float:
             share, _ = self._short_simulation(self.lane, math.exp(log_rate)).share_within(limit_s)
-            return _logit(share) - _logit(q)
+            return logit(share) - logit(q)
 
         low = math.log(0.001 * self.most_images_per_s)
         high = math.log(STABLE_LOAD * self.most_images_per_s)
@@ -548,7 +557,7 @@ class Calibration(ShownInCell):
         q = here.share_within(limit_s)[0]
         if abs(math.log(other_s / limit_s)) > SMALL_STRETCH:
             return self._rough_rate(other_s, q) or 0.0
-        step = (_logit(here.share_within(other_s)[0]) - _logit(q)) / -slope
+        step = (logit(here.share_within(other_s)[0]) - logit(q)) / -slope
         return rate * math.exp(step)
 
     def _rate_error(self, rate: float, limit_s: float, slope: float) -> float:
@@ -564,19 +573,6 @@ class Calibration(ShownInCell):
             there = self._short_logit(lane, rate / (1 + lean), limit_s)
             moved.append((there - here) / -slope - math.log(1 + lean))
         return self._sampling_error(moved)
-
-
-def _logit(share: float) -> float:
-    """The logarithm of the odds; a share of 0 or 1 counts as one that is just off."""
-    inside = min(max(share, 1e-5), 1 - 1e-5)
-    return math.log(inside / (1 - inside))
-
-
-def _share(logit: float) -> float:
-    """The share with these odds; one that is off by less than a simulation can show is 0 or 1."""
-    if abs(logit) > 11:
-        return 0.0 if logit < 0 else 1.0
-    return 1 / (1 + math.exp(-logit))
 
 
 def calibrate(runs: Run | Sequence[Run]) -> Calibration:

@@ -340,3 +340,14 @@ def test_a_run_whose_spec_names_no_server_is_one_lane():
     spec = {name: value for name, value in run.spec.items() if name != "target"}
     calibration = calibrate(replace(run, record=run.record | {"spec": spec}))
     assert calibration.service_s == calibrated("serial").service_s
+
+
+@pytest.mark.parametrize("times", [50, 1e6])
+def test_a_very_safe_promise_is_kept_by_nearly_all(batching, times):
+    calibration = calibrated(batching)
+    rate = 0.5 * calibration.most_images_per_s
+    foretold = calibration.predict(rate, f"p95 < {times * calibration.service_s:.3f} s")
+    low, high = foretold.in_time_interval
+    assert (foretold.in_time, high) == (1.0, 1.0)
+    assert 0.999 < low < 1
+    assert foretold.goodput_images_per_s_interval == pytest.approx((low * rate, rate))
