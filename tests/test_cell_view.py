@@ -123,8 +123,8 @@ def test_a_run_that_is_not_valid_says_so_first(made: SimpleNamespace) -> None:
     run = a_run(made, [0.5] * 5, status="failed", error=EVIL)
     assert_short(run)
     shown = Shown(run)
-    assert shown.words[0].startswith(f"closed-4: not valid, as the run was failed: {EVIL}; ")
-    assert shown.named["valid"] == f"no: the run was failed: {EVIL}"
+    assert shown.words[0].startswith(f"closed-4: not valid, as the run failed: {EVIL}; ")
+    assert shown.named["valid"] == f"no: the run failed: {EVIL}"
     assert "script" not in shown.tags
 
 

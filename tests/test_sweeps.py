@@ -223,7 +223,7 @@ def test_a_model_is_loaded_only_where_it_changes_and_a_failed_point_is_passed_ov
     assert "'unheard-of'" in bad_setting.record["error"]
     assert bad_model.record["error"] == "OSError: no such model"
     assert (bad_model.spec["target"]["model"], bad_model.spec["target"]["url"]) == ("absent", None)
-    assert bad_model.summary()["invalid_reason"] == "the run was failed: OSError: no such model"
+    assert bad_model.summary()["invalid_reason"] == "the run failed: OSError: no such model"
     assert "passed over: OSError: no such model" in capsys.readouterr().out
     assert len(load_study(tmp_path / "s").runs) == 8
     loads.clear()

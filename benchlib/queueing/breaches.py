@@ -18,7 +18,15 @@ from benchlib.queueing.lanes import Lane, SerialLane
 from benchlib.study import misfit
 from benchlib.study.intervals import Estimates
 from benchlib.study.misfit import Breach
-from benchlib.study.services import MOST_UNTIMED, Floats, as_floats, services, without_times
+from benchlib.study.services import (
+    MOST_UNTIMED,
+    Floats,
+    Losses,
+    as_floats,
+    losses,
+    services,
+    without_times,
+)
 from benchlib.study.wording import counted
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ def breaches_of_runs(runs: Sequence[Run], replays: Sequence[Replay], lane: Lane)
     """What the runs, or the replays of them by `lane`, break of the model's assumptions."""
     found = breaches_of_replays(replays, lane)
     found += _ended_early(runs)
+    found += _without_image(runs)
     found += _untimed(runs)
     return found
 
@@ -122,7 +131,7 @@ def breaches_of_replays(replays: Sequence[Replay], lane: Lane) -> list[Breach]:
         found[unlike.assumption] = unlike
 
     # What one run did not show, another may
-    if not isinstance(lane, SerialLane):
+    if not isinstance(lane, SerialLane) and lane.max_batch_size > 1:
         batch_size = np.concatenate([as_floats(one.images["batch_size"]) for one in replays])
         unseen = misfit.few_shared_steps(batch_size)
         if unseen is not None:
@@ -130,13 +139,56 @@ def breaches_of_replays(replays: Sequence[Replay], lane: Lane) -> list[Breach]:
     return list(found.values())
 
 
+def losses_of(run: Run) -> Losses:
+    """What became of the run's requests that got no image."""
+    outcome = run.record["outcome"] or {}
+    return losses(run.requests, outcome.get("wall_s"))
+
+
 def _ended_early(runs: Sequence[Run]) -> list[Breach]:
-    """A breach for the runs that failed: their images count, and a reader must know of it."""
-    failed = [run for run in runs if run.record["status"] == "failed"]
-    if not failed:
-        return []
-    words_of = f"{counted(len(failed), 'run')} failed, and what was measured before counts"
-    return [Breach("the run ended as planned", 0.0, "latency", words_of)]
+    """A breach for the runs that did not end as planned: their images count all the same."""
+    ends = {
+        "failed": ("failed", "before"),
+        "interrupted": ("was interrupted", "before"),
+        "running": ("did not end: it still goes on, or was killed", "so far"),
+    }
+    found = []
+    for status, (end, until) in ends.items():
+        early = [run for run in runs if run.record["status"] == status]
+        if early:
+            words_of = f"{counted(len(early), 'run')} {end}, and what was measured {until} counts"
+            found.append(Breach("the run ended as planned", 0.0, "latency", words_of))
+    return found
+
+
+def _without_image(runs: Sequence[Run]) -> list[Breach]:
+    """A breach for the requests that failed, for those that waited in vain, and for those cut off.
+
+    What a lost request took of the server is between nothing and an image's time. So services may
+    be off by the share of lost requests. Those that were cut wait behind the images, and change
+    nothing.
+    """
+    # 1) All runs together; the share is that of the worst run
+    of_runs = [losses_of(run) for run in runs]
+    asked = counted(sum(one.sent for one in of_runs), "request")
+    failed = sum(one.failed for one in of_runs)
+    overdue = sum(one.overdue for one in of_runs)
+    cut = sum(one.cut for one in of_runs)
+    found = []
+
+    # 2) In words
+    if failed:
+        share = max(one.failed / max(1, one.sent) for one in of_runs)
+        words_of = f"{failed} of {asked} failed, and what they took of the server is not known"
+        found.append(Breach("every request gets an image", share, "service", words_of))
+    if overdue:
+        share = max(one.overdue / max(1, one.sent) for one in of_runs)
+        words_of = f"{overdue} of {asked} got no answer, though others took half that time or less"
+        found.append(Breach("every request is answered", share, "service", words_of))
+    if cut:
+        words_of = f"{cut} of {asked} had no answer yet when the run ended, and count for nothing"
+        found.append(Breach("the run waits for all answers", 0.0, "latency", words_of))
+    return found
 
 
 def _untimed(runs: Sequence[Run]) -> list[Breach]:

@@ -27,6 +27,7 @@ from benchlib.study.latency import percentile
 from benchlib.study.services import Floats, as_floats, services
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
+from benchlib.study.validity import how_it_ended
 from benchlib.study.wording import counted, number
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _why_not_judged(calibration: Calibration, run: Run) -> str | None:
     if calibration.refusal is not None:
         return f"there is no estimate: {calibration.refusal}"
     if run.record["status"] not in ("finished", "interrupted"):
-        return f"the run was {run.record['status']}: {run.record.get('error')}"
+        return how_it_ended(run.record)
     graphs = (run.record["outcome"] or {}).get("graphs_made")
     if graphs:
         return f"the server compiled or recorded {graphs} graphs during the run"

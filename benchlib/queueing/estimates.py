@@ -29,6 +29,7 @@ from benchlib.queueing.breaches import (
     SEED,
     breaches_of_runs,
     inflation_of,
+    losses_of,
     mean_misfit,
 )
 from benchlib.queueing.calibration import Replay, fit_lane, lane_alone, replay
@@ -36,10 +37,10 @@ from benchlib.queueing.lanes import Draws, Lane, SerialLane, control_queue
 from benchlib.queueing.shares import logit, share_of, simulated_share
 from benchlib.study.intervals import Interval, t_quantile
 from benchlib.study.misfit import Breach
-from benchlib.study.services import Floats, as_floats, failed_share
+from benchlib.study.services import Floats, as_floats
 from benchlib.study.simulated import Simulation
 from benchlib.study.slo import Slo
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import agreeing, counted, number, words
 
 if TYPE_CHECKING:
     from benchlib.load.workload import Workload
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 
 MOST_MISFIT = 0.25
 """An estimate that had to be widened by more than this share is refused."""
-MOST_FAILED = 0.05
+MOST_LOST = 0.05
+"""More requests that failed or waited in vain leave no estimate, as a share."""
 LEAST_RATE = 1e-6
 """At a lower rate the moments of a simulation are too large to hold latencies exactly."""
 UNLOADED_SHARE = 0.06
@@ -157,7 +159,8 @@ class PredictedCapacity(ShownInCell):
         if self.rate is None:
             return f"The capacity within {self.slo} is not shown: {self.note}."
         rate = words(self.rate, self.interval, "images/s")
-        return f"The server keeps {self.slo} up to {rate}, foretold from {self.images} images."
+        made = counted(self.images, "image")
+        return f"The server keeps {self.slo} up to {rate}, foretold from {made}."
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,10 @@ class Calibration(ShownInCell):
 
     @property
     def status(self) -> str:
-        """ "stands", "widened" (an assumption is broken, by little) or "refused"."""
+        """ "stands", "widened" (an assumption is broken, by little) or "refused".
+
+        A run that lacks something is "widened" too, even by nothing: its words must be read.
+        """
         if self.refusal is not None:
             return "refused"
         return "widened" if self.breaches else "stands"
@@ -230,10 +236,21 @@ class Calibration(ShownInCell):
         found = f"{counted(self.images, 'image')} measured, {number(self.service_s)} s each alone"
         if self.refusal is not None:
             return f"{found}. No estimate: {self.refusal}."
-        reasons = "; ".join(breach.words for breach in self.breaches)
+        reasons = "; ".join(self.reasons)
+        fit = "The simulation of this run's arrivals fits"
         if reasons:
-            return f"{found}. The estimate is widened: {reasons}."
-        return f"{found}. The simulation of this run's arrivals fits."
+            fit = f"The estimate is widened: {reasons}"
+        return ". ".join([found, fit, *self.remarks]) + "."
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why estimates are wider, in words."""
+        return tuple(breach.words for breach in self.breaches if breach.share)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the runs lack though it widens nothing, in words."""
+        return tuple(breach.words for breach in self.breaches if not breach.share)
 
     def _view(self) -> CellView:
         rows = [
@@ -589,8 +606,8 @@ def calibrate(runs: Run | Sequence[Run]) -> Calibration:
     all_runs = list(runs) if isinstance(runs, Sequence) else [runs]
     lane, replays = fit_lane(all_runs)
     breaches = breaches_of_runs(all_runs, replays, lane)
-    failed = max(failed_share(run.requests) for run in all_runs)
-    return judged(lane, replays, breaches, failed)
+    lost = max(losses_of(run).lost_share for run in all_runs)
+    return judged(lane, replays, breaches, lost)
 
 
 def foretell(
@@ -619,7 +636,7 @@ def foretell(
 
 
 def judged(
-    lane: Lane, replays: tuple[Replay, ...], breaches: Sequence[Breach], failed: float = 0.0
+    lane: Lane, replays: tuple[Replay, ...], breaches: Sequence[Breach], lost: float = 0.0
 ) -> Calibration:
     """A calibration from a fitted lane and the breaches that its replays show."""
     # 1) How large the misfit is: what a breach shows, and what the residuals' mean may be
@@ -633,11 +650,10 @@ def judged(
     refusal = None
     words_of = "; ".join(breach.words for breach in breaches)
     if images < LEAST_IMAGES:
-        refusal = f"{counted(images, 'image')} show too little; {LEAST_IMAGES} are needed"
-    elif failed > MOST_FAILED:
-        refusal = (
-            f"{failed:.0%} of the requests failed, and what they took of the server is unknown"
-        )
+        show = agreeing(images, "shows", "show")
+        refusal = f"{counted(images, 'image')} {show} too little; {LEAST_IMAGES} are needed"
+    elif lost > MOST_LOST:
+        refusal = f"{lost:.0%} of the requests got no image, and what they took of the server is not known"
     elif max(shares.values()) > MOST_MISFIT:
         refusal = words_of or "the simulation does not explain the run's latencies"
     return Calibration(

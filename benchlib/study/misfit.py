@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from benchlib.study.services import Floats
+from benchlib.study.wording import counted
 
 PERMUTATIONS = 1999
 LEAST_SERIES = 399
@@ -226,10 +227,8 @@ def few_shared_steps(batch_size: Floats) -> Breach | None:
     sharing = int((batch_size > 1.05).sum())
     if sharing >= LEAST_SHARING:
         return None
-    words = (
-        f"only {sharing} images of the run shared steps: what sharing costs under load is taken "
-        "from warm-up"
-    )
+    seen = f"only {counted(sharing, 'image')} of the run" if sharing else "no image of the run"
+    words = f"{seen} shared steps: what sharing costs under load is taken from warm-up"
     return Breach("shared steps were seen under load", UNSEEN_SHARE, "service", words)
 
 

@@ -6,6 +6,7 @@ the services can be trusted (misfit.py).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 MOST_UNTIMED = 0.05
 """Up to this share of images, missing times are those of the other images of their kind."""
+OVERDUE = 2.0
+"""A request that has no answer after so many times the longest other one may get none."""
 
 _STAGES = [f"{stage}_s" for stage in STAGES]
 _TIMED = ["queue_s", "total_s", *_STAGES]
@@ -37,25 +40,26 @@ def services(requests: pd.DataFrame) -> pd.DataFrame:
 
     The other columns are the run's. Requests without an image are left out.
     """
-    # 1) The images
+    # 1) Whom each request found, also of those that got no image
     was_sent = requests["sent_s"].notna()
-    has_image = is_ok(requests) & was_sent
-    kept = ["phase", *_MOMENTS, *_TIMED, "batch_size", *_ASKED]
-    images = requests.loc[has_image, kept]
-    images = images.sort_values("sent_s", kind="stable")
+    sent = requests[was_sent].sort_values("sent_s", kind="stable")
+    sent_s = as_floats(sent["sent_s"])
+    left_s = as_floats(sent["done_s"].fillna(np.inf))
+    found = pd.Series(found_on_arrival(sent_s, left_s), index=sent.index)
 
-    # 2) What each one took
+    # 2) The images
+    has_image = is_ok(sent)
+    kept = ["phase", *_MOMENTS, *_TIMED, "batch_size", *_ASKED]
+    images = sent.loc[has_image, kept]
+    images["found"] = found[has_image]
+
+    # 3) What each one took, and what it asked for
     whole_s = images["done_s"] - images["sent_s"]
     stages_s = images[_STAGES]
     images["work_s"] = stages_s.sum(axis="columns", skipna=False)
     images["outside_s"] = whole_s - images["total_s"]
-
-    # 3) What it asked for, and whom it found
     is_unguided = images["guidance_scale"] <= 1  # a missing scale is the server's default, above 1
     images["rows"] = np.where(is_unguided, 1, 2)
-    sent_s = as_floats(images["sent_s"])
-    done_s = as_floats(images["done_s"])
-    images["found"] = found_on_arrival(sent_s, done_s)
     return images
 
 
@@ -121,14 +125,46 @@ def one_lane_services(images: pd.DataFrame) -> pd.Series:
     return whole_s.where(images["found"] == 0)
 
 
-def failed_share(requests: pd.DataFrame) -> float:
-    """The share of the sent requests that ended without an image, from 0 to 1."""
-    sent = requests["sent_s"].notna()
-    ended = requests["done_s"].notna()
-    failed = sent & ended & ~is_ok(requests)
-    if not sent.any():
-        return 0.0
-    return float(failed.sum() / sent.sum())
+@dataclass(frozen=True)
+class Losses:
+    """How many of the `sent` requests got no image, by what became of them.
+
+    `failed` ended without an image. The others had not ended when the run did. Of these, `overdue`
+    had waited for more than OVERDUE times as long as any image took; `cut` came too late in the run.
+    """
+
+    sent: int
+    failed: int
+    overdue: int
+    cut: int
+
+    @property
+    def lost_share(self) -> float:
+        """The share of requests that took an unknown time of the server, from 0 to 1.
+
+        Those that were cut are not among them: they came after the images that count.
+        """
+        return (self.failed + self.overdue) / self.sent if self.sent else 0.0
+
+
+def losses(requests: pd.DataFrame, end_s: float | None = None) -> Losses:
+    """What became of a run's requests without an image; the run ended at `end_s`, if it is known."""
+    sent = requests[requests["sent_s"].notna()]
+    has_image = is_ok(sent)
+    has_ended = sent["done_s"].notna()
+
+    # The run lasted at least as long as anything in it
+    moments_s = [*sent["sent_s"], *sent["done_s"].dropna(), end_s or 0.0]
+    waited_s = max(moments_s) - sent["sent_s"][~has_ended]
+    whole_s = sent["done_s"] - sent["sent_s"]
+    longest_s = whole_s[has_image].max()
+    overdue = int((waited_s > OVERDUE * longest_s).sum())
+    return Losses(
+        sent=len(sent),
+        failed=int((has_ended & ~has_image).sum()),
+        overdue=overdue,
+        cut=len(waited_s) - overdue,
+    )
 
 
 def as_floats(column: Any) -> Floats:

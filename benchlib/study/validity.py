@@ -85,11 +85,8 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
 
 def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     """Why the run's figures can't be trusted, in words; None where they can."""
-    if record["status"] == "running":
-        return "the run is still going on, or was killed before it ended"
     if record["status"] != "finished":
-        cause = f": {record['error']}" if record["error"] else ""
-        return f"the run was {record['status']}{cause}"
+        return how_it_ended(record)
     counted = in_window(requests)
     if not len(counted):
         return "no request was scheduled in the measuring window"
@@ -104,6 +101,16 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     if _is_open(record):
         return _generator_fault(outcome, _most_lag_s(ok))
     return None
+
+
+def how_it_ended(record: Record) -> str:
+    """What became of a run, as a clause: "the run finished", "the run failed: no such model"."""
+    status = record["status"]
+    if status == "running":
+        return "the run is still going on, or was killed before it ended"
+    verb = "was interrupted" if status == "interrupted" else status
+    cause = f": {record['error']}" if record.get("error") else ""
+    return f"the run {verb}{cause}"
 
 
 def _generator_fault(outcome: dict[str, Any], most_lag_s: float) -> str | None:

@@ -66,3 +66,8 @@ def counted(count: float, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count:,.0f} {noun}s"
+
+
+def agreeing(count: float, one: str, many: str) -> str:
+    """The verb that agrees with a count: "1 image shows", "2 images show"."""
+    return one if count == 1 else many

@@ -69,7 +69,7 @@ def test_the_baseline_is_the_first_valid_night(made, results, capsys):
     keep(made, results, "2026-11-24", status="failed")
     assert nights("2026-11-25") == ["2026-11-22", "2026-11-23", "2026-11-25"]
     said = capsys.readouterr().err
-    assert "2026-11-20 is passed over: closed-4: the run was failed: OSError" in said
+    assert "2026-11-20 is passed over: closed-4: the run failed: OSError" in said
     assert "2026-11-21 is passed over: path: " in said
     assert "2026-11-24 is passed over" in said
     assert nights("2026-11-23") == ["2026-11-22", "2026-11-23"]
@@ -98,7 +98,7 @@ def test_a_night_without_a_valid_run_says_so_and_how_to_repair_it(made, results)
     for seed in (0, 1):
         keep(made, results, "2026-11-20", status="failed", seed=seed)
     assert night_fault(load_study(results / "2026-11-20")) == (
-        "2026-11-20 is invalid, 0 of 2 runs are valid: the run was failed: OSError: no such model. "
+        "2026-11-20 is invalid, 0 of 2 runs are valid: the run failed: OSError: no such model. "
         "With the same options, NIGHT=2026-11-20 ./nightly.sh measures the others again"
     )
     keep(made, results, "2026-11-21")

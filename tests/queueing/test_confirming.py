@@ -65,7 +65,7 @@ def test_an_invalid_run_and_a_refused_estimate_judge_nothing(calibration):
     run = simulated_run("serial", rate=0.6, requests=60, seed=2)
     failed = replace(run, record=run.record | {"status": "failed", "error": "no room"})
     judged = confirmation(calibration, failed, slo=SLO)
-    assert (judged.verdict, judged.reason) == ("not judged", "the run was failed: no room")
+    assert (judged.verdict, judged.reason) == ("not judged", "the run failed: no room")
     refused = replace(calibration, refusal="12 images show too little")
     assert confirmation(refused, run, slo=SLO).verdict == "not judged"
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchlib.queueing.confirming import confirmation
 from benchlib.queueing.estimates import calibrate, foretell
+from benchmarks.planted_lanes import Fault
 from tests.queueing.simulated_runs import GAP_S, SIZE, TIMES, simulated_run
 
 POLICIES = ("serial", "dynamic", "continuous")
@@ -19,9 +20,13 @@ def batching(request):
     return request.param
 
 
+def calibrated_run(batching, requests=60, seed=0):
+    return simulated_run(batching, rate=RATES[batching], requests=requests, seed=seed)
+
+
 @cache
 def calibrated(batching, requests=60, seed=0):
-    return calibrate(simulated_run(batching, rate=RATES[batching], requests=requests, seed=seed))
+    return calibrate(calibrated_run(batching, requests, seed))
 
 
 def test_a_run_of_sixty_images_is_explained(batching):
@@ -351,3 +356,99 @@ def test_a_very_safe_promise_is_kept_by_nearly_all(batching, times):
     assert (foretold.in_time, high) == (1.0, 1.0)
     assert 0.999 < low < 1
     assert foretold.goodput_images_per_s_interval == pytest.approx((low * rate, rate))
+
+
+TIMES_OF_SERVER = ["queue_s", "encode_s", "denoise_s", "decode_s", "total_s", "batch_size"]
+
+
+def unanswered(run, which):
+    """The run, as if these of its requests, by place, had not ended when it did."""
+    requests = run.requests.copy()
+    lost = requests.index[which]
+    unknown = ["done_s", "latency_s", "http_status", *TIMES_OF_SERVER]
+    requests.loc[lost, unknown] = np.nan
+    requests.loc[lost, "error"] = "censored: the run was cut"
+    return replace(run, requests=requests)
+
+
+def failing(run, which):
+    """The run, as if these of its requests, by place, had got an error at once."""
+    requests = run.requests.copy()
+    lost = requests.index[which]
+    requests.loc[lost, TIMES_OF_SERVER] = np.nan
+    requests.loc[lost, "done_s"] = requests.loc[lost, "sent_s"] + 0.01
+    requests.loc[lost, "error"] = "503: the queue is full"
+    return replace(run, requests=requests)
+
+
+def test_requests_that_were_cut_off_are_told(batching):
+    run = calibrated_run(batching)
+    last_s = run.requests["sent_s"].max()
+    late = np.flatnonzero(run.requests["done_s"] > last_s)
+    calibration = calibrate(unanswered(run, late))
+    assert calibration.status == "widened"
+    (words,) = calibration.remarks
+    assert words.startswith(f"{len(late)} of 60 requests had no answer yet when the run ended")
+    assert words in str(calibration)
+    assert "arrivals fits. " in str(calibration), "it widens nothing"
+
+
+def test_requests_that_wait_in_vain_leave_no_estimate(batching):
+    calibration = calibrate(unanswered(calibrated_run(batching), slice(20, 30)))
+    assert calibration.status == "refused"
+    assert "17% of the requests got no image" in str(calibration)
+    assert calibration.capacity("p95 < 3 s").rate is None
+
+
+def test_an_overload_that_was_cut_still_shows_the_capacity():
+    run = simulated_run("serial", rate=2.0, requests=200)
+    sent = run.requests["sent_s"] < 60
+    late = np.flatnonzero(run.requests["done_s"][sent] > 60)
+    cut = unanswered(replace(run, requests=run.requests[sent]), late)
+    calibration = calibrate(cut)
+    assert len(late) > 20
+    assert f"{len(late)} of {sent.sum()} requests had no answer yet" in str(calibration)
+    found = calibration.capacity("p95 < 3 s")
+    assert found.rate == pytest.approx(
+        calibrated("serial", 200).capacity("p95 < 3 s").rate, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_few_errors_widen_the_estimate_by_their_share(timed):
+    run = simulated_run("serial", rate=0.2, requests=60, timed=timed)
+    calibration = calibrate(failing(run, [5, 25, 45]))
+    assert "3 of 60 requests failed" in str(calibration)
+    assert calibration.status == "widened"
+    assert calibration.service_share >= 3 / 60
+    many = calibrate(failing(run, slice(5, 10)))
+    assert many.status == "refused"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("interrupted", "1 run was interrupted, and what was measured before counts"),
+        ("running", "1 run did not end: it still goes on, or was killed, and what was"),
+    ],
+)
+def test_a_run_that_was_cut_still_answers_and_says_so(batching, status, words):
+    run = calibrated_run(batching)
+    calibration = calibrate(replace(run, record=run.record | {"status": status}))
+    assert words in str(calibration)
+    assert words in calibration.capacity("p95 < 3 s").note
+    assert calibration.capacity("p95 < 3 s").rate == calibrated(batching).capacity("p95 < 3 s").rate
+
+
+@pytest.mark.parametrize("shared", ["dynamic", "continuous"])
+def test_a_server_of_batches_of_one_needs_no_shared_steps(shared):
+    run = simulated_run(shared, rate=0.6, requests=60, fault=Fault(batch_size=1))
+    target = run.spec["target"] | {"max_batch_size": 1}
+    spec = run.spec | {"target": target}
+    calibration = calibrate(replace(run, record=run.record | {"spec": spec}))
+    assert calibration.status == "stands", calibration
+
+
+@pytest.mark.parametrize(("images", "words"), [(1, "1 image shows too"), (2, "2 images show too")])
+def test_too_few_images_are_counted_in_grammar(images, words):
+    assert words in str(calibrate(simulated_run("serial", rate=0.75, requests=images)))

@@ -6,9 +6,10 @@ import pytest
 
 from benchlib.rows import ROW_DTYPES
 from benchlib.study.services import (
+    Losses,
     are_timed,
-    failed_share,
     found_on_arrival,
+    losses,
     one_lane_services,
     services,
 )
@@ -48,7 +49,7 @@ def test_images_come_in_the_order_of_sending_and_failures_are_left_out():
     requests = frame(sent_s=[3.0, 1.0, 2.0], done_s=[4.0, 2.0, 2.5], error=[None, None, "no image"])
     images = services(requests)
     assert list(images.index) == [1, 0]
-    assert failed_share(requests) == pytest.approx(1 / 3)
+    assert losses(requests).lost_share == pytest.approx(1 / 3)
 
 
 def test_a_request_finds_those_that_came_earlier_and_have_no_answer():
@@ -73,5 +74,31 @@ def test_a_request_without_guidance_takes_one_row():
     assert list(images["rows"]) == [1, 2, 2]
 
 
-def test_nothing_sent_has_no_failure():
-    assert failed_share(frame(sent_s=[])) == 0.0
+def test_a_request_that_got_no_image_was_found_all_the_same():
+    requests = frame(
+        sent_s=[0.0, 1.0, 4.0, 5.0],
+        done_s=[1.5, 3.0, None, 6.0],
+        error=["503", None, "censored: cut", None],
+    )
+    assert list(services(requests)["found"]) == [1, 1]
+
+
+def test_nothing_sent_has_no_losses():
+    assert losses(frame(sent_s=[])) == Losses(sent=0, failed=0, overdue=0, cut=0)
+    assert losses(frame(sent_s=[])).lost_share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("end_s", "overdue", "cut"),
+    [(None, 0, 2), (12.0, 0, 2), (13.5, 1, 1), (20.0, 2, 0)],
+)
+def test_a_request_without_an_answer_is_overdue_or_was_cut(end_s, overdue, cut):
+    # The longest image took 2 s, and requests wait since 9 and 11 s.
+    requests = frame(
+        sent_s=[0.0, 1.0, 9.0, 11.0, None],
+        done_s=[2.0, 1.5, None, None, None],
+        error=[None, "503: the queue is full", "censored: cut", "censored: cut", "never sent"],
+    )
+    found = losses(requests, end_s)
+    assert found == Losses(sent=4, failed=1, overdue=overdue, cut=cut)
+    assert found.lost_share == (1 + overdue) / 4

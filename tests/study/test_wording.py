@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchlib.study import figure
-from benchlib.study.wording import counted, number, span, words
+from benchlib.study.wording import agreeing, counted, number, span, words
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,7 @@ def test_whiskers_reach_as_far_as_their_intervals():
     assert above.tolist() == [3, 0]
     across = figure.whiskers(ax, [10.0], [1], [(9, 14)], horizontal=True)
     assert across.tolist() == [4]
+
+
+def test_a_verb_agrees_with_its_count():
+    assert [agreeing(count, "shows", "show") for count in (0, 1, 2)] == ["show", "shows", "show"]

@@ -395,13 +395,14 @@ class LoadTest:
             images=self._images,
             is_loaded=self.first is not None,
             refusal=self.calibration.refusal,
-            breaches=tuple(breach.words for breach in self.calibration.breaches),
+            breaches=self.calibration.reasons,
             image_s=self.calibration.service_s,
             most_images_per_s=most,
             users=foretold[is_asked],
             confirmations=tuple(self.confirmations),
             former=tuple(self.former),
             interrupted=self.budget.interrupted,
+            remarks=self.calibration.remarks,
         )
 
     @property

@@ -47,6 +47,7 @@ class Outlook:
       has the server to itself breaks the promise, or nothing is foretold.
     - `images`: how many images carry the estimate; `is_loaded`: they were made under load.
     - `refusal`: why nothing is foretold, or None. `breaches`: why the interval is wider, in words.
+    - `remarks`: what the calibrating runs lack though it widens nothing, in words.
     - `image_s`: seconds of an image alone. `most_images_per_s`: the highest throughput.
     - `users`: a row for each closed loop: `users`, `images_per_s`, `mean_s`, `in_time` (a share).
     - `confirmations`: the runs that judge this estimate. `former`: those that led to it, since they
@@ -69,6 +70,7 @@ class Outlook:
     confirmations: tuple[Judged, ...] = ()
     former: tuple[Judged, ...] = ()
     interrupted: bool = False
+    remarks: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """A sentence on the capacity, then on doubts, the highest throughput and users."""
@@ -124,6 +126,7 @@ class Outlook:
         if self.breaches:
             reasons = "; ".join(self.breaches[:MOST_REASONS])
             lines.append(f"The estimate is widened: {reasons}.")
+        lines += [f"{remark}." for remark in self.remarks]
         return lines
 
     def _most_line(self) -> str:

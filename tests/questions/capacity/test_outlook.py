@@ -120,3 +120,10 @@ def test_a_refusal_is_all_that_is_said():
         "No capacity is foretold for SDXL (sdxl-random; baseline, continuous): "
         "another process was busy."
     ]
+
+
+def test_what_the_runs_lack_is_told_though_it_widens_nothing():
+    remark = "4 of 60 requests had no answer yet when the run ended, and count for nothing"
+    said = lines(remarks=(remark,))
+    assert f"{remark}." in said
+    assert not any("widened" in line for line in said)
