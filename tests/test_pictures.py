@@ -309,7 +309,7 @@ def draw(name: str, made: SimpleNamespace) -> Figure:
     assert isinstance(figure, Figure)
     figure.set_layout_engine("none")
     for ax in panels(figure):
-        ax.tick_params(labelbottom=False, labelleft=False)
+        ax.tick_params(which="both", labelbottom=False, labelleft=False)
     for words in [*figure.findobj(Text), *figure.findobj(Legend)]:
         words.set_visible(False)
     return figure

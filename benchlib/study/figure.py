@@ -84,37 +84,47 @@ _STYLE: Any = {
     "svg.hashsalt": "benchlib",  # the same picture gives the same file
 }
 styled = rc_context(_STYLE)
+_NO_DATA = "no data"
 
 
 @dataclass(frozen=True)
 class Picture:
     """A PNG that a notebook shows as HTML, `width` pixels wide, with its alt text.
 
-    nbconvert and JupyterLab give an image/png no alt text.
+    nbconvert and JupyterLab give an image/png no alt text. `png` is None where there is nothing to
+    draw: then the notebook shows the words alone, which say why.
     """
 
     alt: str
-    png: bytes = field(repr=False)
+    png: bytes | None = field(repr=False)
     width: int = field(default=800, repr=False)
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(self.png).decode()
         alt = html.escape(self.alt)
+        if self.png is None:
+            return f"<p>{alt}</p>"
+        data = base64.b64encode(self.png).decode()
         return f'<img width="{self.width}" alt="{alt}" src="data:image/png;base64,{data}">'
 
 
 @styled
-def save(ax: Axes, path: PathLike) -> tuple[Path, Path]:
+def save(ax: Axes, path: PathLike) -> tuple[Path, ...]:
     """Writes the figure of `ax` to `path`.png and `path`.svg, and returns both paths.
 
-    The alt text becomes the files' Description. The PNG has 200 dots per inch.
+    The alt text becomes the files' Description. The PNG has 200 dots per inch. A figure without
+    data (see no_data) is not written, and no path is returned. A figure that was written there
+    earlier is removed: it would be taken for this one.
     """
     figure = cast(Figure, ax.figure)
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     # with_suffix would cut the ".9" off a name such as "p99.9".
     png = target.with_name(f"{target.name}.png")
     svg = target.with_name(f"{target.name}.svg")
+    if _is_empty(ax):
+        png.unlink(missing_ok=True)
+        svg.unlink(missing_ok=True)
+        return ()
+    target.parent.mkdir(parents=True, exist_ok=True)
     title = " ".join(ax.get_title("left").split())
     metadata = {"Title": title, "Description": _alt(figure)}
     figure.savefig(png, dpi=200, metadata=metadata)
@@ -124,15 +134,19 @@ def save(ax: Axes, path: PathLike) -> tuple[Path, Path]:
 
 @styled
 def show(ax: Axes, path: PathLike | None = None) -> Picture:
-    """Returns the figure of `ax` for the notebook; with a `path` it saves it as save() does."""
+    """Returns the figure of `ax` for the notebook; with a `path` it saves it as save() does.
+
+    Of a figure without data it returns the words alone.
+    """
     figure = cast(Figure, ax.figure)
-    if path is None:
+    data = None
+    if path is not None:
+        files = save(ax, path)
+        data = files[0].read_bytes() if files else None
+    elif not _is_empty(ax):
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=200)
         data = file.getvalue()
-    else:
-        png, _ = save(ax, path)
-        data = png.read_bytes()
     pyplot.close(figure)  # or the notebook would show a figure of pyplot's twice
     return Picture(_alt(figure), data)
 
@@ -273,7 +287,8 @@ def study_of(record: Record, count: int, what: str) -> str:
 
 
 def no_data(ax: Axes, record: Record, subject: str, reason: str) -> Axes:
-    """An empty plot that says why it is empty."""
+    """An empty plot that says why it is empty; it is never saved."""
+    ax.set_gid(_NO_DATA)
     ax.text(
         0.5,
         0.5,
@@ -284,7 +299,11 @@ def no_data(ax: Axes, record: Record, subject: str, reason: str) -> Axes:
         fontsize="large",
     )
     ax.set(xticks=[], yticks=[])
-    return finish(ax, record, f"{subject}: no data", f"An empty plot, as {reason}.")
+    return finish(ax, record, f"{subject}: no data", f"There is no figure, as {reason}.")
+
+
+def _is_empty(ax: Axes) -> bool:
+    return ax.get_gid() == _NO_DATA
 
 
 def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:

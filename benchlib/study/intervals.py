@@ -27,6 +27,8 @@ MIN_DEPENDENT_ROWS = 2000
 """The fewest dependent values with an interval: of shorter series, only too calm ones pass."""
 BATCHES = 20
 MIN_RUNS = 5
+MIN_TREND = 40
+"""The fewest values that are tested for drift or growth."""
 
 _Z_95 = float(special.ndtri(0.975))
 _Z_99 = 2.58
@@ -278,7 +280,7 @@ def line(x: Iterable[float], y: Iterable[float]) -> Fit | None:
 
 
 def growth(values: Iterable[float]) -> tuple[float, Interval] | None:
-    """The growth from one value to the next, and its interval; None for fewer than 40 values.
+    """The growth from one value to the next, and its interval; None below MIN_TREND values.
 
     The first quarter is left out, as caches fill. The rest is cut into 10 blocks, and the interval
     comes from the differences between the means of successive blocks. A level that wanders or jumps
@@ -287,7 +289,7 @@ def growth(values: Iterable[float]) -> tuple[float, Interval] | None:
     """
     series = _floats(values)
     n = len(series)
-    if n < 40:
+    if n < MIN_TREND:
         return None
     filled = series[n // 4 :]
     size = len(filled) // 10
@@ -301,7 +303,7 @@ def growth(values: Iterable[float]) -> tuple[float, Interval] | None:
 
 
 def is_stable(values: Iterable[float]) -> bool | None:
-    """False where the values still drift; None for fewer than 40 values.
+    """False where the values still drift; None below MIN_TREND values.
 
     They drift where two things hold. Their 10 batch means rise or fall so steadily that chance
     would do so once in 1,000 times. And the last three batches are more than 10 % off the first
@@ -309,7 +311,7 @@ def is_stable(values: Iterable[float]) -> bool | None:
     """
     series = Estimates(values)._bounded
     n = len(series)
-    if n < 40:
+    if n < MIN_TREND:
         return None
     means = _batch_means(series[: n - n % 10], 10)
     rises = 0.0  # pairs of batches that rise, less those that fall

@@ -15,11 +15,14 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure, latency
 from benchlib.study.figure import whole_ticks
+from benchlib.study.intervals import MIN_RUNS, MIN_TREND
 from benchlib.study.latency import Record
 from benchlib.study.summary import is_steady
-from benchlib.study.wording import number, span
+from benchlib.study.wording import counted, number, span
 
 DRIFTED = "latency still drifted: no percentile is given"
+NARROWEST_BAR = 1 / 80
+"""The narrowest bar of a histogram, as a share of its axis."""
 MANY = 2000
 """Above this many requests, dots are drawn as one image: paths would make the SVG huge."""
 
@@ -39,7 +42,7 @@ def latency_over_time(*, requests: pd.DataFrame, record: Record, ax: Axes | None
         return figure.no_data(ax, record, "latency of each request", "no request was sent")
     warmup_s = record["spec"]["warmup_s"]
     latency_s = latency.latencies(requests)
-    drifted = is_steady(record, requests) is False
+    unsettled = _unsettled(record, requests)
     last_s = max(requests["scheduled_s"].max(), warmup_s, 1e-3)
 
     # 1) The dots, and the warm-up behind them
@@ -60,7 +63,7 @@ def latency_over_time(*, requests: pd.DataFrame, record: Record, ax: Axes | None
     figure.legend_above(ax, columns=4, handletextpad=0.3, markerscale=scale)
 
     # 2) The median
-    median_s = None if drifted else latency.percentile(latency_s, 0.5)
+    median_s = None if unsettled else latency.percentile(latency_s, 0.5)
     if median_s is not None:
         ax.hlines(median_s, warmup_s, last_s, color="black", linestyle="--", linewidth=1)
         words = f"half took at most\n{number(median_s)} s (median)"
@@ -68,15 +71,25 @@ def latency_over_time(*, requests: pd.DataFrame, record: Record, ax: Axes | None
 
     # 3) The words
     took = f"each image took {span(latency_s.dropna().tolist())} s"
-    if drifted:
+    if unsettled == DRIFTED:
         took = f"{DRIFTED} ({took})"
     elif warmup_s:
         took = f"after warm-up, {took}"
+    if unsettled and unsettled != DRIFTED:
+        took += f"; {unsettled}"
     alt = "Dots: when each request was made and how long it took, "
     alt += f"{len(requests):,} in {number(last_s)} s."
     if warmup_s:
         alt += f" The first {number(warmup_s)} s are warm-up."
     return figure.finish(ax, record, _finding(latency_s, took), alt, pad=22)
+
+
+def _unsettled(record: Record, requests: pd.DataFrame) -> str:
+    """Why no percentile is given, in words; nothing where latency settled, or a ramp moves it."""
+    n = len(latency.in_window(requests))
+    if n < MIN_TREND:
+        return f"not known whether it settled ({counted(n, 'request')}, it takes {MIN_TREND})"
+    return DRIFTED if is_steady(record, requests) is False else ""
 
 
 def _waited_s(requests: pd.DataFrame, record: Record) -> pd.Series:
@@ -128,17 +141,25 @@ def _dot_area(requests: int) -> int:
 
 @figure.styled
 def latency_distribution(*, requests: pd.DataFrame, record: Record, ax: Axes | None = None) -> Axes:
-    """A histogram of the measured requests' latencies in seconds, and their percentiles."""
+    """A histogram of the measured requests' latencies in seconds, and their percentiles.
+
+    Fewer than MIN_RUNS images have no histogram. Where it is not known whether latency settled,
+    there are bars and no percentiles.
+    """
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="number of requests")
     latency_s = latency.latencies(requests)
     known_s = latency_s.dropna().to_numpy()
     if not len(known_s):
         return figure.no_data(ax, record, "how long requests took", _finding(latency_s, ""))
-    drifted = is_steady(record, requests) is False
-    points = {} if drifted else _percentiles(latency_s)
+    if len(known_s) < MIN_RUNS:
+        few = f"a histogram takes {MIN_RUNS} images, there are {len(known_s)}"
+        return figure.no_data(ax, record, "how long requests took", few)
+    unsettled = _unsettled(record, requests)
+    points = {} if unsettled else _percentiles(latency_s)
 
     # 1) The bars, and over them a line for each percentile
+    right_s = 1.03 * known_s.max()
     top = _draw_histogram(ax, known_s)
     for row, (q, value_s) in enumerate(points.items()):
         # Each label passes over the lines to its right.
@@ -146,21 +167,32 @@ def latency_distribution(*, requests: pd.DataFrame, record: Record, ax: Axes | N
         line = "-" if q == 0.5 else "--"
         ax.vlines(value_s, 0, height, color="black", linestyle=line, linewidth=1)
         words = f"{100 * q:g} % took at most {number(value_s)} s"
-        figure.label_point(ax, (value_s, height), words, (4, 0), va="top")
+        _label_percentile(ax, (value_s, height), words, at_left=value_s > 0.6 * right_s)
+    ax.set_xlim(0, right_s)
     ax.set_ylim(0, top * (1.1 + 0.1 * len(points)))
     whole_ticks(ax.yaxis)
 
     # 2) The words
     low, high = number(known_s.min()), number(known_s.max())
-    said = f"the slowest image took {high} s"
-    if drifted:
+    said = f"{counted(len(known_s), 'image')} took {span(known_s.tolist())} s"
+    if unsettled == DRIFTED:
         said = DRIFTED
+    elif unsettled:
+        said += f"; {unsettled}"
     elif 0.5 in points:
-        said = f"half of the requests took at most {number(points[0.5])} s"
+        of_all = f"half of {counted(len(latency_s), 'request')}"
+        said = f"{of_all} took at most {number(points[0.5])} s"
         if 0.95 in points:
             said += f", 95 % at most {number(points[0.95])} s"
     alt = f"Histogram of latency, {len(known_s):,} in all, from {low} to {high} s."
     return figure.finish(ax, record, _finding(latency_s, said), alt)
+
+
+def _label_percentile(ax: Axes, spot: tuple[float, float], words: str, *, at_left: bool) -> None:
+    """Writes beside the top of a percentile's line, over the lines of others."""
+    offset, side = ((-4, 0), "right") if at_left else ((4, 0), "left")
+    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+    figure.label_point(ax, spot, words, offset, va="top", ha=side, bbox=box)
 
 
 def _percentiles(latency_s: pd.Series) -> dict[float, float]:
@@ -176,12 +208,13 @@ def _percentiles(latency_s: pd.Series) -> dict[float, float]:
 def _draw_histogram(ax: Axes, values: np.ndarray[Any, Any]) -> float:
     """Draws the bars and returns the highest one's height; nearly equal values get one bar."""
     low, high = values.min(), values.max()
-    bins = 1
-    ends = 0.98 * low, 1.02 * high
-    if high - low > 0.01 * high:
-        rice_rule = 2 * len(values) ** (1 / 3)
-        bins = int(np.clip(rice_rule, 6, 60))
-        ends = low, high
+    rice_rule = 2 * len(values) ** (1 / 3)
+    widest_fit = int((high - low) / (NARROWEST_BAR * high))
+    bins = min(int(np.clip(rice_rule, 6, 60)), widest_fit)
+    ends = low, high
+    if bins < 2:
+        bins = 1
+        ends = 0.98 * low, 1.02 * high
     counts, _, _ = ax.hist(
         values,
         bins,
@@ -210,6 +243,7 @@ def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = N
         return figure.no_data(ax, record, "where the time went", reason)
     mean_s = parts.mean()
     percent = 100 * mean_s / mean_s.sum()
+    few = n < MIN_RUNS
     shown = [part for part in figure.PART_STYLES if percent[part] >= 0.5]
 
     # 1) The bars, a group of requests each
@@ -220,7 +254,9 @@ def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = N
     bottom = np.zeros(groups)
     for part in shown:
         name, *_ = figure.PART_STYLES[part]
-        label = f"{name}: {number(mean_s[part])} s, {percent[part]:.0f} %"
+        label = name
+        if not few:
+            label += f": {number(mean_s[part])} s, {percent[part]:.0f} %"
         ax.bar(
             edges[:-1],
             bars[part],
@@ -235,13 +271,17 @@ def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = N
     whole_ticks(ax.xaxis)
     if groups < n:
         ax.set_xlabel(f"requests, fastest to slowest; each bar: the mean of about {n / groups:.0f}")
-    figure.legend_beside(ax, reverse=True, title="average, from 0.5 % up")
+    title = None if few else "on average (parts of 0.5 % and more)"
+    figure.legend_beside(ax, reverse=True, title=title)
 
     # 2) The words
     largest = sorted(shown, key=lambda part: -mean_s[part])[:2]
     shares = [f"{percent[part]:.0f} % {figure.PART_STYLES[part][0]}" for part in largest]
-    finding = f"an image took {number(mean_s.sum())} s on average: {' and '.join(shares)}"
-    if is_steady(record, requests) is False:
+    took = f"took {number(mean_s.sum())} s on average"
+    finding = f"an image {took}: {' and '.join(shares)} ({counted(n, 'image')})"
+    if few:
+        finding = f"where the time went is not shown: it takes {MIN_RUNS} images, there are {n}"
+    elif is_steady(record, requests) is False:
         finding += "; latency still drifted"
     alt = f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
     return figure.finish(ax, record, finding, alt)

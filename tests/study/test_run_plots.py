@@ -79,10 +79,15 @@ def test_every_plot_draws_every_case(
     ax = plot(requests=made.requests(rows_of(case, made)), record=made.record())
     assert isinstance(ax, Axes)
     assert texts(ax).startswith("tiny model, not SDXL: ")
-    assert ("no data" in texts(ax)) == (case == "none" or (ax.get_xticks().size == 0))
-    png, svg = plots.save(ax, tmp_path / "figure")
-    assert svg.stat().st_size < 500_000
-    assert png.stat().st_size > 10_000
+    is_empty = case == "none" or ax.get_xticks().size == 0
+    assert ("no data" in texts(ax)) == is_empty
+    files = plots.save(ax, tmp_path / "figure")
+    if is_empty:
+        assert files == ()
+    else:
+        png, svg = files
+        assert svg.stat().st_size < 500_000
+        assert png.stat().st_size > 10_000
     assert dict(mpl.rcParams) == before
     assert not pyplot.get_fignums()
 
@@ -229,7 +234,7 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
     record = made.record(target={"model": "sdxl"}, spec={"workload": workload})
     distribution = plots.latency_distribution(requests=requests, record=record)
     assert texts(distribution).startswith(
-        "Half of the requests took at most 0.5 s, 95 % at most 0.95 s\n"
+        "Half of 100 requests took at most 0.5 s, 95 % at most 0.95 s\n"
     )
     assert "99 % took at most 0.99 s" in texts(distribution)
     assert "99.9 %" not in texts(distribution)
@@ -237,9 +242,13 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
     assert texts(over_time).startswith("After warm-up, each image took 0.01 to 1 s\n")
     assert "half took at most\n0.5 s (median)" in texts(over_time)
     assert "warm-up, not counted" in texts(over_time)
-    parts = plots.latency_parts(requests=made.requests([made.row()]), record=record)
+    alike = made.requests([made.row(i) for i in range(5)])
+    parts = plots.latency_parts(requests=alike, record=record)
     said = texts(parts).replace("\n", " ")
-    assert "An image took 1 s on average: 50 % waiting in the queue and 25 % denoising" in said
+    assert (
+        "An image took 1 s on average: 50 % waiting in the queue and 25 % denoising (5 images)"
+        in said
+    )
     assert "encoding the prompt: 0.05 s, 5 %" in said
     for ax in (distribution, over_time, parts):
         assert (
@@ -280,6 +289,64 @@ def test_a_run_that_drifted_is_given_no_percentile(made: SimpleNamespace) -> Non
     assert "; latency still drifted" in texts(
         plots.latency_parts(requests=drifting, record=record)
     ).replace("\n", " ")
+
+
+@pytest.mark.parametrize(("n", "is_known"), [(25, False), (39, False), (40, True)])
+def test_fewer_than_forty_requests_have_no_percentile(
+    made: SimpleNamespace, n: int, is_known: bool
+) -> None:
+    record, requests, _ = made.run([0.4 + 0.1 * (i % 3) for i in range(n)])
+    unknown = f"not known whether it settled ({n} requests, it takes 40)"
+    over_time = plots.latency_over_time(requests=requests, record=record)
+    distribution = plots.latency_distribution(requests=requests, record=record)
+    for ax, claim in ((over_time, "(median)"), (distribution, "took at most")):
+        said = texts(ax).replace("\n", " ")
+        assert (unknown in said) == (not is_known)
+        assert (claim in said) == is_known
+    assert distribution.get_xlim()[0] == 0
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_fewer_than_five_images_have_no_histogram_and_no_shares(
+    made: SimpleNamespace, n: int, tmp_path: Path
+) -> None:
+    few = made.requests([made.row(i) for i in range(n)])
+    distribution = plots.latency_distribution(requests=few, record=made.record())
+    assert f"a histogram takes 5 images, there are {n}" in texts(distribution)
+    assert plots.save(distribution, tmp_path / "distribution") == ()
+    parts = plots.latency_parts(requests=few, record=made.record())
+    said = texts(parts).replace("\n", " ")
+    assert f"where the time went is not shown: it takes 5 images, there are {n}" in said
+    assert "%" not in said
+    assert len(plots.save(parts, tmp_path / "parts")) == 2
+
+
+def test_an_empty_figure_is_words_and_no_file(made: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "figures" / "latency"
+    requests = made.requests(made.simulate(60))
+    full = plots.latency_over_time(requests=requests, record=made.record())
+    assert plots.show(full, path).png is not None
+    assert len(list(path.parent.iterdir())) == 2
+    for where in (path, None):
+        empty = plots.latency_over_time(requests=requests[:0], record=made.record())
+        picture = plots.show(empty, where)
+        assert picture.png is None
+        assert "There is no figure, as no request was sent." in picture._repr_html_()
+        assert "<img" not in picture._repr_html_()
+    assert not list(path.parent.iterdir()), "the figure of an earlier run would be taken for it"
+    nowhere = tmp_path / "none" / "latency"
+    plots.show(plots.latency_over_time(requests=requests[:0], record=made.record()), nowhere)
+    assert not nowhere.parent.exists()
+
+
+def test_a_label_near_the_right_end_stays_within_the_axes(made: SimpleNamespace) -> None:
+    requests = made.requests(made.simulate(90))
+    ax = plots.latency_distribution(requests=requests, record=made.record())
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    right = ax.get_window_extent().x1
+    labels = [text for text in ax.texts if "% took at most" in text.get_text()]
+    assert labels
+    assert all(text.get_window_extent().x1 <= right for text in labels)
 
 
 def test_what_got_no_image_is_marked_and_said(made: SimpleNamespace) -> None:

@@ -17,9 +17,9 @@ from benchlib.cell_view import ShownInCell
 from benchlib.rows import STAGES
 from benchlib.study import intervals
 from benchlib.study.busy import busy_sentence_of
-from benchlib.study.intervals import Interval
+from benchlib.study.intervals import MIN_RUNS, Interval
 from benchlib.study.store import Run
-from benchlib.study.wording import words
+from benchlib.study.wording import counted, number, words
 
 STAGE_NAMES = {
     "encode": "encoding the prompt",
@@ -37,7 +37,6 @@ MEMORIES = {
 
 Each GPU memory includes the one above it.
 """
-NOT_SHOWN = "not shown, too few images"
 OWN_MEMORIES = ("rss", "cuda_allocated", "cuda_reserved")
 """The memories that this process alone fills, so that their growth is a leak of its own."""
 PYTHON_SHARE = 0.9
@@ -272,7 +271,8 @@ def memory_growth(telemetry: pd.DataFrame) -> pd.DataFrame:
         kib_per_image, interval = growth
         if interval is None:
             continue
-        verdict = f"{_leak(interval)} ({interval[0]:.3g} to {interval[1]:.3g} KiB/image)"
+        ends = f"{number(interval[0])} to {number(interval[1])} KiB/image"
+        verdict = f"{_leak(interval)} ({ends}, of which {LEAK_KIB:g} are allowed)"
         rows.append(
             {
                 "memory": name,
@@ -384,7 +384,8 @@ class Anatomy(ShownInCell):
             return ["What a step costs: not shown, as it takes two numbers of steps."]
         costs = self.costs.to_dict("records")
         if all(not cost["per_step_s_interval"] for cost in costs):
-            return [f"What a step costs: {NOT_SHOWN}. A larger budget_min makes more."]
+            most = max(costs, key=lambda cost: cost["images"])
+            return [f"What a step costs: {cost_words(most)}. A larger budget_min makes more."]
         return [
             f"Cost at {size_name(cost['width'], cost['height'])}: {cost_words(cost)}."
             for cost in costs
@@ -427,10 +428,10 @@ def cost_words(cost: dict[Any, Any]) -> str:
     """Returns a row of cost_lines in words.
 
     Example: "0.1 s a step (0.09 to 0.11), plus 0.2 s (0.19 to 0.21)". An interval that reaches down
-    to 0 shows no cost.
+    to 0 shows no cost, and fewer than MIN_RUNS images show none either.
     """
     if not cost["per_step_s_interval"]:
-        return NOT_SHOWN
+        return f"not shown by {counted(cost['images'], 'image')}, it takes {MIN_RUNS}"
     per_step = _shown(cost["per_step_s"], cost["per_step_s_interval"], "s a step")
     fixed = _shown(cost["fixed_s"], cost["fixed_s_interval"], "s")
     step_words = per_step or "the cost of a step is not shown"

@@ -6,6 +6,7 @@ measured. Whiskers are 95 % intervals; a value without an interval has no whiske
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from benchlib.questions.anatomy.judge import (
 from benchlib.rows import STAGES
 from benchlib.study import figure, intervals
 from benchlib.study.figure import bar_style
+from benchlib.study.intervals import MIN_RUNS, MIN_TREND
 from benchlib.study.wording import counted, number, words
 
 STYLES = (  # colour, marker and line of each series
@@ -34,8 +36,25 @@ STYLES = (  # colour, marker and line of each series
     (figure.PURPLE, "v", "-"),
     (figure.SKY, "P", "--"),
 )
+STEPS_STYLES = (  # other colours than the stages'
+    (figure.ORANGE, "s", "--"),
+    (figure.RED, "^", ":"),
+    (figure.PURPLE, "v", "-"),
+    (figure.GREY, "P", "-."),
+    ("black", "X", "--"),
+    (figure.DARK_ORANGE, "o", "-"),
+)
+STAGE_STYLES = {
+    "encode": (figure.SKY, "o", "-"),
+    "denoise": (figure.BLUE, "s", "--"),
+    "decode": (figure.GREEN, "D", "-."),
+}
 HATCHES = ("", "//", "..", "\\\\")
 MOST_BARS = 16
+MOST_WIDE_NAMES = 6
+"""Names such as 1024x1024 of more sizes than these take two lines, or they would meet."""
+LEAST_GAP = 0.13
+"""Two names of sizes need so much of the axis between them."""
 MANY_DOTS = 2000  # more of them are stored in an SVG as one image
 NO_IMAGE = "no image was measured"
 Record = dict[str, Any]
@@ -53,11 +72,12 @@ def stage_stack(
     """Draws the mean seconds of encode, denoise and decode, stacked.
 
     There is a bar for each size and number of steps. If there are more than MOST_BARS, that many
-    are drawn, evenly chosen. The percentages over the bars are denoising's share. The whiskers
-    belong to the mean of the whole image.
+    are drawn, evenly chosen. The percentages over the bars are denoising's share. A bar of fewer
+    than MIN_RUNS images has none, and its number of images in their place. The whiskers belong to
+    the mean of the whole image.
     """
     ax = figure.axes(ax)
-    ax.set_xlabel("steps and size in pixels")
+    ax.set_xlabel("steps, and below them the size in pixels")
     ax.set_ylabel("time of an image, s")
     images = finished_images(requests)
     if not len(images):
@@ -68,33 +88,69 @@ def stage_stack(
     percent = 100 * means_s.div(means_s.sum(axis="columns"), axis="index")
     cases = images.groupby(["width", "height", "num_inference_steps"])
     whole = [intervals.runs_interval(list(total_s)) for _, total_s in cases["total_s"]]
+    counts = cases.size()
+    shown = percent[counts >= MIN_RUNS]
 
     # 2) Draw the bars that there is room for.
     chosen = _evenly_chosen(len(means_s))
     drawn = means_s.iloc[chosen]
     places = np.arange(len(chosen))
-    names = {stage: f"{STAGE_NAMES[stage]}: {_span(percent[stage])} %" for stage in STAGES}
+    names = _share_names(shown)
     heights = _stacked(ax, drawn, names)
     drawn_intervals = [whole[case] for case in chosen]
     tops = heights + figure.whiskers(ax, places, heights, drawn_intervals)
-    shares = percent["denoise"].iloc[chosen]
-    for place, top, share in zip(places, tops, shares, strict=True):
-        figure.label_point(ax, (place, top), f"{share:.0f} %", (0, 3), ha="center")
+    for place, top, case in zip(places, tops, drawn.index, strict=True):
+        above = counted(counts[case], "image")
+        if case in shown.index:
+            above = f"{shown['denoise'][case]:.0f} %"
+        figure.label_point(ax, (place, top), above, (0, 3), ha="center")
 
     # 3) Axes and legend.
-    ticks = [f"{steps}\n{width}x\n{height}" for width, height, steps in drawn.index]
-    ax.set_xticks(places, ticks)
+    _name_cases(ax, drawn.index)
     slots = max(len(places), 3)
     ax.set_xlim(-0.6, slots - 0.4)
     ax.set_ylim(0, 1.12 * float(tops.max()))
-    figure.legend_beside(ax, reverse=True, title="share of an image's time")
+    figure.legend_beside(ax, reverse=True, title="share of an image's time" if len(shown) else None)
 
     # 4) Words.
-    longest = max(STAGES, key=lambda stage: means_s[stage].sum())
-    finding = f"{STAGE_NAMES[longest]} takes {_span(percent[longest])} % of an image's time"
-    shares_words = "; ".join(f"{STAGE_NAMES[stage]} {_span(percent[stage])} %" for stage in STAGES)
-    alt = f"Stacked bars of {len(means_s):,} sizes and steps: {shares_words}."
+    finding = f"which stage takes the time is not shown: {_too_few(counts)} of each size and steps"
+    if len(shown):
+        longest = max(STAGES, key=lambda stage: means_s[stage].sum())
+        share = f"{_span(shown[longest])} % of an image's time"
+        finding = f"{STAGE_NAMES[longest]} takes {share} ({counted(len(images), 'image')})"
+    listed = "; ".join(names.values())
+    alt = f"Stacked bars of {len(means_s):,} sizes and steps, from the bottom: {listed}."
     return _finish(ax, record, finding, alt)
+
+
+def _share_names(percent: pd.DataFrame) -> dict[str, str]:
+    """Returns a name for each stage, with its share where `percent` has rows."""
+    if not len(percent):
+        return STAGE_NAMES
+    return {stage: f"{STAGE_NAMES[stage]}: {_span(percent[stage])} %" for stage in STAGES}
+
+
+def _too_few(counts: pd.Series) -> str:
+    """Returns how many images there are, and how many are needed: "1 to 3 images, it takes 5"."""
+    least, most = int(counts.min()), int(counts.max())
+    some = counted(most, "image")
+    if least < most:
+        some = f"{least} to {some}"
+    return f"it takes {MIN_RUNS} images, there are {some}"
+
+
+def _name_cases(ax: Axes, cases: pd.Index[Any]) -> None:
+    """Writes the steps below each bar, and once below all bars of a size that size."""
+    ax.set_xticks(range(len(cases)), [str(steps) for _, _, steps in cases])
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, (width, height, _) in enumerate(cases):
+        places.setdefault((width, height), []).append(place)
+    middles = [float(np.mean(of_size)) for of_size in places.values()]
+    between = "x" if len(places) <= MOST_WIDE_NAMES else "x\n"
+    sizes = [f"{width}{between}{height}" for width, height in places]
+    ax.xaxis.remove_overlapping_locs = False  # a size may stand below a bar of its own
+    ax.set_xticks(middles, sizes, minor=True)
+    ax.tick_params(axis="x", which="minor", length=0, pad=17)
 
 
 def _evenly_chosen(cases: int) -> Any:
@@ -136,9 +192,10 @@ def cost_line(
 ) -> Axes:
     """Draws the seconds of each image against its steps, with a line for each size.
 
-    The line's left end is what any image costs, and its slope what each step adds. The title has
-    the costs of the largest size. A size is marked where Python, not the GPU, is the limit. If
-    there are more than six sizes, the six largest are drawn.
+    The line's left end is what any image costs, and its slope what each step adds. A size whose
+    cost of a step is not shown has no line. Where the fixed cost is not shown, the line begins at
+    the fewest steps. The title has the costs of the largest size. A size is marked where Python,
+    not the GPU, is the limit. If there are more than six sizes, the six largest are drawn.
     """
     ax = figure.axes(ax)
     ax.set_xlabel("denoising steps")
@@ -169,16 +226,16 @@ def cost_line(
             cost_words = judge.cost_words(cost)
         if size in python_limits:
             cost_words += ", Python is the limit"
+        cost_words += f", {counted(len(group), 'image')}"
         name = size_name(*size)
         lines = cost_words.replace(", ", "\n")
         labels.append((end_s, f"{name}:\n{lines}", style[0]))
         findings.append(f"{name}: {cost_words}")
 
     # 3) Axes and labels.
-    bottom = min(0, ax.get_ylim()[0])
     top = 1.05 * float(images["total_s"].max())
     ax.set_xlim(0, 1.03 * most_steps)
-    ax.set_ylim(bottom, top)
+    ax.set_ylim(0, top)
     figure.whole_ticks(ax.xaxis)
     figure.label_at_right(ax, labels)
 
@@ -198,7 +255,7 @@ def _dots_and_line(
 ) -> float:
     """Draws the images of one size and their line, and returns the height of the line's end.
 
-    Without a line it returns the mean of the dots.
+    Without a line it returns the height of the highest dot.
     """
     colour, marker, dashes = style
     ax.scatter(
@@ -211,12 +268,20 @@ def _dots_and_line(
         linewidths=0,
         rasterized=rasterized,
     )
-    if cost is None:
-        return float(images["total_s"].mean())
-    end_s = float(cost["fixed_s"] + cost["per_step_s"] * most_steps)
-    line_s = [cost["fixed_s"], end_s]
-    ax.plot([0, most_steps], line_s, dashes, color=colour, linewidth=1.5)
-    return end_s
+    if cost is None or not _is_above_zero(cost["per_step_s_interval"]):
+        return float(images["total_s"].max())
+    first = 0.0
+    if not _is_above_zero(cost["fixed_s_interval"]):
+        first = float(images["num_inference_steps"].min())
+    ends = np.array([first, most_steps])
+    line_s = cost["fixed_s"] + cost["per_step_s"] * ends
+    ax.plot(ends, line_s, dashes, color=colour, linewidth=1.5)
+    return float(line_s[-1])
+
+
+def _is_above_zero(interval: intervals.Interval) -> bool:
+    """Returns whether an interval shows a cost; False where there is no interval."""
+    return interval is not None and interval[0] > 0
 
 
 @figure.styled
@@ -228,7 +293,8 @@ def against_pixels(
 ) -> Axes:
     """Draws an image's mean seconds and, below, each stage's peak GiB, against the pixels.
 
-    The upper panel has a line for each number of steps, at most for the six highest. The upper
+    The upper panel has a line for each number of steps, at most for the six highest. Means of
+    fewer than MIN_RUNS images have marks and no line, and the title says nothing of them. The upper
     panel is returned.
     """
     upper = figure.axes(ax, height=6)
@@ -242,13 +308,13 @@ def against_pixels(
     # 1) A line for each number of steps above, for each stage below.
     times: list[Label] = []
     all_steps = list(images.groupby("num_inference_steps"))
-    by_steps = all_steps[-len(STYLES) :]
+    by_steps = all_steps[-len(STEPS_STYLES) :]
     steps: Any
-    for (steps, group), style in zip(by_steps, STYLES, strict=False):
+    for (steps, group), style in zip(by_steps, STEPS_STYLES, strict=False):
         end_s = _means_line(upper, group, "total_s", style)
         times.append((end_s, counted(steps, "step"), style[0]))
     peaks: list[Label] = []
-    for stage, style in zip(STAGES, STYLES, strict=False):
+    for stage, style in STAGE_STYLES.items():
         if images[f"{stage}_peak_gib"].notna().any():
             end_gib = _means_line(lower, images, f"{stage}_peak_gib", style)
             peaks.append((end_gib, STAGE_NAMES[stage], style[0]))
@@ -258,14 +324,17 @@ def against_pixels(
     memory = "torch on the GPU" if on_gpu else "the whole process"
     upper.set_ylabel("time of an image, s")
     upper.set_ylim(0, None)
+    lower.set_ylim(0, None)
     lower.set_ylabel(f"peak memory of\n{memory}, GiB")
-    lower.set_xlabel("size of the image, millions of pixels")
-    lower.set_xlim(0, 1.02 * images["megapixels"].max())
+    _name_sizes(lower, images)
     figure.label_at_right(upper, times)
     figure.label_at_right(lower, peaks)
 
     # 3) Words.
-    finding = f"{_time_by_size(images)}; {_peak_words(judge.peak_stage(images))}"
+    peak_words = _peak_words(judge.peak_stage(images))
+    if _counts_by_size(images).iloc[-1] < MIN_RUNS:
+        peak_words = "the peak of memory is not shown"
+    finding = f"{_time_by_size(images)}; {peak_words}"
     alt = f"Time over peak memory of each stage, by pixels, for {len(images):,} images."
     return _finish(upper, record, finding, alt, lowest=lower)
 
@@ -278,35 +347,58 @@ def _means_line(
 ) -> float:
     """Draws the means of `column` against the pixels, and returns the last mean.
 
-    Each mean has its interval.
+    Each mean has its interval. The line goes through the means of MIN_RUNS images and more.
     """
     colour, marker, dashes = style
     sizes = images.groupby("megapixels")[column]
     means = sizes.mean()
     found = [intervals.runs_interval(list(values)) for _, values in sizes]
     figure.whiskers(ax, means.index, means, found, colour=colour)
-    ax.plot(
-        means.index,
-        means,
-        dashes,
-        marker=marker,
-        color=colour,
-        linewidth=1.5,
-        markersize=5,
-    )
+    ax.plot(means.index, means, marker, color=colour, markersize=5)
+    carried = means[sizes.size() >= MIN_RUNS]
+    ax.plot(carried.index, carried, dashes, color=colour, linewidth=1.5)
     return float(means.iloc[-1])
+
+
+def _name_sizes(ax: Axes, images: pd.DataFrame) -> None:
+    """Names the sizes below their pixels, from 0 on; a name that would cover another is left out.
+
+    The largest size always has its name.
+    """
+    most = float(images["megapixels"].max())
+    ticks: dict[float, str] = {}
+    for (width, height), group in reversed(_by_size(images)):
+        megapixels = float(group["megapixels"].iloc[0])
+        nearest = min(ticks, default=math.inf)
+        if nearest - megapixels > LEAST_GAP * most:
+            ticks[megapixels] = size_name(width, height)
+    ax.set_xticks(list(ticks), list(ticks.values()))
+    ax.set_xlim(0, 1.02 * most)
+    ax.set_xlabel("size of the image; the axis is in proportion to its pixels")
+
+
+def _counts_by_size(images: pd.DataFrame) -> pd.Series:
+    """Returns how many images each size has, fewest pixels first."""
+    counts = {size_name(*size): len(group) for size, group in _by_size(images)}
+    return pd.Series(counts)
 
 
 def _time_by_size(images: pd.DataFrame) -> str:
     """Returns in words the time at the largest size, and how many times the smallest size's it is.
 
-    Both times are those of the images with the most steps.
+    Both times are those of the images with the most steps. Fewer than MIN_RUNS of them show none.
     """
     most_steps = images["num_inference_steps"].max()
-    by_size = _by_size(images[images["num_inference_steps"] == most_steps])
+    longest = images[images["num_inference_steps"] == most_steps]
+    counts = _counts_by_size(longest)
+    by_size = _by_size(longest)
+    if counts.iloc[-1] < MIN_RUNS or counts.iloc[0] < MIN_RUNS:
+        steps = counted(most_steps, "step")
+        return f"what size costs is not shown: {_too_few(counts)} of {steps} and one size"
     mean_s = [float(group["total_s"].mean()) for _, group in by_size]
     names = [size_name(*size) for size, _ in by_size]
-    text = f"an image of {most_steps} steps takes {number(mean_s[-1])} s at {names[-1]}"
+    n = counted(len(longest), "image")
+    text = f"an image of {most_steps} steps takes {number(mean_s[-1])} s at {names[-1]} ({n})"
     if len(names) == 1:
         return text
     return f"{text}, {number(mean_s[-1] / mean_s[0])} times as long as at {names[0]}"
@@ -481,7 +573,7 @@ def memory_trend(
     """Draws the memory after each image, in MiB more than after the first one.
 
     The title has the verdict on growth (judge.memory_growth). The shaded first quarter does not
-    count towards the verdict.
+    count towards the verdict. A dotted line from its end on grows by the LEAK_KIB that are allowed.
     """
     ax = figure.axes(ax)
     ax.set_xlabel("images made")
@@ -496,7 +588,9 @@ def memory_trend(
     labels: list[Label] = []
     for (name, samples), style in zip(known_gib.items(), STYLES, strict=False):
         more_gib = samples - samples.iloc[0]
-        end_mib = _trend(ax, 1024 * more_gib.to_numpy(), style)
+        more_mib = 1024 * more_gib.to_numpy()
+        end_mib = _trend(ax, more_mib, style)
+        labels += _allowed_growth(ax, more_mib)
         end_words = f"{MEMORIES[name]},\n{number(samples.iloc[-1])} GiB at the end"
         labels.append((end_mib, end_words, style[0]))
 
@@ -522,7 +616,7 @@ def memory_trend(
     # 3) Words.
     growth = judge.memory_growth(telemetry).to_dict("records")
     verdicts = [f"{MEMORIES[row['memory']]} {row['verdict']}" for row in growth]
-    verdict = "; ".join(verdicts) or "too few to tell a leak, which takes 40"
+    verdict = "; ".join(verdicts) or f"too few to tell a leak, which takes {MIN_TREND}"
     finding = f"{counted(images, 'image')}: {verdict}"
     alt = f"Lines of memory after each image; less than {LEAK_KIB:g} KiB more an image is no leak."
     return _finish(ax, record, finding, alt)
@@ -542,6 +636,21 @@ def _trend(ax: Axes, more_mib: Any, style: Style) -> float:
         markersize=5,
     )
     return float(more_mib[-1])
+
+
+def _allowed_growth(ax: Axes, more_mib: Any) -> list[Label]:
+    """Draws how far the memory may grow after the first quarter, and returns the line's label.
+
+    Too few images to tell a leak have no line.
+    """
+    images = len(more_mib)
+    if images < MIN_TREND:
+        return []
+    quarter = images // 4
+    start_mib = float(more_mib[quarter - 1])
+    end_mib = start_mib + LEAK_KIB / 1024 * (images - quarter)
+    ax.plot([quarter, images], [start_mib, end_mib], ":", color=figure.RED, linewidth=1.5)
+    return [(end_mib, f"the limit: {LEAK_KIB:g} KiB\nmore an image", figure.RED)]
 
 
 def _finish(

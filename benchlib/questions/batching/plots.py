@@ -44,6 +44,9 @@ NO_PAIRS = "no two valid runs of the same requests"
 MOST_FORETOLD = 3.0
 """A foretold line may leave the plot above so many times serial's latency."""
 
+MIN_STAIR = 20
+"""The fewest requests of a policy's stair: fewer have no 95th percentile."""
+
 LEAST_SHARE = 0.005
 """A part of less than this share of all latencies is not drawn."""
 
@@ -194,7 +197,7 @@ def gantts(
     panels is returned. A given `ax` must belong to a grid, as pyplot.subplots makes it.
     """
     ax = figure.axes(ax, height=7.6)
-    drawn = {name: first_lanes(frame, lanes) for name, frame in requests.items()}
+    drawn = _from_first_request({name: first_lanes(one, lanes) for name, one in requests.items()})
     if not any(len(one.requests) for one in drawn.values()):
         reason = "no image came with the server's times"
         return figure.no_data(ax, record, "when each image was made", reason)
@@ -202,18 +205,18 @@ def gantts(
     # 1) A panel for each policy.
     panels = _panels_below(ax, len(drawn))
     keys: dict[str, Any] = {}
-    ends_s: list[float] = []
+    ends_s: list[float] = [0.0]
     for panel, (name, one) in zip(panels, drawn.items(), strict=True):
         panel.set_title(f"{name}: {_waiting_words(one)}", size=10)
         panel.set_ylabel("requests")
         panel.tick_params(labelbottom=panel is panels[-1])
         if len(one.requests):
-            ends_s += _draw_lanes(panel, one)
+            ends_s.append(_draw_lanes(panel, one))
         handles, labels = panel.get_legend_handles_labels()
         keys |= dict(zip(labels, handles, strict=True))
     panels[-1].set(
-        xlim=(min(ends_s), max(ends_s)),
-        xlabel="time since the start of each run, s",
+        xlim=(0, 1.01 * max(ends_s)),
+        xlabel="time since the first of these requests, s",
     )
 
     # 2) One legend for all panels, in the order in which the parts happen.
@@ -268,11 +271,19 @@ def _panels_below(ax: Axes, count: int) -> list[Axes]:
     return panels
 
 
-def _draw_lanes(ax: Axes, one: Lanes) -> tuple[float, float]:
-    """Draws a bar for each part of each request, and returns the time limits in seconds.
+def _from_first_request(drawn: Mapping[str, Lanes]) -> dict[str, Lanes]:
+    """Returns the lanes with times since the first request that got an image under any policy."""
+    firsts_s = [one.requests["scheduled_s"].min() for one in drawn.values() if len(one.requests)]
+    zero_s = min(firsts_s, default=0.0)
+    moved = {}
+    for name, one in drawn.items():
+        since_s = one.requests["scheduled_s"] - zero_s
+        moved[name] = one._replace(requests=one.requests.assign(scheduled_s=since_s))
+    return moved
 
-    The limits are where the first bar begins and where the last one ends.
-    """
+
+def _draw_lanes(ax: Axes, one: Lanes) -> float:
+    """Draws a bar for each part of each request, and returns in seconds where the last one ends."""
     start_s = one.requests["scheduled_s"].to_numpy()
     left_s = start_s
     all_s = one.parts.sum(axis=None)
@@ -290,10 +301,9 @@ def _draw_lanes(ax: Axes, one: Lanes) -> tuple[float, float]:
                 **figure.bar_style(part),
             )
         left_s = left_s + part_s.to_numpy()
-    ends_s = start_s.min(), left_s.max()
-    ax.set(ylim=(one.lanes + 0.6, 0.4), xlim=ends_s)
+    ax.set(ylim=(one.lanes + 0.6, 0.4))
     figure.whole_ticks(ax.yaxis)
-    return ends_s
+    return float(left_s.max())
 
 
 def _waiting_words(one: Lanes) -> str:
@@ -327,14 +337,19 @@ def latency_cdf(
 ) -> Axes:
     """Draws which share of the measured requests had their image within a time, by policy.
 
-    Each policy has a stair. `requests` has the rows of one or several runs by the policy's name.
-    `record` is that of any of the runs. A request without an image keeps its stair below 100 %.
+    Each policy has a stair, but not of fewer than MIN_STAIR requests. `requests` has the rows of
+    one or several runs by the policy's name. `record` is that of any of the runs. A request without
+    an image keeps its stair below 100 %.
     """
     ax = figure.axes(ax)
     ax.set(xlabel=figure.LATENCY, ylabel="share of the requests that had their image, %")
     series = _slowest_first(requests)
     if not series:
         return figure.no_data(ax, record, "how long requests took", "no request got an image")
+    few = {name: len(series.pop(name)) for name in list(series) if len(series[name]) < MIN_STAIR}
+    if not series:
+        reason = f"a stair takes {MIN_STAIR} requests, there are {_counts(few)}"
+        return figure.no_data(ax, record, "how long requests took", reason)
 
     right_s = 1.03 * max(latency_s.max() for latency_s in series.values())
     for place, (name, latency_s) in enumerate(series.items()):
@@ -343,13 +358,21 @@ def latency_cdf(
     ax.set(xlim=(0, right_s), ylim=(0, 103))
 
     count = sum(len(latency_s) for latency_s in series.values())
+    finding = _median_finding(series)
+    if few:
+        finding += f"; too few requests for a stair: {_counts(few)}"
     return figure.finish(
         ax,
         record,
-        _median_finding(series),
-        f"A stair from 0 to 100 % over latency for each of {', '.join(requests)}.",
+        finding,
+        f"A stair from 0 to 100 % over latency for each of {', '.join(series)}.",
         source=figure.study_of(record, count, "request"),
     )
+
+
+def _counts(requests: Mapping[str, int]) -> str:
+    """Returns the requests of each policy in words: "12 of serial, 9 of dynamic"."""
+    return ", ".join(f"{count} of {name}" for name, count in requests.items())
 
 
 def _slowest_first(requests: Mapping[str, pd.DataFrame]) -> dict[str, pd.Series]:
@@ -420,7 +443,7 @@ def _median_finding(series: Mapping[str, pd.Series]) -> str:
         if half_s is not None:
             halves.append(f"{number(half_s)} s {name}")
     if not halves:
-        return "too few requests for a median"
+        return "fewer than half of the requests got an image"
     return f"half of the requests took at most {', '.join(halves)}"
 
 

@@ -464,13 +464,13 @@ def _draw_limit(
     limit_gib: float,
     words: str,
 ) -> None:
-    """Draws the memory limit, or writes where it is, and sets the limits of the x-axis."""
-    # 1) The limits by the marks alone.
-    least_gib = float(memory_gib.min())
+    """Draws the memory limit, or writes where it is, and sets the limits of the x-axis.
+
+    The axis begins at 0: a mark twice as far to the right takes twice the memory.
+    """
+    # 1) The limit by the marks alone.
     most_gib = float(memory_gib.max())
-    width_gib = most_gib - least_gib
-    left = min(least_gib - 0.15 * width_gib, 0.98 * least_gib)
-    right = max(most_gib + 0.15 * width_gib, 1.02 * most_gib)
+    right = 1.15 * most_gib
 
     # 2) The memory limit, drawn if it is near.
     style: dict[str, Any] = {
@@ -478,7 +478,7 @@ def _draw_limit(
         "ha": "right",
         "va": "top",
     }
-    if limit_gib < most_gib + 2 * width_gib + 0.1 * most_gib:
+    if limit_gib < 2 * most_gib:
         ax.axvline(
             limit_gib,
             color=figure.RED,
@@ -487,7 +487,6 @@ def _draw_limit(
         )
         place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "fontsize": "small"}
         ax.text(limit_gib, 0.98, f"{words} ", **place, **style)
-        left = min(left, 0.98 * limit_gib)
         right = max(right, 1.02 * limit_gib)
     else:
         ax.text(
@@ -497,7 +496,7 @@ def _draw_limit(
             transform=ax.transAxes,
             **style,
         )
-    ax.set_xlim(left, right)
+    ax.set_xlim(0, right)
 
 
 def _decision_finding(decision: Decision) -> str:

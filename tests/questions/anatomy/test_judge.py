@@ -166,7 +166,7 @@ def test_the_answer_in_words(made: SimpleNamespace) -> None:
         "Cost at 128x128: 0.2 s a step (0.2 to 0.2), plus 0.2 s (0.199 to 0.201).",
         "Peak memory: 1.2 GiB, at 128x128, while decoding the image.",
         "UNet step: 40 % (35 to 45) of this machine's fastest matrix product.",
-        "Leak: the process (RSS) does not leak (0 to 0 KiB/image).",
+        "Leak: the process (RSS) does not leak (0 to 0 KiB/image, of which 2 are allowed).",
         "Numbers in brackets are 95 % intervals.",
         "Rows, records and figures are in results/time_and_memory",
     ]
@@ -197,7 +197,10 @@ def test_on_a_cpu_no_launch_is_known(made: SimpleNamespace) -> None:
 
 def test_the_answer_says_what_is_not_shown(made: SimpleNamespace) -> None:
     few = answer(made, made.images(1), [1.0])
-    assert "What a step costs: not shown, too few images. A larger budget_min makes more." in few
+    assert (
+        "What a step costs: not shown by 3 images, it takes 5. A larger budget_min makes more."
+        in few
+    )
     assert "Peak memory: 1.2 GiB, at 128x128, in which stage is not shown." in few
     assert "Leak: not shown, as it takes at least 40 images." in few
     images = made.images()

@@ -1,6 +1,7 @@
 """Plots of images made one at a time, for no row, one and many; titles state the finding."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,18 +48,90 @@ def test_a_size_is_marked_where_python_is_the_limit(made: SimpleNamespace) -> No
     ]
     assert "Python" not in title(ax)
     small = images[images["width"] == 64]
-    assert title(plots.cost_line(requests=small, record=record)).endswith("Python is the limit")
+    assert title(plots.cost_line(requests=small, record=record)).endswith(
+        "Python is the limit, 15 images"
+    )
 
 
 def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
     record = made.run([1.0])[0]
     images = made.images()
     assert "0.2" in title(plots.cost_line(requests=images, record=record))
-    assert "cost at 128x128: not shown, too few images" in title(
-        plots.cost_line(requests=made.images(1), record=record)
-    )
     assert "denoising" in title(plots.stage_stack(requests=images, record=record)).lower()
     grown = made.samples(1 + np.arange(300) * 200 / 2**20)
-    assert "leaks (200 to 200 KiB/image)" in title(
+    assert "leaks (200 to 200 KiB/image, of which 2 are allowed)" in title(
         plots.memory_trend(telemetry=grown, record=record)
     )
+
+
+def words(ax: Axes) -> str:
+    """All that a plot says but its numbers at the axes."""
+    legends = [legend.get_texts() for panel in ax.figure.axes if (legend := panel.get_legend())]
+    entries = [entry.get_text() for entries in legends for entry in entries]
+    texts = [text.get_text() for panel in ax.figure.axes for text in panel.texts]
+    return " ".join([title(ax), *texts, *entries])
+
+
+def lines(ax: Axes) -> list[Any]:
+    """The lines that are drawn through points, and not the points themselves."""
+    drawn = [line for panel in ax.figure.axes for line in panel.lines]
+    return [line for line in drawn if line.get_linestyle() != "None" and len(line.get_xdata()) > 1]
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_fewer_than_five_images_claim_nothing(made: SimpleNamespace, images: int) -> None:
+    record = made.record()
+    of_one_step_count = made.images(images)
+    of_one_step_count = of_one_step_count[of_one_step_count["num_inference_steps"] == 8]
+    there = f"it takes 5 images, there are {'1 image' if images == 1 else '4 images'}"
+    stack = plots.stage_stack(requests=made.images(images), record=record)
+    assert f"which stage takes the time is not shown: {there} of each size" in title(stack)
+    assert "%" not in words(stack)
+    assert f"{images} image" in words(stack)
+    pixels = plots.against_pixels(requests=made.images(images), record=record)
+    assert f"what size costs is not shown: {there} of 8 steps and one size" in title(pixels)
+    assert " times as long" not in title(pixels)
+    few = of_one_step_count.assign(num_inference_steps=[2, 8] * images)
+    cost = plots.cost_line(requests=few, record=record)
+    assert lines(cost) == []
+    assert f"cost at 128x128: not shown by {'1 image' if images == 1 else '4 images'}" in (
+        title(cost)
+    ) or "no line" in title(cost)
+
+
+def test_a_line_through_means_takes_five_images_at_each(made: SimpleNamespace) -> None:
+    few = plots.against_pixels(requests=made.images(1), record=made.record())
+    assert lines(few) == []
+    many = plots.against_pixels(requests=made.images(5), record=made.record())
+    assert [len(line.get_xdata()) for line in lines(many)][:3] == [2, 2, 2]
+    assert "(10 images), 1.8 times as long as at 64x64" in title(many)
+    assert many.figure.axes[1].get_ylim()[0] == 0, "memory is read as a length"
+
+
+def test_a_cost_that_is_not_shown_has_no_line_below_its_steps(made: SimpleNamespace) -> None:
+    images = made.images()
+    random = np.random.default_rng(5)
+    noisy = images.assign(total_s=images["total_s"] + random.normal(0, 0.3, len(images)))
+    at_128 = noisy[noisy["width"] == 128]
+    ax = plots.cost_line(requests=at_128, record=made.record())
+    assert "a fixed cost is not shown" in words(ax)
+    (line,) = lines(ax)
+    assert line.get_xdata().tolist() == [2, 8]
+    assert ax.get_ylim()[0] == 0
+    only_noise = at_128.assign(total_s=random.normal(2, 0.5, len(at_128)))
+    flat = plots.cost_line(requests=only_noise, record=made.record())
+    assert "the cost of a step is not shown" in words(flat)
+    assert lines(flat) == []
+
+
+@pytest.mark.parametrize(("samples", "drawn"), [(39, 0), (40, 1), (300, 1)])
+def test_the_limit_of_a_leak_is_drawn_where_a_leak_can_be_told(
+    made: SimpleNamespace, samples: int, drawn: int
+) -> None:
+    ax = plots.memory_trend(telemetry=made.samples(np.full(samples, 1.0)), record=made.record())
+    limits = [line for line in ax.lines if line.get_linestyle() == ":"]
+    assert len(limits) == drawn
+    assert ("the limit: 2 KiB" in words(ax)) == bool(drawn)
+    for line in limits:
+        first, last = line.get_ydata()
+        assert last - first == pytest.approx(2 * (samples - samples // 4) / 1024)

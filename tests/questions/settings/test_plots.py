@@ -163,7 +163,7 @@ def test_the_decision_draws_each_setting_where_it_is(three, made, tmp_path):
     assert "nan" not in words(ax)
     assert title(ax) == (
         "tiny model, not SDXL: run bf16, serial: it keeps p95 < 2 s up to 8 images/s (7.76 to 8.24) "
-        "with 2 GiB; 1.14 times (1.09 to 1.19) the capacity of the next"
+        "with 2 GiB; 1.14 times (1.1 to 1.19) the capacity of the next"
     )
     assert ax.get_ylabel() == "images/s that keep p95 < 2 s"
     assert ax.get_xlabel() == "peak memory (process RSS), GiB"
