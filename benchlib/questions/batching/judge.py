@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchlib.cell_view import ShownInCell
+from benchlib.questions.batching.disturbance import first_disturbance
 from benchlib.study import intervals
 from benchlib.study.busy import busy_sentence_of
 from benchlib.study.intervals import Interval
@@ -170,6 +171,7 @@ class BatchingAnswer(ShownInCell):
     - `no_gain_cases`: the simulated cases in which continuous batching gains less than 5 %.
     - `calibrated`: what is foretold from services under load.
     - `busy`: what other work took beside the runs, in a sentence, or None.
+    - `disturbed`: why the step times show nothing, or None.
     """
 
     gains: pd.DataFrame
@@ -181,6 +183,7 @@ class BatchingAnswer(ShownInCell):
     no_gain_cases: Sequence[str]
     calibrated: ForetoldGains
     busy: str | None = None
+    disturbed: str | None = None
 
     def pays(self, batching: str) -> str:
         """Returns whether a policy pays: "yes", "no", "not shown" or "not measured".
@@ -213,6 +216,9 @@ class BatchingAnswer(ShownInCell):
                 "give more minutes (budget_min), or see the plan above."
             )
         lines.append(self._rush_line())
+        if self.disturbed is not None:
+            lines.append(f"The step times show nothing, as they were disturbed: {self.disturbed}.")
+            return "\n".join(lines)
         if self.calibrated.rows.empty:
             lines.append(self._foretold_line())
         lines.append(self._predicted_line())
@@ -229,7 +235,8 @@ class BatchingAnswer(ShownInCell):
     def _expectation(self, batching: str) -> str:
         """Returns what the step times say of a policy that was not measured."""
         ratio = self.foretold.get(batching)
-        if ratio is None or self.pays(batching) != "not measured":
+        is_measured = self.pays(batching) != "not measured"
+        if ratio is None or is_measured or self.disturbed is not None:
             return ""
         expected = "it should pay" if ratio < PAYS else "it should not pay"
         return f"; by the step times {expected} {self.foretold_case}"
@@ -320,12 +327,13 @@ def judge_batching(
     `gains` is from `gains()`, and `rush` has one run of the rush for each policy. `predicted` has
     mean latencies as multiples of serial's, with a row for each case and a column for each policy.
     `foretold` is what services under load foretell. `runs` are all others that the answer rests on:
-    it says if other work ran beside them, or beside the rush.
+    it says if other work ran beside them, beside the rush, or while their servers timed steps.
     """
     rush_mean_s = {}
     for batching, run in rush.items():
         rush_mean_s[batching] = float(run.requests["latency_s"].mean())
     first = predicted.iloc[0].drop("serial")
+    all_runs = [*rush.values(), *runs]
     no_gain = predicted.index[predicted["continuous"] > PAYS]
     return BatchingAnswer(
         gains=gains,
@@ -336,5 +344,6 @@ def judge_batching(
         foretold_case=str(predicted.index[0]),
         no_gain_cases=tuple(no_gain),
         calibrated=foretold or ForetoldGains.none(),
-        busy=busy_sentence_of([*rush.values(), *runs]),
+        busy=busy_sentence_of(all_runs),
+        disturbed=first_disturbance(all_runs),
     )

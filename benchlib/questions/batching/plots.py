@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.gridspec import SubplotSpec
 
+from benchlib.questions.batching.disturbance import disturbance, measured_curves
 from benchlib.questions.batching.judge import ForetoldGains, gain_words
 from benchlib.rows import PARTS_IN_TIME
 from benchlib.study import figure, latency
@@ -75,8 +76,9 @@ def step_time_curve(
     """Draws images/s and, in a panel below, milliseconds per step, against the images in a batch.
 
     `step_times` is from a server's spec. Each of its values is the least of a few calls, so there
-    is no interval. Only the showcase of `record` is drawn, with images that begin together. The
-    upper panel is returned. A given `ax` must belong to a grid, as pyplot.subplots makes it.
+    is no interval. Where other work disturbed them, they are drawn as measured and show no gain.
+    Only the showcase of `record` is drawn, with images that begin together. The upper panel is
+    returned. A given `ax` must belong to a grid, as pyplot.subplots makes it.
     """
     # 1) Reduce.
     upper = figure.axes(ax, height=6)
@@ -86,7 +88,8 @@ def step_time_curve(
         reason = "the server measured no step times of its showcase"
         return figure.no_data(upper, record, "what a batch costs", reason)
     steps = showcase["num_inference_steps"]
-    cost = batch_cost(curves, steps)
+    cost = batch_cost(measured_curves(curves), steps)
+    disturbed = disturbance(record, curves)
 
     # 2) Draw the lines.
     lower = figure.panel_below(upper)
@@ -116,7 +119,7 @@ def step_time_curve(
         _, top = panel.get_ylim()
         panel.set(ylim=(0, 1.1 * top), xticks=cost.sizes)
     ends = [
-        (step_ms[-1], "measured", figure.BLUE),
+        (step_ms[-1], "measured, disturbed" if disturbed else "measured", figure.BLUE),
         (no_gain_ms[-1], "if batches gained nothing", figure.GREY),
     ]
     figure.label_at_right(lower, ends)
@@ -127,6 +130,8 @@ def step_time_curve(
         "images per second above, the time of one step below."
     )
     finding = _cost_finding(cost)
+    if disturbed:
+        finding = f"what a batch gains is not shown: {disturbed} while steps were timed"
     return figure.finish(
         upper,
         record,

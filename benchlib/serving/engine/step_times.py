@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import inf, log
 from typing import TYPE_CHECKING, Any
 
+from benchlib.other_work import OtherWork, Taken
 from benchlib.serving.schemas import GenerateRequest
 
 if TYPE_CHECKING:
@@ -21,6 +22,21 @@ REPEATS = 6
 ENOUGH_S = 1.0
 GAIN = 1.05  # the least gain in images per second for a batch of twice the size
 GUIDED = 7.5  # any guidance scale above 1 takes two rows
+_CURVES = ("step_s", "encode_s", "decode_s")
+
+
+@dataclass(frozen=True)
+class MeasuredTimes:
+    """The curves of StepTimes before they were evened out, and what others took meanwhile.
+
+    `others_cpu_cores` and `steal_cores` are means over the whole measurement: see `other_work`.
+    """
+
+    step_s: Mapping[int, float]
+    encode_s: Mapping[int, float]
+    decode_s: Mapping[int, float]
+    others_cpu_cores: float | None = None
+    steal_cores: float | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,7 @@ class StepTimes:
     """The cost of one size in seconds.
 
     `step_s` is by rows of the UNet's batch; `encode_s` and `decode_s` are by number of requests.
+    `measured` is what they were evened out from; None for made-up times and those of older runs.
 
     Times are interpolated between the measured batches and grow in proportion beyond them. Raises
     ValueError for an empty curve, a batch below 1 or negative seconds.
@@ -36,9 +53,11 @@ class StepTimes:
     step_s: Mapping[int, float]
     encode_s: Mapping[int, float]
     decode_s: Mapping[int, float]
+    measured: MeasuredTimes | None = None
 
     def __post_init__(self) -> None:
-        for name, curve in vars(self).items():
+        for name in _CURVES:
+            curve = getattr(self, name)
             if not curve or min(curve) < 1 or not min(curve.values()) >= 0:
                 raise ValueError(
                     f"{name}: {dict(curve)!r} needs an entry; batches start at 1 and seconds at 0"
@@ -85,26 +104,48 @@ class StepTimesBySize(dict[Size, StepTimes]):
     def to_spec(self) -> dict[str, Any]:
         """The times as JSON-able values, for "step_times" of a server's spec.
 
-        An example is {"64x64": {"step_s": {"1": 0.01, ...}, ...}, ...}.
+        An example is {"64x64": {"step_s": {"1": 0.01, ...}, ..., "measured": {...}}, ...}.
         """
         spec: dict[str, Any] = {}
         for (width, height), times in self.items():
-            curves = spec[f"{width}x{height}"] = {}
-            for part, curve in vars(times).items():
-                curves[part] = {str(n): seconds for n, seconds in curve.items()}
+            curves = _curves_to_spec(times)
+            if times.measured is not None:
+                curves["measured"] = _curves_to_spec(times.measured) | {
+                    "others_cpu_cores": times.measured.others_cpu_cores,
+                    "steal_cores": times.measured.steal_cores,
+                }
+            spec[f"{width}x{height}"] = curves
         return spec
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> StepTimesBySize:
-        """The step times that `to_spec` wrote."""
+        """The step times that `to_spec` wrote; older ones have no "measured"."""
         by_size = cls()
         for size, curves in spec.items():
             width, height = size.split("x")
-            numbers = {}
-            for part, curve in curves.items():
-                numbers[part] = {int(n): seconds for n, seconds in curve.items()}
-            by_size[int(width), int(height)] = StepTimes(**numbers)
+            measured = None
+            found = curves.get("measured")
+            if found is not None:
+                taken = {name: found.get(name) for name in Taken._fields}
+                measured = MeasuredTimes(**_curves_from_spec(found), **taken)
+            times = StepTimes(**_curves_from_spec(curves), measured=measured)
+            by_size[int(width), int(height)] = times
         return by_size
+
+
+def _curves_to_spec(times: StepTimes | MeasuredTimes) -> dict[str, Any]:
+    spec = {}
+    for name in _CURVES:
+        curve = getattr(times, name)
+        spec[name] = {str(n): seconds for n, seconds in curve.items()}
+    return spec
+
+
+def _curves_from_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    curves = {}
+    for name in _CURVES:
+        curves[name] = {int(n): seconds for n, seconds in spec[name].items()}
+    return curves
 
 
 def measure_step_times(
@@ -125,6 +166,8 @@ def measure_step_times(
     import torch
 
     curves = _Curves(pipeline, size, padded)
+    other_work = OtherWork()
+    other_work.read()
 
     # 1) The smallest batches
     if max_batch_size > 1:
@@ -151,11 +194,17 @@ def measure_step_times(
         if bucket is None and half_s / per_image_s < GAIN:
             break
 
-    # 3) Even out what other work on the machine has added
+    # 3) Even out what other work on the machine has added, and keep what was measured
     return StepTimes(
         step_s=_rising(curves.step_s),
         encode_s=_rising(curves.encode_s),
         decode_s=_rising(curves.decode_s),
+        measured=MeasuredTimes(
+            step_s=dict(sorted(curves.step_s.items())),
+            encode_s=dict(sorted(curves.encode_s.items())),
+            decode_s=dict(sorted(curves.decode_s.items())),
+            **other_work.read()._asdict(),
+        ),
     )
 
 

@@ -1,0 +1,80 @@
+"""The cost of a step: what was measured is kept beside what it is evened out to."""
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from benchlib import other_work
+from benchlib.other_work import Taken
+from benchlib.serving.engine.step_times import (
+    MeasuredTimes,
+    StepTimes,
+    StepTimesBySize,
+    measure_step_times,
+)
+
+SIZE = (64, 64)
+
+
+class FakePipeline:
+    """Tells the times of a model, by rows of a step and by requests, without a model."""
+
+    def __init__(self, step_s: dict[int, float]) -> None:
+        self.step_s = step_s
+
+    def encode(self, requests: list[Any]) -> list[Any]:
+        rows = [2 if request.guidance_scale > 1 else 1 for request in requests]
+        return [SimpleNamespace(encode_s=0.3, decode_s=None, rows=count) for count in rows]
+
+    def step(self, works: list[Any]) -> float:
+        return self.step_s[sum(work.rows for work in works)]
+
+    def decode(self, works: list[Any]) -> None:
+        works[0].decode_s = 0.1 * len(works)
+
+    def fits(self, width: int, height: int, images: int) -> bool:
+        return (width, height) == SIZE and images <= 4
+
+
+# A machine that grew calm while larger and larger batches were timed.
+CALMING = {1: 0.9, 2: 0.8, 4: 0.6, 8: 0.4}
+
+
+def measured_beside(monkeypatch: pytest.MonkeyPatch, others: float | None) -> StepTimes:
+    readings = [Taken(None, None), Taken(others, 0.0)]
+    monkeypatch.setattr(other_work.OtherWork, "read", lambda _: readings.pop(0))
+    pipeline = cast(Any, FakePipeline(CALMING))
+    return measure_step_times(pipeline, SIZE, max_batch_size=8, padded=lambda _: None)
+
+
+def test_what_was_measured_is_kept_beside_what_it_is_evened_out_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = measured_beside(monkeypatch, 1.31)
+    assert times.step_s == dict.fromkeys(CALMING, 0.4)
+    assert times.measured is not None
+    assert times.measured.step_s == CALMING
+    assert times.measured.decode_s == times.decode_s == {1: 0.1, 2: 0.2, 4: 0.4}
+    assert (times.measured.others_cpu_cores, times.measured.steal_cores) == (1.31, 0.0)
+    assert times.step(2) == 0.4, "policies go by the evened times"
+    assert times.scaled(4).measured is None, "nobody measured another size"
+
+
+def test_both_are_in_the_spec_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_size = StepTimesBySize({SIZE: measured_beside(monkeypatch, None)})
+    spec = json.loads(json.dumps(by_size.to_spec(), allow_nan=False))
+    assert spec["64x64"]["step_s"] == {"1": 0.4, "2": 0.4, "4": 0.4, "8": 0.4}
+    assert spec["64x64"]["measured"]["step_s"]["2"] == 0.8
+    assert spec["64x64"]["measured"]["others_cpu_cores"] is None
+    assert StepTimesBySize.from_spec(spec) == by_size
+
+
+def test_older_specs_hold_no_measured_times() -> None:
+    old = {"64x64": {name: {"1": 0.5} for name in ("step_s", "encode_s", "decode_s")}}
+    by_size = StepTimesBySize.from_spec(old)
+    assert by_size[SIZE].measured is None
+    assert by_size.to_spec() == old
+    unknown = MeasuredTimes({1: 0.5}, {1: 0.5}, {1: 0.5})
+    assert (unknown.others_cpu_cores, unknown.steal_cores) == (None, None)
