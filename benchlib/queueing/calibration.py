@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def replay(lane: Lane, run: Run) -> Replay:
     mean_ratio = float(lane.ratios.mean())
     if isinstance(lane, SerialLane):
         service_s = mean_ratio * lane.cost(work)
-        simulate = _serial_in_lane_s(images, service_s)
+        simulate = _serial_in_lane_s(images, service_s, lane.calls_of(work))
     else:
         factors = np.full(len(images), mean_ratio)
         simulate = _batch_in_lane_s(lane, images, work, factors)
@@ -187,22 +188,28 @@ def _fit_serial(
     cost = _linear_cost(own, measured_s, known)
     ratio = measured_s / cost(own)
 
-    # 2) What the lane loses between two images
+    # 2) What the lane loses between two calls
+    asked = population(setting.workload, own, sizes)
+    mean_calls = float(asked.calls.mean())
     filled = np.where(known, ratio, np.nanmean(ratio))
     service_s = _by_run(filled * cost(own), frames)
+    calls = _by_run(own.calls / mean_calls, frames)
     in_lane = []
     gaps = []
-    for images, seconds in zip(frames, service_s, strict=True):
-        in_lane_s = _serial_in_lane_s(images, seconds)
+    for images, seconds, of_images in zip(frames, service_s, calls, strict=True):
+        in_lane_s = _serial_in_lane_s(images, seconds, of_images)
         in_lane.append(in_lane_s)
         gaps.append(fit_gap(in_lane_s, images, setting.is_timed))
     gap = joined(gaps, frames)
 
     # 3) The lane, and its replays with each image's own service
     counts = known & _is_measured(together)
-    asked = population(setting.workload, own, sizes)
+    expected_s = cost(asked)
+    ascending = np.argsort(expected_s, kind="stable")
     lane = SerialLane(
-        expected_s=np.sort(cost(asked)),
+        expected_s=expected_s[ascending],
+        calls=asked.calls[ascending] / mean_calls,
+        mean_calls=mean_calls,
         ratios=np.sort(ratio[counts]),
         gap_s=gap.gap_s,
         gap_error_s=gap.error_s,
@@ -210,6 +217,10 @@ def _fit_serial(
         cost=cost,
         sizes=tuple(sizes),
     )
+    if not own.is_equal:
+        asked = asked.take(ascending)
+        refit = partial(_with_cost_fitted_anew, own=own.take(np.flatnonzero(counts)), asked=asked)
+        lane = replace(lane, refit=refit)
     replays = []
     for images, ratios, in_lane_s in zip(frames, _by_run(ratio, frames), in_lane, strict=True):
         simulated_s = in_lane_s(gap.gap_s)
@@ -252,10 +263,32 @@ def _linear_cost(
     return lambda asked: np.maximum(terms(asked) @ coefficients, least_s)
 
 
-def _serial_in_lane_s(images: pd.DataFrame, service_s: Floats) -> Callable[[float], Floats]:
-    """A function from a gap to the seconds of each image from its sending to its end in the lane."""
+def _with_cost_fitted_anew(
+    lane: SerialLane, random: np.random.Generator, *, own: AskedWork, asked: AskedWork
+) -> SerialLane:
+    """The lane of another run with the same requests `own`, whose services are other ones.
+
+    The requests keep their work and get the ratios of others, drawn with replacement. Source: the
+    bootstrap of residuals, Efron, "Bootstrap methods: another look at the jackknife", Annals of
+    Statistics 7 (1979).
+    """
+    drawn = random.choice(lane.ratios, len(own))
+    measured_s = lane.cost(own) * drawn
+    is_known = np.ones(len(own), dtype=bool)
+    cost = _linear_cost(own, measured_s, is_known)
+    ratios = np.sort(measured_s / cost(own))
+    return replace(lane, expected_s=cost(asked), ratios=ratios, cost=cost)
+
+
+def _serial_in_lane_s(
+    images: pd.DataFrame, service_s: Floats, calls: Floats
+) -> Callable[[float], Floats]:
+    """A function from a gap to the seconds of each image from its sending to its end in the lane.
+
+    `calls` are those of each image beside the mean, and so are its gaps.
+    """
     sent_s = as_floats(images["sent_s"])
-    return lambda gap_s: lindley(sent_s, service_s + gap_s) - sent_s
+    return lambda gap_s: lindley(sent_s, service_s + gap_s * calls) - sent_s
 
 
 # ---- requests that share steps
@@ -589,6 +622,8 @@ def lane_alone(
         mean_s = np.array([seconds.mean()])
         return SerialLane(
             expected_s=mean_s,
+            calls=np.ones(1),
+            mean_calls=1.0,
             ratios=ratios,
             gap_s=0.0,
             gap_error_s=0.0,

@@ -191,10 +191,10 @@ def _verdict(
         foretold = f"{number(shortest_s)} to {number(longest_s)} s were foretold"
         return "not confirmed", f"images took {number(mean_s)} s in the mean, and {foretold}"
     if not least <= in_time <= most:
-        foretold = f"{least:.0%} to {most:.0%} were foretold"
-        return "not confirmed", f"{in_time:.0%} of the images came in time, and {foretold}"
+        foretold = f"{100 * least:.0f} % to {100 * most:.0f} % were foretold"
+        return "not confirmed", f"{100 * in_time:.0f} % of the images came in time, and {foretold}"
     if slower_mean_s <= longest_s:
-        return "too short", f"a server that is {TOLD_APART:.0%} slower could look like this"
+        return "too short", f"a server that is {100 * TOLD_APART:.0f} % slower could look like this"
     return "confirmed", ""
 
 
@@ -265,7 +265,7 @@ def _correlated_error(calibration: Calibration, images: int) -> float:
 def _in_lane_s(lane: Lane, sent_s: Floats, work: AskedWork, ratios: Floats) -> Floats:
     """Seconds of each request from its sending to its end in the lane."""
     if isinstance(lane, SerialLane):
-        services_s = lane.cost(work) * ratios + lane.gap_s
+        services_s = lane.cost(work) * ratios + lane.gap_s * lane.calls_of(work)
         return lindley(sent_s, services_s) - sent_s
     simulated = lane.simulate(sent_s, work, ratios)
     in_lane_s: Floats = simulated.done_s - sent_s

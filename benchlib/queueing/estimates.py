@@ -54,11 +54,11 @@ LEAST_RATE = 1e-6
 """At a lower rate the moments of a simulation are too large to hold latencies exactly."""
 UNLOADED_SHARE = 0.06
 """How far step times that were measured without load were off on one H100, as a share."""
-LONG = {"serial": 400_000, "batches": 120_000}
+LONG = {"serial": 1_200_000, "batches": 120_000}
 """How many requests are simulated for the estimate itself."""
 BUSY_LOAD = 0.9
-BUSY_TIMES = 3
-"""Above BUSY_LOAD the simulation is so many times as long, because waits change more slowly."""
+LONGEST = {"serial": 1_200_000, "batches": 360_000}
+"""Above BUSY_LOAD the simulation of batches is longer, because waits change more slowly."""
 SHORT = {"serial": 40_000, "batches": 20_000}
 """How many requests show what other services would change, with common random numbers."""
 REPLICATES = 16
@@ -375,7 +375,7 @@ class Calibration(ShownInCell):
     def _longest(self) -> Draws:
         if self.is_plan:
             return Draws.of(SHORT[self._kind], SEED)
-        return Draws.of(BUSY_TIMES * LONG[self._kind], SEED)
+        return Draws.of(LONGEST[self._kind], SEED)
 
     @cached_property
     def _short(self) -> Draws:
@@ -388,7 +388,7 @@ class Calibration(ShownInCell):
         random = np.random.default_rng(SEED)
         lanes = [lane.resampled(random) for _ in range(REPLICATES)]
         mean = float(lane.ratios.mean())
-        leans = [[one.ratios.mean() / mean - 1, one.gap_s - lane.gap_s] for one in lanes]
+        leans = [[one.level / lane.level - 1, one.gap_s - lane.gap_s] for one in lanes]
         n = len(lane.ratios)
         of_mean = float(lane.ratios.var(ddof=1)) / mean**2 / n if n > 1 else 0.0
         variances = np.array([self.inflation * of_mean, lane.gap_error_s**2])

@@ -43,6 +43,11 @@ class AskedWork:
         return AskedWork(self.steps[which], self.rows[which], self.size[which])
 
     @property
+    def calls(self) -> npt.NDArray[np.float64]:
+        """How many calls of the model each request makes: its steps, the encoding, the decoding."""
+        return self.steps.astype(float) + 2
+
+    @property
     def is_equal(self) -> bool:
         """Whether all requests ask for the same."""
         columns = (self.steps, self.rows, self.size)

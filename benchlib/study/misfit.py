@@ -75,7 +75,7 @@ def drift(ratio: Floats, by_chance: Floats) -> Breach | None:
         return None
     direction = "slower" if change > 0 else "faster"
     words = (
-        f"images became {abs(change):.0%} {direction} in the run: "
+        f"images became {100 * abs(change):.0f} % {direction} in the run: "
         "clocks that change, or another process, may be why"
     )
     return Breach("services are alike through the run", abs(change), "service", words)
@@ -108,7 +108,7 @@ def slow_window(ratio: Floats, begun_s: Floats, by_chance: Floats) -> Breach | N
     direction = "longer" if excess > 0 else "shorter"
     first_s, last_s = begun_s[window][[0, -1]]
     words = (
-        f"images begun from {first_s:.3g} s to {last_s:.3g} s took {abs(excess):.0%} {direction} "
+        f"images begun from {first_s:.3g} s to {last_s:.3g} s took {100 * abs(excess):.0f} % {direction} "
         "than the others: another process may be why"
     )
     return Breach("services are alike through the run", share, "service", words)
@@ -165,7 +165,7 @@ def grows_with_queue(ratio: Floats, found: Floats, by_chance: Floats) -> Breach 
         return None
     direction = "longer" if change > 0 else "shorter"
     words = (
-        f"images took {abs(change):.0%} {direction} when many requests were waiting than when few "
+        f"images took {100 * abs(change):.0f} % {direction} when many requests were waiting than when few "
         "were: the server works differently under load"
     )
     return Breach("services do not depend on the queue", abs(change), "service", words)
@@ -178,7 +178,9 @@ def depends_on_batch(ratio: Floats, batch_size: Floats, by_chance: Floats) -> Br
     change = _change_over(batch_size, ratio)
     if abs(change) < LEAST_SHARE:
         return None
-    words = f"a step's time depends on its batch otherwise than expected, by {abs(change):.0%}"
+    words = (
+        f"a step's time depends on its batch otherwise than expected, by {100 * abs(change):.0f} %"
+    )
     return Breach("batches cost what was measured", abs(change), "service", words)
 
 
@@ -212,9 +214,7 @@ def unlike_runs(ratios: Sequence[Floats], rng: np.random.Generator, *, block: in
     share = max(means) / min(means) - 1
     if share < LEAST_SHARE:
         return None
-    words = (
-        f"images took {share:.0%} longer in one run than in another: the machine changed in between"
-    )
+    words = f"images took {100 * share:.0f} % longer in one run than in another: the machine changed in between"
     return Breach("services are alike in all runs", share, "service", words)
 
 
@@ -245,8 +245,8 @@ def unexplained(residual_s: Floats, latency_s: Floats, expected_rms_s: float) ->
     if share < 0.03 or rms_s < 2 * expected_rms_s:
         return None
     words = (
-        f"the simulated waits are {share:.0%} off: requests are not served in the order, or in the "
-        "batches, that the policy says"
+        f"the simulated waits are {100 * share:.0f} % off, more than uneven services explain: the server may "
+        "take requests in another order, or in other batches, than its policy says"
     )
     return Breach("requests wait as the policy says", share, "latency", words)
 

@@ -53,15 +53,20 @@ class Control:
     factor: float
 
     @classmethod
-    def poisson(cls, wait_s: Floats, rate: float, possible_s: Floats) -> Control:
-        """The queue with Poisson arrivals at `rate`, where each of `possible_s` is as likely.
+    def poisson(
+        cls, wait_s: Floats, rate: float, possible_s: Floats, chances: Floats | None = None
+    ) -> Control:
+        """The queue with Poisson arrivals at `rate`, whose services are `possible_s`.
 
-        The services must leave it time to spare. Mean: Pollaczek & Khinchine. Tail: the asymptote
+        `chances` are those of each service; None means that all are as likely. The services must
+        leave the queue time to spare. Mean: Pollaczek & Khinchine. Tail: the asymptote
         of Cramer & Lundberg, see Asmussen, "Applied Probability and Queues" (2003).
         """
         # 1) The mean
-        service_s = float(possible_s.mean())
-        square = float(np.mean(possible_s**2))
+        if chances is None:
+            chances = np.full(len(possible_s), 1 / len(possible_s))
+        service_s = float(chances @ possible_s)
+        square = float(chances @ possible_s**2)
         spare = 1 - rate * service_s
         mean_s = rate * square / (2 * spare)
 
@@ -70,8 +75,8 @@ class Control:
         decay = min(4 * spare / (rate * square), largest)
         for _ in range(MOST_EXPONENT):  # each step lowers the exponent by about 1
             grown = np.exp(decay * possible_s)
-            value = rate * (float(grown.mean()) - 1) - decay
-            slope = rate * float(np.mean(possible_s * grown)) - 1
+            value = rate * (float(chances @ grown) - 1) - decay
+            slope = rate * float(chances @ (possible_s * grown)) - 1
             step = value / slope
             decay -= step
             if abs(step) < 1e-9 * decay:

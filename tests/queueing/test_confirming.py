@@ -58,7 +58,7 @@ def test_noise_that_hides_a_slower_server_is_too_short():
     )
     assert judged.verdict in ("too short", "confirmed")
     if judged.verdict == "too short":
-        assert "10% slower" in judged.reason
+        assert "10 % slower" in judged.reason
 
 
 def test_an_invalid_run_and_a_refused_estimate_judge_nothing(calibration):
