@@ -33,6 +33,7 @@ from benchlib.queueing.breaches import (
     mean_misfit,
 )
 from benchlib.queueing.calibration import Replay, fit_lane, lane_alone, replay
+from benchlib.queueing.given import check_spec, check_workload, checked_runs, checked_seconds
 from benchlib.queueing.lanes import Draws, Lane, SerialLane, control_queue
 from benchlib.queueing.shares import logit, share_of, simulated_share
 from benchlib.study.intervals import Interval, t_quantile
@@ -599,11 +600,13 @@ def calibrate(runs: Run | Sequence[Run]) -> Calibration:
     times the server counts as one lane, whose services are the latencies of the requests that
     found it empty. An estimate is widened or refused where the runs break its assumptions.
 
-    The images of a run that failed or was interrupted count; `breaches` names a failed run.
+    The images of a run that failed or was interrupted count, and `breaches` names such a run. They
+    also count the requests that got no image.
 
-    Raises ValueError where the runs differ in server or workload, or have no image.
+    Raises ValueError for what is no run, and where the runs differ in server or workload, or have
+    no image.
     """
-    all_runs = list(runs) if isinstance(runs, Sequence) else [runs]
+    all_runs = checked_runs(runs)
     lane, replays = fit_lane(all_runs)
     breaches = breaches_of_runs(all_runs, replays, lane)
     lost = max(losses_of(run).lost_share for run in all_runs)
@@ -619,14 +622,18 @@ def foretell(
 
     `spec` is a server's spec; `image_s` are seconds. The estimate is for planning: it is widened by
     UNLOADED_SHARE, since under load steps take longer and answers take time besides. Raises
-    ValueError for no image, and for a spec without step times.
+    ValueError, naming the field, for no image, for seconds that are not above 0, and for a spec that
+    lacks what its way to batch needs.
     """
+    check_spec(spec)
+    check_workload(workload)
+    seconds = checked_seconds(image_s)
     asked = None if workload is None else workload.to_dict()
     words_of = "it comes from images made alone, and steps take longer under load"
     breach = Breach("measured under load", UNLOADED_SHARE, "service", words_of)
     return Calibration(
-        lane=lane_alone(spec, image_s, asked),
-        images=len(image_s),
+        lane=lane_alone(spec, seconds, asked),
+        images=len(seconds),
         breaches=(breach,),
         service_share=UNLOADED_SHARE,
         latency_share=0.0,
