@@ -7,6 +7,7 @@ were measured.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,30 @@ NO_TIME = "not measured: no time left for it"
 
 PROMISED_IMAGES = 4
 """By default, 95 % of the images must take less than this many times one image alone."""
+
+NEEDED_COLUMNS = (
+    "setting",
+    "recipe",
+    "batching",
+    "optimisations",
+    "exact",
+    "promise",
+    "memory_gib",
+    "memory_of",
+    "capacity_images_per_s",
+    "capacity_images_per_s_interval",
+    "foretold_images_per_s_interval",
+    "confirmed",
+    "confirming_images",
+    "confirming_rate",
+    "runs",
+    "energy_per_image_j",
+    "start_s",
+    "compile_s",
+    "note",
+    "error",
+)
+"""The columns of the frame of settings that a choice rests on."""
 
 FINALISTS = 2
 """How many settings are confirmed under load."""
@@ -267,7 +292,7 @@ def decide(
     settings: pd.DataFrame,
     *,
     slo: str | None = None,
-    memory_limit_gib: float,
+    memory_limit_gib: float | None,
     exact_only: bool = False,
     target_rate: float = 1.0,
     price_per_hour: float | None = None,
@@ -283,22 +308,28 @@ def decide(
     Ruled out are settings that:
 
     - failed, or can't keep the promise for a single image
-    - need more memory than `memory_limit_gib`, or an unknown amount
+    - need more memory than `memory_limit_gib` (None: there is no limit), or an unknown amount
     - change algorithm, weights or steps, or round coarser than bf16, with `exact_only`
 
     Pictures rule nothing out. The answer says what the best two settings do to them. It also says
     if other work ran beside the `runs` that the frame is made of.
 
-    Raises ValueError for another promise than the frame's, and for a target rate or price that is
-    not above 0.
+    Raises ValueError, naming the field, for another promise than the frame's, for a rate, price or
+    limit that is not above 0, and for a frame that is not that of try_settings.
     """
+    _check_settings(settings)
     promise = _promise(settings, slo)
-    for name, value in (("target_rate", target_rate), ("price_per_hour", price_per_hour)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}: {value} must be more than 0")
+    limit_gib = math.inf if memory_limit_gib is None else memory_limit_gib
+    if limit_gib != math.inf:
+        _check_above_0("memory_limit_gib", limit_gib, "; None is no limit")
+    _check_above_0("target_rate", target_rate)
+    if price_per_hour is not None:
+        _check_above_0("price_per_hour", price_per_hour, "; None is no price")
+    if not isinstance(exact_only, bool):
+        raise ValueError(f"exact_only must be True or False, got {exact_only!r}")
 
     # 1) The best setting and the next one.
-    table = ranked(settings, memory_limit_gib, exact_only)
+    table = ranked(settings, limit_gib, exact_only)
     left = table[table["ruled_out"].isna()].to_dict("records")
     busy = busy_sentence_of(runs)
     if not left:
@@ -337,6 +368,29 @@ def decide(
         reason=reason,
         busy=busy,
     )
+
+
+def _check_settings(settings: Any) -> None:
+    """Raises ValueError unless `settings` has a row for each of several settings."""
+    fix = "give the frame of bl.try_settings"
+    if not isinstance(settings, pd.DataFrame):
+        raise ValueError(f"settings must be a frame, got {type(settings).__name__}; {fix}")
+    missing = [name for name in NEEDED_COLUMNS if name not in settings]
+    if missing:
+        raise ValueError(f"settings has no column {missing[0]}; {fix}")
+    if not len(settings):
+        raise ValueError(f"settings is empty; {fix}, which has a row for each setting")
+    is_again = settings["setting"].duplicated()
+    if is_again.any():
+        again = settings["setting"][is_again].iloc[0]
+        raise ValueError(f"settings: {again!r} has more than one row; leave one of them")
+
+
+def _check_above_0(name: str, value: Any, or_none: str = "") -> None:
+    """Raises ValueError unless `value` is a finite number above 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}{or_none}")
 
 
 def _promise(settings: pd.DataFrame, slo: str | None) -> str:

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from benchlib.questions.settings.judge import (
+    NEEDED_COLUMNS,
     NO_TIME,
     capacity_ratio,
     decide,
@@ -208,13 +209,70 @@ def test_without_a_bound_above_zero_no_fleet_is_named(setting):
     [
         ({"slo": "fast"}, "slo: 'fast'"),
         ({"slo": "p95 < 3 s"}, "slo: the capacities are for p95 < 2 s, not p95 < 3 s"),
-        ({"target_rate": 0}, "target_rate: 0"),
-        ({"price_per_hour": -1}, "price_per_ho"),
+        ({"exact_only": "no"}, "exact_only must be True or False, got 'no'"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(setting, changes, words):
     with pytest.raises(ValueError, match=f"^{words}"):
         judged(setting, setting.row("a", 5.0), **changes)
+
+
+@pytest.mark.parametrize("name", ["target_rate", "price_per_hour", "memory_limit_gib"])
+@pytest.mark.parametrize("value", [0, -1, math.nan, -math.inf, "4", True, 10**400])
+def test_a_rate_price_or_limit_is_a_number_above_0(setting, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be a finite number above 0, got "):
+        judged(setting, setting.row("a", 5.0), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["target_rate", "price_per_hour"])
+def test_no_rate_and_no_price_is_endless(setting, name):
+    with pytest.raises(ValueError, match=f"^{name} must be a finite number above 0, got inf"):
+        judged(setting, setting.row("a", 5.0), **{name: math.inf})
+
+
+def test_a_target_rate_is_needed(setting):
+    with pytest.raises(ValueError, match=r"^target_rate must be a finite number above 0, got None"):
+        judged(setting, setting.row("a", 5.0), target_rate=None)
+
+
+@pytest.mark.parametrize("limit_gib", [None, math.inf])
+def test_without_a_limit_any_known_memory_will_do(setting, limit_gib):
+    rows = setting.row("a", 9.0, memory_gib=900.0), setting.row("b", 5.0)
+    assert judged(setting, *rows, memory_limit_gib=limit_gib).best == "a, serial"
+    assert judged(setting, *rows).best == "b, serial"
+
+
+def test_a_frame_that_is_not_one_of_settings_is_refused(setting):
+    frame = setting.frame(setting.row("a", 5.0))
+    for bad, words in (
+        (None, "settings must be a frame, got NoneType; give the frame of bl.try_settings"),
+        (pd.DataFrame(), "settings has no column setting; give the frame of bl.try_settings"),
+        (frame.drop(columns="promise"), "settings has no column promise; give the frame of"),
+        (frame.iloc[:0], "settings is empty; give the frame of bl.try_settings, which has"),
+    ):
+        with pytest.raises(ValueError, match=f"^{words}"):
+            decide(bad, memory_limit_gib=4.0)
+
+
+def test_a_setting_that_is_given_twice_is_refused(setting):
+    rows = setting.row("a", 5.0), setting.row("b", 4.0), setting.row("a", 6.0)
+    with pytest.raises(
+        ValueError, match=r"^settings: 'a, serial' has more than one row; leave one"
+    ):
+        judged(setting, *rows)
+
+
+@pytest.mark.parametrize("name", NEEDED_COLUMNS)
+def test_each_column_that_the_choice_rests_on_is_named(setting, name):
+    frame = setting.frame(setting.row("a", 5.0)).drop(columns=name)
+    with pytest.raises(ValueError, match=f"^settings has no column {name}; "):
+        decide(frame, memory_limit_gib=4.0)
+
+
+def test_the_choice_needs_no_other_column(setting):
+    rows = setting.row("a", 5.0, **CONFIRMED), setting.row("b", 4.9)
+    frame = setting.frame(*rows)[list(NEEDED_COLUMNS)]
+    assert str(decide(frame, memory_limit_gib=4.0)).startswith("Run a, serial")
 
 
 def test_the_same_promise_in_other_words_is_accepted(setting):
