@@ -30,7 +30,7 @@ def test_a_slow_stretch_is_found_where_it_was():
     ratio = noise(100)
     ratio[40:50] *= 1.3
     found = misfit.slow_window(ratio, np.arange(100.0), by_chance(ratio))
-    assert "to 49 s took 31% longer" in found.words
+    assert "to 49 s took 31 % longer" in found.words
     # The window has 12 of 100 images; up to 5.57 times as many may come.
     assert found.share == pytest.approx(0.31 * 5.57 * 0.12, rel=0.05)
 
