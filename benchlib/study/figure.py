@@ -15,7 +15,7 @@ import re
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from matplotlib import pyplot, rc_context
@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from benchlib.rows import PARTS
 from benchlib.study import latency
@@ -197,6 +197,51 @@ def whole_ticks(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(**_TICKS, integer=True))
 
 
+def ratio_axis(ax: Axes, name: Literal["x", "y"], below: str, above: str) -> None:
+    """Makes an axis of ratios logarithmic, so that a half is as far from 1 as a double.
+
+    `below` and `above` say what ratios below and above 1 are: "better", "worse". They stand at the
+    axis's ends. The limits are those that the axis has now.
+    """
+    # 1) The scale, with ticks in plain numbers.
+    if name == "x":
+        axis: Axis = ax.xaxis
+        ax.set_xscale("log")
+        ticks = _ratio_ticks(*ax.get_xlim())
+    else:
+        axis = ax.yaxis
+        ax.set_yscale("log")
+        ticks = _ratio_ticks(*ax.get_ylim())
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.6g}"))
+    axis.set_minor_locator(NullLocator())
+
+    # 2) Both ends in words: over an x-axis's plot, and within a y-axis's.
+    style: dict[str, Any] = {"transform": ax.transAxes, "fontsize": "small", "color": GREY}
+    if name == "x":
+        ax.text(0, 1.01, f"← {below}", ha="left", va="bottom", **style)
+        ax.text(1, 1.01, f"{above} →", ha="right", va="bottom", **style)
+        return
+    style["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+    ax.text(0.005, 0.985, f"↑ {above}", va="top", **style)
+    ax.text(0.005, 0.015, f"↓ {below}", va="bottom", **style)
+
+
+def _ratio_ticks(low: float, high: float) -> list[float]:
+    """Returns readable ratios from `low` to `high`, at most about ten."""
+    if high < 3 * low:
+        ticks = MaxNLocator(**_TICKS).tick_values(low, high)
+        return [float(tick) for tick in ticks if low <= tick <= high]
+    digits: tuple[float, ...] = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+    if high > 10 * low:
+        digits = (1.0, 2.0, 5.0)
+    if high > 1000 * low:
+        digits = (1.0,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    readable = [digit * 10.0**power for power in powers for digit in digits]
+    return [tick for tick in readable if low <= tick <= high]
+
+
 def _alt(figure: Figure) -> str:
     return " ".join(str(ax.get_label()) for ax in figure.axes)
 
@@ -312,17 +357,20 @@ def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
     Letters are darker than their line (see ink). A label moves up where it would cover the one
     below, and down where its line leaves the axes at their top.
     """
-    lowest, top = ax.get_ylim()
     points = 72 * ax.get_window_extent().height / ax.figure.dpi
-    line_height = 14 * (top - lowest) / points  # of a small line, with air
+    line_height = 14 / points  # of a small line, with air, as a share of the axes
+    left, _ = ax.get_xlim()
+    share_of_axes = ax.transData - ax.transAxes  # the scale may be logarithmic
+    lowest = 0.0
     for height, text, colour in sorted(labels):
-        lowest = max(lowest, min(height, top))
+        _, share = share_of_axes.transform((left, height))
+        lowest = max(lowest, min(share, 1.0))
         ax.text(
             1.01,
             lowest,
             text,
             color=ink(colour),
-            transform=ax.get_yaxis_transform(),
+            transform=ax.transAxes,
             va="center",
             fontsize="small",
         )

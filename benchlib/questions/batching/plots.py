@@ -43,7 +43,8 @@ NO_GAIN = 1.05
 NO_PAIRS = "no two valid runs of the same requests"
 
 MOST_FORETOLD = 3.0
-"""A foretold line may leave the plot above so many times serial's latency."""
+LEAST_FORETOLD = 0.05
+"""A foretold line may leave the plot above and below so many times serial's latency."""
 
 MIN_STAIR = 20
 """The fewest requests of a policy's stair: fewer have no 95th percentile."""
@@ -493,10 +494,13 @@ def gain(
     # 2) The limits: a wide interval must not press all marks onto the axis.
     foretold_top = min(MOST_FORETOLD, means["ratio"].max()) if len(means) else 0.0
     top = 1.15 * max([1.3, foretold_top, *gains["ratio"]])
-    ax.set(xlim=(0, 1.05 * max(rates)), ylim=(0, top))
-    pairs = [*gains["interval"], *means["interval"]]
-    if any(pair is not None and pair[1] > top for pair in pairs):
-        ax.set_ylabel("latency, in multiples of serial's (intervals cut at the top)")
+    foretold_bottom = max(LEAST_FORETOLD, means["ratio"].min()) if len(means) else 1.0
+    bottom = min([1 / 1.3, foretold_bottom, *gains["ratio"]]) / 1.15
+    ax.set(xlim=(0, 1.05 * max(rates)), ylim=(bottom, top))
+    figure.ratio_axis(ax, "y", "better", "worse")
+    pairs = [pair for pair in [*gains["interval"], *means["interval"]] if pair is not None]
+    if any(low < bottom or high > top for low, high in pairs):
+        ax.set_ylabel("latency, in multiples of serial's\n(intervals cut at the edge)")
     figure.label_at_right(ax, labels)
 
     # 3) What was found.

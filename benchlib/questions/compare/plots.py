@@ -72,7 +72,8 @@ def forest(
 
     Each figure has a line, and its interval is at 95 %. `table` has `study`, `load`, `figure`,
     `ratio`, `low`, `high` and `verdict`, as `compare_studies` makes it. Ratios in the band differ
-    by less than `min_effect`, or if that is None, by less than the figure's own MIN_EFFECTS. If
+    by less than `min_effect`, or if that is None, by less than the figure's own MIN_EFFECTS. The
+    axis is logarithmic, and its ends say which side is better. If
     there are more than MOST lines, only those furthest from 1 are drawn.
     """
     # 1) Reduce.
@@ -96,6 +97,7 @@ def forest(
         yticklabels=names,
         ylim=(len(names) - 0.5, -0.5),
     )
+    figure.ratio_axis(ax, "x", *_sides(shown["figure"]))
     widths = " or ".join(f"{100 * effect:g}" for effect in dict.fromkeys(effects))
     ax.set_xlabel(f"times that of {against}; lines: 95 % intervals; band: within {widths} %")
     # The labels make the axes narrower, and the title must be as narrow as the axes.
@@ -112,6 +114,7 @@ def forest(
         finding,
         f"Forest plot of ratios: {'; '.join(all_lines)}.",
         source=_studies_of(shown, against),
+        pad=20,
     )
 
 
@@ -274,6 +277,7 @@ def nights(
 
     # 3) The axes, and what was found.
     _name_studies(ax, studies)
+    figure.ratio_axis(ax, "y", *_sides(found["figure"]))
     ax.set_ylabel(f"{name},\ntimes that of {studies[0]}")
     ax.set_xlabel(f"study, oldest first; bars: 95 % intervals; band: within {100 * effect:g} %")
 
@@ -399,6 +403,16 @@ def _kind(row: Mapping[Any, Any]) -> Kind:
 def _band(min_effect: float) -> tuple[float, float]:
     """Returns the ratios between which a difference does not matter."""
     return 1 / (1 + min_effect), 1 + min_effect
+
+
+def _sides(figures: pd.Series) -> tuple[str, str]:
+    """Returns what ratios below 1 and above 1 are: a higher throughput is better, the rest worse."""
+    names = figures.unique()
+    if "throughput_images_per_s" not in names:
+        return "better", "worse"
+    if len(names) == 1:
+        return "worse", "better"
+    return "better (throughput: worse)", "worse (throughput: better)"
 
 
 def _interval(row: Mapping[Any, Any]) -> tuple[float, float]:

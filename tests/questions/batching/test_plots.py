@@ -219,7 +219,7 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
     } <= {t.get_text() for t in ax.texts}
     bars = [[tuple(end[1] for end in bar) for bar in one.get_segments()] for one in ax.collections]
     assert bars == [[(0.5, 1.6), (0.3, 0.6)], [(0.45, 0.45)], [(1.1, 1.3), (0.1, 9.0)]]
-    assert "cut at the top" in ax.get_ylabel()
+    assert "cut at the edge" in ax.get_ylabel()
     assert ax.get_ylim()[1] < 2
     plots.save(ax, tmp_path / "figure")
     ratios = {"serial": [1.0, 2.0], "continuous": [1.0, 900.0], "dynamic": [1.1, 1.0]}

@@ -202,3 +202,48 @@ def test_nights_show_the_time_in_the_model_first(made: SimpleNamespace) -> None:
     ax = plots.nights(table=drawn, record=made.record(), studies=["night-1", "night-2"])
     assert ax.get_ylabel() == "time in the model of one image,\ntimes that of night-1"
     assert "band: within 2 %" in ax.get_xlabel()
+
+
+# -- ratio axes
+
+
+def test_a_half_is_as_far_from_one_as_a_double(made: SimpleNamespace) -> None:
+    drawn = table(line("same", ratio=0.5, low=0.45, high=0.55), line(ratio=2.0, low=1.9, high=2.1))
+    forest = plots.forest(table=drawn, record=made.record(), against="night-1")
+    across = [forest.transData.transform((ratio, 0))[0] for ratio in (0.5, 1, 2)]
+    assert across[1] - across[0] == pytest.approx(across[2] - across[1])
+    studies = ["night-1", "night-2"]
+    nights = plots.nights(table=drawn, record=made.record(), studies=studies)
+    up = [nights.transData.transform((0, ratio))[1] for ratio in (0.5, 1, 2)]
+    assert up[1] - up[0] == pytest.approx(up[2] - up[1])
+    for ticks in (forest.get_xticks(), nights.get_yticks()):
+        assert {0.5, 1, 2} <= set(ticks)
+
+
+@pytest.mark.parametrize(
+    ("figures", "ends"),
+    [
+        (["latency_p95_s"], {"← better", "worse →"}),
+        (["latency_p95_s", "memory"], {"← better", "worse →"}),
+        (["throughput_images_per_s"], {"← worse", "better →"}),
+        (
+            ["latency_p95_s", "throughput_images_per_s"],
+            {"← better (throughput: worse)", "worse (throughput: better) →"},
+        ),
+    ],
+)
+def test_the_ends_of_a_forest_say_which_side_is_better(
+    made: SimpleNamespace, figures: list[str], ends: set[str]
+) -> None:
+    drawn = table(*[line(figure=figure) for figure in figures])
+    ax = plots.forest(table=drawn, record=made.record(), against="night-1")
+    assert ends <= {text.get_text() for text in ax.texts}
+
+
+def test_nights_say_which_side_is_better(made: SimpleNamespace) -> None:
+    for figure, above in (("latency_p95_s", "worse"), ("throughput_images_per_s", "better")):
+        drawn = table(line(figure=figure))
+        ax = plots.nights(
+            table=drawn, record=made.record(), studies=["night-1", "night-2"], metric=figure
+        )
+        assert f"↑ {above}" in texts(ax)

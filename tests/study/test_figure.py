@@ -1,0 +1,36 @@
+"""How a figure looks: the axis of ratios, and labels beside it."""
+
+import pytest
+
+from benchlib.study import figure
+
+
+@pytest.mark.parametrize(
+    "limits", [(0.94, 1.24), (0.3, 1.5), (0.05, 3.4), (0.01, 90), (1e-4, 5e4), (0.999, 1.001)]
+)
+def test_ticks_of_ratios_are_few_and_in_plain_numbers(limits: tuple[float, float]) -> None:
+    ax = figure.axes(None)
+    ax.set_xlim(*limits)
+    figure.ratio_axis(ax, "x", "better", "worse")
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    names = [label.get_text() for label in ax.get_xticklabels()]
+    assert 3 <= len(names) <= 12
+    assert "1" in names
+    assert not any("e" in name or "$" in name for name in names)
+
+
+def test_labels_stand_where_lines_end_also_on_a_logarithmic_axis() -> None:
+    ax = figure.axes(None)
+    ax.set_ylim(0.1, 10)
+    figure.ratio_axis(ax, "y", "better", "worse")
+    figure.label_at_right(ax, [(1.0, "in the middle", figure.RED), (0.1, "below", figure.BLUE)])
+    heights = {text.get_text(): text.get_position()[1] for text in ax.texts}
+    assert heights["in the middle"] == pytest.approx(0.5)
+    assert heights["below"] == pytest.approx(0)
+
+
+def test_labels_make_room_for_each_other() -> None:
+    ax = figure.axes(None)
+    figure.label_at_right(ax, [(0.5, "a", figure.RED), (0.5, "b", figure.BLUE)])
+    first, second = (text.get_position()[1] for text in ax.texts)
+    assert second - first > 0.03
