@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchlib import plots
-from benchlib.questions.settings.judge import decide
+from benchlib.questions.settings.judge import Decision, decide
 from benchlib.study.picture_quality import Pair, picture_columns
 
 
@@ -194,7 +194,14 @@ def test_the_decision_says_what_is_not_shown(setting, made):
 @pytest.mark.parametrize("rows", [0, 1, 10_000])
 def test_any_number_of_settings_can_be_drawn(setting, made, rows, tmp_path):
     frame = setting.frame(*(setting.row(f"recipe-{n}", 5.0 + n / 1000) for n in range(rows)))
-    for ax in (plots.ladder(settings=frame, record=made.record()), draw(frame, made)):
+    if rows:
+        decision = decide(frame, memory_limit_gib=4.0)
+    else:
+        decision = Decision(None, None, None, frame.assign(ruled_out=None), "p95 < 2 s", 1.0)
+    for ax in (
+        plots.ladder(settings=frame, record=made.record()),
+        plots.decision(decision=decision, memory_limit_gib=4.0, record=made.record()),
+    ):
         assert ("no data" in words(ax)) == (rows == 0)
         assert title(ax).startswith("tiny model, not SDXL: ")
         if rows < 2:
