@@ -278,14 +278,17 @@ def test_dynamic_waits_no_longer_than_max_wait_ms(start):
 
 def test_warm_up_measures_growing_batches_and_says_so(start):
     engine = start(batching="continuous", sizes=[(64, 64), (128, 64)], max_batch_size=6)
-    assert engine.spec["step_times"] == {
-        size: {
-            "step_s": dict.fromkeys("1248", 0.001),
-            "encode_s": dict.fromkeys("124", 0.001),
-            "decode_s": dict.fromkeys("124", 0.001),
-        }
-        for size in ("64x64", "128x64")
+    curves = {
+        "step_s": dict.fromkeys("1248", 0.001),
+        "encode_s": dict.fromkeys("124", 0.001),
+        "decode_s": dict.fromkeys("124", 0.001),
     }
+    assert engine.spec["step_times"].keys() == {"64x64", "128x64"}
+    for found in engine.spec["step_times"].values():
+        measured = found.pop("measured")
+        assert found == curves
+        assert measured.keys() == curves.keys() | {"others_cpu_cores", "steal_cores"}
+        assert {name: measured[name] for name in curves} == curves
     assert {name: engine.spec[name] for name in ("batching", "max_batch_size", "max_wait_ms", "max_queue")} == {
         "batching": "continuous", "max_batch_size": 6, "max_wait_ms": 5.0, "max_queue": 64,
     }  # fmt: skip
