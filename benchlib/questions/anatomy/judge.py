@@ -293,7 +293,7 @@ def _leak(kib_per_image: tuple[float, float]) -> str:
     return "is not shown to leak"
 
 
-def arithmetic_share(calls: pd.DataFrame) -> pd.DataFrame:
+def arithmetic_share(calls: pd.DataFrame, *, disturbed: str | None = None) -> pd.DataFrame:
     """Returns for each part of `calls` how near it comes to the machine's limit.
 
     `calls` has `part`, `dtype`, `flop` and `time_s`. The limit is the fastest matrix product of the
@@ -304,6 +304,8 @@ def arithmetic_share(calls: pd.DataFrame) -> pd.DataFrame:
     - `tflop_per_s`: the mean of the calls.
     - `share`: the part of `limit_tflop_per_s` that the mean reaches.
     - `share_interval`: its 95 % interval, or None.
+    - `disturbed`: the reason, in words, where other work disturbed the calls. The interval would
+      hold only the error of these calls, and none of what the other work took: it is None.
     """
     timed = calls.assign(tflop_per_s=calls["flop"] / calls["time_s"] / 1e12)
     is_product = timed["part"] == MATMUL
@@ -312,7 +314,9 @@ def arithmetic_share(calls: pd.DataFrame) -> pd.DataFrame:
     for (part, dtype), group in timed[~is_product].groupby(["part", "dtype"], sort=False):
         limit = float(limits[str(dtype)])
         tflop_per_s = float(group["tflop_per_s"].mean())
-        interval = intervals.runs_interval((group["tflop_per_s"] / limit).tolist())
+        interval = None
+        if disturbed is None:
+            interval = intervals.runs_interval((group["tflop_per_s"] / limit).tolist())
         rows.append(
             {
                 "part": part,
@@ -323,6 +327,7 @@ def arithmetic_share(calls: pd.DataFrame) -> pd.DataFrame:
                 "limit_tflop_per_s": limit,
                 "share": tflop_per_s / limit,
                 "share_interval": interval,
+                "disturbed": disturbed,
             }
         )
     return pd.DataFrame(rows)
@@ -444,6 +449,10 @@ def _shown(value: float, interval: tuple[float, float], unit: str) -> str | None
 
 
 def _share_sentence(share: dict[Any, Any]) -> str:
+    disturbed = share.get("disturbed")
+    if disturbed:
+        subject = f"{share['part']}: its share of this machine's fastest matrix product"
+        return f"{subject} is not shown, as {disturbed} meanwhile."
     interval = share["share_interval"]
     percent = None if interval is None else [100 * end for end in interval]
     reached = words(100 * share["share"], percent, "%")

@@ -24,6 +24,7 @@ from benchlib import telemetry
 from benchlib.budget import Budget, Part
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.bounds import check_number
+from benchlib.other_work import OtherWork
 from benchlib.questions.anatomy.calls import timed_calls
 from benchlib.questions.anatomy.judge import MEMORIES, arithmetic_share, size_name, stage_means
 from benchlib.questions.anatomy.rounds import (
@@ -41,6 +42,7 @@ from benchlib.run import writing
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
+from benchlib.study.busy import TAKEN, suspect_reason
 from benchlib.study.store import Run, RunFolder
 
 STUDY = "time_and_memory"
@@ -230,18 +232,24 @@ def arithmetic(
     The floating point operations of matrix products, convolutions and attention are counted: 2 for
     each multiply and add. The matrix products have the same dtype and threads. In float32 on a GPU
     they may use TF32, if cuDNN's convolutions do.
+
+    Where other processes took too much meanwhile, `disturbed` says so, and no share has an interval.
     """
     side = size or pipe.spec["showcase"]["width"]
     request = _request(side, repeat + 2, seed=0)
     rows: list[Row] = []
+    other_work = OtherWork()
+    other_work.read()
     if budget is None:
         rows = on_torch_thread(timed_calls, pipe, request, repeat)
     elif _has_time(budget, _arithmetic_part(budget, pipe, *_largest_image(run))):
         with budget.measuring(ARITHMETIC), budget.timed(ARITHMETIC):
             rows = on_torch_thread(timed_calls, pipe, request, repeat)
     calls = pd.DataFrame(rows, columns=["part", "dtype", "flop", "time_s"])
+    taken = other_work.read()._asdict()
+    calls = calls.assign(**taken)
     calls.to_parquet(run.path / "arithmetic.parquet")
-    return arithmetic_share(calls)
+    return arithmetic_share(calls, disturbed=suspect_reason(run.record, taken))
 
 
 def _largest_image(run: Run) -> tuple[int, float]:
@@ -356,7 +364,7 @@ def _warm_up(
 
 
 class _Images:
-    """A run that grows image by image: its rows, and the memory after each."""
+    """A run that grows image by image: its rows, and after each the memory and others' CPU."""
 
     def __init__(self, pipe: SDXLPipeline, folder: RunFolder, most: int) -> None:
         self.total = most
@@ -367,7 +375,9 @@ class _Images:
         self._pipe = pipe
         self._folder = folder
         # The array has its full length from the start: a growing list would look like a leak.
-        self.samples = np.full((most, 1 + len(MEMORIES)), np.nan)
+        self.samples = np.full((most, 1 + len(MEMORIES) + len(TAKEN)), np.nan)
+        self._other_work = OtherWork()
+        self._other_work.read()
         self.began_s = time.monotonic()
         self._line_due_s = self.began_s + _LINE_EVERY_S
 
@@ -381,7 +391,8 @@ class _Images:
         with self._folder.rows_path.open("a", encoding="utf-8") as rows:
             rows.write(json.dumps(row) + "\n")
         now_s = time.monotonic()
-        self.samples[self.made] = now_s - self.began_s, *_memory_now_gib(self._pipe)
+        sample = (now_s - self.began_s, *_memory_now_gib(self._pipe), *self._other_work.read())
+        self.samples[self.made] = [math.nan if value is None else value for value in sample]
         self.made += 1
         if phase == "measure":
             self.counted += 1
@@ -457,7 +468,7 @@ def _spec(requests: list[GenerateRequest], label: str) -> dict[str, Any]:
 
 def _telemetry(samples: Any) -> pd.DataFrame:
     """Returns the samples that were taken, as a run's telemetry."""
-    columns = ["time_s", *(f"{name}_gib" for name in MEMORIES)]
+    columns = ["time_s", *(f"{name}_gib" for name in MEMORIES), *TAKEN]
     frame = pd.DataFrame(samples, columns=columns)
     taken = frame[frame["time_s"].notna()]
     return taken.reindex(columns=list(telemetry.COLUMNS))

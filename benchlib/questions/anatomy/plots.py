@@ -507,7 +507,7 @@ def arithmetic_bars(
 ) -> Axes:
     """Draws which share, in percent, of this machine's fastest matrix product each part reaches.
 
-    `shares` is from judge.arithmetic_share.
+    `shares` is from judge.arithmetic_share. Bars that other work disturbed are drawn as measured.
     """
     drawn = shares.iloc[:MOST_BARS]
     ax = figure.axes(ax, height=2.6 + 0.4 * len(drawn))
@@ -553,6 +553,9 @@ def arithmetic_bars(
         for row, share, interval in zip(rows, percent, found, strict=True)
     ]
     finding = f"{' and '.join(reached[:2])} of this machine's fastest matrix product"
+    disturbed = rows[0].get("disturbed")
+    if disturbed:
+        finding = f"the arithmetic's share is not shown: {disturbed} while it was timed"
     return _finish(ax, record, finding, f"Bars, with the limit at 100 %: {'; '.join(reached)}.")
 
 

@@ -147,6 +147,14 @@ def test_the_share_of_the_limit_by_hand() -> None:
     assert row["share"] == pytest.approx(0.4)
     low, high = row["share_interval"]
     assert low < 0.4 < high
+    assert row["disturbed"] is None
+    (beside,) = judge.arithmetic_share(calls, disturbed="others took 1.3 cores").to_dict("records")
+    assert beside["share"] == row["share"], "the number stays as it was measured"
+    assert beside["share_interval"] is None
+    assert judge._share_sentence(beside) == (
+        "UNet step: its share of this machine's fastest matrix product is not shown, as others took "
+        "1.3 cores meanwhile."
+    )
 
 
 def answer(made: SimpleNamespace, images: pd.DataFrame, rss_gib: Any) -> str:

@@ -15,6 +15,7 @@ from benchlib import (
     load_run,
     watch_memory,
 )
+from benchlib.other_work import Taken
 from benchlib.questions.anatomy import measure
 from benchlib.questions.anatomy.judge import MATMUL, judge_images, launch_shares, memory_growth
 from benchlib.questions.anatomy.rounds import WARM_IMAGES
@@ -132,6 +133,17 @@ def test_the_arithmetic_is_counted_and_grows_with_the_image(pipe, run):
     small, large = (shares[size].loc["VAE decode", "tflop"] for size in (64, 128))
     assert 3.9 < large / small < 4.5, "convolutions grow with the pixels, attention faster"
     assert (shares[128]["share"] > 0).all()
+    assert {"others_cpu_cores", "steal_cores"} < set(calls.columns)
+
+
+def test_other_work_beside_the_images_and_the_arithmetic_is_kept(pipe, run, monkeypatch):
+    others = run.telemetry["others_cpu_cores"].dropna()
+    assert (others >= 0).all()
+    assert run.record["outcome"]["others_cpu_cores"] == run.summary()["others_cpu_cores"]
+    monkeypatch.setattr("benchlib.other_work.OtherWork.read", lambda _: Taken(1000.0, None))
+    shares = arithmetic(pipe, run, size=64, repeat=6)
+    assert shares["share_interval"].isna().all()
+    assert shares["disturbed"].str.startswith("other processes took 1,000 of ").all()
 
 
 def test_of_compiled_networks_the_stock_ones_are_counted(run, monkeypatch):

@@ -135,3 +135,21 @@ def test_the_limit_of_a_leak_is_drawn_where_a_leak_can_be_told(
     for line in limits:
         first, last = line.get_ydata()
         assert last - first == pytest.approx(2 * (samples - samples // 4) / 1024)
+
+
+def test_disturbed_arithmetic_is_drawn_as_measured_and_not_claimed(made: SimpleNamespace) -> None:
+    share = {
+        "part": "UNet step",
+        "dtype": "float32",
+        "tflop_per_s": 0.004,
+        "limit_tflop_per_s": 0.2,
+        "share": 0.02,
+        "share_interval": None,
+        "disturbed": "other processes took 1.31 of 2 cores (limit: 0.5)",
+    }
+    ax = plots.arithmetic_bars(shares=pd.DataFrame([share]), record=made.record())
+    assert title(ax) == (
+        "tiny model, not SDXL: the arithmetic's share is not shown: other processes took 1.31 of 2 "
+        "cores (limit: 0.5) while it was timed"
+    )
+    assert ax.patches[0].get_width() == pytest.approx(2)
