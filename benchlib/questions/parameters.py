@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchlib.questions.capacity.load_parts import MOST_USERS
 from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
 
@@ -311,7 +312,7 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
         "images": _count,
     },
     "03_load": {
-        "users": _list_of(_count),
+        "users": _list_of(_number(1, MOST_USERS, whole=True)),
         "rates": _or_none(_list_of(_positive)),
         "slo": _or_none(_plotted_promise),
         "batching": _one_of("serial", "dynamic", "continuous"),

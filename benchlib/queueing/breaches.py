@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 LEAST_IMAGES = 20
 """Fewer services carry no estimate."""
+MOST_LOST = 0.05
+"""More requests that failed or waited in vain leave no estimate, as a share."""
 SEED = 20_261_127
 
 

@@ -26,6 +26,7 @@ from benchlib.cell_view import CellView, ShownInCell
 from benchlib.load.bounds import check_number
 from benchlib.queueing.breaches import (
     LEAST_IMAGES,
+    MOST_LOST,
     SEED,
     breaches_of_runs,
     inflation_of,
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 MOST_MISFIT = 0.25
 """An estimate that had to be widened by more than this share is refused."""
-MOST_LOST = 0.05
-"""More requests that failed or waited in vain leave no estimate, as a share."""
 LEAST_RATE = 1e-6
 """At a lower rate the moments of a simulation are too large to hold latencies exactly."""
 UNLOADED_SHARE = 0.06
@@ -327,8 +326,7 @@ class Calibration(ShownInCell):
         limit_s = goal.latency_s
         found = self._highest_rate(limit_s, goal.q)
         if found is None:
-            note = f"a request that has the server to itself takes {number(self.service_s)} s"
-            return PredictedCapacity(None, None, note=note, **facts)
+            return PredictedCapacity(None, None, note=self._why_none(goal), **facts)
 
         # 2) The misfit: a promise and services that are off by its share
         rate, slope, of_simulation = found
@@ -346,6 +344,13 @@ class Calibration(ShownInCell):
             min(high * math.exp(1.96 * error), most * k),
         )
         return PredictedCapacity(rate, interval, note=str(self), **facts)
+
+    def _why_none(self, goal: Slo) -> str:
+        """Why even requests that have the server to themselves break a promise."""
+        if self.service_s > goal.latency_s:
+            return f"a request that has the server to itself takes {number(self.service_s)} s"
+        late = f"more than {100 * (1 - goal.q):.3g} % of the requests"
+        return f"{late} take longer even if they have the server to themselves"
 
     def replay(self, run: Run) -> pd.DataFrame:
         """A run's images beside the simulation of its very arrivals; times in seconds.

@@ -230,3 +230,9 @@ def test_a_notebook_stops_at_a_bad_parameter_before_it_does_anything(notebook, n
     cells[name] = value
     with pytest.raises(ValueError, match=rf"^{name}(\[\d\])? must "):
         exec(check, cells)
+
+
+def test_more_users_than_can_be_foretold_are_refused():
+    given = accepted("03_load") | {"users": [4, 2001]}
+    with pytest.raises(ValueError, match=r"^users\[1\] must be a whole number from 1 to 2000"):
+        bl.check_parameters("03_load", **given)

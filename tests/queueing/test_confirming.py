@@ -76,3 +76,17 @@ def test_a_typical_run_is_about_as_harsh_as_the_long_run(calibration):
     seed = typical_seed(calibration, arrivals, 60, slo=SLO, first=3)
     assert 3 <= seed < 23
     assert typical_seed(calibration, arrivals, 60, slo=SLO, first=3) == seed
+
+
+def test_a_run_that_lost_many_requests_judges_nothing(calibration):
+    run = simulated_run("serial", rate=0.6, requests=60, seed=2)
+    requests = run.requests.copy()
+    requests.loc[10:29, "error"] = "503: the queue is full"
+    judged = confirmation(calibration, replace(run, requests=requests), slo=SLO)
+    assert (judged.verdict, judged.reason) == ("not judged", "33% of its requests got no image")
+
+
+def test_an_overload_has_typical_arrivals_too(calibration):
+    arrivals = OpenLoop(20 * calibration.most_images_per_s)
+    seeds = {typical_seed(calibration, arrivals, n, slo=SLO) for n in (40, 80)}
+    assert seeds <= set(range(20))

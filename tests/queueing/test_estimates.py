@@ -452,3 +452,11 @@ def test_a_server_of_batches_of_one_needs_no_shared_steps(shared):
 @pytest.mark.parametrize(("images", "words"), [(1, "1 image shows too"), (2, "2 images show too")])
 def test_too_few_images_are_counted_in_grammar(images, words):
     assert words in str(calibrate(simulated_run("serial", rate=0.75, requests=images)))
+
+
+def test_a_promise_that_the_slowest_images_break_says_so():
+    run = simulated_run("serial", rate=0.5, requests=60, noise="lognormal 30 %")
+    calibration = calibrate(run)
+    found = calibration.capacity(f"p99 < {1.05 * calibration.service_s:.3f} s")
+    assert found.rate is None
+    assert "more than 1 % of the requests take longer even if they have the server" in found.note

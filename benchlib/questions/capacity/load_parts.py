@@ -5,6 +5,7 @@ Knows shares of a capacity and the budget's parts. Ignorant of how a run is made
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from benchlib.budget import Part
@@ -35,6 +36,8 @@ USERS_IMAGES = (20, 60)
 WORTH = {CALIBRATE: 10.0, CONFIRM: 5.0, ABOVE: 3.0}
 WORTH_OF_USERS = 1.0
 WARMUP_IMAGES = 3
+MOST_USERS = 2000
+"""More users would get too few of the simulated images each (see Calibration.user_throughput)."""
 
 
 def rates_to_confirm(
@@ -48,11 +51,22 @@ def rates_to_confirm(
     other. The user's `given` rates replace both.
     """
     if given is not None:
-        return [(AT_RATE.format(number(rate)), rate) for rate in given]
+        return [(AT_RATE.format(name), rate) for name, rate in _named(given)]
     low, high = interval or (capacity, capacity)
     below = max(LOWEST_SHARE * capacity, min(CONFIRM_AT * capacity, low))
     above = min(HIGHEST_SHARE * capacity, max(ABOVE_AT * capacity, high))
     return [(CONFIRM, below), (ABOVE, above)]
+
+
+def _named(rates: Sequence[float]) -> list[tuple[str, float]]:
+    """Each rate behind its name: three digits, or as many as tell the rates apart."""
+    ways = (number, "{:.6g}".format, repr)
+    names: list[str] = []
+    for way in ways:
+        names = [way(rate) for rate in rates]
+        if len(set(names)) == len(set(rates)) and "0" not in names:
+            break
+    return list(zip(names, rates, strict=True))
 
 
 def least_images(name: str) -> tuple[int, ...]:
@@ -60,20 +74,28 @@ def least_images(name: str) -> tuple[int, ...]:
     return LEAST_IMAGES.get(name, LEAST_IMAGES[CONFIRM])
 
 
-def part_at_rate(name: str, rate: float, run_s: float, least: int = LEAST_ESTIMATE) -> Part:
+def part_at_rate(
+    name: str,
+    rate: float,
+    run_s: float,
+    least: int = LEAST_ESTIMATE,
+    most_images_per_s: float = math.inf,
+) -> Part:
     """The part of an open loop at `rate` that needs `least` images.
 
-    A run takes `run_s` seconds besides its arrivals.
+    A run takes `run_s` seconds besides its images. They come at `rate`, but are made at
+    `most_images_per_s` at most: a run waits for the last one.
     """
     kind = name if name in MOST_IMAGES else CONFIRM
-    overhead_s = run_s + WARMUP_IMAGES / rate
+    image_s = 1 / min(rate, most_images_per_s)
+    overhead_s = run_s + WARMUP_IMAGES * image_s
     return Part(
         name,
-        seconds=overhead_s + MOST_IMAGES[kind] / rate,
-        least_s=overhead_s + least / rate,
+        seconds=overhead_s + MOST_IMAGES[kind] * image_s,
+        least_s=overhead_s + least * image_s,
         worth=WORTH[kind],
         overhead_s=overhead_s,
-        image_s=1 / rate,
+        image_s=image_s,
         needs=None if name == CALIBRATE else CALIBRATE,
     )
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from benchlib.budget import Budget, Part, PlannedPart
 from benchlib.load.arrivals import MOST_IN_FLIGHT, Arrivals, ClosedLoop, OpenLoop
+from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
 from benchlib.load.workload import Workload
 from benchlib.questions.capacity.load_parts import (
@@ -31,6 +32,7 @@ from benchlib.questions.capacity.load_parts import (
     CALIBRATE_AT,
     CONFIRM,
     LEAST_ESTIMATE,
+    MOST_USERS,
     WARMUP_IMAGES,
     least_images,
     part_at_rate,
@@ -94,6 +96,8 @@ LOWEST_RATE = 0.01
 LEAST_SHARE = 0.4
 """The capacity counts as this share of the highest throughput at least, when runs are planned."""
 USERS_SIMULATED = 4000
+IMAGES_OF_A_USER = 10
+"""So many images are simulated for the foretold users, or so many for each of them."""
 SEEDS_APART = 1000
 """No two runs choose among the same seeds."""
 
@@ -136,8 +140,18 @@ def plan_capacity(
 
     Without `slo` the promise is that 95 % of the images come within 4 times that time. Without
     `budget_min` the plan takes the profile's minutes (see MINUTES).
+
+    Raises ValueError, naming the argument, before an image is made.
     """
     from benchlib.serving.schemas import GenerateRequest
+    from benchlib.study.slo import Slo
+
+    if profile not in MINUTES:
+        raise ValueError(f"profile must be one of {', '.join(MINUTES)}, got {profile!r}")
+    if budget_min is not None:
+        check_number("budget_min", budget_min, 0, above=True)
+    if slo is not None:
+        Slo.parse(slo)
 
     # 1) The times of one image
     showcase = pipe.spec["showcase"]
@@ -154,7 +168,7 @@ def plan_capacity(
     return CapacityPlan(
         steps=steps,
         alone_s=alone_s,
-        slo=slo or f"p95 < {4 * min(alone_s):.3f} s",
+        slo=slo or f"p95 < {max(0.001, 4 * min(alone_s)):.3f} s",
         minutes=budget_min or MINUTES[profile],
     )
 
@@ -194,6 +208,9 @@ class LoadTest:
     def __post_init__(self) -> None:
         from benchlib.queueing.estimates import foretell
 
+        _check_list("users", self.users, low=1, high=MOST_USERS, whole=True)
+        if self.rates is not None:
+            _check_list("rates", self.rates, low=0, above=True)
         usual_s = _without_pauses(self.plan.alone_s)
         self.calibration = foretell(self.server.spec, usual_s, self.plan.workload)
         with np.errstate(invalid="ignore"):
@@ -328,7 +345,8 @@ class LoadTest:
         from benchlib.study.slo import Slo
 
         goal = Slo.parse(self.plan.slo)
-        draws = Draws.of(USERS_SIMULATED, seed=0)
+        length = max(USERS_SIMULATED, IMAGES_OF_A_USER * max(self.users))
+        draws = Draws.of(length, seed=0)
         rows = []
         for people in spread_out(self.users):
             latency_s = self.calibration.lane.user_latencies_s(draws, people)
@@ -436,7 +454,8 @@ class LoadTest:
     def _part_at_rate(self, name: str, rate: float) -> Part:
         """The part of a run at `rate`, with as many images as leave time for one that confirms."""
         run_s = self._cost_s("run")
-        parts = [part_at_rate(name, rate, run_s, least) for least in least_images(name)]
+        most = self.calibration.most_images_per_s
+        parts = [part_at_rate(name, rate, run_s, least, most) for least in least_images(name)]
         free_s = self.budget.left_s - self._reserve_s()
         if name == CALIBRATE:
             free_s -= parts[-1].needed_s
@@ -614,6 +633,14 @@ class LoadTest:
             self.searched = replace(self.searched, runs=tuple(trials))
 
 
+def _check_list(name: str, values: Any, **limits: Any) -> None:
+    """Raises ValueError, naming the value, unless it is a list of numbers within `limits`."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or not len(values):
+        raise ValueError(f"{name} must be a list with at least one value, got {values!r}")
+    for place, value in enumerate(values):
+        check_number(f"{name}[{place}]", value, **limits)
+
+
 def _without_pauses(alone_s: Sequence[float]) -> list[float]:
     """The times of images alone, without those that other work held up.
 
@@ -645,12 +672,16 @@ def find_capacity(
     trial lasts `trial_s` seconds, or as long as `trial_requests` take to arrive, after a warm-up of
     a tenth of that time. It is cut if the last answers take longer than the trial did.
 
-    No trial begins that is longer than the time left of `budget_min` minutes. `api`, and the errors
-    raised, are as in `run_load`.
+    No trial begins that is longer than the time left of `budget_min` minutes. Raises ValueError,
+    naming the argument, and what `run_load` does; `api` is as there.
     """
     from benchlib.study.slo import Slo
 
     goal = Slo.parse(slo)
+    if budget_min is not None:
+        check_number("budget_min", budget_min, 0)
+    check_number("trial_s", trial_s, 0, above=True)
+    check_number("trial_requests", trial_requests, 1, whole=True)
     seeds = count(seed)
     end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
     runs: list[Run] = []

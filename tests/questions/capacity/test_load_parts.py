@@ -36,6 +36,29 @@ def test_given_rates_replace_both():
     ]
 
 
+@pytest.mark.parametrize(
+    ("rates", "names"),
+    [
+        ([1.331, 1.334], ["1.331", "1.334"]),
+        ([0.0004, 1.0], ["0.0004", "1"]),
+        ([1.0, 1.0000000001], ["1.0", "1.0000000001"]),
+        ([1234.5, 2.0], ["1,234", "2"]),
+    ],
+)
+def test_given_rates_have_names_that_tell_them_apart(rates, names):
+    given = rates_to_confirm(2.0, None, rates)
+    assert given == [
+        (f"confirm at {name}/s", rate) for name, rate in zip(names, rates, strict=True)
+    ]
+
+
+def test_above_its_highest_throughput_a_server_makes_images_no_faster():
+    part = part_at_rate("confirm at 100/s", rate=100.0, run_s=4.0, least=30, most_images_per_s=2.0)
+    assert (part.overhead_s, part.least_s, part.image_s) == (5.5, 20.5, 0.5)
+    below = part_at_rate(CONFIRM, rate=1.0, run_s=4.0, most_images_per_s=2.0)
+    assert below.image_s == 1.0
+
+
 def test_a_part_holds_its_images_a_warm_up_and_what_a_run_costs():
     part = part_at_rate(CALIBRATE, rate=2.0, run_s=4.0, least=60)
     assert part.overhead_s == 4 + 1.5

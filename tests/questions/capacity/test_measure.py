@@ -283,6 +283,74 @@ def test_given_rates_are_those_of_the_confirming_runs(bench: Bench) -> None:
     assert {CALIBRATE, ABOVE} & {"confirm at 0.3/s"} == set()
 
 
+def test_a_rate_above_the_saturation_is_planned_by_what_the_server_makes(bench: Bench) -> None:
+    load = bench.load_test(8, rates=[100.0])
+    load.calibrate()
+    table = load.confirm()
+    assert table["verdict"].tolist() == ["calibrates", "confirmed"]
+    _, above = load.at_rates.runs
+    most = load.calibration.most_images_per_s
+    assert bench.points[1].max_s > len(above.requests) / most, "it is not cut while it answers"
+    assert "images at 100/s (" in answer(load)
+
+
+BAD_LISTS = [
+    ({"users": []}, r"users must be a list with at least one value, got \[\]"),
+    ({"users": 4}, "users must be a list with at least one value, got 4"),
+    ({"users": [1, 0]}, r"users\[1\] must be a whole number from 1 to 2000, got 0"),
+    ({"users": [2001]}, r"users\[0\] must be a whole number from 1 to 2000, got 2001"),
+    ({"rates": []}, "rates must be a list with at least one value"),
+    ({"rates": 0.5}, "rates must be a list with at least one value, got 0.5"),
+    ({"rates": [0.5, 0.0]}, r"rates\[1\] must be a finite number above 0, got 0.0"),
+    ({"rates": [float("inf")]}, r"rates\[0\] must be a finite number above 0, got inf"),
+    ({"rates": "fast"}, "rates must be a list with at least one value, got 'fast'"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_LISTS)
+def test_users_and_rates_that_can_not_be_are_named(
+    bench: Bench, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{words}"):
+        bench.load_test(8, **options)
+
+
+def test_many_users_get_images_enough_to_be_foretold(bench: Bench) -> None:
+    foretold = bench.load_test(8, users=[1000]).foretold_users()
+    most = foretold.iloc[-1]
+    assert most["users"] == 1000
+    assert most["images_per_s"] == pytest.approx(1 / 0.795, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"profile": "quik"}, "profile must be one of quick, full, got 'quik'"),
+        ({"budget_min": 0}, "budget_min must be a finite number above 0, got 0"),
+        ({"budget_min": float("nan")}, "budget_min must be a finite number above 0, got nan"),
+        ({"slo": "fast"}, "slo: 'fast' is not understood"),
+    ],
+)
+def test_a_plan_that_can_not_be_makes_no_image(options: dict[str, Any], words: str) -> None:
+    pipe: Any = Pipe()
+    with pytest.raises(ValueError, match=f"^{words}"):
+        plan_capacity(pipe, **{"profile": "quick"} | options)
+    assert not pipe.requests
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget_min": float("nan")}, "budget_min must be a finite number of 0 or more, got nan"),
+        ({"trial_s": 0}, "trial_s must be a finite number above 0, got 0"),
+        ({"trial_requests": 0}, "trial_requests must be a whole number of 1 or more, got 0"),
+    ],
+)
+def test_a_search_that_can_not_be_makes_no_trial(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{words}"):
+        measure.find_capacity("http://127.0.0.1:9", **options)
+
+
 def test_a_promise_that_no_rate_keeps_is_said(bench: Bench) -> None:
     load = bench.load_test(8)
     load.plan = replace(PLAN, slo="p95 < 0.5 s")
