@@ -179,6 +179,18 @@ def test_a_pipeline_and_a_server_say_what_they_are(tiny: Any) -> None:
     assert Shown(server).text == "shown: stopped; start() starts it"
 
 
+def test_what_was_made_shows_its_times(tiny: Any) -> None:
+    request = benchlib.GenerateRequest(
+        prompt=EVIL, num_inference_steps=2, width=64, height=64, seed=1
+    )
+    one = tiny.generate(request)
+    assert_short(one)
+    shown = Shown(one)
+    assert shown.words[0].startswith("1 image in ")
+    assert [row[0] for row in shown.rows] == ["encode", "denoise", "decode", "more"]
+    assert repr(tiny.generate([request, request])).startswith("<GenerateResult: 2 images in ")
+
+
 # ---- answers
 
 

@@ -544,7 +544,16 @@ def test_an_interrupted_cell_leaves_its_name_bound_to_what_was_measured(kernel, 
     _, printed = kernel.run("print([run.record['status'] for run in study.runs])")
     assert printed.strip() == "['interrupted']"
 
-    # 3) In a block of a budget, the block ends.
+    # 3) A search, in its first trial
+    search = (
+        f"bl.find_capacity({fake.url!r}, trial_s=600, study='trials', results={str(tmp_path)!r})"
+    )
+    status, _ = kernel.run(f"found = {search}", stop=has_rows("trials"))
+    assert status == "ok"
+    _, printed = kernel.run("print(found.note, [run.record['status'] for run in found.runs])")
+    assert printed.strip() == "it was interrupted ['interrupted']"
+
+    # 4) In a block of a budget, the block ends.
     block = "budget = bl.Budget(30)\nwith budget.measuring('mine'):\n"
     block += f"    {load.replace('one', 'block')}\n    print('not reached')"
     status, printed = kernel.run(block, stop=has_rows("block"))

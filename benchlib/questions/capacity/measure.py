@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchlib.budget import Budget, Part, PlannedPart
+from benchlib.budget import Budget, Part, PlannedPart, budget_of_cell
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.load.arrivals import MOST_IN_FLIGHT, Arrivals, ClosedLoop, OpenLoop
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
@@ -173,8 +174,8 @@ def plan_capacity(
     )
 
 
-@dataclass
-class LoadTest:
+@dataclass(repr=False)
+class LoadTest(ShownInCell):
     """One server under load, part by part, within what is left of `budget`.
 
     `users` are the closed loops to foretell and to make. `rates` are the rates (images/s) at which
@@ -220,6 +221,17 @@ class LoadTest:
         """What is foretold before any load, and the plan of all parts."""
         planned = self.budget.plan(self._parts(), reserve_s=self._reserve_s())
         return f"{self.plan}\nBefore any load: {self.capacity}\n{planned}"
+
+    def _view(self) -> CellView:
+        runs = len(self._calibrating) + len(self._confirming) + len(self._crowds)
+        rows = [
+            ("the promise", self.plan.slo),
+            ("calibration", str(self.calibration)),
+            ("runs made", f"{runs}"),
+            ("minutes left", f"{self.budget.left_s / 60:.1f}"),
+            ("more", "calibrate(), confirm(), send_users(), comparison(), curve()"),
+        ]
+        return CellView(str(self.capacity), rows)
 
     # ---- the parts
 
@@ -672,8 +684,9 @@ def find_capacity(
     trial lasts `trial_s` seconds, or as long as `trial_requests` take to arrive, after a warm-up of
     a tenth of that time. It is cut if the last answers take longer than the trial did.
 
-    No trial begins that is longer than the time left of `budget_min` minutes. Raises ValueError,
-    naming the argument, and what `run_load` does; `api` is as there.
+    No trial begins that is longer than the time left of `budget_min` minutes. In a notebook, an
+    interrupt ends the search, and what it has found is returned. Raises ValueError, naming the
+    argument, and what `run_load` does; `api` is as there.
     """
     from benchlib.study.slo import Slo
 
@@ -685,6 +698,7 @@ def find_capacity(
     seeds = count(seed)
     end_s = math.inf if budget_min is None else time.monotonic() + 60 * budget_min
     runs: list[Run] = []
+    budget = budget_of_cell(results)
     with writing(results, study, on_progress) as writer:
 
         def judge(rate: float) -> str | None:
@@ -706,11 +720,15 @@ def find_capacity(
                 seed=next(seeds),
                 api=api,
             )
-            run = writer.measure(point, target)
+            run = writer.measure(point, target, budget)
             runs.append(run)
+            if budget is not None and budget.interrupted:
+                return None
             return _verdict(goal, run)
 
         found = find_highest(judge, start=start_rate, precision=precision)
+    if budget is not None and budget.interrupted:
+        found = replace(found, note="it was interrupted")
     if not runs:
         first_s = 1.1 * max(trial_s, trial_requests / start_rate)
         needed_min = math.ceil(10 * first_s / 60) / 10

@@ -34,6 +34,7 @@ from benchlib.serving.model.memory import (
     peak_memory,
     reset_peak_memory,
 )
+from benchlib.serving.model.model_views import view_of_images, view_of_pipeline
 from benchlib.serving.model.prompts import embed_prompts
 from benchlib.serving.model.recipes import Recipe, apply_recipes
 from benchlib.serving.model.schedulers import Schedules
@@ -52,8 +53,8 @@ class Timings:
     step_s: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class GenerateResult:
+@dataclass(frozen=True, repr=False)
+class GenerateResult(ShownInCell):
     """The images and seeds in the order of the requests, the times, and the memory peak."""
 
     images: list[Image]
@@ -65,6 +66,9 @@ class GenerateResult:
     def peak_memory_gib(self) -> float | None:
         """On CUDA the allocator's peak, on a CPU the process's peak RSS, else None."""
         return self.memory.headline_gib
+
+    def _view(self) -> CellView:
+        return view_of_images(len(self.images), self.timings)
 
 
 class SDXLPipeline(ShownInCell):
@@ -123,18 +127,7 @@ class SDXLPipeline(ShownInCell):
         }
 
     def _view(self) -> CellView:
-        spec = self.spec
-        usual = spec["showcase"]
-        answer = f"{spec['model']} on {self.device}, {spec['weights_gib']:.3g} GiB of weights"
-        size = f"{usual['width']}x{usual['height']} pixels"
-        rows = [
-            ("number format", str(spec.get("dtype"))),
-            ("recipe", str(spec.get("recipe"))),
-            ("weights", f"{spec['model_params']:,}"),
-            ("usual image", f"{size}, {usual['num_inference_steps']} steps"),
-            ("more", "pipe.generate(request), bl.serve(pipe), pipe.spec, pipe.diffusers"),
-        ]
-        return CellView(answer, rows)
+        return view_of_pipeline(self.spec)
 
     @cached_property
     def diffusers(self) -> StableDiffusionXLPipeline:

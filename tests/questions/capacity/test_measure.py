@@ -231,6 +231,8 @@ def test_an_interrupt_of_the_search_keeps_its_trials(
     monkeypatch.setattr(measure, "find_capacity", search)
     load = bench.load_test(8)
     load.calibrate()
+    assert repr(load).startswith("<LoadTest: The ")
+    assert "runs made" in load._repr_html_()
     assert load.searched is not None
     assert (load.searched.note, len(load.searched.runs)) == ("it was interrupted", 1)
     assert "No capacity is foretold" in answer(load)

@@ -1,0 +1,41 @@
+"""What a notebook's cell shows of a pipeline and of the images that it made.
+
+Knows a pipeline's spec and timings. Ignorant of HTML (cell_view.py) and of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from benchlib.cell_view import CellView
+
+if TYPE_CHECKING:
+    from benchlib.serving.model.pipeline import Timings
+
+
+def view_of_pipeline(spec: Mapping[str, Any]) -> CellView:
+    """The model, its device and weights; then its number format, recipe and usual image."""
+    usual = spec["showcase"]
+    answer = f"{spec['model']} on {spec['device']}, {spec['weights_gib']:.3g} GiB of weights"
+    size = f"{usual['width']}x{usual['height']} pixels"
+    rows = [
+        ("number format", spec["dtype"]),
+        ("recipe", spec["recipe"]),
+        ("weights", f"{spec['model_params']:,}"),
+        ("usual image", f"{size}, {usual['num_inference_steps']} steps"),
+        ("more", "pipe.generate(request), bl.serve(pipe), pipe.spec, pipe.diffusers"),
+    ]
+    return CellView(answer, rows)
+
+
+def view_of_images(count: int, timings: Timings) -> CellView:
+    """How many images were made, in what time, and the time of each stage."""
+    images = "1 image" if count == 1 else f"{count} images"
+    rows = [
+        ("encode", f"{timings.encode_s:.3g} s"),
+        ("denoise", f"{timings.denoise_s:.3g} s"),
+        ("decode", f"{timings.decode_s:.3g} s"),
+        ("more", "bl.plots.picture(result.images[0], alt=...)"),
+    ]
+    return CellView(f"{images} in {timings.total_s:.3g} s", rows)
