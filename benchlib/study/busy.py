@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TAKEN = ("others_cpu_cores", "steal_cores")
 """The columns of the samples, and the keys of the outcome and the summary."""
+LEAST_STEAL = 0.05
+"""Cores: what a hypervisor takes for itself, all the time, needs no words."""
 MEANING = "Times may be too long."
 
 
@@ -78,7 +80,7 @@ def taken_words(taken: Mapping[str, Any], cores: float) -> str | None:
     if others is None:
         return None
     clause = f"other processes took {number(others)} of {number(cores)} cores"
-    if steal and number(steal) != "0":
+    if steal is not None and steal >= LEAST_STEAL:
         clause += f" and the hypervisor {number(steal)}"
     return clause
 

@@ -448,7 +448,9 @@ def _caption(record: Record, source: str) -> str:
     spec = record["spec"]
     machine = record["machine"]
     arrivals = "" if source else _arrivals(spec["arrivals"])
-    others = None if source else taken_words(record["outcome"] or {}, cores_of(record))
+    others = None
+    if not source and busy_words(record) is None:
+        others = taken_words(record["outcome"] or {}, cores_of(record))
     lines = (
         (_model(spec["target"]), _image(spec["workload"]), arrivals),
         (_hardware(record), machine["gpu"], others),

@@ -46,11 +46,9 @@ def summarise(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -
     are None). It is None for a ramp, and for fewer than 40 rows. `queue_share` is the time in the
     server's queue over all latency. `energy_per_image_j` is what the GPU took in the window over
     the images done in it. `rss_peak_gib` and the `cuda_` peaks are the highest samples of the whole
-    run; `server_peak_gib` is the highest peak that the server itself sent.
-
-    `others_cpu_cores` and `steal_cores` are what other processes and the hypervisor took in the
-    window. Above a limit, `suspect_reason` says so in words: the run is valid, but its times may be
-    too long (see busy.py).
+    run; `server_peak_gib` is the highest peak that the server itself sent. `suspect_reason` says in
+    words that `others_cpu_cores` and `steal_cores` are above a limit: the run is valid, but its
+    times may be too long (see busy.py).
     """
     ok = in_window(requests)
     ok = ok[is_ok(ok)]

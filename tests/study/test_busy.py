@@ -68,6 +68,8 @@ def test_the_limit_is_a_share_of_the_cores_that_may_be_used(made: SimpleNamespac
     assert suspect_reason(record, at_limit) is None
     assert taken_words(at_limit, 2) == "other processes took 0.3 of 2 cores and the hypervisor 0.2"
     assert taken_words(NONE, 2) is None
+    little = {"others_cpu_cores": 0.3, "steal_cores": 0.04}
+    assert taken_words(little, 2) == "other processes took 0.3 of 2 cores"
     above = {"others_cpu_cores": 0.51, "steal_cores": None}
     assert suspect_reason(record, above) == "other processes took 0.51 of 2 cores (limit: 0.5)"
 

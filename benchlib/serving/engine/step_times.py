@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf, log
 from typing import TYPE_CHECKING, Any
 
-from benchlib.other_work import OtherWork, Taken
+from benchlib.other_work import OtherWork
 from benchlib.serving.schemas import GenerateRequest
 
 if TYPE_CHECKING:
@@ -26,25 +26,12 @@ _CURVES = ("step_s", "encode_s", "decode_s")
 
 
 @dataclass(frozen=True)
-class MeasuredTimes:
-    """The curves of StepTimes before they were evened out, and what others took meanwhile.
-
-    `others_cpu_cores` and `steal_cores` are means over the whole measurement: see `other_work`.
-    """
-
-    step_s: Mapping[int, float]
-    encode_s: Mapping[int, float]
-    decode_s: Mapping[int, float]
-    others_cpu_cores: float | None = None
-    steal_cores: float | None = None
-
-
-@dataclass(frozen=True)
 class StepTimes:
     """The cost of one size in seconds.
 
     `step_s` is by rows of the UNet's batch; `encode_s` and `decode_s` are by number of requests.
-    `measured` is what they were evened out from; None for made-up times and those of older runs.
+    `measured` is what they were evened out from, as in a spec: the three curves, and what others
+    took meanwhile (see `other_work`). It is None for made-up times and those of older runs.
 
     Times are interpolated between the measured batches and grow in proportion beyond them. Raises
     ValueError for an empty curve, a batch below 1 or negative seconds.
@@ -53,7 +40,7 @@ class StepTimes:
     step_s: Mapping[int, float]
     encode_s: Mapping[int, float]
     decode_s: Mapping[int, float]
-    measured: MeasuredTimes | None = None
+    measured: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in _CURVES:
@@ -108,13 +95,9 @@ class StepTimesBySize(dict[Size, StepTimes]):
         """
         spec: dict[str, Any] = {}
         for (width, height), times in self.items():
-            curves = _curves_to_spec(times)
+            curves = spec[f"{width}x{height}"] = _curves_to_spec(times)
             if times.measured is not None:
-                curves["measured"] = _curves_to_spec(times.measured) | {
-                    "others_cpu_cores": times.measured.others_cpu_cores,
-                    "steal_cores": times.measured.steal_cores,
-                }
-            spec[f"{width}x{height}"] = curves
+                curves["measured"] = dict(times.measured)
         return spec
 
     @classmethod
@@ -123,29 +106,20 @@ class StepTimesBySize(dict[Size, StepTimes]):
         by_size = cls()
         for size, curves in spec.items():
             width, height = size.split("x")
-            measured = None
-            found = curves.get("measured")
-            if found is not None:
-                taken = {name: found.get(name) for name in Taken._fields}
-                measured = MeasuredTimes(**_curves_from_spec(found), **taken)
-            times = StepTimes(**_curves_from_spec(curves), measured=measured)
+            numbers = {}
+            for part in _CURVES:
+                numbers[part] = {int(n): seconds for n, seconds in curves[part].items()}
+            times = StepTimes(**numbers, measured=curves.get("measured"))
             by_size[int(width), int(height)] = times
         return by_size
 
 
-def _curves_to_spec(times: StepTimes | MeasuredTimes) -> dict[str, Any]:
+def _curves_to_spec(times: StepTimes | _Curves) -> dict[str, Any]:
     spec = {}
-    for name in _CURVES:
-        curve = getattr(times, name)
-        spec[name] = {str(n): seconds for n, seconds in curve.items()}
+    for part in _CURVES:
+        curve = getattr(times, part)
+        spec[part] = {str(n): curve[n] for n in sorted(curve)}
     return spec
-
-
-def _curves_from_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    curves = {}
-    for name in _CURVES:
-        curves[name] = {int(n): seconds for n, seconds in spec[name].items()}
-    return curves
 
 
 def measure_step_times(
@@ -199,12 +173,7 @@ def measure_step_times(
         step_s=_rising(curves.step_s),
         encode_s=_rising(curves.encode_s),
         decode_s=_rising(curves.decode_s),
-        measured=MeasuredTimes(
-            step_s=dict(sorted(curves.step_s.items())),
-            encode_s=dict(sorted(curves.encode_s.items())),
-            decode_s=dict(sorted(curves.decode_s.items())),
-            **other_work.read()._asdict(),
-        ),
+        measured=_curves_to_spec(curves) | other_work.read()._asdict(),
     )
 
 
