@@ -16,6 +16,7 @@ from benchlib.questions.capacity.plots import goodput_curve, hockey_stick, load_
 from benchlib.questions.compare.plots import forest, nights
 from benchlib.questions.settings.plots import decision, ladder, picture_grid
 from benchlib.study.figure import Picture, picture, save, show
+from benchlib.study.machine_over_time import machine_over_time
 from benchlib.study.run_plots import (
     latency_distribution,
     latency_over_time,
@@ -40,6 +41,7 @@ __all__ = [
     "latency_over_time",
     "latency_parts",
     "load_curve",
+    "machine_over_time",
     "memory_bars",
     "memory_over_time",
     "memory_trend",

@@ -157,6 +157,10 @@ def make_telemetry(n: int = 120, *, gpu: bool = False) -> pd.DataFrame:
     if gpu:
         frame["cuda_allocated_gib"] = 6.9 + 3.1 * (random.random(n) > 0.6)
         frame["cuda_reserved_gib"] = 11.2
+        frame["gpu_utilisation"] = 0.6 + 0.4 * random.random(n)
+        frame["gpu_power_w"] = 200 + 400 * frame["gpu_utilisation"]
+        frame["gpu_sm_clock_mhz"] = 1980.0
+        frame["gpu_temperature_c"] = 45 + frame["time_s"]
     return frame
 
 

@@ -58,6 +58,14 @@ def memory(made: SimpleNamespace) -> dict[str, Any]:
     }
 
 
+def machine(made: SimpleNamespace) -> dict[str, Any]:
+    """A run that keeps a GPU at work; nothing was sampled of other processes."""
+    run = rows(made)
+    run["requests"]["sent_s"] = run["requests"]["scheduled_s"]
+    telemetry = made.telemetry(60, gpu=True).assign(others_cpu_cores=np.nan)
+    return run | {"telemetry": telemetry}
+
+
 def loads(made: SimpleNamespace, kind: str, *points: tuple[float, float]) -> Study:
     """A run of 250 images for each load and its spread: an image takes 0.4 s and up to the spread.
 
@@ -264,6 +272,7 @@ PICTURES: dict[
     "latency_distribution": (plots.latency_distribution, rows, {}),
     "latency_parts": (plots.latency_parts, rows, {}),
     "gantts": (plots.gantts, rush, {}),
+    "machine_over_time": (plots.machine_over_time, machine, {}),
     "memory_over_time": (plots.memory_over_time, memory, {}),
     "load_curve": (plots.load_curve, users, {}),
     "foretold_load_curve": (plots.load_curve, foretold_users, {}),

@@ -192,6 +192,24 @@ def panel_below(ax: Axes) -> Axes:
     return lower
 
 
+def panels_below(ax: Axes, count: int, *, above: float) -> list[Axes]:
+    """Returns `count` panels of equal height with one x-axis, in the place of `ax`.
+
+    `ax` keeps the room above them, for the title: `above` times the height of a panel.
+    """
+    place = cast(SubplotSpec, ax.get_subplotspec())
+    grid = place.subgridspec(count + 1, 1, height_ratios=[above, *[1] * count])
+    ax.set_subplotspec(grid[0])
+    panels: list[Axes] = []
+    for row in range(1, count + 1):
+        first = panels[0] if panels else None
+        panels.append(ax.figure.add_subplot(grid[row], sharex=first))
+    for panel in panels:
+        panel.yaxis.set_major_locator(MaxNLocator(**_TICKS))
+        panel.tick_params(labelbottom=panel is panels[-1])
+    return panels
+
+
 def whole_ticks(axis: Axis) -> None:
     """Sets ticks at whole numbers only, for counts."""
     axis.set_major_locator(MaxNLocator(**_TICKS, integer=True))
@@ -435,7 +453,9 @@ def _small_print(ax: Axes, text: str, down: float, **style: Any) -> None:
 def _wrapped(title: str, ax: Axes) -> str:
     """The title in lines of similar length that fit the axes: no last word stands alone."""
     # A number keeps its unit, and a bracket its word.
-    unbroken = re.sub(r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images)", "\u00a0", title)
+    unbroken = re.sub(
+        r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images|W\b|°C|MHz|cores?\b)", "\u00a0", title
+    )
     points = 72 * ax.get_window_extent().width / ax.figure.dpi
     letters = int(0.18 * points)
     lines = 1 + len(unbroken) // letters

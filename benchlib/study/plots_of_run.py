@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchlib.study import run_plots
 from benchlib.study.figure import PathLike, Picture, show
+from benchlib.study.machine_over_time import machine_over_time
 
 if TYPE_CHECKING:
     from benchlib.study.store import Run
@@ -55,4 +56,10 @@ class PlotsOfRun:
             record=run.record,
             requests=run.requests,
         )
+        return show(ax, path)
+
+    def machine_over_time(self, path: PathLike | None = None) -> Picture:
+        """Images/s, requests under way, CPU and GPU: see `bl.plots.machine_over_time`."""
+        run = self.run
+        ax = machine_over_time(telemetry=run.telemetry, requests=run.requests, record=run.record)
         return show(ax, path)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchlib.study import run_plots
+from benchlib import plots
+from benchlib.study import machine_over_time, run_plots
 from benchlib.study.figure import Picture
 from benchlib.study.plots_of_run import PlotsOfRun
 from benchlib.study.store import Run
@@ -43,8 +44,9 @@ def test_a_run_without_a_request_has_a_picture_that_says_so(made: SimpleNamespac
 def test_a_run_has_every_plot_of_one_run(run: Run) -> None:
     drawn = {
         name
-        for name, plot in vars(run_plots).items()
-        if not name.startswith("_") and getattr(plot, "__module__", "") == run_plots.__name__
+        for module in (run_plots, machine_over_time)
+        for name, plot in vars(module).items()
+        if name in plots.__all__ and getattr(plot, "__module__", "") == module.__name__
     }
     assert drawn == set(PLOTS)
     assert repr(run.plot).startswith("<the plots of a run: latency_over_time(), ")

@@ -6,12 +6,11 @@ Knows the names of the policies and their look. Ignorant of how a policy decides
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.gridspec import SubplotSpec
 
 from benchlib.questions.batching.disturbance import disturbance, measured_curves
 from benchlib.questions.batching.judge import ForetoldGains, gain_words
@@ -209,7 +208,8 @@ def gantts(
         return figure.no_data(ax, record, "when each image was made", reason)
 
     # 1) A panel for each policy.
-    panels = _panels_below(ax, len(drawn))
+    panels = figure.panels_below(ax, len(drawn), above=0.25)
+    ax.set_axis_off()
     keys: dict[str, Any] = {}
     ends_s: list[float] = [0.0]
     for panel, (name, one) in zip(panels, drawn.items(), strict=True):
@@ -258,23 +258,6 @@ def first_lanes(requests: pd.DataFrame, lanes: int) -> Lanes:
     first = latency.in_window(requests).head(lanes).reset_index(drop=True)
     parts = latency.breakdown(first).fillna(0).clip(lower=0)
     return Lanes(len(first), first.loc[parts.index], parts)
-
-
-def _panels_below(ax: Axes, count: int) -> list[Axes]:
-    """Returns `count` panels with one time axis.
-
-    `ax` keeps the room above the panels, for the title and one legend.
-    """
-    ratios = [0.25, *[1] * count]
-    place = cast(SubplotSpec, ax.get_subplotspec())
-    grid = place.subgridspec(len(ratios), 1, height_ratios=ratios)
-    ax.set_subplotspec(grid[0])
-    ax.set_axis_off()
-    panels: list[Axes] = []
-    for row in range(1, count + 1):
-        above = panels[0] if panels else None
-        panels.append(ax.figure.add_subplot(grid[row], sharex=above))
-    return panels
 
 
 def _from_first_request(drawn: Mapping[str, Lanes]) -> dict[str, Lanes]:
