@@ -147,8 +147,9 @@ def _of_requests(requests: pd.DataFrame, record: Record) -> list[Panel]:
 def _end_s(requests: pd.DataFrame, record: Record) -> float:
     """When the run ended, in seconds since its start: no row is later."""
     outcome = record["outcome"] or {}
-    last_s = float(requests[["scheduled_s", "done_s"]].max(axis=None)) if len(requests) else 0.0
-    return max(last_s, float(outcome.get("wall_s") or 0.0))
+    times_s = requests[["scheduled_s", "done_s"]].to_numpy(dtype=float)
+    ends_s = [0.0, float(outcome.get("wall_s") or 0.0), *times_s[~np.isnan(times_s)]]
+    return max(ends_s)
 
 
 def images_per_s(done_s: Any, end_s: float) -> Curve:
