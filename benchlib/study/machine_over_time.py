@@ -149,7 +149,7 @@ def _end_s(requests: pd.DataFrame, record: Record) -> float:
     outcome = record["outcome"] or {}
     times_s = requests[["scheduled_s", "done_s"]].to_numpy(dtype=float)
     ends_s = [0.0, float(outcome.get("wall_s") or 0.0), *times_s[~np.isnan(times_s)]]
-    return max(ends_s)
+    return float(max(ends_s))
 
 
 def images_per_s(done_s: Any, end_s: float) -> Curve:
