@@ -43,6 +43,14 @@ CLOCK = Sampled("gpu_sm_clock_mhz", "clock of the GPU", "MHz")
 TEMPERATURE = Sampled("gpu_temperature_c", "temperature of the GPU", "°C")
 OF_GPU = (UTILISATION, POWER, CLOCK, TEMPERATURE)
 SAMPLED = (SERVER_CORES, OTHER_CORES, *OF_GPU)
+COLOURS = (
+    figure.BLUE,
+    figure.GREY,
+    figure.PURPLE,
+    figure.RED,
+    figure.SKY,
+    "black",
+)
 
 
 class Panel(NamedTuple):
@@ -81,46 +89,68 @@ def machine_over_time(
 
     # 2) Draw
     places = figure.panels_below(ax, len(panels), above=0.01)
+    warmup_s = record["spec"]["warmup_s"]
+    ends_s = []
     for place, panel in zip(places, panels, strict=True):
         _draw(place, panel)
-    warmup_s = record["spec"]["warmup_s"]
-    for place in places:
-        if warmup_s:
-            place.axvspan(0, warmup_s, color=figure.GREY, alpha=0.18, linewidth=0)
-    last_s = max(float(np.max(panel.curve[0])) for panel in panels)
-    shaded = " (shaded: warm-up, not counted)" if warmup_s else ""
-    below = f"time since the start of the run, s{shaded}{_not_sampled(telemetry)}"
-    places[-1].set(xlim=(0, last_s), xlabel=below)
+        place.axvspan(
+            0,
+            warmup_s,
+            color=figure.GREY,
+            alpha=0.18,
+            linewidth=0,
+        )
+        times_s, _ = panel.curve
+        ends_s.append(times_s[-1])
+    last_s = float(max(ends_s))
+    *_, lowest = places
+    lowest.set_xlim(0, last_s)
+    lowest.set_xlabel(_below(telemetry, warmup_s))
 
     # 3) Words
-    alt = f"Lines over {number(last_s)} s: {'; '.join(panel.words for panel in panels)}."
+    listed = "; ".join(panel.words for panel in panels)
+    alt = f"Lines over {number(last_s)} s: {listed}."
     finding = _finding(telemetry, requests, record)
     ax.set_axis_off()
-    return figure.finish(ax, record, finding, alt, lowest=places[-1])
+    return figure.finish(
+        ax,
+        record,
+        finding,
+        alt,
+        lowest=lowest,
+    )
 
 
-def _not_sampled(telemetry: pd.DataFrame) -> str:
-    """What has no panel, in a line of its own; nothing where all was sampled."""
-    missing = [sampled for sampled in SAMPLED if not _is_known(telemetry, sampled)]
-    names = [sampled.name for sampled in missing if sampled not in OF_GPU]
-    if set(OF_GPU) <= set(missing):
-        names.append("the GPU")
-    else:
-        names += [sampled.name for sampled in missing if sampled in OF_GPU]
-    return f"\nnot sampled: {', '.join(names)}" if names else ""
+def _below(telemetry: pd.DataFrame, warmup_s: float) -> str:
+    """The words below the time axis; what was not sampled has a line of its own."""
+    words = "time since the start of the run, s"
+    if warmup_s:
+        words += " (shaded: warm-up, not counted)"
+    missing = [sampled.name for sampled in SAMPLED if not _is_known(telemetry, sampled)]
+    of_gpu = [sampled.name for sampled in OF_GPU]
+    if set(of_gpu) <= set(missing):
+        missing = [name for name in missing if name not in of_gpu]
+        missing.append("the GPU")
+    if missing:
+        words += f"\nnot sampled: {', '.join(missing)}"
+    return words
 
 
 def _draw(ax: Axes, panel: Panel) -> None:
     x, y = panel.curve
-    drawn: dict[str, Any] = {"color": panel.colour, "linewidth": 1.2}
-    drawn["rasterized"] = len(x) > MANY_POINTS
-    if panel.is_stair:
-        ax.step(x, y, where="post", **drawn)
-    else:
-        ax.plot(x, y, marker="o" if len(x) == 1 else "", **drawn)
-    highest = float(np.nanmax(y))
-    ax.set_ylim(0, 1.15 * highest or 1)
-    ax.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+    ax.plot(
+        x,
+        y,
+        drawstyle="steps-post" if panel.is_stair else "default",
+        marker="o" if len(x) == 1 else "",
+        color=panel.colour,
+        linewidth=1.2,
+        rasterized=len(x) > MANY_POINTS,
+    )
+    top = 1.15 * float(y.max())
+    ax.set_ylim(0, top or 1)
+    few_ticks = MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
+    ax.yaxis.set_major_locator(few_ticks)
     ax.set_ylabel(panel.unit)
     ax.set_title(panel.words, size=9.5)
 
@@ -131,7 +161,8 @@ def _draw(ax: Axes, panel: Panel) -> None:
 def _of_requests(requests: pd.DataFrame, record: Record) -> list[Panel]:
     """The panels of images/s and of requests under way; none without a request."""
     panels = []
-    done_s = np.sort(requests["done_s"][latency.is_ok(requests)].to_numpy(dtype=float))
+    is_ok = latency.is_ok(requests)
+    done_s = requests["done_s"][is_ok].to_numpy(dtype=float)
     end_s = _end_s(requests, record)
     if len(done_s) >= MIN_RUNS:
         curve = images_per_s(done_s, end_s)
@@ -139,7 +170,8 @@ def _of_requests(requests: pd.DataFrame, record: Record) -> list[Panel]:
         panels.append(Panel(curve, said, "images/s", figure.GREEN, is_stair=True))
     if len(requests):
         curve = under_way(requests, end_s)
-        said = f"requests under way, at most {number(curve[1].max())}"
+        _, counts = curve
+        said = f"requests under way, at most {number(counts.max())}"
         panels.append(Panel(curve, said, "requests", figure.ORANGE, is_stair=True))
     return panels
 
@@ -147,9 +179,10 @@ def _of_requests(requests: pd.DataFrame, record: Record) -> list[Panel]:
 def _end_s(requests: pd.DataFrame, record: Record) -> float:
     """When the run ended, in seconds since its start: no row is later."""
     outcome = record["outcome"] or {}
+    wall_s = float(outcome.get("wall_s") or 0.0)
     times_s = requests[["scheduled_s", "done_s"]].to_numpy(dtype=float)
-    ends_s = [0.0, float(outcome.get("wall_s") or 0.0), *times_s[~np.isnan(times_s)]]
-    return float(max(ends_s))
+    last_s = np.nanmax(times_s, initial=0.0)
+    return max(wall_s, float(last_s))
 
 
 def images_per_s(done_s: Any, end_s: float) -> Curve:
@@ -157,7 +190,8 @@ def images_per_s(done_s: Any, end_s: float) -> Curve:
 
     A stretch has MIN_RUNS images or more on average. The last height is repeated at the end.
     """
-    bins = int(np.clip(len(done_s) // MIN_RUNS, 1, MOST_BINS))
+    stretches = len(done_s) // MIN_RUNS
+    bins = int(np.clip(stretches, 1, MOST_BINS))
     counts, edges = np.histogram(done_s, bins, range=(0, end_s))
     rates = counts / np.diff(edges)
     return edges, np.append(rates, rates[-1])
@@ -165,15 +199,16 @@ def images_per_s(done_s: Any, end_s: float) -> Curve:
 
 def under_way(requests: pd.DataFrame, end_s: float) -> Curve:
     """How many requests had been sent and not yet answered, from each moment on that changes it."""
-    sent_s = requests["sent_s"].dropna().to_numpy(dtype=float)
-    done_s = requests["done_s"][requests["sent_s"].notna()].fillna(end_s).to_numpy(dtype=float)
-    changes = np.concatenate([np.ones(len(sent_s)), -np.ones(len(done_s))])
-    moments_s = np.concatenate([sent_s, done_s])
+    sent = requests[requests["sent_s"].notna()]
+    done_s = sent["done_s"].fillna(end_s)
+    moments_s = np.array([*sent["sent_s"], *done_s], dtype=float)
+    changes = np.repeat([1, -1], len(sent))
     # An answer at the moment of the next request comes first: the user had to have it.
     order = np.lexsort([changes, moments_s])
-    x = np.concatenate([[0.0], moments_s[order], [end_s]])
     counts = np.cumsum(changes[order])
-    return x, np.concatenate([[0.0], counts, counts[-1:]])
+    x = np.array([0.0, *moments_s[order], end_s])
+    y = np.array([0, *counts, 0])
+    return x, y
 
 
 # -- from samples
@@ -181,15 +216,15 @@ def under_way(requests: pd.DataFrame, end_s: float) -> Curve:
 
 def _of_samples(telemetry: pd.DataFrame, record: Record) -> list[Panel]:
     panels = []
-    colours = (figure.BLUE, figure.GREY, figure.PURPLE, figure.RED, figure.SKY, "black")
-    for sampled, colour in zip(SAMPLED, colours, strict=True):
+    for sampled, colour in zip(SAMPLED, COLOURS, strict=True):
         if not _is_known(telemetry, sampled):
             continue
         known = telemetry.dropna(subset=[sampled.column])
-        curve = known["time_s"].to_numpy(), sampled.scale * known[sampled.column].to_numpy()
+        x = known["time_s"].to_numpy()
+        y = sampled.scale * known[sampled.column].to_numpy()
         measured = _in_window(telemetry, sampled, record)
         said = f"{sampled.name}: {_mean_words(measured, sampled.unit)}"
-        panels.append(Panel(curve, said, sampled.unit, colour))
+        panels.append(Panel((x, y), said, sampled.unit, colour))
     return panels
 
 
@@ -219,21 +254,36 @@ def _in_window(telemetry: pd.DataFrame, sampled: Sampled, record: Record) -> pd.
 
 def _finding(telemetry: pd.DataFrame, requests: pd.DataFrame, record: Record) -> str:
     """What the machine did in the measuring window: the GPU's figures, or the process's cores."""
-    known = [sampled for sampled in SAMPLED if _is_known(telemetry, sampled)]
-    values = {sampled: _in_window(telemetry, sampled, record) for sampled in known}
-    values = {sampled: series for sampled, series in values.items() if len(series) >= MIN_RUNS}
+    values = _measured(telemetry, record)
     said = []
     if UTILISATION in values:
-        said.append(f"the GPU was at work {values[UTILISATION].mean():.0f} % of the time")
+        percent = values[UTILISATION].mean()
+        said.append(f"the GPU was at work {percent:.0f} % of the time")
     if POWER in values:
-        said.append(f"{number(values[POWER].mean())} W on average")
+        watts = values[POWER].mean()
+        said.append(f"{number(watts)} W on average")
     if TEMPERATURE in values:
-        said.append(f"at most {number(values[TEMPERATURE].max())} °C")
+        highest = values[TEMPERATURE].max()
+        said.append(f"at most {number(highest)} °C")
     if CLOCK in values:
-        said.append(f"clock {span(values[CLOCK].tolist())} MHz")
+        ends = span(values[CLOCK].tolist())
+        said.append(f"clock {ends} MHz")
     if not said and SERVER_CORES in values:
-        cores = number(values[SERVER_CORES].mean())
-        said.append(f"the server's process took {cores} cores on average")
+        cores = values[SERVER_CORES].mean()
+        said.append(f"the server's process took {number(cores)} cores on average")
     if not said:
-        return f"{counted(len(requests), 'request')}; the machine was hardly sampled"
+        sent = counted(len(requests), "request")
+        said.append(f"{sent}; the machine was hardly sampled")
     return ", ".join(said)
+
+
+def _measured(telemetry: pd.DataFrame, record: Record) -> dict[Sampled, pd.Series]:
+    """The samples of the measuring window; what has fewer than MIN_RUNS of them is left out."""
+    values = {}
+    for sampled in SAMPLED:
+        if not _is_known(telemetry, sampled):
+            continue
+        measured = _in_window(telemetry, sampled, record)
+        if len(measured) >= MIN_RUNS:
+            values[sampled] = measured
+    return values
