@@ -17,7 +17,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from benchlib.answers import printed_answer, printed_failure
 
 LONGEST_LOG = 8
-"""A log of more lines than these is folded."""
+"""A log of more lines than these, or of as much text, is folded."""
 WITHOUT_CODE = "-without-code"
 _NO_NOTEBOOK = (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError)
 """What nbformat raises for a file that is no notebook."""

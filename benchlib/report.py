@@ -190,6 +190,9 @@ def _reference_cards(folder: Path, results: Path) -> list[Card]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             card.lines = [Line(f"its summary.csv can't be read: {error!r}", "bad")]
         _add_pictures(card, place, results)
+        if card.pictures and not card.lines:
+            # Its words name the model and the machine, which no table does here.
+            card.lines.append(Line(card.pictures[0].alt))
         _add_links(card, place, results)
         cards.append(card)
     order = list(QUESTIONS)
@@ -391,7 +394,8 @@ def _add_links(card: Card, folder: Path, results: Path) -> None:
     Not to folders: many web servers show no list of one.
     """
     paths = sorted(folder.glob("*.html"), key=lambda path: len(path.name))
-    paths += sorted(folder.glob("*.log"))
+    for ending in ("log", "jsonl"):
+        paths += sorted(folder.glob(f"*.{ending}"))
     paths.append(folder / "summary.csv")
     for path in paths:
         if path.exists():

@@ -54,9 +54,16 @@ def test_the_answer_comes_first_and_is_escaped(pages):
 def test_a_long_log_is_folded_but_neither_a_short_one_nor_the_answer(pages):
     for page in pages:
         (folded,) = re.findall(r"<details.*?</details>", page, re.DOTALL)
-        assert f"{LONGEST_LOG + 3} lines of log, the last: line {LONGEST_LOG + 2}" in folded
+        assert f"The log ({LONGEST_LOG + 3} lines), at last: line {LONGEST_LOG + 2}" in folded
         assert "line 5" in folded
         assert "a short log" not in folded
+
+
+def test_a_log_of_few_long_lines_is_folded_too(tmp_path):
+    cell = new.new_code_cell("plan = 1", outputs=[stream("many words " * 100)])
+    write_pages(written(tmp_path, cell, new.new_code_cell("print(answer)")))
+    page = (tmp_path / "01_quickstart.html").read_text()
+    assert "The log (1 line), at last: many words many" in page
 
 
 def test_one_page_has_the_code_and_the_other_has_not(pages):

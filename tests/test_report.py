@@ -190,7 +190,13 @@ def test_a_reference_shows_its_pictures_and_is_not_called_broken(results):
     ):
         assert words in page.text, words
     assert "it holds no run" not in page.text
-    for link in ("figures/ladder.png", "load/figures/hockey_stick.png", "ten-minutes/at-0.95/"):
+    assert "reference-h100 A line that falls." in page.text, "the picture's words name the machine"
+    for link in (
+        "latency.jsonl",
+        "figures/ladder.png",
+        "load/figures/hockey_stick.png",
+        "ten-minutes/at-0.95/",
+    ):
         assert f'"reference-h100/{link}' in page.source, link
         assert (results / "reference-h100" / link).exists()
 
