@@ -13,6 +13,7 @@ from benchlib.questions.anatomy.plots import (
 )
 from benchlib.questions.batching.plots import gain, gantts, latency_cdf, step_time_curve
 from benchlib.questions.capacity.plots import goodput_curve, hockey_stick, load_curve, queue_share
+from benchlib.questions.capacity.stages_by_load import stages_by_load
 from benchlib.questions.compare.plots import forest, nights
 from benchlib.questions.settings.plots import decision, ladder, picture_grid
 from benchlib.study.figure import Picture, picture, save, show
@@ -52,5 +53,6 @@ __all__ = [
     "save",
     "show",
     "stage_stack",
+    "stages_by_load",
     "step_time_curve",
 ]

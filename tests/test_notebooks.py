@@ -47,7 +47,7 @@ RUNS = {
     ),
     "03_load": (
         {"users": [1, 2], "budget_min": 0.5},
-        {"load_curve", "queue_share", "hockey_stick", "goodput"},
+        {"load_curve", "queue_share", "stages_by_load", "hockey_stick", "goodput"},
     ),
     "04_batching": (
         {"budget_min": 0.6, "requests": 8, "repeat": 2},

@@ -94,6 +94,12 @@ def users(made: SimpleNamespace) -> dict[str, Any]:
     return {"summary": study.summary, "record": study.runs[0].record}
 
 
+def stages(made: SimpleNamespace) -> dict[str, Any]:
+    """A study of 1 to 16 users, whose queue grows, and never ends growing with 16."""
+    study = loads(made, "users", (1, 0.1), (2, 0.4), (4, 1.0), (8, 2.0), (16, 0))
+    return {"study": study, "record": study.runs[0].record}
+
+
 def foretold_rates(made: SimpleNamespace) -> dict[str, Any]:
     """A foretold curve, three runs at a rate, and what was foretold for their arrivals."""
     study = loads(made, "rate", (2, 0.3), (3, 0.62), (3.6, 1.2), (5, 0))
@@ -285,6 +291,7 @@ PICTURES: dict[
     ),
     "goodput_curve": (plots.goodput_curve, rates, {"slo": SLO}),
     "foretold_goodput": (plots.goodput_curve, foretold_rates, {"slo": SLO}),
+    "stages_by_load": (plots.stages_by_load, stages, {}),
     "stage_stack": (plots.stage_stack, apart, {}),
     "cost_line": (plots.cost_line, apart, {}),
     "against_pixels": (plots.against_pixels, apart, {}),
