@@ -1,5 +1,6 @@
 """Made-up runs: a record and frames as a load run would leave them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from benchlib.rows import ROW_DTYPES
+from benchlib.study.store import Run
 from benchlib.telemetry import COLUMNS
 
 
@@ -182,6 +184,21 @@ def make_run(latency_s: Any, *, gap_s: float = 0.1, **changes: Any) -> tuple[Any
     )
 
 
+BUSY = (
+    "The machine was busy: other processes took 1.31 of 2 cores (limit: 0.5). "
+    "Times may be too long."
+)
+"""What is said of a single run from make_busy."""
+
+
+def make_busy(run: Run) -> Run:
+    """The same run beside other processes that took 1.31 cores of two."""
+    telemetry = make_telemetry(3)
+    telemetry["time_s"] += run.record["outcome"]["window_start_s"]
+    telemetry["others_cpu_cores"] = 1.31
+    return replace(run, telemetry=telemetry)
+
+
 NETWORKS = {
     "unet": {"params": 3_000_000, "gib": 0.5, "dtype": "float32"},
     "vae": {"params": 400_000, "gib": 0.25, "dtype": "float32"},
@@ -238,6 +255,8 @@ def made() -> SimpleNamespace:
         networks=NETWORKS,
         images=make_images,
         samples=make_samples,
+        busy=make_busy,
+        busy_sentence=BUSY,
         setting=make_setting,
     )
 

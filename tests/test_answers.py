@@ -9,6 +9,8 @@ from benchlib.__main__ import main
 from benchlib.answers import read_answer, read_failure
 from benchlib.report import QUESTIONS, write_report
 
+from .test_report import measure
+
 
 def execute(study, *, printed):
     """Leaves a notebook as papermill does, with `printed` beneath its last code cell."""
@@ -54,6 +56,32 @@ def test_the_report_shows_the_answers_and_keeps_them_for_programs(tmp_path, caps
     assert (run["valid"], run["invalid_reason"]) == (False, "late")
     assert run["latency_p50_s"] == 0.1 + 0.2, "unrounded"
     assert run["latency_p95_s"] is None, "unknown is null"
+
+
+def test_the_page_and_programs_are_told_that_the_machine_was_busy(tmp_path):
+    execute(tmp_path / "load", printed=["It serves 3."])
+    reason = "other processes took 1.31 of 2 cores (limit: 0.5)"
+    calm = {"run": "a", "valid": True, "invalid_reason": None, "suspect_reason": None}
+    busy = calm | {"run": "b", "suspect_reason": reason}
+    rows = [calm | {"others_cpu_cores": 0.1}, busy | {"others_cpu_cores": 1.31}]
+    measure(tmp_path, "load")
+    pd.DataFrame(rows).to_csv(tmp_path / "load/summary.csv", index=False)
+    write_report(tmp_path)
+    sentence = f"The machine was busy in 1 of 2 runs: {reason} in the busiest."
+    assert sentence in (tmp_path / "index.html").read_text()
+    [entry] = json.loads((tmp_path / "answers.json").read_text())["answers"]
+    assert entry["busy"].startswith(sentence)
+    assert [run["suspect_reason"] for run in entry["runs"]] == [None, reason]
+    assert [run["others_cpu_cores"] for run in entry["runs"]] == [0.1, 1.31]
+    assert entry["runs"][0]["steal_cores"] is None, "an unknown one is null"
+    # a table of an older version
+    pd.DataFrame([{"run": "a", "valid": True, "invalid_reason": None}]).to_csv(
+        tmp_path / "load/summary.csv", index=False
+    )
+    write_report(tmp_path)
+    assert "busy" not in (tmp_path / "index.html").read_text()
+    [entry] = json.loads((tmp_path / "answers.json").read_text())["answers"]
+    assert entry["busy"] is None
 
 
 def test_the_error_that_stopped_a_notebook_stands_on_its_card(tmp_path):

@@ -63,3 +63,10 @@ def test_the_answer_where_it_does_not_work(made: SimpleNamespace) -> None:
     none = answer(made, [])
     reason = "no request was scheduled in the measuring window"
     assert none.startswith(f"It does not work yet: 0 of 0 requests got an image ({reason}).")
+
+
+def test_the_answer_says_that_the_machine_was_busy(made: SimpleNamespace) -> None:
+    run = Run(*made.run([0.5] * 40), Path("results/quickstart/run"))
+    calm, busy = str(judge_quickstart(run)), str(judge_quickstart(made.busy(run)))
+    assert "busy" not in calm
+    assert busy.splitlines()[1] == made.busy_sentence, "below the first line, as it bears on it"

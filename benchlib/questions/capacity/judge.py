@@ -153,6 +153,7 @@ def judge_load(
     users_seen = _kept_up_to(closed.runs, "users", slo)
     runs_at_rates = (*at_rates.runs, *trials)
     most = most_images_per_s(Study(at_rates.path, runs_at_rates))
+    each_once = {id(run): run for run in (*closed.runs, *runs_at_rates)}
     return PeopleServed(
         images_per_s=best["throughput_images_per_s"] if best else most,
         users=int(best["users"]) if best else None,
@@ -163,7 +164,7 @@ def judge_load(
         capacity=capacity,
         folder=closed.path,
         outlook=outlook,
-        busy=busy_sentence_of([*closed.runs, *runs_at_rates]),
+        busy=busy_sentence_of(each_once.values()),
     )
 
 

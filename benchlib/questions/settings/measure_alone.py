@@ -244,13 +244,13 @@ class Camera:
         self._pipe = pipe
         self._images = images
         self._folder = folder
-        self._began_s = time.monotonic()
+        self.began_s = time.monotonic()
         self._made = 0
 
     @property
     def now_s(self) -> float:
         """Seconds since the run began."""
-        return time.monotonic() - self._began_s
+        return time.monotonic() - self.began_s
 
     def make(self, prompt: str, seed: int) -> tuple[Image, float]:
         """The image of a prompt and a seed, and its seconds."""
@@ -304,9 +304,12 @@ def _camera(pipe: SDXLPipeline, steps: int, writer: Writer) -> Iterator[Camera]:
     }
     folder = writer.create(spec, pipe.spec)
     camera = Camera(pipe, images, folder)
+    sampler = telemetry.Sampler(os.getpid(), device=pipe.spec["device"])
+    sampler.zero_s = camera.began_s
     status = "failed"
     error: str | None = None
     try:
+        sampler.start()
         yield camera
         status = "finished"
     except KeyboardInterrupt:
@@ -322,5 +325,5 @@ def _camera(pipe: SDXLPipeline, steps: int, writer: Writer) -> Iterator[Camera]:
             "window_end_s": end_s,
             "wall_s": end_s,
         }
-        no_samples = telemetry.Sampler(os.getpid()).frame
-        writer.keep(folder, status, outcome, no_samples, error)
+        sampler.stop()
+        writer.keep(folder, status, outcome, sampler.frame, error)

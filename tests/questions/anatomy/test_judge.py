@@ -229,3 +229,11 @@ def test_a_cost_whose_interval_reaches_down_to_0_is_not_shown() -> None:
     unclear = cost | {"per_step_s_interval": (-0.1, 0.3), "fixed_s_interval": (0.005, 0.015)}
     words = "the cost of a step is not shown, plus 0.01 s (0.005 to 0.015)"
     assert judge.cost_words(unclear) == words
+
+
+def test_the_answer_says_that_the_machine_was_busy(made: SimpleNamespace) -> None:
+    record = made.run([1.0] * 10)[0]
+    run = Run(record, made.images(), made.samples([1.0]), Path("results/time_and_memory/one"))
+    beside = made.busy(run)
+    said = str(judge.judge_images(beside, shares=pd.DataFrame(), watched=run))
+    assert said.splitlines()[1].startswith("The machine was busy in 1 of 2 runs: other processes ")

@@ -233,3 +233,16 @@ def test_the_rows_of_the_highest_rate_come_together(made: SimpleNamespace) -> No
         "dynamic": [3.0],
     }
     assert rows_at_highest_rate([]) == {}
+
+
+def test_the_answer_says_that_the_machine_was_busy(made: SimpleNamespace) -> None:
+    calm, busy = open_runs(made, [1.0, 1.1], "serial")
+    predicted = pd.DataFrame({"serial": [1.0], "continuous": [0.5]}, index=["when busy"])
+    found = judge_batching(
+        gains([]),
+        serial_images_per_s=4.0,
+        rush={"serial": calm},
+        predicted=predicted,
+        runs=[made.busy(busy)],
+    )
+    assert "\nThe machine was busy in 1 of 2 runs: other processes took 1.31" in str(found)

@@ -109,3 +109,12 @@ def test_what_the_runs_show_by_themselves_follows_a_refusal(made):
         "another process was busy.",
         "It makes at most 2 images/s, with 1 user at a time.",
     ]
+
+
+def test_the_answer_says_that_the_machine_was_busy_and_counts_each_run_once(made):
+    closed = closed_loops(made, [0.5] * 100, [0.5] * 100)
+    rates = at_rates(made, rate_2=[0.5] * 20)
+    busy = made.busy(rates.runs[0])
+    trials = Capacity(2.0, (2.0, 3.0), (busy,), "as narrow as requested", "p95 < 0.6 s")
+    answer = judge_load(closed, Study(rates.path, (busy,)), trials, slo="p95 < 0.6 s")
+    assert str(answer).splitlines()[1].startswith("The machine was busy in 1 of 3 runs: other ")

@@ -445,3 +445,17 @@ def test_a_cpu_that_computes_beside_a_gpu_has_the_memory_of_its_process(
     for run in runs:
         run.summary()["cuda_allocated_peak_gib"] = 0.0
     assert compare(runs, job(made)).table.loc["memory", "verdict"] == "no difference beyond 5%"
+
+
+def test_a_comparison_says_that_the_machine_was_busy(made: SimpleNamespace) -> None:
+    both = studies(made, 1.0, 1.5)
+    told = both[-1].runs[0].summary()
+    told["suspect_reason"] = "other processes took 1.31 of 2 cores (limit: 0.5)"
+    found = compare_studies(both)
+    assert found.busy is not None
+    assert found.busy.startswith("The machine was busy in ")
+    assert "other processes took 1.31 of 2 cores" in found.busy
+    assert found.busy in str(found)
+    assert json.loads(found.to_json())["busy"] == found.busy
+    with pytest.raises(RuntimeError, match=r"1\.5 times.*The machine was busy"):
+        found.raise_if_worse()

@@ -1,6 +1,7 @@
 """The choice of a setting, on made-up frames: every verdict and its words."""
 
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from benchlib.questions.settings.judge import (
     finalists,
     promise_for,
 )
+from benchlib.study.store import Run
 
 CONFIRMED = {"confirmed": True}
 
@@ -337,3 +339,10 @@ def test_a_runner_up_that_changes_the_picture_is_told_and_exact_only_goes_by_the
 def test_without_pictures_nothing_is_said_of_them(setting):
     frame = setting.frame(setting.row("fp8", 9.0, pictures=None))
     assert "picture" not in str(decide(frame, memory_limit_gib=4.0))
+
+
+def test_the_answer_says_that_the_machine_was_busy(made, setting):
+    run = made.busy(Run(*made.run([0.5] * 40), Path("results/settings/run")))
+    for row in (setting.row("baseline", 5.0), setting.row("baseline", None, error="failed")):
+        decision = judged(setting, row, runs=[run])
+        assert made.busy_sentence in str(decision).splitlines()[:3]
