@@ -55,8 +55,13 @@ def _page(notebook: Any, name: str, has_code: bool) -> str:
         # papermill keeps each line of a log as an output of its own.
         preprocessors=[CoalesceStreamsPreprocessor],
     )
+    other_page, other_words = f"{name}.html", "with"
+    if has_code:
+        other_page, other_words = f"{name}{WITHOUT_CODE}.html", "without"
     resources = {
         "metadata": {"name": name},
+        "other_page": other_page,
+        "other_words": other_words,
         "answer": printed_answer(notebook),
         "failure": printed_failure(notebook),
         "longest_log": LONGEST_LOG,

@@ -33,6 +33,7 @@ HEADLINES = (
     "forest",
     "nights",
     "decision",
+    "ladder",
     "hockey_stick",
     "gain",
     "latency_over_time",
@@ -190,9 +191,10 @@ def _reference_cards(folder: Path, results: Path) -> list[Card]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             card.lines = [Line(f"its summary.csv can't be read: {error!r}", "bad")]
         _add_pictures(card, place, results)
-        if card.pictures and not card.lines:
-            # Its words name the model and the machine, which no table does here.
-            card.lines.append(Line(card.pictures[0].alt))
+        if not card.lines:
+            # The words of the first picture with any name the machine, which no table does here.
+            told = [picture.alt for picture in card.pictures if " " in picture.alt]
+            card.lines += [Line(alt) for alt in told[:1]]
         _add_links(card, place, results)
         cards.append(card)
     order = list(QUESTIONS)

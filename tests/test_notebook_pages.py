@@ -71,6 +71,8 @@ def test_one_page_has_the_code_and_the_other_has_not(pages):
     assert "short" in re.sub("<[^>]*>", "", with_code).split()
     assert "plan = 1" not in re.sub("<[^>]*>", "", without)
     assert "a short log" in without
+    assert 'href="01_quickstart-without-code.html">This page without code</a>' in with_code
+    assert 'href="01_quickstart.html">This page with code</a>' in without
 
 
 def test_a_page_loads_nothing_and_its_links_lead_to_the_page_of_all_results(pages):
