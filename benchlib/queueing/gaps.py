@@ -49,7 +49,7 @@ def fit_gap(in_lane_s: Callable[[float], Floats], images: pd.DataFrame, is_timed
     calls = (in_lane_s(little_s) - without_gap_s) / little_s
     own_calls = max(1.0, float(np.quantile(calls, 0.1)))
 
-    # 3) The gap of the least spread, among gaps up to a tenth of a service
+    # 3) The gap of the least spread, among gaps up to a tenth of a call
     def spread_s(gap_s: float) -> float:
         residual_s = in_server_s - in_lane_s(gap_s)
         middle_s = np.median(residual_s)
@@ -61,7 +61,8 @@ def fit_gap(in_lane_s: Callable[[float], Floats], images: pd.DataFrame, is_timed
         gap_s = max(0.0, unexplained_s / own_calls / 2)
         error_s = gap_s / 2
     else:
-        most_s = 0.1 * float(without_gap_s.min()) / own_calls
+        a_call_s = without_gap_s / np.maximum(calls, 1.0)
+        most_s = 0.1 * float(np.median(a_call_s))
         gap_s = _lowest(spread_s, most_s)
         deviation_s = 1.25 * spread_s(gap_s)  # of normal errors, by their mean distance
         calls_spread = float(calls.std()) * math.sqrt(len(calls))

@@ -460,3 +460,13 @@ def test_a_promise_that_the_slowest_images_break_says_so():
     found = calibration.capacity(f"p99 < {1.05 * calibration.service_s:.3f} s")
     assert found.rate is None
     assert "more than 1 % of the requests take longer even if they have the server" in found.note
+
+
+def test_an_overloaded_run_foretells_what_a_loaded_one_does(batching):
+    usual = calibrated(batching, 200)
+    run = simulated_run(batching, rate=20 * usual.most_images_per_s, requests=150, seed=3)
+    calibration = calibrate(run)
+    assert calibration.status == "stands", calibration
+    assert calibration.service_s == pytest.approx(usual.service_s, rel=0.02)
+    found = calibration.capacity("p95 < 3 s")
+    assert found.rate == pytest.approx(usual.capacity("p95 < 3 s").rate, rel=0.02)

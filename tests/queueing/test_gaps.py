@@ -37,6 +37,13 @@ def test_a_busy_run_tells_the_gap_from_what_follows():
     assert gap.after_s.mean() == pytest.approx(AFTER_S, rel=0.05)
 
 
+def test_a_run_that_is_one_long_queue_shows_its_gap():
+    images = images_of(5.0)
+    gap = fit_gap(in_lane(images), images, is_timed=True)
+    assert gap.gap_s == pytest.approx(GAP_S, rel=0.01)
+    assert gap.after_s.mean() == pytest.approx(AFTER_S, rel=0.1)
+
+
 def test_without_a_queue_half_counts_as_gap_and_the_error_says_so():
     images = images_of(0.001, number=30)
     gap = fit_gap(in_lane(images), images, is_timed=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import agreeing, counted, number, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +143,8 @@ class Outlook:
         if len(kept):
             holds = f"It keeps {self.slo} with up to {counted(kept.max(), 'user')} at a time"
         get = f"{number(most['images_per_s'])} images/s, each in {number(most['mean_s'])} s"
-        return f"{holds}; {counted(most['users'], 'user')} get {get} (foretold)."
+        verb = agreeing(most["users"], "gets", "get")
+        return f"{holds}; {counted(most['users'], 'user')} {verb} {get} (foretold)."
 
 
 def _made(one: Judged) -> str:

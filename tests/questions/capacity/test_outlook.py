@@ -127,3 +127,9 @@ def test_what_the_runs_lack_is_told_though_it_widens_nothing():
     said = lines(remarks=(remark,))
     assert f"{remark}." in said
     assert not any("widened" in line for line in said)
+
+
+def test_one_user_gets_and_two_users_get():
+    one = lines(users=USERS[:1])[-1]
+    assert "; 1 user gets 1.5 images/s, each in 0.66 s (foretold)." in one
+    assert "; 2 users get 1.8 images/s" in lines(users=USERS[:2])[-1]
