@@ -23,6 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchlib.cell_view import CellView, ShownInCell
 from benchlib.costs import Costs
 from benchlib.load.bounds import check_number
 
@@ -176,7 +177,7 @@ def _minutes(seconds: float) -> str:
     return f"{minutes:.1f}" if minutes >= 0.95 else f"{minutes:.2f}"
 
 
-class Budget:
+class Budget(ShownInCell):
     """The minutes that all measuring may take, from this object's creation to the last measurement.
 
     Loading, compiling, warming up and predicting count as well. `minutes` of None is no limit.
@@ -199,6 +200,14 @@ class Budget:
         self._clock = clock
         self._began_s = clock()
         self._costs = Costs(results, case)
+
+    def _view(self) -> CellView:
+        if self.interrupted:
+            return CellView("interrupted: nothing is left")
+        if math.isinf(self.seconds):
+            return CellView("no limit")
+        left = f"{_minutes(self.left_s)} of {_minutes(self.seconds)} minutes"
+        return CellView(f"{left} are left")
 
     # ---- time
 

@@ -395,3 +395,13 @@ def test_a_block_can_be_interrupted_within_another(make):
             press_ctrl_c()
         after = True
     assert after
+
+
+def test_a_budget_shows_what_is_left(tmp_path, capsys):
+    budget = Budget(2, results=tmp_path, clock=lambda: 0.0)
+    assert repr(budget) == "<Budget: 2.0 of 2.0 minutes are left>"
+    with budget.measuring("mine"):
+        raise KeyboardInterrupt
+    assert "mine: interrupted" in capsys.readouterr().out
+    assert repr(budget) == "<Budget: interrupted: nothing is left>"
+    assert repr(Budget(None, results=tmp_path)) == "<Budget: no limit>"

@@ -271,6 +271,11 @@ def test_a_comparison_shows_the_verdict_of_each_figure(made: SimpleNamespace) ->
     assert shown.words[0] == f"after against before: {nights.verdict}"
     assert any(row[0] == "median latency, closed-4" for row in shown.rows)
 
+    broken = Study(Path("results/broken"), (a_run(made, []),) * 3)
+    nights = compare_studies([studies[0], broken])
+    assert_short(nights)
+    assert Shown(nights).words[0] == "broken against before: invalid"
+
 
 def test_every_class_of_the_list_shows_itself() -> None:
     """A generated repr would print whole frames, and every class must fit a line."""
