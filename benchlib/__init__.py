@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from benchlib.questions.batching.calibrated import calibrate_policies, foretell_gains
     from benchlib.questions.batching.forecast import predict_latency
+    from benchlib.questions.batching.frontier import foretell_frontier
     from benchlib.questions.batching.judge import gains, judge_batching, rows_at_highest_rate
     from benchlib.questions.batching.measure import (
         check_forecast,
@@ -77,6 +78,7 @@ _NAMES = {
     "benchlib.questions.capacity.measure": ("LoadTest", "find_capacity", "plan_capacity"),
     "benchlib.questions.batching.calibrated": ("calibrate_policies", "foretell_gains"),
     "benchlib.questions.batching.forecast": ("predict_latency",),
+    "benchlib.questions.batching.frontier": ("foretell_frontier",),
     "benchlib.questions.batching.judge": ("gains", "judge_batching", "rows_at_highest_rate"),
     "benchlib.questions.batching.measure": (
         "check_forecast",
@@ -125,7 +127,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "mixed_workload", "measured_images_per_s", "send_rush", "compare_policies",
     "plan_batching", "fill_serial", "compare_planned",
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
-    "calibrate_policies", "foretell_gains",
+    "calibrate_policies", "foretell_gains", "foretell_frontier",
     "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
     "Calibration", "foretell", "LoadTest", "record_of",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from benchlib.questions.anatomy.plots import (
     memory_trend,
     stage_stack,
 )
+from benchlib.questions.batching.frontier_plot import frontier
 from benchlib.questions.batching.plots import gain, gantts, latency_cdf, step_time_curve
 from benchlib.questions.capacity.plots import goodput_curve, hockey_stick, load_curve, queue_share
 from benchlib.questions.capacity.stages_by_load import stages_by_load
@@ -32,6 +33,7 @@ __all__ = [
     "cost_line",
     "decision",
     "forest",
+    "frontier",
     "gain",
     "gantts",
     "goodput_curve",

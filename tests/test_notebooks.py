@@ -51,7 +51,7 @@ RUNS = {
     ),
     "04_batching": (
         {"budget_min": 0.6, "requests": 8, "repeat": 2},
-        {"step_time_curve", "gantts", "latency_cdf", "gain"},
+        {"step_time_curve", "gantts", "latency_cdf", "gain", "frontier"},
     ),
     "05_settings": ({"users": [2], "budget_min": 0.4}, {"ladder", "picture_grid", "decision"}),
     "06_compare": ({"budget_min": 0.1}, {"forest", "nights"}),

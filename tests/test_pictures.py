@@ -23,6 +23,7 @@ from matplotlib.transforms import Affine2D
 
 from benchlib import plots
 from benchlib.questions.anatomy.judge import memory_parts
+from benchlib.questions.batching.frontier import Frontier
 from benchlib.questions.batching.judge import FORETOLD_COLUMNS, ForetoldGains
 from benchlib.questions.settings.judge import decide
 from benchlib.study import figure as style
@@ -211,6 +212,24 @@ def gains(made: SimpleNamespace) -> dict[str, Any]:
     }
 
 
+def policies_by_throughput(made: SimpleNamespace) -> dict[str, Any]:
+    """Two policies that keep up to 2 and 4 images/s; of the third nothing is foretold."""
+    rows = []
+    for name, most in (("serial", 2.0), ("continuous", 4.0)):
+        for share in (0.2, 0.5, 0.7, 0.82, 0.92):
+            took_s = 0.4 + 0.3 * share / (1 - share)
+            rows.append((name, share * most, took_s, (0.9 * took_s, 1.1 * took_s)))
+    capacities = {"serial": (1.33, (1.25, 1.4)), "continuous": (2.67, (2.5, 2.8))}
+    foretold = Frontier(
+        "p95 < 1 s",
+        pd.DataFrame(rows, columns=["name", "images_per_s", "promised_s", "promised_s_interval"]),
+        capacities,
+        {"serial": 60, "continuous": 60},
+        {"dynamic": "18 images show too little"},
+    )
+    return {"foretold": foretold, "record": made.record()}
+
+
 def tried(made: SimpleNamespace) -> dict[str, Any]:
     rows = [
         made.setting("baseline", 5.0, psnr_db=100.0, pictures="same"),
@@ -301,6 +320,7 @@ PICTURES: dict[
     "step_time_curve": (plots.step_time_curve, curve, {}),
     "latency_cdf": (plots.latency_cdf, rush, {}),
     "gain": (plots.gain, gains, {}),
+    "frontier": (plots.frontier, policies_by_throughput, {}),
     "ladder": (plots.ladder, tried, {}),
     "picture_grid": (plots.picture_grid, grid, {}),
     "decision": (plots.decision, decided, {"memory_limit_gib": 2.6}),

@@ -322,6 +322,7 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
         "rates": _or_none(_list_of(_positive)),
         "requests": _count,
         "repeat": _count,
+        "slo": _or_none(_promise),
     },
     "05_settings": {
         "users": _list_of(_count),
