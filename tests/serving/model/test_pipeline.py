@@ -196,7 +196,7 @@ def test_a_containers_limit_decides_what_fits(tiny, monkeypatch, tmp_path):
     assert tiny.fits(64, 64)
     for name, content in {"memory.max": 2**30, "memory.current": 2**30, "memory.stat": ""}.items():
         (tmp_path / name).write_text(str(content))
-    monkeypatch.setattr(machine, "_cgroups", lambda *_: [tmp_path])
+    monkeypatch.setattr(machine, "cgroup_folders", lambda *_: [tmp_path])
     assert not tiny.fits(64, 64)
 
 
