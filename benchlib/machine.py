@@ -112,8 +112,9 @@ def describe_load(watch_s: float = 0.25) -> dict[str, Any]:
     cores = other_work.usable_cores()
     warning = None
     if others is not None and others + (steal or 0.0) > BUSY_SHARE * cores:
+        usable = "1 core" if cores == 1 else f"{cores:g} cores"
         warning = (
-            f"the machine is busy: other processes take {others:.1f} of {cores:g} cores, "
+            f"the machine is busy: other processes take {others:.1f} of {usable}, "
             "so figures of the CPU may be off"
         )
     return {

@@ -68,7 +68,7 @@ def progress_line(progress: Progress, sampler: Sampler) -> str:
     for place, gib in sampler.memory_gib.items():
         words.append(f"{gib:.2f} GiB{place}")
     if progress.errors:
-        words.append(f"{progress.errors} errors")
+        words.append("1 error" if progress.errors == 1 else f"{progress.errors} errors")
     if progress.time_left_s is not None:
         words.append(f"{progress.time_left_s:.0f} s left" if progress.time_left_s else DRAINING)
     return ", ".join(words)

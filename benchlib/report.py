@@ -27,7 +27,7 @@ from PIL import Image
 from benchlib.answers import read_answer, read_failure, write_answers
 from benchlib.study.busy import busy_sentence
 from benchlib.study.folders import results_dir
-from benchlib.study.wording import number
+from benchlib.study.wording import counted, number
 
 HEADLINES = (
     "forest",
@@ -297,7 +297,7 @@ def _minute(moment: str) -> str:
 
 
 def _hardware(machine: dict[str, Any]) -> str:
-    parts = [machine["cpu"], f"{machine['cores']} cores", machine["gpu"]]
+    parts = [machine["cpu"], counted(machine["cores"], "core"), machine["gpu"]]
     return " · ".join(part for part in parts if part)
 
 
@@ -345,7 +345,7 @@ def _figure(text: str | None) -> str:
 def _validity(rows: list[dict[str, str]], runs: int) -> list[Line]:
     """Lines that say how many of the study's runs are valid, why not, and if others ran beside."""
     valid = sum(row["valid"] == "True" for row in rows)
-    lines = [Line(f"{valid} of {runs} runs valid", "" if valid == runs else "bad")]
+    lines = [Line(f"{valid} of {counted(runs, 'run')} valid", "" if valid == runs else "bad")]
     if len(rows) < runs:
         reason = "a run without a line in summary.csv is going on, or was killed"
         lines.append(Line(reason, "bad"))

@@ -27,6 +27,7 @@ from benchlib.run import Point, Writer, writing
 from benchlib.study.folders import check_names, results_dir, run_words
 from benchlib.study.store import Run, Study, load_run, read_records
 from benchlib.study.summary_table import renew_summary
+from benchlib.study.wording import agreeing, counted
 
 if TYPE_CHECKING:
     from benchlib.serving.server import Server
@@ -104,7 +105,8 @@ def _make_runs(
                 is_late = True
             if is_late:
                 left = len(todo) - number + 1
-                print(f"the budget is spent and {left} runs are left: sweep again to go on")
+                are_left = f"{counted(left, 'run')} {agreeing(left, 'is', 'are')} left"
+                print(f"the budget is spent and {are_left}: sweep again to go on")
                 break
             print(f"run {number} of {len(todo)}: {_name(point)}", flush=True)
             if target is None:
@@ -282,8 +284,9 @@ def _make_plan(
     for point in requested:
         cases.setdefault(_case(point.to_dict()), point)
     least_min = sum(map(_least_run_s, todo)) / 60
+    points = f"{counted(len(cases), 'point')}, {counted(len(requested), 'run')}"
     print(
-        f"study {folder.name}: {len(cases)} points, {len(requested)} runs, "
+        f"study {folder.name}: {points}, "
         f"{len(done)} of them done; the rest take at least {least_min:.1f} minutes"
     )
     for case, point in cases.items():
@@ -347,6 +350,6 @@ def _carried(requests: int | None) -> str:
     for q in carried_percentiles(requests):
         has_interval = independent.rows_needed(q) <= requests
         carried.append(f"p{100 * q:g}" if has_interval else f"p{100 * q:g} without interval")
-    return (
-        f"about {requests} requests a run support at best {', '.join(carried) or 'no percentile'}"
-    )
+    support = agreeing(requests, "supports", "support")
+    at_best = ", ".join(carried) or "no percentile"
+    return f"about {counted(requests, 'request')} a run {support} at best {at_best}"

@@ -137,7 +137,7 @@ def test_the_page_describes_each_study(page):
     )
     for words in (
         "tiny model, not SDXL", "1 of 2 runs valid", EVIL, "p95 latency 1.3 times", "A CPU · 2 cores", "A <GPU>",
-        "2020-01-02 03:04 UTC", "model http://127.0.0.1:1", "1 of 1 runs valid", "2 runs",
+        "2020-01-02 03:04 UTC", "model http://127.0.0.1:1", "1 of 1 run valid", "2 runs",
     ):  # fmt: skip
         assert words in page.text, words
     assert page.text.count("tiny model, not SDXL") == 1
@@ -211,7 +211,7 @@ def test_a_reference_says_when_and_where_it_was_measured_and_with_which_model(re
     measure(results / "reference-cpu", "quickstart", machine={"cpu": "Their CPU"})
     text = Page(write_report(results)).text
     start = text.index("How many people can it serve?")
-    words = "load 2026-11-26 21:09 UTC · Their CPU · 2 cores tiny model, not SDXL 1 of 1 runs valid"
+    words = "load 2026-11-26 21:09 UTC · Their CPU · 2 cores tiny model, not SDXL 1 of 1 run valid"
     assert text[start:].startswith(f"How many people can it serve? {words}")
     (place / "summary.csv").write_text("run\nx")
     assert "its summary.csv can't be read" in Page(write_report(results)).text

@@ -98,7 +98,7 @@ def test_an_invalid_run_is_made_again_where_that_is_asked_for(fake, tmp_path, ca
     assert (first.record["status"], first.summary()["valid"]) == ("finished", False)
     assert sweep([point], **options).runs[0].path == first.path
     again = sweep([point], invalid_again=True, **options).runs[0]
-    assert "1 points, 1 runs, 0 of them done" in capsys.readouterr().out
+    assert "1 point, 1 run, 0 of them done" in capsys.readouterr().out
     assert {run.path for run in load_study(tmp_path / "s").runs} == {first.path, again.path}
     good = points(fake.url, [2])
     kept = [sweep(good, invalid_again=True, **options).runs[0].path for _ in range(2)]
@@ -275,9 +275,7 @@ def test_a_budget_is_shared_and_kept(fake, tmp_path, monkeypatch, capsys):
     options = {"study": "s", "budget_min": 1 / 20, "results": tmp_path, "on_progress": quiet}
     study = sweep([*timed, *fixed], **options)
     assert [run.spec["duration_s"] for run in study.runs] == pytest.approx([0.65, 0.65])
-    assert (
-        "the budget is spent and 1 runs are left: sweep again to go on" in capsys.readouterr().out
-    )
+    assert "the budget is spent and 1 run is left: sweep again to go on" in capsys.readouterr().out
     study = sweep([*timed, *fixed], **options)
     assert [users for users, _, _ in told(study)] == [1, 2, 3]
 
@@ -555,4 +553,4 @@ def test_no_run_begins_that_is_longer_than_what_is_left_of_a_budget(fake, tmp_pa
     planned = points(fake.url, (1,)) + points(fake.url, (2,), requests=None, duration_s=61)
     study = sweep(planned, budget=budget, study="s", results=tmp_path, on_progress=quiet)
     assert told(study) == [(1, 0, "finished")]
-    assert "the budget is spent and 1 runs are left" in capsys.readouterr().out
+    assert "the budget is spent and 1 run is left" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from benchlib.load.bounds import check_number
 from benchlib.run import Point
 from benchlib.study.folders import results_dir
 from benchlib.study.store import Study, load_study
+from benchlib.study.wording import agreeing, counted
 
 NIGHTS = 14
 """At most this many nights are compared, the newest ones."""
@@ -129,8 +130,9 @@ def night_fault(study: Study) -> str | None:
     night = study.path.name
     valid = len(study.runs) - len(reasons)
     why = "; ".join(dict.fromkeys(reasons))
+    runs = counted(len(study.runs), "run")
     return (
-        f"{night} is invalid, {valid} of {len(study.runs)} runs are valid: {why}. "
+        f"{night} is invalid, {valid} of {runs} {agreeing(valid, 'is', 'are')} valid: {why}. "
         f"With the same options, NIGHT={night} ./nightly.sh measures the others again"
     )
 

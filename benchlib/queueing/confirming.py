@@ -145,7 +145,7 @@ def _why_not_judged(calibration: Calibration, run: Run) -> str | None:
         return f"{lost:.0%} of its requests got no image"
     graphs = (run.record["outcome"] or {}).get("graphs_made")
     if graphs:
-        return f"the server compiled or recorded {graphs} graphs during the run"
+        return f"the server compiled or recorded {counted(graphs, 'graph')} during the run"
     return None
 
 

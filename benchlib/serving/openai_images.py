@@ -119,7 +119,8 @@ class ImagesRequest(BaseModel):
         if seed is None:
             seed = secrets.randbelow(MAX_SEED + 2 - n)
         if seed + n - 1 > MAX_SEED:
-            raise _invalid("seed", f"the last of {n} images would have a seed above {MAX_SEED}")
+            last = "the image" if n == 1 else f"the last of {n} images"
+            raise _invalid("seed", f"{last} would have a seed above {MAX_SEED}")
         return [GenerateRequest(seed=seed + number, **fields) for number in range(n)]
 
     def write_file(self, image: Image) -> str:

@@ -507,7 +507,7 @@ def _arrivals(arrivals: dict[str, Any]) -> str:
 def _hardware(record: Record) -> str:
     machine = record["machine"]
     memory = f"{number(machine['memory_gib'])} GiB"
-    return f"{machine['cpu']}, {machine['cores']} cores, {memory}"
+    return f"{machine['cpu']}, {counted(machine['cores'], 'core')}, {memory}"
 
 
 def _versions(packages: dict[str, str]) -> str:

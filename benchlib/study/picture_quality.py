@@ -216,7 +216,7 @@ def _verdict(
     if len(pairs) < PAIRS_NEEDED:
         return NOT_SHOWN, f"{counted(len(pairs), 'pair')}; a verdict needs {PAIRS_NEEDED}"
     if worst is None:
-        return SAME, f"{len(pairs)} of {len(pairs)} pairs identical"
+        return SAME, f"{len(pairs)} of {counted(len(pairs), 'pair')} identical"
     identical = sum(pair.identical for pair in pairs)
     found = f"{identical} of {len(pairs)} pairs identical"
 

@@ -18,7 +18,7 @@ from benchlib.study.figure import whole_ticks
 from benchlib.study.intervals import MIN_RUNS, MIN_TREND
 from benchlib.study.latency import Record
 from benchlib.study.summary import is_steady
-from benchlib.study.wording import counted, number, span
+from benchlib.study.wording import agreeing, counted, number, span
 
 DRIFTED = "latency still drifted: no percentile is given"
 NARROWEST_BAR = 1 / 80
@@ -153,7 +153,8 @@ def latency_distribution(*, requests: pd.DataFrame, record: Record, ax: Axes | N
     if not len(known_s):
         return figure.no_data(ax, record, "how long requests took", _finding(latency_s, ""))
     if len(known_s) < MIN_RUNS:
-        few = f"a histogram takes {MIN_RUNS} images, there are {len(known_s)}"
+        are = agreeing(len(known_s), "is", "are")
+        few = f"a histogram takes {MIN_RUNS} images, there {are} {len(known_s)}"
         return figure.no_data(ax, record, "how long requests took", few)
     unsettled = _unsettled(record, requests)
     points = {} if unsettled else _percentiles(latency_s)
@@ -280,7 +281,8 @@ def latency_parts(*, requests: pd.DataFrame, record: Record, ax: Axes | None = N
     took = f"took {number(mean_s.sum())} s on average"
     finding = f"an image {took}: {' and '.join(shares)} ({counted(n, 'image')})"
     if few:
-        finding = f"where the time went is not shown: it takes {MIN_RUNS} images, there are {n}"
+        some = f"there {agreeing(n, 'is', 'are')} {n}"
+        finding = f"where the time went is not shown: it takes {MIN_RUNS} images, {some}"
     elif is_steady(record, requests) is False:
         finding += "; latency still drifted"
     alt = f"Stacked bars: each image's latency by part, {n:,} in all, from fastest to slowest."
@@ -397,7 +399,7 @@ def _finding(latency_s: pd.Series, said_of_images: str) -> str:
     if not n:
         return "no request was measured"
     if not images:
-        return f"none of {n:,} requests got an image"
+        return f"none of {counted(n, 'request')} got an image"
     if images < n:
-        return f"{said_of_images}; {n - images:,} of {n:,} requests got no image"
+        return f"{said_of_images}; {n - images:,} of {counted(n, 'request')} got no image"
     return said_of_images

@@ -29,6 +29,7 @@ from benchlib.study.latency import (
     percentile,
 )
 from benchlib.study.validity import invalid_reason
+from benchlib.study.wording import counted
 
 Figures = dict[str, Any]
 
@@ -116,17 +117,17 @@ def energy_j(telemetry: pd.DataFrame, start_s: float, end_s: float) -> float | N
 
 
 def _counts(record: Record, requests: pd.DataFrame) -> Figures:
-    counted = in_window(requests)
+    measured = in_window(requests)
     window = measuring_window(record)
-    censored = is_censored(counted)
-    failed = counted["error"].notna() & ~censored
+    censored = is_censored(measured)
+    failed = measured["error"].notna() & ~censored
     offered = None
     if window:
         start_s, end_s = window
-        offered = len(counted) / (end_s - start_s)
+        offered = len(measured) / (end_s - start_s)
     return {
-        "requests": len(counted),
-        "ok": int(is_ok(counted).sum()),
+        "requests": len(measured),
+        "ok": int(is_ok(measured).sum()),
         "failed": int(failed.sum()),
         "censored": int(censored.sum()),
         "offered_images_per_s": offered,
@@ -195,7 +196,7 @@ def _why_no_interval(record: Record, latency_s: pd.Series, steady: bool | None) 
     if n >= intervals.MIN_ROWS:
         why = "successive latencies depend on each other"
     advice = f"about {needed} are needed, or 5 independent runs (repeat=5)"
-    return f"none for p95 from {n} rows ({why}): {advice}"
+    return f"none for p95 from {counted(n, 'row')} ({why}): {advice}"
 
 
 def _where_time_went(ok: pd.DataFrame) -> Figures:

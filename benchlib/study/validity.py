@@ -12,6 +12,7 @@ import pandas as pd
 
 from benchlib.study.busy import busy_limit, other_work_of, taken_cores
 from benchlib.study.latency import Record, in_window, is_ok, measuring_window
+from benchlib.study.wording import counted
 
 GENERATOR_CORES = 0.8
 """Above this share of a core, an open loop's generator may itself have held up requests."""
@@ -87,17 +88,18 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     """Why the run's figures can't be trusted, in words; None where they can."""
     if record["status"] != "finished":
         return how_it_ended(record)
-    counted = in_window(requests)
-    if not len(counted):
+    measured = in_window(requests)
+    if not len(measured):
         return "no request was scheduled in the measuring window"
-    ok = counted[is_ok(counted)]
+    ok = measured[is_ok(measured)]
     if not len(ok):
-        return f"none of {len(counted)} requests got an image"
+        return f"none of {counted(len(measured), 'request')} got an image"
     outcome = record["outcome"] or {}
     graphs = outcome.get("graphs_made")
     if graphs:
+        made = counted(graphs, "graph")
         advice = "serve(sizes=...) makes the server ready beforehand"
-        return f"the server compiled or recorded {graphs} graphs during the run; {advice}"
+        return f"the server compiled or recorded {made} during the run; {advice}"
     if _is_open(record):
         return _generator_fault(outcome, _most_lag_s(ok))
     return None

@@ -123,7 +123,7 @@ def test_a_night_without_a_valid_run_fails_and_is_measured_again(results, monkey
         assert measure_night.run_command("measure") == 1
         said = capsys.readouterr()
         assert "2026-11-20 is invalid, 0 of 2 runs are valid: " in said.err
-        assert "1 points, 2 runs, 0 of them done" in said.out
+        assert "1 point, 2 runs, 0 of them done" in said.out
     assert len(load_study(results / "2026-11-20").runs) == 4, "nothing measured is lost"
     assert measure_night.run_command("compare") == 1
     assert "2026-11-20 is not compared, as it is invalid" in capsys.readouterr().err

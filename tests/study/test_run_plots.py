@@ -21,6 +21,7 @@ from PIL import Image
 from benchlib import plots
 from benchlib.study import figure
 from benchlib.study.store import Run, Study
+from benchlib.study.wording import agreeing
 
 OF_REQUESTS = [plots.latency_over_time, plots.latency_distribution, plots.latency_parts]
 TIMEOUT = {
@@ -312,11 +313,12 @@ def test_fewer_than_five_images_have_no_histogram_and_no_shares(
 ) -> None:
     few = made.requests([made.row(i) for i in range(n)])
     distribution = plots.latency_distribution(requests=few, record=made.record())
-    assert f"a histogram takes 5 images, there are {n}" in texts(distribution)
+    there = f"there {agreeing(n, 'is', 'are')} {n}"
+    assert f"a histogram takes 5 images, {there}" in texts(distribution)
     assert plots.save(distribution, tmp_path / "distribution") == ()
     parts = plots.latency_parts(requests=few, record=made.record())
     said = texts(parts).replace("\n", " ")
-    assert f"where the time went is not shown: it takes 5 images, there are {n}" in said
+    assert f"where the time went is not shown: it takes 5 images, {there}" in said
     assert "%" not in said
     assert len(plots.save(parts, tmp_path / "parts")) == 2
 

@@ -151,7 +151,7 @@ def test_refusing_quickly_does_not_look_fast(made: SimpleNamespace) -> None:
     ("rows", "changes", "reason"),
     [
         ([], {}, "no request was scheduled"),
-        ([REFUSED], {}, "none of 1 requests"),
+        ([REFUSED], {}, "none of 1 request got"),
         ([{}], {"status": "interrupted", "error": "by the user"}, "interrupted: by the user"),
         ([{}], {"status": "running", "outcome": None}, "killed"),
     ],

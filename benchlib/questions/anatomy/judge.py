@@ -379,7 +379,7 @@ class Anatomy(ShownInCell):
         shares = [
             f"{STAGE_NAMES[stage]} {100 * largest[stage] / total_s:.0f} %" for stage in STAGES
         ]
-        image = f"The largest image, {size_name(width, height)} with {steps} steps,"
+        image = f"The largest image, {size_name(width, height)} with {counted(steps, 'step')},"
         return f"{image} takes {words(total_s, unit='s')}: {', '.join(shares)}."
 
     def _costs(self) -> list[str]:

@@ -44,6 +44,7 @@ from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.busy import TAKEN, suspect_reason
 from benchlib.study.store import Run, RunFolder
+from benchlib.study.wording import counted
 
 STUDY = "time_and_memory"
 PROFILES: dict[str, dict[str, Any]] = {
@@ -209,7 +210,7 @@ def watch_memory(
             if budget is not None:
                 free_s = budget.left_s if number >= LEAK_IMAGES else budget.cut_s
                 if not free_s:
-                    print(f"the budget is spent after {number} images", flush=True)
+                    print(f"the budget is spent after {counted(number, 'image')}", flush=True)
                     break
             made.make(request)
     return made.run
@@ -355,7 +356,8 @@ def _warm_up(
     while not is_warm(step_s):
         if len(step_s) == WARM_IMAGES or time.monotonic() + cost.image_s(steps) > end_s:
             side = size_name(request.width, request.height)
-            print(f"{side}: warmed by {len(step_s)} images, may still get faster", flush=True)
+            made = counted(len(step_s), "image")
+            print(f"{side}: warmed by {made}, may still get faster", flush=True)
             break
         row = images.make(request, "warmup")
         step_s.append(row["denoise_s"] / steps)
@@ -401,7 +403,7 @@ class _Images:
         if now_s > self._line_due_s:
             self._line_due_s = now_s + _LINE_EVERY_S
             elapsed_s = now_s - self.began_s
-            print(f"{elapsed_s:.0f} s: {self.made} of {self.total} images", flush=True)
+            print(f"{elapsed_s:.0f} s: {self.made} of {counted(self.total, 'image')}", flush=True)
         return row
 
 

@@ -26,7 +26,7 @@ from benchlib.rows import STAGES
 from benchlib.study import figure, intervals
 from benchlib.study.figure import bar_style
 from benchlib.study.intervals import MIN_RUNS, MIN_TREND
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import agreeing, counted, number, words
 
 STYLES = (  # colour, marker and line of each series
     (figure.BLUE, "o", "-"),
@@ -119,7 +119,7 @@ def stage_stack(
         share = f"{_span(shown[longest])} % of an image's time"
         finding = f"{STAGE_NAMES[longest]} takes {share} ({counted(len(images), 'image')})"
     listed = "; ".join(names.values())
-    alt = f"Stacked bars of {len(means_s):,} sizes and steps, from the bottom: {listed}."
+    alt = f"{counted(len(means_s), 'stacked bar')} by size and steps, from the bottom: {listed}."
     return _finish(ax, record, finding, alt)
 
 
@@ -136,7 +136,8 @@ def _too_few(counts: pd.Series) -> str:
     some = counted(most, "image")
     if least < most:
         some = f"{least} to {some}"
-    return f"it takes {MIN_RUNS} images, there are {some}"
+    are = agreeing(most, "is", "are")
+    return f"it takes {MIN_RUNS} images, there {are} {some}"
 
 
 def _name_cases(ax: Axes, cases: pd.Index[Any]) -> None:
@@ -335,7 +336,8 @@ def against_pixels(
     if _counts_by_size(images).iloc[-1] < MIN_RUNS:
         peak_words = "the peak of memory is not shown"
     finding = f"{_time_by_size(images)}; {peak_words}"
-    alt = f"Time over peak memory of each stage, by pixels, for {len(images):,} images."
+    made = counted(len(images), "image")
+    alt = f"Time over peak memory of each stage, by pixels, for {made}."
     return _finish(upper, record, finding, alt, lowest=lower)
 
 

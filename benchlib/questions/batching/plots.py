@@ -242,9 +242,9 @@ def gantts(
     return figure.finish(
         ax,
         record,
-        f"{n} requests took on average {means}",
+        f"{counted(n, 'request')} took on average {means}",
         f"A panel each for {', '.join(requests)}: "
-        f"a bar for each of {n} requests over time, coloured by part.",
+        f"a bar for each of {counted(n, 'request')} over time, coloured by part.",
         source=f"study {record['study']}, a run of each",
         lowest=panels[-1],
     )
@@ -521,7 +521,7 @@ def _source_words(gains: pd.DataFrame, foretold: pd.DataFrame) -> str:
         pairs = gains["pairs"].max()
         words = "one run of each, so no bars"
         if pairs > 1:
-            words = f"at most {pairs} runs of each; bars: 95 %"
+            words = f"at most {counted(pairs, 'run')} of each; bars: 95 %"
     if len(foretold):
         images = counted(foretold["images"].max(), "image")
         words += f"; bands: 95 %, of {images}"

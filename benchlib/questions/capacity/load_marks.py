@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure
 from benchlib.study.busy import busy_sentence
-from benchlib.study.wording import number
+from benchlib.study.wording import counted, number
 
 USERS = "users, each waiting for an image before asking again"
 VERDICTS = {  # label, marker, fill and edge of a run
@@ -55,7 +55,7 @@ def valid_runs(summary: pd.DataFrame, by: str, known: str = "valid") -> tuple[pd
     left_out = len(at_load) - len(runs)
     if not left_out:
         return runs, ""
-    return runs, f"; {left_out} of {len(at_load)} runs left out as not valid"
+    return runs, f"; {left_out} of {counted(len(at_load), 'run')} left out as not valid"
 
 
 def known_floats(runs: pd.DataFrame, column: str) -> pd.Series:

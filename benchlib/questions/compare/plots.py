@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from benchlib.questions.compare.judge import FIGURES, SERVICE, smallest_effect
 from benchlib.study import figure
-from benchlib.study.wording import number, words
+from benchlib.study.wording import counted, number, words
 
 MOST = 40
 """The most lines of a forest plot. More could not be read."""
@@ -205,7 +205,7 @@ def _forest_finding(
     # 2) The gravest kind, and how many lines are of it.
     kinds = lines["kind"].tolist()
     gravest = next(kind for kind in _GRAVEST_FIRST if kind in kinds)
-    count = f"{kinds.count(gravest)} of {len(kinds)} figures"
+    count = f"{kinds.count(gravest)} of {counted(len(kinds), 'figure')}"
     if gravest is _SAME and lines is not of_service:
         return f"{who} {_PHRASES[gravest]} {against} in {count}"
 

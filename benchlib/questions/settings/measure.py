@@ -40,6 +40,7 @@ from benchlib.run import writing
 from benchlib.study.picture_quality import PAIRS_NEEDED, SAME, picture_columns
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
+from benchlib.study.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +115,7 @@ def settings_to_try(profile: str, device: str = "auto") -> list[Setting]:
         print(f"left to the profile full: {', '.join(others)}")
     settings = [(BASELINE, batching) for batching in SIMPLICITY]
     settings += [(recipe, _usual_batching(recipe)) for recipe in recipes if recipe != BASELINE]
-    print(f"{len(recipes)} recipes and {len(settings)} settings are tried")
+    print(f"{counted(len(recipes), 'recipe')} and {counted(len(settings), 'setting')} are tried")
     return settings
 
 
@@ -300,7 +301,10 @@ class _Trials:
     def _try(self, recipe: str, timed: int, *, images_s: float) -> None:
         """Tries a recipe, and foretells what its servers can do."""
         budget = self.budget
-        print(f"{recipe}: {timed} images, then {', '.join(self.recipes[recipe])}", flush=True)
+        print(
+            f"{recipe}: {counted(timed, 'image')}, then {', '.join(self.recipes[recipe])}",
+            flush=True,
+        )
         is_exact = self._is_exact(recipe) and recipe != BASELINE
         needed = pictures_needed(self.asked.prompts, exact=is_exact)
         tried = try_recipe(

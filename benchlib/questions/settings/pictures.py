@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchlib.questions.settings.comparing import Images, compare_pairs
 from benchlib.study.picture_quality import PAIRS_NEEDED, Pair
+from benchlib.study.wording import agreeing, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,8 @@ def picture_prompts(
     prompts = own_prompts() if file is None else _prompts_in(Path(file))
     if file is None and profile == "quick":
         prompts = prompts[:QUICK_PROMPTS]
-    print(f"{len(prompts)} prompts show whether a setting changes the picture")
+    show = agreeing(len(prompts), "shows", "show")
+    print(f"{counted(len(prompts), 'prompt')} {show} whether a setting changes the picture")
     if len(prompts) < PAIRS_NEEDED:
         print(f"too few for a verdict on pictures: it needs {PAIRS_NEEDED}")
     return prompts

@@ -49,8 +49,8 @@ class Requests:
             array = getattr(self, field.name)
             if array.shape != (number,):
                 raise ValueError(
-                    f"{field.name}: has shape {array.shape}; give one number for each of the "
-                    f"{number} requests of arrived_s"
+                    f"{field.name}: has shape {array.shape}; give one number for each "
+                    f"request of arrived_s, which has {number}"
                 )
             if field.name != "arrived_s" and not np.issubdtype(array.dtype, np.integer):
                 raise ValueError(f"{field.name}: has the type {array.dtype}; give whole numbers")
@@ -302,7 +302,7 @@ def _check_costs(name: str, costs: CostTables, requests: Requests, max_batch_siz
     sizes = len(costs.encode_s)
     if len(requests) and requests.size.max() >= sizes:
         raise ValueError(
-            f"{name}: has {sizes} sizes, but a request has the one at {requests.size.max()}; "
+            f"{name}: a request has the size at {requests.size.max()}, of {sizes} in all; "
             "give step times for each size"
         )
 

@@ -19,11 +19,13 @@ def view_of_pipeline(spec: Mapping[str, Any]) -> CellView:
     usual = spec["showcase"]
     answer = f"{spec['model']} on {spec['device']}, {spec['weights_gib']:.3g} GiB of weights"
     size = f"{usual['width']}x{usual['height']} pixels"
+    steps = usual["num_inference_steps"]
+    took = "1 step" if steps == 1 else f"{steps} steps"
     rows = [
         ("number format", spec["dtype"]),
         ("recipe", spec["recipe"]),
         ("weights", f"{spec['model_params']:,}"),
-        ("usual image", f"{size}, {usual['num_inference_steps']} steps"),
+        ("usual image", f"{size}, {took}"),
         ("more", "pipe.generate(request), bl.serve(pipe), pipe.spec, pipe.diffusers"),
     ]
     return CellView(answer, rows)

@@ -83,7 +83,7 @@ def test_fewer_than_five_images_claim_nothing(made: SimpleNamespace, images: int
     record = made.record()
     of_one_step_count = made.images(images)
     of_one_step_count = of_one_step_count[of_one_step_count["num_inference_steps"] == 8]
-    there = f"it takes 5 images, there are {'1 image' if images == 1 else '4 images'}"
+    there = f"it takes 5 images, there {'is 1 image' if images == 1 else 'are 4 images'}"
     stack = plots.stage_stack(requests=made.images(images), record=record)
     assert f"which stage takes the time is not shown: {there} of each size" in title(stack)
     assert "%" not in words(stack)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from benchlib import plots
 from benchlib.questions.batching.judge import FORETOLD_COLUMNS, ForetoldGains
+from benchlib.study.wording import counted
 
 SHOWCASE = {"showcase": {"width": 128, "height": 128, "num_inference_steps": 10}}
 
@@ -100,7 +101,9 @@ def test_gantts_hold_the_same_requests_on_one_scale(
     ax = plots.gantts(requests=policies(made, n), record=made.record())
     panels = ax.figure.axes[1:]
     drawn = min(n, 20)
-    finding = f"{drawn} requests took on average 0.5 s continuous, 1 s dynamic, 2 s serial"
+    finding = (
+        f"{counted(drawn, 'request')} took on average 0.5 s continuous, 1 s dynamic, 2 s serial"
+    )
     assert texts(ax).startswith(f"tiny model, not SDXL: {finding}")
     assert [panel.get_title("left").split(":")[0] for panel in panels] == [
         "serial",

@@ -311,7 +311,7 @@ def test_bad_options_name_the_field():
         options = {"batching": "dynamic"} | {name: bad}
         with pytest.raises(ValueError, match=name):
             run(requests=requests, **options)
-    with pytest.raises(ValueError, match="planned: has 1 sizes"):
+    with pytest.raises(ValueError, match="planned: a request has the size at 1, of 1 in all"):
         run("serial", made([(0, 1, 1, 1)]))
     with pytest.raises(ValueError, match="step_times"):
         cost_tables([], 4)
