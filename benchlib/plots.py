@@ -16,6 +16,7 @@ from benchlib.questions.batching.plots import gain, gantts, latency_cdf, step_ti
 from benchlib.questions.capacity.plots import goodput_curve, hockey_stick, load_curve, queue_share
 from benchlib.questions.capacity.stages_by_load import stages_by_load
 from benchlib.questions.compare.plots import forest, nights
+from benchlib.questions.settings.cost_plot import costs
 from benchlib.questions.settings.plots import decision, ladder, picture_grid
 from benchlib.study.figure import Picture, picture, save, show
 from benchlib.study.machine_over_time import machine_over_time
@@ -31,6 +32,7 @@ __all__ = [
     "against_pixels",
     "arithmetic_bars",
     "cost_line",
+    "costs",
     "decision",
     "forest",
     "frontier",

@@ -53,7 +53,10 @@ RUNS = {
         {"budget_min": 0.6, "requests": 8, "repeat": 2},
         {"step_time_curve", "gantts", "latency_cdf", "gain", "frontier"},
     ),
-    "05_settings": ({"users": [2], "budget_min": 0.4}, {"ladder", "picture_grid", "decision"}),
+    "05_settings": (
+        {"users": [2], "budget_min": 0.4},
+        {"ladder", "picture_grid", "decision", "costs"},
+    ),
     "06_compare": ({"budget_min": 0.1}, {"forest", "nights"}),
 }
 

@@ -241,6 +241,14 @@ def tried(made: SimpleNamespace) -> dict[str, Any]:
     return {"settings": pd.DataFrame(rows, dtype=object), "record": made.record()}
 
 
+def spent(made: SimpleNamespace) -> dict[str, Any]:
+    """The settings of `tried`, of which the confirmed ones have an energy."""
+    run = tried(made)
+    joules = [900.0 if is_confirmed else None for is_confirmed in run["settings"]["confirmed"]]
+    run["settings"]["energy_per_image_j"] = joules
+    return run
+
+
 def grid(made: SimpleNamespace) -> dict[str, Any]:
     """Three recipes and eight prompts; the last recipe breaks two prompts."""
     y, x = np.mgrid[0:48, 0:64] / 64
@@ -322,6 +330,8 @@ PICTURES: dict[
     "gain": (plots.gain, gains, {}),
     "frontier": (plots.frontier, policies_by_throughput, {}),
     "ladder": (plots.ladder, tried, {}),
+    "costs": (plots.costs, spent, {"price_per_hour": 2.5}),
+    "machine_time": (plots.costs, tried, {}),
     "picture_grid": (plots.picture_grid, grid, {}),
     "decision": (plots.decision, decided, {"memory_limit_gib": 2.6}),
     "forest": (plots.forest, nightly, {"against": "night-0"}),
