@@ -424,7 +424,11 @@ def finish(
     if warning:
         lines = textwrap.wrap(warning, _CAPTION_LETTERS)
         _small_print(below, "\n".join(lines), down, color="black", fontweight="bold")
-        down -= _CAPTION_LINE * len(lines)
+        height = _CAPTION_LINE * len(lines)
+        down -= height
+        # Low figures have no room to spare.
+        whole = cast(Figure, ax.figure.figure)
+        whole.set_figheight(whole.get_figheight() + height / 72)
     _small_print(below, _caption(record, source), down, color=GREY)
 
     # 3) The alt text, which save() and show() find as the axes' label

@@ -127,6 +127,8 @@ def test_a_figure_of_many_runs_names_the_busy_one_or_tells_of_all(busy_run: Run)
     )
     assert ax.get_label().endswith(told)
     long = figure.finish(figure.axes(None), record, "a finding", "Alt.", busy="many words " * 30)
+    heights = [drawn.figure.get_figheight() for drawn in (figure.axes(None), long)]
+    assert heights[1] - heights[0] == pytest.approx(3 * 10.5 / 72), "as low figures are full"
     tops = [text.get_position()[1] for text in long.texts]
     assert tops == [-7, pytest.approx(-7 - 3 * 10.5)], "the caption lies below all lines"
 
