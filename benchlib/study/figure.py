@@ -427,7 +427,7 @@ def finish(
         height = _CAPTION_LINE * len(lines)
         down -= height
         # Low figures have no room to spare.
-        whole = cast(Figure, ax.figure.figure)
+        whole = ax.figure.figure
         whole.set_figheight(whole.get_figheight() + height / 72)
     _small_print(below, _caption(record, source), down, color=GREY)
 
