@@ -11,7 +11,7 @@ from pathlib import Path
 from benchlib.cell_view import ShownInCell
 from benchlib.study.busy import busy_sentence_of
 from benchlib.study.store import Run
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import counted, number, per_second
 
 
 def run_times(
@@ -87,7 +87,7 @@ class Quickstart(ShownInCell):
         people = counted(self.users, "user")
         speed = f"It works here: {self.model} served {people}."
         if self.images_per_s is not None:
-            rate = f"{number(self.images_per_s)} images/s"
+            rate = per_second(self.images_per_s)
             speed = f"It works here: {self.model} made {rate} for {people}."
         if self.median_s is not None:
             return f"{speed} Half of the images came within {number(self.median_s)} s."

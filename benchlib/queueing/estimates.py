@@ -42,7 +42,7 @@ from benchlib.study.misfit import Breach
 from benchlib.study.services import Floats, as_floats
 from benchlib.study.simulated import Simulation
 from benchlib.study.slo import Slo
-from benchlib.study.wording import agreeing, counted, number, words
+from benchlib.study.wording import agreeing, counted, number, per_second, words
 
 if TYPE_CHECKING:
     from benchlib.load.workload import Workload
@@ -125,7 +125,7 @@ class Prediction(ShownInCell):
     goodput_images_per_s_interval: Interval = None
 
     def _view(self) -> CellView:
-        at = f"at {number(self.rate)} requests/s"
+        at = f"at {per_second(self.rate, 'request')}"
         if not self.stable:
             return CellView(f"{at}: the server can't keep up")
         if self.mean_s is None:

@@ -13,7 +13,7 @@ from benchlib.cell_view import MOST_ROWS, CellView
 from benchlib.study.busy import cores_of, taken_words
 from benchlib.study.folders import run_words
 from benchlib.study.validity import invalid_reason
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import counted, number, per_second, words
 
 if TYPE_CHECKING:
     from benchlib.study.store import Run, Study
@@ -104,7 +104,7 @@ def _answer(run: Run, summary: pd.Series) -> str:
     if not len(run.requests):
         return "; ".join([*said, "no request was sent"])
     if summary["throughput_images_per_s"]:
-        said.append(f"{number(summary['throughput_images_per_s'])} images/s")
+        said.append(per_second(summary["throughput_images_per_s"]))
     if summary["latency_p50_s"] is not None:
         said.append(f"half of the requests took at most {number(summary['latency_p50_s'])} s")
     elif summary["latency_max_s"] is not None:

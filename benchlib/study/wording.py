@@ -40,6 +40,8 @@ def words(
     if value is None or math.isnan(value):
         return "not known"
     text = f"{number(value)} {unit}".rstrip()
+    if unit == "images/s":
+        text = per_second(value)
     if interval is not None and not any(math.isnan(end) for end in interval):
         low, high = interval
         return f"{text} ({number(low)} to {number(high)})"
@@ -66,6 +68,12 @@ def counted(count: float, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count:,.0f} {noun}s"
+
+
+def per_second(rate: float, noun: str = "image") -> str:
+    """A rate in words: "0.5 images/s", "1 request/s"."""
+    written = number(rate)
+    return f"1 {noun}/s" if written == "1" else f"{written} {noun}s/s"
 
 
 def agreeing(count: float, one: str, many: str) -> str:

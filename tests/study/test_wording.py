@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchlib.study import figure
-from benchlib.study.wording import agreeing, counted, number, span, words
+from benchlib.study.wording import agreeing, counted, number, per_second, span, words
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,12 @@ def test_whiskers_reach_as_far_as_their_intervals():
 
 def test_a_verb_agrees_with_its_count():
     assert [agreeing(count, "shows", "show") for count in (0, 1, 2)] == ["show", "shows", "show"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(1, "1 image/s"), (1.0004, "1 image/s"), (0.5, "0.5 images/s")]
+)
+def test_a_rate_of_one_is_one_image(rate, text):
+    assert per_second(rate) == text
+    assert words(rate, None, "images/s") == text
+    assert per_second(rate, "request") == text.replace("image", "request")

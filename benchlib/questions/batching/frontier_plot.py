@@ -19,7 +19,7 @@ from benchlib.study.intervals import MIN_TREND, Interval
 from benchlib.study.latency import Record
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import counted, number, per_second, words
 
 HIGHEST_LATENCY = 3.0
 """The lines rise without end; so many times the promise show where they pass it."""
@@ -147,7 +147,7 @@ def _draw_capacity(
     figure.label_point(
         ax,
         spot,
-        f"{name}: {number(rate)} images/s",
+        f"{name}: {per_second(rate)}",
         (8, -16),
         color=figure.ink(style["color"]),
         bbox=box,

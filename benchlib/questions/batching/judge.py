@@ -20,7 +20,7 @@ from benchlib.study import intervals
 from benchlib.study.busy import busy_sentence_of
 from benchlib.study.intervals import Interval
 from benchlib.study.store import Run
-from benchlib.study.wording import counted, number, span, words
+from benchlib.study.wording import counted, per_second, span, words
 
 LATENCIES = {"latency_mean_s": "mean latency", "latency_p95_s": "p95 latency"}
 """The figures of a run's summary that are compared, and what a reader calls each."""
@@ -247,7 +247,7 @@ class BatchingAnswer(ShownInCell):
         measured = self.gains[self.gains["batching"] == batching]
         told = self._told(batching)
         for rate in sorted({*measured["rate"], *told["rate"]}):
-            load = f"    at {number(rate)} requests/s"
+            load = f"    at {per_second(rate, 'request')}"
             if self.serial_images_per_s:
                 percent = 100 * rate / self.serial_images_per_s
                 load += f" ({percent:.0f} % of what serial can make)"

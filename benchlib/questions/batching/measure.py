@@ -23,7 +23,7 @@ from benchlib.questions.batching.parts import (
 )
 from benchlib.run import Point, run_load
 from benchlib.study.store import Run
-from benchlib.study.wording import number
+from benchlib.study.wording import number, per_second
 from benchlib.sweeps import LOADED_SHARE, sweep
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def fill_serial(
     summary = run.summary()
     throughput = summary["throughput_images_per_s"]
     if throughput and summary["valid"]:
-        print(f"serial makes {number(throughput)} images/s", flush=True)
+        print(f"serial makes {per_second(throughput)}", flush=True)
         return run, plan.after(CLOSED, 1 / throughput)
     foretold = number(plan.serial_images_per_s)
     print(f"serial makes {foretold} images/s by its step times: the run shows none", flush=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchlib.budget import RUN_COST, Budget, BudgetPlan, Part
-from benchlib.study.wording import number
+from benchlib.study.wording import per_second
 
 CLOSED = "closed loop of four users"
 RUSH = "rush"
@@ -199,4 +199,4 @@ def _counted_part(
 
 
 def _rate_name(rate: float) -> str:
-    return f"compare at {number(rate)} requests/s"
+    return f"compare at {per_second(rate, 'request')}"

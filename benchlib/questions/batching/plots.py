@@ -16,7 +16,7 @@ from benchlib.questions.batching.disturbance import disturbance, measured_curves
 from benchlib.questions.batching.judge import ForetoldGains, gain_words
 from benchlib.rows import PARTS_IN_TIME
 from benchlib.study import figure, latency
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import counted, number, per_second
 
 POLICY_STYLES: dict[str, dict[str, Any]] = {
     "serial": {
@@ -630,7 +630,7 @@ def _gain_finding(gains: pd.DataFrame, foretold: pd.DataFrame) -> str:
     if not len(means):
         return "no run carries a mean at the highest rate"
     found = "; ".join(gain_words(row) for row in means.to_dict("records"))
-    return f"{source}at {number(highest)} requests/s, {found}"
+    return f"{source}at {per_second(highest, 'request')}, {found}"
 
 
 def _all_gains(gains: pd.DataFrame, foretold: pd.DataFrame) -> str:

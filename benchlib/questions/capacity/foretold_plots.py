@@ -30,7 +30,7 @@ from benchlib.study import figure
 from benchlib.study.busy import busy_sentence
 from benchlib.study.figure import whole_ticks
 from benchlib.study.slo import Slo
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import agreeing, counted, number, per_second
 
 FORETOLD = {
     "throughput_images_per_s": "images_per_s",
@@ -86,9 +86,10 @@ def draw_foretold_users(
     # 3) Words.
     most = predicted.iloc[-1]
     people = counted(most["users"], "user")
-    finding = f"{people} get {number(most['images_per_s'])} images/s (foretold)"
+    get = agreeing(most["users"], "gets", "get")
+    finding = f"{people} {get} {per_second(most['images_per_s'])} (foretold)"
     points = [
-        f"{number(row['images_per_s'])} images/s with {counted(row['users'], 'user')}"
+        f"{per_second(row['images_per_s'])} with {counted(row['users'], 'user')}"
         for _, row in predicted.iterrows()
     ]
     alt = f"Foretold throughput over latency, by users: {'; '.join(points)}."
@@ -172,7 +173,7 @@ def draw_foretold_goodput(
     # 2) Words
     means = foretold["goodput_images_per_s"].astype(float)
     best = foretold.iloc[int(means.argmax())]
-    most = f"{number(best['goodput_images_per_s'])} images/s come {within}"
+    most = f"{per_second(best['goodput_images_per_s'])} come {within}"
     finding = f"foretold: at most {most}, of {number(best['rate'])} asked for"
     pairs = zip(means, foretold["rate"], strict=True)
     points = [f"{number(mean)} of {number(rate)}" for mean, rate in pairs]

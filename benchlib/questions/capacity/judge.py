@@ -17,7 +17,7 @@ from benchlib.questions.capacity.outlook import Outlook
 from benchlib.questions.capacity.search import Capacity
 from benchlib.study.busy import busy_sentence_of
 from benchlib.study.store import Run, Study
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import counted, per_second
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,9 +110,9 @@ class PeopleServed(ShownInCell):
         if self.images_per_s is None:
             return "No valid run shows how many images it makes."
         if self.users is None:
-            return f"The runs at a rate made up to {number(self.images_per_s)} images/s."
+            return f"The runs at a rate made up to {per_second(self.images_per_s)}."
         people = f"{counted(self.users, 'user')} at a time"
-        return f"It makes at most {number(self.images_per_s)} images/s, with {people}."
+        return f"It makes at most {per_second(self.images_per_s)}, with {people}."
 
     def _users(self) -> str:
         if self.users_within_slo is not None:
@@ -128,7 +128,7 @@ class PeopleServed(ShownInCell):
         found = self.capacity or Capacity(None, (None, None), (), "there was no time", self.slo)
         if found.rate is not None or self.rate_seen is None:
             return str(found)
-        rate = f"{number(self.rate_seen)} images/s"
+        rate = per_second(self.rate_seen)
         return f"{found} In these runs it kept the promise up to {rate}."
 
 

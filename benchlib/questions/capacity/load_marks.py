@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure
 from benchlib.study.busy import busy_sentence
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import counted, number, per_second
 
 USERS = "users, each waiting for an image before asking again"
 VERDICTS = {  # label, marker, fill and edge of a run
@@ -135,10 +135,10 @@ def where_it_breaks(capacity: Ends, name: str, limit: str) -> str:
     if low and high:
         return f"{name} passes {limit} between {number(low)} and {number(high)} images/s"
     if low:
-        up_to = f"{name} stays within {limit} up to {number(low)} images/s"
+        up_to = f"{name} stays within {limit} up to {per_second(low)}"
         return f"{up_to}; where it passes is not shown"
     if high:
-        past = f"{name} is past {limit} from {number(high)} images/s on"
+        past = f"{name} is past {limit} from {per_second(high)} on"
         return f"{past}; what keeps within is not shown"
     return f"where {name} passes {limit} is not shown"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from benchlib.study.wording import agreeing, counted, number, words
+from benchlib.study.wording import agreeing, counted, number, per_second, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,7 +130,7 @@ class Outlook:
         return lines
 
     def _most_line(self) -> str:
-        return f"It makes at most {number(self.most_images_per_s)} images/s, whatever the latency."
+        return f"It makes at most {per_second(self.most_images_per_s)}, whatever the latency."
 
     def _users_line(self) -> str:
         """What closed loops get, and with how many users the promise is kept."""
@@ -142,7 +142,7 @@ class Outlook:
         holds = f"With {counted(self.users['users'].min(), 'user')} at a time it breaks {self.slo}"
         if len(kept):
             holds = f"It keeps {self.slo} with up to {counted(kept.max(), 'user')} at a time"
-        get = f"{number(most['images_per_s'])} images/s, each in {number(most['mean_s'])} s"
+        get = f"{per_second(most['images_per_s'])}, each in {number(most['mean_s'])} s"
         verb = agreeing(most["users"], "gets", "get")
         return f"{holds}; {counted(most['users'], 'user')} {verb} {get} (foretold)."
 

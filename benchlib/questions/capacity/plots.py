@@ -38,7 +38,7 @@ from benchlib.study.busy import busy_sentence
 from benchlib.study.figure import whole_ticks
 from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import counted, number, per_second
 
 FEW_ROWS = "too few requests for an interval"
 FEW_RUNS = "an interval takes 5 runs at a load"
@@ -96,7 +96,7 @@ def load_curve(
 
     # 3) Words.
     at_load = {load: _load_words(load, by) for load in images_per_s}
-    points = [f"{number(images_per_s[load])} images/s with {at_load[load]}" for load in at_load]
+    points = [f"{per_second(images_per_s[load])} with {at_load[load]}" for load in at_load]
     alt = f"Throughput over latency, by load: {'; '.join(points)}."
     source = figure.study_of(record, len(runs), "run")
     finding = _throughput_words(images_per_s, at_load) + left_out
@@ -134,7 +134,7 @@ def _say_why_no_percentile(
 
 def _load_words(load: float, by: str) -> str:
     if by == "rate":
-        return f"{number(load)} requests/s"
+        return per_second(load, "request")
     return counted(load, "user")
 
 
@@ -142,9 +142,9 @@ def _throughput_words(images_per_s: Means, at_load: Mapping[float, str]) -> str:
     flat = _plateau(images_per_s)
     if flat:
         mean = sum(images_per_s[load] for load in flat) / len(flat)
-        return f"throughput levels off at {number(mean)} images/s from {at_load[flat[0]]} on"
+        return f"throughput levels off at {per_second(mean)} from {at_load[flat[0]]} on"
     best = max(images_per_s, key=lambda load: images_per_s[load])
-    return f"throughput was at most {number(images_per_s[best])} images/s, with {at_load[best]}"
+    return f"throughput was at most {per_second(images_per_s[best])}, with {at_load[best]}"
 
 
 def _plateau(images_per_s: Means) -> list[float]:
@@ -296,7 +296,7 @@ def goodput_curve(
     means = _known_means(curve)
     best = max(means, key=lambda rate: means[rate])
     last = max(means)
-    in_time = f"at most {number(means[best])} images/s came {within}"
+    in_time = f"at most {per_second(means[best])} came {within}"
     finding = f"{in_time}, of {number(best)} asked for"
     if last != best:
         finding += f"; of {number(last)} asked for, {number(means[last])} came in time"

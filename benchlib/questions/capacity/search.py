@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.study.store import Run
-from benchlib.study.wording import number
+from benchlib.study.wording import number, per_second
 
 LEAD = 2
 """A rate is "met" or "missed" once one verdict has this many more of its trials than the other."""
@@ -45,10 +45,10 @@ class Capacity(ShownInCell):
         if low is not None and high is not None:
             return f"The capacity within {promise} is {number(low)} to {number(high)} images/s."
         if low is not None:
-            found = f"at least {number(low)} images/s"
+            found = f"at least {per_second(low)}"
             return f"The capacity within {promise} is {found}. No rate was shown to break it."
         if high is not None:
-            found = f"less than {number(high)} images/s"
+            found = f"less than {per_second(high)}"
             return f"The capacity within {promise} is {found}. No rate was shown to keep it."
         longer = "a longer search is needed (a larger budget_min)"
         return f"The capacity within {promise} is not shown: {longer}."

@@ -18,7 +18,7 @@ from benchlib.study import figure, latency
 from benchlib.study.intervals import MIN_RUNS
 from benchlib.study.store import Run, Study
 from benchlib.study.summary import is_steady
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import counted, number, per_second
 
 LEAST_SHARE = 0.005
 """A part of less than this share of all latencies is not drawn."""
@@ -151,5 +151,5 @@ def _at_load_words(one: AtLoad, by: str) -> str:
 
 def _load_words(load: float, by: str) -> str:
     if by == "rate":
-        return f"{number(load)} requests/s"
+        return per_second(load, "request")
     return counted(load, "user")

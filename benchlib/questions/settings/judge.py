@@ -20,7 +20,7 @@ from benchlib.study.intervals import Interval
 from benchlib.study.picture_quality import CHANGED, INDISTINGUISHABLE, SAME
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import counted, number, per_second, words
 
 BASELINE = "baseline"
 """The recipe that the others are compared with."""
@@ -215,7 +215,7 @@ def _confirmed_words(row: Mapping[Any, Any]) -> str:
     """How well the capacity of a setting is known."""
     if row["confirmed"]:
         images = counted(row["confirming_images"], "image")
-        runs = f"{counted(row['runs'], 'run')} at {number(row['confirming_rate'])} images/s"
+        runs = f"{counted(row['runs'], 'run')} at {per_second(row['confirming_rate'])}"
         return f"This is confirmed under load, by {images} in {runs}."
     reason = row["note"] or "there was no time for it"
     return f"This is foretold from images made alone. It is not confirmed under load: {reason}."

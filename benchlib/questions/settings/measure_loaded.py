@@ -20,7 +20,7 @@ from benchlib.queueing.breaches import LEAST_IMAGES
 from benchlib.queueing.estimates import calibrate
 from benchlib.run import Point
 from benchlib.study.slo import Slo
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import counted, per_second
 from benchlib.telemetry import GIB, cuda_in_use
 
 if TYPE_CHECKING:
@@ -277,9 +277,9 @@ def _measure(
     A run that the server can't keep up with is not counted, and the next one has half its rate.
     """
     target = server.spec
-    rate = number(found.rate)
+    rate = per_second(found.rate)
     words = f"{target['recipe']}, {target['batching']}: {counted(plan.images, 'image')}"
-    print(f"{words} at {rate} images/s, round {point.seed + 1} of {plan.rounds}", flush=True)
+    print(f"{words} at {rate}, round {point.seed + 1} of {plan.rounds}", flush=True)
     began_s = budget.used_s
     try:
         run = writer.measure(point, server)
@@ -290,7 +290,7 @@ def _measure(
     late = float((run.requests["latency_s"] > limit_s).mean())
     if late > MOST_LATE and plan.run_s(found.rate / 2) < budget.left_s:
         found.rate /= 2
-        print(f"it can't keep up: the next run is at {number(found.rate)} images/s", flush=True)
+        print(f"it can't keep up: the next run is at {per_second(found.rate)}", flush=True)
         return
     found.runs.append(run)
     last_s = float(run.requests["scheduled_s"].max())

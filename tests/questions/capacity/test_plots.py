@@ -180,7 +180,7 @@ def test_goodput_falls_where_the_promise_breaks(made: SimpleNamespace) -> None:
     )
     assert "all of them came within 2 s" in texts(ax)
     one = plots.goodput_curve(summary=summary[:1], record=made.record(), slo=SLO)
-    assert title(one) == "at most 1 images/s came within 2 s, of 1 asked for"
+    assert title(one) == "at most 1 image/s came within 2 s, of 1 asked for"
 
 
 def test_the_queue_s_share_grows_with_the_users(made: SimpleNamespace) -> None:
