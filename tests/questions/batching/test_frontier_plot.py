@@ -38,7 +38,7 @@ def words(ax: Axes) -> set[str]:
 def test_a_line_for_each_policy_and_the_promise(made: SimpleNamespace) -> None:
     ax = plots.frontier(foretold=frontier("serial", "continuous"), record=made.record())
     assert title(ax).endswith("foretold images/s within p95 < 1 s: 2 continuous, 1 serial")
-    assert {"serial: 1 images/s", "continuous: 2 images/s", "promised:\np95 < 1 s"} <= words(ax)
+    assert {"serial: 1 image/s", "continuous: 2 images/s", "promised:\np95 < 1 s"} <= words(ax)
     assert ax.get_ylim() == (0, 3), "a line leaves the axes at three times the promise"
     assert ax.get_xlim()[0] == 0
     assert "foretold from 120 images" in "".join(words(ax))
