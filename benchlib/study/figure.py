@@ -504,8 +504,13 @@ def _image(workload: dict[str, Any]) -> str:
 
 
 def _arrivals(arrivals: dict[str, Any]) -> str:
-    named = [f"{key} {value}" for key, value in arrivals.items() if value]
+    named = [f"{key} {_short(value)}" for key, value in arrivals.items() if value]
     return ", ".join(named).removeprefix("kind ").replace("_", " ")
+
+
+def _short(value: Any) -> Any:
+    """A number of an arrival in few digits; anything else as it is."""
+    return number(value) if isinstance(value, float) else value
 
 
 def _hardware(record: Record) -> str:

@@ -262,6 +262,13 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
         )
 
 
+def test_the_small_print_has_the_rate_in_three_digits(made: SimpleNamespace) -> None:
+    arrivals = {"kind": "open_loop", "rate": 0.752551851608725, "burstiness": 1.0}
+    record = made.record(spec={"arrivals": arrivals})
+    ax = plots.latency_parts(requests=made.requests([made.row()]), record=record)
+    assert "open loop, rate 0.753, burstiness 1\n" in texts(ax)
+
+
 def test_the_alt_text_names_the_gpu(made: SimpleNamespace) -> None:
     requests = made.requests([made.row()])
     record = made.record()
