@@ -260,7 +260,8 @@ class Writer:
     ) -> RunFolder:
         """The folder of a new run; its record holds both specs, the machine, and `more`."""
         conditions = machine.describe_load()
-        if conditions["warning"]:
+        said_before = self.runs and self.runs[-1].record["conditions"]["warning"]
+        if conditions["warning"] and not said_before:
             print(conditions["warning"], flush=True)
         target = {"url": url} | {name: target_spec.get(name) for name in _TARGET_FIELDS}
         record = {

@@ -272,6 +272,10 @@ def test_a_busy_machine_is_said_and_recorded(fake, tmp_path, monkeypatch, capsys
     )
     assert capsys.readouterr().out == f"{busy['warning']}\n"
     assert run.record["conditions"] == busy
+    run_load(
+        fake.url, ClosedLoop(1), requests=1, repeat=2, results=tmp_path, on_progress=lambda _: None
+    )
+    assert capsys.readouterr().out == f"{busy['warning']}\n", "once for runs in a row"
 
 
 def test_progress_is_a_bar_in_a_live_notebook(fake, tmp_path, monkeypatch, capsys):

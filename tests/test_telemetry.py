@@ -1,5 +1,6 @@
 """The sampler on real processes, and on made-up GPUs."""
 
+import math
 import os
 import subprocess
 import sys
@@ -74,6 +75,25 @@ def test_busy_process_takes_a_core_and_the_generator_is_counted_apart() -> None:
         busy.kill()
     assert sampler.frame["generator_cpu_cores"].mean() == pytest.approx(cores, rel=0.3)
     assert sampler.frame["server_cpu_cores"].mean() < cores
+
+
+def test_a_loop_that_is_nobodys_is_other_work() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as loop:
+        try:
+            with Sampler(os.getpid(), interval_s=0.15) as sampler:
+                wait_for_samples(sampler, 1)
+                before_s = sum(psutil.Process(loop.pid).cpu_times()[:2])
+                time.sleep(1)
+                loop_s = sum(psutil.Process(loop.pid).cpu_times()[:2]) - before_s
+                wait_for_samples(sampler, 3)
+        finally:
+            loop.kill()
+    frame = sampler.frame
+    assert math.isnan(frame["others_cpu_cores"].iloc[0]), "there is no sample before the first"
+    known = frame.dropna(subset="others_cpu_cores")
+    began_s = known["time_s"].shift(fill_value=frame["time_s"].iloc[0])
+    others_s = (known["others_cpu_cores"] * (known["time_s"] - began_s)).sum()
+    assert others_s > 0.5 * loop_s, "whatever else runs here"
 
 
 def test_zero_can_be_set_after_the_start() -> None:
