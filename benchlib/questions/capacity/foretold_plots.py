@@ -144,11 +144,12 @@ def draw_foretold_stick(
     figure.label_at_right(ax, [(goal.latency_s, f"promised:\n{slo}", figure.RED)])
 
     # 3) Words
-    finding = where_it_breaks(capacity, f"p{share}", f"{number(goal.latency_s)} s")
+    finding = where_it_breaks(capacity, f"p{share}", goal.latency_s, runs, took_s)
     pairs = zip(foretold["promised_s"], foretold["rate"], strict=True)
     points = [f"{number(took)} s at {number(rate)}/s" for took, rate in pairs]
     alt = f"Foretold p{share} by offered load: {'; '.join(points)}."
-    return finish_load_plot(ax, record, runs, f"foretold: {finding}{left_out}", alt)
+    source = "foretold: " if any(capacity) else ""
+    return finish_load_plot(ax, record, runs, f"{source}{finding}{left_out}", alt)
 
 
 def draw_foretold_goodput(

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from benchlib.study import figure
 from benchlib.study.busy import busy_sentence
+from benchlib.study.intervals import MIN_RUNS
 from benchlib.study.wording import counted, number, per_second
 
 USERS = "users, each waiting for an image before asking again"
@@ -68,7 +69,7 @@ def draw_run_marks(
 ) -> Means:
     """Draws each run's value with its interval and, with `line`, a line through the means.
 
-    Returns the means by load.
+    Returns the means by load. Runs of fewer than MIN_RUNS images are marks, and in no mean.
     """
     values = runs[column.name].astype(float)
     if values.isna().all():
@@ -76,7 +77,8 @@ def draw_run_marks(
     load = runs[by].astype(float)
     found = runs[f"{column.name}_interval"]
     figure.whiskers(ax, load, values, found, colour=column.colour, marker=column.marker)
-    means = values.groupby(load).mean().dropna()
+    carried = values[runs["ok"] >= MIN_RUNS]
+    means = carried.groupby(load).mean().dropna()
     if line:
         ax.plot(means.index, means, color=column.colour, linewidth=1.5)
     return dict(zip(means.index, means, strict=True))
@@ -130,7 +132,14 @@ def draw_capacity(ax: Axes, capacity: Ends) -> None:
         )
 
 
-def where_it_breaks(capacity: Ends, name: str, limit: str) -> str:
+def where_it_breaks(
+    capacity: Ends, name: str, limit_s: float, runs: pd.DataFrame, took_s: pd.Series
+) -> str:
+    """Returns the capacity in words; where it is not known, how far all runs stayed within.
+
+    `took_s` has the percentile of each of `runs`, or None.
+    """
+    limit = f"{number(limit_s)} s"
     low, high = capacity
     if low and high:
         return f"{name} passes {limit} between {number(low)} and {number(high)} images/s"
@@ -140,6 +149,11 @@ def where_it_breaks(capacity: Ends, name: str, limit: str) -> str:
     if high:
         past = f"{name} is past {limit} from {per_second(high)} on"
         return f"{past}; what keeps within is not shown"
+    known = took_s.notna()
+    if known.any() and (took_s[known] <= limit_s).all():
+        rate = runs["rate"][known].astype(float).max()
+        seen = f"{name} of {counted(known.sum(), 'run')} up to {per_second(rate)}"
+        return f"{seen} stayed within {limit}; where it passes is not shown"
     return f"where {name} passes {limit} is not shown"
 
 

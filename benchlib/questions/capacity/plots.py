@@ -36,6 +36,7 @@ from benchlib.questions.capacity.load_marks import (
 from benchlib.study import figure, intervals
 from benchlib.study.busy import busy_sentence
 from benchlib.study.figure import whole_ticks
+from benchlib.study.intervals import MIN_RUNS
 from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
 from benchlib.study.wording import counted, number, per_second
@@ -98,7 +99,8 @@ def load_curve(
     at_load = {load: _load_words(load, by) for load in images_per_s}
     points = [f"{per_second(images_per_s[load])} with {at_load[load]}" for load in at_load]
     alt = f"Throughput over latency, by load: {'; '.join(points)}."
-    source = figure.study_of(record, len(runs), "run")
+    images = counted(runs["ok"].sum(), "image")
+    source = f"{figure.study_of(record, len(runs), 'run')}, {images}"
     finding = _throughput_words(images_per_s, at_load) + left_out
     busy = busy_sentence(runs.to_dict("records"))
     return figure.finish(upper, record, finding, alt, source=source, lowest=lower, busy=busy)
@@ -139,6 +141,8 @@ def _load_words(load: float, by: str) -> str:
 
 
 def _throughput_words(images_per_s: Means, at_load: Mapping[float, str]) -> str:
+    if not images_per_s:
+        return f"what throughput is at a load is not shown: it takes {MIN_RUNS} images there"
     flat = _plateau(images_per_s)
     if flat:
         mean = sum(images_per_s[load] for load in flat) / len(flat)
@@ -229,7 +233,7 @@ def hockey_stick(
     figure.label_at_right(ax, [(goal.latency_s, f"promised:\n{slo}", figure.RED)])
 
     # 3) Words.
-    finding = where_it_breaks(capacity, name, f"{number(goal.latency_s)} s")
+    finding = where_it_breaks(capacity, name, goal.latency_s, runs, took_s)
     points = [f"{number(took)} s at {number(rate)}/s" for rate, took in known_s.items()]
     alt = f"{name} by offered load: {'; '.join(points) or 'none'}."
     return finish_load_plot(ax, record, runs, finding + left_out, alt)
@@ -298,6 +302,8 @@ def goodput_curve(
     last = max(means)
     in_time = f"at most {per_second(means[best])} came {within}"
     finding = f"{in_time}, of {number(best)} asked for"
+    if number(means[best]) == number(best):
+        finding = f"up to {per_second(best)} all images came {within}"
     if last != best:
         finding += f"; of {number(last)} asked for, {number(means[last])} came in time"
     points = [f"{number(mean)} of {number(rate)}" for rate, mean in means.items()]

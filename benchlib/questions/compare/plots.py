@@ -390,7 +390,11 @@ def _last_words(found: pd.DataFrame, last: str) -> str:
     for row in ends.to_dict("records"):
         load = f"{row['load']} " if len(ends) > 1 else ""
         sentences.append(f"{load}{_line_words(row)}")
-    return "; ".join(sentences) or "not known"
+    if sentences:
+        return "; ".join(sentences)
+    *_, latest = found["study"]
+    known = found[found["study"] == latest].to_dict("records")
+    return f"not known; of {latest}, the last that has it: {_line_words(known[0])}"
 
 
 # -- for both

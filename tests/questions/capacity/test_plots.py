@@ -180,7 +180,7 @@ def test_goodput_falls_where_the_promise_breaks(made: SimpleNamespace) -> None:
     )
     assert "all of them came within 2 s" in texts(ax)
     one = plots.goodput_curve(summary=summary[:1], record=made.record(), slo=SLO)
-    assert title(one) == "at most 1 image/s came within 2 s, of 1 asked for"
+    assert title(one) == "up to 1 image/s all images came within 2 s"
 
 
 def test_the_queue_s_share_grows_with_the_users(made: SimpleNamespace) -> None:
@@ -314,3 +314,26 @@ def test_no_run_and_invalid_ones_and_a_thousand_are_drawn(
     assert plot(summary=summary[:1], record=made.record(), ax=panels[1]) is panels[1]
     assert not panels[0].has_data()
     pyplot.close(figure)
+
+
+def test_runs_that_all_kept_the_promise_are_a_finding(made: SimpleNamespace) -> None:
+    summary = stick(made)[:2]
+    options = {"record": made.record(), "slo": SLO, "capacity": (None, None)}
+    ax = plots.hockey_stick(summary=summary, **options)
+    said = "p95 of 2 runs up to 2 images/s stayed within 2 s; where it passes is not shown"
+    assert title(ax) == said
+    broken = summary.assign(latency_p95_s=[1.0, 2.5])
+    assert (
+        title(plots.hockey_stick(summary=broken, **options)) == "where p95 passes 2 s is not shown"
+    )
+
+
+def test_a_load_curve_of_few_images_has_marks_and_no_claim(made: SimpleNamespace) -> None:
+    summary = stick(made).assign(ok=[60, 4, 60, 1])
+    ax = plots.load_curve(summary=summary, record=made.record())
+    (line,) = [line for line in ax.lines if line.get_linestyle() == "-"]
+    assert len(line.get_xdata()) == 2, "the loads with 60 images"
+    assert "125 images" in str(ax.get_label())
+    few = plots.load_curve(summary=summary.assign(ok=4), record=made.record())
+    assert title(few) == "what throughput is at a load is not shown: it takes 5 images there"
+    assert not [line for line in few.lines if len(line.get_xdata()) and line.get_linestyle() == "-"]

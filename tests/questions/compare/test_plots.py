@@ -149,7 +149,8 @@ def test_the_last_night_may_lack_the_figure(made: SimpleNamespace) -> None:
     ax = plots.nights(
         table=table(line()), record=made.record(), studies=["night-1", "night-2", "night-3"]
     )
-    assert "not known" in texts(ax)
+    said = " ".join(texts(ax).split())
+    assert "night-3 against night-1: not known; of night-2, the last that has it: 1.3 times" in said
 
 
 @pytest.mark.parametrize("rows", [[], [line(ratio=None, low=None, high=None)]])
