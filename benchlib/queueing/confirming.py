@@ -142,7 +142,7 @@ def _why_not_judged(calibration: Calibration, run: Run) -> str | None:
         return how_it_ended(run.record)
     lost = losses_of(run).lost_share
     if lost > MOST_LOST:
-        return f"{lost:.0%} of its requests got no image"
+        return f"{100 * lost:.0f} % of its requests got no image"
     graphs = (run.record["outcome"] or {}).get("graphs_made")
     if graphs:
         return f"the server compiled or recorded {counted(graphs, 'graph')} during the run"

@@ -269,7 +269,9 @@ class Calibration(ShownInCell):
         """What the server does at `rate` requests a second (Poisson), in the long run.
 
         Intervals are None at a rate so high that the services' own error leaves open whether the
-        server keeps up.
+        server keeps up. Just below, the low ends of `in_time` and of goodput come near 0, as the
+        high ends of the percentiles grow without bound: with services a little longer, nearly all
+        requests are late in the long run.
 
         Raises ValueError for a rate below LEAST_RATE, and for a promise that can't be read.
         """
@@ -665,7 +667,8 @@ def judged(
         show = agreeing(images, "shows", "show")
         refusal = f"{counted(images, 'image')} {show} too little; {LEAST_IMAGES} are needed"
     elif lost > MOST_LOST:
-        refusal = f"{lost:.0%} of the requests got no image, and what they took of the server is not known"
+        share = f"{100 * lost:.0f} % of the requests"
+        refusal = f"{share} got no image, and what they took of the server is not known"
     elif max(shares.values()) > MOST_MISFIT:
         refusal = words_of or "the simulation does not explain the run's latencies"
     return Calibration(

@@ -20,6 +20,9 @@ Using the SSIM and the Just Noticeable Difference Paradigm", EPCE (2013). Mahy, 
 Oosterlinck, "Evaluation of uniform color spaces", Color Research & Application 19 (1994).
 Mokrzycki & Tatol, "Colour difference Delta E: A survey", Machine Graphics & Vision 20 (2011).
 
+To call a mean of the grade "excellent" indistinguishable is our own choice: the viewers of Zinner et
+al. graded videos, and were not asked whether they saw a difference.
+
 Nobody tested these limits on diffusion models. They were found on compressed photographs and
 videos, and on even patches. A small part of a picture may differ visibly within them. SSIM sees
 structure and nearly no tint; FLIP sees both. So neither is enough alone. PSNR has no part in the

@@ -83,7 +83,7 @@ def test_a_run_that_lost_many_requests_judges_nothing(calibration):
     requests = run.requests.copy()
     requests.loc[10:29, "error"] = "503: the queue is full"
     judged = confirmation(calibration, replace(run, requests=requests), slo=SLO)
-    assert (judged.verdict, judged.reason) == ("not judged", "33% of its requests got no image")
+    assert (judged.verdict, judged.reason) == ("not judged", "33 % of its requests got no image")
 
 
 def test_an_overload_has_typical_arrivals_too(calibration):

@@ -396,7 +396,7 @@ def test_requests_that_were_cut_off_are_told(batching):
 def test_requests_that_wait_in_vain_leave_no_estimate(batching):
     calibration = calibrate(unanswered(calibrated_run(batching), slice(20, 30)))
     assert calibration.status == "refused"
-    assert "17% of the requests got no image" in str(calibration)
+    assert "17 % of the requests got no image" in str(calibration)
     assert calibration.capacity("p95 < 3 s").rate is None
 
 
