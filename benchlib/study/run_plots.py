@@ -162,13 +162,16 @@ def latency_distribution(*, requests: pd.DataFrame, record: Record, ax: Axes | N
     # 1) The bars, and over them a line for each percentile
     right_s = 1.03 * known_s.max()
     top = _draw_histogram(ax, known_s)
+    at_right = sum(value_s <= 0.6 * right_s for value_s in points.values())
     for row, (q, value_s) in enumerate(points.items()):
-        # Each label passes over the lines to its right.
-        height = top * (1.05 + 0.1 * (len(points) - row))
+        # A label at the right of its line passes over the lines further right. The others stand at
+        # the left of theirs, and pass over the lines further left.
+        level = len(points) - row if row < at_right else 1 + row - at_right
+        height = top * (1.05 + 0.1 * level)
         line = "-" if q == 0.5 else "--"
         ax.vlines(value_s, 0, height, color="black", linestyle=line, linewidth=1)
         words = f"{100 * q:g} % took at most {number(value_s)} s"
-        _label_percentile(ax, (value_s, height), words, at_left=value_s > 0.6 * right_s)
+        _label_percentile(ax, (value_s, height), words, at_left=row >= at_right)
     ax.set_xlim(0, right_s)
     ax.set_ylim(0, top * (1.1 + 0.1 * len(points)))
     whole_ticks(ax.yaxis)
