@@ -384,7 +384,7 @@ def _grid_finding(rows: list[dict[Any, Any]]) -> str:
 def decision(
     *,
     decision: Decision,
-    memory_limit_gib: float,
+    memory_limit_gib: float | None,
     record: dict[str, Any],
     ax: Axes | None = None,
 ) -> Axes:
@@ -392,7 +392,8 @@ def decision(
 
     Each setting has its colour. A circle keeps the algorithm, a diamond changes it. A filled mark
     is confirmed under load, a hollow one foretold, and a cross is ruled out. Only the DRAWN best
-    are named. Lines are 95 % intervals. A memory limit far to the right is written, not drawn.
+    are named. Lines are 95 % intervals. A memory limit far to the right is written, not drawn;
+    None is no limit.
     """
     ax = figure.axes(ax)
     table = decision.table
@@ -406,7 +407,9 @@ def decision(
         _draw_setting(ax, rank, row)
     others = rows[DRAWN:]
     ax.plot(others["memory_gib"], others["capacity_images_per_s"], ".", color=figure.GREY)
-    limit = f"limit {number(memory_limit_gib)} GiB"
+    limit = "no memory limit"
+    if memory_limit_gib is not None:
+        limit = f"limit {number(memory_limit_gib)} GiB"
     _draw_limit(ax, rows["memory_gib"].astype(float), memory_limit_gib, limit)
     ax.set_ylim(0, 1.15 * ax.get_ylim()[1])
 
@@ -461,7 +464,7 @@ def _draw_setting(
 def _draw_limit(
     ax: Axes,
     memory_gib: pd.Series,
-    limit_gib: float,
+    limit_gib: float | None,
     words: str,
 ) -> None:
     """Draws the memory limit, or writes where it is, and sets the limits of the x-axis.
@@ -478,7 +481,9 @@ def _draw_limit(
         "ha": "right",
         "va": "top",
     }
-    if limit_gib < 2 * most_gib:
+    if limit_gib is None:
+        ax.text(0.99, 0.98, words, transform=ax.transAxes, **style)
+    elif limit_gib < 2 * most_gib:
         ax.axvline(
             limit_gib,
             color=figure.RED,

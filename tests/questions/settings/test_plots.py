@@ -182,6 +182,7 @@ def test_a_limit_is_drawn_where_it_is_near_and_told_where_it_is_far(three, made)
     assert [line.get_xdata()[0] for line in near.lines if line.get_linestyle() == "--"] == [2.6]
     assert not [line for line in far.lines if line.get_linestyle() == "--"]
     assert "limit 100 GiB: far to the right" in words(far)
+    assert "no memory limit" in words(draw(three, made, limit_gib=None))
 
 
 def test_the_decision_says_what_is_not_shown(setting, made):
