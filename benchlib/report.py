@@ -35,6 +35,7 @@ HEADLINES = (
     "decision",
     "ladder",
     "hockey_stick",
+    "frontier",
     "gain",
     "latency_over_time",
     "cost_line",

@@ -1,8 +1,12 @@
 """How a figure looks: the axis of ratios, and labels beside it."""
 
 import pytest
+from matplotlib.colors import to_rgb
 
 from benchlib.study import figure
+from tests.test_pictures import contrast
+
+COLOURS = ("ORANGE", "SKY", "GREEN", "YELLOW", "BLUE", "RED", "PURPLE", "GREY")
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,12 @@ def test_labels_make_room_for_each_other() -> None:
     figure.label_at_right(ax, [(0.5, "a", figure.RED), (0.5, "b", figure.BLUE)])
     first, second = (text.get_position()[1] for text in ax.texts)
     assert second - first > 0.03
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_words_of_a_colour_and_words_on_it_can_be_read(name: str) -> None:
+    colour = getattr(figure, name)
+    assert contrast(to_rgb(figure.ink(colour)), to_rgb("white")) >= 4.5
+    assert contrast(to_rgb(figure.ink_on(colour)), to_rgb(colour)) >= 4.5
+    dark = figure.ink(colour)
+    assert contrast(to_rgb(figure.ink_on(dark)), to_rgb(dark)) >= 4.5
