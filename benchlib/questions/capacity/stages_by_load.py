@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from benchlib.questions.capacity.load_marks import USERS, Record
 from benchlib.rows import PARTS_IN_TIME
 from benchlib.study import figure, latency
+from benchlib.study.busy import busy_sentence_of
 from benchlib.study.intervals import MIN_RUNS
 from benchlib.study.store import Run, Study
 from benchlib.study.summary import is_steady
@@ -96,6 +97,7 @@ def stages_by_load(*, study: Study, record: Record, ax: Axes | None = None) -> A
         f"an image takes {finding}",
         alt,
         source=source,
+        busy=busy_sentence_of(study.runs),
     )
 
 
