@@ -48,7 +48,8 @@ def check_parameters(notebook: str, **given: Any) -> SimpleNamespace:
             raise ValueError(_unknown_words(notebook, name, checks))
     missing = [name for name in checks if name not in given]
     if missing:
-        raise ValueError(f"notebook {notebook} needs the parameters {', '.join(missing)}")
+        parameters = "parameter" if len(missing) == 1 else "parameters"
+        raise ValueError(f"notebook {notebook} needs the {parameters} {', '.join(missing)}")
     checked = {name: checks[name](name, value) for name, value in given.items()}
     return SimpleNamespace(**checked)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchlib.machine import BUSY_SHARE
-from benchlib.study.wording import number
+from benchlib.study.wording import agreeing, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,8 @@ def taken_words(taken: Mapping[str, Any], cores: float) -> str | None:
     others, steal = (_float_or_none(taken.get(name)) for name in TAKEN)
     if others is None:
         return None
-    clause = f"other processes took {number(others)} of {number(cores)} cores"
+    all_cores = f"{number(cores)} {agreeing(cores, 'core', 'cores')}"
+    clause = f"other processes took {number(others)} of {all_cores}"
     if steal is not None and steal >= LEAST_STEAL:
         clause += f" and the hypervisor {number(steal)}"
     return clause

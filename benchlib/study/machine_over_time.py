@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from benchlib.study import figure, latency
 from benchlib.study.intervals import MIN_RUNS
 from benchlib.study.latency import Record
-from benchlib.study.wording import counted, number, span
+from benchlib.study.wording import agreeing, counted, number, span
 
 MOST_BINS = 60
 """The most steps of the line of images/s. Each step has MIN_RUNS images or more on average."""
@@ -270,7 +270,8 @@ def _finding(telemetry: pd.DataFrame, requests: pd.DataFrame, record: Record) ->
         said.append(f"clock {ends} MHz")
     if not said and SERVER_CORES in values:
         cores = values[SERVER_CORES].mean()
-        said.append(f"the server's process took {number(cores)} cores on average")
+        noun = agreeing(round(cores, 2), "core", "cores")
+        said.append(f"the server's process took {number(cores)} {noun} on average")
     if not said:
         sent = counted(len(requests), "request")
         said.append(f"{sent}; the machine was hardly sampled")

@@ -146,7 +146,7 @@ def test_a_wrong_notebook_or_set_of_parameters_is_named():
     with pytest.raises(ValueError, match=r"^notebook 03_load has no parameter 'x': it has model, "):
         bl.check_parameters("03_load", **given | {"x": 3})
     del given["slo"]
-    with pytest.raises(ValueError, match="notebook 03_load needs the parameters slo"):
+    with pytest.raises(ValueError, match="notebook 03_load needs the parameter slo"):
         bl.check_parameters("03_load", **given)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchlib.study.busy import suspect_reason
 from benchlib.study.store import Run
-from benchlib.study.wording import number
+from benchlib.study.wording import counted, number
 
 UNEVEN = 1.1
 """A step that takes more than so many times as long as one of a larger batch was disturbed."""
@@ -56,7 +56,8 @@ def _unevenness(step_s: Mapping[str, float]) -> str | None:
         times = step_s[str(fewer)] / step_s[str(more)]
         if times > max(worst, UNEVEN):
             worst = times
-            words = f"a step of {fewer} rows took {number(times)} times as long as one of {more}"
+            step = f"a step of {counted(fewer, 'row')}"
+            words = f"{step} took {number(times)} times as long as one of {more}"
     return words
 
 

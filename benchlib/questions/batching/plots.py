@@ -337,7 +337,7 @@ def latency_cdf(
         return figure.no_data(ax, record, "how long requests took", "no request got an image")
     few = {name: len(series.pop(name)) for name in list(series) if len(series[name]) < MIN_STAIR}
     if not series:
-        reason = f"a stair takes {MIN_STAIR} requests, there are {_counts(few)}"
+        reason = f"a stair takes {MIN_STAIR} requests, and a policy has fewer: {_counts(few)}"
         return figure.no_data(ax, record, "how long requests took", reason)
 
     right_s = 1.03 * max(latency_s.max() for latency_s in series.values())

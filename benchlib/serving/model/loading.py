@@ -119,9 +119,8 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ValueError(
-                f"device: {name!r} is not there: torch sees {count} CUDA devices; use 'auto'"
-            )
+            seen = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
+            raise ValueError(f"device: {name!r} is not there: torch sees {seen}; use 'auto'")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device: 'mps' is not there; use 'auto'")
     return device

@@ -186,7 +186,7 @@ def test_a_stair_takes_twenty_requests(made: SimpleNamespace, n: int, tmp_path: 
     few = policies(made, n)
     ax = plots.latency_cdf(requests=few, record=made.record())
     counts = f"{n} of serial, {n} of dynamic, {n} of continuous"
-    assert f"no data: a stair takes 20 requests, there are {counts}" in texts(ax)
+    assert f"no data: a stair takes 20 requests, and a policy has fewer: {counts}" in texts(ax)
     assert not ax.lines
     assert plots.save(ax, tmp_path / "figure") == ()
     one = {"continuous": policies(made, 60)["continuous"], "serial": few["serial"]}
