@@ -27,7 +27,7 @@ from benchlib.study.services import (
     services,
     without_times,
 )
-from benchlib.study.wording import counted
+from benchlib.study.wording import agreeing, counted
 
 if TYPE_CHECKING:
     from benchlib.study.store import Run
@@ -188,7 +188,8 @@ def _without_image(runs: Sequence[Run]) -> list[Breach]:
         words_of = f"{overdue} of {asked} got no answer, though others took half that time or less"
         found.append(Breach("every request is answered", share, "service", words_of))
     if cut:
-        words_of = f"{cut} of {asked} had no answer yet when the run ended, and count for nothing"
+        count = agreeing(cut, "counts", "count")
+        words_of = f"{cut} of {asked} had no answer yet when the run ended, and {count} for nothing"
         found.append(Breach("the run waits for all answers", 0.0, "latency", words_of))
     return found
 
