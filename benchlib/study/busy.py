@@ -143,7 +143,7 @@ def busy_words(record: Record, *, by_name: bool = False) -> str | None:
 
     With `by_name` it names the run, as one of several.
     """
-    reason = suspect_reason(record, record["outcome"] or {})
+    reason = suspect_reason(record, record.get("outcome") or {})
     if reason is None:
         return None
     where = f" in run {record['run']}" if by_name else ""
