@@ -102,7 +102,7 @@ FAULTS: dict[str, tuple[Fault, dict[str, int]]] = {
     "served last in, first out": (Fault(policy=LAST_FIRST), {"serial": 80}),
     "served by dynamic": (Fault(policy="dynamic"), {"serial": 80, "continuous": 240}),
     "served by continuous": (Fault(policy="continuous"), {"serial": 80, "dynamic": 240}),
-    "batches of 2, not 8": (Fault(batch_size=2), {"dynamic": 120, "continuous": 120}),
+    "batches of 2, not 8": (Fault(batch_size=2), {"dynamic": 180, "continuous": 120}),
 }
 FAULT_LOADS = (0.7, 0.8)
 
