@@ -256,6 +256,6 @@ def test_too_little_memory_is_reported_before_anything_is_loaded(model, monkeypa
 def test_a_containers_limit_is_reported_before_anything_is_loaded(monkeypatch, tmp_path):
     for name, content in {"memory.max": 2**30, "memory.current": 2**29, "memory.stat": ""}.items():
         (tmp_path / name).write_text(str(content))
-    monkeypatch.setattr(machine, "_cgroups", lambda *_: [tmp_path])
+    monkeypatch.setattr(machine, "cgroup_folders", lambda *_: [tmp_path])
     with pytest.raises(ModelError, match=r"need 12\.9 GiB in float32 and cpu has 0\.5 GiB free"):
         load_diffusers("sdxl-random", device=CPU, dtype=torch.float32)
