@@ -445,6 +445,48 @@ def test_all_words_of_a_picture_stand_out_from_what_is_behind_them(
     assert faint_words(figure) == {}
 
 
+def title_ends(figure: Figure) -> list[float]:
+    """Where each title ends, as a share of the figure's width."""
+    FigureCanvasAgg(figure).draw()
+    titles = [text for ax in figure.axes for text in ax.get_children() if is_title(ax, text)]
+    return [text.get_window_extent().x1 / figure.bbox.x1 for text in titles]
+
+
+def is_title(ax: Axes, artist: Any) -> bool:
+    return isinstance(artist, Text) and artist.get_text() == ax.get_title("left") != ""
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_each_title_ends_within_its_figure(name: str, made: SimpleNamespace) -> None:
+    plot, data, options = PICTURES[name]
+    figure = plot(**data(made), **options).figure
+    assert isinstance(figure, Figure)
+    ends = title_ends(figure)
+    assert ends
+    assert max(ends) <= 1
+
+
+def test_a_title_beside_a_wide_legend_is_wrapped_sooner(made: SimpleNamespace) -> None:
+    """On a GPU the legend of the networks is so wide that the title once left the figure."""
+    with style.styled:
+        title_end = _end_beside_a_wide_legend(made)
+    assert title_end <= 1
+
+
+def _end_beside_a_wide_legend(made: SimpleNamespace) -> float:
+    ax = style.axes(None)
+    for name in ("unet: 4.78 GiB, 2,567 M parameters", "text_encoder: 0.229 GiB, 123 M parameters"):
+        ax.bar(0, 1, label=name)
+    ax.set_yticks([0], ["a bar whose long name narrows the axes from the left"])
+    style.legend_beside(ax, title="the networks of the model, with all of their parameters")
+    title = "The model's networks take 6.62 GiB; decoding the image adds the most, 4.77 GiB"
+    style.finish(ax, made.record(target={"model": "sdxl"}), title, "Bars.")
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    (end,) = title_ends(figure)
+    return end
+
+
 def test_faint_words_are_found() -> None:
     figure = Figure(figsize=(4, 2))
     figure.text(0.1, 0.8, "orange on white", color=style.ORANGE)

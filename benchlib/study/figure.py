@@ -460,11 +460,24 @@ def _wrapped(title: str, ax: Axes) -> str:
     unbroken = re.sub(
         r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images|W\b|°C|MHz|cores?\b)", "\u00a0", title
     )
-    points = 72 * ax.get_window_extent().width / ax.figure.dpi
+    points = 72 * _title_pixels(ax) / ax.figure.dpi
     letters = int(0.18 * points)
     lines = 1 + len(unbroken) // letters
     even = len(unbroken) // lines + 8
     return textwrap.fill(unbroken, min(letters, even))
+
+
+def _title_pixels(ax: Axes) -> float:
+    """The width for a title: that of the axes, or less where a legend beside them moves them.
+
+    A title begins at the axes' left. Where the layout has narrowed the axes, it must still end
+    before the figure does.
+    """
+    before: float = ax.get_window_extent().width
+    figure = ax.figure.figure
+    figure.draw_without_rendering()
+    to_the_end = figure.bbox.x1 - ax.get_window_extent().x0
+    return min(before, float(to_the_end))
 
 
 def _caption(record: Record, source: str) -> str:
