@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from benchlib.rows import PARTS
@@ -125,6 +126,7 @@ def save(ax: Axes, path: PathLike) -> tuple[Path, ...]:
         svg.unlink(missing_ok=True)
         return ()
     target.parent.mkdir(parents=True, exist_ok=True)
+    _keep_titles_inside(figure)
     title = " ".join(ax.get_title("left").split())
     metadata = {"Title": title, "Description": _alt(figure)}
     figure.savefig(png, dpi=200, metadata=metadata)
@@ -145,10 +147,31 @@ def show(ax: Axes, path: PathLike | None = None) -> Picture:
         data = files[0].read_bytes() if files else None
     elif not _is_empty(ax):
         file = io.BytesIO()
+        _keep_titles_inside(figure)
         figure.savefig(file, format="png", dpi=200)
         data = file.getvalue()
     pyplot.close(figure)  # or the notebook would show a figure of pyplot's twice
     return Picture(_alt(figure), data)
+
+
+def _keep_titles_inside(figure: Figure) -> None:
+    """Wraps each title that leaves the figure at its right.
+
+    A title begins at the left of its axes. Only the finished layout shows how far a legend beside
+    the axes, and the names of bars, have moved them.
+    """
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        title = ax.get_title("left")
+        begins = ax.get_window_extent().x0
+        for artist in ax.findobj(Text):
+            ends = artist.get_window_extent().x1
+            if artist.get_text() != title or not title or ends <= figure.bbox.x1:
+                continue
+            lines = title.split("\n")
+            letters = max(len(line) for line in lines)
+            fitting = int(letters * (figure.bbox.x1 - begins) / (ends - begins))
+            artist.set_text(textwrap.fill(" ".join(lines), max(20, fitting)))
 
 
 def picture(image: Image, *, alt: str) -> Picture:
@@ -460,24 +483,11 @@ def _wrapped(title: str, ax: Axes) -> str:
     unbroken = re.sub(
         r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images|W\b|°C|MHz|cores?\b)", "\u00a0", title
     )
-    points = 72 * _title_pixels(ax) / ax.figure.dpi
+    points = 72 * ax.get_window_extent().width / ax.figure.dpi
     letters = int(0.18 * points)
     lines = 1 + len(unbroken) // letters
     even = len(unbroken) // lines + 8
     return textwrap.fill(unbroken, min(letters, even))
-
-
-def _title_pixels(ax: Axes) -> float:
-    """The width for a title: that of the axes, or less where a legend beside them moves them.
-
-    A title begins at the axes' left. Where the layout has narrowed the axes, it must still end
-    before the figure does.
-    """
-    before: float = ax.get_window_extent().width
-    figure = ax.figure.figure
-    figure.draw_without_rendering()
-    to_the_end = figure.bbox.x1 - ax.get_window_extent().x0
-    return min(before, float(to_the_end))
 
 
 def _caption(record: Record, source: str) -> str:
