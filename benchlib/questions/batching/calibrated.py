@@ -70,6 +70,20 @@ def calibrate_policies(runs: Iterable[Run]) -> dict[str, Calibration]:
     return calibrations
 
 
+def usable_and_refused(
+    calibrations: Mapping[str, Calibration],
+) -> tuple[dict[str, Calibration], dict[str, str]]:
+    """Returns the calibrations that foretell something, and why the others don't, by their names."""
+    refusals = {}
+    usable = {}
+    for name, calibration in calibrations.items():
+        if calibration.refusal is None:
+            usable[name] = calibration
+        else:
+            refusals[name] = calibration.refusal
+    return usable, refusals
+
+
 def foretell_gains(
     calibrations: Mapping[str, Calibration],
     *,
@@ -84,13 +98,7 @@ def foretell_gains(
     import pandas as pd
 
     # 1) What can be foretold
-    refusals = {}
-    usable = {}
-    for name, calibration in calibrations.items():
-        if calibration.refusal is None:
-            usable[name] = calibration
-        else:
-            refusals[name] = calibration.refusal
+    usable, refusals = usable_and_refused(calibrations)
     serial = usable.pop(SERIAL, None)
     if serial is None:
         return ForetoldGains(pd.DataFrame([], columns=FORETOLD_COLUMNS), refusals)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from benchlib.questions.batching.calibrated import usable_and_refused
 from benchlib.study.intervals import Interval
 from benchlib.study.slo import Slo
 
@@ -53,13 +54,7 @@ def foretell_frontier(calibrations: Mapping[str, Calibration], slo: str | None =
     Raises ValueError for a promise that can't be read.
     """
     # 1) What can be foretold, and the promise
-    refusals = {}
-    usable = {}
-    for name, calibration in calibrations.items():
-        if calibration.refusal is None:
-            usable[name] = calibration
-        else:
-            refusals[name] = calibration.refusal
+    usable, refusals = usable_and_refused(calibrations)
     if slo is not None:
         Slo.parse(slo)
     if not usable:
