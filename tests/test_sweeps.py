@@ -91,8 +91,9 @@ def test_every_point_is_measured_there_and_back(fake, tmp_path, capsys):
 
 
 def test_an_invalid_run_is_made_again_where_that_is_asked_for(fake, tmp_path, capsys):
-    """A warm-up that is longer than the run leaves no request to count."""
-    point = Point(ClosedLoop(1), target=fake.url, duration_s=0.001, warmup_s=0.2)
+    """The clock of an open loop asks for nothing within the window: there is nothing to count."""
+    asks_at_0_and_0_1_s = OpenLoop(10, "constant")
+    point = Point(asks_at_0_and_0_1_s, target=fake.url, duration_s=0.001, warmup_s=0.15)
     options = {"study": "s", "results": tmp_path, "on_progress": quiet}
     first = sweep([point], **options).runs[0]
     assert (first.record["status"], first.summary()["valid"]) == ("finished", False)
