@@ -327,6 +327,7 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
     },
     "05_settings": {
         "users": _list_of(_count),
+        "fewer_steps": _list_of(_number(1, 149, whole=True), empty=True),
         "exact_only": _yes_or_no,
         "target_rate": _positive,
         "slo": _or_none(_promise),

@@ -36,6 +36,7 @@ from benchlib.questions.settings.measure_loaded import (
     confirm,
 )
 from benchlib.questions.settings.pictures import QUICK_PROMPTS, Album, own_prompts, pictures_needed
+from benchlib.questions.settings.variants import Variant, parse_variant
 from benchlib.run import writing
 from benchlib.study.picture_quality import PAIRS_NEEDED, SAME, picture_columns
 from benchlib.study.slo import Slo
@@ -79,7 +80,7 @@ PAIR_S = 3.0
 """What one core takes to compare two pictures of a megapixel."""
 
 Setting = tuple[str, str]
-"""A recipe and a way to batch."""
+"""A variant, such as "bf16" or "bf16 in 4 steps" (variants.py), and a way to batch."""
 
 
 def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
@@ -102,18 +103,23 @@ def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
     return kept
 
 
-def settings_to_try(profile: str, device: str = "auto") -> list[Setting]:
+def settings_to_try(
+    profile: str, device: str = "auto", *, fewer_steps: Iterable[int] = ()
+) -> list[Setting]:
     """Returns the (recipe, batching) pairs of a profile, "quick" or "full".
 
-    The baseline is served in all three ways. Each other recipe has continuous batching, but one
-    that compiles is served serially: each further size of a batch would be compiled for a minute.
-    The most telling pairs come first. It prints what is left out.
+    The baseline is served in all three ways. Then comes the baseline in each number of
+    `fewer_steps`. Each other recipe has continuous batching, but one that compiles is served
+    serially: each further size of a batch would be compiled for a minute. The most telling pairs
+    come first. It prints what is left out.
     """
     recipes = usable_recipes(FULL_RECIPES if profile == "full" else QUICK_RECIPES, device)
     if profile != "full":
         others = [recipe for recipe in FULL_RECIPES if recipe not in QUICK_RECIPES]
         print(f"left to the profile full: {', '.join(others)}")
+    in_fewer = [str(Variant(BASELINE, steps)) for steps in fewer_steps]
     settings = [(BASELINE, batching) for batching in SIMPLICITY]
+    settings += [(variant, _usual_batching(variant)) for variant in in_fewer]
     settings += [(recipe, _usual_batching(recipe)) for recipe in recipes if recipe != BASELINE]
     print(f"{counted(len(recipes), 'recipe')} and {counted(len(settings), 'setting')} are tried")
     return settings
@@ -126,7 +132,16 @@ def _usual_batching(recipe: str) -> str:
 def _compiles(recipe: str) -> bool:
     from benchlib.serving.model.recipes import parse_recipes
 
-    return any(part.sets == "compiler" for part in parse_recipes(recipe))
+    parts = parse_recipes(parse_variant(recipe).recipe)
+    return any(part.sets == "compiler" for part in parts)
+
+
+def _is_exact(recipe: str) -> bool:
+    """Whether it keeps algorithm, weights and steps, and rounds no coarser than bf16."""
+    from benchlib.serving.model.recipes import parse_recipes
+
+    variant = parse_variant(recipe)
+    return variant.steps is None and all(part.exact for part in parse_recipes(variant.recipe))
 
 
 def try_settings(
@@ -274,6 +289,8 @@ class _Trials:
         """
         worth = {recipe: len(self.recipes) - place for place, recipe in enumerate(self.recipes)}
         waiting = [recipe for recipe in sorted(self.recipes, key=_compiles) if recipe != BASELINE]
+        self._refuse_more_steps(waiting)
+        waiting = [recipe for recipe in waiting if not self._is_done(recipe)]
         while waiting and not self.budget.interrupted:
             parts = [self._part(recipe, worth[recipe]) for recipe in waiting]
             reserve_s = self._confirming_s(rounds)
@@ -284,6 +301,18 @@ class _Trials:
             for share in self.budget.in_turn(parts, reserve_s=reserve_s):
                 self._try_share(share)
             waiting = [recipe for recipe in waiting if not self._is_done(recipe)]
+
+    def _refuse_more_steps(self, recipes: Iterable[str]) -> None:
+        """Leaves out a variant that has no fewer steps than the baseline."""
+        usual = self.tried[BASELINE].steps
+        for recipe in recipes:
+            steps = parse_variant(recipe).steps
+            if steps is not None and steps >= usual:
+                why = f"the baseline itself has {counted(usual, 'step')}"
+                if self.asked.steps is None and self.asked.steps_share is not None:
+                    why += ", a share of the model's own; the profile full has all of them"
+                print(f"left out: {recipe}, as {why}", flush=True)
+                self.errors[recipe] = f"not fewer steps: {why}"
 
     def _is_done(self, recipe: str) -> bool:
         return recipe in self.tried or recipe in self.errors
@@ -305,7 +334,7 @@ class _Trials:
             f"{recipe}: {counted(timed, 'image')}, then {', '.join(self.recipes[recipe])}",
             flush=True,
         )
-        is_exact = self._is_exact(recipe) and recipe != BASELINE
+        is_exact = _is_exact(recipe) and recipe != BASELINE
         needed = pictures_needed(self.asked.prompts, exact=is_exact)
         tried = try_recipe(
             recipe,
@@ -358,7 +387,7 @@ class _Trials:
         start_s = budget.cost(f"start of {recipe}", usual_s)
         pair_s = PAIR_S * self._megapixels / min(8, os.cpu_count() or 1)
         prompts = self.asked.prompts
-        pictures = pictures_needed(prompts, exact=self._is_exact(recipe))
+        pictures = pictures_needed(prompts, exact=_is_exact(recipe))
         wanted = max(self.asked.timed, pictures)
         least = min(wanted, LEAST_IMAGES)
         overhead_s = start_s + self._servers_s(recipe) + WARM_IMAGES * image_s
@@ -424,14 +453,16 @@ class _Trials:
         """Confirms the chosen rows of the frame in what is left of the budget."""
         if not chosen or self.budget.interrupted:
             return
-        these = [Finalist(row, self._start_again_s(row)) for row in chosen]
+        these = []
+        for row in chosen:
+            steps = self.tried[row["recipe"]].steps
+            these.append(Finalist(row, self._start_again_s(row), steps))
         assert self.promise is not None
         self.confirmed = confirm(
             these,
             rounds=rounds,
             duration_s=duration_s,
             asked=self.asked,
-            steps=self.tried[these[0].recipe].steps,
             promise=self.promise,
             budget=self.budget,
             writer=self.writer,
@@ -456,7 +487,7 @@ class _Trials:
         """What is known of one setting."""
         row = _nothing_known(recipe, batching)
         row |= dict.fromkeys(map(_users_column, self.users))
-        row["exact"] = self._is_exact(recipe)
+        row["exact"] = _is_exact(recipe)
         row["promise"] = self.promise
         tried = self.tried.get(recipe)
         if tried is None:
@@ -484,11 +515,6 @@ class _Trials:
         row["capacity_images_per_s_interval"] = row["foretold_images_per_s_interval"]
         return row | _confirmed_figures(self.confirmed.get(row["setting"]))
 
-    def _is_exact(self, recipe: str) -> bool:
-        from benchlib.serving.model.recipes import parse_recipes
-
-        return all(part.exact for part in parse_recipes(recipe))
-
     @property
     def _baseline_album(self) -> Album | None:
         baseline = self.tried.get(BASELINE)
@@ -508,12 +534,13 @@ def _nothing_known(recipe: str, batching: str) -> dict[str, Any]:
     """The row of a setting that was not measured."""
     from benchlib.serving.model.recipes import parse_recipes
 
+    optimisations = parse_recipes(parse_variant(recipe).recipe)
     row: dict[str, Any] = {
         "setting": f"{recipe}, {batching}",
         "recipe": recipe,
         "batching": batching,
         "exact": None,
-        "optimisations": sum(part.name != BASELINE for part in parse_recipes(recipe)),
+        "optimisations": sum(part.name != BASELINE for part in optimisations),
     }
     alone = ("start_s", "compile_s", "image_s", "image_s_interval")
     row |= dict.fromkeys(alone) | picture_columns(None)

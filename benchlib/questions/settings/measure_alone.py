@@ -18,6 +18,7 @@ from benchlib import telemetry
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.questions.settings.judge import PROCESS_MEMORY
 from benchlib.questions.settings.pictures import Album, take_pictures
+from benchlib.questions.settings.variants import parse_variant
 from benchlib.serving.engine.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -126,9 +127,10 @@ def try_recipe(
     from benchlib.serving.model.loading import load_pipeline
 
     began_s = time.monotonic()
-    with closing(load_pipeline(asked.model, recipe=recipe, device=asked.device)) as pipe:
+    variant = parse_variant(recipe)
+    with closing(load_pipeline(asked.model, recipe=variant.recipe, device=asked.device)) as pipe:
         load_s = time.monotonic() - began_s
-        steps = asked.steps_of(pipe)
+        steps = variant.steps or asked.steps_of(pipe)
 
         # 1) Images alone: the first, some to warm up, and those that count.
         with _camera(pipe, steps, writer) as camera:

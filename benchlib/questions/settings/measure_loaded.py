@@ -16,6 +16,7 @@ from benchlib.load.arrivals import OpenLoop
 from benchlib.load.runner import GeneratorError
 from benchlib.load.workload import Workload
 from benchlib.machine import available_memory_gib
+from benchlib.questions.settings.variants import parse_variant
 from benchlib.queueing.breaches import LEAST_IMAGES
 from benchlib.queueing.estimates import calibrate
 from benchlib.run import Point
@@ -52,10 +53,14 @@ CALIBRATE_S = 10.0
 
 @dataclass(frozen=True)
 class Finalist:
-    """A setting to confirm: its row of the frame, and what starting it again should take."""
+    """A setting to confirm: its row of the frame, and what starting it again should take.
+
+    Each of its images has `steps` steps.
+    """
 
     row: Mapping[str, Any]
     start_s: float
+    steps: int
 
     @property
     def name(self) -> str:
@@ -148,7 +153,6 @@ def confirm(
     rounds: int,
     duration_s: float | None,
     asked: Asked,
-    steps: int,
     promise: str,
     budget: Budget,
     writer: Writer,
@@ -183,7 +187,8 @@ def confirm(
                     if plan.run_s(found.rate) > budget.cut_s:
                         print("no time is left for the other confirming runs", flush=True)
                         break
-                    point = _point(plan, found.rate, server, steps, turn, budget)
+                    point = _point(plan, found.rate, server, finalist.steps, turn, budget)
+                    _announce(finalist, found.rate, plan, turn)
                     _measure(found, point, server, plan, promise, budget, writer)
 
     # 2) What they show.
@@ -195,7 +200,11 @@ def confirm(
 
 def _groups(finalists: Sequence[Finalist]) -> list[Sequence[Finalist]]:
     """The finalists that are in memory together: all of them where they fit."""
-    by_recipe = {finalist.recipe: finalist.row["memory_gib"] or 0.0 for finalist in finalists}
+    by_recipe: dict[str, float] = {}
+    for finalist in finalists:
+        recipe = parse_variant(finalist.recipe).recipe
+        peak_gib = finalist.row["memory_gib"] or 0.0
+        by_recipe[recipe] = max(peak_gib, by_recipe.get(recipe, 0.0))
     free_gib = available_memory_gib()
     cuda = cuda_in_use()
     if cuda is not None:
@@ -210,7 +219,7 @@ def _groups(finalists: Sequence[Finalist]) -> list[Sequence[Finalist]]:
 
 @contextmanager
 def _serving(finalists: Sequence[Finalist], asked: Asked, budget: Budget) -> Iterator[list[Server]]:
-    """A server for each finalist. Finalists of one recipe share its pipeline."""
+    """A server for each finalist. Finalists of one recipe share its pipeline, whatever their steps."""
     from benchlib.serving.model.loading import load_pipeline
     from benchlib.serving.server import serve
 
@@ -218,7 +227,7 @@ def _serving(finalists: Sequence[Finalist], asked: Asked, budget: Budget) -> Ite
         pipes: dict[str, Any] = {}
         servers = []
         for place, finalist in enumerate(finalists):
-            recipe = finalist.recipe
+            recipe = parse_variant(finalist.recipe).recipe
             with budget.timed(f"second start of {finalist.name}"):
                 if recipe not in pipes:
                     pipe = load_pipeline(asked.model, recipe=recipe, device=asked.device)
@@ -263,6 +272,12 @@ def _point(
     )
 
 
+def _announce(finalist: Finalist, rate: float, plan: ConfirmPlan, turn: int) -> None:
+    images = counted(plan.images, "image")
+    which = f"round {turn + 1} of {plan.rounds}"
+    print(f"{finalist.name}: {images} at {per_second(rate)}, {which}", flush=True)
+
+
 def _measure(
     found: Confirmed,
     point: Point,
@@ -276,10 +291,6 @@ def _measure(
 
     A run that the server can't keep up with is not counted, and the next one has half its rate.
     """
-    target = server.spec
-    rate = per_second(found.rate)
-    words = f"{target['recipe']}, {target['batching']}: {counted(plan.images, 'image')}"
-    print(f"{words} at {rate}, round {point.seed + 1} of {plan.rounds}", flush=True)
     began_s = budget.used_s
     try:
         run = writer.measure(point, server)

@@ -135,6 +135,7 @@ class FakeWorld:
         self.clock_s = 0.0
         self.loaded = []
         self.runs = []
+        self.steps = []
         self.capacities = {}
         self.keeps_up_to = {}
         self.loads_s = dict(LOADS_S)
@@ -176,7 +177,9 @@ class FakeWorld:
         return FakeServer(pipe.spec | {"batching": batching})
 
     def foretell(self, spec, image_s, workload):  # noqa: ARG002 - as the real one is called
-        return self.calibration(self.capacities.get(spec["recipe"], 1.0), 0.1)
+        usual = spec["showcase"]["num_inference_steps"]
+        fewer = usual / (workload.num_inference_steps or usual)
+        return self.calibration(fewer * self.capacities.get(spec["recipe"], 1.0), 0.1)
 
     def calibration(self, rate, share, images=10):
         def capacity(slo):
@@ -191,6 +194,7 @@ class FakeWorld:
         self.clock_s += 1.0 + point.warmup_s + point.requests / point.arrivals.rate
         spec = target.spec
         self.runs.append((spec["recipe"], spec["batching"], point.seed, point.requests))
+        self.steps.append(point.workload.num_inference_steps)
         record, *frames = self.made.run(
             [self.latency_s(spec, point.arrivals.rate)] * point.requests,
             gap_s=1 / point.arrivals.rate,
@@ -324,6 +328,41 @@ def test_the_best_two_are_confirmed_in_turns_each_near_its_capacity(world, tmp_p
     decision = decide(frame, memory_limit_gib=4.0)
     assert (decision.best, decision.shown) == ("bf16, serial", True)
     assert decision.times_interval == pytest.approx((1.215, 1.286), abs=0.002)
+
+
+def test_fewer_steps_are_a_setting_of_their_own_and_change_the_picture(world, tmp_path, capsys):
+    recipes = (BASELINE, "baseline in 4 steps", "bf16 in 1 step", "baseline in 8 steps")
+    frame, runs, _ = try_all(world, tmp_path, recipes)
+    rows = frame.set_index("recipe")
+    assert rows["exact"].tolist() == [True, False, False, False]
+    assert rows["optimisations"].tolist() == [0, 0, 1, 0]
+    alone = [
+        run.spec["workload"]["num_inference_steps"] for run in runs if "alone" in run.path.name
+    ]
+    assert alone == [8, 4, 1]
+    assert set(world.steps) == {4, 1}, "each finalist is loaded with its own steps"
+    assert world.loaded == [BASELINE, BASELINE, "bf16", "bf16", BASELINE]
+    assert rows.loc["baseline in 8 steps", "error"] == (
+        "not fewer steps: the baseline itself has 8 steps"
+    )
+    assert "left out: baseline in 8 steps" in capsys.readouterr().out
+    exact = decide(frame, memory_limit_gib=4.0, exact_only=True)
+    assert (exact.best, exact.runner_up) == ("baseline, serial", None)
+
+
+def test_a_share_of_the_steps_says_where_all_of_them_are(world, tmp_path, capsys):
+    try_all(world, tmp_path, (BASELINE, "baseline in 4 steps"), steps_share=1 / 8)
+    said = "the baseline itself has 1 step, a share of the model's own; the profile full has all"
+    assert said in capsys.readouterr().out
+
+
+def test_fewer_steps_come_after_the_baseline(capsys):
+    settings = settings_to_try("quick", "cpu", fewer_steps=[4, 1])
+    assert settings[3:5] == [
+        ("baseline in 4 steps", "continuous"),
+        ("baseline in 1 step", "continuous"),
+    ]
+    assert "9 settings are tried" in capsys.readouterr().out
 
 
 def test_a_setting_that_cannot_keep_up_is_loaded_less(world, tmp_path, capsys):
