@@ -28,6 +28,16 @@ BASELINE = "baseline"
 NO_TIME = "not measured: no time left for it"
 """The error of a setting that the budget had no room for."""
 
+STOPPED = "not measured: it was interrupted before"
+"""The error of a setting that an interrupt left out."""
+
+NO_RUN = "no run was made"
+"""The note of a finalist that got no run to confirm it."""
+
+NOT_CONFIRMED = "there was no time for it"
+STOPPED_BEFORE_RUNS = "measuring was interrupted"
+"""Why a setting has no run under load."""
+
 PROMISED_IMAGES = 4
 """By default, 95 % of the images must take less than this many times one image alone."""
 
@@ -187,10 +197,11 @@ class Decision(ShownInCell):
         """What was not measured and why, and what starting and compiling took."""
         lines = []
         errors = self.table.dropna(subset=["error"])
-        untried = errors["setting"][errors["error"] == NO_TIME]
-        if len(untried):
-            lines.append(f"Not measured, for want of time: {'; '.join(untried)}.")
-        failed = errors[errors["error"] != NO_TIME].to_dict("records")
+        for left_out, why in ((NO_TIME, "for want of time"), (STOPPED, "as it was interrupted")):
+            untried = errors["setting"][errors["error"] == left_out]
+            if len(untried):
+                lines.append(f"Not measured, {why}: {'; '.join(untried)}.")
+        failed = errors[~errors["error"].isin([NO_TIME, STOPPED])].to_dict("records")
         lines += [f"{row['setting']} failed: {row['error']}." for row in failed]
         started = start_words(self.table)
         if started:
@@ -217,7 +228,7 @@ def _confirmed_words(row: Mapping[Any, Any]) -> str:
         images = counted(row["confirming_images"], "image")
         runs = f"{counted(row['runs'], 'run')} at {per_second(row['confirming_rate'])}"
         return f"This is confirmed under load, by {images} in {runs}."
-    reason = row["note"] or "there was no time for it"
+    reason = row["note"] or NOT_CONFIRMED
     return f"This is foretold from images made alone. It is not confirmed under load: {reason}."
 
 

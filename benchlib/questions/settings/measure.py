@@ -17,8 +17,11 @@ from benchlib.load.workload import Workload
 from benchlib.questions.settings.judge import (
     BASELINE,
     FINALISTS,
+    NO_RUN,
     NO_TIME,
     SIMPLICITY,
+    STOPPED,
+    STOPPED_BEFORE_RUNS,
     finalists,
     promise_for,
 )
@@ -491,7 +494,8 @@ class _Trials:
         row["promise"] = self.promise
         tried = self.tried.get(recipe)
         if tried is None:
-            row["error"] = self.errors.get(recipe, NO_TIME)
+            left_out = STOPPED if self.budget.interrupted else NO_TIME
+            row["error"] = self.errors.get(recipe, left_out)
             return row
 
         # 1) The recipe alone.
@@ -513,7 +517,10 @@ class _Trials:
         row |= self.forecasts[recipe, batching]
         row["capacity_images_per_s"] = row["foretold_images_per_s"]
         row["capacity_images_per_s_interval"] = row["foretold_images_per_s_interval"]
-        return row | _confirmed_figures(self.confirmed.get(row["setting"]))
+        row |= _confirmed_figures(self.confirmed.get(row["setting"]))
+        if self.budget.interrupted and row["note"] in (None, NO_RUN) and not row["confirmed"]:
+            row["note"] = STOPPED_BEFORE_RUNS
+        return row
 
     @property
     def _baseline_album(self) -> Album | None:

@@ -16,6 +16,7 @@ from benchlib.load.arrivals import OpenLoop
 from benchlib.load.runner import GeneratorError
 from benchlib.load.workload import Workload
 from benchlib.machine import available_memory_gib
+from benchlib.questions.settings.judge import NO_RUN
 from benchlib.questions.settings.variants import parse_variant
 from benchlib.queueing.breaches import LEAST_IMAGES
 from benchlib.queueing.estimates import calibrate
@@ -311,7 +312,7 @@ def _measure(
 def _calibrate(name: str, found: Confirmed, promise: str) -> None:
     """Calibrates a finalist by its runs, or notes why it can't be."""
     if not found.runs:
-        found.note = "no run was made"
+        found.note = NO_RUN
         return
     try:
         found.calibration = calibrate(found.runs)

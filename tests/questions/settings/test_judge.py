@@ -9,6 +9,7 @@ import pytest
 from benchlib.questions.settings.judge import (
     NEEDED_COLUMNS,
     NO_TIME,
+    STOPPED,
     capacity_ratio,
     decide,
     finalists,
@@ -165,8 +166,10 @@ def test_what_was_left_out_or_failed_is_said(setting):
         setting.row("a", 5.0),
         setting.row("b", None, error=NO_TIME, **nothing),
         setting.row("c", None, error="no compiler", **nothing),
+        setting.row("d", None, error=STOPPED, **nothing),
     )
     said = str(decision)
+    assert "Not measured, as it was interrupted: d, serial." in said
     assert "Not measured, for want of time: b, serial." in said
     assert "c, serial failed: no compiler." in said
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchlib import Budget, decide, load_study, settings_to_try, try_settings, usable_recipes
 from benchlib.questions.settings import measure, measure_alone, measure_loaded, pictures
-from benchlib.questions.settings.judge import BASELINE, NO_TIME
+from benchlib.questions.settings.judge import BASELINE, NO_TIME, STOPPED
 from benchlib.questions.settings.pictures import own_prompts
 from benchlib.queueing import estimates
 from benchlib.queueing.estimates import PredictedCapacity
@@ -402,11 +402,15 @@ def test_where_memory_is_too_small_for_both_one_comes_after_the_other(
 def test_an_interrupt_keeps_what_was_measured_and_still_answers(world, tmp_path, capsys):
     world.interrupted_by = "channels-last"
     frame, runs, _ = try_all(world, tmp_path, MANY)
-    assert frame["error"].tolist() == [None] + [NO_TIME] * 5
+    assert frame["error"].tolist() == [None] + [STOPPED] * 5
     assert len(runs) == 2
     assert runs[1].record["status"] == "interrupted"
     assert "channels-last: interrupted" in capsys.readouterr().out
-    assert str(decide(frame, memory_limit_gib=4.0)).startswith("Run baseline, serial: it should")
+    said = str(decide(frame, memory_limit_gib=4.0))
+    assert said.startswith("Run baseline, serial: it should")
+    assert "It is not confirmed under load: measuring was interrupted." in said
+    assert "Not measured, as it was interrupted: " in said
+    assert "time for it" not in said, "time was not the reason"
 
 
 def test_an_interrupt_before_anything_was_measured_is_raised(world, tmp_path):
