@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import base64
 import html
+import inspect
 import io
 import math
 import os
 import re
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 from matplotlib import pyplot, rc_context
@@ -84,8 +87,38 @@ _STYLE: Any = {
     "legend.frameon": False,
     "svg.hashsalt": "benchlib",  # the same picture gives the same file
 }
-styled = rc_context(_STYLE)
 _NO_DATA = "no data"
+
+Arguments = ParamSpec("Arguments")
+Drawn = TypeVar("Drawn")
+
+
+def styled(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
+    """Gives a plot function the style of all figures, and a clear word for a call that is wrong.
+
+    A plot takes its data by name. A wrong call raises TypeError that shows a right one.
+    """
+    signature = inspect.signature(draw)
+
+    @wraps(draw)
+    def in_style(*args: Arguments.args, **options: Arguments.kwargs) -> Drawn:
+        try:
+            signature.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{error}; {_right_call(draw.__name__, signature, args)}") from None
+        with rc_context(_STYLE):
+            return draw(*args, **options)
+
+    return in_style
+
+
+def _right_call(name: str, signature: inspect.Signature, args: tuple[Any, ...]) -> str:
+    """How to call a plot, in words; of a run, the shorter call where there is one."""
+    parameters = signature.parameters.values()
+    needed = [part.name for part in parameters if part.default is part.empty]
+    call = f"call bl.plots.{name}({', '.join(f'{part}=...' for part in needed)})"
+    own_plots = getattr(args[0], "plot", None) if args else None
+    return f"{call}, or run.plot.{name}()" if hasattr(own_plots, name) else call
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """How a figure looks: the axis of ratios, and labels beside it."""
 
+from pathlib import Path
+
 import pytest
 from matplotlib.colors import to_rgb
 
+from benchlib import plots
 from benchlib.study import figure
+from benchlib.study.store import Run
 from tests.test_pictures import contrast
 
 COLOURS = ("ORANGE", "SKY", "GREEN", "YELLOW", "BLUE", "RED", "PURPLE", "GREY")
@@ -47,3 +51,23 @@ def test_words_of_a_colour_and_words_on_it_can_be_read(name: str) -> None:
     assert contrast(to_rgb(figure.ink_on(colour)), to_rgb(colour)) >= 4.5
     dark = figure.ink(colour)
     assert contrast(to_rgb(figure.ink_on(dark)), to_rgb(dark)) >= 4.5
+
+
+NOT_DRAWN = ("Picture", "picture", "save", "show")
+
+
+@pytest.mark.parametrize("name", [name for name in plots.__all__ if name not in NOT_DRAWN])
+def test_a_plot_that_is_called_without_names_shows_the_right_call(name: str) -> None:
+    draw = getattr(plots, name)
+    with pytest.raises(TypeError, match=rf"; call bl\.plots\.{name}\(\w+=\.\.\..*\)$"):
+        draw(object())
+    with pytest.raises(TypeError, match=rf"missing .*; call bl\.plots\.{name}\("):
+        draw()
+
+
+def test_a_plot_of_a_run_names_the_shorter_call(made) -> None:
+    run = Run(*made.run([1.0, 2.0]), Path("results/quickstart/run"))
+    with pytest.raises(TypeError, match=r"or run\.plot\.latency_over_time\(\)$"):
+        plots.latency_over_time(run)
+    with pytest.raises(TypeError, match=r"record=\.\.\.\)$"):
+        plots.load_curve(run)
