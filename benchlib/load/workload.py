@@ -78,8 +78,18 @@ class Workload:
                 body["prompt" if field == "prompts" else field] = choice
         return body
 
-    def with_defaults(self, *, width: int, height: int, num_inference_steps: int) -> Workload:
-        """A copy in which these fields, a model's own size and steps, replace None."""
+    def with_defaults(
+        self,
+        *,
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        guidance_scale: float | None = None,
+    ) -> Workload:
+        """A copy in which these fields, a model's own, replace None.
+
+        A model without a `guidance_scale` of its own leaves the target's default.
+        """
         missing: dict[str, Any] = {}
         if self.width is None:
             missing["width"] = width
@@ -87,6 +97,8 @@ class Workload:
             missing["height"] = height
         if self.num_inference_steps is None:
             missing["num_inference_steps"] = num_inference_steps
+        if self.guidance_scale is None:
+            missing["guidance_scale"] = guidance_scale
         return replace(self, **missing)
 
     def to_dict(self) -> dict[str, Any]:

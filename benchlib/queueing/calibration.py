@@ -607,8 +607,8 @@ def lane_alone(
 ) -> Lane:
     """The lane of a server without load, from its spec and the seconds of images made alone.
 
-    The images have the model's own size and steps, or those of `workload` where these are single
-    values.
+    The images have the model's own size, steps and guidance, or those of `workload` where these are
+    single values.
     """
     from benchlib.serving.engine.step_times import StepTimesBySize
 
@@ -630,16 +630,20 @@ def lane_alone(
         )
 
     # 1) The work of one image
-    fields = dict(spec["showcase"])
-    given = {name: value for name, value in (workload or {}).items() if isinstance(value, int)}
-    fields |= {name: given[name] for name in fields if name in given}
+    given = {
+        name: value for name, value in (workload or {}).items() if isinstance(value, int | float)
+    }
+    fields = spec["showcase"] | given
     size = int(fields["width"]), int(fields["height"])
+    scale = fields.get("guidance_scale")
+    is_guided = scale is None or scale > 1  # the server's default scale guides
+    rows = 2 if is_guided else 1
     step_times = StepTimesBySize.from_spec(spec["step_times"])
 
     # 2) Tables that make it take as long as the images did
     planned = cost_tables([step_times[size]], spec["max_batch_size"])
     one = np.ones(1, dtype=np.int64)
-    work = AskedWork(steps=one * int(fields["num_inference_steps"]), rows=2 * one, size=0 * one)
+    work = AskedWork(steps=one * int(fields["num_inference_steps"]), rows=rows * one, size=0 * one)
     lane = BatchLane(
         batching=spec["batching"],
         max_batch_size=spec["max_batch_size"],

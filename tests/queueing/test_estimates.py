@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from benchlib.load.workload import Workload
 from benchlib.queueing.confirming import confirmation
 from benchlib.queueing.estimates import calibrate, foretell
 from benchmarks.planted_lanes import Fault
@@ -195,6 +196,28 @@ def test_step_times_alone_foretell_a_plan(batching):
     measured = calibrated(batching, 200)
     low, high = plan.capacity("p95 < 3 s").interval
     assert low < measured.capacity("p95 < 3 s").rate < high
+
+
+@pytest.mark.parametrize(
+    ("own", "workload", "rows"),
+    [
+        ({}, None, 2),
+        ({"guidance_scale": 0.0}, None, 1),
+        ({"guidance_scale": 0.0}, Workload(guidance_scale=5.0), 2),
+        ({}, Workload(guidance_scale=1), 1),
+    ],
+)
+def test_images_without_guidance_take_a_row_each(own, workload, rows):
+    from benchlib.serving.engine.step_times import StepTimesBySize
+
+    spec = {
+        "batching": "continuous",
+        "max_batch_size": 8,
+        "max_wait_ms": 5.0,
+        "step_times": StepTimesBySize({SIZE: TIMES}).to_spec(),
+        "showcase": {"width": 1024, "height": 1024, "num_inference_steps": 4} | own,
+    }
+    assert foretell(spec, [0.3, 0.31], workload).lane.work.rows.tolist() == [rows]
 
 
 def test_shared_steps_that_no_run_showed_widen_the_estimate():

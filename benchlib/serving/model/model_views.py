@@ -26,9 +26,21 @@ def view_of_pipeline(spec: Mapping[str, Any]) -> CellView:
         ("recipe", spec["recipe"]),
         ("weights", f"{spec['model_params']:,}"),
         ("usual image", f"{size}, {took}"),
+        *_few_steps_rows(spec),
         ("more", "pipe.generate(request), bl.serve(pipe), pipe.spec, pipe.diffusers"),
     ]
     return CellView(answer, rows)
+
+
+def _few_steps_rows(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Why a model's usual image has few steps, and what is wrong with its scheduler."""
+    few_steps = spec.get("few_steps")
+    if few_steps is None:
+        return []
+    rows = [("few steps", few_steps["reason"])]
+    if few_steps["advice"] is not None:
+        rows.append(("scheduler", few_steps["advice"]))
+    return rows
 
 
 def view_of_images(count: int, timings: Timings) -> CellView:

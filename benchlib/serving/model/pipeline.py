@@ -29,11 +29,10 @@ from benchlib.serving.model.denoise import Batch, Work
 from benchlib.serving.model.memory import (
     PeakMemory,
     decode_peak_gib,
-    describe_network,
-    held_gib,
     peak_memory,
     reset_peak_memory,
 )
+from benchlib.serving.model.model_spec import describe_model
 from benchlib.serving.model.model_views import view_of_images, view_of_pipeline
 from benchlib.serving.model.prompts import embed_prompts
 from benchlib.serving.model.recipes import Recipe, apply_recipes
@@ -107,24 +106,8 @@ class SDXLPipeline(ShownInCell):
         if self._upcast:
             self._vae.float()
             pipe.vae = None
-        self.spec = spec | self._describe(spec["model"])
-
-    def _describe(self, model: str) -> dict[str, Any]:
-        """The networks' spec: parameters, weights in GiB, the model's own size and steps."""
-        pipe = self._pipe
-        encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
-        in_use = {"unet": self._unet, **encoders, "vae": self._vae}
-        stock = [pipe.unet, *encoders.values(), self._stock_vae]
-        stock_parameters = [p for network in stock for p in network.parameters()]
-        own_parameters = [*self._unet.parameters(), *self._vae.parameters()]
-        side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-        steps = 8 if model == "tiny" else 20
-        return {
-            "networks": {name: describe_network(network) for name, network in in_use.items()},
-            "model_params": sum(p.numel() for p in stock_parameters),
-            "weights_gib": held_gib(stock_parameters + own_parameters),
-            "showcase": {"width": side, "height": side, "num_inference_steps": steps},
-        }
+        networks_in_use = {"unet": self._unet, "vae": self._vae}
+        self.spec = spec | describe_model(pipe, spec, networks_in_use, self._stock_vae)
 
     def _view(self) -> CellView:
         return view_of_pipeline(self.spec)

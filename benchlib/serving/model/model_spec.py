@@ -1,0 +1,60 @@
+"""What a loaded model is: its parameters and weights, and the image that it is made for.
+
+Knows diffusers' pipelines and the rules of few-step models. Ignorant of how images are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from diffusers import StableDiffusionXLPipeline
+from torch.nn import Module
+
+from benchlib.serving.model.few_steps import FewSteps, few_steps_of
+from benchlib.serving.model.memory import describe_network, held_gib
+
+TINY_STEPS = 8
+USUAL_STEPS = 20
+_NAMES = ("model", "unet")
+"""What of a spec may bear the mark of a few-step model; a later one counts before an earlier."""
+
+
+def describe_model(
+    pipe: StableDiffusionXLPipeline,
+    spec: Mapping[str, Any],
+    in_use: Mapping[str, Module],
+    stock_vae: Module,
+) -> dict[str, Any]:
+    """The spec of a loaded model: parameters, weights in GiB, its own size, steps and guidance.
+
+    `spec` has what was asked for when it was loaded. `in_use` holds the UNet and the VAE that
+    compute, which recipes may have replaced; `stock_vae` is the one of the weights' own dtype.
+    """
+    encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+    networks = {"unet": in_use["unet"], **encoders, "vae": in_use["vae"]}
+    stock = [pipe.unet, *encoders.values(), stock_vae]
+    stock_parameters = [p for network in stock for p in network.parameters()]
+    own_parameters = [p for network in in_use.values() for p in network.parameters()]
+    names = [spec[name] for name in _NAMES if spec.get(name)]
+    few_steps = few_steps_of(names, pipe.scheduler, pipe.unet)
+    return {
+        "networks": {name: describe_network(network) for name, network in networks.items()},
+        "model_params": sum(p.numel() for p in stock_parameters),
+        "weights_gib": held_gib(stock_parameters + own_parameters),
+        "showcase": _usual_image(pipe, spec["model"], few_steps),
+        "few_steps": None if few_steps is None else asdict(few_steps),
+    }
+
+
+def _usual_image(
+    pipe: StableDiffusionXLPipeline, model: str, few_steps: FewSteps | None
+) -> dict[str, Any]:
+    """The fields of a request for the image that the model is made for."""
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    steps = TINY_STEPS if model == "tiny" else USUAL_STEPS
+    usual = {"width": side, "height": side, "num_inference_steps": steps}
+    if few_steps is not None:
+        usual |= few_steps.showcase
+    return usual
