@@ -51,6 +51,9 @@ class Settings(BaseSettings, EngineOptions):
     torch_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of torch; torch's own choice if not given"
     )
+    unet: str | None = Field(
+        default=None, description="a UNet in place of the model's: file, folder or hub id"
+    )
     deadline_s: float | None = Field(
         default=None, gt=0, description="seconds; a slower request gets 504"
     )
@@ -79,8 +82,13 @@ def engine_from(settings: Settings) -> Engine:
             recipe=settings.recipe,
             seed=settings.seed,
             torch_threads=settings.torch_threads,
+            unet=settings.unet,
         )
         log.info("Serving %(model)s on %(device)s in %(dtype)s: %(model_reason)s.", pipe.spec)
+        if pipe.spec["checkpoint"] is not None:
+            log.info("The file is %(checkpoint)s.", pipe.spec)
+        if pipe.spec["unet"] is not None:
+            log.info("Its UNet is %(unet)s.", pipe.spec)
         _log_cost(pipe)
         return pipe
 

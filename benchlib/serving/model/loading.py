@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from benchlib.serving.model.models import choose_model, load_diffusers
+from benchlib.serving.model.models import choose_model, load_model
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.recipes import Recipe, parse_recipes
 from benchlib.serving.model.torch_thread import on_torch_thread
@@ -33,6 +33,7 @@ def load_pipeline(
     recipe: str = "baseline",
     seed: int = 0,
     torch_threads: int | None = None,
+    unet: str | None = None,
 ) -> SDXLPipeline:
     """Load a model and return its pipeline.
 
@@ -41,7 +42,8 @@ def load_pipeline(
     `device="auto"` is CUDA where there is a GPU, else the CPU. `dtype="auto"` is the recipe's
     dtype, else float16 on CUDA and float32 elsewhere. `recipe` names optimisations, joined with "+"
     (recipes.py). `seed` is the seed of the random models' weights. `torch_threads` sets torch's CPU
-    threads for the whole process. None is torch's own number, but one thread for "tiny".
+    threads for the whole process. None is torch's own number, but one thread for "tiny". `unet`
+    replaces the model's UNet by one from a .safetensors file, a folder, or the hub (unets.py).
 
     Raises ValueError for a bad argument and `ModelError` if the model can't be loaded. Both name
     the remedy.
@@ -60,7 +62,7 @@ def load_pipeline(
     on_torch_thread(torch.set_num_threads, torch_threads or usual_threads)
 
     def load() -> SDXLPipeline:
-        pipe = load_diffusers(model, device=target, dtype=DTYPES[dtype], seed=seed)
+        loaded = load_model(model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet)
         spec = {
             "model": model,
             "model_reason": reason,
@@ -70,8 +72,9 @@ def load_pipeline(
             "seed": seed,
             "torch_threads": torch.get_num_threads(),
             "memory_before_load_gib": memory_before_gib,
+            **loaded.facts,
         }
-        return SDXLPipeline(pipe, spec=spec, recipes=recipes)
+        return SDXLPipeline(loaded.pipe, spec=spec, recipes=recipes)
 
     return on_torch_thread(load)
 

@@ -1,56 +1,87 @@
 """Models: an SDXL pipeline with random weights, or loaded from the hub, a folder or a file.
 
-Knows Hugging Face's loaders and caches. Ignorant of recipes, requests, engines and HTTP.
+Knows which of these a name means, and the hub. Ignorant of recipes, requests, engines and HTTP.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
-from accelerate import init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
-from diffusers import (
-    AutoencoderKL,
-    EulerDiscreteScheduler,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+from benchlib.serving.model.checkpoint_kinds import require_kind
+from benchlib.serving.model.model_errors import ModelError, require_memory
+from benchlib.serving.model.model_folders import Plan, load_folder, network_config, plan_folder
+from benchlib.serving.model.network_checks import require_fitting_networks
+from benchlib.serving.model.random_models import (
+    SDXL,
+    SDXL_PARAMS,
+    TINY,
+    assemble,
+    no_progress_bars,
+    tiny_folder,
 )
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
+from benchlib.serving.model.single_files import (
+    SDXL_HUB_ID,
+    configuration_of,
+    load_single_file,
+    require_sdxl_unet,
+)
+from benchlib.serving.model.unets import UNetSource, find_unet, load_unet
+from benchlib.serving.model.weights_files import count_params, read_header
 
-from benchlib.machine import available_memory_gib
-from benchlib.telemetry import GIB
+__all__ = [
+    "SDXL",
+    "SDXL_PARAMS",
+    "TINY",
+    "LoadedModel",
+    "ModelError",
+    "ask_hub",
+    "choose_model",
+    "load_diffusers",
+    "load_model",
+    "tiny_folder",
+]
 
-SDXL_HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
-# The parameters of the published base model's UNet, two text encoders and VAE.
-SDXL_PARAMS = 3_468_837_867
 HUB_TIMEOUT_S = 5.0
-# Part of the cache key: raise it whenever the architecture or the weights of `tiny` change.
-TINY_VERSION = 1
-
-# "sdxl" is the published configuration of stabilityai/stable-diffusion-xl-base-1.0, from its
-# config.json files. Its eos_token_id of 2 makes transformers pool at the highest token id, which is
-# end-of-text. "tiny" holds only the differences: fewer and narrower layers, and a vocabulary of
-# bytes. Its sample_size of 16 means images of 128x128.
-_ARCHITECTURES = json.loads(Path(__file__).with_name("architectures.json").read_text())
-SDXL: dict[str, dict[str, Any]] = _ARCHITECTURES["sdxl"]
-TINY = {part: config | _ARCHITECTURES["tiny"].get(part, {}) for part, config in SDXL.items()}
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_OTHER_WEIGHTS = (*_PICKLES, ".gguf", ".onnx", ".engine", ".sft")
 
 
-class ModelError(RuntimeError):
-    """A model can't be loaded: the message says why and what to do about it."""
+@dataclass
+class LoadedModel:
+    """A stock pipeline, and `facts` that its name does not tell, for the pipeline's spec.
+
+    `variant`: the variant of the weights, as in "fp16"; None is the plain one.
+    `checkpoint`: what a single file is and, if not noise, what it predicts; None for others.
+    `unet`: what replaced the model's own UNet; None if nothing did.
+    """
+
+    pipe: StableDiffusionXLPipeline
+    facts: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where weights go, and the UNet that takes the place of the model's own."""
+
+    device: torch.device
+    dtype: torch.dtype
+    unet: UNetSource | None
+
+    def require_memory(self, params: int) -> None:
+        own_unet = self.unet.params if self.unet is not None else 0
+        require_memory(params + own_unet, self.device, self.dtype)
+
+    def components(self, unet_config: Mapping[str, Any]) -> dict[str, UNet2DConditionModel]:
+        """The networks to pass to diffusers in place of the model's own."""
+        if self.unet is None:
+            return {}
+        return {"unet": load_unet(self.unet, unet_config, self.dtype)}
 
 
 def choose_model(model: str, device: torch.device) -> tuple[str, str]:
@@ -65,24 +96,53 @@ def choose_model(model: str, device: torch.device) -> tuple[str, str]:
 def load_diffusers(
     model: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> StableDiffusionXLPipeline:
+    """The stock pipeline of `load_model`."""
+    return load_model(model, device=device, dtype=dtype, seed=seed).pipe
+
+
+def load_model(
+    model: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    unet: str | None = None,
+) -> LoadedModel:
     """Return a stock pipeline on `device` in `dtype`, loaded or with random weights.
 
     `model` is `"tiny"`, `"sdxl"`, `"sdxl-random"`, a hub id, a diffusers folder or a single
-    `.safetensors` file. `seed` is the seed of the two random models' weights. Raises `ModelError`,
-    which names the remedy, if the model can't be loaded or does not fit. Memory is checked before
-    anything large is read.
+    `.safetensors` file. `seed` is the seed of the two random models' weights. `unet` takes the
+    place of the model's UNet (see unets.py). Raises `ModelError`, which names the remedy, if the
+    model can't be loaded or does not fit. Memory is checked before anything large is read.
     """
+    source = None if unet is None else find_unet(unet, dtype, ask_hub)
+    target = _Target(device, dtype, source)
+    loaded = _load(model, target, seed)
+    unknown: dict[str, str | None] = {"variant": None, "checkpoint": None}
+    loaded.facts = unknown | loaded.facts | {"unet": unet}
+    require_fitting_networks(loaded.pipe, model)
+    _own_memory(loaded.pipe)
+    if device.type != "cpu":
+        # A `to("cpu")` makes diffusers warn that float16 can't run there, although it can.
+        loaded.pipe.to(device)
+    return loaded
+
+
+def _load(model: str, target: _Target, seed: int) -> LoadedModel:
     if model == "tiny":
-        with _no_progress_bars():
-            return _from_folder(tiny_folder(seed), device, dtype)
+        with no_progress_bars():
+            return _from_folder(tiny_folder(seed), target)
     if model == "sdxl-random":
-        _require_memory(SDXL_PARAMS, device, dtype)
-        return _assemble(SDXL, device, dtype, seed)
+        require_memory(SDXL_PARAMS, target.device, target.dtype)
+        pipe = assemble(SDXL, target.device, target.dtype, seed)
+        for name, network in target.components(SDXL["unet"]).items():
+            setattr(pipe, name, network)
+        return LoadedModel(pipe, {})
     path = Path(model).expanduser()
-    if path.suffix == ".safetensors":
-        return _from_single_file(path, device, dtype)
     if path.is_dir():
-        return _from_folder(path, device, dtype)
+        return _from_folder(path, target)
+    if path.is_file() or path.suffix in (".safetensors", *_OTHER_WEIGHTS):
+        return _from_single_file(path, target)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(
             f"model: there is no folder {model!r}; give a diffusers folder, a hub id, or 'tiny'"
@@ -93,187 +153,58 @@ def load_diffusers(
             f"model: {model!r} is none of 'tiny', 'sdxl' and 'sdxl-random', "
             "and neither a folder here nor a hub id (owner/name)"
         )
-    return _from_hub(hub_id, device, dtype)
+    return _from_hub(hub_id, target)
 
 
-# -- tiny ------------------------------------------------------------------------------------------
-
-
-def tiny_folder(seed: int = 0) -> Path:
-    """The folder of the tiny pipeline in `save_pretrained`'s layout (16 MB), built on first use.
-
-    It lies under BENCHLIB_CACHE, else in the user's cache folder. Two processes may build it at
-    once: each writes a folder of its own and renames it. The first to rename wins, and the other
-    process uses that result.
-    """
-    chosen = os.environ.get("BENCHLIB_CACHE")
-    cache = Path(chosen or platformdirs.user_cache_path("benchlib"))
-    folder = cache / f"tiny-v{TINY_VERSION}-seed{seed}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
-    try:
-        _assemble(TINY, torch.device("cpu"), torch.float32, seed).save_pretrained(aside)
-        # The rename fails if another process has finished the folder first. That folder serves as
-        # well.
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Hides the libraries' progress bars within the block.
-
-    Real weights deserve bars; the tiny model's 16 MB do not.
-    """
-    libraries = [diffusers_logging, transformers_logging]
-    showing = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in showing:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in showing:
-            library.enable_progress_bar()
-
-
-def _tokenizer(pad_token: str) -> CLIPTokenizer:
-    """CLIP's tokenizer over single bytes, without merges: its 514 entries read any Unicode text.
-
-    The alphabet is the one that CLIP took from GPT-2. It has a printable character for each byte.
-    Printable Latin-1 stands for itself. The other bytes are moved to U+0100 and up. As in CLIP's
-    vocabulary, "!" is entry 0 and end-of-text the highest entry.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [0x100 + i for i in range(256 - len(printable))]
-    alphabet = [chr(code) for code in printable + moved]
-    last_in_word = [f"{letter}</w>" for letter in alphabet]
-    entries = [*alphabet, *last_in_word, "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {entry: number for number, entry in enumerate(entries)}
-    return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=[],
-        model_max_length=77,
-        pad_token=pad_token,
-    )
-
-
-# -- random weights --------------------------------------------------------------------------------
-
-
-def _assemble(
-    config: dict[str, dict[str, Any]], device: torch.device, dtype: torch.dtype, seed: int
-) -> StableDiffusionXLPipeline:
-    """A whole pipeline with random weights, made on `device` in `dtype`."""
-    builders: dict[str, Callable[[], torch.nn.Module]] = {
-        "unet": lambda: UNet2DConditionModel(**config["unet"]),
-        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**config["text_encoder"])),
-        "text_encoder_2": lambda: CLIPTextModelWithProjection(
-            CLIPTextConfig(**config["text_encoder_2"])
-        ),
-        "vae": lambda: AutoencoderKL(**config["vae"]),
-    }
-    networks = {
-        name: _with_random_weights(build, f"{seed}:{name}", device, dtype)
-        for name, build in builders.items()
-    }
-    return StableDiffusionXLPipeline(
-        **networks,
-        tokenizer=_tokenizer(pad_token="<|endoftext|>"),
-        tokenizer_2=_tokenizer(pad_token="!"),
-        scheduler=EulerDiscreteScheduler(**config["scheduler"]),
-    )
-
-
-def _with_random_weights(
-    build: Callable[[], torch.nn.Module], key: str, device: torch.device, dtype: torch.dtype
-) -> torch.nn.Module:
-    """Build a network and draw its weights in place, so that no second copy of them ever exists.
-
-    Matrices are uniform with variance 1 / fan-in (LeCun et al., "Efficient BackProp", 1998, section
-    4.6). That keeps activations finite at any depth. Gains are 1 and biases 0. The libraries' own
-    initialisers are not used: they change between versions, and a seed would then mean other
-    weights. All dtypes round the same float32 numbers.
-    """
-    # 1) Lay out the network without memory
-    with init_empty_weights(include_buffers=False):
-        network = build()
-
-    # 2) Draw its weights
-    generator = torch.Generator(device)
-    digest = hashlib.sha256(key.encode()).digest()
-    generator.manual_seed(int.from_bytes(digest[:7]))
-    # Larger parts leave holes in a CPU's heap. Measured holes, as a share of the weights' bytes:
-    #   parts of 4 MiB    13 %
-    #   parts of 256 KiB  0.5 %
-    drawn_at_once = 2**16 if device.type == "cpu" else 2**22
-    for name, parameter in list(network.named_parameters()):
-        value = torch.empty(parameter.shape, device=device, dtype=dtype)
-        if value.ndim > 1:
-            bound = (3 / value[0].numel()) ** 0.5
-            for part in torch.split(value.view(-1), drawn_at_once):
-                drawn = torch.empty(part.shape, device=device, dtype=torch.float32)
-                part.copy_(drawn.uniform_(-bound, bound, generator=generator))
-        else:
-            value.fill_(1.0 if name.endswith("weight") else 0.0)
-        set_module_tensor_to_device(
-            network, name, device, value=value, dtype=dtype, clear_cache=False
-        )
-    return network.to(device).eval().requires_grad_(False)
-
-
-# -- weights from elsewhere ------------------------------------------------------------------------
-
-
-def _from_folder(
-    folder: Path, device: torch.device, dtype: torch.dtype
-) -> StableDiffusionXLPipeline:
+def _from_folder(folder: Path, target: _Target) -> LoadedModel:
     """Load a diffusers folder. Raises `ModelError` if it is not one, or does not fit."""
-    # 1) Check that the folder holds an SDXL pipeline
-    index = folder / "model_index.json"
-    if not index.is_file():
+    without = [] if target.unet is None else ["unet"]
+    return _from_plan(plan_folder(folder, target.dtype, without=without), target)
+
+
+def _from_plan(plan: Plan, target: _Target) -> LoadedModel:
+    target.require_memory(count_params(plan.files))
+    components = {}
+    if target.unet is not None:
+        components = target.components(network_config(plan.folder, "unet"))
+    pipe = load_folder(plan, target.dtype, components)
+    return LoadedModel(pipe, {"variant": plan.variant})
+
+
+def _from_single_file(path: Path, target: _Target) -> LoadedModel:
+    # 1) Say what the file is
+    if not path.is_file():
+        hint = ""
+        if len(path.parts) == 3 and not path.is_absolute():
+            hint = f"; a file on the hub: hf download {path.parts[0]}/{path.parts[1]} {path.name}"
+        raise ModelError(f"model: there is no file {path}{hint}")
+    if path.suffix in _PICKLES:
         raise ModelError(
-            f"model: {folder} is not a diffusers pipeline: it has no model_index.json; "
-            "give the folder that has one"
+            f"model: {path} is a pickle, which can run code when it is read; if you trust it, "
+            "load it in diffusers by from_single_file, call save_pretrained, and give the folder"
         )
-    try:
-        kind = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
+    if path.suffix != ".safetensors":
         raise ModelError(
-            f"model: {index} can't be read ({error}); save the pipeline again"
-        ) from error
-    if kind != "StableDiffusionXLPipeline":
-        raise ModelError(
-            f"model: {folder} holds a {kind}, not a StableDiffusionXLPipeline; "
-            "give an SDXL text-to-image model"
+            f"model: {path} is no .safetensors file, and files of the kind "
+            f"{path.suffix or path.name!r} are not read; give the model's .safetensors file"
         )
+    header = read_header(path)
+    kind = require_kind(header, "model", field="model")
 
-    # 2) Choose the files and check that they fit
-    in_16_bits = dtype == torch.float16 and any(folder.glob("unet/*.fp16.safetensors"))
-    variant = "fp16" if in_16_bits else None
-    files = [
-        file for file in folder.glob("*/*.safetensors") if (".fp16." in file.name) == in_16_bits
-    ]
-    _require_memory(_count_params(files), device, dtype)
-
-    # 3) Load
-    try:
-        pipe = StableDiffusionXLPipeline.from_pretrained(
-            folder, dtype=dtype, variant=variant, local_files_only=True
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"model: {folder} can't be loaded: {error}") from error
-    return _placed(pipe, device)
+    # 2) Load it
+    with configuration_of(kind, header, ask_hub) as configuration:
+        components = {}
+        if target.unet is None:
+            require_sdxl_unet(header, configuration)
+        require_memory(header.params(), target.device, target.dtype)
+        if target.unet is not None:
+            components = target.components(network_config(configuration, "unet"))
+        pipe, prediction = load_single_file(header, configuration, target.dtype, components)
+    words = kind.words if prediction is None else f"{kind.words} that predicts {prediction}"
+    return LoadedModel(pipe, {"checkpoint": words})
 
 
-def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+def _from_hub(hub_id: str, target: _Target) -> LoadedModel:
     """Load from the local cache, or from the hub if the model is not cached."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -284,23 +215,43 @@ def _from_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> StableDi
             )
         )
 
-    variants: list[str | None] = ["fp16", None] if dtype == torch.float16 else [None]
-    for variant in variants:
-        try:
-            return _from_folder(fetch(variant=variant, local=True), device, dtype)
-        except (LocalEntryNotFoundError, OSError, ValueError):
-            continue
-    _require_memory(SDXL_PARAMS, device, dtype)
+    # 1) From the cache, if it has all weights, in whatever variant
+    without = [] if target.unet is None else ["unet"]
+    try:
+        plan = plan_folder(fetch(variant=None, local=True), target.dtype, without=without)
+    except (LocalEntryNotFoundError, ModelError, OSError, ValueError):
+        plan = None
+    if plan is not None:
+        return _from_plan(plan, target)
+
+    # 2) From the hub
+    require_memory(SDXL_PARAMS, target.device, target.dtype)
     files = ask_hub(hub_id)
     if "model_index.json" not in files:
-        raise ModelError(
-            f"model: {hub_id} on the hub is not a diffusers pipeline; "
-            "give an SDXL model in diffusers' layout"
+        raise ModelError(f"model: {hub_id} on the hub {_not_a_pipeline(hub_id, files)}")
+    folder = fetch(variant=_variant_on_hub(files, target.dtype), local=False)
+    return _from_folder(folder, target)
+
+
+def _not_a_pipeline(hub_id: str, files: set[str]) -> str:
+    """Why a hub model without model_index.json is not loaded, and what to give in its place."""
+    if "config.json" in files and "diffusion_pytorch_model.safetensors" in files:
+        return f"is one network alone; if it is a UNet, name a whole model and give unet={hub_id!r}"
+    single = sorted(name for name in files if name.endswith(".safetensors"))
+    if single:
+        return (
+            f"is not a diffusers pipeline, but has {single[0]}; download that file "
+            f"(hf download {hub_id} {single[0]}) and give its path"
         )
-    has_fp16 = any(name.startswith("unet/") and ".fp16." in name for name in files)
-    return _from_folder(
-        fetch(variant=variants[0] if has_fp16 else None, local=False), device, dtype
-    )
+    return "is not a diffusers pipeline; give an SDXL model in diffusers' layout"
+
+
+def _variant_on_hub(files: set[str], dtype: torch.dtype) -> str | None:
+    """The variant to download: "fp16" for float16, or where the UNet has no plain weights."""
+    weights = [name for name in files if name.startswith("unet/") and name.endswith(".safetensors")]
+    in_fp16 = [name for name in weights if ".fp16" in name]
+    has_plain = len(weights) > len(in_fp16)
+    return "fp16" if in_fp16 and (dtype == torch.float16 or not has_plain) else None
 
 
 def ask_hub(hub_id: str) -> set[str]:
@@ -332,66 +283,15 @@ def ask_hub(hub_id: str) -> set[str]:
     return {sibling.rfilename for sibling in info.siblings or ()}
 
 
-def _from_single_file(
-    path: Path, device: torch.device, dtype: torch.dtype
-) -> StableDiffusionXLPipeline:
-    if not path.is_file():
-        raise ModelError(f"model: there is no file {path}")
-    _require_memory(_count_params([path]), device, dtype)
-    # A single file holds weights only. Configuration and vocabulary are the base model's, a few MB.
-    try:
-        pipe = StableDiffusionXLPipeline.from_single_file(
-            path, config=SDXL_HUB_ID, dtype=dtype, local_files_only=True
-        )
-    except (OSError, ValueError):
-        ask_hub(SDXL_HUB_ID)
-        try:
-            pipe = StableDiffusionXLPipeline.from_single_file(path, config=SDXL_HUB_ID, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"model: {path} can't be read as an SDXL checkpoint: {error}"
-            ) from error
-    return _placed(pipe, device)
+def _own_memory(pipe: StableDiffusionXLPipeline) -> None:
+    """Copy weights that lie in a mapped file into memory of their own.
 
-
-def _placed(pipe: StableDiffusionXLPipeline, device: torch.device) -> StableDiffusionXLPipeline:
-    # Loaders put weights on the CPU. A further `to("cpu")` makes diffusers warn that float16 can't
-    # run there, although it can.
-    if device.type == "cpu":
-        return pipe
-    return pipe.to(device)
-
-
-def _count_params(files: Iterable[Path]) -> int:
-    """The number of parameters in safetensors files, read from the headers alone."""
-    count = 0
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - it is no dict
-                    shape = tensors.get_slice(name).get_shape()
-                    count += torch.Size(shape).numel()
-        except SafetensorError as error:
-            raise ModelError(
-                f"model: {file} is no safetensors file ({error}); download it again"
-            ) from error
-    return count
-
-
-def _free_memory_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        return free_bytes / GIB
-    return available_memory_gib()
-
-
-def _require_memory(params: int, device: torch.device, dtype: torch.dtype) -> None:
-    needed_gib = params * dtype.itemsize / GIB
-    free_gib = _free_memory_gib(device)
-    if needed_gib > free_gib:
-        dtype_name = str(dtype).removeprefix("torch.")
-        raise ModelError(
-            f"model: its weights need {needed_gib:.1f} GiB in {dtype_name} and {device} has "
-            f"{free_gib:.1f} GiB free; free memory, take a smaller dtype (dtype='bfloat16'), "
-            "or use model='tiny'"
-        )
+    A file that is overwritten in place would otherwise change the running model. Loaders map a file
+    where its numbers need no conversion; torch can't resize such a storage.
+    """
+    for network in pipe.components.values():
+        if not isinstance(network, torch.nn.Module):
+            continue
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+                tensor.data = tensor.data.clone()

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from transformers.utils import logging as transformers_logging
 
 from benchlib import machine
-from benchlib.serving.model import models
+from benchlib.serving.model import model_errors, models, random_models
 from benchlib.serving.model.models import ModelError, choose_model, load_diffusers, tiny_folder
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_the_seed_decides_the_weights(tmp_path, monkeypatch):
 def test_fewer_bits_round_the_same_random_weights(dtype):
     cpu = torch.device("cpu")
     exact, rounded = (
-        models._with_random_weights(lambda: torch.nn.Linear(64, 64), "key", cpu, d)
+        random_models.with_random_weights(lambda: torch.nn.Linear(64, 64), "key", cpu, d)
         for d in (torch.float32, dtype)
     )
     assert rounded.weight.dtype == dtype
@@ -244,7 +244,7 @@ def test_a_damaged_weights_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("model", ["sdxl-random", "sdxl"])
 def test_too_little_memory_is_reported_before_anything_is_loaded(model, monkeypatch):
-    monkeypatch.setattr(models, "_free_memory_gib", lambda _: 1.0)
+    monkeypatch.setattr(model_errors, "free_memory_gib", lambda _: 1.0)
     started = time.monotonic()
     with pytest.raises(
         ModelError, match=r"need 12\.9 GiB in float32 and cpu has 1\.0 GiB free.*dtype='bfloat16'"

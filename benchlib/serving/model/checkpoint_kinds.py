@@ -1,0 +1,190 @@
+"""Checkpoint kinds: what a single file of weights is, by the names and shapes in its header.
+
+Knows the key layouts in which people publish Stable Diffusion XL and what resembles it. Reads no
+weights. Ignorant of how a checkpoint is loaded (single_files.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+
+from benchlib.serving.model.model_errors import ModelError
+from benchlib.serving.model.weights_files import Header
+
+UNET_PREFIX = "model.diffusion_model."
+_VAE_PREFIXES = ("first_stage_model.", "vae.")
+_ADAPTER = re.compile(r"lora_|\.lora\.|\.hada_|\.lokr_|dora_scale|\.oft_|\.boft_")
+_QUANTISED = re.compile(
+    r"scaled_fp8|scale_weight|weight_scale|comfy_quant|absmax|quant_state|\.qweight"
+)
+_FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+@dataclass(frozen=True)
+class CheckpointKind:
+    """What a file is.
+
+    `words`: what it is, as in "a LoRA".
+    `holds`: what of it can be loaded: a whole model, a UNet, or nothing.
+    `remedy`: what to do with it where a whole model is asked for.
+    """
+
+    words: str
+    remedy: str = ""
+    holds: Literal["model", "unet", "nothing"] = "nothing"
+
+
+_TAKE_SDXL = "give an SDXL text-to-image model"
+_SDXL = CheckpointKind("an SDXL checkpoint", holds="model")
+PLAYGROUND = CheckpointKind("a Playground v2.5 checkpoint", holds="model")
+_UNET = CheckpointKind(
+    "the UNet of an SDXL alone",
+    "name a whole model and give this file as unet=, as in load_pipeline('sdxl', unet=file)",
+    holds="unet",
+)
+_ADAPTER_KIND = CheckpointKind(
+    "a LoRA or another adapter", "name a whole model and give this file in loras={'name': file}"
+)
+_VAE = CheckpointKind("a VAE alone", "give a whole model; a VAE is a part of one")
+_TEXT_ENCODER = CheckpointKind("a text encoder alone", "give a whole model that has it")
+_EMBEDDING = CheckpointKind("a textual inversion", "give a whole model; embeddings are not served")
+_CONTROLNET = CheckpointKind("a ControlNet", f"{_TAKE_SDXL}; ControlNets are not served")
+_IP_ADAPTER = CheckpointKind("an IP-Adapter", f"{_TAKE_SDXL}; IP-Adapters are not served")
+_REFINER = CheckpointKind("an SDXL refiner", f"{_TAKE_SDXL}; a refiner only finishes its images")
+_SD1 = CheckpointKind("a Stable Diffusion 1 checkpoint", _TAKE_SDXL)
+_SD2 = CheckpointKind("a Stable Diffusion 2 checkpoint", _TAKE_SDXL)
+_OLDER_UNET = CheckpointKind("the UNet of another model than SDXL", _TAKE_SDXL)
+_SAVE_WHOLE = (
+    "load it in diffusers by from_single_file with the missing part, "
+    "call save_pretrained, and give the folder"
+)
+
+
+def find_kind(header: Header) -> CheckpointKind:
+    """What the file is. The first mark that is found decides."""
+    # 1) Parts that resemble a whole model by some of their keys
+    keys = header.shapes
+    first_words = {key.partition(".")[0] for key in keys}
+    if any(_ADAPTER.search(key) for key in keys):
+        return _ADAPTER_KIND
+    if first_words & {"image_proj", "ip_adapter"}:
+        return _IP_ADAPTER
+    if first_words & {"control_model", "input_hint_block", "controlnet_cond_embedding"}:
+        return _CONTROLNET
+    if any(key.startswith("controlnet_") for key in keys):
+        return _CONTROLNET
+    if keys.keys() <= {"clip_l", "clip_g", "emb_params"}:
+        return _EMBEDDING
+
+    # 2) Whole models and UNets, in original keys or in those of diffusers
+    unet = _unet_shapes(header)
+    if unet:
+        return _kind_of_unet(header, unet)
+
+    # 3) Other parts and other models
+    if first_words <= {"first_stage_model", "vae"} or first_words & {"encoder", "decoder"}:
+        return _VAE
+    if first_words & {"conditioner", "text_model", "cond_stage_model", "text_encoders"}:
+        return _TEXT_ENCODER
+    return _other_model(header)
+
+
+def require_kind(header: Header, needed: Literal["model", "unet"], *, field: str) -> CheckpointKind:
+    """What the file is. Raises `ModelError`, in the words of `field`, if `needed` isn't in it."""
+    kind = find_kind(header)
+    path = header.path
+    fits = kind.holds == needed or (needed == "unet" and kind.holds == "model")
+    if not fits:
+        remedy = kind.remedy if needed == "model" else "give the UNet of an SDXL model"
+        raise ModelError(f"{field}: {path} is {kind.words}; {remedy}")
+    quantised = _quantised_words(header)
+    if quantised is not None:
+        raise ModelError(
+            f"{field}: {path} holds {quantised}; give the file in 16 bits, "
+            "and let recipe='int8' or 'fp8' quantise it"
+        )
+    return kind
+
+
+def _quantised_words(header: Header) -> str | None:
+    """How the weights are packed, if they are no plain numbers; else None."""
+    if any(_QUANTISED.search(key) for key in header.shapes):
+        return "quantised weights with scales of their own"
+    for key, dtype in header.dtypes.items():
+        if dtype not in _FLOAT_TYPES and key.endswith(".weight") and len(header.shapes[key]) > 1:
+            return f"quantised weights ({dtype})"
+    return None
+
+
+def _unet_shapes(header: Header) -> dict[str, tuple[int, ...]]:
+    """The UNet's tensors without their prefix; empty if the file has no UNet."""
+    prefixed = {
+        key.removeprefix(UNET_PREFIX): shape
+        for key, shape in header.shapes.items()
+        if key.startswith(UNET_PREFIX)
+    }
+    unet = prefixed or header.shapes
+    is_original = "input_blocks.0.0.weight" in unet
+    is_diffusers = "conv_in.weight" in unet and "time_embedding.linear_1.weight" in unet
+    return unet if is_original or is_diffusers else {}
+
+
+def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> CheckpointKind:
+    """What a file with a UNet is: by its UNet's inputs, then by the parts beside the UNet."""
+    # 1) What the UNet reads: other images than noise, and whether sizes and pooled texts
+    keys = header.shapes
+    entry = unet.get("input_blocks.0.0.weight") or unet["conv_in.weight"]
+    in_channels = entry[1]
+    reads_sizes = "label_emb.0.0.weight" in unet or "add_embedding.linear_1.weight" in unet
+    if any(key.startswith("cond_stage_model.model.") for key in keys):
+        return _SD2
+    if any(key.startswith("cond_stage_model.") for key in keys):
+        return _SD1
+    if not reads_sizes:
+        return _OLDER_UNET
+    purposes = {9: "for inpainting", 8: "that edits pictures (instruct-pix2pix)"}
+    if in_channels in purposes:
+        words = (
+            f"an SDXL checkpoint {purposes[in_channels]}: its UNet has {in_channels} input channels"
+        )
+        return CheckpointKind(words, _TAKE_SDXL)
+    if any(key.startswith("conditioner.embedders.0.model.") for key in keys):
+        return _REFINER
+
+    # 2) What is beside it
+    missing = []
+    if not any(key.startswith("conditioner.embedders.0.transformer.") for key in keys):
+        missing.append("first text encoder")
+    if not any(key.startswith("conditioner.embedders.1.model.") for key in keys):
+        missing.append("second text encoder")
+    if not any(key.startswith(_VAE_PREFIXES) for key in keys):
+        missing.append("VAE")
+    if len(missing) == 3:
+        return _UNET
+    if missing:
+        words = f"an SDXL checkpoint without its {' and '.join(missing)}"
+        return CheckpointKind(words, _SAVE_WHOLE, holds="unet")
+    if {"edm_mean", "edm_std"} <= keys.keys():
+        return PLAYGROUND
+    return _SDXL
+
+
+def _other_model(header: Header) -> CheckpointKind:
+    """What diffusers takes the file for."""
+    # diffusers asks for names and shapes alone, and these tensors have no memory.
+    shapes = header.shapes.items()
+    stand_ins = {key: torch.empty(shape, device="meta") for key, shape in shapes}
+    try:
+        name = infer_diffusers_model_type(stand_ins)
+    except (ValueError, NotImplementedError, RuntimeError, IndexError):
+        name = "v1"
+    if name == "v1":  # what diffusers says of all that it doesn't know
+        some = ", ".join(repr(key) for key in list(header.shapes)[:2])
+        words = f"no checkpoint that we know; it begins with {some}" if some else "empty"
+        return CheckpointKind(words, _TAKE_SDXL)
+    return CheckpointKind(f"another model ({name})", _TAKE_SDXL)

@@ -1,0 +1,270 @@
+"""Folders: a model in diffusers' layout, and which of its weights files are loaded.
+
+Knows model_index.json, variants such as "fp16", shards and their indexes. Ignorant of hubs and of
+single files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from benchlib.serving.model.checkpoint_kinds import find_kind
+from benchlib.serving.model.model_errors import ModelError
+from benchlib.serving.model.weights_files import read_header
+
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
+"""What the libraries raise at a folder or a file that they can't load."""
+
+# model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00004.safetensors, and the older
+# model-00001-of-00004.fp16.safetensors
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?"
+    r"(?P<shard>-\d{5}-of-\d{5})?(?:\.(?P<older>[\w-]+))?\.safetensors"
+)
+_INDEX = re.compile(
+    r"(?:diffusion_pytorch_model|model)\.safetensors\."
+    r"(?:index(?:\.(?P<variant>[\w-]+))?|(?P<older>[\w-]+)\.index)\.json"
+)
+_PURPOSES = {
+    "StableDiffusionXLInpaintPipeline": "fills in a masked part of a picture",
+    "StableDiffusionXLInstructPix2PixPipeline": "edits a picture",
+    "StableDiffusionXLImg2ImgPipeline": "changes a picture, as SDXL's refiner does",
+    "StableDiffusionXLControlNetPipeline": "follows a picture by a ControlNet",
+    "StableDiffusionPipeline": "is Stable Diffusion 1 or 2",
+}
+
+
+@dataclass
+class Stored:
+    """The weights of one network in one variant. A stale index names shards that are missing."""
+
+    files: list[Path] = field(default_factory=list)
+    stale_indexes: list[Path] = field(default_factory=list)
+    missing_shards: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a folder is loaded: which variant, in which files, and which indexes are stale."""
+
+    folder: Path
+    variant: str | None
+    files: list[Path]
+    stale_indexes: list[Path]
+
+
+def plan_folder(folder: Path, dtype: torch.dtype, *, without: Sequence[str] = ()) -> Plan:
+    """Choose the weights of an SDXL pipeline's folder, for all networks but `without`.
+
+    float16 takes the variant "fp16" where the UNet has it, as diffusers' own examples do. Every
+    other type takes the plain weights where all networks have them, else a variant. A network
+    without the variant takes its plain weights, as in diffusers. Raises `ModelError` if the folder
+    is no such pipeline, or lacks weights.
+    """
+    index = _read_index(folder)
+    present = [name for name in NETWORKS if index.get(name, [None])[0] is not None]
+    needed = [name for name in present if name not in without]
+    return _plan(folder, {name: folder / name for name in needed}, dtype)
+
+
+def plan_network(folder: Path, dtype: torch.dtype) -> Plan:
+    """Choose the weights of a network's own folder. Raises `ModelError` if it lacks weights."""
+    return _plan(folder, {folder.name: folder}, dtype)
+
+
+def _plan(folder: Path, networks: Mapping[str, Path], dtype: torch.dtype) -> Plan:
+    stored = {name: find_weights(path) for name, path in networks.items()}
+    usable = {name: _usable(path, stored[name]) for name, path in networks.items()}
+    variant = _choose_variant(folder, usable, dtype)
+    files = []
+    stale_indexes = []
+    for name in networks:
+        used = variant if variant in usable[name] else None
+        files += stored[name][used].files
+        stale_indexes += stored[name][used].stale_indexes
+    return Plan(folder, variant, files, stale_indexes)
+
+
+def load_folder(plan: Plan, dtype: torch.dtype, components: Mapping[str, Any]) -> Any:
+    """Load a planned folder as a stock pipeline on the CPU, with `components` in place of its own.
+
+    Raises `ModelError` if diffusers can't load it.
+    """
+    with without_files(plan.folder, plan.stale_indexes) as folder:
+        try:
+            return StableDiffusionXLPipeline.from_pretrained(
+                folder, dtype=dtype, variant=plan.variant, local_files_only=True, **components
+            )
+        except LOAD_ERRORS as error:
+            words = f"{error}".replace(str(folder), str(plan.folder))
+            raise ModelError(f"model: {plan.folder} can't be loaded: {words}") from error
+
+
+def network_config(folder: Path, name: str) -> dict[str, Any]:
+    """The configuration of a network. Raises `ModelError` if the folder has none."""
+    path = folder / name / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model: {path} can't be read ({error}); save the model again") from error
+    return config
+
+
+# -- what the folder is ----------------------------------------------------------------------------
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The folder's model_index.json. Raises `ModelError` unless it is of an SDXL pipeline."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise ModelError(
+            f"model: {folder} is not a diffusers pipeline: it has no model_index.json; "
+            f"{_better_path(folder)}"
+        )
+    try:
+        index: dict[str, Any] = json.loads(path.read_text())
+        kind = index["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model: {path} can't be read ({error}); save the pipeline again"
+        ) from error
+    if kind != "StableDiffusionXLPipeline":
+        purpose = f", which {_PURPOSES[kind]}" if kind in _PURPOSES else ""
+        raise ModelError(
+            f"model: {folder} holds a {kind}{purpose}, not a StableDiffusionXLPipeline; "
+            "give an SDXL text-to-image model"
+        )
+    return index
+
+
+def _better_path(folder: Path) -> str:
+    """What to give in place of a folder that has no model_index.json."""
+    for deeper in [*folder.glob("*/model_index.json"), *folder.glob("*/*/model_index.json")]:
+        return f"give the folder {deeper.parent}"
+    config = folder / "config.json"
+    if config.is_file() and "UNet2DConditionModel" in config.read_text(errors="replace"):
+        return "it is a UNet alone: name a whole model and give this folder as unet="
+    if (folder / "adapter_config.json").is_file():
+        return "it is an adapter: name a whole model and give this folder in loras={'name': folder}"
+    for file in sorted(folder.glob("*.safetensors")):
+        return f"it has {file.name}, which is {find_kind(read_header(file)).words}: give that file"
+    return "give the folder that has one"
+
+
+# -- which weights ---------------------------------------------------------------------------------
+
+
+def find_weights(folder: Path) -> dict[str | None, Stored]:
+    """The weights in a network's folder, by variant; None is the plain one.
+
+    Where both a whole file and an index lie, diffusers takes the index. So an index counts as stale
+    if it names a missing shard and the whole file is there.
+    """
+    # 1) Sort the files by variant
+    whole: dict[str | None, Path] = {}
+    indexes: dict[str | None, Path] = {}
+    for file in sorted(folder.glob("*")):
+        if match := _WEIGHTS.fullmatch(file.name):
+            if match["shard"] is None:
+                whole[match["variant"]] = file
+        elif match := _INDEX.fullmatch(file.name):
+            indexes[match["variant"] or match["older"]] = file
+
+    # 2) Read which shards each index names
+    stored: dict[str | None, Stored] = defaultdict(Stored)
+    for variant, index in indexes.items():
+        shards = _shards(index)
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if not missing:
+            stored[variant].files = [folder / name for name in shards]
+        elif variant in whole:
+            stored[variant].stale_indexes = [index]
+        else:
+            stored[variant].missing_shards = missing
+    for variant, file in whole.items():
+        if not stored[variant].files:
+            stored[variant].files = [file]
+    return dict(stored)
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"model: {index} can't be read ({error}); download it again") from error
+
+
+def _choose_variant(
+    folder: Path, usable: Mapping[str, Collection[str | None]], dtype: torch.dtype
+) -> str | None:
+    """The variant to load, of the variants that each network has.
+
+    Raises `ModelError` if no variant is there for every network, in it or in plain weights.
+    """
+    # 1) Order the variants by preference
+    named = sorted({variant for of_network in usable.values() for variant in of_network if variant})
+    own = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype)
+    named.sort(key=lambda variant: (variant != own, variant != "fp16"))
+    order: list[str | None] = [None, *named]
+    leading = next(iter(usable.values()))  # the UNet's, unless another UNet takes its place
+    if dtype == torch.float16 and "fp16" in leading:
+        order.insert(0, "fp16")
+
+    # 2) Take the first one that is there
+    for variant in order:
+        if all(variant in of_network or None in of_network for of_network in usable.values()):
+            return variant
+    found = "; ".join(f"{name} has {', '.join(map(str, usable[name]))}" for name in usable)
+    raise ModelError(
+        f"model: the networks in {folder} share no variant ({found}); save the model again"
+    )
+
+
+def _usable(folder: Path, of_network: Mapping[str | None, Stored]) -> list[str | None]:
+    """The variants of a network whose files are all there. Raises `ModelError` if none is."""
+    usable = [variant for variant, one in of_network.items() if one.files]
+    if usable:
+        return usable
+    for one in of_network.values():
+        if one.missing_shards:
+            raise ModelError(
+                f"model: {folder} lacks {one.missing_shards[0]}, which its index names; "
+                "download it again"
+            )
+    pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")])
+    if pickles:
+        raise ModelError(
+            f"model: {folder} has only {pickles[0].name}, a pickle, which can run code when it is "
+            "read; if you trust it, load the model in diffusers, call save_pretrained, and give "
+            "the new folder"
+        )
+    raise ModelError(
+        f"model: {folder} holds no .safetensors weights; download them, or save the model again"
+    )
+
+
+@contextmanager
+def without_files(folder: Path, files: Sequence[Path]) -> Iterator[Path]:
+    """The folder itself, or within the block a folder of links to all but `files`."""
+    if not files:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="benchlib-") as made:
+        for source in folder.rglob("*"):
+            if source.is_file() and source not in files:
+                link = Path(made) / source.relative_to(folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(source.resolve())
+        yield Path(made)

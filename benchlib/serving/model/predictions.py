@@ -1,0 +1,62 @@
+"""Predictions: which scheduler a checkpoint in one file asks for by its marks.
+
+Knows the marks that training and merging tools leave in a file: ComfyUI's tensors `v_pred`, `ztsnr`
+and `edm_vpred.*`, and `modelspec.prediction_type` (Stability-AI/ModelSpec) in the metadata.
+Ignorant of networks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import EDMEulerScheduler
+from safetensors import safe_open
+
+from benchlib.serving.model.weights_files import Header
+
+_METADATA = ("modelspec.prediction_type", "modelspec.predict_key")
+_V_WORDS = ("v", "v_prediction", "v-prediction", "velocity")
+
+
+def scheduler_by_marks(header: Header, scheduler: Any) -> tuple[Any, str | None]:
+    """The scheduler that the file's marks ask for, and in words why; else `scheduler` and None.
+
+    diffusers knows none of these marks and takes each such file for one that predicts noise.
+    """
+    # 1) A continuous range of noise levels, as CosXL has
+    if "edm_vpred.sigma_max" in header.shapes:
+        highest, lowest = _sigmas(header)
+        own = EDMEulerScheduler(
+            sigma_max=highest,
+            sigma_min=lowest,
+            sigma_data=1.0,
+            sigma_schedule="exponential",
+            prediction_type="v_prediction",
+        )
+        return own, f"v over noise levels {lowest:g} to {highest:g}, by its key edm_vpred.sigma_max"
+
+    # 2) SDXL's noise levels, with v in place of noise
+    options: dict[str, Any] = {"prediction_type": "v_prediction"}
+    if "ztsnr" in header.shapes and "v_pred" in header.shapes:
+        # Pure noise is the first level, and only trailing steps begin there: Lin et al., "Common
+        # Diffusion Noise Schedules and Sample Steps are Flawed", 2024, sections 3.1 and 3.3.
+        options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        words = "v from pure noise on (zero terminal SNR), by its keys v_pred and ztsnr"
+    elif "v_pred" in header.shapes:
+        words = "v, by its key v_pred"
+    else:
+        marks = [name for name in _METADATA if header.metadata.get(name, "").lower() in _V_WORDS]
+        if not marks:
+            return scheduler, None
+        words = f"v, by {marks[0]} in its metadata"
+    return type(scheduler).from_config(scheduler.config, **options), words
+
+
+def _sigmas(header: Header) -> tuple[float, float]:
+    """The highest and the lowest noise level of a file with the mark edm_vpred."""
+    with safe_open(header.path, framework="pt") as tensors:
+        highest = tensors.get_tensor("edm_vpred.sigma_max").item()
+        lowest = 0.002  # EDM's own: Karras et al., 2022, table 1
+        if "edm_vpred.sigma_min" in header.shapes:
+            lowest = tensors.get_tensor("edm_vpred.sigma_min").item()
+    return highest, lowest

@@ -1,0 +1,183 @@
+"""Single files: a whole SDXL model in one .safetensors file, which holds weights alone.
+
+Knows where the configuration and the vocabulary of such a model come from: the hub's cache, the
+hub, or what this package and other cached models have. Ignorant of requests and engines.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusers import EDMDPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from benchlib.serving.model.checkpoint_kinds import PLAYGROUND, UNET_PREFIX, CheckpointKind
+from benchlib.serving.model.model_errors import ModelError
+from benchlib.serving.model.model_folders import LOAD_ERRORS, network_config
+from benchlib.serving.model.predictions import scheduler_by_marks
+from benchlib.serving.model.random_models import SDXL, clip_tokenizer
+from benchlib.serving.model.unets import count_params_of
+from benchlib.serving.model.weights_files import Header
+
+SDXL_HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
+PLAYGROUND_HUB_ID = "playgroundai/playground-v2.5-1024px-aesthetic"
+_CONFIGURATION = ["*.json", "*.txt"]
+_CLIP_VOCABULARY = 49408
+
+# What Playground v2.5 changes in SDXL's configuration, from its own config.json files. The latents'
+# mean and deviation are also in its single file.
+_PLAYGROUND_VAE = {
+    "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+    "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+    "scaling_factor": 0.5,
+}
+_PLAYGROUND_SCHEDULER = EDMDPMSolverMultistepScheduler(
+    sigma_min=0.002, sigma_max=80.0, sigma_data=0.5
+)
+
+
+def load_single_file(
+    header: Header, configuration: Path, dtype: Any, components: Mapping[str, Any]
+) -> tuple[StableDiffusionXLPipeline, str | None]:
+    """A stock pipeline on the CPU from a file, and in words what it predicts if not noise.
+
+    Raises `ModelError` if diffusers can't load it, or if the file lacks weights.
+    """
+    path = header.path
+    try:
+        pipe = StableDiffusionXLPipeline.from_single_file(
+            path, config=str(configuration), dtype=dtype, local_files_only=True, **components
+        )
+    except LOAD_ERRORS as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"model: {path} can't be read as an SDXL checkpoint: {first_line}; download it again"
+        ) from error
+    pipe.scheduler, prediction = scheduler_by_marks(header, pipe.scheduler)
+    return pipe, prediction
+
+
+def require_sdxl_unet(header: Header, configuration: Path) -> None:
+    """Raises `ModelError` if the file's UNet is of another size than the configuration's."""
+    own = header.params(UNET_PREFIX)
+    usual = count_params_of(network_config(configuration, "unet"))
+    if own != usual:
+        raise ModelError(
+            f"model: {header.path} is an SDXL checkpoint whose UNet has {own:,} parameters in place "
+            f"of {usual:,}: a smaller kind such as SSD-1B or Vega, or a file that lacks a part. "
+            "One file does not say how its layers are laid out; give the model's folder or hub id"
+        )
+
+
+@contextmanager
+def configuration_of(
+    kind: CheckpointKind, header: Header, ask_hub: Callable[[str], set[str]]
+) -> Iterator[Path]:
+    """Within the block a folder with the configuration and the vocabulary of a `kind` of file.
+
+    `ask_hub` raises `ModelError` if the hub can't be reached.
+    """
+    # 1) From the hub's cache, or from the hub: a few MB
+    is_playground = kind is PLAYGROUND
+    hub_id = PLAYGROUND_HUB_ID if is_playground else SDXL_HUB_ID
+    cached = _cached_configuration(hub_id)
+    unreachable = None
+    if cached is None:
+        try:
+            ask_hub(hub_id)
+            cached = Path(snapshot_download(hub_id, allow_patterns=_CONFIGURATION))
+        except ModelError as error:
+            unreachable = error
+    if cached is not None:
+        yield cached
+        return
+
+    # 2) From this package, with the vocabulary of any model with CLIP's
+    vocabulary = _find_vocabulary(header.path.parent)
+    if vocabulary is None:
+        raise ModelError(
+            f"model: {header.path} is {kind.words}, which holds neither configuration nor "
+            f"vocabulary. Those of {hub_id} are not in the hub's cache ({constants.HF_HUB_CACHE}), "
+            "and no other model there has CLIP's vocabulary. Connect once, run `hf download "
+            f'{SDXL_HUB_ID} --include "*.json" "*.txt"` (a few MB), or put the folder tokenizer '
+            "of any Stable Diffusion model beside the file"
+        ) from unreachable
+    with tempfile.TemporaryDirectory(prefix="benchlib-") as made:
+        _write_configuration(Path(made), vocabulary, is_playground=is_playground)
+        yield Path(made)
+
+
+def _cached_configuration(hub_id: str) -> Path | None:
+    """The hub's cached configuration of a model, if all of it is there."""
+    try:
+        folder = Path(
+            snapshot_download(hub_id, allow_patterns=_CONFIGURATION, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None
+    networks = ("unet", "vae", "text_encoder", "text_encoder_2")
+    needed = [f"{network}/config.json" for network in networks]
+    needed += ["model_index.json", "scheduler/scheduler_config.json"]
+    needed += ["tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer_config.json"]
+    complete = all((folder / name).is_file() for name in needed)
+    return folder if complete else None
+
+
+def _find_vocabulary(beside: Path) -> Path | None:
+    """A folder with CLIP's vocab.json and merges.txt: beside the file, or in the hub's cache."""
+    cache = Path(constants.HF_HUB_CACHE)
+    places = [beside / "tokenizer", *cache.glob("models--*/snapshots/*/tokenizer")]
+    places += cache.glob("models--*clip*/snapshots/*")
+    for folder in places:
+        try:
+            vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        has_merges = (folder / "merges.txt").is_file()
+        if has_merges and len(vocabulary) == SDXL["text_encoder"]["vocab_size"]:
+            return folder
+    return None
+
+
+def _write_configuration(folder: Path, vocabulary: Path, *, is_playground: bool) -> None:
+    """Write the base model's configuration as its repository has it, without weights."""
+    # 1) The networks and the scheduler
+    configs = {name: dict(SDXL[name]) for name in SDXL}
+    scheduler: dict[str, Any] = {"_class_name": "EulerDiscreteScheduler", **configs["scheduler"]}
+    if is_playground:
+        configs["vae"] |= _PLAYGROUND_VAE
+        scheduler = dict(_PLAYGROUND_SCHEDULER.config)
+        scheduler["_class_name"] = "EDMDPMSolverMultistepScheduler"
+    classes = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+    }
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        config = {"_class_name": classes[name][1], **configs[name]}
+        _write_json(folder / name / "config.json", config)
+    _write_json(folder / "scheduler/scheduler_config.json", scheduler)
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+    _write_json(folder / "model_index.json", index | classes)
+
+    # 2) The tokenizers: one vocabulary, and two ways to fill up
+    entries = json.loads((vocabulary / "vocab.json").read_text(encoding="utf-8"))
+    lines = (vocabulary / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [(pair[0], pair[1]) for pair in map(str.split, lines[1:]) if len(pair) == 2]
+    clip_tokenizer(entries, merges, "<|endoftext|>").save_pretrained(folder / "tokenizer")
+    clip_tokenizer(entries, merges, "!").save_pretrained(folder / "tokenizer_2")
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
