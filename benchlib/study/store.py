@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.rows import ROW_DTYPES
 from benchlib.study.folders import make_run_folder, run_folders, write_aside
+from benchlib.study.record_shape import check_shape
 from benchlib.study.together import Study as Study
 from benchlib.telemetry import COLUMNS
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _ENDS = ("finished", "interrupted", "failed")
-_NEEDED_FIELDS = ("run", "started_at", "status", "spec")
 _FORMER_COLUMNS = {"request_class"}  # rows of older results have them; they are passed over
 
 
@@ -145,38 +145,62 @@ class Run(ShownInCell):
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Reads one run's folder.
 
-    A run that is going on, or was killed, has the status "running" and its rows so far. Raises
-    ValueError that names the folder where it holds no run, is damaged, or has a newer format.
+    A run that is going on, or was killed, has the status "running" and its rows so far. Where a
+    Parquet file is damaged, a warning says so: the rows come from requests.jsonl, and there is no
+    telemetry. Raises ValueError that names the folder where it holds no run, is damaged, or has a
+    newer format.
     """
-    import pandas as pd
-
     folder = Path(path)
     try:
         record = _read_record(folder)
-        requests_path = folder / "requests.parquet"
-        if requests_path.exists():
-            columns = pd.read_parquet(requests_path).reindex(columns=list(ROW_DTYPES))
-            requests = columns.astype(ROW_DTYPES)
-        else:
-            requests = read_rows(folder / "requests.jsonl")
-        telemetry_path = folder / "telemetry.parquet"
-        if telemetry_path.exists():
-            telemetry = pd.read_parquet(telemetry_path)
-        else:
-            telemetry = pd.DataFrame(columns=list(COLUMNS), dtype="float64")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        requests = _read_requests(folder)
+        telemetry = _read_telemetry(folder)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder} can't be read as a run: {error}") from error
     return Run(record, requests, telemetry, folder)
 
 
+def _read_requests(folder: Path) -> pd.DataFrame:
+    """The run's requests: from requests.parquet, else from the lines that it was made of."""
+    import pandas as pd
+
+    path = folder / "requests.parquet"
+    lines = folder / "requests.jsonl"
+    if path.exists():
+        try:
+            columns = pd.read_parquet(path).reindex(columns=list(ROW_DTYPES))
+            return columns.astype(ROW_DTYPES)
+        except (OSError, ValueError, TypeError) as error:
+            if not lines.exists():
+                raise
+            warnings.warn(f"{path} is damaged, so {lines.name} is read: {error}", stacklevel=3)
+    return read_rows(lines)
+
+
+def _read_telemetry(folder: Path) -> pd.DataFrame:
+    """The run's samples; none where their file is missing or damaged."""
+    import pandas as pd
+
+    path = folder / "telemetry.parquet"
+    nothing = pd.DataFrame(columns=list(COLUMNS), dtype="float64")
+    if not path.exists():
+        return nothing
+    try:
+        samples = pd.read_parquet(path)
+        return samples.astype(dict.fromkeys(samples.columns, "float64"))
+    except (OSError, ValueError, TypeError) as error:
+        warnings.warn(f"{path} is damaged, so there is no telemetry: {error}", stacklevel=3)
+        return nothing
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
-    version = record["format_version"]
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise ValueError("its run.json lacks format_version")
     if version > FORMAT_VERSION:
         raise ValueError(f"its format {version} is newer than {FORMAT_VERSION}: upgrade benchlib")
-    missing = [name for name in _NEEDED_FIELDS if not record.get(name)]
-    if missing:
-        raise ValueError(f"its run.json lacks {', '.join(missing)}")
+    check_shape(record)
     return record
 
 

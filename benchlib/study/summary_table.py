@@ -38,28 +38,30 @@ def table_row(run: Run) -> dict[str, Any]:
 def renew_summary(folder: Path, runs: Sequence[Run] = ()) -> Path:
     """Renews summary.csv of the study in `folder` and returns its path.
 
-    `runs` get new rows. Another run is read only if it has no row: its writer was killed before it
-    wrote one. The row of a deleted run goes. The caller holds the study's lock (`lock_study`).
+    `runs` get new rows. Another run is read only if it has no row, as its writer was killed before
+    it wrote one, or if another version wrote the table. The row of a run that can't be read stays
+    as it is, and the row of a deleted run goes. The caller holds the study's lock (`lock_study`).
     """
     path = folder / "summary.csv"
     table = _read(path)
-    if runs and not _has_figures_of(runs[0], table):
-        table = {}  # an earlier version wrote it
+    is_own = not runs or _has_figures_of(runs[0], table)
 
     # 1) Keep the rows of runs that are still there, and read the runs that have no row.
     rows: list[Cells] = []
     without_row = list(runs)
     renewed = {run.path.name for run in runs}
     for entry in run_folders(folder):
+        former = table.get(entry.name)
         if entry.name in renewed:
             continue
-        if entry.name in table:
-            rows.append(table[entry.name])
+        if former is not None and is_own:
+            rows.append(former)
             continue
         try:
             without_row.append(load_run(entry))
-        except ValueError:
-            continue  # load_study warns of it
+        except ValueError:  # load_study warns of it
+            if former is not None:
+                rows.append(former)
 
     # 2) Write all rows, the oldest run first.
     rows += _as_text(without_row)
