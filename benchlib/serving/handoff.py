@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Job, Refused
 from benchlib.serving.prometheus import Metrics
-from benchlib.serving.schemas import GenerateRequest
+from benchlib.serving.schemas import GenerateRequest, unfit_sides
 from benchlib.serving.worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
@@ -78,10 +78,12 @@ class HandOff:
         """Return the finished jobs of `wanted`, in order, and their files if `write_file` is given.
 
         `write_file` turns an image into a file in base64. If one image is refused or fails, all
-        end. Raises `Unserved`, or RequestValidationError for too many pixel steps.
+        end. Raises `Unserved`, or RequestValidationError for too many pixel steps or a size that
+        the model can't make.
         """
         http.state.jobs = []
         self._check_pixel_steps(wanted)
+        self._check_sides(wanted)
         try:
             answer = await self._run_jobs(http, wanted, write_file)
         except Unserved as error:
@@ -107,6 +109,18 @@ class HandOff:
                 for field in ("width", "height", "num_inference_steps")
             ]
         )
+
+    def _check_sides(self, wanted: Sequence[GenerateRequest]) -> None:
+        multiple = self.engine.spec.get("size_multiple", 1)  # a model that loads has none yet
+        for request in wanted:
+            unfit = unfit_sides(request, multiple)
+            if unfit:
+                raise RequestValidationError(
+                    [
+                        {"loc": ("body", side), "msg": words, "type": "multiple_of"}
+                        for side, words in unfit.items()
+                    ]
+                )
 
     async def _run_jobs(
         self,

@@ -48,6 +48,22 @@ class GenerateRequest(BaseModel):
         return self.width * self.height * self.num_inference_steps
 
 
+def unfit_sides(request: GenerateRequest, multiple: int) -> dict[str, str]:
+    """The sides that are no multiple of `multiple` pixels, a model's own, and why they are unfit.
+
+    The bounds above hold for every model; one whose VAE makes larger squares of a latent has more.
+    """
+    unfit = {}
+    for name, pixels in (("width", request.width), ("height", request.height)):
+        if pixels % multiple:
+            nearest = max(multiple, pixels - pixels % multiple)
+            unfit[name] = (
+                f"{pixels} is no multiple of {multiple}, which this model's VAE needs; "
+                f"take {nearest}"
+            )
+    return unfit
+
+
 class GenerateResponse(BaseModel):
     """The cost of one image. The image itself is decoded to PIL and dropped."""
 

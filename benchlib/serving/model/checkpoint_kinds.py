@@ -17,7 +17,7 @@ from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.weights_files import Header
 
 UNET_PREFIX = "model.diffusion_model."
-_VAE_PREFIXES = ("first_stage_model.", "vae.")
+VAE_PREFIXES = ("first_stage_model.", "vae.")
 _ADAPTER = re.compile(r"lora_|\.lora\.|\.hada_|\.lokr_|dora_scale|\.oft_|\.boft_")
 _QUANTISED = re.compile(
     r"scaled_fp8|scale_weight|weight_scale|comfy_quant|absmax|quant_state|\.qweight"
@@ -162,7 +162,7 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
         missing.append("first text encoder")
     if not any(key.startswith("conditioner.embedders.1.model.") for key in keys):
         missing.append("second text encoder")
-    if not any(key.startswith(_VAE_PREFIXES) for key in keys):
+    if not any(key.startswith(VAE_PREFIXES) for key in keys):
         missing.append("VAE")
     if len(missing) == 3:
         return _UNET

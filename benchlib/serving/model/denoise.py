@@ -32,10 +32,11 @@ class Work:
     scheduler: Any  # the work's own copy, or None where the schedule has a table
     # Further arguments of the scheduler's `step`, such as a generator.
     step_options: dict[str, Any]
-    latents: Tensor  # (1, channels, height/8, width/8)
+    latents: Tensor  # (1, channels, height/scale, width/scale) by the scale of the VAE
     text: Tensor  # (1 or 2, 77, features); with guidance the unconditional half is first
     pooled: Tensor  # (1 or 2, features)
     time_ids: Tensor  # (1, 6)
+    guidance_embedding: Tensor | None = None  # (1, features), for a UNet that reads the guidance
     steps_done: int = 0
     encode_s: float = 0.0
     step_s: list[float] = field(default_factory=list)
@@ -79,8 +80,8 @@ class Batch:
 
     A step is `inputs()`, the UNet, and `advance()` with the UNet's answer. The UNet's rows are one
     unconditional row for each guided work, one conditional row for each work, and padding up to
-    `rows`. `text`, `pooled` and `time_ids` are the same in every step. While a batch is in use, no
-    other batch may move its works.
+    `rows`. `text`, `pooled`, `time_ids` and `guidance_embedding` are the same in every step. While
+    a batch is in use, no other batch may move its works.
     """
 
     def __init__(self, works: Sequence[Work], *, rows: int | None, device: torch.device) -> None:
@@ -104,6 +105,9 @@ class Batch:
         self.text = torch.stack([work.text[half] for work, half in layout])
         self.pooled = torch.stack([work.pooled[half] for work, half in layout])
         self.time_ids = torch.cat([work.time_ids for work, _ in layout])
+        embeddings = [work.guidance_embedding for work, _ in layout]
+        given = [embedding for embedding in embeddings if embedding is not None]
+        self.guidance_embedding = torch.cat(given) if given else None
         scales = [work.request.guidance_scale for work in guided_works]
         self._guidance = torch.tensor(scales, device=device)[:, None, None, None]
 
@@ -149,7 +153,7 @@ class Batch:
                 work.scheduler, work.step_options = self._schedulers[number]
 
     def _guide(self, noise: Tensor) -> Tensor:
-        """Returns (works, channels, height/8, width/8): the noise after guidance."""
+        """Returns (works, channels, height/scale, width/scale): the noise after guidance."""
         count = self._guided
         conditional = noise[count : count + len(self._works)]
         if count == 0:

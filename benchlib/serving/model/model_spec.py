@@ -5,6 +5,7 @@ Knows diffusers' pipelines and the rules of few-step models. Ignorant of how ima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,10 @@ from torch.nn import Module
 
 from benchlib.serving.model.few_steps import FewSteps, few_steps_of
 from benchlib.serving.model.memory import describe_network, held_gib
+from benchlib.serving.schemas import MAX_SIDE, MIN_SIDE
 
+STOCK_MULTIPLE = 8
+SDXL_LATENTS = 128
 TINY_STEPS = 8
 USUAL_STEPS = 20
 _NAMES = ("model", "unet")
@@ -32,7 +36,11 @@ def describe_model(
     `spec` has what was asked for when it was loaded. `in_use` holds the UNet and the VAE that
     compute, which recipes may have replaced; `stock_vae` is the one of the weights' own dtype.
     """
-    encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+    encoders = {
+        name: getattr(pipe, name)
+        for name in ("text_encoder", "text_encoder_2")
+        if getattr(pipe, name) is not None
+    }
     networks = {"unet": in_use["unet"], **encoders, "vae": in_use["vae"]}
     stock = [pipe.unet, *encoders.values(), stock_vae]
     stock_parameters = [p for network in stock for p in network.parameters()]
@@ -43,16 +51,34 @@ def describe_model(
         "networks": {name: describe_network(network) for name, network in networks.items()},
         "model_params": sum(p.numel() for p in stock_parameters),
         "weights_gib": held_gib(stock_parameters + own_parameters),
+        "size_multiple": size_multiple(pipe),
         "showcase": _usual_image(pipe, spec["model"], few_steps),
         "few_steps": None if few_steps is None else asdict(few_steps),
     }
+
+
+def size_multiple(pipe: StableDiffusionXLPipeline) -> int:
+    """The pixels of which each side of an image is a multiple: a latent's, and the stock call's 8.
+
+    The stock call rounds other sides down to whole latents, without a word.
+    """
+    return math.lcm(STOCK_MULTIPLE, pipe.vae_scale_factor)
+
+
+def _usual_side(pipe: StableDiffusionXLPipeline) -> int:
+    """The side, in pixels, of the square image that the model is made for, within our bounds."""
+    latents: Any = pipe.unet.config.sample_size
+    if not isinstance(latents, int):  # unknown, or not square
+        latents = SDXL_LATENTS
+    side = int(min(max(latents * pipe.vae_scale_factor, MIN_SIDE), MAX_SIDE))
+    return side - side % size_multiple(pipe)
 
 
 def _usual_image(
     pipe: StableDiffusionXLPipeline, model: str, few_steps: FewSteps | None
 ) -> dict[str, Any]:
     """The fields of a request for the image that the model is made for."""
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = _usual_side(pipe)
     steps = TINY_STEPS if model == "tiny" else USUAL_STEPS
     usual = {"width": side, "height": side, "num_inference_steps": steps}
     if few_steps is not None:

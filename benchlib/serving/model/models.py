@@ -29,7 +29,7 @@ from benchlib.serving.model.single_files import (
     SDXL_HUB_ID,
     configuration_of,
     load_single_file,
-    require_sdxl_unet,
+    require_whole,
 )
 from benchlib.serving.model.unets import UNetSource, find_unet, load_unet
 from benchlib.serving.model.weights_files import count_params, read_header
@@ -195,7 +195,7 @@ def _from_single_file(path: Path, target: _Target) -> LoadedModel:
     with configuration_of(kind, header, ask_hub) as configuration:
         components = {}
         if target.unet is None:
-            require_sdxl_unet(header, configuration)
+            require_whole(header, configuration)
         require_memory(header.params(), target.device, target.dtype)
         if target.unet is not None:
             components = target.components(network_config(configuration, "unet"))

@@ -132,6 +132,12 @@ def hub_vae(kind: Any, hub_id: str, networks: Networks) -> None:
         folder = _cached(hub_id, local=False)
     former = networks.vae
     vae = kind.from_pretrained(folder, torch_dtype=former.dtype)
+    levels = len(former.config.block_out_channels)
+    if len(vae.config.block_out_channels) != levels:
+        raise ValueError(
+            f"recipe: {hub_id} has another scale than this model's VAE of {levels} levels; "
+            "leave it out"
+        )
     networks.vae = vae.to(former.device)
 
 
@@ -343,8 +349,11 @@ class _Graphed(torch.nn.Module):
         encoder_hidden_states: Tensor,
         added_cond_kwargs: dict[str, Tensor],
         return_dict: bool,  # noqa: ARG002 - as the UNet's own
+        timestep_cond: Tensor | None = None,
     ) -> tuple[Tensor]:
         inputs = [latents, timesteps, encoder_hidden_states, *added_cond_kwargs.values()]
+        if timestep_cond is not None:
+            inputs.append(timestep_cond)
         shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self._recorded:
             copies = [tensor.clone() for tensor in inputs]
@@ -359,13 +368,16 @@ class _Graphed(torch.nn.Module):
         """Returns the graph, the tensors that it reads, and the tensor that it writes."""
 
         def call() -> Tensor:
-            latents, timesteps, text, *conditions = places
+            latents, timesteps, text, *rest = places
+            conditions = rest[: len(names)]
+            guidance = rest[len(names) :]  # of a UNet that reads the guidance; else empty
             noise: Tensor = self.network(
                 latents,
                 timesteps,
                 encoder_hidden_states=text,
                 added_cond_kwargs=dict(zip(names, conditions, strict=True)),
                 return_dict=False,
+                timestep_cond=guidance[0] if guidance else None,
             )[0]
             return noise
 

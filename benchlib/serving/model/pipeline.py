@@ -34,11 +34,11 @@ from benchlib.serving.model.memory import (
 )
 from benchlib.serving.model.model_spec import describe_model
 from benchlib.serving.model.model_views import view_of_images, view_of_pipeline
-from benchlib.serving.model.prompts import embed_prompts
+from benchlib.serving.model.prompts import embed_guidance, embed_prompts
 from benchlib.serving.model.recipes import Recipe, apply_recipes
 from benchlib.serving.model.schedulers import Schedules
 from benchlib.serving.model.torch_thread import on_torch_thread
-from benchlib.serving.schemas import MAX_SEED, GenerateRequest
+from benchlib.serving.schemas import MAX_SEED, GenerateRequest, unfit_sides
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,6 @@ class SDXLPipeline(ShownInCell):
         spec: dict[str, Any],
         recipes: tuple[Recipe, ...] = (),
     ) -> None:
-        if pipe.unet.config.time_cond_proj_dim is not None:
-            raise ValueError(
-                "model: a UNet with embedded guidance (LCM) is not supported; "
-                "give a plain SDXL model"
-            )
         self._pipe = pipe
         self.device = pipe.unet.device
         self._schedules = Schedules(pipe.scheduler, self.device)
@@ -121,9 +116,15 @@ class SDXLPipeline(ShownInCell):
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[GenerateRequest]) -> list[Work]:
-        """Return a work for each request; all share a call. Raises RuntimeError after `close`."""
+        """Return a work for each request; all share a call.
+
+        Raises RuntimeError after `close`, and ValueError for a size that the model can't make.
+        """
         if self._pipe is None:
             raise RuntimeError("the pipeline is closed; load it again")
+        for request in requests:
+            for side, words in unfit_sides(request, self.spec["size_multiple"]).items():
+                raise ValueError(f"{side}: {words}")
         started_s = self._clock()
         embeddings = embed_prompts(self._pipe, requests)
         pairs = zip(requests, embeddings, strict=True)
@@ -141,7 +142,8 @@ class SDXLPipeline(ShownInCell):
         # The noise is drawn in float32 and then rounded, as torch 2.13 does. torch 2.11 draws other
         # numbers in 16 bits.
         channels = self._pipe.unet.config.in_channels
-        shape = (1, channels, request.height // 8, request.width // 8)
+        scale = self._pipe.vae_scale_factor
+        shape = (1, channels, request.height // scale, request.width // scale)
         noise = torch.randn(shape, generator=generator).to(self.device, text.dtype)
         schedule, scheduler = self._schedules.find(request.num_inference_steps)
         step_options = {}
@@ -158,6 +160,7 @@ class SDXLPipeline(ShownInCell):
             text=text,
             pooled=pooled,
             time_ids=torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=self.device),
+            guidance_embedding=embed_guidance(self._pipe, request, text.dtype),
         )
 
     @torch.inference_mode()
@@ -174,6 +177,9 @@ class SDXLPipeline(ShownInCell):
             batch = Batch(works, rows=rows, device=self.device)
         self._batch = None  # a batch that fails is not used again
         latents, timesteps = batch.inputs()
+        options = {}
+        if batch.guidance_embedding is not None:
+            options["timestep_cond"] = batch.guidance_embedding
         called_s = time.monotonic()
         noise = self._unet(
             latents,
@@ -181,6 +187,7 @@ class SDXLPipeline(ShownInCell):
             encoder_hidden_states=batch.text,
             added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
             return_dict=False,
+            **options,
         )[0]
         launch_s = time.monotonic() - called_s
         batch.advance(noise)

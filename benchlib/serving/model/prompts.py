@@ -20,14 +20,14 @@ Embedding = tuple[Tensor, Tensor]  # (rows, 77, features) of the text, (rows, fe
 def embed_prompts(pipe: Any, requests: Sequence[GenerateRequest]) -> list[Embedding]:
     """The embeddings of each request for the UNet.
 
-    A guided request (`guidance_scale` above 1) has two rows; the negative prompt's comes first. A
-    request without guidance has one row.
+    A guided request has two rows; the negative prompt's comes first. A request without guidance
+    has one row.
     """
     embeddings = _embed_texts(pipe, requests)
     chosen = []
     for request in requests:
         text, pooled = embeddings[request.prompt]
-        if request.guidance_scale > 1:
+        if _guides(pipe, request):
             unconditional = (torch.zeros_like(text), torch.zeros_like(pooled))
             negative = _negative(pipe, request)
             if negative is not None:
@@ -38,12 +38,27 @@ def embed_prompts(pipe: Any, requests: Sequence[GenerateRequest]) -> list[Embedd
     return chosen
 
 
+def embed_guidance(pipe: Any, request: GenerateRequest, dtype: torch.dtype) -> Tensor | None:
+    """(1, features) of the guidance scale, for a UNet that reads it as an LCM's does; else None."""
+    features = pipe.unet.config.time_cond_proj_dim
+    if features is None:
+        return None
+    scale = torch.tensor([request.guidance_scale - 1])
+    embedding: Tensor = pipe.get_guidance_scale_embedding(scale, embedding_dim=features)
+    return embedding.to(device=pipe.unet.device, dtype=dtype)
+
+
+def _guides(pipe: Any, request: GenerateRequest) -> bool:
+    """Whether guidance takes a second row: above a scale of 1, unless the UNet reads the scale."""
+    return request.guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+
+
 def _embed_texts(pipe: Any, requests: Sequence[GenerateRequest]) -> dict[str, Embedding]:
     """The embedding of each different text in `requests`, one row each."""
     texts = [request.prompt for request in requests]
     for request in requests:
         negative = _negative(pipe, request)
-        if request.guidance_scale > 1 and negative is not None:
+        if _guides(pipe, request) and negative is not None:
             texts.append(negative)
     texts = list(dict.fromkeys(texts))
     # The stock pipeline encodes one text at a time. A single request is encoded likewise, for the

@@ -102,16 +102,9 @@ def _bytes_tokenizer(pad_token: str) -> CLIPTokenizer:
     last_in_word = [f"{letter}</w>" for letter in alphabet]
     entries = [*alphabet, *last_in_word, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {entry: number for number, entry in enumerate(entries)}
-    return clip_tokenizer(vocabulary, [], pad_token)
-
-
-def clip_tokenizer(
-    vocabulary: dict[str, int], merges: list[tuple[str, str]], pad_token: str
-) -> CLIPTokenizer:
-    """A tokenizer of SDXL: the first pads with end-of-text, the second with "!"."""
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
+        merges=[],
         model_max_length=77,
         pad_token=pad_token,
     )

@@ -13,22 +13,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusers import EDMDPMSolverMultistepScheduler, StableDiffusionXLPipeline
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EDMDPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from transformers import CLIPTextConfig, CLIPTokenizer
 
-from benchlib.serving.model.checkpoint_kinds import PLAYGROUND, UNET_PREFIX, CheckpointKind
+from benchlib.serving.model.checkpoint_kinds import (
+    PLAYGROUND,
+    UNET_PREFIX,
+    VAE_PREFIXES,
+    CheckpointKind,
+)
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, network_config
 from benchlib.serving.model.predictions import scheduler_by_marks
-from benchlib.serving.model.random_models import SDXL, clip_tokenizer
+from benchlib.serving.model.random_models import SDXL
 from benchlib.serving.model.unets import count_params_of
 from benchlib.serving.model.weights_files import Header
 
 SDXL_HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 PLAYGROUND_HUB_ID = "playgroundai/playground-v2.5-1024px-aesthetic"
 _CONFIGURATION = ["*.json", "*.txt"]
-_CLIP_VOCABULARY = 49408
 
 # What Playground v2.5 changes in SDXL's configuration, from its own config.json files. The latents'
 # mean and deviation are also in its single file.
@@ -37,9 +49,7 @@ _PLAYGROUND_VAE = {
     "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
     "scaling_factor": 0.5,
 }
-_PLAYGROUND_SCHEDULER = EDMDPMSolverMultistepScheduler(
-    sigma_min=0.002, sigma_max=80.0, sigma_data=0.5
-)
+_PLAYGROUND_NOISE = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
 
 
 def load_single_file(
@@ -56,6 +66,8 @@ def load_single_file(
         )
     except LOAD_ERRORS as error:
         first_line = str(error).strip().partition("\n")[0]
+        if "meta tensor" in first_line:
+            first_line = "a network lacks weights"
         raise ModelError(
             f"model: {path} can't be read as an SDXL checkpoint: {first_line}; download it again"
         ) from error
@@ -63,15 +75,25 @@ def load_single_file(
     return pipe, prediction
 
 
-def require_sdxl_unet(header: Header, configuration: Path) -> None:
-    """Raises `ModelError` if the file's UNet is of another size than the configuration's."""
+def require_whole(header: Header, configuration: Path) -> None:
+    """Raises `ModelError` if UNet or VAE have other weights than their configuration says."""
+    # 1) The UNet: diffusers would pass over the weights that it has no place for
     own = header.params(UNET_PREFIX)
-    usual = count_params_of(network_config(configuration, "unet"))
+    usual = count_params_of(UNet2DConditionModel, network_config(configuration, "unet"))
     if own != usual:
         raise ModelError(
             f"model: {header.path} is an SDXL checkpoint whose UNet has {own:,} parameters in place "
             f"of {usual:,}: a smaller kind such as SSD-1B or Vega, or a file that lacks a part. "
             "One file does not say how its layers are laid out; give the model's folder or hub id"
+        )
+
+    # 2) The VAE
+    own = max(header.params(prefix) for prefix in VAE_PREFIXES)
+    usual = count_params_of(AutoencoderKL, network_config(configuration, "vae"))
+    if own < usual:
+        raise ModelError(
+            f"model: {header.path} is an SDXL checkpoint whose VAE has {own:,} parameters in place "
+            f"of {usual:,}, so a part is missing; download it again, or give the model's folder"
         )
 
 
@@ -130,54 +152,53 @@ def _cached_configuration(hub_id: str) -> Path | None:
 
 
 def _find_vocabulary(beside: Path) -> Path | None:
-    """A folder with CLIP's vocab.json and merges.txt: beside the file, or in the hub's cache."""
+    """A folder with a tokenizer of CLIP's vocabulary: beside the file, or in the hub's cache."""
     cache = Path(constants.HF_HUB_CACHE)
     places = [beside / "tokenizer", *cache.glob("models--*/snapshots/*/tokenizer")]
     places += cache.glob("models--*clip*/snapshots/*")
     for folder in places:
-        try:
-            vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        # transformers 5 writes one file where transformers 4 wrote two.
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             continue
-        has_merges = (folder / "merges.txt").is_file()
-        if has_merges and len(vocabulary) == SDXL["text_encoder"]["vocab_size"]:
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except LOAD_ERRORS:
+            continue
+        if len(tokenizer) == SDXL["text_encoder"]["vocab_size"]:
             return folder
     return None
 
 
 def _write_configuration(folder: Path, vocabulary: Path, *, is_playground: bool) -> None:
     """Write the base model's configuration as its repository has it, without weights."""
-    # 1) The networks and the scheduler
-    configs = {name: dict(SDXL[name]) for name in SDXL}
-    scheduler: dict[str, Any] = {"_class_name": "EulerDiscreteScheduler", **configs["scheduler"]}
+    # 1) diffusers' parts, which fill in the defaults of their own configuration
+    vae = SDXL["vae"] | (_PLAYGROUND_VAE if is_playground else {})
+    scheduler: Any = EulerDiscreteScheduler(**SDXL["scheduler"])
     if is_playground:
-        configs["vae"] |= _PLAYGROUND_VAE
-        scheduler = dict(_PLAYGROUND_SCHEDULER.config)
-        scheduler["_class_name"] = "EDMDPMSolverMultistepScheduler"
+        scheduler = EDMDPMSolverMultistepScheduler(**_PLAYGROUND_NOISE)
+    with torch.device("meta"):
+        UNet2DConditionModel(**SDXL["unet"]).save_config(folder / "unet")
+        AutoencoderKL(**vae).save_config(folder / "vae")
+    scheduler.save_config(folder / "scheduler")
+
+    # 2) transformers' parts, and the list of all
+    for name in ("text_encoder", "text_encoder_2"):
+        CLIPTextConfig(**SDXL[name]).save_pretrained(folder / name)
     classes = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", type(scheduler).__name__],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
     }
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        config = {"_class_name": classes[name][1], **configs[name]}
-        _write_json(folder / name / "config.json", config)
-    _write_json(folder / "scheduler/scheduler_config.json", scheduler)
     index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
-    _write_json(folder / "model_index.json", index | classes)
+    (folder / "model_index.json").write_text(json.dumps(index | classes))
 
-    # 2) The tokenizers: one vocabulary, and two ways to fill up
-    entries = json.loads((vocabulary / "vocab.json").read_text(encoding="utf-8"))
-    lines = (vocabulary / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [(pair[0], pair[1]) for pair in map(str.split, lines[1:]) if len(pair) == 2]
-    clip_tokenizer(entries, merges, "<|endoftext|>").save_pretrained(folder / "tokenizer")
-    clip_tokenizer(entries, merges, "!").save_pretrained(folder / "tokenizer_2")
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    # 3) The tokenizers: one vocabulary, and two ways to fill up
+    for name, padding in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        tokenizer = CLIPTokenizer.from_pretrained(
+            vocabulary, pad_token=padding, model_max_length=77, local_files_only=True
+        )
+        tokenizer.save_pretrained(folder / name)

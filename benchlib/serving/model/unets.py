@@ -97,11 +97,11 @@ def load_unet(
         ) from error
 
 
-def count_params_of(config: Mapping[str, Any]) -> int:
-    """The number of parameters of a UNet with this configuration. Allocates no weights."""
+def count_params_of(network: Any, config: Mapping[str, Any]) -> int:
+    """The parameters of a network of class `network` with this configuration. Allocates none."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    return sum(parameter.numel() for parameter in unet.parameters())
+        laid_out = network.from_config(config)
+    return sum(parameter.numel() for parameter in laid_out.parameters())
 
 
 def _load_file(header: Header, config: dict[str, Any], dtype: torch.dtype) -> UNet2DConditionModel:
@@ -112,7 +112,7 @@ def _load_file(header: Header, config: dict[str, Any], dtype: torch.dtype) -> UN
 
     # 2) diffusers would pass over weights that it has no place for
     own = header.params(_prefix(header))
-    usual = count_params_of(config)
+    usual = count_params_of(UNet2DConditionModel, config)
     if own != usual:
         raise ModelError(
             f"unet: {header.path} has {own:,} parameters, and this model's UNet {usual:,}; "
