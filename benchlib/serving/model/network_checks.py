@@ -14,12 +14,8 @@ _PURPOSES = {9: "fills in masked pictures", 8: "edits pictures (instruct-pix2pix
 
 def require_fitting_networks(pipe: Any, name: str) -> None:
     """Raises `ModelError`, which names the network at fault, where the stock call would fail."""
-    for words in (
-        _missing_weights(pipe),
-        _unfit_texts(pipe),
-        _unfit_channels(pipe),
-        _unfit_conditions(pipe),
-    ):
+    for check in (_missing_weights, _unfit_texts, _unfit_channels, _unfit_conditions):
+        words = check(pipe)
         if words is not None:
             raise ModelError(f"model: {name} can't make images from texts: {words}")
 

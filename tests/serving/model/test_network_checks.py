@@ -1,0 +1,131 @@
+"""Network checks: null text encoders make stock's image, or are refused as stock fails."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+from benchlib.serving.model.model_errors import ModelError
+
+from .small_models import SMALL, change_json, load, our_pixels, small_pipeline, stock_pixels
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_pipeline()
+
+
+@pytest.fixture(scope="module")
+def base(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "whole"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(base, tmp_path):
+    return shutil.copytree(base, tmp_path / "changed")
+
+
+def make_null(folder, *names):
+    for name in names:
+        change_json(folder / "model_index.json", **{name: [None, None]})
+        shutil.rmtree(folder / name)
+
+
+def give_unet(folder, **changes):
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel(**SMALL["unet"] | changes).save_pretrained(folder / "unet")
+
+
+@pytest.mark.parametrize("nulls", [["text_encoder", "tokenizer"], ["text_encoder"]])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_without_the_first_text_encoder_the_image_is_stocks(folder, nulls, guidance_scale):
+    make_null(folder, *nulls)
+    give_unet(folder, cross_attention_dim=96)
+    pipe = load(folder)
+    theirs = StableDiffusionXLPipeline.from_pretrained(folder)
+    assert list(pipe.spec["networks"]) == ["unet", "text_encoder_2", "vae"]
+    changes = {"negative_prompt": "rain", "guidance_scale": guidance_scale}
+    np.testing.assert_array_equal(our_pixels(pipe, **changes), stock_pixels(theirs, **changes))
+
+
+@pytest.mark.parametrize(
+    ("nulls", "words"),
+    [
+        (["text_encoder_2"], "second text encoder or that encoder's tokenizer is null"),
+        (["text_encoder_2", "tokenizer_2"], "second text encoder or that encoder's tokenizer"),
+        (["tokenizer_2"], "second text encoder or that encoder's tokenizer is null"),
+        (["tokenizer"], "gives the pooled text"),
+    ],
+)
+def test_what_stock_cant_do_without_is_refused(folder, nulls, words):
+    make_null(folder, *nulls)
+    with pytest.raises((TypeError, AttributeError)):
+        stock_pixels(StableDiffusionXLPipeline.from_pretrained(folder))
+    with pytest.raises(ModelError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"in_channels": 9}, "has 9 input channels in place of 4, so it fills in masked pictures"),
+        ({"in_channels": 8}, "has 8 input channels in place of 4, so it edits pictures"),
+        ({"in_channels": 8, "out_channels": 8}, "answers 8 channels, and its VAE decodes 4"),
+        ({"cross_attention_dim": 96}, "reads texts of width 96, and its text encoders write 160"),
+        ({"projection_class_embeddings_input_dim": 256}, "reads 256 numbers .* gives 288"),
+        ({"addition_embed_type": None}, "does not read the image's size"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(folder, changes, words):
+    give_unet(folder, **changes)
+    with pytest.raises(ModelError, match=f"can't make images from texts: .*{words}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mid_block_type": None},  # Koala has no middle block
+        {"transformer_layers_per_block": [1, 2, 1], "layers_per_block": 1},
+        {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+         "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+         "block_out_channels": [32, 64], "attention_head_dim": [2, 4],
+         "transformer_layers_per_block": [1, 1]},
+        {"mid_block_type": "UNetMidBlock2D"},
+    ],
+    ids=["koala", "ssd", "two levels", "vega"],
+)  # fmt: skip
+def test_smaller_unets_load_from_a_folder(folder, changes):
+    give_unet(folder, **changes)
+    pipe = load(folder)
+    theirs = StableDiffusionXLPipeline.from_pretrained(folder)
+    networks = [theirs.unet, theirs.vae, theirs.text_encoder, theirs.text_encoder_2]
+    params = sum(p.numel() for network in networks for p in network.parameters())
+    assert pipe.spec["model_params"] == params
+    np.testing.assert_array_equal(our_pixels(pipe), stock_pixels(theirs))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("StableDiffusionXLInpaintPipeline", "which fills in a masked part of a picture"),
+        ("StableDiffusionXLInstructPix2PixPipeline", "which edits a picture"),
+        ("StableDiffusionXLImg2ImgPipeline", "which changes a picture, as SDXL's refiner does"),
+        ("KolorsPipeline", "holds a KolorsPipeline, not a"),
+    ],
+)
+def test_a_pipeline_of_another_class_is_named(folder, name, words):
+    change_json(folder / "model_index.json", _class_name=name)
+    with pytest.raises(ModelError, match=words):
+        load(folder)
+
+
+def test_an_unknown_sample_size_is_sdxls(folder):
+    config = copy.deepcopy(json.loads((folder / "unet/config.json").read_text()))
+    (folder / "unet/config.json").write_text(json.dumps(config | {"sample_size": None}))
+    assert load(folder).spec["showcase"]["width"] == 1024
