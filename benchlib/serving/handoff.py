@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Job, Refused
 from benchlib.serving.prometheus import Metrics
-from benchlib.serving.schemas import GenerateRequest, unfit_sides
+from benchlib.serving.schemas import BadField, GenerateRequest, unfit_sides
 from benchlib.serving.worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
@@ -78,12 +78,11 @@ class HandOff:
         """Return the finished jobs of `wanted`, in order, and their files if `write_file` is given.
 
         `write_file` turns an image into a file in base64. If one image is refused or fails, all
-        end. Raises `Unserved`, or RequestValidationError for too many pixel steps or a size that
-        the model can't make.
+        end. Raises `Unserved`. Raises RequestValidationError for too many pixel steps, for a size
+        that the model can't make, and for what its scheduler refuses.
         """
         http.state.jobs = []
-        self._check_pixel_steps(wanted)
-        self._check_sides(wanted)
+        await self._check(wanted[0])  # all differ in their seeds alone
         try:
             answer = await self._run_jobs(http, wanted, write_file)
         except Unserved as error:
@@ -94,33 +93,35 @@ class HandOff:
         self.metrics.latency_s.labels(route).observe(time.monotonic() - http.state.arrived_s)
         return answer
 
-    def _check_pixel_steps(self, wanted: Sequence[GenerateRequest]) -> None:
-        most = max(request.pixel_steps for request in wanted)
-        if self.max_pixel_steps is None or most <= self.max_pixel_steps:
-            return
-        self.metrics.count_unserved("too_large")
-        message = (
-            f"width x height x num_inference_steps is {most}, "
-            f"above this server's limit of {self.max_pixel_steps}"
-        )
-        raise RequestValidationError(
-            [
-                {"loc": ("body", field), "msg": message, "type": "too_large"}
-                for field in ("width", "height", "num_inference_steps")
-            ]
-        )
+    async def _check(self, request: GenerateRequest) -> None:
+        """Raise RequestValidationError unless the model and this server take the request."""
+        # 1) The steps, which the scheduler counts
+        steps = self.engine.count_steps
+        try:
+            if self.engine.knows_steps(request):
+                calls = steps(request)
+            else:
+                calls = await asyncio.to_thread(steps, request)
+        except BadField as error:
+            raise _invalid({error.field: error.problem}, "value_error") from error
 
-    def _check_sides(self, wanted: Sequence[GenerateRequest]) -> None:
-        multiple = self.engine.spec.get("size_multiple", 1)  # a model that loads has none yet
-        for request in wanted:
-            unfit = unfit_sides(request, multiple)
-            if unfit:
-                raise RequestValidationError(
-                    [
-                        {"loc": ("body", side), "msg": words, "type": "multiple_of"}
-                        for side, words in unfit.items()
-                    ]
-                )
+        # 2) The pixel steps
+        pixel_steps = request.width * request.height * calls
+        if self.max_pixel_steps is not None and pixel_steps > self.max_pixel_steps:
+            self.metrics.count_unserved("too_large")
+            message = (
+                f"width x height x num_inference_steps is {pixel_steps}, "
+                f"above this server's limit of {self.max_pixel_steps}"
+            )
+            if calls != request.num_inference_steps:
+                message += f" (the scheduler takes {calls} steps of the model)"
+            fields = ("width", "height", "num_inference_steps")
+            raise _invalid(dict.fromkeys(fields, message), "too_large")
+
+        # 3) The sides; a model that loads has no multiple yet
+        unfit = unfit_sides(request, self.engine.spec.get("size_multiple", 1))
+        if unfit:
+            raise _invalid(unfit, "multiple_of")
 
     async def _run_jobs(
         self,
@@ -221,3 +222,13 @@ class HandOff:
             return Unserved(507, "too_large", str(error))
         detail = f"the engine failed; the log says why under request id {request_id}"
         return Unserved(500, "failed", detail)
+
+
+def _invalid(problems: Mapping[str, str], kind: str) -> RequestValidationError:
+    """The error of a bad body: what is wrong, by field."""
+    return RequestValidationError(
+        [
+            {"loc": ("body", field), "msg": message, "type": kind}
+            for field, message in problems.items()
+        ]
+    )

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from benchlib.serving.handoff import HandOff, Unserved
 from benchlib.serving.headers import answer_headers
+from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import (
     MAX_SEED,
     MAX_SIDE,
@@ -38,14 +39,14 @@ if TYPE_CHECKING:
 
 PREFIX = "/v1"
 _SIZE = re.compile(r"([0-9]{2,4})x([0-9]{2,4})")
-_SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale")
+_SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
 
 
 class ImagesRequest(BaseModel):
     """A request for one to ten images of a prompt. None stands for a field's default.
 
     The defaults of size and steps are the model's own. `num_inference_steps`, `guidance_scale`,
-    `negative_prompt` and `seed` are not OpenAI's: in its Python client they go into `extra_body`.
+    `negative_prompt`, `seed` and `scheduler` are not OpenAI's: in its Python client they go into `extra_body`.
     Image i, counted from 0, is drawn with `seed` + i.
     """
 
@@ -76,6 +77,7 @@ class ImagesRequest(BaseModel):
     guidance_scale: Guidance | None = None
     negative_prompt: NegativePrompt = None
     seed: Seed = None
+    scheduler: SchedulerName | None = None
 
     @field_validator("size")
     @classmethod

@@ -9,18 +9,30 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from benchlib.serving.scheduler_names import SchedulerName
+
 MAX_SEED = 2**63 - 1
 
 MIN_SIDE, MAX_SIDE = 64, 2048
+MAX_STEPS = 150
 
 Prompt = Annotated[
     str, Field(min_length=1, max_length=4000, examples=["a cute cat sitting on a table"])
 ]
 NegativePrompt = Annotated[str | None, Field(max_length=4000)]
-Steps = Annotated[int, Field(ge=1, le=150)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Field(ge=0, le=30)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8, description="pixels")]
 Seed = Annotated[int | None, Field(ge=0, le=MAX_SEED)]
+
+
+class BadField(ValueError):
+    """The model can't take a request's value, though its bounds allow it. `field` names it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
 
 
 class GenerateRequest(BaseModel):
@@ -28,7 +40,8 @@ class GenerateRequest(BaseModel):
 
     A `guidance_scale` of 1 or less switches classifier-free guidance off. `negative_prompt=None`
     stands for zero embeddings, `""` for an encoded empty prompt; the images differ. With
-    `seed=None` the server draws a seed and names it. Raises pydantic's ValidationError, which names
+    `seed=None` the server draws a seed and names it. `scheduler=None` stands for the model's own;
+    docs/samplers.md lists the others. Raises pydantic's ValidationError, which names
     the field, if a value is out of bounds.
     """
 
@@ -41,6 +54,7 @@ class GenerateRequest(BaseModel):
     width: Side = 1024
     height: Side = 1024
     seed: Seed = None
+    scheduler: SchedulerName | None = None
 
     @property
     def pixel_steps(self) -> int:

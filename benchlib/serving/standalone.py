@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from benchlib.serving.app import create_app
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
+from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import DrainingServer
 
@@ -46,6 +47,9 @@ class Settings(BaseSettings, EngineOptions):
     )
     recipe: str = Field(
         default="baseline", description="named optimisations, such as channels-last+vae-tiling"
+    )
+    scheduler: SchedulerName | None = Field(
+        default=None, description="a sampler's name, such as dpmpp-2m-karras; else the model's own"
     )
     seed: int = Field(default=0, ge=0, description="seed of the random models' weights")
     torch_threads: int | None = Field(
@@ -80,6 +84,7 @@ def engine_from(settings: Settings) -> Engine:
             device=settings.device,
             dtype=settings.dtype,
             recipe=settings.recipe,
+            scheduler=settings.scheduler,
             seed=settings.seed,
             torch_threads=settings.torch_threads,
             unet=settings.unet,

@@ -41,14 +41,24 @@ class FakePipeline:
     def fits(self, width, height, images=1):
         return images * width * height <= self.most_pixels
 
+    def count_steps(self, request):
+        return request.num_inference_steps
+
+    def knows_steps(self, request):  # noqa: ARG002
+        return True
+
+    def nearest_steps(self, wanted):
+        return wanted
+
     def encode(self, requests):
         if self.encode_errors:
             raise self.encode_errors.pop()
         self.calls += [("encode", request.prompt) for request in requests]
         return [
             Work(
-                request=request, seed=request.seed or 0, scheduler=None, step_options={}, encode_s=0.001,
-                schedule=Schedule(timesteps=range(request.num_inference_steps), init_noise_sigma=1.0, table=None),
+                request=request, seed=request.seed or 0, encode_s=0.001,
+                scheduler=None, step_options={}, generator=None,
+                schedule=Schedule(timesteps=range(request.num_inference_steps), init_noise_sigma=1.0),
                 latents=None, text=None, pooled=None, time_ids=None,
             )
             for request in requests

@@ -95,9 +95,13 @@ class Engine:
         request_id: str = "without an id",
         arrived_s: float | None = None,
     ) -> Job:
-        """Queue a request; return its job. Raises `Refused` if not ready, stopping or full."""
+        """Queue a request; return its job. Raises `Refused` if not ready, stopping or full.
+
+        Raises `BadField` if the model's scheduler refuses the request.
+        """
         now_s = time.monotonic()
-        job = Job(request, request_id, now_s if arrived_s is None else arrived_s)
+        steps = self.count_steps(request)
+        job = Job(request, request_id, now_s if arrived_s is None else arrived_s, steps)
         with self._change:
             if self.state == "loading":
                 raise Refused("the model is still loading; wait for /ready", retry_after_s=1.0)
@@ -115,6 +119,23 @@ class Engine:
             f"the queue is full ({self.options.max_queue} wait)",
             retry_after_s=self._until_place_s(now_s),
         )
+
+    def count_steps(self, request: GenerateRequest) -> int:
+        """The calls of the UNet that `request` takes; its number of steps if there is no model.
+
+        Raises `BadField` if the scheduler refuses the request. Unless `knows_steps`, the answer may
+        take half a second.
+        """
+        with self._change:
+            if self.state != "ready":
+                return request.num_inference_steps
+            pipeline = self._calls.pipeline
+        return pipeline.count_steps(request)
+
+    def knows_steps(self, request: GenerateRequest) -> bool:
+        """Whether `count_steps` answers at once."""
+        with self._change:
+            return self.state != "ready" or self._calls.pipeline.knows_steps(request)
 
     def cancel(self, job: Job) -> None:
         """Drop a job: at once if it waits, before its next step if it runs. Safe at any time."""

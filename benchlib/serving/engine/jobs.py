@@ -44,24 +44,21 @@ class Job:
 
     `future` ends with the image, with one of the errors above, or with the model's own error. Times
     are readings of `time.monotonic()`. `admitted_s` is None while the job waits in the queue.
-    `steps_left` counts a step once it is done. `memory` is the highest peak of the calls that the
-    job took part in. `outcome` is what the future will end with, or None before that. A job is a
-    `Task` to the policies.
+    `steps_left` are calls of the UNet, less those that are done: some samplers take two for a step.
+    `memory` is the highest peak of the calls that the job took part in. `outcome` is what the
+    future will end with, or None before that. A job is a `Task` to the policies.
     """
 
     request: GenerateRequest
     request_id: str
     arrived_s: float
+    steps_left: int
     future: Future[Image] = field(default_factory=Future)
     admitted_s: float | None = None
     cancelled: bool = False
     work: Work | None = None  # the request's work in the model, from `encode` on
     memory: PeakMemory | None = None
     outcome: Image | Exception | None = None
-    steps_left: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.steps_left = self.request.num_inference_steps
 
     @property
     def size(self) -> Size:

@@ -91,6 +91,7 @@ class ModelCalls:
             "step",
             newcomers,
             lambda: self.pipeline.encode(requests),
+            again=lambda job: self._encode([job], sharing=sharing),
             sharing=sharing,
         )
         if works is not None:
@@ -101,14 +102,27 @@ class ModelCalls:
         works = [job.work for job in jobs if job.work is not None]
         rows = sum(job.rows for job in jobs)
         bucket = self._padded(rows)
-        seconds = self._call("step", jobs, lambda: self.pipeline.step(works, rows=bucket))
+        seconds = self._call(
+            "step",
+            jobs,
+            lambda: self.pipeline.step(works, rows=bucket),
+            again=lambda job: self._step([job]),
+        )
         if seconds is not None:
             self._limits.went_well("step", jobs[0].size, len(jobs))
+            for job, work in zip(jobs, works, strict=True):
+                if work.failure is not None:
+                    self._fail(job, work.failure)
         return seconds
 
     def _decode(self, jobs: Sequence[Job]) -> None:
         works = [job.work for job in jobs if job.work is not None]
-        images = self._call("decode", jobs, lambda: self.pipeline.decode(works))
+        images = self._call(
+            "decode",
+            jobs,
+            lambda: self.pipeline.decode(works),
+            again=lambda job: self._decode([job]),
+        )
         if images is not None:
             self._limits.went_well("decode", jobs[0].size, len(jobs))
             for job, image in zip(jobs, images, strict=True):
@@ -120,12 +134,14 @@ class ModelCalls:
         jobs: Sequence[Job],
         function: Callable[[], T],
         *,
+        again: Callable[[Job], object],
         sharing: int | None = None,
     ) -> T | None:
         """Return the result of `function`, a call of the pipeline for `jobs`; None if it raises.
 
         A lack of memory lowers the limit of a batch of `sharing` jobs (by default all of `jobs`).
-        A job alone ends instead. Any other error ends all of `jobs`.
+        A job alone ends instead. After any other error each job is tried `again` by itself, so that
+        the fault of one ends no other. A job alone then ends with its error.
         """
         import torch
 
@@ -136,17 +152,23 @@ class ModelCalls:
             torch.cuda.empty_cache()
             self._ran_out_of_memory(part, jobs, sharing or len(jobs))
             return None
-        except Exception as error:
-            # The error ends only these jobs. The client gets a 500, and the log has the reason.
-            ids = ", ".join(job.request_id for job in jobs)
-            log.error("request %s failed", ids, exc_info=error)
+        except Exception as error:  # noqa: BLE001 - a job alone ends with it
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return None
+            log.warning("%d requests failed together (%s), and are tried alone", len(jobs), error)
             for job in jobs:
-                job.outcome = error
+                again(job)
             return None
         peak = self.pipeline.peak_memory()
         for job in jobs:
             job.memory = peak if job.memory is None else job.memory.highest(peak)
         return result
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End one job. Its client gets a 500, and the log has the reason."""
+        log.error("request %s failed", job.request_id, exc_info=error)
+        job.outcome = error
 
     def _ran_out_of_memory(self, part: Part, jobs: Sequence[Job], sharing: int) -> None:
         size = jobs[0].size

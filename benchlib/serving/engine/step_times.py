@@ -15,6 +15,7 @@ from benchlib.other_work import OtherWork
 from benchlib.serving.schemas import GenerateRequest
 
 if TYPE_CHECKING:
+    from benchlib.serving.model.denoise import Work
     from benchlib.serving.model.pipeline import SDXLPipeline
 
 Size = tuple[int, int]  # width and height in pixels
@@ -192,7 +193,8 @@ class _Curves:
 
     def measure_batch(self, n: int, guidance_scale: float = GUIDED) -> float:
         """Measure `n` requests at once; returns the seconds of a step per image."""
-        request = _warm_up_request(self.size, steps=1 + REPEATS, guidance_scale=guidance_scale)
+        steps = self.pipeline.nearest_steps(1 + REPEATS)
+        request = _warm_up_request(self.size, steps=steps, guidance_scale=guidance_scale)
         works = self.pipeline.encode([request] * n)
 
         def encode() -> float:
@@ -204,11 +206,16 @@ class _Curves:
 
         rows = 2 * n if guidance_scale > 1 else n
         bucket = self.padded(rows)
+
+        def step() -> float:
+            nonlocal works
+            works = _unfinished(self.pipeline, works)
+            return self.pipeline.step(works, rows=bucket)
+
+        step_s = _shortest_s(step)
         if bucket is None:
-            step_s = _shortest_s(lambda: self.pipeline.step(works))
             self.step_s[rows] = step_s
         else:
-            step_s = _shortest_s(lambda: self.pipeline.step(works, rows=bucket))
             fewest = self._fewest_rows(rows, bucket)
             self.step_s[fewest] = step_s
             self.step_s[bucket] = step_s
@@ -228,9 +235,23 @@ def warm(pipeline: SDXLPipeline, size: Size, rows: int) -> None:
 
     The third step replays the graphs.
     """
-    works = pipeline.encode([_warm_up_request(size, steps=3)])
+    works = pipeline.encode([_warm_up_request(size, steps=pipeline.nearest_steps(3))])
     for _ in range(3):
+        works = _unfinished(pipeline, works)
         pipeline.step(works, rows=rows)
+
+
+def _unfinished(pipeline: SDXLPipeline, works: list[Work]) -> list[Work]:
+    """`works`, or new ones if these are finished: some schedulers take few steps only.
+
+    Raises what a scheduler has raised.
+    """
+    for work in works:
+        if work.failure is not None:
+            raise work.failure
+    if works[0].finished:
+        return pipeline.encode([work.request for work in works])
+    return works
 
 
 def _warm_up_request(size: Size, steps: int, guidance_scale: float = GUIDED) -> GenerateRequest:

@@ -14,6 +14,7 @@ from benchlib.serving.model.models import choose_model, load_model
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.recipes import Recipe, parse_recipes
 from benchlib.serving.model.torch_thread import on_torch_thread
+from benchlib.serving.scheduler_names import check_scheduler
 from benchlib.telemetry import process_memory_gib
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,6 +32,7 @@ def load_pipeline(
     device: str = "auto",
     dtype: str = "auto",
     recipe: str = "baseline",
+    scheduler: str | None = None,
     seed: int = 0,
     torch_threads: int | None = None,
     unet: str | None = None,
@@ -41,15 +43,21 @@ def load_pipeline(
 
     `device="auto"` is CUDA where there is a GPU, else the CPU. `dtype="auto"` is the recipe's
     dtype, else float16 on CUDA and float32 elsewhere. `recipe` names optimisations, joined with "+"
-    (recipes.py). `seed` is the seed of the random models' weights. `torch_threads` sets torch's CPU
-    threads for the whole process. None is torch's own number, but one thread for "tiny". `unet`
-    replaces the model's UNet by one from a .safetensors file, a folder, or the hub (unets.py).
+    (recipes.py). `scheduler` is a sampler's name (docs/samplers.md), or None for the model's own.
+    `seed` is the seed of the random models' weights. `torch_threads` sets torch's CPU threads for
+    the whole process. None is torch's own number, but one thread for "tiny". `unet` replaces the
+    model's UNet by one from a .safetensors file, a folder, or the hub (unets.py).
 
     Raises ValueError for a bad argument and `ModelError` if the model can't be loaded. Both name
     the remedy.
     """
     memory_before_gib = process_memory_gib()
     recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
+    if scheduler is not None:
+        try:
+            check_scheduler(scheduler)
+        except ValueError as error:
+            raise ValueError(f"scheduler: {error}") from None
     if torch_threads is not None and torch_threads < 1:
         raise ValueError(
             f"torch_threads: {torch_threads} is too few; use 1 or more, or None for the usual number"
@@ -69,12 +77,13 @@ def load_pipeline(
             "device": str(target),
             "dtype": dtype,
             "recipe": recipe,
+            "scheduler": scheduler,
             "seed": seed,
             "torch_threads": torch.get_num_threads(),
             "memory_before_load_gib": memory_before_gib,
             **loaded.facts,
         }
-        return SDXLPipeline(loaded.pipe, spec=spec, recipes=recipes)
+        return SDXLPipeline(loaded.pipe, spec=spec, recipes=recipes, scheduler=scheduler)
 
     return on_torch_thread(load)
 

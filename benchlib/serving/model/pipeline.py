@@ -36,7 +36,7 @@ from benchlib.serving.model.model_spec import describe_model
 from benchlib.serving.model.model_views import view_of_images, view_of_pipeline
 from benchlib.serving.model.prompts import embed_guidance, embed_prompts
 from benchlib.serving.model.recipes import Recipe, apply_recipes
-from benchlib.serving.model.schedulers import Schedules
+from benchlib.serving.model.schedulers import Schedules, step_options
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest, unfit_sides
 
@@ -83,10 +83,12 @@ class SDXLPipeline(ShownInCell):
         *,
         spec: dict[str, Any],
         recipes: tuple[Recipe, ...] = (),
+        scheduler: str | None = None,
     ) -> None:
         self._pipe = pipe
         self.device = pipe.unet.device
-        self._schedules = Schedules(pipe.scheduler, self.device)
+        self._schedules = Schedules(pipe.scheduler, self.device, chosen=scheduler)
+        pipe.scheduler = self._schedules.default()
         self._batch: Batch | None = None  # the batch of the latest step
         # A compiled or recorded network must be warmed for each shape before it serves.
         self.compiled = any(recipe.sets in ("compiler", "launches") for recipe in recipes)
@@ -145,17 +147,17 @@ class SDXLPipeline(ShownInCell):
         scale = self._pipe.vae_scale_factor
         shape = (1, channels, request.height // scale, request.width // scale)
         noise = torch.randn(shape, generator=generator).to(self.device, text.dtype)
-        schedule, scheduler = self._schedules.find(request.num_inference_steps)
-        step_options = {}
-        if scheduler is not None:
-            step_options = self._pipe.prepare_extra_step_kwargs(generator, 0.0)
+        sampler = (request.scheduler, request.num_inference_steps)
+        schedule = self._schedules.find(*sampler)
+        scheduler = self._schedules.make_scheduler(*sampler, seed)
         size = (request.height, request.width)
         return Work(
             request=request,
             seed=seed,
             schedule=schedule,
             scheduler=scheduler,
-            step_options=step_options,
+            step_options=step_options(scheduler, generator),
+            generator=generator,
             latents=noise * schedule.init_noise_sigma,
             text=text,
             pooled=pooled,
@@ -169,7 +171,7 @@ class SDXLPipeline(ShownInCell):
 
         All works have one size. `rows` pads the UNet's batch to that many rows, for a model that
         was compiled for it. After an error no work has moved, and the call may be repeated with
-        fewer works.
+        fewer works. A work that its own scheduler fails gets a `failure`, and the others move.
         """
         started_s = self._clock()
         batch = self._batch
@@ -191,7 +193,8 @@ class SDXLPipeline(ShownInCell):
         )[0]
         launch_s = time.monotonic() - called_s
         batch.advance(noise)
-        self._batch = batch
+        if not any(work.failure for work in works):
+            self._batch = batch
         elapsed_s = self._clock() - started_s
         for work in works:
             work.step_s.append(elapsed_s)
@@ -234,8 +237,8 @@ class SDXLPipeline(ShownInCell):
     def generate(self, request: GenerateRequest | Sequence[GenerateRequest]) -> GenerateResult:
         """Make one image for each request. Several requests share their denoising steps.
 
-        Raises ValueError if sizes differ, and `torch.OutOfMemoryError` if the device has too little
-        memory.
+        Raises ValueError if sizes differ or a scheduler refuses the number of steps, and
+        `torch.OutOfMemoryError` if the device has too little memory.
         """
         requests = [request] if isinstance(request, GenerateRequest) else list(request)
         sizes = {(one.width, one.height) for one in requests}
@@ -254,6 +257,9 @@ class SDXLPipeline(ShownInCell):
         unfinished = works
         while unfinished:
             step_s.append(self.step(unfinished))
+            for work in works:
+                if work.failure is not None:
+                    raise work.failure
             unfinished = [work for work in works if not work.finished]
         images = self.decode(works)
         timings = Timings(
@@ -265,11 +271,29 @@ class SDXLPipeline(ShownInCell):
         )
         return GenerateResult(images, [work.seed for work in works], timings, self.peak_memory())
 
+    def count_steps(self, request: GenerateRequest) -> int:
+        """The calls of the UNet that the request takes. May be called from any thread.
+
+        Raises `BadField`, a ValueError, if the scheduler refuses the number of steps.
+        """
+        return self._schedules.find(request.scheduler, request.num_inference_steps).calls
+
+    def knows_steps(self, request: GenerateRequest) -> bool:
+        """Whether `count_steps` answers at once. Else it may take half a second."""
+        return self._schedules.knows(request.scheduler, request.num_inference_steps)
+
+    def nearest_steps(self, wanted: int) -> int:
+        """The number of steps nearest to `wanted` that the model's scheduler takes."""
+        return self._schedules.nearest_steps(wanted)
+
     def predict_s(self, width: int, height: int, num_inference_steps: int) -> float:
-        """Predicted seconds of one image, from a timed encode, two steps and a decode."""
-        request = GenerateRequest(prompt="a", num_inference_steps=2, width=width, height=height)
+        """Predicted seconds of one image, from a timed encode, two steps or more, and a decode."""
+        few = self.nearest_steps(2)
+        request = GenerateRequest(prompt="a", num_inference_steps=few, width=width, height=height)
         timings = self.generate(request).timings
-        denoise_s = timings.step_s[-1] * num_inference_steps
+        steps = self.nearest_steps(num_inference_steps)
+        calls = self._schedules.find(None, steps).calls
+        denoise_s = timings.step_s[-1] * calls
         return timings.encode_s + denoise_s + timings.decode_s
 
     def fits(self, width: int, height: int, images: int = 1) -> bool:
