@@ -25,9 +25,14 @@ class FakePipeline:
 
     def encode(self, requests: list[Any]) -> list[Any]:
         rows = [2 if request.guidance_scale > 1 else 1 for request in requests]
-        return [SimpleNamespace(encode_s=0.3, decode_s=None, rows=count) for count in rows]
+        begun = {"encode_s": 0.3, "decode_s": None, "failure": None, "finished": False}
+        return [SimpleNamespace(**begun, rows=count) for count in rows]
 
-    def step(self, works: list[Any]) -> float:
+    def nearest_steps(self, wanted: int) -> int:
+        return wanted
+
+    def step(self, works: list[Any], *, rows: int | None) -> float:
+        assert rows is None
         return self.step_s[sum(work.rows for work in works)]
 
     def decode(self, works: list[Any]) -> None:
