@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,12 @@ ROW_DTYPES = (
     | {"launch_s": "float64"}
 )
 """The columns of a run's requests, in order. Null is NaN in float64 and pd.NA in other types."""
+
+TIMES_BEYOND_BELIEF = 2.0
+"""A server's time of more than so many times the whole request, and 1 s, is taken for unknown.
+
+Smaller disagreements are kept: a check of the run tells them.
+"""
 
 _METRIC = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
@@ -78,8 +84,13 @@ def make_row(
     scheduled_s = call.due_s - started_s
     sent_s = None if call.sent_s is None else call.sent_s - started_s
     done_s = None if call.done_s is None else call.done_s - started_s
-    timing = parse_server_timing(server_timing)
     answer = _json_object(body)
+    timing = parse_server_timing(server_timing)
+    parts_s = {f"{part}_s": _seconds(timing.get(part, {})) for part in (*PARTS, "total")}
+    service_s = _finite(answer.get("time_s"))
+    if not _are_credible([*parts_s.values(), service_s], call):
+        parts_s = dict.fromkeys(parts_s)
+        service_s = None
     return {
         "index": call.index,
         "request_id": call.request_id,
@@ -91,9 +102,9 @@ def make_row(
         "http_status": http_status,
         "error": error,
         **{name: call.body.get(name) for name in PARAMETERS},
-        **{f"{part}_s": _seconds(timing.get(part, {})) for part in (*PARTS, "total")},
+        **parts_s,
         "batch_size": _finite(timing.get("batch", {}).get("desc")),
-        "service_s": _finite(answer.get("time_s")),
+        "service_s": service_s,
         "server_peak_gib": _finite(answer.get("mem_gb")),
     }
 
@@ -125,6 +136,14 @@ def parse_server_timing(header: str) -> dict[str, dict[str, str]]:
             parameters.setdefault(key.lower(), value)
         metrics[name] = parameters
     return metrics
+
+
+def _are_credible(parts_s: Iterable[float | None], call: Call) -> bool:
+    """Whether the server can have taken so long: no part may far exceed the whole request."""
+    if call.sent_s is None or call.done_s is None:
+        return True
+    most_s = TIMES_BEYOND_BELIEF * (call.done_s - call.sent_s) + 1.0
+    return all(seconds is None or seconds <= most_s for seconds in parts_s)
 
 
 def _json_object(body: bytes) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from benchlib.progress import progress_shown
 from benchlib.serving.engine.options import RECORDED_OPTIONS
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.study.folders import check_names, lock_study, results_dir, run_words
+from benchlib.study.record_shape import MOST_FAILED
 from benchlib.study.store import Run, RunFolder, Study, create_run
 from benchlib.study.summary_table import renew_summary
 
@@ -63,6 +64,7 @@ def run_load(
     results: str | os.PathLike[str] | None = None,
     seed: int = 0,
     api: str = "benchmark",
+    most_failed: float = MOST_FAILED,
     on_progress: Callable[[Progress], None] | None = None,
     budget: Budget | None = None,
 ) -> Run | Study:
@@ -75,7 +77,8 @@ def run_load(
     Requests are scheduled during `warmup_s`, then for `duration_s` or until `requests` more are
     scheduled, whichever comes first. Then the run waits for the answers; `max_s` cuts the whole
     run. `api` is the route that is loaded: "benchmark", or "openai" for the images API of any
-    server that has it.
+    server that has it. The run is not valid if more than the share `most_failed` of its requests
+    failed; what the server refused to protect others (429, 503, 504) is counted apart.
 
     The run goes to <results>/<study>/<run>/ (see `study.folders.results_dir`), and gets a row in
     the study's summary.csv. Progress goes to `on_progress`, else to a bar where somebody watches,
@@ -105,6 +108,7 @@ def run_load(
         label=label,
         seed=seed,
         api=api,
+        most_failed=most_failed,
     )
     point.plan(target)
     check_names(study, point.to_dict())
@@ -140,9 +144,11 @@ class Point:
     label: str | None = None
     seed: int = 0
     api: str = "benchmark"
+    most_failed: float = MOST_FAILED
 
     def plan(self, target: Server | str) -> LoadPlan:
         """The plan of a load on `target`, which is up. Raises ValueError for a bad field."""
+        check_number("most_failed", self.most_failed, 0, 1)
         showcase = server_spec(target).get("showcase")
         url = target if isinstance(target, str) else target.url
         fields = {name: getattr(self, name) for name in _PLAN_FIELDS}
@@ -160,6 +166,7 @@ class Point:
             "target": {name: spec.get(name) for name in _REQUESTED_FIELDS},
         }
         fields: dict[str, Any] = json.loads(json.dumps({**vars(self), **plain}))
+        del fields["most_failed"]  # it judges what was measured, and changes nothing of it
         return fields
 
 
@@ -247,7 +254,7 @@ class Writer:
     def _create(
         self, point: Point, plan: LoadPlan, url: str | None, target_spec: Mapping[str, Any]
     ) -> RunFolder:
-        spec = plan.to_dict() | {"label": point.label}
+        spec = plan.to_dict() | {"label": point.label, "most_failed": point.most_failed}
         del spec["url"]
         return self.create(spec, target_spec, url, point=point.to_dict())
 

@@ -122,6 +122,26 @@ def test_the_header_that_is_written_is_read():
 
 
 @pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ("queue;dur=1e18, total;dur=900", {}),
+        ("queue;dur=10, total;dur=3001", {}),
+        ("total;dur=900", {"time_s": 1e9}),
+    ],
+)
+def test_a_server_that_claims_more_time_than_there_was_is_not_believed(header, body):
+    def row_of(header, body):
+        call = Call(0, "x", {}, due_s=0.0, sent_s=5.0, done_s=6.0)
+        body = json.dumps(body).encode()
+        return make_row(call, started_s=0.0, warmup_s=0.0, server_timing=header, body=body)
+
+    row = row_of(header, body)
+    assert [row["queue_s"], row["total_s"], row["service_s"]] == [None, None, None]
+    near = row_of("queue;dur=10, total;dur=1100", {"time_s": 1.05})
+    assert [near["queue_s"], near["total_s"], near["service_s"]] == [0.01, 1.1, 1.05]
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "[]",

@@ -111,6 +111,7 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     assert run.spec["workload"]["width"] == tiny.spec["showcase"]["width"]
     times = {"duration_s": None, "max_s": None, "warmup_s": 0.1, "timeout_s": 600.0}
     requested = {"requests": 6, "seed": 3, "label": "two-users", "api": "benchmark"} | times
+    requested |= {"most_failed": 0.01}
     assert run.spec.keys() == {"target", "arrivals", "workload"} | requested.keys()
     assert {key: run.spec[key] for key in requested} == requested
     assert record["machine"]["cores"] >= 1
@@ -206,6 +207,24 @@ def test_the_summary_and_the_files_say_the_same(run):
     assert written["label"] == "two-users"
     for name in ("throughput_images_per_s", "latency_p50_s", "queue_share", "rss_peak_gib"):
         assert written[name] == pytest.approx(summary[name]), name
+
+
+def test_failures_beyond_the_limit_make_a_run_invalid(fake, tmp_path):
+    options = {"requests": 12, "study": "failing", "results": tmp_path}
+    half = Workload(prompts={"busy": 0.5, "binary": 0.5})
+    strict = run_load(fake.url, ClosedLoop(2), half, **options).summary()
+    assert strict["failed"] == 12
+    assert 0 < strict["refused"] < 12, "the server says how long it took to refuse them"
+    assert (strict["valid"], strict["ok"]) == (False, 0)
+    drops = Workload(prompts={"a cat": 0.5, "drop": 0.5})
+    lost = run_load(fake.url, ClosedLoop(2), drops, **options).summary()
+    assert lost["invalid_reason"].endswith(")")
+    assert "of 12 requests failed, and the limit is 1 % (" in lost["invalid_reason"]
+    lenient = run_load(fake.url, ClosedLoop(2), drops, most_failed=1.0, **options)
+    assert lenient.summary()["valid"]
+    assert lenient.spec["most_failed"] == 1.0
+    with pytest.raises(ValueError, match="most_failed must be"):
+        run_load(fake.url, ClosedLoop(2), most_failed=5, **options)
 
 
 def test_a_bare_url_is_measured_and_nothing_is_guessed_of_it(fake, tmp_path):

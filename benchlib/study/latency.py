@@ -7,6 +7,8 @@ how sure a percentile is (intervals.py).
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -19,6 +21,9 @@ Record = dict[str, Any]
 """A run's run.json: its specification, machine, packages, status and outcome."""
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+REFUSALS = (429, 503, 504)
+"""The statuses by which a server sheds load: too many requests, a full queue, a passed deadline."""
 
 OTHER = "server, other"
 REST = "network and client"
@@ -68,6 +73,35 @@ def is_ok(requests: pd.DataFrame) -> pd.Series:
 def is_censored(requests: pd.DataFrame) -> pd.Series:
     """True for each request that had not ended when the run was cut: its latency is unknown."""
     return requests["done_s"].isna()
+
+
+def is_refused(requests: pd.DataFrame) -> pd.Series:
+    """True for each request that the server refused in an orderly way, to protect the others.
+
+    It answered 429, 503 or 504, and said in Server-Timing how long that took. A proxy before a dead
+    server sends no such header.
+    """
+    is_refusal = requests["http_status"].isin(REFUSALS).fillna(False).astype(bool)
+    return is_refusal & requests["total_s"].notna()
+
+
+def has_failed(requests: pd.DataFrame) -> pd.Series:
+    """True for each request that ended without an image and was not refused."""
+    has_error = requests["error"].notna() & ~is_censored(requests)
+    return has_error & ~is_refused(requests)
+
+
+def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
+    """How many of `requests` failed, by HTTP status or, unanswered, by the error's first words."""
+    failed = requests[requests["error"].notna() & ~is_censored(requests)]
+    kinds = Counter[str]()
+    for status, error in zip(failed["http_status"], failed["error"], strict=True):
+        kind = f"HTTP {status}"
+        if pd.isna(status):
+            first_words, *_ = re.split("[:(]", str(error))
+            kind = first_words.strip()
+        kinds[kind] += 1
+    return dict(kinds)
 
 
 def latencies(requests: pd.DataFrame) -> pd.Series:

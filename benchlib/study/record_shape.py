@@ -12,6 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+MOST_FAILED = 0.01
+"""A run is not valid if more than this share of its requests failed, unless its spec says another.
+
+What a server refuses in an orderly way is no failure: that is how an overload looks.
+"""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
@@ -47,6 +53,7 @@ class _SpecFields(_RecordPart):
     workload: dict[str, Any]
     warmup_s: Seconds
     label: str | None
+    most_failed: Annotated[Finite, Field(ge=0, le=1)] | None = None
 
 
 class _MachineFields(_RecordPart):

@@ -7,8 +7,6 @@ rows came about, of how intervals are found (intervals.py), and of what makes a 
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -21,9 +19,11 @@ from benchlib.study.intervals import Estimates, Interval
 from benchlib.study.latency import (
     PERCENTILES,
     Record,
+    errors_by_kind,
     in_window,
     is_censored,
     is_ok,
+    is_refused,
     latencies,
     measuring_window,
     percentile,
@@ -83,19 +83,6 @@ def is_steady(record: Record, requests: pd.DataFrame) -> bool | None:
     return intervals.is_stable(latencies(requests))
 
 
-def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
-    """How many of `requests` failed, by HTTP status or, unanswered, by the error's first words."""
-    failed = requests[requests["error"].notna() & ~is_censored(requests)]
-    kinds = Counter[str]()
-    for status, error in zip(failed["http_status"], failed["error"], strict=True):
-        kind = f"HTTP {status}"
-        if pd.isna(status):
-            first_words, *_ = re.split("[:(]", str(error))
-            kind = first_words.strip()
-        kinds[kind] += 1
-    return dict(kinds)
-
-
 def energy_j(telemetry: pd.DataFrame, start_s: float, end_s: float) -> float | None:
     """Joules that the sampled GPU took from `start_s` to `end_s`, by the trapezoidal rule.
 
@@ -129,6 +116,7 @@ def _counts(record: Record, requests: pd.DataFrame) -> Figures:
         "requests": len(measured),
         "ok": int(is_ok(measured).sum()),
         "failed": int(failed.sum()),
+        "refused": int(is_refused(measured).sum()),
         "censored": int(censored.sum()),
         "offered_images_per_s": offered,
     }

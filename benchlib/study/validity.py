@@ -11,8 +11,16 @@ from typing import Any
 import pandas as pd
 
 from benchlib.study.busy import busy_limit, other_work_of, taken_cores
-from benchlib.study.latency import Record, in_window, is_ok, measuring_window
-from benchlib.study.wording import counted
+from benchlib.study.latency import (
+    Record,
+    errors_by_kind,
+    has_failed,
+    in_window,
+    is_ok,
+    measuring_window,
+)
+from benchlib.study.record_shape import MOST_FAILED
+from benchlib.study.wording import counted, number
 
 GENERATOR_CORES = 0.8
 """Above this share of a core, an open loop's generator may itself have held up requests."""
@@ -94,6 +102,9 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     ok = measured[is_ok(measured)]
     if not len(ok):
         return f"none of {counted(len(measured), 'request')} got an image"
+    failure = _too_many_failures(record, measured)
+    if failure is not None:
+        return failure
     outcome = record["outcome"] or {}
     graphs = outcome.get("graphs_made")
     if graphs:
@@ -103,6 +114,20 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     if _is_open(record):
         return _generator_fault(outcome, _most_lag_s(ok))
     return None
+
+
+def _too_many_failures(record: Record, measured: pd.DataFrame) -> str | None:
+    """Why so many failures make a run invalid; None if they are within its limit."""
+    limit = record["spec"].get("most_failed")
+    if limit is None:
+        limit = MOST_FAILED
+    failed = measured[has_failed(measured)]
+    share = len(failed) / len(measured)
+    if share <= limit:
+        return None
+    kinds = [f"{kind}: {count}" for kind, count in errors_by_kind(failed).items()]
+    words = f"{number(100 * share)} % of {counted(len(measured), 'request')} failed"
+    return f"{words}, and the limit is {number(100 * limit)} % ({', '.join(kinds)})"
 
 
 def how_it_ended(record: Record) -> str:

@@ -91,7 +91,7 @@ REFUSED: dict[str, Any] = {
     "http_status": 503,
     "error": "503: full",
     "queue_s": None,
-    "total_s": None,
+    "total_s": 0.001,
     "latency_s": 0.01,
     "done_s": 4.01,
 }
@@ -145,6 +145,35 @@ def test_refusing_quickly_does_not_look_fast(made: SimpleNamespace) -> None:
     got = summarise(made.record(), made.requests(rows), made.telemetry(0))
     assert got["latency_p90_s"] == 1.0
     assert got["latency_p95_s"] is None
+
+
+FAILED = REFUSED | {"http_status": 500, "error": "HTTP 500"}
+CUT = {"http_status": None, "error": "ConnectionResetError: by peer"} | dict.fromkeys(["total_s"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "most_failed", "reason"),
+    [
+        ([FAILED], None, None),
+        ([FAILED, CUT], None, "2 % of 100 requests failed, and the limit is 1 % "),
+        ([FAILED, CUT], 0.02, None),
+        ([REFUSED] * 34, None, None),
+        ([REFUSED | {"total_s": None}] * 2, None, "(HTTP 503: 2)"),
+        ([CENSORED] * 30, 0.0, None),
+        ([FAILED], 0.0, "1 % of 100 requests failed, and the limit is 0 % (HTTP 500: 1)"),
+    ],
+)
+def test_a_run_is_valid_only_with_few_failures(
+    made: SimpleNamespace, bad: list[Any], most_failed: float | None, reason: str | None
+) -> None:
+    rows = [made.row(index) for index in range(100 - len(bad))]
+    rows += [made.row(99, **changes) for changes in bad]
+    record = made.record(spec={} if most_failed is None else {"most_failed": most_failed})
+    got = summarise(record, made.requests(rows), made.telemetry(0))
+    assert got["valid"] is (reason is None), got["invalid_reason"]
+    assert reason is None or reason in got["invalid_reason"]
+    refused = sum(row.get("http_status") == 503 and row["total_s"] is not None for row in bad)
+    assert got["refused"] == refused
 
 
 @pytest.mark.parametrize(
