@@ -1,4 +1,4 @@
-"""The columns of one row of requests.jsonl, and the names in a server's Server-Timing header.
+"""The columns of one row of requests.jsonl, and how a row is made of a server's answer.
 
 Pure. Ignorant of Locust, sockets, files and the kind of server: a value that the server does not
 send is None.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from benchlib.server_timing import PARTS, parse_server_timing
 
 PARAMETERS = {
     "prompt": "string",
@@ -22,8 +23,6 @@ PARAMETERS = {
     "height": "Int64",
     "seed": "Int64",  # exact to 2**63 - 1
 }
-PARTS = ("queue", "wait", "encode", "denoise", "decode", "image")
-"""The server's parts of a request, which add up to `total`: waiting first, then work."""
 PARTS_IN_TIME = ("queue", "encode", "denoise", "wait", "decode", "image")
 """The parts in order of time; the wait for other images falls among the steps of denoising."""
 STAGES = ("encode", "denoise", "decode")  # in which the model works
@@ -45,9 +44,6 @@ TIMES_BEYOND_BELIEF = 2.0
 
 Smaller disagreements are kept: a check of the run tells them.
 """
-
-_METRIC = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
-_PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
 
 
 @dataclass
@@ -107,35 +103,6 @@ def make_row(
         "service_s": service_s,
         "server_peak_gib": _finite(answer.get("mem_gb")),
     }
-
-
-def write_server_timing(parts_s: Mapping[str, float], batch_size: float | None = None) -> str:
-    """The W3C `Server-Timing` header of PARTS and `total`, in ms. Raises ValueError for others."""
-    if not parts_s.keys() <= {*PARTS, "total"}:
-        raise ValueError(f"the parts are {', '.join(PARTS)} and total, not {', '.join(parts_s)}")
-    metrics = [f"{part};dur={seconds * 1000:.6f}" for part, seconds in parts_s.items()]
-    if batch_size is not None:
-        metrics.append(f'batch;desc="{batch_size}"')
-    return ", ".join(metrics)
-
-
-def parse_server_timing(header: str) -> dict[str, dict[str, str]]:
-    """The metrics of a W3C `Server-Timing` header by name, each with its parameters as text.
-
-    The parameters are `dur` (in ms) and `desc`. The header may have any order and spacing, quoted
-    or bare values, missing or unknown parameters. Of two metrics with one name, the first counts.
-    """
-    metrics: dict[str, dict[str, str]] = {}
-    for entry in _METRIC.findall(header):
-        name = entry.partition(";")[0].strip()
-        if name in metrics:
-            continue
-        parameters: dict[str, str] = {}
-        for key, quoted, bare in _PARAMETER.findall(entry):
-            value = re.sub(r"\\(.)", r"\1", quoted) or bare.strip()
-            parameters.setdefault(key.lower(), value)
-        metrics[name] = parameters
-    return metrics
 
 
 def _are_credible(parts_s: Iterable[float | None], call: Call) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from benchlib.rows import write_server_timing
+from benchlib.server_timing import write_server_timing
 
 if TYPE_CHECKING:
     from benchlib.serving.engine.jobs import Job

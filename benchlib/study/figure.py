@@ -29,7 +29,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from benchlib.rows import PARTS
+from benchlib.server_timing import PARTS
 from benchlib.study import latency
 from benchlib.study.busy import busy_words, cores_of, taken_words
 from benchlib.study.latency import Record

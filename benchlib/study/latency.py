@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchlib.rows import PARTS
+from benchlib.server_timing import PARTS
 
 Record = dict[str, Any]
 """A run's run.json: its specification, machine, packages, status and outcome."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchlib.rows import PARTS
+from benchlib.server_timing import PARTS
 from benchlib.study import latency, summary
 from benchlib.study.latency import carried_percentiles, percentile
 from benchlib.study.slo import Slo, goodput
