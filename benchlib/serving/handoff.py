@@ -1,7 +1,8 @@
 """Between a route and the engine: submits jobs, waits for them, and writes their files.
 
 Knows deadlines, clients that leave, the HTTP status of each engine error, and the threads that
-write image files. Ignorant of routes, bodies, headers and torch.
+write image files. Ignorant of routes, bodies, headers and torch, and of what is refused at once
+(admission.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,11 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from benchlib.serving.admission import TOO_LARGE, check_admission
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Job, Refused
 from benchlib.serving.prometheus import Metrics
-from benchlib.serving.schemas import BadField, GenerateRequest, unfit_sides
+from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
@@ -82,46 +84,21 @@ class HandOff:
         that the model can't make, and for what its scheduler refuses.
         """
         http.state.jobs = []
-        await self._check(wanted[0])  # all differ in their seeds alone
         try:
+            # All of `wanted` differ in their seeds alone.
+            await check_admission(wanted[0], self.engine, max_pixel_steps=self.max_pixel_steps)
             answer = await self._run_jobs(http, wanted, write_file)
         except Unserved as error:
             self.metrics.count_unserved(error.reason)
+            raise
+        except RequestValidationError as error:
+            if error.errors()[0]["type"] == TOO_LARGE:
+                self.metrics.count_unserved(TOO_LARGE)
             raise
         route = http.scope["path"]
         self.metrics.images.labels(route).inc(len(wanted))
         self.metrics.latency_s.labels(route).observe(time.monotonic() - http.state.arrived_s)
         return answer
-
-    async def _check(self, request: GenerateRequest) -> None:
-        """Raise RequestValidationError unless the model and this server take the request."""
-        # 1) The steps, which the scheduler counts
-        steps = self.engine.count_steps
-        try:
-            if self.engine.knows_steps(request):
-                calls = steps(request)
-            else:
-                calls = await asyncio.to_thread(steps, request)
-        except BadField as error:
-            raise _invalid({error.field: error.problem}, "value_error") from error
-
-        # 2) The pixel steps
-        pixel_steps = request.width * request.height * calls
-        if self.max_pixel_steps is not None and pixel_steps > self.max_pixel_steps:
-            self.metrics.count_unserved("too_large")
-            message = (
-                f"width x height x num_inference_steps is {pixel_steps}, "
-                f"above this server's limit of {self.max_pixel_steps}"
-            )
-            if calls != request.num_inference_steps:
-                message += f" (the scheduler takes {calls} steps of the model)"
-            fields = ("width", "height", "num_inference_steps")
-            raise _invalid(dict.fromkeys(fields, message), "too_large")
-
-        # 3) The sides; a model that loads has no multiple yet
-        unfit = unfit_sides(request, self.engine.spec.get("size_multiple", 1))
-        if unfit:
-            raise _invalid(unfit, "multiple_of")
 
     async def _run_jobs(
         self,
@@ -222,13 +199,3 @@ class HandOff:
             return Unserved(507, "too_large", str(error))
         detail = f"the engine failed; the log says why under request id {request_id}"
         return Unserved(500, "failed", detail)
-
-
-def _invalid(problems: Mapping[str, str], kind: str) -> RequestValidationError:
-    """The error of a bad body: what is wrong, by field."""
-    return RequestValidationError(
-        [
-            {"loc": ("body", field), "msg": message, "type": kind}
-            for field, message in problems.items()
-        ]
-    )

@@ -20,7 +20,7 @@ _SINGLE = {"lower_order_final": True}
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedScheduler:
     """A scheduler of diffusers, and what its configuration changes in the model's own."""
 
     class_name: str
@@ -28,39 +28,39 @@ class Named:
 
 
 SCHEDULERS = {
-    "euler": Named("EulerDiscreteScheduler"),
-    "euler-karras": Named("EulerDiscreteScheduler", _KARRAS),
-    "euler-trailing": Named("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
-    "euler-a": Named("EulerAncestralDiscreteScheduler"),
-    "dpmpp-2m": Named("DPMSolverMultistepScheduler"),
-    "dpmpp-2m-karras": Named("DPMSolverMultistepScheduler", _KARRAS),
-    "dpmpp-2m-sde": Named("DPMSolverMultistepScheduler", _SDE),
-    "dpmpp-2m-sde-karras": Named("DPMSolverMultistepScheduler", _SDE | _KARRAS),
-    "dpmpp-3m-sde": Named("DPMSolverMultistepScheduler", _SDE | _THIRD),
-    "dpmpp-3m-sde-karras": Named("DPMSolverMultistepScheduler", _SDE | _THIRD | _KARRAS),
-    "dpmpp-2s": Named("DPMSolverSinglestepScheduler", _SINGLE),
-    "dpmpp-2s-karras": Named("DPMSolverSinglestepScheduler", _SINGLE | _KARRAS),
-    "dpmpp-sde": Named("DPMSolverSDEScheduler"),
-    "dpmpp-sde-karras": Named("DPMSolverSDEScheduler", _KARRAS),
-    "dpm2": Named("KDPM2DiscreteScheduler"),
-    "dpm2-karras": Named("KDPM2DiscreteScheduler", _KARRAS),
-    "dpm2-a": Named("KDPM2AncestralDiscreteScheduler"),
-    "dpm2-a-karras": Named("KDPM2AncestralDiscreteScheduler", _KARRAS),
-    "heun": Named("HeunDiscreteScheduler"),
-    "heun-karras": Named("HeunDiscreteScheduler", _KARRAS),
-    "lms": Named("LMSDiscreteScheduler"),
-    "lms-karras": Named("LMSDiscreteScheduler", _KARRAS),
-    "unipc": Named("UniPCMultistepScheduler"),
-    "unipc-karras": Named("UniPCMultistepScheduler", _KARRAS),
-    "deis": Named("DEISMultistepScheduler"),
-    "deis-karras": Named("DEISMultistepScheduler", _KARRAS),
-    "ddim": Named("DDIMScheduler"),
-    "ddpm": Named("DDPMScheduler"),
-    "pndm": Named("PNDMScheduler"),
-    "lcm": Named("LCMScheduler"),
-    "tcd": Named("TCDScheduler"),
-    "edm-euler": Named("EDMEulerScheduler"),
-    "edm-dpmpp-2m": Named("EDMDPMSolverMultistepScheduler"),
+    "euler": NamedScheduler("EulerDiscreteScheduler"),
+    "euler-karras": NamedScheduler("EulerDiscreteScheduler", _KARRAS),
+    "euler-trailing": NamedScheduler("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "euler-a": NamedScheduler("EulerAncestralDiscreteScheduler"),
+    "dpmpp-2m": NamedScheduler("DPMSolverMultistepScheduler"),
+    "dpmpp-2m-karras": NamedScheduler("DPMSolverMultistepScheduler", _KARRAS),
+    "dpmpp-2m-sde": NamedScheduler("DPMSolverMultistepScheduler", _SDE),
+    "dpmpp-2m-sde-karras": NamedScheduler("DPMSolverMultistepScheduler", _SDE | _KARRAS),
+    "dpmpp-3m-sde": NamedScheduler("DPMSolverMultistepScheduler", _SDE | _THIRD),
+    "dpmpp-3m-sde-karras": NamedScheduler("DPMSolverMultistepScheduler", _SDE | _THIRD | _KARRAS),
+    "dpmpp-2s": NamedScheduler("DPMSolverSinglestepScheduler", _SINGLE),
+    "dpmpp-2s-karras": NamedScheduler("DPMSolverSinglestepScheduler", _SINGLE | _KARRAS),
+    "dpmpp-sde": NamedScheduler("DPMSolverSDEScheduler"),
+    "dpmpp-sde-karras": NamedScheduler("DPMSolverSDEScheduler", _KARRAS),
+    "dpm2": NamedScheduler("KDPM2DiscreteScheduler"),
+    "dpm2-karras": NamedScheduler("KDPM2DiscreteScheduler", _KARRAS),
+    "dpm2-a": NamedScheduler("KDPM2AncestralDiscreteScheduler"),
+    "dpm2-a-karras": NamedScheduler("KDPM2AncestralDiscreteScheduler", _KARRAS),
+    "heun": NamedScheduler("HeunDiscreteScheduler"),
+    "heun-karras": NamedScheduler("HeunDiscreteScheduler", _KARRAS),
+    "lms": NamedScheduler("LMSDiscreteScheduler"),
+    "lms-karras": NamedScheduler("LMSDiscreteScheduler", _KARRAS),
+    "unipc": NamedScheduler("UniPCMultistepScheduler"),
+    "unipc-karras": NamedScheduler("UniPCMultistepScheduler", _KARRAS),
+    "deis": NamedScheduler("DEISMultistepScheduler"),
+    "deis-karras": NamedScheduler("DEISMultistepScheduler", _KARRAS),
+    "ddim": NamedScheduler("DDIMScheduler"),
+    "ddpm": NamedScheduler("DDPMScheduler"),
+    "pndm": NamedScheduler("PNDMScheduler"),
+    "lcm": NamedScheduler("LCMScheduler"),
+    "tcd": NamedScheduler("TCDScheduler"),
+    "edm-euler": NamedScheduler("EDMEulerScheduler"),
+    "edm-dpmpp-2m": NamedScheduler("EDMDPMSolverMultistepScheduler"),
 }
 """The table that docs/samplers.md shows."""
 

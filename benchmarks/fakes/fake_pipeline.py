@@ -14,10 +14,24 @@ from benchlib.serving.model.memory import PeakMemory
 from benchlib.serving.model.schedulers import Schedule
 
 
+class FakeSchedules:
+    """Takes any number of steps, with one call of the UNet for each."""
+
+    def count_calls(self, request):
+        return request.num_inference_steps
+
+    def knows_calls(self, request):  # noqa: ARG002
+        return True
+
+    def nearest_steps(self, wanted):
+        return wanted
+
+
 class FakePipeline:
     """A step waits while `gate` is clear. `calls` lists the calls as (call, prompt)."""
 
     compiled = False
+    schedules = FakeSchedules()
 
     def __init__(self):
         self.gate = threading.Event()
@@ -40,15 +54,6 @@ class FakePipeline:
 
     def fits(self, width, height, images=1):
         return images * width * height <= self.most_pixels
-
-    def count_steps(self, request):
-        return request.num_inference_steps
-
-    def knows_steps(self, request):  # noqa: ARG002
-        return True
-
-    def nearest_steps(self, wanted):
-        return wanted
 
     def encode(self, requests):
         if self.encode_errors:

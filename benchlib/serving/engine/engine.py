@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from benchlib.serving.model.pipeline import SDXLPipeline
+    from benchlib.serving.model.schedulers import Schedules
 
 State = Literal["loading", "ready", "failed", "stopped"]
 
@@ -81,6 +82,12 @@ class Engine:
         """The number of jobs that have not begun."""
         return sum(not job.begun for job in tuple(self._jobs))
 
+    @property
+    def schedules(self) -> Schedules | None:
+        """What counts the steps of a request, None unless the engine is ready."""
+        with self._change:
+            return self._calls.pipeline.schedules if self.state == "ready" else None
+
     # -- for any thread ----------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -100,7 +107,8 @@ class Engine:
         Raises `BadField` if the model's scheduler refuses the request.
         """
         now_s = time.monotonic()
-        steps = self.count_steps(request)
+        schedules = self.schedules
+        steps = schedules.count_calls(request) if schedules else request.num_inference_steps
         job = Job(request, request_id, now_s if arrived_s is None else arrived_s, steps)
         with self._change:
             if self.state == "loading":
@@ -119,23 +127,6 @@ class Engine:
             f"the queue is full ({self.options.max_queue} wait)",
             retry_after_s=self._until_place_s(now_s),
         )
-
-    def count_steps(self, request: GenerateRequest) -> int:
-        """The calls of the UNet that `request` takes; its number of steps if there is no model.
-
-        Raises `BadField` if the scheduler refuses the request. Unless `knows_steps`, the answer may
-        take half a second.
-        """
-        with self._change:
-            if self.state != "ready":
-                return request.num_inference_steps
-            pipeline = self._calls.pipeline
-        return pipeline.count_steps(request)
-
-    def knows_steps(self, request: GenerateRequest) -> bool:
-        """Whether `count_steps` answers at once."""
-        with self._change:
-            return self.state != "ready" or self._calls.pipeline.knows_steps(request)
 
     def cancel(self, job: Job) -> None:
         """Drop a job: at once if it waits, before its next step if it runs. Safe at any time."""

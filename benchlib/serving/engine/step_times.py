@@ -193,7 +193,7 @@ class _Curves:
 
     def measure_batch(self, n: int, guidance_scale: float = GUIDED) -> float:
         """Measure `n` requests at once; returns the seconds of a step per image."""
-        steps = self.pipeline.nearest_steps(1 + REPEATS)
+        steps = self.pipeline.schedules.nearest_steps(1 + REPEATS)
         request = _warm_up_request(self.size, steps=steps, guidance_scale=guidance_scale)
         works = self.pipeline.encode([request] * n)
 
@@ -235,7 +235,7 @@ def warm(pipeline: SDXLPipeline, size: Size, rows: int) -> None:
 
     The third step replays the graphs.
     """
-    works = pipeline.encode([_warm_up_request(size, steps=pipeline.nearest_steps(3))])
+    works = pipeline.encode([_warm_up_request(size, steps=pipeline.schedules.nearest_steps(3))])
     for _ in range(3):
         works = _unfinished(pipeline, works)
         pipeline.step(works, rows=rows)

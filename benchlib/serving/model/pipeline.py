@@ -87,8 +87,8 @@ class SDXLPipeline(ShownInCell):
     ) -> None:
         self._pipe = pipe
         self.device = pipe.unet.device
-        self._schedules = Schedules(pipe.scheduler, self.device, chosen=scheduler)
-        pipe.scheduler = self._schedules.default()
+        self.schedules = Schedules(pipe.scheduler, self.device, chosen=scheduler)
+        pipe.scheduler = self.schedules.default()
         self._batch: Batch | None = None  # the batch of the latest step
         # A compiled or recorded network must be warmed for each shape before it serves.
         self.compiled = any(recipe.sets in ("compiler", "launches") for recipe in recipes)
@@ -148,8 +148,8 @@ class SDXLPipeline(ShownInCell):
         shape = (1, channels, request.height // scale, request.width // scale)
         noise = torch.randn(shape, generator=generator).to(self.device, text.dtype)
         sampler = (request.scheduler, request.num_inference_steps)
-        schedule = self._schedules.find(*sampler)
-        scheduler = self._schedules.make_scheduler(*sampler, seed)
+        schedule = self.schedules.find(*sampler)
+        scheduler = self.schedules.make_scheduler(*sampler, seed)
         size = (request.height, request.width)
         return Work(
             request=request,
@@ -271,28 +271,13 @@ class SDXLPipeline(ShownInCell):
         )
         return GenerateResult(images, [work.seed for work in works], timings, self.peak_memory())
 
-    def count_steps(self, request: GenerateRequest) -> int:
-        """The calls of the UNet that the request takes. May be called from any thread.
-
-        Raises `BadField`, a ValueError, if the scheduler refuses the number of steps.
-        """
-        return self._schedules.find(request.scheduler, request.num_inference_steps).calls
-
-    def knows_steps(self, request: GenerateRequest) -> bool:
-        """Whether `count_steps` answers at once. Else it may take half a second."""
-        return self._schedules.knows(request.scheduler, request.num_inference_steps)
-
-    def nearest_steps(self, wanted: int) -> int:
-        """The number of steps nearest to `wanted` that the model's scheduler takes."""
-        return self._schedules.nearest_steps(wanted)
-
     def predict_s(self, width: int, height: int, num_inference_steps: int) -> float:
         """Predicted seconds of one image, from a timed encode, two steps or more, and a decode."""
-        few = self.nearest_steps(2)
+        few = self.schedules.nearest_steps(2)
         request = GenerateRequest(prompt="a", num_inference_steps=few, width=width, height=height)
         timings = self.generate(request).timings
-        steps = self.nearest_steps(num_inference_steps)
-        calls = self._schedules.find(None, steps).calls
+        steps = self.schedules.nearest_steps(num_inference_steps)
+        calls = self.schedules.find(None, steps).calls
         denoise_s = timings.step_s[-1] * calls
         return timings.encode_s + denoise_s + timings.decode_s
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchlib.serving.model.solvers import Solver, find_solver
 from benchlib.serving.scheduler_names import SCHEDULERS, check_scheduler
-from benchlib.serving.schemas import MAX_STEPS, BadField
+from benchlib.serving.schemas import MAX_STEPS, BadField, GenerateRequest
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,14 @@ class Schedules:
         self.find(None, wanted)
         return wanted
 
-    def knows(self, name: str | None, steps: int) -> bool:
-        """Whether `find` returns at once. Else it may take half a second."""
-        return (name or self._chosen, steps) in self._laid_out
+    def count_calls(self, request: GenerateRequest) -> int:
+        """The calls of the UNet that the request takes. Raises `BadField` as `find` does."""
+        return self.find(request.scheduler, request.num_inference_steps).calls
+
+    def knows_calls(self, request: GenerateRequest) -> bool:
+        """Whether `count_calls` answers at once. Else it may take half a second."""
+        name = request.scheduler or self._chosen
+        return (name, request.num_inference_steps) in self._laid_out
 
     def make_scheduler(self, name: str | None, steps: int, seed: int) -> Any:
         """A scheduler for one work, or None if the schedule has a solver.

@@ -13,12 +13,15 @@ from benchlib.serving.engine.step_times import (
     StepTimesBySize,
     measure_step_times,
 )
+from benchmarks.fakes.fake_pipeline import FakeSchedules
 
 SIZE = (64, 64)
 
 
 class FakePipeline:
     """Tells the times of a model, by rows of a step and by requests, without a model."""
+
+    schedules = FakeSchedules()
 
     def __init__(self, step_s: dict[int, float]) -> None:
         self.step_s = step_s
@@ -27,9 +30,6 @@ class FakePipeline:
         rows = [2 if request.guidance_scale > 1 else 1 for request in requests]
         begun = {"encode_s": 0.3, "decode_s": None, "failure": None, "finished": False}
         return [SimpleNamespace(**begun, rows=count) for count in rows]
-
-    def nearest_steps(self, wanted: int) -> int:
-        return wanted
 
     def step(self, works: list[Any], *, rows: int | None) -> float:
         assert rows is None
