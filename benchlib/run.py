@@ -42,8 +42,11 @@ _MODEL_FIELDS = (
 )  # fmt: skip
 _MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
 _REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
-# Older records lack the buckets, so they are no part of what makes two points one case.
-_TARGET_FIELDS = (*_REQUESTED_FIELDS, "batch_buckets", *_MEASURED_FIELDS)
+# Older records lack these, so only a value that is given makes another case of a point.
+_LATER_FIELDS = ("unet", "scheduler", "loras")
+# Older records lack these, too; they are no part of what makes two points one case.
+_NOTED_FIELDS = ("batch_buckets", "variant", "checkpoint")
+_TARGET_FIELDS = (*_REQUESTED_FIELDS, *_LATER_FIELDS, *_NOTED_FIELDS, *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
 _PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
 
@@ -160,10 +163,12 @@ class Point:
     def to_dict(self) -> dict[str, Any]:
         """The point as JSON, without its server's URL and start-up figures, which may change."""
         spec = {} if self.target is None else server_spec(self.target)
+        target = {name: spec.get(name) for name in _REQUESTED_FIELDS}
+        given = {name: spec[name] for name in _LATER_FIELDS if spec.get(name) is not None}
         plain = {
             "arrivals": self.arrivals.to_dict(),
             "workload": self.workload.to_dict(),
-            "target": {name: spec.get(name) for name in _REQUESTED_FIELDS},
+            "target": target | given,
         }
         fields: dict[str, Any] = json.loads(json.dumps({**vars(self), **plain}))
         del fields["most_failed"]  # it judges what was measured, and changes nothing of it

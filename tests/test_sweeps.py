@@ -555,3 +555,15 @@ def test_no_run_begins_that_is_longer_than_what_is_left_of_a_budget(fake, tmp_pa
     study = sweep(planned, budget=budget, study="s", results=tmp_path, on_progress=quiet)
     assert told(study) == [(1, 0, "finished")]
     assert "the budget is spent and 1 run is left" in capsys.readouterr().out
+
+
+def test_another_unet_makes_another_case_and_older_records_stay_the_same_case(monkeypatch):
+    """Records of before have no field `unet`, so a point without one must not have it either."""
+    point = Point(ClosedLoop(1), target="http://127.0.0.1:1", requests=1)
+    specs = [{"model": "sdxl"}, {"model": "sdxl", "unet": None}, {"model": "sdxl", "unet": "lcm"}]
+    cases = []
+    for spec in specs:
+        monkeypatch.setattr(run_module, "server_spec", lambda _, spec=spec: spec)
+        cases.append(point.to_dict())
+    assert cases[0] == cases[1] != cases[2]
+    assert "unet" not in cases[1]["target"]

@@ -42,7 +42,9 @@ CLEAR_SLOPE = 3.0
 MIXTURES = 20
 """So many simulations show how much less images vary than calls."""
 MOST_UNMIXED = 3.0
-_ALIKE = ("model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms")
+_ALIKE = (
+    "model", "unet", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms",
+)  # fmt: skip
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 

@@ -71,7 +71,9 @@ _CAUSES = {
 """The verdict of a study, gravest first, and the verdicts of single figures that lead to it."""
 
 _MACHINE = ("cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib")
-_SETTINGS = ("model", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms")
+_SETTINGS = (
+    "model", "unet", "device", "dtype", "recipe", "batching", "max_batch_size", "max_wait_ms",
+)  # fmt: skip
 _NO_SUSPECTS = ("url", "load", "memory_before", "step_times")
 """Fields that begin like this differ from run to run by nature."""
 
