@@ -48,7 +48,7 @@ _LATER_FIELDS = ("unet", "scheduler", "loras")
 _NOTED_FIELDS = ("batch_buckets", "variant", "checkpoint")
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, *_LATER_FIELDS, *_NOTED_FIELDS, *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
-_PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api")
+_PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api", "verify")
 
 
 def run_load(
@@ -68,6 +68,7 @@ def run_load(
     seed: int = 0,
     api: str = "benchmark",
     most_failed: float = MOST_FAILED,
+    verify: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     budget: Budget | None = None,
 ) -> Run | Study:
@@ -81,7 +82,9 @@ def run_load(
     scheduled, whichever comes first. Then the run waits for the answers; `max_s` cuts the whole
     run. `api` is the route that is loaded: "benchmark", or "openai" for the images API of any
     server that has it. The run is not valid if more than the share `most_failed` of its requests
-    failed; what the server refused to protect others (429, 503, 504) is counted apart.
+    failed; what the server refused to protect others (429, 503, 504) is counted apart. A
+    certificate that nobody vouches for is accepted only without `verify`, and the record says so.
+    A user and a password in a URL are sent, but never kept.
 
     The run goes to <results>/<study>/<run>/ (see `study.folders.results_dir`), and gets a row in
     the study's summary.csv. Progress goes to `on_progress`, else to a bar where somebody watches,
@@ -112,6 +115,7 @@ def run_load(
         seed=seed,
         api=api,
         most_failed=most_failed,
+        verify=verify,
     )
     point.plan(target)
     check_names(study, point.to_dict())
@@ -148,6 +152,7 @@ class Point:
     seed: int = 0
     api: str = "benchmark"
     most_failed: float = MOST_FAILED
+    verify: bool = True
 
     def plan(self, target: Server | str) -> LoadPlan:
         """The plan of a load on `target`, which is up. Raises ValueError for a bad field."""
@@ -171,7 +176,8 @@ class Point:
             "target": target | given,
         }
         fields: dict[str, Any] = json.loads(json.dumps({**vars(self), **plain}))
-        del fields["most_failed"]  # it judges what was measured, and changes nothing of it
+        # These two change nothing of what is measured.
+        del fields["most_failed"], fields["verify"]
         return fields
 
 
@@ -208,7 +214,7 @@ class Writer:
         # 1) Make its folder. The point is recorded as it was asked for, without the budget's cut.
         server = None if isinstance(target, str) else target
         plan = replace(point, max_s=max_s).plan(target)
-        folder = self._create(point, plan, plan.url, server_spec(target))
+        folder = self._create(point, plan, plan.shown_url, server_spec(target))
 
         # 2) Send the load, and watch the server's process. A bare URL's process is unknown, so
         # nothing is watched.

@@ -162,6 +162,7 @@ def main() -> None:
     PlannedUser.ledger = ledger
     PlannedUser.api = plan.api
     PlannedUser.timeout_s = plan.timeout_s
+    PlannedUser.insecure = not plan.verify
     spans = plan.arrivals.spans()
     ClosedUser.spans = iter(spans)
     runner = start_users(ledger, ClosedUser if spans else OpenUser, len(spans) or 1)

@@ -4,7 +4,7 @@
 
 sends the requests that `run_load` sends. BENCHLIB_WORKLOAD_* choose them (see `Workload.from_env`).
 A request fails after BENCHLIB_LOAD_TIMEOUT_S seconds, by default 600. BENCHLIB_LOAD_API=openai
-sends them as OpenAI's clients do.
+sends them as OpenAI's clients do. BENCHLIB_LOAD_VERIFY=0 accepts any certificate.
 
 Ignorant of plans, rows and results. Importing this file imports Locust, which patches the process:
 never import it in a notebook's kernel.
@@ -38,6 +38,7 @@ class ImageUser(FastHttpUser):
     connection_timeout = network_timeout = None  # type: ignore[assignment]
     concurrency = 10_000  # a pool that never makes a request wait
     max_retries = max_redirects = 0  # one row is one request
+    insecure = os.environ.get("BENCHLIB_LOAD_VERIFY", "1") == "0"  # Locust's own default is True
     api = os.environ.get("BENCHLIB_LOAD_API", "benchmark")
     workload = Workload.from_env(os.environ)
     # All users share this counter, so that the i-th request sent is workload.request(i).

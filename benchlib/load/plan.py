@@ -24,7 +24,8 @@ class LoadPlan:
     scheduled, whichever comes first. A trace ends by itself. Then the run waits for the answers. A
     request fails after `timeout_s`. At `max_s` the whole run is cut, and requests in flight are
     censored. `seed` draws the moments of open arrivals. `api` is the route: "benchmark" or "openai"
-    (see `APIS`). Raises ValueError that names the field and the fix.
+    (see `APIS`). Without `verify`, any certificate of an https server is accepted. Raises ValueError
+    that names the field and the fix.
     """
 
     url: str
@@ -37,6 +38,7 @@ class LoadPlan:
     timeout_s: float = 600.0
     seed: int = 0
     api: str = "benchmark"
+    verify: bool = True
 
     def __post_init__(self) -> None:
         # 1) The server and the requests.
@@ -60,6 +62,8 @@ class LoadPlan:
             check_number("requests", self.requests, 1, whole=True)
         check_number("timeout_s", self.timeout_s, 0, above=True)
         check_number("seed", self.seed, 0, whole=True)
+        if not isinstance(self.verify, bool):
+            raise ValueError(f"verify must be True or False, got {self.verify!r}")
 
         # 3) Whether the API takes the requests. All have the same fields, except in a trace.
         if self.api not in APIS:
@@ -67,6 +71,13 @@ class LoadPlan:
         _, to_body = APIS[self.api]
         for index in range(self.arrivals.different_requests()):
             to_body(self.request(index))
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without its user and password, which reach no file and no page."""
+        parts = urlsplit(self.url)
+        _, _, host = parts.netloc.rpartition("@")
+        return parts._replace(netloc=host).geturl()
 
     def _measured_of_trace(self, trace: arrivals_.Trace) -> int:
         """How many of the trace's requests come after the warm-up."""
@@ -113,4 +124,5 @@ def _check_url(url: str) -> None:
     parts = urlsplit(url)
     is_base = parts.scheme in ("http", "https") and parts.hostname
     if not is_base or parts.query or parts.fragment:
-        raise ValueError(f"url must be like http://127.0.0.1:8000, got {url!r}")
+        shown = url.rpartition("@")[2]
+        raise ValueError(f"url must be like http://127.0.0.1:8000, got {shown!r}")

@@ -11,12 +11,14 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+_STAMP = "%Y%m%d-%H%M%S"
+_STAMP_LETTERS = 15
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -62,11 +64,12 @@ def make_run_folder(results: Path, study: str, spec: Mapping[str, Any]) -> tuple
     """Makes results/<study>/<run>/ and returns it with the moment of its creation.
 
     The name is the UTC time and `run_words(spec)`, with a number where another run has that name.
-    Raises ValueError as `check_names` does.
+    The moment is after that of every run there: if the clock was set back, it is the next second
+    after the newest run. Raises ValueError as `check_names` does.
     """
     check_names(study, spec)
-    created = datetime.now(UTC)
-    first = f"{created:%Y%m%d-%H%M%S}-{run_words(spec)}"
+    created = _next_moment(results / study, datetime.now(UTC))
+    first = f"{created:{_STAMP}}-{run_words(spec)}"
     folder = results / study / first
     number = 1
     while True:
@@ -76,6 +79,25 @@ def make_run_folder(results: Path, study: str, spec: Mapping[str, Any]) -> tuple
         except FileExistsError:
             number += 1
             folder = results / study / f"{first}-{number}"
+
+
+def _next_moment(study: Path, now: datetime) -> datetime:
+    """`now`, or the second after the newest run in `study` if that was made later than `now`."""
+    entries = study.iterdir() if study.is_dir() else ()
+    moments = [_read_stamp(entry.name) for entry in entries]
+    newest = max((moment for moment in moments if moment), default=now)
+    if newest <= now:
+        return now
+    return newest + timedelta(seconds=1)
+
+
+def _read_stamp(name: str) -> datetime | None:
+    """The moment with which a run's name begins; None for any other folder."""
+    try:
+        moment = datetime.strptime(name[:_STAMP_LETTERS], _STAMP)
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=UTC)
 
 
 def run_folders(study: Path) -> list[Path]:

@@ -34,9 +34,10 @@ class FakeServer:
     `keep_alive_s` seconds. `stall_after_s` after its first request, the whole server freezes once
     for `stall_s`.
 
-    `seen` has a dict for each request: path, body, `request_id`, `connection` (a number), and four
-    readings of time.monotonic(), null if they never came. `received_s` is the request's arrival. At
-    `begun_s` it got a lane and at `ended_s` it left the lane. At `answered_s` the answer was sent.
+    `seen` has a dict for each request: path, body, `request_id`, `authorization`, `connection` (a
+    number), and four readings of time.monotonic(), null if they never came. `received_s` is the
+    request's arrival. At `begun_s` it got a lane and at `ended_s` it left the lane. At `answered_s`
+    the answer was sent.
     A lane is free exactly at `ended_s`, even if the answer is late, so delays don't add up in the
     queue.
     """
@@ -83,6 +84,7 @@ class FakeServer:
         # 1) Note the request
         body = request["body"]
         request |= {"request_id": headers.get("x-request-id"), "received_s": time.monotonic()}
+        request["authorization"] = headers.get("authorization")
         request |= {"begun_s": None, "ended_s": None, "answered_s": None}
         if self.stall_s and not self.seen:
             asyncio.get_running_loop().call_later(self.stall_after_s, time.sleep, self.stall_s)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +94,26 @@ def test_names(tmp_path: Path, made: SimpleNamespace) -> None:
     assert create_run(tmp_path, "s", made.record(spec={"arrivals": arrivals})).path.name.endswith(
         "-open-1.5"
     )
+
+
+def test_a_clock_that_is_set_back_changes_no_order(
+    tmp_path: Path, made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = iter([12, 9, 9, 13, 14])
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2026, 11, 23, next(hours), 30, tzinfo=tz)
+
+    monkeypatch.setattr(folders, "datetime", Clock)
+    made_in_turn = [create_run(tmp_path, "s", made.record()) for _ in range(4)]
+    names = [folder.path.name for folder in made_in_turn]
+    assert [name[9:15] for name in names] == ["123000", "123001", "123002", "133000"]
+    assert [run.path.name for run in load_study(tmp_path / "s").runs] == names
+    assert [path.name for path, _ in read_records(tmp_path / "s")] == names
+    (tmp_path / "s/20991399-999999-is-no-moment").mkdir()
+    assert create_run(tmp_path, "s", made.record()).path.name.startswith("20261123-143000")
 
 
 def test_status_is_one_of_three(tmp_path: Path, made: SimpleNamespace) -> None:
