@@ -68,9 +68,9 @@ class LoadPlan:
         # 3) Whether the API takes the requests. All have the same fields, except in a trace.
         if self.api not in APIS:
             raise ValueError(f"api must be one of {', '.join(map(repr, APIS))}, got {self.api!r}")
-        _, to_body = APIS[self.api]
+        api = APIS[self.api]
         for index in range(self.arrivals.different_requests()):
-            to_body(self.request(index))
+            api.to_body(self.request(index))
 
     @property
     def shown_url(self) -> str:

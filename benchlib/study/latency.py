@@ -92,12 +92,12 @@ def has_failed(requests: pd.DataFrame) -> pd.Series:
 
 
 def errors_by_kind(requests: pd.DataFrame) -> dict[str, int]:
-    """How many of `requests` failed, by HTTP status or, unanswered, by the error's first words."""
+    """How many of `requests` failed, by a bad HTTP status, or else by the error's first words."""
     failed = requests[requests["error"].notna() & ~is_censored(requests)]
     kinds = Counter[str]()
     for status, error in zip(failed["http_status"], failed["error"], strict=True):
         kind = f"HTTP {status}"
-        if pd.isna(status):
+        if pd.isna(status) or status == 200:
             first_words, *_ = re.split("[:(]", str(error))
             kind = first_words.strip()
         kinds[kind] += 1

@@ -314,7 +314,7 @@ def test_all_that_goes_wrong_is_a_row_with_its_reason(serve, load):
         "busy": (503, 'HTTP 503: {"detail": "the queue is full"}'),
         "binary": (500, "HTTP 500: \ufffd\ufffd broken"),
         "redirect": (307, "HTTP 307: "),
-        "text": (200, None),
+        "text": (200, "no answer: it is not JSON"),
         "drop": (None, "HTTPConnectionClosed: connection closed."),
         "half": (200, "HTTPParseError: Incomplete response."),
         "drip": (200, "timeout: no answer within 2 s"),
@@ -330,6 +330,13 @@ def test_all_that_goes_wrong_is_a_row_with_its_reason(serve, load):
     seen = [request["request_id"] for request in server.seen()]
     assert sorted(seen) == sorted(row["request_id"] for row in rows), "each was sent once"
     assert outcome.finished == 60
+
+
+def test_an_answer_that_comes_too_late_ends_its_request_at_the_timeout(serve, load):
+    _, rows = load(serve(service_s=0.5).url, prompts=["a cat", "hang"], requests=6, timeout_s=0.3)
+    for row in rows:
+        assert row["error"] == "timeout: no answer within 0.3 s"
+        assert row["done_s"] - row["sent_s"] <= 0.3
 
 
 def test_a_server_that_closes_idle_connections_costs_no_request(serve, load):

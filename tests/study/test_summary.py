@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchlib.server_timing import PARTS
-from benchlib.study import latency, summary
-from benchlib.study.latency import carried_percentiles, percentile
+from benchlib.study import latency
+from benchlib.study.latency import carried_percentiles, errors_by_kind, percentile, summary
 from benchlib.study.slo import Slo, goodput
 from benchlib.study.store import Run
 from benchlib.study.summary import summarise
@@ -149,6 +149,24 @@ def test_refusing_quickly_does_not_look_fast(made: SimpleNamespace) -> None:
 
 FAILED = REFUSED | {"http_status": 500, "error": "HTTP 500"}
 CUT = {"http_status": None, "error": "ConnectionResetError: by peer"} | dict.fromkeys(["total_s"])
+
+
+def test_an_error_after_a_good_status_is_named_by_its_words(made: SimpleNamespace) -> None:
+    answers = {
+        "timeout: no answer within 2 s": 200,
+        "no answer: it is not JSON": 200,
+        "HTTP 500: (broken)": 500,
+        "HTTPParseError: Incomplete response.": 200,
+        "ConnectionRefusedError: refused": None,
+    }
+    rows = [made.row(error=error, http_status=status) for error, status in answers.items()]
+    assert errors_by_kind(made.requests(rows)) == {
+        "timeout": 1,
+        "no answer": 1,
+        "HTTP 500": 1,
+        "HTTPParseError": 1,
+        "ConnectionRefusedError": 1,
+    }
 
 
 @pytest.mark.parametrize(
