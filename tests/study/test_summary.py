@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchlib.server_timing import PARTS
-from benchlib.study import latency
-from benchlib.study.latency import carried_percentiles, errors_by_kind, percentile, summary
+from benchlib.study import latency, summary
+from benchlib.study.latency import carried_percentiles, errors_by_kind, percentile
 from benchlib.study.slo import Slo, goodput
 from benchlib.study.store import Run
 from benchlib.study.summary import summarise
@@ -221,7 +221,7 @@ def test_errors_are_counted_by_kind(made: SimpleNamespace) -> None:
         made.row(2, **REFUSED),
         made.row(3, **CENSORED),
     ]
-    assert summary.errors_by_kind(made.requests(rows)) == {"timeout": 2, "HTTP 503": 1}
+    assert errors_by_kind(made.requests(rows)) == {"timeout": 2, "HTTP 503": 1}
 
 
 def test_parts_add_up_to_the_latency(made: SimpleNamespace) -> None:
