@@ -87,7 +87,7 @@ def create_app(
             time_s=job.work.service_s,
             mem_gb=job.memory.headline_gib,
             model_params=engine.spec["model_params"],
-            **body.model_dump(exclude={"negative_prompt", "seed", "scheduler"}),
+            **body.model_dump(exclude={"negative_prompt", "seed", "scheduler", "lora"}),
         )
 
     @app.get("/health")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from benchlib.lora import usual_spelling
 from benchlib.serving.scheduler_names import SchedulerName
 
 MAX_SEED = 2**63 - 1
@@ -35,14 +36,26 @@ class BadField(ValueError):
         self.problem = problem
 
 
+def _usual_lora(lora: str | None) -> str | None:
+    return None if lora is None else usual_spelling(lora)
+
+
+Lora = Annotated[
+    str | None,
+    AfterValidator(_usual_lora),
+    Field(max_length=80, examples=["style", "style:0.8"], description="an adapter, and its scale"),
+]
+
+
 class GenerateRequest(BaseModel):
     """A request for one image.
 
     A `guidance_scale` of 1 or less switches classifier-free guidance off. `negative_prompt=None`
     stands for zero embeddings, `""` for an encoded empty prompt; the images differ. With
     `seed=None` the server draws a seed and names it. `scheduler=None` stands for the model's own;
-    docs/samplers.md lists the others. Raises pydantic's ValidationError, which names
-    the field, if a value is out of bounds.
+    docs/samplers.md lists the others. `lora` is one of the server's adapters, such as "style", or
+    "style:0.8" with its scale. Raises pydantic's ValidationError, which names the
+    field, if a value is out of bounds.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -55,6 +68,7 @@ class GenerateRequest(BaseModel):
     height: Side = 1024
     seed: Seed = None
     scheduler: SchedulerName | None = None
+    lora: Lora = None
 
     @property
     def pixel_steps(self) -> int:

@@ -6,10 +6,12 @@ Ignorant of where weights come from (models.py) and of how images are made (pipe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
 
+from benchlib.serving.model.adapters import LoraPlan, fuse_adapters
 from benchlib.serving.model.models import choose_model, load_model
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.recipes import Recipe, parse_recipes
@@ -33,6 +35,8 @@ def load_pipeline(
     dtype: str = "auto",
     recipe: str = "baseline",
     scheduler: str | None = None,
+    loras: Mapping[str, str] | None = None,
+    fuse: str | None = None,
     seed: int = 0,
     torch_threads: int | None = None,
     unet: str | None = None,
@@ -48,6 +52,10 @@ def load_pipeline(
     the whole process. None is torch's own number, but one thread for "tiny". `unet` replaces the
     model's UNet by one from a .safetensors file, a folder, or the hub (unets.py).
 
+    `loras` are LoRA adapters by name, each a .safetensors file, a folder, a hub id, or "random" to
+    try one out. A request names its adapter. `fuse="style:0.8"` adds an adapter to the weights
+    instead, with its scale; "+" joins several. docs/lora.md has more.
+
     Raises ValueError for a bad argument and `ModelError` if the model can't be loaded. Both name
     the remedy.
     """
@@ -62,6 +70,7 @@ def load_pipeline(
         raise ValueError(
             f"torch_threads: {torch_threads} is too few; use 1 or more, or None for the usual number"
         )
+    plan = LoraPlan(loras, fuse, recipes)
     model, reason = choose_model(model, target)
     # A thread that has computed before keeps its own setting, so the torch thread itself sets it.
     usual_threads = _own_threads()  # asked before the first load changes it
@@ -71,6 +80,7 @@ def load_pipeline(
 
     def load() -> SDXLPipeline:
         loaded = load_model(model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet)
+        fuse_adapters(loaded.pipe, plan)
         spec = {
             "model": model,
             "model_reason": reason,
@@ -82,8 +92,11 @@ def load_pipeline(
             "torch_threads": torch.get_num_threads(),
             "memory_before_load_gib": memory_before_gib,
             **loaded.facts,
+            **plan.spec(),
         }
-        return SDXLPipeline(loaded.pipe, spec=spec, recipes=recipes, scheduler=scheduler)
+        return SDXLPipeline(
+            loaded.pipe, spec=spec, recipes=recipes, scheduler=scheduler, loras=plan
+        )
 
     return on_torch_thread(load)
 

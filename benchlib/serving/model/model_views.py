@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.cell_view import CellView
 
 if TYPE_CHECKING:
-    from benchlib.serving.model.pipeline import Timings
+    from benchlib.serving.model.results import Timings
 
 
 def view_of_pipeline(spec: Mapping[str, Any]) -> CellView:

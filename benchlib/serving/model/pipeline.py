@@ -14,7 +14,6 @@ import gc
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.machine import available_memory_gib
+from benchlib.serving.model.adapters import Adapters, LoraPlan
 from benchlib.serving.model.denoise import Batch, Work
 from benchlib.serving.model.memory import (
     PeakMemory,
@@ -33,41 +33,13 @@ from benchlib.serving.model.memory import (
     reset_peak_memory,
 )
 from benchlib.serving.model.model_spec import describe_model
-from benchlib.serving.model.model_views import view_of_images, view_of_pipeline
+from benchlib.serving.model.model_views import view_of_pipeline
 from benchlib.serving.model.prompts import embed_guidance, embed_prompts
 from benchlib.serving.model.recipes import Recipe, apply_recipes
+from benchlib.serving.model.results import GenerateResult, Timings
 from benchlib.serving.model.schedulers import Schedules, step_options
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest, unfit_sides
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall seconds of a `generate` call; the device is synchronised before each reading."""
-
-    encode_s: float
-    denoise_s: float
-    decode_s: float
-    total_s: float
-    step_s: tuple[float, ...]
-
-
-@dataclass(frozen=True, repr=False)
-class GenerateResult(ShownInCell):
-    """The images and seeds in the order of the requests, the times, and the memory peak."""
-
-    images: list[Image]
-    seeds: list[int]
-    timings: Timings
-    memory: PeakMemory
-
-    @property
-    def peak_memory_gib(self) -> float | None:
-        """On CUDA the allocator's peak, on a CPU the process's peak RSS, else None."""
-        return self.memory.headline_gib
-
-    def _view(self) -> CellView:
-        return view_of_images(len(self.images), self.timings)
 
 
 class SDXLPipeline(ShownInCell):
@@ -84,6 +56,7 @@ class SDXLPipeline(ShownInCell):
         spec: dict[str, Any],
         recipes: tuple[Recipe, ...] = (),
         scheduler: str | None = None,
+        loras: LoraPlan | None = None,
     ) -> None:
         self._pipe = pipe
         self.device = pipe.unet.device
@@ -93,8 +66,9 @@ class SDXLPipeline(ShownInCell):
         # A compiled or recorded network must be warmed for each shape before it serves.
         self.compiled = any(recipe.sets in ("compiler", "launches") for recipe in recipes)
 
-        networks = apply_recipes(pipe, recipes)
+        networks = apply_recipes(pipe, recipes, apart=bool(loras and loras.by_request))
         self._unet = networks.unet
+        self.adapters = Adapters(pipe, networks.unet, loras)
         self._vae = networks.vae
         # A float16 VAE overflows, so the stock call casts the VAE to float32 and back around each
         # decode. Here the VAE is cast once, and `diffusers` gets a float16 copy.
@@ -118,7 +92,7 @@ class SDXLPipeline(ShownInCell):
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[GenerateRequest]) -> list[Work]:
-        """Return a work for each request; all share a call.
+        """Return a work for each request; all share a call, and have one adapter.
 
         Raises RuntimeError after `close`, and ValueError for a size that the model can't make.
         """
@@ -128,7 +102,8 @@ class SDXLPipeline(ShownInCell):
             for side, words in unfit_sides(request, self.spec["size_multiple"]).items():
                 raise ValueError(f"{side}: {words}")
         started_s = self._clock()
-        embeddings = embed_prompts(self._pipe, requests)
+        self.adapters.use(requests[0].lora)
+        embeddings = embed_prompts(self.adapters.pipe, requests)
         pairs = zip(requests, embeddings, strict=True)
         works = [self._make_work(request, *embedding) for request, embedding in pairs]
         elapsed_s = self._clock() - started_s
@@ -169,11 +144,12 @@ class SDXLPipeline(ShownInCell):
     def step(self, works: Sequence[Work], *, rows: int | None = None) -> float:
         """Move each work one step on, in one call of the UNet; returns the seconds.
 
-        All works have one size. `rows` pads the UNet's batch to that many rows, for a model that
-        was compiled for it. After an error no work has moved, and the call may be repeated with
+        All works have one size and one adapter. `rows` pads the UNet's batch to that many rows, for
+        a model that was compiled for it. After an error no work has moved, and the call may be repeated with
         fewer works. A work that its own scheduler fails gets a `failure`, and the others move.
         """
         started_s = self._clock()
+        self.adapters.use(works[0].request.lora)
         batch = self._batch
         if batch is None or not batch.holds(works, rows):
             batch = Batch(works, rows=rows, device=self.device)
@@ -237,15 +213,15 @@ class SDXLPipeline(ShownInCell):
     def generate(self, request: GenerateRequest | Sequence[GenerateRequest]) -> GenerateResult:
         """Make one image for each request. Several requests share their denoising steps.
 
-        Raises ValueError if sizes differ or a scheduler refuses the number of steps, and
-        `torch.OutOfMemoryError` if the device has too little memory.
+        Raises ValueError if sizes or adapters differ or a scheduler refuses the number of steps,
+        and `torch.OutOfMemoryError` if the device has too little memory.
         """
         requests = [request] if isinstance(request, GenerateRequest) else list(request)
-        sizes = {(one.width, one.height) for one in requests}
-        if len(sizes) != 1:
+        kinds = {(one.width, one.height, one.lora) for one in requests}
+        if len(kinds) != 1:
             raise ValueError(
-                "request: a batch needs at least one request, and all of one width and height; "
-                "split it"
+                "request: a batch needs at least one request, and all of one width, height and "
+                "lora; split it"
             )
         return on_torch_thread(self._generate, requests)
 
@@ -290,6 +266,7 @@ class SDXLPipeline(ShownInCell):
     def close(self) -> None:
         """Free the model's memory; the pipeline can't compute any more. May be called again."""
         self._pipe = self._unet = self._vae = self._stock_vae = self._batch = None
+        self.adapters.close()
         self.__dict__.pop("diffusers", None)
         gc.collect()  # torch's Module.compile leaves reference cycles
         if self.device.type == "cuda":

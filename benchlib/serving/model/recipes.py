@@ -92,24 +92,26 @@ def parse_recipes(text: str) -> tuple[Recipe, ...]:
     return recipes
 
 
-def apply_recipes(pipe: StableDiffusionXLPipeline, recipes: tuple[Recipe, ...]) -> Networks:
+def apply_recipes(
+    pipe: StableDiffusionXLPipeline, recipes: tuple[Recipe, ...], *, apart: bool = False
+) -> Networks:
     """The networks of a stock pipeline with `recipes` applied, in the order of RECIPES.
 
-    If a recipe changes a network, both networks are separate modules over the stock's tensors. So
-    the stock pipeline runs nothing that a recipe switches on. Two recipes change how the stock's
-    tensors are stored, but not their values: "channels-last" changes the layout of the weights, and
-    "fused-qkv" makes them parts of joined matrices.
+    If a recipe changes a network, or `apart` asks for it, both networks are separate modules over
+    the stock's tensors. So the stock pipeline runs nothing that a recipe switches on. Two recipes
+    change how the stock's tensors are stored, but not their values: "channels-last" changes the
+    layout of the weights, and "fused-qkv" makes them parts of joined matrices.
     """
-    if not any(recipe.apply for recipe in recipes):
+    if not apart and not any(recipe.apply for recipe in recipes):
         return Networks(pipe.unet, pipe.vae)
-    networks = Networks(_same_tensors(pipe.unet), _same_tensors(pipe.vae))
+    networks = Networks(same_tensors(pipe.unet), same_tensors(pipe.vae))
     for recipe in recipes:
         if recipe.apply is not None:
             recipe.apply(networks)
     return networks
 
 
-def _same_tensors(network: torch.nn.Module) -> torch.nn.Module:
+def same_tensors(network: torch.nn.Module) -> torch.nn.Module:
     """A copy of `network` that shares its tensors."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})

@@ -14,7 +14,8 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
 from benchlib import machine
 from benchlib.serving.model import loading
 from benchlib.serving.model.loading import load_pipeline
-from benchlib.serving.model.pipeline import SDXLPipeline, Timings
+from benchlib.serving.model.pipeline import SDXLPipeline
+from benchlib.serving.model.results import Timings
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 

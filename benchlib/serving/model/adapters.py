@@ -1,0 +1,284 @@
+"""LoRA adapters of a pipeline: fused into its weights at load, or switched on by request.
+
+Knows peft's layers and diffusers' loaders of them. Ignorant of files (lora_files.py), of queues and
+of who runs with whom. The adapters by request live in copies of the networks that share the stock
+pipeline's tensors. So the stock pipeline has no peft layer, and behaves as if there were none.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.utils import logging as transformers_logging
+
+from benchlib.lora import check_lora_name, split_lora
+from benchlib.serving.model.lora_files import (
+    NETWORKS,
+    LoraWeights,
+    check_file,
+    find_file,
+    read_weights,
+)
+from benchlib.serving.model.recipes import Recipe, same_tensors
+
+SWITCHES = 3
+_NO_ADAPTERS = {
+    "compiler": "compiles it for one adapter alone",
+    "launches": "records its launches for one adapter alone",
+    "linears": "quantises the layers that an adapter would change",
+}
+"""By what a recipe sets: why the UNet can't have adapters by request."""
+
+
+class LoraPlan:
+    """What `loras=` and `fuse=` ask for, checked before a model is loaded.
+
+    `fused` are the adapters to fuse, with their scales; `by_request` are the other ones. Raises
+    ValueError, or `ModelError` for a file, and names the remedy.
+    """
+
+    def __init__(
+        self, loras: Mapping[str, str] | None, fuse: str | None, recipes: Sequence[Recipe]
+    ) -> None:
+        given = {name: str(source) for name, source in (loras or {}).items()}
+        for name in given:
+            try:
+                check_lora_name(name)
+            except ValueError as error:
+                raise ValueError(f"loras: {error}") from None
+        self.fused = _split_fused(fuse, given)
+        self.by_request = [name for name in given if name not in self.fused]
+        _check_recipes(self.by_request, recipes)
+        self.sources = given
+        self._paths = {name: find_file(name, source) for name, source in given.items()}
+        for name, path in self._paths.items():
+            if path is not None:
+                check_file(name, path)
+
+    def read(self, name: str, pipe: Any) -> LoraWeights:
+        """The weights of one adapter, checked against a stock pipeline."""
+        return read_weights(name, self.sources[name], self._paths[name], pipe)
+
+    def spec(self) -> dict[str, Any]:
+        """The adapters for a pipeline's spec: names by request, and fused ones with scales."""
+        if not self.sources:
+            return {}
+        return {
+            "loras": list(self.by_request),
+            "fused_loras": dict(self.fused),
+            "lora_files": dict(self.sources),
+        }
+
+
+def _split_fused(fuse: str | None, given: Mapping[str, str]) -> dict[str, float]:
+    """The scale of each adapter in a text such as "style:0.8+face"."""
+    fused: dict[str, float] = {}
+    for part in (fuse or "").split("+"):
+        if not part.strip():
+            continue
+        try:
+            name, scale = split_lora(part.strip())
+        except ValueError as error:
+            raise ValueError(f"fuse: {error}") from None
+        if name not in given:
+            known = ", ".join(given) or "none"
+            raise ValueError(f"fuse: there is no adapter {name!r} in loras, which has {known}")
+        if name in fused:
+            raise ValueError(f"fuse: {name!r} is there twice; name it once")
+        fused[name] = scale
+    return fused
+
+
+def _check_recipes(by_request: Sequence[str], recipes: Sequence[Recipe]) -> None:
+    """Raise ValueError if a recipe can't go together with adapters by request."""
+    if not by_request:
+        return
+    for recipe in recipes:
+        reason = _NO_ADAPTERS.get(recipe.sets or "")
+        if recipe.name == "fused-qkv":
+            reason = "joins projections that then ignore adapters"
+        if reason is not None:
+            names = "+".join(by_request)
+            raise ValueError(
+                f"loras: the recipe {recipe.name!r} changes the UNet in a way that excludes "
+                f"adapters by request: it {reason}; fuse them (fuse={names!r}), "
+                "or leave the recipe out"
+            )
+
+
+def fuse_adapters(pipe: Any, plan: LoraPlan) -> None:
+    """Add the adapters to fuse to the weights of a stock pipeline. No layer of peft stays.
+
+    Two adapters are fused one after the other, as two pipelines that are saved in between.
+    """
+    for name, scale in plan.fused.items():
+        weights = plan.read(name, pipe)
+        networks = _load(pipe, weights, "fused")
+        pipe.fuse_lora(components=networks, lora_scale=scale, adapter_names=["fused"])
+        pipe.unload_lora_weights()
+
+
+class Adapters:
+    """The adapters by request of one pipeline: at most one is on at a time.
+
+    `unet` is the UNet that serves, a copy of the stock's; it gets peft's layers. `pipe` is a
+    pipeline with text encoders of its own, where an adapter changes them, for `encode_prompt`.
+    `lora` is what is on: "style", "style:0.8", or None. Called on the torch thread only.
+    """
+
+    def __init__(self, stock: Any, unet: Any, plan: LoraPlan | None) -> None:
+        # 1) Without adapters, the stock pipeline encodes, and there is nothing to switch
+        self.names = tuple(plan.by_request) if plan else ()
+        self.lora: str | None = None
+        self.pipe = stock
+        self._networks: list[_Adapted] = []
+        # peft puts an adapter's name into the names of modules, where some words have a meaning.
+        self._keys = {name: f"adapter{number}" for number, name in enumerate(self.names)}
+        if plan is None or not self.names:
+            return
+
+        # 2) Copies of the networks that an adapter changes
+        while hasattr(unet, "network"):  # a recipe's wrapper
+            unet = unet.network
+        self.pipe = copy.copy(stock)
+        self.pipe.unet = unet
+        read = [plan.read(name, stock) for name in self.names]
+        changed = [one for one in NETWORKS if any(weights.of(one) for weights in read)]
+        for network in changed:
+            if network != "unet":
+                setattr(self.pipe, network, same_tensors(getattr(stock, network)))
+
+        # 3) peft's layers in them, all off
+        bases = {network: _own_parameters(getattr(self.pipe, network)) for network in changed}
+        for weights in read:
+            _load(self.pipe, weights, self._keys[weights.name])
+        for network, base in bases.items():
+            self._networks.append(_Adapted(getattr(self.pipe, network), base))
+        self._switch(None)
+
+    def close(self) -> None:
+        """Free the adapters' memory, and forget the pipeline."""
+        self.pipe = None
+        self._networks = []
+
+    def use(self, lora: str | None) -> None:
+        """Switch to an adapter with its scale, or to none. Raises ValueError for an unknown one."""
+        if lora != self.lora:
+            self._switch(lora)
+
+    def _switch(self, lora: str | None) -> None:
+        name, scale = (None, 1.0) if lora is None else split_lora(lora)
+        if name is not None and name not in self._keys:
+            names = ", ".join(self.names) or "none"
+            raise ValueError(f"lora: there is no adapter {name!r}; there are {names}")
+        self.lora = "switching"  # after an error halfway, the next call switches again
+        for network in self._networks:
+            network.switch(self._keys.get(name or ""), scale)
+        self.lora = lora
+
+    def measure_switch_s(self) -> float:
+        """The seconds of the slowest switch: from none to an adapter, or back.
+
+        The shortest of a few is taken, because other work on the machine only adds time.
+        """
+        before = self.lora
+        slowest_s = 0.0
+        for name in self.names:
+            for lora, other in ((name, None), (None, name)):
+                times_s = []
+                for _ in range(SWITCHES):
+                    self._switch(other)
+                    began_s = time.perf_counter()
+                    self._switch(lora)
+                    times_s.append(time.perf_counter() - began_s)
+                slowest_s = max(slowest_s, min(times_s))
+        self._switch(before)
+        return slowest_s
+
+
+class _Adapted:
+    """A network with peft's layers, and its own parameters, `base`.
+
+    Stock pipelines leave a network's parameters with `requires_grad` as they were loaded, and
+    switch it off once there is an adapter. torch's matrix product depends on it, to the last bit,
+    and also where no gradient is computed. So a switch sets it as in a stock pipeline.
+    """
+
+    def __init__(self, network: torch.nn.Module, base: list[tuple[torch.nn.Parameter, bool]]):
+        self._layers: list[Any] = []
+        for module in network.modules():
+            if isinstance(module, BaseTunerLayer):
+                self._layers.append(module)
+        self._base = base
+
+    def switch(self, key: str | None, scale: float) -> None:
+        """Switch to peft's adapter `key`; to none, if it is None or not in this network."""
+        layers_on = [layer for layer in self._layers if key in layer.scaling]
+        for layer in self._layers:
+            layer.enable_adapters(bool(layers_on))
+        for parameter, as_loaded in self._base:
+            parameter.requires_grad_(as_loaded and not layers_on)
+        for layer in self._layers if layers_on else []:
+            layer.set_adapter([key])
+        for layer in layers_on:
+            layer.set_scale(key, scale)
+
+
+def _own_parameters(network: torch.nn.Module) -> list[tuple[torch.nn.Parameter, bool]]:
+    """Give a network parameters of its own over the same memory.
+
+    peft changes `requires_grad`, which would reach the stock's network. Returns each parameter, and
+    whether it requires gradients.
+    """
+    base = []
+    for module in network.modules():
+        for name, shared in list(module.named_parameters(recurse=False)):
+            own = torch.nn.Parameter(shared.data, requires_grad=shared.requires_grad)
+            setattr(module, name, own)
+            base.append((own, own.requires_grad))
+    return base
+
+
+def _load(pipe: Any, weights: LoraWeights, key: str) -> list[str]:
+    """Add peft's layers with `weights` to a pipeline, by the stock loaders; returns the networks."""
+    networks = [network for network in NETWORKS if weights.of(network)]
+    with _no_false_alarms():
+        for network in networks:
+            options = {
+                "network_alphas": weights.alphas,
+                "metadata": weights.metadata,
+                "adapter_name": key,
+                "_pipeline": pipe,
+                "low_cpu_mem_usage": True,
+            }
+            tensors = dict(weights.tensors)
+            module = getattr(pipe, network)
+            if network == "unet":
+                pipe.load_lora_into_unet(tensors, unet=module, **options)
+            else:
+                pipe.load_lora_into_text_encoder(
+                    tensors, text_encoder=module, prefix=network, **options
+                )
+    return networks
+
+
+@contextmanager
+def _no_false_alarms() -> Iterator[None]:
+    """Hides transformers' report that a text encoder's weights are new, which they are not."""
+    level = transformers_logging.get_verbosity()
+    showing = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if showing:
+            transformers_logging.enable_progress_bar()
