@@ -6,6 +6,8 @@ Pure; all wings know it. Ignorant of files, of models, and of which adapters the
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 MOST_SCALE = 10.0
 """A scale lies between minus this number and this number."""
@@ -47,6 +49,21 @@ def usual_spelling(text: str) -> str:
     if scale == 1:
         return name
     return f"{name}:{scale + 0.0:.10g}"
+
+
+def unknown_lora(lora: str | None, spec: Mapping[str, Any]) -> str | None:
+    """What is wrong with an adapter of a request, by the spec of a pipeline; None if nothing is."""
+    if lora is None:
+        return None
+    name, _ = split_lora(lora)
+    names = spec.get("loras", [])
+    if name in names:
+        return None
+    if name in spec.get("fused_loras", {}):
+        return f"{name!r} is fused into the weights, so every image has it; leave lora out"
+    if not names:
+        return f"there is no adapter {name!r}, because this model has none; leave lora out"
+    return f"there is no adapter {name!r}; there are {', '.join(names)}"
 
 
 def split_loras(text: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ from benchlib.serving.engine.compiled import (
     cost_tables,
     simulate_requests,
 )
-from benchlib.serving.engine.policies import BATCHINGS, make_policy
+from benchlib.serving.engine.policy_names import BATCHINGS, make_policy
 from benchlib.serving.engine.simulate import SimulatedTask, simulate
 from benchlib.serving.engine.step_times import Size, StepTimes, Times
 from benchlib.study.intervals import runs_interval

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchlib.load.bounds import check_number
 from benchlib.load.workload import Workload
-from benchlib.serving.engine.policies import BATCHINGS
+from benchlib.serving.engine.policy_names import BATCHINGS
 from benchlib.study.store import Run
 
 _OF_SHOWCASE = ("width", "height", "num_inference_steps")

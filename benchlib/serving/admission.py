@@ -1,6 +1,6 @@
 """Whether the model and this server take a request, asked before it waits for anything.
 
-Knows steps, pixel steps and sides. Ignorant of queues, of the bounds of single fields (schemas.py),
+Knows steps, pixel steps, sides and adapters. Ignorant of queues, of the bounds of single fields (schemas.py),
 and of torch.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from fastapi.exceptions import RequestValidationError
 
+from benchlib.lora import unknown_lora
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.schemas import BadField, GenerateRequest, unfit_sides
 
@@ -52,6 +53,11 @@ async def check_admission(
     unfit = unfit_sides(request, engine.spec.get("size_multiple", 1))
     if unfit:
         raise _invalid(unfit, "multiple_of")
+
+    # 4) The adapter; a model that loads has a spec later, and the engine will refuse
+    unknown = unknown_lora(request.lora, engine.spec)
+    if engine.spec and unknown is not None:
+        raise _invalid({"lora": unknown}, "value_error")
 
 
 def _invalid(problems: Mapping[str, str], kind: str) -> RequestValidationError:

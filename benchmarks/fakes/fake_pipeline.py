@@ -5,6 +5,7 @@ A test decides when a step may go on.
 
 import math
 import threading
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
@@ -32,6 +33,7 @@ class FakePipeline:
 
     compiled = False
     schedules = FakeSchedules()
+    adapters = SimpleNamespace(names=())
 
     def __init__(self):
         self.gate = threading.Event()

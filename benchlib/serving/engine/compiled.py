@@ -10,12 +10,13 @@ the first simulation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from benchlib.serving.engine.policies import PATIENCE, check_batching
+from benchlib.serving.engine.policies import PATIENCE
+from benchlib.serving.engine.policy_names import check_batching
 from benchlib.serving.engine.step_times import StepTimes
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -34,17 +35,21 @@ class Requests:
     | `steps`     | denoising steps, 1 or more                    |
     | `rows`      | rows in the UNet: 2 with guidance, or 1       |
     | `size`      | place of the size in the cost tables, from 0  |
+    | `lora`      | number of its adapter and scale, 0 for none   |
 
-    Raises ValueError, which names the array.
+    Without `lora`, no request has an adapter. Raises ValueError, which names the array.
     """
 
     arrived_s: Floats
     steps: Ints
     rows: Ints
     size: Ints
+    lora: Ints | None = None
 
     def __post_init__(self) -> None:
         number = len(self.arrived_s)
+        if self.lora is None:
+            object.__setattr__(self, "lora", np.zeros(number, np.int64))
         for field in fields(self):
             array = getattr(self, field.name)
             if array.shape != (number,):
@@ -72,12 +77,14 @@ class CostTables:
     """Seconds of each call, made by `cost_tables`. The first axis is the place of the size.
 
     The second axis is the number of rows (a step) or of requests (the others). Its place 0 is
-    unused and holds 0.
+    unused and holds 0. `switch_s` and `lora_ratio` of `StepTimes` have the first axis only.
     """
 
     step_s: Floats
     encode_s: Floats
     decode_s: Floats
+    switch_s: Floats
+    lora_ratio: Floats
 
     @property
     def max_batch_size(self) -> int:
@@ -97,7 +104,8 @@ class CostTables:
         A factor is a number, or an array that fits the second axis: one for each number of rows or
         requests, from 0 on.
         """
-        return CostTables(
+        return replace(
+            self,
             step_s=self.step_s * step,
             encode_s=self.encode_s * encode,
             decode_s=self.decode_s * decode,
@@ -146,6 +154,8 @@ def cost_tables(step_times: Sequence[StepTimes], max_batch_size: int) -> CostTab
         step_s=np.array([_row(times.step, most_rows) for times in step_times]),
         encode_s=np.array([_row(times.encode, max_batch_size) for times in step_times]),
         decode_s=np.array([_row(times.decode, max_batch_size) for times in step_times]),
+        switch_s=np.array([times.switch_s for times in step_times]),
+        lora_ratio=np.array([times.lora_ratio for times in step_times]),
     )
 
 
@@ -208,6 +218,7 @@ def simulate_requests(
         steps_left=np.array(requests.steps, np.int64),
         rows=np.array(requests.rows, np.int64),
         size=np.array(requests.size, np.int64),
+        lora=np.array(requests.lora, np.int64),
         begun_s=np.full(number, np.nan),
         done_s=np.full(number, np.nan),
         denoise_s=np.zeros(number),
@@ -272,6 +283,8 @@ def _for_lane(costs: CostTables, make: Callable[..., Any]) -> Any:
         step_s=np.array(costs.step_s, np.float64, order="C"),
         encode_s=np.array(costs.encode_s, np.float64, order="C"),
         decode_s=np.array(costs.decode_s, np.float64, order="C"),
+        switch_s=np.array(costs.switch_s, np.float64),
+        lora_ratio=np.array(costs.lora_ratio, np.float64),
     )
 
 

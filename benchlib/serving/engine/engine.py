@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchlib.serving.engine.jobs import Cancelled, Job, Refused
 from benchlib.serving.engine.model_calls import ModelCalls
 from benchlib.serving.engine.options import RECORDED_OPTIONS, EngineOptions
-from benchlib.serving.engine.policies import Turn, make_policy
+from benchlib.serving.engine.policies import Turn
+from benchlib.serving.engine.policy_names import make_policy
 from benchlib.serving.engine.simulate import SimulatedTask, until_place_s
 from benchlib.serving.engine.step_times import StepTimesBySize
 from benchlib.serving.model.torch_thread import on_torch_thread, repeat_on_torch_thread
@@ -69,6 +70,7 @@ class Engine:
         self._jobs: list[Job] = []
         # The policy's decision; None if the policy must decide again.
         self._turn: Turn[Job] | None = None
+        self._lora: str | None = None  # the adapter of the latest step
         # The jobs in the step under way. Their `steps_left` does not count it yet.
         self._stepping: tuple[Job, ...] = ()
         # When the full queue should have a place; None if there is no valid estimate.
@@ -266,6 +268,7 @@ class Engine:
                 elif job.steps_left == 0:
                     self._turn = None
         if step_s is not None:
+            self._lora = turn.step[0].lora
             self.on_step(len(turn.step), step_s)
         return bool(jobs)
 
@@ -279,7 +282,7 @@ class Engine:
             if self._turn is None:
                 # No job will come once the engine should exit, so the policy must not wait for one.
                 decided_s = math.inf if self._should_exit else now_s
-                self._turn = self._policy.turn(tuple(self._jobs), decided_s)
+                self._turn = self._policy.turn(tuple(self._jobs), decided_s, self._lora)
             turn = self._calls.within_limits(self._turn)
             self._stepping = turn.step
             self.running = len(turn.step)

@@ -71,6 +71,11 @@ class Job:
         return 2 if self.request.guidance_scale > 1 else 1
 
     @property
+    def lora(self) -> str | None:
+        """The adapter with its scale, or None."""
+        return self.request.lora
+
+    @property
     def begun(self) -> bool:
         """Whether the job has left the queue."""
         return self.admitted_s is not None

@@ -55,6 +55,7 @@ class Tasks(NamedTuple):
     steps_left: Ints
     rows: Ints
     size: Ints
+    lora: Ints
     begun_s: Floats
     done_s: Floats
     denoise_s: Floats
@@ -64,11 +65,16 @@ class Tasks(NamedTuple):
 
 
 class CallSeconds(NamedTuple):
-    """Seconds of a call: by size and rows (a step), or by size and number of requests."""
+    """Seconds of a call: by size and rows (a step), or by size and number of requests.
+
+    By size alone are a switch to another adapter, and the times as long that a step takes with one.
+    """
 
     step_s: Floats
     encode_s: Floats
     decode_s: Floats
+    switch_s: Floats
+    lora_ratio: Floats
 
 
 class Rules(NamedTuple):
@@ -128,6 +134,7 @@ def main_loop(
     arrived = 0  # the number of requests that have arrived
     done = 0
     calls = 0
+    lora = 0  # the adapter that is on
     now_s = 0.0
     sent = len(tasks.arrived_s)  # the number of requests whose arrival is known
     if rules.users:
@@ -156,7 +163,7 @@ def main_loop(
         elif rules.batching == DYNAMIC:
             together, due_s = dynamic_turn(here, tasks, rules, now_s, batch)
         else:
-            together = continuous_turn(here, tasks, planned, rules, batch, keys)
+            together = continuous_turn(here, tasks, planned, rules, lora, batch, keys)
         if not together:
             now_s = min(due_s, next_arrival_s)
             continue
@@ -166,8 +173,9 @@ def main_loop(
         # 3) Step them until the policy may decide again
         if tasks.steps_left[turn[0]]:
             now_s, made = take_steps(
-                turn, tasks, actual, factor, rules.gap_s, now_s, next_arrival_s
+                turn, tasks, actual, factor, rules.gap_s, now_s, next_arrival_s, lora
             )
+            lora = tasks.lora[turn[0]]
             calls += made
             continue
 
@@ -195,10 +203,12 @@ def take_steps(
     gap_s: float,
     now_s: float,
     next_arrival_s: float,
+    lora: int,
 ) -> tuple[float, int]:
     """Step `batch` until a request has no step left or the next one arrives.
 
-    Requests that have not begun are encoded first. Returns that time and the number of calls.
+    `lora` is the adapter that is on before. Requests that have not begun are encoded first. Returns
+    that time and the number of calls.
     """
     # 1) Encode the newcomers
     size = tasks.size[batch[0]]
@@ -212,12 +222,16 @@ def take_steps(
             tasks.begun_s[task] = now_s
             newcomers += 1
     calls = 0
+    if tasks.lora[batch[0]] != lora:
+        now_s += actual.switch_s[size] * factor
     if newcomers:
         now_s += actual.encode_s[size, newcomers] * factor + gap_s
         calls = 1
 
     # 2) Step until the next arrival
     step_s = actual.step_s[size, rows] * factor
+    if tasks.lora[batch[0]]:
+        step_s *= actual.lora_ratio[size]
     call_s = step_s + gap_s
     if call_s > 0:
         until_arrival = (next_arrival_s - now_s) / call_s
@@ -272,7 +286,7 @@ def dynamic_turn(
     for oldest in present:
         gathered = 0
         for task in present:
-            if tasks.size[task] == tasks.size[oldest] and gathered < rules.max_batch_size:
+            if is_alike(task, oldest, tasks) and gathered < rules.max_batch_size:
                 batch[gathered] = task
                 gathered += 1
         batch_due_s = tasks.arrived_s[oldest] + rules.max_wait_s
@@ -284,7 +298,13 @@ def dynamic_turn(
 
 @machine_code
 def continuous_turn(
-    present: Ints, tasks: Tasks, planned: CallSeconds, rules: Rules, batch: Ints, keys: Floats
+    present: Ints,
+    tasks: Tasks,
+    planned: CallSeconds,
+    rules: Rules,
+    lora: int,
+    batch: Ints,
+    keys: Floats,
 ) -> int:
     """`Continuous.turn`: fills `batch`, and returns its number. `keys` is room for the order."""
     # 1) Decode requests that have no step left
@@ -292,23 +312,23 @@ def continuous_turn(
     if leavers:
         return leavers
 
-    # 2) Put them in order: the first decides which size runs
+    # 2) Put them in order: the first decides which size and adapter run
     patience = min(len(present) / 3, rules.patience)
     first = present[0]
     least = math.inf
     for task in present:
-        key = tasks.arrived_s[task] + patience * left_s(task, tasks, planned)
+        key = tasks.arrived_s[task] + patience * left_s(task, tasks, planned, lora)
         if key < least:
             least = key
             first = task
     batch[0] = first
 
-    # 3) Sort others of its size in, as many as the batch may hold
+    # 3) Sort others of its kind in, as many as the batch may hold
     candidates = 1
     for task in present:
-        if task == first or tasks.size[task] != tasks.size[first]:
+        if task == first or not is_alike(task, first, tasks):
             continue
-        key = tasks.arrived_s[task] + 2 * patience * left_s(task, tasks, planned)
+        key = tasks.arrived_s[task] + 2 * patience * left_s(task, tasks, planned, lora)
         place = candidates
         while place > 1 and key < keys[place - 1]:
             place -= 1
@@ -340,17 +360,35 @@ def gather_leavers(present: Ints, tasks: Tasks, batch: Ints) -> int:
 
 
 @machine_code
-def left_s(task: int, tasks: Tasks, planned: CallSeconds) -> float:
-    """Seconds that the remaining steps of `task` take alone."""
-    alone_s = planned.step_s[tasks.size[task], tasks.rows[task]]
-    seconds: float = tasks.steps_left[task] * alone_s
+def is_alike(task: int, other: int, tasks: Tasks) -> bool:
+    """Whether two requests may share a step: they have one size and one adapter."""
+    one_size: bool = tasks.size[task] == tasks.size[other]
+    one_lora: bool = tasks.lora[task] == tasks.lora[other]
+    return one_size and one_lora
+
+
+@machine_code
+def left_s(task: int, tasks: Tasks, planned: CallSeconds, lora: int) -> float:
+    """Seconds that `task` takes alone: a switch if `lora` is another, and its remaining steps."""
+    size = tasks.size[task]
+    alone_s = planned.step_s[size, tasks.rows[task]]
+    if tasks.lora[task]:
+        alone_s *= planned.lora_ratio[size]
+    switch_s = 0.0
+    if tasks.lora[task] != lora:
+        switch_s = planned.switch_s[size]
+    seconds: float = switch_s + tasks.steps_left[task] * alone_s
     return seconds
 
 
 @machine_code
 def best_batch(candidates: Ints, tasks: Tasks, planned: CallSeconds, present: int) -> int:
     """How many of `candidates` run together: `Continuous._best_batch` says why."""
-    step_s = planned.step_s[tasks.size[candidates[0]]]
+    size = tasks.size[candidates[0]]
+    ratio = 1.0
+    if tasks.lora[candidates[0]]:
+        ratio = planned.lora_ratio[size]
+    step_s = planned.step_s[size]
     rows = 0
     one_by_one_s = 0.0
     least_cost = math.inf
@@ -359,10 +397,10 @@ def best_batch(candidates: Ints, tasks: Tasks, planned: CallSeconds, present: in
         b = place + 1
         task_rows = tasks.rows[candidates[place]]
         rows += task_rows
-        one_by_one_s += step_s[task_rows]
+        one_by_one_s += step_s[task_rows] * ratio
         slowness = 1.0
         if one_by_one_s:
-            slowness = step_s[rows] / one_by_one_s
+            slowness = step_s[rows] * ratio / one_by_one_s
         cost = (1 + b / present) * slowness + present / 2 * (slowness * slowness)
         if cost < least_cost:
             least_cost = cost

@@ -14,8 +14,8 @@ from typing import Generic, Protocol, TypeVar
 
 from benchlib.serving.engine.step_times import Size, Times
 
-SizeAndRows = tuple[Size, int]
-BATCHINGS = ("serial", "dynamic", "continuous")
+Lora = str | None  # an adapter with its scale; None is the model without any
+Kind = tuple[Size, int, Lora]  # a request's size, rows and adapter
 PATIENCE = 3.0  # how far a request may be overtaken, in multiples of its own time alone
 
 
@@ -26,6 +26,8 @@ class Task(Protocol):
     def size(self) -> Size: ...
     @property
     def rows(self) -> int: ...
+    @property
+    def lora(self) -> Lora: ...
     @property
     def steps_left(self) -> int: ...
     @property
@@ -41,9 +43,9 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 class Turn(Generic[AnyTask]):
     """What to do next: decode the requests in `decode`, then step the requests in `step` once.
 
-    All requests of one part have one size. Requests in `step` that have not begun are encoded
-    first, in one call. Until `wait_until_s` there is nothing to do, unless a request comes. Without
-    any request, all parts are empty.
+    All requests of one part have one size, and those in `step` one adapter. Those in `step` that
+    have not begun are encoded first, in one call. Until `wait_until_s` there is nothing to do,
+    unless a request comes. Without any request, all parts are empty.
     """
 
     step: tuple[AnyTask, ...] = ()
@@ -54,8 +56,11 @@ class Turn(Generic[AnyTask]):
 class Policy(Protocol):
     """Decides on a turn, which may be repeated until a request comes, ends or leaves."""
 
-    def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:
-        """The next turn for all `tasks` that wait or have begun, in their order of arrival."""
+    def turn(self, tasks: Sequence[AnyTask], now_s: float, lora: Lora = None) -> Turn[AnyTask]:
+        """The next turn for all `tasks` that wait or have begun, in their order of arrival.
+
+        `lora` is the adapter that is on.
+        """
         ...
 
 
@@ -63,7 +68,7 @@ class Policy(Protocol):
 class Serial:
     """One request at a time, first come first served."""
 
-    def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:  # noqa: ARG002
+    def turn(self, tasks: Sequence[AnyTask], now_s: float, lora: Lora = None) -> Turn[AnyTask]:  # noqa: ARG002
         if not tasks:
             return Turn()
         first = tasks[0]
@@ -74,7 +79,7 @@ class Serial:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Requests of one size, gathered to `max_batch_size` or until the oldest is `max_wait_s` old.
+    """Requests of one size and adapter, gathered to `max_batch_size` or until the oldest is `max_wait_s` old.
 
     They run, and are answered, as one batch. A request with fewer steps waits for the others. A
     request that arrives after the batch has started waits until the whole batch is done.
@@ -83,7 +88,7 @@ class Dynamic:
     max_batch_size: int
     max_wait_s: float
 
-    def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:
+    def turn(self, tasks: Sequence[AnyTask], now_s: float, lora: Lora = None) -> Turn[AnyTask]:  # noqa: ARG002
         # 1) Finish the batch that has begun
         batch = [task for task in tasks if task.begun]
         step = [task for task in batch if task.steps_left]
@@ -93,11 +98,11 @@ class Dynamic:
             return Turn(decode=tuple(batch))
 
         # 2) Begin the first batch that is full or has waited long enough
-        by_size: dict[Size, list[AnyTask]] = {}
+        alike: dict[tuple[Size, Lora], list[AnyTask]] = {}
         for task in tasks:
-            by_size.setdefault(task.size, []).append(task)
+            alike.setdefault((task.size, task.lora), []).append(task)
         due_s = inf
-        for gathered in by_size.values():
+        for gathered in alike.values():
             batch_due_s = gathered[0].arrived_s + self.max_wait_s
             is_full = len(gathered) >= self.max_batch_size
             if is_full or now_s >= batch_due_s:
@@ -113,21 +118,21 @@ class Continuous:
     **The order** goes by arrival, but short requests get a head start. Every request is put back in
     proportion to the seconds that its remaining steps take alone. So a short request overtakes
     longer ones that came a little earlier. The factor grows with the number of requests, up to
-    `PATIENCE`. The first request in order takes part in the step and decides which size runs, so
-    sizes take turns.
+    `PATIENCE`. The first request in order takes part in the step and decides which size and adapter
+    run, so these take turns. To the seconds of a request whose adapter is off, a switch is added.
 
     **The age bound**: a request that needs T alone is never overtaken by one that arrives more than
     `PATIENCE` * T later. So it waits at most for the remaining steps of the requests that arrived
     before that time.
 
-    **The batch**: requests of the same size join the first, short ones before long ones.
+    **The batch**: requests of the same size and adapter join the first, short ones before long ones.
     `_best_batch` lets them join as long as that lowers the estimated mean time of all requests.
     """
 
     times: Times
     max_batch_size: int
 
-    def turn(self, tasks: Sequence[AnyTask], now_s: float) -> Turn[AnyTask]:  # noqa: ARG002
+    def turn(self, tasks: Sequence[AnyTask], now_s: float, lora: Lora = None) -> Turn[AnyTask]:  # noqa: ARG002
         # 1) Decode requests that have no step left
         leavers = [task for task in tasks if task.begun and not task.steps_left]
         if leavers:
@@ -137,31 +142,33 @@ class Continuous:
         if len(tasks) < 2:
             return Turn(step=tuple(tasks))
 
-        # 2) Put them in order: the first decides which size runs
+        # 2) Put them in order: the first decides which size and adapter run
         patience = min(len(tasks) / 3, PATIENCE)
         alone_s = self._alone_s(tasks)
 
         def left_s(task: Task) -> float:
-            return task.steps_left * alone_s[task.size, task.rows]
+            switch_s = self.times(task.size).switch_s if task.lora != lora else 0.0
+            return switch_s + task.steps_left * alone_s[task.size, task.rows, task.lora]
 
         first = min(tasks, key=lambda task: task.arrived_s + patience * left_s(task))
 
-        # 3) Let others of its size join, as long as that pays
-        others = [task for task in tasks if task is not first and task.size == first.size]
+        # 3) Let others of its kind join, as long as that pays
+        kind = (first.size, first.lora)
+        others = [task for task in tasks if task is not first and (task.size, task.lora) == kind]
         others.sort(key=lambda task: task.arrived_s + 2 * patience * left_s(task))
         candidates = [first, *others[: self.max_batch_size - 1]]
         best = self._best_batch(candidates, alone_s, present=len(tasks))
         return Turn(step=tuple(best))
 
-    def _alone_s(self, tasks: Sequence[Task]) -> dict[SizeAndRows, float]:
-        """Seconds of a step alone, by size and rows."""
+    def _alone_s(self, tasks: Sequence[Task]) -> dict[Kind, float]:
+        """Seconds of a step alone, by size, rows and adapter."""
         alone_s = {}
-        for size, rows in {(task.size, task.rows) for task in tasks}:
-            alone_s[size, rows] = self.times(size).step(rows)
+        for size, rows, lora in {(task.size, task.rows, task.lora) for task in tasks}:
+            alone_s[size, rows, lora] = self.times(size).step(rows, lora)
         return alone_s
 
     def _best_batch(
-        self, candidates: list[AnyTask], alone_s: dict[SizeAndRows, float], present: int
+        self, candidates: list[AnyTask], alone_s: dict[Kind, float], present: int
     ) -> list[AnyTask]:
         """The first b of `candidates`: the b of least cost for the n requests that are `present`.
 
@@ -172,7 +179,7 @@ class Continuous:
         unknown; n/2 stands for it. So without any gain the best batch is one request. A small gain
         is taken only in a long queue.
         """
-        size = candidates[0].size
+        size, lora = candidates[0].size, candidates[0].lora
         times = self.times(size)
         rows = 0
         one_by_one_s = 0.0
@@ -180,33 +187,11 @@ class Continuous:
         best = 1
         for b, task in enumerate(candidates, 1):
             rows += task.rows
-            one_by_one_s += alone_s[size, task.rows]
-            slowness = times.step(rows) / one_by_one_s if one_by_one_s else 1.0
+            one_by_one_s += alone_s[size, task.rows, lora]
+            slowness = times.step(rows, lora) / one_by_one_s if one_by_one_s else 1.0
             # A product rounds as it does in machine code (see lane.py); a power does not.
             cost = (1 + b / present) * slowness + present / 2 * (slowness * slowness)
             if cost < least_cost:
                 least_cost = cost
                 best = b
         return candidates[:best]
-
-
-def make_policy(batching: str, times: Times, *, max_batch_size: int, max_wait_s: float) -> Policy:
-    """The policy named `batching`. Raises ValueError, which names the field."""
-    check_batching(batching, max_batch_size=max_batch_size, max_wait_s=max_wait_s)
-    if batching == "serial":
-        return Serial()
-    if batching == "dynamic":
-        return Dynamic(max_batch_size, max_wait_s)
-    return Continuous(times, max_batch_size)
-
-
-def check_batching(batching: str, *, max_batch_size: int, max_wait_s: float) -> None:
-    """Raise ValueError, which names the field, unless there is such a policy."""
-    if max_batch_size < 1:
-        raise ValueError(f"max_batch_size: {max_batch_size} is too few; use 1 or more")
-    if not 0 <= max_wait_s < inf:
-        raise ValueError(f"max_wait_s: {max_wait_s} is no waiting time; use 0 or more seconds")
-    if batching not in BATCHINGS:
-        raise ValueError(
-            f"batching: {batching!r} is not known; use 'serial', 'dynamic' or 'continuous'"
-        )

@@ -26,12 +26,13 @@ class SimulatedTask:
     steps_left: int
     arrived_s: float
     begun: bool = False
+    lora: str | None = None
     begun_s: float | None = None
 
     @classmethod
     def copy_of(cls, task: Task) -> SimulatedTask:
         """A copy of `task` that a simulation may change."""
-        return cls(task.size, task.rows, task.steps_left, task.arrived_s, task.begun)
+        return cls(task.size, task.rows, task.steps_left, task.arrived_s, task.begun, task.lora)
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,16 @@ class Finished:
 
 
 def simulate(
-    policy: Policy, tasks: Sequence[Task], times: Times, *, now_s: float = 0.0
+    policy: Policy,
+    tasks: Sequence[Task],
+    times: Times,
+    *,
+    now_s: float = 0.0,
+    lora: str | None = None,
 ) -> list[Finished]:
     """When each of `tasks` begins and ends, in their order. Changes no task.
 
-    The virtual clock starts at `now_s`.
+    The virtual clock starts at `now_s`, with the adapter `lora` on.
     """
     copies = [SimulatedTask.copy_of(task) for task in tasks]
     coming = sorted(copies, key=lambda task: task.arrived_s)
@@ -65,7 +71,7 @@ def simulate(
         next_arrival_s = coming[arrived].arrived_s if arrived < len(coming) else inf
 
         # 2) Ask the policy
-        turn = policy.turn(present, now_s)
+        turn = policy.turn(present, now_s, lora)
         if turn.wait_until_s is not None:
             now_s = min(turn.wait_until_s, next_arrival_s)
 
@@ -78,22 +84,32 @@ def simulate(
 
         # 4) Step the others until the policy may decide again
         if turn.step:
-            now_s = _take_steps(turn.step, times, now_s, next_arrival_s)
+            now_s = _take_steps(turn.step, times, now_s, next_arrival_s, lora)
+            lora = turn.step[0].lora
     return [Finished(task.arrived_s, task.begun_s, done_s[id(task)]) for task in copies]
 
 
 def _take_steps(
-    batch: Sequence[SimulatedTask], times: Times, now_s: float, next_arrival_s: float
+    batch: Sequence[SimulatedTask],
+    times: Times,
+    now_s: float,
+    next_arrival_s: float,
+    lora: str | None,
 ) -> float:
-    """Step `batch` until a task has no step left or the next request arrives; returns that time."""
+    """Step `batch` until a task has no step left or the next request arrives; returns that time.
+
+    `lora` is the adapter that is on before.
+    """
     cost = times(batch[0].size)
     newcomers = [task for task in batch if not task.begun]
     for task in newcomers:
         task.begun = True
         task.begun_s = now_s
+    if batch[0].lora != lora:
+        now_s += cost.switch_s
     if newcomers:
         now_s += cost.encode(len(newcomers))
-    step_s = cost.step(sum(task.rows for task in batch))
+    step_s = cost.step(sum(task.rows for task in batch), batch[0].lora)
     steps = min(task.steps_left for task in batch)
     if step_s > 0 and next_arrival_s < inf:
         until_arrival = ceil((next_arrival_s - now_s) / step_s)
@@ -117,16 +133,18 @@ def until_place_s(
     may change during the simulation, so an engine passes copies.
     """
     step_s = 0.0
+    lora = None
     if stepping:
         rows = sum(task.rows for task in stepping)
-        step_s = times(stepping[0].size).step(rows)
+        lora = stepping[0].lora
+        step_s = times(stepping[0].size).step(rows, lora)
     after_step = []
     for task in tasks:
         copy = SimulatedTask.copy_of(task)
         if task in stepping:
             copy.steps_left -= 1
         after_step.append(copy)
-    finished = simulate(policy, after_step, times, now_s=now_s + step_s)
+    finished = simulate(policy, after_step, times, now_s=now_s + step_s, lora=lora)
     begins_s = sorted(one.begun_s for one in finished if one.begun_s is not None)
     too_many = len(begins_s) - max_queue
     return begins_s[too_many] - now_s if too_many >= 0 else 0.0

@@ -12,6 +12,7 @@ from math import inf, log
 from typing import TYPE_CHECKING, Any
 
 from benchlib.other_work import OtherWork
+from benchlib.serving.engine.adapter_times import measure_adapters
 from benchlib.serving.schemas import GenerateRequest
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ ENOUGH_S = 1.0
 GAIN = 1.05  # the least gain in images per second for a batch of twice the size
 GUIDED = 7.5  # any guidance scale above 1 takes two rows
 _CURVES = ("step_s", "encode_s", "decode_s")
+_ADAPTER_PARTS = ("switch_s", "lora_ratio")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class StepTimes:
     """The cost of one size in seconds.
 
     `step_s` is by rows of the UNet's batch; `encode_s` and `decode_s` are by number of requests.
-    `measured` is what they were evened out from, as in a spec: the three curves, and what others
+    `switch_s` is a switch to another adapter, and a step with an adapter takes `lora_ratio` times as
+    long as without. `measured` is what they were evened out from, as in a spec: the three curves, and what others
     took meanwhile (see `other_work`). It is None for made-up times and those of older runs.
 
     Times are interpolated between the measured batches and grow in proportion beyond them. Raises
@@ -42,6 +45,8 @@ class StepTimes:
     encode_s: Mapping[int, float]
     decode_s: Mapping[int, float]
     measured: Mapping[str, Any] | None = None
+    switch_s: float = 0.0
+    lora_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         for name in _CURVES:
@@ -51,9 +56,10 @@ class StepTimes:
                     f"{name}: {dict(curve)!r} needs an entry; batches start at 1 and seconds at 0"
                 )
 
-    def step(self, rows: int) -> float:
-        """Seconds of a step with `rows` rows of the UNet."""
-        return _interpolate(self.step_s, rows)
+    def step(self, rows: int, lora: str | None = None) -> float:
+        """Seconds of a step with `rows` rows of the UNet, and with an adapter or without."""
+        seconds = _interpolate(self.step_s, rows)
+        return seconds if lora is None else seconds * self.lora_ratio
 
     def encode(self, requests: int) -> float:
         """Seconds of encoding `requests` requests at once."""
@@ -69,6 +75,8 @@ class StepTimes:
             step_s=_multiplied(self.step_s, pixels_ratio),
             encode_s=self.encode_s,
             decode_s=_multiplied(self.decode_s, pixels_ratio),
+            switch_s=self.switch_s,
+            lora_ratio=self.lora_ratio,
         )
 
 
@@ -99,6 +107,9 @@ class StepTimesBySize(dict[Size, StepTimes]):
             curves = spec[f"{width}x{height}"] = _curves_to_spec(times)
             if times.measured is not None:
                 curves["measured"] = dict(times.measured)
+            for part in _ADAPTER_PARTS:
+                if getattr(times, part) != getattr(StepTimes, part):
+                    curves[part] = getattr(times, part)
         return spec
 
     @classmethod
@@ -107,10 +118,11 @@ class StepTimesBySize(dict[Size, StepTimes]):
         by_size = cls()
         for size, curves in spec.items():
             width, height = size.split("x")
-            numbers = {}
+            numbers: dict[str, Any] = {}
             for part in _CURVES:
                 numbers[part] = {int(n): seconds for n, seconds in curves[part].items()}
-            times = StepTimes(**numbers, measured=curves.get("measured"))
+            adapters = {part: curves[part] for part in _ADAPTER_PARTS if part in curves}
+            times = StepTimes(**numbers, measured=curves.get("measured"), **adapters)
             by_size[int(width), int(height)] = times
         return by_size
 
@@ -169,12 +181,17 @@ def measure_step_times(
         if bucket is None and half_s / per_image_s < GAIN:
             break
 
-    # 3) Even out what other work on the machine has added, and keep what was measured
+    # 3) Adapters
+    switch_s, lora_ratio = measure_adapters(pipeline, size)
+
+    # 4) Even out what other work on the machine has added, and keep what was measured
     return StepTimes(
         step_s=_rising(curves.step_s),
         encode_s=_rising(curves.encode_s),
         decode_s=_rising(curves.decode_s),
         measured=_curves_to_spec(curves) | other_work.read()._asdict(),
+        switch_s=switch_s,
+        lora_ratio=lora_ratio,
     )
 
 

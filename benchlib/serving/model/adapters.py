@@ -18,7 +18,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import logging as transformers_logging
 
-from benchlib.lora import check_lora_name, split_lora
+from benchlib.lora import check_lora_name, split_lora, unknown_lora
 from benchlib.serving.model.lora_files import (
     NETWORKS,
     LoraWeights,
@@ -176,8 +176,7 @@ class Adapters:
     def _switch(self, lora: str | None) -> None:
         name, scale = (None, 1.0) if lora is None else split_lora(lora)
         if name is not None and name not in self._keys:
-            names = ", ".join(self.names) or "none"
-            raise ValueError(f"lora: there is no adapter {name!r}; there are {names}")
+            raise ValueError(f"lora: {unknown_lora(lora, {'loras': self.names})}")
         self.lora = "switching"  # after an error halfway, the next call switches again
         for network in self._networks:
             network.switch(self._keys.get(name or ""), scale)

@@ -18,11 +18,12 @@ from benchlib.serving.engine.compiled import (
     lindley,
     simulate_requests,
 )
-from benchlib.serving.engine.policies import BATCHINGS, make_policy
+from benchlib.serving.engine.policy_names import BATCHINGS, make_policy
 from benchlib.serving.engine.simulate import SimulatedTask, simulate
 from benchlib.serving.engine.step_times import StepTimes
 
 SIZES = ((64, 64), (128, 128))
+LORAS = (None, "style", "style:0.5")
 MOST = 8
 # A batch costs as much as its requests one by one.
 DEAR = StepTimes({1: 1.0, 2: 2.0}, {1: 0.5}, {1: 2.0})
@@ -36,7 +37,14 @@ def curves(seconds: st.SearchStrategy[float]) -> st.SearchStrategy[StepTimes]:
             lambda values: dict(zip(ns, sorted(values), strict=True))
         )
     )
-    return st.builds(StepTimes, curve, curve, curve)
+    return st.builds(
+        StepTimes,
+        curve,
+        curve,
+        curve,
+        switch_s=seconds,
+        lora_ratio=st.sampled_from([1.0, 1.5]),
+    )
 
 
 # Multiples of 1/2 make ties: arrivals at the end of a step, and requests of equal rank.
@@ -47,7 +55,10 @@ pairs = st.one_of(
 )
 arrivals = st.one_of(st.integers(0, 60).map(float), st.floats(0, 60))
 kinds = st.lists(
-    st.tuples(arrivals, st.integers(1, 12), st.integers(1, 2), st.integers(0, 1)), max_size=20
+    st.tuples(
+        arrivals, st.integers(1, 12), st.integers(1, 2), st.integers(0, 1), st.integers(0, 2)
+    ),
+    max_size=20,
 ).map(sorted)
 rules = st.fixed_dictionaries(
     {
@@ -59,10 +70,10 @@ rules = st.fixed_dictionaries(
 
 
 def made(kinds) -> Requests:
-    """Requests of (arrived_s, steps, rows, size)."""
-    columns = np.array(kinds, float).reshape(-1, 4).T
+    """Requests of (arrived_s, steps, rows, size, lora)."""
+    columns = np.array(kinds, float).reshape(-1, 5).T
     whole = columns.astype(int)
-    return Requests(columns[0], whole[1], whole[2], whole[3])
+    return Requests(columns[0], whole[1], whole[2], whole[3], whole[4])
 
 
 def one_by_one(requests, planned, actual, *, batching, max_batch_size, max_wait_s):
@@ -75,9 +86,14 @@ def one_by_one(requests, planned, actual, *, batching, max_batch_size, max_wait_
         batching, times_of(planned), max_batch_size=max_batch_size, max_wait_s=max_wait_s
     )
     tasks = [
-        SimulatedTask(SIZES[size], int(rows), int(steps), float(arrived_s))
-        for arrived_s, steps, rows, size in zip(
-            requests.arrived_s, requests.steps, requests.rows, requests.size, strict=True
+        SimulatedTask(SIZES[size], int(rows), int(steps), float(arrived_s), lora=LORAS[lora])
+        for arrived_s, steps, rows, size, lora in zip(
+            requests.arrived_s,
+            requests.steps,
+            requests.rows,
+            requests.size,
+            requests.lora,
+            strict=True,
         )
     ]
     finished = simulate(policy, tasks, times_of(actual))
@@ -98,7 +114,7 @@ def run(batching, requests, times=DEAR, *, max_batch_size=4, max_wait_s=2.0, **o
 
 
 def equal_requests(arrived_s, steps=3):
-    return made([(each, steps, 1, 0) for each in arrived_s])
+    return made([(each, steps, 1, 0, 0) for each in arrived_s])
 
 
 @settings(deadline=None, max_examples=300)
@@ -138,7 +154,7 @@ def test_a_closed_loop_equals_an_open_one_with_its_arrivals(kinds, pair, rules, 
 @settings(deadline=None)
 @given(kinds, pairs, rules, halves, st.sampled_from([0.5, 1.0, 4.0]))
 def test_gaps_and_factors_lengthen_each_call(kinds, pair, rules, gap_s, factor):
-    requests = made(kinds)
+    requests = replace(made(kinds), lora=None)
     costs = cost_tables(pair, MOST)
     longer = simulate_requests(
         requests=requests,
@@ -167,7 +183,7 @@ def test_gaps_and_factors_lengthen_each_call(kinds, pair, rules, gap_s, factor):
 @settings(deadline=None)
 @given(kinds, pairs, st.lists(st.floats(0.1, 3), min_size=1, max_size=9))
 def test_serial_with_factors_is_lindleys_recursion(kinds, pair, factors):
-    requests = made(kinds)
+    requests = replace(made(kinds), lora=None)
     costs = cost_tables(pair, 1)
     simulated = simulate_requests(
         batching="serial",
@@ -206,7 +222,7 @@ def test_what_became_of_each_request_by_hand():
 def test_the_batch_is_the_mean_over_a_requests_own_steps():
     free = StepTimes({1: 1.0}, {1: 0.0}, {1: 0.0})
     costs = cost_tables([replace(free, step_s={1: 1.0, 8: 1.0})], 4)
-    requests = made([(0, 4, 1, 0), (0, 1, 1, 0)])
+    requests = made([(0, 4, 1, 0, 0), (0, 1, 1, 0, 0)])
     simulated = run("dynamic", requests, planned=costs, actual=costs, max_wait_s=0.0)
     assert simulated.batch_size.tolist() == [5 / 4, 2]
     assert simulated.denoise_s.tolist() == [4, 1]
@@ -312,7 +328,7 @@ def test_bad_options_name_the_field():
         with pytest.raises(ValueError, match=name):
             run(requests=requests, **options)
     with pytest.raises(ValueError, match="planned: a request has the size at 1, of 1 in all"):
-        run("serial", made([(0, 1, 1, 1)]))
+        run("serial", made([(0, 1, 1, 1, 0)]))
     with pytest.raises(ValueError, match="step_times"):
         cost_tables([], 4)
     with pytest.raises(ValueError, match="max_batch_size"):

@@ -447,9 +447,9 @@ def test_an_estimate_uses_copies_of_the_jobs(start, pipeline, monkeypatch):
         return seconds
 
     class Watched(type(engine._policy)):
-        def turn(self, tasks, now_s):
+        def turn(self, tasks, now_s, lora=None):
             seen.extend(task.steps_left for task in tasks)
-            return super().turn(tasks, now_s)
+            return super().turn(tasks, now_s, lora)
 
     monkeypatch.setattr(pipeline, "step", step_and_refuse)
     engine._policy = Watched()

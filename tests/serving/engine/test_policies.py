@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchlib.serving.engine.policies import BATCHINGS, PATIENCE, Policy, Task, Turn, make_policy
+from benchlib.serving.engine.policies import PATIENCE, Policy, Task, Turn
+from benchlib.serving.engine.policy_names import BATCHINGS, make_policy
 from benchlib.serving.engine.simulate import Finished, SimulatedTask, simulate, until_place_s
 from benchlib.serving.engine.step_times import StepTimes
 from benchmarks import policies as table
@@ -23,9 +24,13 @@ DEAR = StepTimes({1: 1.0, 2: 2.0}, {1: 0.5}, {1: 2.0})
 
 
 def task(
-    arrived_s: float, steps: int, size: tuple[int, int] = SMALL, rows: int = 1
+    arrived_s: float,
+    steps: int,
+    size: tuple[int, int] = SMALL,
+    rows: int = 1,
+    lora: str | None = None,
 ) -> SimulatedTask:
-    return SimulatedTask(size, rows, steps, arrived_s)
+    return SimulatedTask(size, rows, steps, arrived_s, lora=lora)
 
 
 def run(
@@ -147,7 +152,14 @@ batches = (
     .flatmap(lambda n: st.lists(st.integers(1, 8).map(lambda n: n / 2), min_size=n, max_size=n))
     .map(lambda s: dict(enumerate(sorted(s), 1)))
 )
-curves = st.builds(StepTimes, batches, batches, batches)
+curves = st.builds(
+    StepTimes,
+    batches,
+    batches,
+    batches,
+    switch_s=st.sampled_from([0.0, 0.5, 3.0]),
+    lora_ratio=st.sampled_from([1.0, 1.5]),
+)
 arriving = st.lists(
     st.builds(
         task,
@@ -155,6 +167,7 @@ arriving = st.lists(
         st.integers(1, 12),
         st.sampled_from([SMALL, LARGE]),
         st.integers(1, 2),
+        st.sampled_from([None, None, "style", "style:0.5", "face"]),
     ),
     max_size=14,
 ).map(lambda tasks: sorted(tasks, key=lambda each: each.arrived_s))
@@ -168,9 +181,10 @@ class Watched:
     most: int
     may_wait: bool
 
-    def turn(self, tasks: Sequence[Task], now_s: float) -> Turn:
-        turn = self.policy.turn(tasks, now_s)
-        assert turn == self.policy.turn(tasks, now_s)
+    def turn(self, tasks: Sequence[Task], now_s: float, lora: str | None) -> Turn:
+        turn = self.policy.turn(tasks, now_s, lora)
+        assert turn == self.policy.turn(tasks, now_s, lora)
+        assert len({each.lora for each in turn.step}) <= 1
         for batch in (turn.step, turn.decode):
             assert len(set(map(id, batch))) == len(batch) <= self.most
             assert len({each.size for each in batch}) <= 1
@@ -227,14 +241,15 @@ def test_a_turn_may_be_repeated_until_somebody_comes_or_ends(tasks, small, large
 def step_by_step(policy, tasks, times):
     present: list[SimulatedTask] = []
     coming = [
-        SimulatedTask(each.size, each.rows, each.steps_left, each.arrived_s) for each in tasks
+        SimulatedTask(each.size, each.rows, each.steps_left, each.arrived_s, lora=each.lora)
+        for each in tasks
     ]
-    ends, everybody, now_s, turn = {}, list(coming), 0.0, None
+    ends, everybody, now_s, turn, lora = {}, list(coming), 0.0, None, None
     while coming or present:
         while coming and coming[0].arrived_s <= now_s:
             present.append(coming.pop(0))
             turn = None
-        turn = turn or policy.turn(present, now_s)
+        turn = turn or policy.turn(present, now_s, lora)
         if turn.decode:
             now_s += times(turn.decode[0].size).decode(len(turn.decode))
             for each in turn.decode:
@@ -246,8 +261,10 @@ def step_by_step(policy, tasks, times):
             for each in new:
                 each.begun, each.begun_s = True, now_s
             cost = times(turn.step[0].size)
+            now_s += 0.0 if turn.step[0].lora == lora else cost.switch_s
+            lora = turn.step[0].lora
             now_s += (cost.encode(len(new)) if new else 0.0) + cost.step(
-                sum(each.rows for each in turn.step)
+                sum(each.rows for each in turn.step), lora
             )
             for each in turn.step:
                 each.steps_left -= 1
@@ -272,8 +289,8 @@ def test_nobody_starves_under_continuous(tasks, small, large, most):
     class Recorded:
         policy: Policy
 
-        def turn(self, present: Sequence[Task], now_s: float) -> Turn:
-            turn = self.policy.turn(present, now_s)
+        def turn(self, present: Sequence[Task], now_s: float, lora: str | None) -> Turn:
+            turn = self.policy.turn(present, now_s, lora)
             turns.append((list(present), {id(t): t.steps_left for t in present}, turn.step))
             return turn
 
@@ -285,7 +302,9 @@ def test_nobody_starves_under_continuous(tasks, small, large, most):
     for _, left, _ in turns:
         all_steps = left | all_steps  # the first value
     for key, each in everybody.items():
-        latest_s = each.arrived_s + PATIENCE * all_steps[key] * times(each.size).step(each.rows)
+        cost = times(each.size)
+        alone_s = cost.switch_s + all_steps[key] * cost.step(each.rows, each.lora)
+        latest_s = each.arrived_s + PATIENCE * alone_s
         ahead = sum(
             steps for other, steps in all_steps.items() if everybody[other].arrived_s <= latest_s
         )

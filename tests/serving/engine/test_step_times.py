@@ -22,6 +22,7 @@ class FakePipeline:
     """Tells the times of a model, by rows of a step and by requests, without a model."""
 
     schedules = FakeSchedules()
+    adapters = SimpleNamespace(names=())
 
     def __init__(self, step_s: dict[int, float]) -> None:
         self.step_s = step_s
