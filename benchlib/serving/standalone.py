@@ -92,6 +92,8 @@ def engine_from(settings: Settings) -> Engine:
         log.info("Serving %(model)s on %(device)s in %(dtype)s: %(model_reason)s.", pipe.spec)
         if pipe.spec["checkpoint"] is not None:
             log.info("The file is %(checkpoint)s.", pipe.spec)
+        if pipe.spec["predicts"] is not None:
+            log.info("It predicts %(predicts)s.", pipe.spec)
         if pipe.spec["unet"] is not None:
             log.info("Its UNet is %(unet)s.", pipe.spec)
         _log_cost(pipe)

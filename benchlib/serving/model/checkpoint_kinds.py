@@ -17,6 +17,10 @@ from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.weights_files import Header
 
 UNET_PREFIX = "model.diffusion_model."
+MARKS = (
+    "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
+)  # fmt: skip
+"""Tensors beside a file's weights that say what the model predicts (predictions.py)."""
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 _ADAPTER = re.compile(r"lora_|\.lora\.|\.hada_|\.lokr_|dora_scale|\.oft_|\.boft_")
 _QUANTISED = re.compile(

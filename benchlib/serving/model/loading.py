@@ -13,6 +13,7 @@ import torch
 
 from benchlib.serving.model.adapters import LoraPlan, fuse_adapters
 from benchlib.serving.model.models import choose_model, load_model
+from benchlib.serving.model.network_checks import require_runnable_scheduler
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.recipes import Recipe, parse_recipes
 from benchlib.serving.model.torch_thread import on_torch_thread
@@ -94,6 +95,8 @@ def load_pipeline(
             **loaded.facts,
             **plan.spec(),
         }
+        if scheduler is None:
+            require_runnable_scheduler(loaded.pipe.scheduler, model)
         return SDXLPipeline(
             loaded.pipe, spec=spec, recipes=recipes, scheduler=scheduler, loras=plan
         )

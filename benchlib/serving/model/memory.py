@@ -109,6 +109,17 @@ def held_gib(tensors: Iterable[torch.Tensor]) -> float:
     return held_bytes / GIB
 
 
+def own_memory(network: torch.nn.Module) -> None:
+    """Copy weights that lie in a mapped file into memory of their own.
+
+    Loaders map a file whose numbers need no conversion. Such a file, overwritten in place, would
+    change the running model. torch can't resize a storage that it has not allocated.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+            tensor.data = tensor.data.clone()
+
+
 def describe_network(network: torch.nn.Module) -> dict[str, Any]:
     """A network's number of parameters, their GiB, and the type of its largest parameter."""
     parameters = list(network.parameters())

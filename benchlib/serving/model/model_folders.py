@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +21,12 @@ from diffusers import StableDiffusionXLPipeline
 
 from benchlib.serving.model.checkpoint_kinds import find_kind
 from benchlib.serving.model.model_errors import ModelError
-from benchlib.serving.model.weights_files import read_header
+from benchlib.serving.model.weights_files import count_params, read_header
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
+LOAD_ERRORS = (
+    AttributeError, ImportError, KeyError, NameError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 """What the libraries raise at a folder or a file that they can't load."""
 
 # model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00004.safetensors, and the older
@@ -57,12 +59,20 @@ class Stored:
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a folder is loaded: which variant, in which files, and which indexes are stale."""
+    """What of a folder is loaded: which variant, in which files, and which indexes are stale.
+
+    `files` has the files of each network by its name.
+    """
 
     folder: Path
     variant: str | None
-    files: list[Path]
+    files: dict[str, list[Path]]
     stale_indexes: list[Path]
+
+    @property
+    def params(self) -> int:
+        """The number of parameters in all files."""
+        return sum(count_params(files) for files in self.files.values())
 
 
 def plan_folder(folder: Path, dtype: torch.dtype, *, without: Sequence[str] = ()) -> Plan:
@@ -76,7 +86,18 @@ def plan_folder(folder: Path, dtype: torch.dtype, *, without: Sequence[str] = ()
     index = _read_index(folder)
     present = [name for name in NETWORKS if index.get(name, [None])[0] is not None]
     needed = [name for name in present if name not in without]
+    for name in ("tokenizer", "tokenizer_2"):
+        if index.get(name, [None])[0] is not None:
+            _require_tokenizer(folder / name)
     return _plan(folder, {name: folder / name for name in needed}, dtype)
+
+
+def _require_tokenizer(folder: Path) -> None:
+    """Raises `ModelError` if a tokenizer has no vocabulary: transformers would make an empty one."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ModelError(
+            f"model: {folder} holds neither tokenizer.json nor vocab.json; download it again"
+        )
 
 
 def plan_network(folder: Path, dtype: torch.dtype) -> Plan:
@@ -88,11 +109,11 @@ def _plan(folder: Path, networks: Mapping[str, Path], dtype: torch.dtype) -> Pla
     stored = {name: find_weights(path) for name, path in networks.items()}
     usable = {name: _usable(path, stored[name]) for name, path in networks.items()}
     variant = _choose_variant(folder, usable, dtype)
-    files = []
+    files = {}
     stale_indexes = []
     for name in networks:
         used = variant if variant in usable[name] else None
-        files += stored[name][used].files
+        files[name] = stored[name][used].files
         stale_indexes += stored[name][used].stale_indexes
     return Plan(folder, variant, files, stale_indexes)
 
@@ -104,12 +125,31 @@ def load_folder(plan: Plan, dtype: torch.dtype, components: Mapping[str, Any]) -
     """
     with without_files(plan.folder, plan.stale_indexes) as folder:
         try:
-            return StableDiffusionXLPipeline.from_pretrained(
+            pipe = StableDiffusionXLPipeline.from_pretrained(
                 folder, dtype=dtype, variant=plan.variant, local_files_only=True, **components
             )
         except LOAD_ERRORS as error:
             words = f"{error}".replace(str(folder), str(plan.folder))
             raise ModelError(f"model: {plan.folder} can't be loaded: {words}") from error
+    for name, files in plan.files.items():
+        _require_all_weights(getattr(pipe, name), files, plan.folder / name)
+    return pipe
+
+
+def _require_all_weights(network: Any, files: Sequence[Path], place: Path) -> None:
+    """Raises `ModelError` if the files have fewer weights than the network.
+
+    transformers draws missing weights at random, and only a line in its log says so.
+    """
+    if getattr(network, "hf_quantizer", None) is not None:  # several numbers lie in one
+        return
+    found = count_params(files)
+    needed = sum(parameter.numel() for parameter in network.parameters())
+    if found < needed:
+        raise ModelError(
+            f"model: {place} has {found:,} of the {needed:,} weights of its configuration; "
+            "download it again, or give the configuration that belongs to it"
+        )
 
 
 def network_config(folder: Path, name: str) -> dict[str, Any]:
@@ -206,6 +246,30 @@ def _shards(index: Path) -> list[str]:
         raise ModelError(f"model: {index} can't be read ({error}); download it again") from error
 
 
+def variants_of(names: Iterable[str]) -> set[str | None]:
+    """The variants of the weights files with these names; None is the plain one."""
+    matches = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
+    return {match["variant"] or match["older"] for match in matches}
+
+
+def by_preference(variants: Iterable[str | None], dtype: torch.dtype) -> list[str | None]:
+    """The variants in the order in which a type prefers them.
+
+    float16 takes "fp16" first, and every other type the plain weights. Then come the type's own
+    variant, and "fp16".
+    """
+    in_16_bits = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+    own = in_16_bits.get(dtype)
+    first = "fp16" if dtype == torch.float16 else None
+    ranks = [first, None, own, "fp16"]
+
+    def rank(variant: str | None) -> tuple[int, str]:
+        place = ranks.index(variant) if variant in ranks else len(ranks)
+        return place, variant or ""
+
+    return sorted(variants, key=rank)
+
+
 def _choose_variant(
     folder: Path, usable: Mapping[str, Collection[str | None]], dtype: torch.dtype
 ) -> str | None:
@@ -213,17 +277,9 @@ def _choose_variant(
 
     Raises `ModelError` if no variant is there for every network, in it or in plain weights.
     """
-    # 1) Order the variants by preference
-    named = sorted({variant for of_network in usable.values() for variant in of_network if variant})
-    own = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype)
-    named.sort(key=lambda variant: (variant != own, variant != "fp16"))
-    order: list[str | None] = [None, *named]
     leading = next(iter(usable.values()))  # the UNet's, unless another UNet takes its place
-    if dtype == torch.float16 and "fp16" in leading:
-        order.insert(0, "fp16")
-
-    # 2) Take the first one that is there
-    for variant in order:
+    every = {variant for of_network in usable.values() for variant in of_network}
+    for variant in [*by_preference(leading, dtype), *by_preference(every, dtype)]:
         if all(variant in of_network or None in of_network for of_network in usable.values()):
             return variant
     found = "; ".join(f"{name} has {', '.join(map(str, usable[name]))}" for name in usable)

@@ -26,10 +26,17 @@ def view_of_pipeline(spec: Mapping[str, Any]) -> CellView:
         ("recipe", spec["recipe"]),
         ("weights", f"{spec['model_params']:,}"),
         ("usual image", f"{size}, {took}"),
+        *_file_rows(spec),
         *_few_steps_rows(spec),
         ("more", "pipe.generate(request), bl.serve(pipe), pipe.spec, pipe.diffusers"),
     ]
     return CellView(answer, rows)
+
+
+def _file_rows(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was found in the model's files, where that is not as usual."""
+    told = {"file": "checkpoint", "predicts": "predicts", "UNet": "unet", "variant": "variant"}
+    return [(name, spec[key]) for name, key in told.items() if spec.get(key) is not None]
 
 
 def _few_steps_rows(spec: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -14,9 +14,18 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from benchlib.serving.model.checkpoint_kinds import require_kind
+from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.model_errors import ModelError, require_memory
-from benchlib.serving.model.model_folders import Plan, load_folder, network_config, plan_folder
+from benchlib.serving.model.model_folders import (
+    Plan,
+    by_preference,
+    load_folder,
+    network_config,
+    plan_folder,
+    variants_of,
+)
 from benchlib.serving.model.network_checks import require_fitting_networks
+from benchlib.serving.model.predictions import scheduler_of_unet
 from benchlib.serving.model.random_models import (
     SDXL,
     SDXL_PARAMS,
@@ -32,7 +41,7 @@ from benchlib.serving.model.single_files import (
     require_whole,
 )
 from benchlib.serving.model.unets import UNetSource, find_unet, load_unet
-from benchlib.serving.model.weights_files import count_params, read_header
+from benchlib.serving.model.weights_files import read_header
 
 __all__ = [
     "SDXL",
@@ -57,7 +66,8 @@ class LoadedModel:
     """A stock pipeline, and `facts` that its name does not tell, for the pipeline's spec.
 
     `variant`: the variant of the weights, as in "fp16"; None is the plain one.
-    `checkpoint`: what a single file is and, if not noise, what it predicts; None for others.
+    `checkpoint`: what a single file is; None for others.
+    `predicts`: what a file predicts if not noise, and how that is known.
     `unet`: what replaced the model's own UNet; None if nothing did.
     """
 
@@ -118,10 +128,16 @@ def load_model(
     source = None if unet is None else find_unet(unet, dtype, ask_hub)
     target = _Target(device, dtype, source)
     loaded = _load(model, target, seed)
-    unknown: dict[str, str | None] = {"variant": None, "checkpoint": None}
+    unknown: dict[str, str | None] = dict.fromkeys(("variant", "checkpoint", "predicts"))
     loaded.facts = unknown | loaded.facts | {"unet": unet}
+    if source is not None:
+        pipe = loaded.pipe
+        pipe.scheduler, predicts = scheduler_of_unet(source.name, source.header, pipe.scheduler)
+        loaded.facts["predicts"] = predicts
     require_fitting_networks(loaded.pipe, model)
-    _own_memory(loaded.pipe)
+    for network in loaded.pipe.components.values():
+        if isinstance(network, torch.nn.Module):
+            own_memory(network)
     if device.type != "cpu":
         # A `to("cpu")` makes diffusers warn that float16 can't run there, although it can.
         loaded.pipe.to(device)
@@ -138,6 +154,8 @@ def _load(model: str, target: _Target, seed: int) -> LoadedModel:
         for name, network in target.components(SDXL["unet"]).items():
             setattr(pipe, name, network)
         return LoadedModel(pipe, {})
+    if "://" in model:
+        raise ModelError(f"model: {model!r} is an address; download the file and give its path")
     path = Path(model).expanduser()
     if path.is_dir():
         return _from_folder(path, target)
@@ -163,7 +181,7 @@ def _from_folder(folder: Path, target: _Target) -> LoadedModel:
 
 
 def _from_plan(plan: Plan, target: _Target) -> LoadedModel:
-    target.require_memory(count_params(plan.files))
+    target.require_memory(plan.params)
     components = {}
     if target.unet is not None:
         components = target.components(network_config(plan.folder, "unet"))
@@ -174,15 +192,14 @@ def _from_plan(plan: Plan, target: _Target) -> LoadedModel:
 def _from_single_file(path: Path, target: _Target) -> LoadedModel:
     # 1) Say what the file is
     if not path.is_file():
-        hint = ""
-        if len(path.parts) == 3 and not path.is_absolute():
-            hint = f"; a file on the hub: hf download {path.parts[0]}/{path.parts[1]} {path.name}"
-        raise ModelError(f"model: there is no file {path}{hint}")
+        raise ModelError(f"model: there is no file {path}{_hub_hint(path)}")
     if path.suffix in _PICKLES:
         raise ModelError(
             f"model: {path} is a pickle, which can run code when it is read; if you trust it, "
             "load it in diffusers by from_single_file, call save_pretrained, and give the folder"
         )
+    if path.name == "model_index.json":
+        raise ModelError(f"model: {path} is a list of a model's parts; give its folder")
     if path.suffix != ".safetensors":
         raise ModelError(
             f"model: {path} is no .safetensors file, and files of the kind "
@@ -199,9 +216,16 @@ def _from_single_file(path: Path, target: _Target) -> LoadedModel:
         require_memory(header.params(), target.device, target.dtype)
         if target.unet is not None:
             components = target.components(network_config(configuration, "unet"))
-        pipe, prediction = load_single_file(header, configuration, target.dtype, components)
-    words = kind.words if prediction is None else f"{kind.words} that predicts {prediction}"
-    return LoadedModel(pipe, {"checkpoint": words})
+        pipe, predicts = load_single_file(header, configuration, target.dtype, components)
+    return LoadedModel(pipe, {"checkpoint": kind.words, "predicts": predicts})
+
+
+def _hub_hint(path: Path) -> str:
+    """What to do about a file that is not here, but may be on the hub."""
+    if len(path.parts) != 3 or path.is_absolute():
+        return ""
+    owner, name, file = path.parts
+    return f"; if it is on the hub, run `hf download {owner}/{name} {file}` and give its path"
 
 
 def _from_hub(hub_id: str, target: _Target) -> LoadedModel:
@@ -247,11 +271,10 @@ def _not_a_pipeline(hub_id: str, files: set[str]) -> str:
 
 
 def _variant_on_hub(files: set[str], dtype: torch.dtype) -> str | None:
-    """The variant to download: "fp16" for float16, or where the UNet has no plain weights."""
-    weights = [name for name in files if name.startswith("unet/") and name.endswith(".safetensors")]
-    in_fp16 = [name for name in weights if ".fp16" in name]
-    has_plain = len(weights) > len(in_fp16)
-    return "fp16" if in_fp16 and (dtype == torch.float16 or not has_plain) else None
+    """The variant to download, by the UNet's weights."""
+    in_unet = [name.removeprefix("unet/") for name in files if name.startswith("unet/")]
+    variants = variants_of(in_unet)
+    return next(iter(by_preference(variants, dtype)), None)
 
 
 def ask_hub(hub_id: str) -> set[str]:
@@ -281,17 +304,3 @@ def ask_hub(hub_id: str) -> set[str]:
             f"({error or type(error).__name__}); {remedy}"
         ) from error
     return {sibling.rfilename for sibling in info.siblings or ()}
-
-
-def _own_memory(pipe: StableDiffusionXLPipeline) -> None:
-    """Copy weights that lie in a mapped file into memory of their own.
-
-    A file that is overwritten in place would otherwise change the running model. Loaders map a file
-    where its numbers need no conversion; torch can't resize such a storage.
-    """
-    for network in pipe.components.values():
-        if not isinstance(network, torch.nn.Module):
-            continue
-        for tensor in (*network.parameters(), *network.buffers()):
-            if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
-                tensor.data = tensor.data.clone()

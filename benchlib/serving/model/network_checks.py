@@ -9,6 +9,7 @@ from typing import Any
 
 from benchlib.serving.model.model_errors import ModelError
 
+_PICTURE_INPUTS = ("image_proj", "text_image_proj", "ip_image_proj")
 _PURPOSES = {9: "fills in masked pictures", 8: "edits pictures (instruct-pix2pix)"}
 
 
@@ -18,6 +19,16 @@ def require_fitting_networks(pipe: Any, name: str) -> None:
         words = check(pipe)
         if words is not None:
             raise ModelError(f"model: {name} can't make images from texts: {words}")
+
+
+def require_runnable_scheduler(scheduler: Any, name: str) -> None:
+    """Raises `ModelError` if the stock call can't run the scheduler, as with those of flow models."""
+    needed = ("init_noise_sigma", "scale_model_input", "set_timesteps", "step")
+    if not all(hasattr(scheduler, attribute) for attribute in needed):
+        raise ModelError(
+            f"model: {name} has the scheduler {type(scheduler).__name__}, which SDXL's pipeline "
+            "can't run; choose another, such as scheduler='euler'"
+        )
 
 
 def _missing_weights(pipe: Any) -> str | None:
@@ -58,6 +69,13 @@ def _unfit_texts(pipe: Any) -> str | None:
             "none of its text encoders that has a tokenizer gives the pooled text; "
             "give a model whose second text encoder has a tokenizer"
         )
+    for tokenizer, encoder in pairs:
+        most = encoder.config.max_position_embeddings
+        if tokenizer.model_max_length > most:
+            return (
+                f"a tokenizer fills texts up to {tokenizer.model_max_length:,} tokens, and its "
+                f"text encoder reads {most}; set model_max_length in tokenizer_config.json"
+            )
     return None
 
 
@@ -85,6 +103,12 @@ def _unfit_conditions(pipe: Any) -> str | None:
     encoders = [encoder for _, encoder in _text_pairs(pipe)]
     if unet.addition_embed_type != "text_time":
         return "its UNet does not read the image's size, so it is none of SDXL; give an SDXL model"
+    reads_pictures = unet.get("encoder_hid_dim_type") in _PICTURE_INPUTS
+    if reads_pictures or unet.get("class_embed_type") or unet.get("num_class_embeds"):
+        return (
+            "its UNet reads more than texts (a picture, or the number of a class); "
+            "give an SDXL text-to-image model"
+        )
     width = sum(encoder.config.hidden_size for encoder in encoders)
     reads_plain_texts = isinstance(unet.cross_attention_dim, int) and unet.encoder_hid_dim is None
     if reads_plain_texts and unet.cross_attention_dim != width:

@@ -25,6 +25,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.models import ModelError, ask_hub
 
 
@@ -138,6 +139,7 @@ def hub_vae(kind: Any, hub_id: str, networks: Networks) -> None:
             f"recipe: {hub_id} has another scale than this model's VAE of {levels} levels; "
             "leave it out"
         )
+    own_memory(vae)
     networks.vae = vae.to(former.device)
 
 

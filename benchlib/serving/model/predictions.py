@@ -7,6 +7,8 @@ Ignorant of networks.
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Any
 
 from diffusers import EDMEulerScheduler
@@ -15,6 +17,7 @@ from safetensors import safe_open
 from benchlib.serving.model.weights_files import Header
 
 _METADATA = ("modelspec.prediction_type", "modelspec.predict_key")
+_IMAGE_ITSELF = re.compile(r"(?<![a-zA-Z0-9])x0(?![a-zA-Z0-9])")
 _V_WORDS = ("v", "v_prediction", "v-prediction", "velocity")
 
 
@@ -50,6 +53,23 @@ def scheduler_by_marks(header: Header, scheduler: Any) -> tuple[Any, str | None]
             return scheduler, None
         words = f"v, by {marks[0]} in its metadata"
     return type(scheduler).from_config(scheduler.config, **options), words
+
+
+def scheduler_of_unet(name: str, header: Header | None, scheduler: Any) -> tuple[Any, str | None]:
+    """The scheduler that a UNet asks for by its file's marks or name, and in words why.
+
+    SDXL Lightning's UNet for one step predicts the image itself, and only its name says so:
+    `sdxl_lightning_1step_unet_x0.safetensors`.
+    """
+    if header is not None:
+        marked, words = scheduler_by_marks(header, scheduler)
+        if words is not None:
+            return marked, words
+    if _IMAGE_ITSELF.search(PurePath(name).name) is None:
+        return scheduler, None
+    options = {"prediction_type": "sample", "timestep_spacing": "trailing"}
+    own = type(scheduler).from_config(scheduler.config, **options)
+    return own, "the image itself, by x0 in the name of its UNet"
 
 
 def _sigmas(header: Header) -> tuple[float, float]:

@@ -7,6 +7,7 @@ around the UNet, but for the configuration that a file without one takes over.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from benchlib.serving.model.checkpoint_kinds import UNET_PREFIX, require_kind
+from benchlib.serving.model.checkpoint_kinds import MARKS, UNET_PREFIX, require_kind
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, Plan, plan_network, without_files
-from benchlib.serving.model.weights_files import Header, count_params, read_header
+from benchlib.serving.model.weights_files import Header, read_header
 
 _LCM_KEY = "time_embedding.cond_proj.weight"
 
@@ -39,9 +40,9 @@ class UNetSource:
     def params(self) -> int:
         """The number of its parameters."""
         if self.plan is not None:
-            return count_params(self.plan.files)
+            return self.plan.params
         assert self.header is not None
-        return self.header.params(_prefix(self.header))
+        return _count(self.header)
 
 
 def find_unet(source: str, dtype: torch.dtype, ask_hub: Callable[[str], set[str]]) -> UNetSource:
@@ -111,7 +112,7 @@ def _load_file(header: Header, config: dict[str, Any], dtype: torch.dtype) -> UN
         config["time_cond_proj_dim"] = header.shapes[_LCM_KEY][1]
 
     # 2) diffusers would pass over weights that it has no place for
-    own = header.params(_prefix(header))
+    own = _count(header)
     usual = count_params_of(UNet2DConditionModel, config)
     if own != usual:
         raise ModelError(
@@ -119,11 +120,11 @@ def _load_file(header: Header, config: dict[str, Any], dtype: torch.dtype) -> UN
             "give a UNet that was made for this model, or a folder with its config.json"
         )
 
-    # 3) Load. diffusers knows original keys by their prefix, which some files lack
-    weights: str | dict[str, torch.Tensor] = str(header.path)
-    if "input_blocks.0.0.weight" in header.shapes:
-        loaded = load_file(header.path)
-        weights = {UNET_PREFIX + key: tensor for key, tensor in loaded.items()}
+    # 3) Load. diffusers knows original keys by their prefix, which some files lack, and its own
+    # keys only where nothing lies beside them
+    loaded = load_file(header.path)
+    prefix = UNET_PREFIX if "input_blocks.0.0.weight" in header.shapes else ""
+    weights = {prefix + key: loaded[key] for key in _keys(header)}
     with tempfile.TemporaryDirectory(prefix="benchlib-") as made:
         place = Path(made) / "unet/config.json"
         place.parent.mkdir()
@@ -133,9 +134,14 @@ def _load_file(header: Header, config: dict[str, Any], dtype: torch.dtype) -> UN
         )
 
 
-def _prefix(header: Header) -> str:
-    has_prefix = any(key.startswith(UNET_PREFIX) for key in header.shapes)
-    return UNET_PREFIX if has_prefix else ""
+def _keys(header: Header) -> list[str]:
+    """The names of the UNet's weights in a file."""
+    prefixed = [key for key in header.shapes if key.startswith(UNET_PREFIX)]
+    return prefixed or [key for key in header.shapes if key not in MARKS]
+
+
+def _count(header: Header) -> int:
+    return sum(math.prod(header.shapes[key]) for key in _keys(header))
 
 
 def _plan(folder: Path, dtype: torch.dtype) -> Plan:

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from huggingface_hub import constants
 
+from benchlib.serving.model import models
 from benchlib.serving.model.model_errors import ModelError
 
 from .small_models import (
@@ -197,6 +198,25 @@ def test_a_cached_configuration_alone_is_no_cached_model(made, tmp_path, monkeyp
     put_into_hub_cache(tmp_path, "someone/small-sdxl", made / "plain")
     with pytest.raises(ModelError, match="not cached and the hub can't be reached"):
         load("someone/small-sdxl")
+
+
+@pytest.mark.parametrize(
+    ("files", "dtype", "variant"),
+    [
+        (["diffusion_pytorch_model.safetensors"], torch.float16, None),
+        (["diffusion_pytorch_model.fp16.safetensors"], torch.float32, "fp16"),
+        (["model.safetensors", "model.fp16.safetensors"], torch.float16, "fp16"),
+        (["model.safetensors", "model.fp16.safetensors"], torch.bfloat16, None),
+        (["model.bf16-00001-of-00002.safetensors"], torch.bfloat16, "bf16"),
+        (["model.bf16.safetensors", "model.fp16.safetensors"], torch.bfloat16, "bf16"),
+        (["model-00001-of-00002.fp16.safetensors", "model.ema.safetensors"], torch.float32, "fp16"),
+        (["model.non-ema.safetensors"], torch.float32, "non-ema"),
+        (["model.bin"], torch.float32, None),
+    ],
+)
+def test_the_variant_to_download_is_chosen_by_names(files, dtype, variant):
+    names = {f"unet/{name}" for name in files} | {"vae/model.safetensors", "README.md"}
+    assert models._variant_on_hub(names, dtype) == variant
 
 
 # -- what else is there ----------------------------------------------------------------------------

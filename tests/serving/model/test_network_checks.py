@@ -6,11 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderTiny,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import load_file
 
 from benchlib.serving.model.model_errors import ModelError
 
-from .small_models import SMALL, change_json, load, our_pixels, small_pipeline, stock_pixels
+from .small_models import SMALL, change_json, load, our_pixels, save, small_pipeline, stock_pixels
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +135,72 @@ def test_an_unknown_sample_size_is_sdxls(folder):
     config = copy.deepcopy(json.loads((folder / "unet/config.json").read_text()))
     (folder / "unet/config.json").write_text(json.dumps(config | {"sample_size": None}))
     assert load(folder).spec["showcase"]["width"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_embed_type": "timestep"}, "reads more than texts"),
+        ({"num_class_embeds": 2}, "reads more than texts"),
+    ],
+)
+def test_a_unet_with_more_inputs_is_refused(folder, changes, words):
+    give_unet(folder, **changes)
+    with pytest.raises(ModelError, match=words):
+        load(folder)
+
+
+def test_a_tokenizer_that_fills_up_too_far_is_refused(folder):
+    change_json(folder / "tokenizer/tokenizer_config.json", model_max_length=120)
+    with pytest.raises(ModelError, match="up to 120 tokens, and its text encoder reads 77"):
+        load(folder)
+
+
+def test_a_tokenizer_without_vocabulary_is_refused(folder):
+    (folder / "tokenizer/tokenizer.json").unlink()
+    with pytest.raises(
+        ModelError, match=r"tokenizer holds neither tokenizer\.json nor vocab\.json"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "text_encoder_2"])
+def test_missing_weights_are_refused(folder, name):
+    """transformers fills them in at random: each load makes other images."""
+    [path] = (folder / name).glob("*.safetensors")
+    weights = load_file(path)
+    last = next(key for key in reversed(weights) if key.endswith("weight"))
+    del weights[last]
+    save(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"has [\d,]+ of the [\d,]+ weights of its configuration"):
+        load(folder)
+
+
+def test_a_scheduler_of_flow_models_is_refused_and_another_may_be_chosen(folder):
+    name = "FlowMatchEulerDiscreteScheduler"
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": name}))
+    change_json(folder / "model_index.json", scheduler=["diffusers", name])
+    with pytest.raises(ModelError, match=f"has the scheduler {name}, .*scheduler='euler'"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "vae",
+    [
+        AutoencoderTiny(encoder_block_out_channels=[16] * 4, decoder_block_out_channels=[16] * 4),
+        AsymmetricAutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            down_block_out_channels=[16] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            up_block_out_channels=[16] * 4,
+            norm_num_groups=8,
+        ),
+    ],
+    ids=lambda vae: type(vae).__name__,
+)
+def test_a_vae_of_another_class_gives_the_stock_image(folder, vae):
+    shutil.rmtree(folder / "vae")
+    vae.save_pretrained(folder / "vae")
+    change_json(folder / "model_index.json", vae=["diffusers", type(vae).__name__])
+    theirs = StableDiffusionXLPipeline.from_pretrained(folder)
+    np.testing.assert_array_equal(our_pixels(load(folder)), stock_pixels(theirs))

@@ -155,7 +155,7 @@ def test_a_file_that_predicts_v_is_known_by_its_marks(
     theirs.scheduler = type(theirs.scheduler).from_config(
         theirs.scheduler.config, prediction_type="v_prediction", **options
     )
-    assert words in pipe.spec["checkpoint"]
+    assert words in pipe.spec["predicts"]
     np.testing.assert_array_equal(our_pixels(pipe), stock_pixels(theirs))
 
 
@@ -177,7 +177,7 @@ def test_cosxl_takes_the_noise_levels_of_its_file(base, weights, tmp_path):
         sigma_schedule="exponential",
         prediction_type="v_prediction",
     )
-    assert "noise levels 0.002 to 120" in pipe.spec["checkpoint"]
+    assert "noise levels 0.002 to 120" in pipe.spec["predicts"]
     np.testing.assert_array_equal(our_pixels(pipe), stock_pixels(theirs))
 
 
@@ -248,6 +248,7 @@ def test_a_cut_file_is_named_with_its_bytes(weights, tmp_path):
         ("model.pt", "is a pickle"),
         ("model.gguf", "files of the kind '.gguf' are not read"),
         ("model", "files of the kind 'model' are not read"),
+        ("model_index.json", "is a list of a model's parts; give its folder"),
     ],
 )
 def test_a_file_of_another_format_is_named(tmp_path, name, words):

@@ -153,6 +153,33 @@ def test_a_cached_unet_of_the_hub_is_found(base, other, tmp_path, monkeypatch, s
     np.testing.assert_array_equal(our_pixels(pipe), stock_pixels(stock_with(base, other.unet)))
 
 
+@pytest.mark.parametrize(
+    ("name", "marks", "prediction", "words"),
+    [
+        (
+            "lightning_1step_unet_x0",
+            [],
+            "sample",
+            "the image itself, by x0 in the name of its UNet",
+        ),
+        ("lightning_4step_unet", [], "epsilon", None),
+        ("unet", ["v_pred"], "v_prediction", "v, by its key v_pred"),
+    ],
+)
+def test_what_a_unet_predicts_is_known_by_its_name_or_marks(
+    base, other, tmp_path, name, marks, prediction, words
+):
+    weights = other.unet.state_dict() | {key: torch.tensor([]) for key in marks}
+    pipe = load(base, unet=str(save(weights, tmp_path / f"{name}.safetensors")))
+    assert pipe.spec["predicts"] == words
+    theirs = stock_with(base, other.unet)
+    spacing = "trailing" if prediction == "sample" else "leading"
+    theirs.scheduler = type(theirs.scheduler).from_config(
+        theirs.scheduler.config, prediction_type=prediction, timestep_spacing=spacing
+    )
+    np.testing.assert_array_equal(our_pixels(pipe), stock_pixels(theirs))
+
+
 # -- guidance as an input (LCM) --------------------------------------------------------------------
 
 
