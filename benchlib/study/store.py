@@ -15,6 +15,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
+from errno import ENOSPC
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from benchlib.study.plots_of_run import PlotsOfRun
 
 FORMAT_VERSION = 1
+SPARE_BYTES = 2**17
 _ENDS = ("finished", "interrupted", "failed")
 _FORMER_COLUMNS = {"request_class"}  # rows of older results have them; they are passed over
 
@@ -48,6 +50,7 @@ def create_run(results: Path, study: str, record: dict[str, Any]) -> RunFolder:
     started = {"started_at": created.isoformat()}
     run = RunFolder(folder, head | started | record | head | {"outcome": None})
     run.rows_path.touch()
+    run.spare_path.write_bytes(bytes(SPARE_BYTES))
     run.write_record()
     return run
 
@@ -64,6 +67,11 @@ class RunFolder:
         """requests.jsonl, to which the sender of the requests appends its rows."""
         return self.path / "requests.jsonl"
 
+    @property
+    def spare_path(self) -> Path:
+        """Room for the record of a run that fills the disk; it goes when the run ends."""
+        return self.path / ".spare"
+
     def finish(
         self,
         status: str,
@@ -74,18 +82,28 @@ class RunFolder:
         """Writes both Parquet files, then run.json with `status` of _ENDS; returns the run.
 
         The outcome gets what other processes took in the window, as a figure has only the record.
+        Raises OSError where the files can't be written, as on a full disk. Then the record says so,
+        and the rows are still in requests.jsonl.
         """
         from benchlib.study.busy import other_work_of
 
         if status not in _ENDS:
             raise ValueError(f"status must be one of {', '.join(_ENDS)}, not {status!r}")
         requests = read_rows(self.rows_path)
-        write_aside(self.path / "requests.parquet", requests.to_parquet)
-        write_aside(self.path / "telemetry.parquet", telemetry.to_parquet)
         self.record |= {"status": status, "error": error, "outcome": outcome}
         if outcome is not None:
             self.record["outcome"] = outcome | other_work_of(self.record, telemetry)
-        self.write_record()
+        try:
+            write_aside(self.path / "requests.parquet", requests.to_parquet)
+            write_aside(self.path / "telemetry.parquet", telemetry.to_parquet)
+        except OSError as failure:
+            reason = "the disk was full" if failure.errno == ENOSPC else str(failure)
+            kept = f"its rows up to then are in {self.rows_path.name}"
+            self.record |= {"status": "failed", "error": f"{reason}; {kept}"}
+            raise
+        finally:
+            self.spare_path.unlink(missing_ok=True)
+            self.write_record()
         return Run(self.record, requests, telemetry, self.path)
 
     def write_record(self) -> None:

@@ -1,7 +1,9 @@
 """The store: names, formats, round trips, and what a kill leaves behind."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -512,6 +514,38 @@ def test_a_column_that_rows_no_longer_have_is_passed_over(tmp_path: Path) -> Non
     path = tmp_path / "requests.jsonl"
     append(path, {"index": 0, "request_class": "64x64x4"})
     assert list(read_rows(path).columns) == list(ROW_DTYPES)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "the disk was full"), (errno.EIO, "[Errno 5] Input/output error")],
+)
+def test_a_run_on_a_full_disk_says_so_in_room_that_was_kept(
+    number: int,
+    reason: str,
+    tmp_path: Path,
+    made: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = create_run(tmp_path, "s", made.record())
+    append(folder.rows_path, made.row(0), made.row(1))
+    spare = folder.path / ".spare"
+    assert spare.stat().st_size >= 8 * (folder.path / "run.json").stat().st_size
+    write_aside = folders.write_aside
+
+    def on_a_full_disk(path: Path, write: Any) -> None:
+        if path.suffix == ".parquet":
+            raise OSError(number, os.strerror(number))
+        assert not spare.exists(), "the record has its room"
+        write_aside(path, write)
+
+    monkeypatch.setattr(store, "write_aside", on_a_full_disk)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        folder.finish("finished", {}, made.telemetry(2), "a long traceback")
+    run = load_run(folder.path)
+    assert run.record["status"] == "failed"
+    assert run.record["error"] == f"{reason}; its rows up to then are in requests.jsonl"
+    assert len(run.requests) == 2
 
 
 def test_what_can_not_be_written_leaves_nothing(tmp_path: Path) -> None:
