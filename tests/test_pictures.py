@@ -4,7 +4,9 @@ After an intended change, run `pytest tests/test_pictures.py --mpl-generate-path
 look.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -232,7 +234,7 @@ def policies_by_throughput(made: SimpleNamespace) -> dict[str, Any]:
 
 def tried(made: SimpleNamespace) -> dict[str, Any]:
     rows = [
-        made.setting("baseline", 5.0, psnr_db=100.0, pictures="same"),
+        made.setting("baseline", 5.0, psnr_db=math.inf, pictures="same"),
         made.setting("channels-last", 5.4, psnr_db=90.0, memory_gib=2.1),
         made.setting("int8", 7.5, exact=False, psnr_db=31.0, ssim=0.93, memory_gib=2.9),
         made.setting("bf16", 8.0, confirmed=True, psnr_db=35.0, ssim=0.991, memory_gib=1.5),
@@ -486,6 +488,27 @@ def _end_beside_a_wide_legend(made: SimpleNamespace) -> float:
     assert isinstance(figure, Figure)
     (end,) = title_ends(figure)
     return end
+
+
+def test_names_on_the_line_of_a_promise_leave_each_other_free(made: SimpleNamespace) -> None:
+    run = policies_by_throughput(made)
+    close = {"serial": (2.4, (2.3, 2.5)), "continuous": (2.67, (2.5, 2.8))}
+    foretold = replace(run["foretold"], capacities=close)
+    ax = plots.frontier(foretold=foretold, record=run["record"])
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    names = [text for text in ax.texts if "images/s" in text.get_text()]
+    first, second = (Text.get_window_extent(text) for text in names)
+    assert not first.overlaps(second)
+
+
+def test_an_identical_picture_stands_past_the_end_of_its_axis(made: SimpleNamespace) -> None:
+    *_, likeness = plots.ladder(**tried(made)).child_axes
+    names = [label.get_text() for label in likeness.get_xticklabels()]
+    assert names[-1] == "same"
+    last, before = likeness.get_xticks()[[-1, -2]]
+    assert last > 1.05 * before
+    marks = [float(line.get_xdata()[0]) for line in likeness.lines if line.get_marker() == "o"]
+    assert max(marks) == last
 
 
 def test_faint_words_are_found() -> None:

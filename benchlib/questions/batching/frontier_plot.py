@@ -21,6 +21,8 @@ from benchlib.study.slo import Slo
 from benchlib.study.store import Run
 from benchlib.study.wording import counted, number, per_second, words
 
+LABEL_LINE = 15
+"""Points from one label to the next below it."""
 HIGHEST_LATENCY = 3.0
 """The lines rise without end; so many times the promise show where they pass it."""
 OTHER_STYLES: tuple[dict[str, Any], ...] = (
@@ -57,8 +59,8 @@ def frontier(
     goal = Slo.parse(foretold.slo)
     styles = _styles(foretold)
     top_s = HIGHEST_LATENCY * goal.latency_s
-    labels = [(goal.latency_s, f"promised:\n{foretold.slo}", figure.RED)]
-    ax.axhline(goal.latency_s, color=figure.RED, linestyle="--", linewidth=1)
+    labels = [(goal.latency_s, f"promised:\n{foretold.slo}", "black")]
+    ax.axhline(goal.latency_s, color="black", linewidth=1)
     for name, rows in foretold.rows.groupby("name", sort=False):
         end_s = _draw_line(ax, rows, styles[str(name)], top_s)
         rate, _ = foretold.capacities[str(name)]
@@ -66,9 +68,11 @@ def frontier(
             labels.append((end_s, str(name), styles[str(name)]["color"]))
 
     # 2) What keeps the promise, and the runs
-    for name, (rate, interval) in foretold.capacities.items():
-        if rate is not None:
-            _draw_capacity(ax, name, (rate, goal.latency_s), interval, styles[name])
+    for place, name in enumerate(_most_first(foretold)):
+        rate, interval = foretold.capacities[name]
+        assert rate is not None
+        spot = (rate, goal.latency_s)
+        _draw_capacity(ax, name, spot, interval, styles[name], below=place)
     drawn = _draw_runs(ax, runs, goal, styles)
 
     # 3) The axes
@@ -89,6 +93,12 @@ def frontier(
     if refused:
         finding += f"; nothing is foretold of {' and '.join(refused)}"
     return figure.finish(ax, record, finding, _points(foretold, share), source=source)
+
+
+def _most_first(foretold: Frontier) -> list[str]:
+    """Returns the names of those whose capacity is known, the highest first."""
+    known = {name: rate for name, (rate, _) in foretold.capacities.items() if rate is not None}
+    return sorted(known, key=lambda name: -known[name])
 
 
 def _styles(foretold: Frontier) -> dict[str, dict[str, Any]]:
@@ -130,8 +140,14 @@ def _draw_capacity(
     spot: tuple[float, float],
     interval: Interval,
     style: dict[str, Any],
+    *,
+    below: int,
 ) -> None:
-    """Draws a mark with its interval on the promise's line, and names the policy below it."""
+    """Draws a mark with its interval on the promise's line, and names the policy below it.
+
+    The name stands `below` lines under that of the mark furthest to the right, so that none covers
+    another. A thin line leads to its mark.
+    """
     rate, latency_s = spot
     figure.whiskers(
         ax,
@@ -148,9 +164,10 @@ def _draw_capacity(
         ax,
         spot,
         f"{name}: {per_second(rate)}",
-        (8, -16),
+        (10, -18 - LABEL_LINE * below),
         color=figure.ink(style["color"]),
         bbox=box,
+        arrowprops={"arrowstyle": "-", "color": style["color"], "linewidth": 0.8},
     )
 
 
@@ -179,13 +196,12 @@ def _draw_runs(ax: Axes, runs: Iterable[Run], goal: Slo, styles: dict[str, dict[
 
 def _finding(foretold: Frontier) -> str:
     """Returns how many images/s keep the promise under each policy, the most first."""
-    known = {name: pair for name, pair in foretold.capacities.items() if pair[0] is not None}
-    if not known:
+    best_first = _most_first(foretold)
+    if not best_first:
         return f"how many images/s keep {foretold.slo} is not shown"
-    best_first = sorted(known, key=lambda name: -(known[name][0] or 0.0))
     said = []
     for name in best_first:
-        rate, interval = known[name]
+        rate, interval = foretold.capacities[name]
         said.append(f"{words(rate, interval)} {name}")
     return f"foretold images/s within {foretold.slo}: {', '.join(said)}"
 

@@ -25,6 +25,9 @@ from benchlib.study.wording import counted, per_second, span, words
 LATENCIES = {"latency_mean_s": "mean latency", "latency_p95_s": "p95 latency"}
 """The figures of a run's summary that are compared, and what a reader calls each."""
 
+NOT_SHOWN = "not shown"
+"""The verdict where an interval holds 1, or where there is none."""
+
 PAYS = 0.95
 """A policy is foretold to pay if its mean latency is less than this many times serial's."""
 
@@ -94,7 +97,7 @@ def _ratio_of_pairs(logs: Sequence[float]) -> tuple[float, Interval, str]:
     n = len(logs)
     mean = float(np.mean(logs))
     if n == 1:
-        return math.exp(mean), None, "not shown"
+        return math.exp(mean), None, NOT_SHOWN
     deviation = float(np.std(logs, ddof=1))
     half = intervals.t_quantile(0.975, n - 1) * deviation / math.sqrt(n)
     low = math.exp(mean - half)
@@ -105,11 +108,11 @@ def _ratio_of_pairs(logs: Sequence[float]) -> tuple[float, Interval, str]:
 def verdict_of(interval: Interval) -> str:
     """Returns "lower" or "higher" if the interval of a ratio leaves out 1, else "not shown"."""
     if interval is None:
-        return "not shown"
+        return NOT_SHOWN
     low, high = interval
     if high < 1:
         return "lower"
-    return "higher" if low > 1 else "not shown"
+    return "higher" if low > 1 else NOT_SHOWN
 
 
 def gain_words(gain: Mapping[Any, Any]) -> str:
@@ -118,7 +121,7 @@ def gain_words(gain: Mapping[Any, Any]) -> str:
     A row of `ForetoldGains` may have a ratio of 0 or infinity.
     """
     subject = f"{gain['batching']}'s {LATENCIES[gain['figure']]}"
-    if gain["verdict"] == "not shown":
+    if gain["verdict"] == NOT_SHOWN:
         not_shown = f"a difference of {subject} from serial's is not shown"
         is_bounded = gain["interval"] is not None and math.isfinite(gain["interval"][1])
         return f"{not_shown} ({span(gain['interval'])} times)" if is_bounded else not_shown

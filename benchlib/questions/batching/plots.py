@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from benchlib.questions.batching.disturbance import disturbance, measured_curves
-from benchlib.questions.batching.judge import ForetoldGains, gain_words
+from benchlib.questions.batching.judge import NOT_SHOWN, ForetoldGains, gain_words
 from benchlib.rows import PARTS_IN_TIME
 from benchlib.study import figure, latency
 from benchlib.study.wording import counted, number, per_second
@@ -44,6 +44,10 @@ NO_PAIRS = "no two valid runs of the same requests"
 MOST_FORETOLD = 3.0
 LEAST_FORETOLD = 0.05
 """A foretold line may leave the plot above and below so many times serial's latency."""
+
+PERCENTILE_MARKER = "^"
+GLYPHS = {"o": "●", "s": "■", "D": "◆", PERCENTILE_MARKER: "▲"}
+"""The marks of a plot as letters, for its labels."""
 
 MIN_STAIR = 20
 """The fewest requests of a policy's stair: fewer have no 95th percentile."""
@@ -450,14 +454,17 @@ def gain(
 ) -> Axes:
     """Draws latency as a multiple of serial's at the same rate, with 95 % intervals.
 
-    `gains` is as judge.gains() returns it. Means are filled marks, and 95th percentiles hollow
-    ones. `foretold` becomes lines of mean latencies with bands. A policy of which nothing is
-    foretold gets a thin line of `predicted` instead: mean latencies by rate (its index,
-    requests/s), with a column for each policy, "serial" among them. An infinite mean is not drawn.
-    `record` is that of any of the runs.
+    `gains` is as judge.gains() returns it. Means have the policy's mark, and 95th percentiles a
+    triangle. A hollow mark is a difference that is not shown. `foretold` becomes lines of mean
+    latencies with bands. A policy of which nothing is foretold gets a thin line of `predicted`
+    instead: mean latencies by rate (its index, requests/s), with a column for each policy, "serial"
+    among them. An infinite mean is not drawn. `record` is that of any of the runs.
     """
     ax = figure.axes(ax)
-    ax.set(xlabel="requests sent, 1/s", ylabel="latency, in multiples of serial's")
+    hollow = ""
+    if (gains["verdict"] == NOT_SHOWN).any():
+        hollow = " (hollow marks: a difference is not shown)"
+    ax.set(xlabel=f"requests sent, 1/s{hollow}", ylabel="latency, in multiples of serial's")
     means = _foretold_means(foretold)
     if not len(gains) and not len(means) and predicted is None:
         return figure.no_data(ax, record, "gain by rate", NO_PAIRS)
@@ -559,29 +566,37 @@ def _draw_gains(ax: Axes, gains: pd.DataFrame) -> list[tuple[float, str, str]]:
     for place, (kind, rows) in enumerate(kinds):
         name, latency_name = map(str, kind)
         style = POLICY_STYLES[name]
+        colour = style["color"]
         is_mean = latency_name == "latency_mean_s"
+        marker = style["marker"] if is_mean else PERCENTILE_MARKER
         x = rows["rate"] + shift * (place - (len(kinds) - 1) / 2)
         lows, highs = _ends(rows)
-        width = 2 if is_mean else 1
         ax.vlines(
             x,
             lows,
             highs,
-            color=style["color"],
-            linewidth=width,
+            color=colour,
+            linewidth=2 if is_mean else 1,
             alpha=0.7,
         )
-        face = None if is_mean else "white"
         ax.plot(
             x,
             rows["ratio"],
-            **style,
+            color=colour,
+            linestyle=style["linestyle"],
             linewidth=1.2,
-            markersize=7,
-            markerfacecolor=face,
         )
+        for at, ratio, verdict in zip(x, rows["ratio"], rows["verdict"], strict=True):
+            ax.plot(
+                at,
+                ratio,
+                marker,
+                color=colour,
+                markersize=7,
+                markerfacecolor="white" if verdict == NOT_SHOWN else colour,
+            )
         words = "mean measured" if is_mean else "95 % took at most, measured"
-        labels.append((rows["ratio"].iloc[-1], f"{name}, {words}", style["color"]))
+        labels.append((rows["ratio"].iloc[-1], f"{GLYPHS[marker]} {name}, {words}", colour))
     return labels
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from benchlib.questions.settings.judge import BASELINE, Decision, capacity_words
 from benchlib.study import figure
@@ -33,8 +34,8 @@ COLOURS = (
 DRAWN = 16
 """How many settings are drawn with their names. More can't be read."""
 
-SAME_DB = 100.0
-"""The PSNR at which an identical image is drawn."""
+LEAST_END_DB = 40.0
+"""The axis of PSNR ends here, or above its highest mark."""
 
 GRID_PROMPTS = 6
 GRID_RECIPES = 9
@@ -43,8 +44,8 @@ GRID_RECIPES = 9
 CELL_HEIGHT = 1.12
 """The height of a picture and the words below it, in widths of a picture."""
 
-FULL_DB = 55.0
-"""The label of a mark above this PSNR stands to the left of it."""
+TO_THE_LEFT = 0.55
+"""The label of a mark beyond this share of the axis of PSNR stands to the left of it."""
 
 
 # -- what each setting gives and takes
@@ -159,19 +160,34 @@ def _draw_alone(panel: Axes, shown: pd.DataFrame) -> None:
 
 
 def _draw_likeness(panel: Axes, shown: pd.DataFrame) -> None:
+    """Draws PSNR. An identical picture has none: its mark stands past the axis's end, as "same"."""
+    # 1) The axis, with a place for what is the same.
+    decibels = shown["psnr_db"].astype(float)
+    finite = decibels[decibels.map(math.isfinite)]
+    end_db = max([LEAST_END_DB, *(1.05 * finite)])
+    same_db = 1.15 * end_db
+    ticks = [tick for tick in MaxNLocator(4).tick_values(0, end_db) if tick <= end_db]
+    names = [number(tick) for tick in ticks]
+    if len(finite) < len(decibels):
+        ticks.append(same_db)
+        names.append("same")
+    panel.set(xlim=(0, 1.2 * end_db), yticks=[])
+    panel.set_xticks(ticks, names)
+
+    # 2) The marks with their words.
     for height, row in enumerate(shown.to_dict("records")):
-        decibels = min(float(row["psnr_db"]), SAME_DB)
+        place = min(float(row["psnr_db"]), same_db)
         marker, colour = "D", figure.ORANGE
         if row["exact"]:
             marker, colour = "o", figure.BLUE
         panel.plot(
-            decibels,
+            place,
             height,
             marker,
             color=colour,
             markersize=6,
         )
-        side = "right" if decibels > FULL_DB else "left"
+        side = "right" if place > TO_THE_LEFT * end_db else "left"
         style: dict[str, Any] = {
             "va": "center",
             "ha": side,
@@ -179,8 +195,7 @@ def _draw_likeness(panel: Axes, shown: pd.DataFrame) -> None:
             "linespacing": 1.1,
         }
         text = _likeness_words(row).replace("\n", "   \n   ")
-        panel.text(decibels, height, f"   {text}   ", **style)
-    panel.set(xlim=(0, 1.04 * SAME_DB), yticks=[])
+        panel.text(place, height, f"   {text}   ", **style)
     panel.set_xlabel(
         "PSNR to the baseline's pictures, dB\n(more is nearer), and the verdict\nby SSIM and FLIP",
         fontsize="small",
