@@ -32,6 +32,17 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--port", default=8000, type=int, help="port to listen on; 0 for a free one")
     for name, field in Settings.model_fields.items():
         option = "--" + name.replace("_", "-")
+        if name == "loras":
+            words = "an adapter, as in --lora style=a.safetensors; may be given several times"
+            serve.add_argument(
+                "--lora",
+                dest=name,
+                action="append",
+                metavar="NAME=PATH",
+                default=argparse.SUPPRESS,
+                help=words,
+            )
+            continue
         serve.add_argument(option, default=argparse.SUPPRESS, help=field.description)
 
     # 2) `report` takes a folder

@@ -66,13 +66,18 @@ def unknown_lora(lora: str | None, spec: Mapping[str, Any]) -> str | None:
     return f"there is no adapter {name!r}; there are {', '.join(names)}"
 
 
-def split_loras(text: str) -> dict[str, str]:
+def split_loras(given: object) -> object:
     """The adapters of a text such as "style=a.safetensors,face=b.safetensors", by name.
 
-    Raises ValueError for a part without "=" and for a name that is there twice.
+    A list of such texts, as a command line gives them, is taken as one. Any other value comes back
+    as it is. Raises ValueError for a part without "=" and for a name that is there twice.
     """
+    if isinstance(given, list):
+        given = ",".join(given)
+    if not isinstance(given, str):
+        return given
     loras: dict[str, str] = {}
-    for part in text.split(","):
+    for part in given.split(","):
         name, equals, path = part.partition("=")
         name = name.strip()
         if not equals or not path.strip():

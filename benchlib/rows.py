@@ -22,6 +22,7 @@ PARAMETERS = {
     "width": "Int64",
     "height": "Int64",
     "seed": "Int64",  # exact to 2**63 - 1
+    "lora": "string",
 }
 PARTS_IN_TIME = ("queue", "encode", "denoise", "wait", "decode", "image")
 """The parts in order of time; the wait for other images falls among the steps of denoising."""

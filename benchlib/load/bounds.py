@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchlib.lora import split_lora
+
 
 def check_number(
     field: str,
@@ -60,6 +62,15 @@ def _check_size(field: str, pixels: Any) -> None:
         raise ValueError(f"{field} must be a multiple of 8, got {pixels}")
 
 
+def _check_lora(field: str, lora: Any) -> None:
+    if lora is None:
+        return
+    try:
+        split_lora(lora)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
 FIELD_CHECKS: dict[str, Callable[[str, Any], None]] = {
     "prompts": lambda field, text: check_text(field, text, shortest=1),
     "width": _check_size,
@@ -67,7 +78,9 @@ FIELD_CHECKS: dict[str, Callable[[str, Any], None]] = {
     "num_inference_steps": lambda field, steps: check_number(field, steps, 1, 150, whole=True),
     "guidance_scale": lambda field, scale: check_number(field, scale, 0, 30),
     "negative_prompt": lambda field, text: None if text is None else check_text(field, text),
+    "lora": _check_lora,
 }
+_TEXTS = ("prompt", "negative_prompt", "lora")
 
 
 def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +98,7 @@ def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{where}: {field!r} is not a field of a request; the fields are {names}"
             )
-        if isinstance(value, str) and "prompt" not in field:
+        if isinstance(value, str) and field not in _TEXTS:
             value = float(value) if field == "guidance_scale" else int(value)
         if value is not None:
             checks[field](f"{where}: {field}", value)

@@ -28,6 +28,7 @@ from benchlib.serving.schemas import (
     MIN_SIDE,
     GenerateRequest,
     Guidance,
+    Lora,
     NegativePrompt,
     Prompt,
     Seed,
@@ -39,14 +40,15 @@ if TYPE_CHECKING:
 
 PREFIX = "/v1"
 _SIZE = re.compile(r"([0-9]{2,4})x([0-9]{2,4})")
-_SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler")
+_SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "lora")
 
 
 class ImagesRequest(BaseModel):
     """A request for one to ten images of a prompt. None stands for a field's default.
 
     The defaults of size and steps are the model's own. `num_inference_steps`, `guidance_scale`,
-    `negative_prompt`, `seed` and `scheduler` are not OpenAI's: in its Python client they go into `extra_body`.
+    `negative_prompt`, `seed`, `scheduler` and `lora` are not OpenAI's: in its Python client they go
+    into `extra_body`.
     Image i, counted from 0, is drawn with `seed` + i.
     """
 
@@ -78,6 +80,7 @@ class ImagesRequest(BaseModel):
     negative_prompt: NegativePrompt = None
     seed: Seed = None
     scheduler: SchedulerName | None = None
+    lora: Lora | None = None
 
     @field_validator("size")
     @classmethod

@@ -36,14 +36,10 @@ class BadField(ValueError):
         self.problem = problem
 
 
-def _usual_lora(lora: str | None) -> str | None:
-    return None if lora is None else usual_spelling(lora)
-
-
 Lora = Annotated[
-    str | None,
-    AfterValidator(_usual_lora),
-    Field(max_length=80, examples=["style", "style:0.8"], description="an adapter, and its scale"),
+    str,
+    Field(max_length=80, examples=["style:0.8"], description="an adapter, and its scale"),
+    AfterValidator(usual_spelling),
 ]
 
 
@@ -68,7 +64,7 @@ class GenerateRequest(BaseModel):
     height: Side = 1024
     seed: Seed = None
     scheduler: SchedulerName | None = None
-    lora: Lora = None
+    lora: Lora | None = None
 
     @property
     def pixel_steps(self) -> int:

@@ -212,10 +212,10 @@ def serve(
     """Serve a pipeline, or a model by name, over HTTP from this process; return when it is ready.
 
     A pipeline stays the caller's. A model given by name is loaded with `load_options`: `device`,
-    `dtype`, `recipe`, `scheduler`, `seed`, `torch_threads`, `unet` (see `load_pipeline`). The
-    server owns that model and frees it at `stop()`. `port=0` takes a free port. A server that runs
-    under the same `name` is stopped first, so that a notebook cell can be run again; other servers
-    go on.
+    `dtype`, `recipe`, `scheduler`, `loras`, `fuse`, `seed`, `torch_threads`, `unet` (see
+    `load_pipeline`). The server owns that model and frees it at `stop()`. `port=0` takes a free
+    port. A server that runs under the same `name` is stopped first, so that a notebook cell can be
+    run again; other servers go on.
 
     `EngineOptions` describes how requests share the model: `batching`, `max_batch_size`,
     `max_wait_ms`, `batch_buckets`, `sizes` and `max_queue`. `create_app` describes which requests

@@ -10,12 +10,13 @@ import logging
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import FastAPI
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from benchlib.lora import split_loras
 from benchlib.serving.app import create_app
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
@@ -55,6 +56,12 @@ class Settings(BaseSettings, EngineOptions):
     torch_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of torch; torch's own choice if not given"
     )
+    loras: Annotated[dict[str, str] | None, BeforeValidator(split_loras)] = Field(
+        default=None, description="LoRA adapters: style=a.safetensors,face=b.safetensors"
+    )
+    fuse: str | None = Field(
+        default=None, description="adapters of these to fuse into the weights: style:0.8+face"
+    )
     unet: str | None = Field(
         default=None, description="a UNet in place of the model's: file, folder or hub id"
     )
@@ -85,6 +92,8 @@ def engine_from(settings: Settings) -> Engine:
             dtype=settings.dtype,
             recipe=settings.recipe,
             scheduler=settings.scheduler,
+            loras=settings.loras,
+            fuse=settings.fuse,
             seed=settings.seed,
             torch_threads=settings.torch_threads,
             unet=settings.unet,

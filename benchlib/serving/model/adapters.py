@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -270,7 +271,11 @@ def _load(pipe: Any, weights: LoraWeights, key: str) -> list[str]:
 
 @contextmanager
 def _no_false_alarms() -> Iterator[None]:
-    """Hides transformers' report that a text encoder's weights are new, which they are not."""
+    """Hides transformers' report that a text encoder's weights are new, which they are not.
+
+    peft's warning of a second adapter is hidden as well.
+    """
+    warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
     level = transformers_logging.get_verbosity()
     showing = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)

@@ -34,6 +34,8 @@ RANDOM_RANK = 16
 _PLAIN = "convert it to a plain LoRA"
 _MERGE = "merge it into a checkpoint with the tool that made it, and give that as the model"
 _OTHER_KINDS = {
+    "model.diffusion_model.": ("a whole checkpoint", "give it as the model"),
+    "diffusion_model.": ("a LoRA in ComfyUI's format, or for another family", _PLAIN),
     "hada_": ("a LoHa of LyCORIS", _MERGE),
     "lokr_": ("a LoKr of LyCORIS", _MERGE),
     "oft_": ("an OFT of LyCORIS", _MERGE),
@@ -43,8 +45,6 @@ _OTHER_KINDS = {
     "lora_mid.": ("a LoCon with a middle matrix (Tucker)", _MERGE),
     "bundle_emb": ("a LoRA with embeddings of new tokens", _PLAIN),
     "lora_controlnet": ("a control LoRA", "give a plain LoRA"),
-    "model.diffusion_model.": ("a whole checkpoint", "give it as the model"),
-    "diffusion_model.": ("a LoRA in ComfyUI's format, or for another family", _PLAIN),
     "transformer.": ("a LoRA for a transformer, such as Flux or SD3", "give one for SDXL"),
     "lora_transformer_": ("a LoRA for a transformer, such as Flux or SD3", "give one for SDXL"),
     "_double_blocks_": ("a LoRA for Flux", "give one for SDXL"),

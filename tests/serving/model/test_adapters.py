@@ -4,9 +4,11 @@ from functools import cache
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
 from benchlib.serving.model.loading import load_pipeline
+from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.models import load_diffusers
 from benchlib.serving.schemas import GenerateRequest
 
@@ -153,3 +155,219 @@ def test_the_image_of_each_format_is_the_stock_pipelines(files, kind):
     for scale in (1.0, -0.5):
         asked = request(f"style:{scale}", negative_prompt="blur")
         assert same(pipe.generate(asked).images[0], fresh_image(files[kind], scale, asked))
+
+
+def equal_to_fresh(pipe, files, lora, kind, *, seed=7):
+    scale = float(lora.partition(":")[2] or 1) if lora else 0.0
+    asked = request(lora, seed=seed)
+    return same(
+        pipe.generate(asked).images[0],
+        fresh_image(files[kind] if lora else None, scale, asked),
+    )
+
+
+def test_switching_leaves_nothing_behind(files):
+    """Each image is a fresh stock pipeline's, whatever was on before; and pipe.diffusers is stock."""
+    text = "kohya, LoCon, text encoders, alpha"
+    pipe = load_pipeline("tiny", device="cpu", loras={"a": files[text], "b": files["DoRA"]})
+    usual = stock_image(stock(), request())
+    for lora in ("a", "b:0.5", None, "a:0", "a:-1", None, "b:0", "a"):
+        kind = text if lora and lora[0] == "a" else "DoRA"
+        assert equal_to_fresh(pipe, files, lora, kind), lora
+        assert same(stock_image(pipe.diffusers, request()), usual), lora
+    assert pipe.adapters.lora == "a"
+    assert pipe.spec["loras"] == ["a", "b"]
+
+
+def test_the_stock_pipeline_takes_adapters_of_its_own(files):
+    pipe = load_pipeline("tiny", device="cpu", loras={"a": files["peft"]})
+    before = pipe.generate(request("a")).images[0]
+    own = pipe.diffusers
+    own.load_lora_weights(files["diffusers"], adapter_name="own")
+    assert same(stock_image(own, request()), fresh_image(files["diffusers"], 1.0, request()))
+    assert same(pipe.generate(request("a")).images[0], before)
+    assert same(pipe.generate(request()).images[0], stock_image(stock(), request()))
+
+
+def peft_layers(*modules):
+    return [
+        one for module in modules for one in module.modules() if isinstance(one, BaseTunerLayer)
+    ]
+
+
+def test_a_fused_adapter_is_free_afterwards(files):
+    """The layers are those without any adapter, and so is the arithmetic of a step."""
+    kind = "kohya, LoCon, text encoders, alpha"
+    pipe = load_pipeline("tiny", device="cpu", loras={"a": files[kind]}, fuse="a:0.8")
+    fresh = stock()
+    fresh.load_lora_weights(files[kind], adapter_name="only")
+    fresh.fuse_lora(lora_scale=0.8, adapter_names=["only"])
+    fresh.unload_lora_weights()
+    image = pipe.generate(request()).images[0]
+    assert same(image, stock_image(fresh, request()))
+    assert same(image, stock_image(pipe.diffusers, request()))
+    own = pipe.diffusers
+    assert not peft_layers(pipe._unet, own.unet, own.text_encoder, own.text_encoder_2)
+    plain = load_pipeline("tiny", device="cpu")
+    assert [type(one) for one in pipe._unet.modules()] == [
+        type(one) for one in plain._unet.modules()
+    ]
+    assert pipe.spec["fused_loras"] == {"a": 0.8}
+    assert pipe.spec["loras"] == []
+    with pytest.raises(ValueError, match="there is no adapter 'a', because this model has none"):
+        pipe.generate(request("a"))
+
+
+def test_fused_and_by_request_go_together(files):
+    pipe = load_pipeline(
+        "tiny",
+        device="cpu",
+        loras={"a": files["peft"], "b": files["diffusers"], "c": files["convolutions"]},
+        fuse="a:0.5+b",
+    )
+    fresh = stock()
+    for kind, scale in (("peft", 0.5), ("diffusers", 1.0)):
+        fresh.load_lora_weights(files[kind], adapter_name="only")
+        fresh.fuse_lora(lora_scale=scale, adapter_names=["only"])
+        fresh.unload_lora_weights()
+    assert same(pipe.generate(request()).images[0], stock_image(fresh, request()))
+    fresh.load_lora_weights(files["convolutions"], adapter_name="only")
+    assert same(pipe.generate(request("c")).images[0], stock_image(fresh, request("c")))
+
+
+@pytest.mark.parametrize("recipe", ["channels-last", "bf16", "vae-slicing+channels-last"])
+def test_a_recipe_goes_with_adapters(files, recipe):
+    """In channels-last torch sums in another order, so the image is only near the stock's."""
+    pipe = load_pipeline("tiny", device="cpu", recipe=recipe, loras={"a": files["convolutions"]})
+    plain = load_pipeline("tiny", device="cpu", recipe=recipe)
+    with_a, without, usual = (
+        pipe.generate(request("a")).images[0],
+        pipe.generate(request()).images[0],
+        plain.generate(request()).images[0],
+    )
+    assert same(without, usual)
+    assert not same(with_a, without)
+
+
+def test_a_batch_has_one_adapter(files):
+    pipe = load_pipeline("tiny", device="cpu", loras={"a": files["peft"], "b": files["DoRA"]})
+    asked = [request("a", seed=1), request("a", seed=2, prompt="a cat on a table")]
+    together = pipe.generate(asked).images
+    for one, image in zip(asked, together, strict=True):
+        alone = fresh_image(files["peft"], 1.0, one)
+        difference = torch.tensor(list(image.tobytes())) - torch.tensor(list(alone.tobytes()))
+        assert difference.abs().max() <= 1
+    with pytest.raises(ValueError, match="of one width, height and lora"):
+        pipe.generate([request("a"), request("b")])
+    with pytest.raises(ValueError, match="there is no adapter 'c'; there are a, b"):
+        pipe.generate(request("c"))
+
+
+def test_random_adapters_need_no_file():
+    pipe = load_pipeline("tiny", device="cpu", loras={"a": "random", "b": "random-4"})
+    images = [pipe.generate(request(lora)).images[0] for lora in (None, "a", "b", "a")]
+    assert same(images[1], images[3])
+    assert len({image.tobytes() for image in images}) == 3
+    assert 0 < pipe.adapters.measure_switch_s() < 60
+
+
+# ---- what is refused
+
+
+def renamed(tensors, **changes):
+    for old, new in changes.items():
+        tensors = {key.replace(old, new): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
+def halved(tensors):
+    """The LoRA of a model with half the features."""
+    return {key: tensor[:, ::2].contiguous() for key, tensor in tensors.items() if "lora_A" in key}
+
+
+def two_ranks(tensors):
+    first = next(key for key in tensors if "lora_A" in key)
+    return tensors | {first: tensors[first][:2].contiguous()}
+
+
+def small(name):
+    return {name: torch.ones(2, 2)}
+
+
+BAD_FILES = {
+    "LoHa": (lambda: small("lora_unet_x.hada_w1_a"), "is a LoHa of LyCORIS .* merge it into"),
+    "LoKr": (lambda: small("lora_unet_x.lokr_w1"), "is a LoKr of LyCORIS"),
+    "kohya's DoRA": (lambda: small("lora_unet_x.dora_scale"), "a DoRA in kohya's format"),
+    "Flux": (lambda: small("lora_unet_double_blocks_0.lora_down.weight"), "a LoRA for Flux"),
+    "SD3": (lambda: small("transformer.x.lora_A.weight"), "give one for SDXL"),
+    "peft's own": (lambda: small("base_model.model.x.lora_A.weight"), "save_lora_weights"),
+    "a checkpoint": (lambda: small("model.diffusion_model.x"), "give it as the model"),
+    "a VAE": (lambda: small("decoder.conv_in.weight"), "is no LoRA"),
+    "no network": (lambda: small("down_blocks.0.to_q.lora_A.weight"), "to which network"),
+    "another base": (
+        lambda: renamed(peft_format("unet", ATTENTION, seed=1), down_blocks="other_blocks"),
+        "which this model lacks: it was made for another base model",
+    ),
+    "other features": (
+        lambda: halved(peft_format("unet", ATTENTION, seed=1)),
+        "has 32 features at unet.* and this model 64",
+    ),
+    "two ranks": (lambda: two_ranks(peft_format("unet", ATTENTION, seed=1)), "ranks 2 and 4"),
+    "half of it": (lambda: small("lora_unet_x.lora_down.weight"), "can't be read as a LoRA"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_file_that_stock_can_not_read_whole_is_refused(tmp_path, kind):
+    make, words = BAD_FILES[kind]
+    path = tmp_path / "bad.safetensors"
+    save_file(make(), path)
+    for fuse in (None, "style"):
+        with pytest.raises(ModelError, match=f"(?s)loras: style: .*{words}") as refusal:
+            load_pipeline("tiny", device="cpu", loras={"style": str(path)}, fuse=fuse)
+        assert str(path) in str(refusal.value)
+
+
+def test_a_missing_or_broken_file_is_refused(tmp_path):
+    def refusal(source):
+        with pytest.raises(ModelError) as error:
+            load_pipeline("tiny", device="cpu", loras={"style": source})
+        return str(error.value)
+
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors here")
+    assert "is no safetensors file" in refusal(str(broken))
+    assert "no file or folder" in refusal(str(tmp_path / "missing.safetensors"))
+    assert "no file or folder" in refusal("nothing")
+    (tmp_path / "folder").mkdir()
+    assert "it has none" in refusal(str(tmp_path / "folder"))
+    assert "no rank" in refusal("random-x")
+    assert "can't be reached" in refusal("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loras": {"a.b": "random"}}, "loras: 'a.b' can't name an adapter"),
+        ({"loras": {"none": "random"}}, "loras: 'none' can't name"),
+        ({"loras": {"a": "random"}, "fuse": "b"}, "fuse: there is no adapter 'b' in loras"),
+        ({"loras": {"a": "random"}, "fuse": "a+a:2"}, "fuse: 'a' is there twice"),
+        ({"loras": {"a": "random"}, "fuse": "a:x"}, "fuse: 'x' is no scale"),
+        ({"loras": {"a": "random"}, "recipe": "fused-qkv"}, "'fused-qkv'.* ignore adapters"),
+    ],
+)
+def test_bad_arguments_are_refused(options, words):
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        load_pipeline("tiny", device="cpu", **options)
+
+
+def test_fused_projections_take_an_adapter_that_is_fused_before(files):
+    """After `fuse_qkv_projections` stock diffusers ignores adapters; ours are fused before it."""
+    kind = "peft"
+    pipe = load_pipeline(
+        "tiny", device="cpu", recipe="fused-qkv", loras={"a": files[kind]}, fuse="a"
+    )
+    usual = load_pipeline("tiny", device="cpu", loras={"a": files[kind]}, fuse="a")
+    image = torch.tensor(list(pipe.generate(request()).images[0].tobytes()))
+    wanted = torch.tensor(list(usual.generate(request()).images[0].tobytes()))
+    assert (image - wanted).abs().max() <= 1
