@@ -230,17 +230,23 @@ def _hub_hint(path: Path) -> str:
 
 def _from_hub(hub_id: str, target: _Target) -> LoadedModel:
     """Load from the local cache, or from the hub if the model is not cached."""
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+
+    without = [] if target.unet is None else ["unet"]
 
     def fetch(*, variant: str | None, local: bool) -> Path:
         return Path(
             StableDiffusionXLPipeline.download(
-                hub_id, variant=variant, use_safetensors=True, local_files_only=local
+                hub_id,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=local,
+                **dict.fromkeys(without),
             )
         )
 
     # 1) From the cache, if it has all weights, in whatever variant
-    without = [] if target.unet is None else ["unet"]
     try:
         plan = plan_folder(fetch(variant=None, local=True), target.dtype, without=without)
     except (LocalEntryNotFoundError, ModelError, OSError, ValueError):
@@ -253,7 +259,11 @@ def _from_hub(hub_id: str, target: _Target) -> LoadedModel:
     files = ask_hub(hub_id)
     if "model_index.json" not in files:
         raise ModelError(f"model: {hub_id} on the hub {_not_a_pipeline(hub_id, files)}")
-    folder = fetch(variant=_variant_on_hub(files, target.dtype), local=False)
+    leading = "vae" if without else "unet"
+    variant = _variant_on_hub(files, leading, target.dtype)
+    folder = fetch(variant=variant, local=False)
+    for name in without:  # a UNet from a file takes over this configuration
+        hf_hub_download(hub_id, f"{name}/config.json")
     return _from_folder(folder, target)
 
 
@@ -270,10 +280,11 @@ def _not_a_pipeline(hub_id: str, files: set[str]) -> str:
     return "is not a diffusers pipeline; give an SDXL model in diffusers' layout"
 
 
-def _variant_on_hub(files: set[str], dtype: torch.dtype) -> str | None:
-    """The variant to download, by the UNet's weights."""
-    in_unet = [name.removeprefix("unet/") for name in files if name.startswith("unet/")]
-    variants = variants_of(in_unet)
+def _variant_on_hub(files: set[str], network: str, dtype: torch.dtype) -> str | None:
+    """The variant to download, by the weights of one network."""
+    inside = f"{network}/"
+    names = [name.removeprefix(inside) for name in files if name.startswith(inside)]
+    variants = variants_of(names)
     return next(iter(by_preference(variants, dtype)), None)
 
 

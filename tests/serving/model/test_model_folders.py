@@ -1,8 +1,12 @@
 """Folders: each variant and each kind of shards loads as by stock, or is refused in words."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from huggingface_hub import constants
 from benchlib.serving.model import models
 from benchlib.serving.model.model_errors import ModelError
 
+from .fake_hub import fake_hub
 from .small_models import (
     change_json,
     load,
@@ -216,7 +221,51 @@ def test_a_cached_configuration_alone_is_no_cached_model(made, tmp_path, monkeyp
 )
 def test_the_variant_to_download_is_chosen_by_names(files, dtype, variant):
     names = {f"unet/{name}" for name in files} | {"vae/model.safetensors", "README.md"}
-    assert models._variant_on_hub(names, dtype) == variant
+    assert models._variant_on_hub(names, "unet", dtype) == variant
+
+
+LOAD = """
+import hashlib, json, sys
+from tests.serving.model.small_models import load, our_pixels
+
+for model, dtype, unet in json.loads(sys.argv[1]):
+    pipe = load(model, dtype=dtype, unet=unet)
+    digest = hashlib.sha256(our_pixels(pipe).tobytes()).hexdigest()
+    print(json.dumps([pipe.spec["variant"], digest]), flush=True)
+"""
+
+
+def test_models_and_unets_are_downloaded_in_the_variant_that_is_there(made, tmp_path):
+    """The hub's client reads its address once, so it runs in a process of its own."""
+    small_pipeline(seed=1).unet.save_pretrained(tmp_path / "unet")
+    repositories = {
+        "some/fp16": made / "fp16 in shards",
+        "some/plain": made / "plain",
+        "some/unet": tmp_path / "unet",
+    }
+    wanted = [
+        ("some/fp16", "float32", None, "fp16"),
+        ("some/plain", "float32", "some/unet", None),
+    ]
+    asked = json.dumps([case[:3] for case in wanted])
+    with fake_hub(repositories) as (url, downloaded):
+        given = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path / "hub")}
+        answer = subprocess.run(
+            [sys.executable, "-c", LOAD, asked],
+            env=os.environ | given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+    lines = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert len(lines) == 2, answer.stderr
+    for (model, dtype, unet, variant), (told, digest) in zip(wanted, lines, strict=True):
+        own = unet and str(repositories[unet])
+        here = our_pixels(load(repositories[model], dtype=dtype, unet=own))
+        assert told == variant
+        assert digest == hashlib.sha256(here.tobytes()).hexdigest()
+    assert "unet/diffusion_pytorch_model.safetensors" not in downloaded, "another took its place"
 
 
 # -- what else is there ----------------------------------------------------------------------------
