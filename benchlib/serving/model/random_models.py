@@ -18,7 +18,6 @@ from typing import Any
 
 import platformdirs
 import torch
-from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from diffusers import (
     AutoencoderKL,
@@ -147,11 +146,19 @@ def with_random_weights(
     initialisers are not used: they change between versions, and a seed would then mean other
     weights. All dtypes round the same float32 numbers.
     """
-    # 1) Lay out the network without memory
-    with init_empty_weights(include_buffers=False):
+    # 1) Lay out the network without memory. accelerate's `init_empty_weights` would do so for
+    # other threads' networks too
+    with torch.device("meta"):
         network = build()
 
-    # 2) Draw its weights
+    # 2) Fill in what is no weight: the numbers of CLIP's positions
+    for name, buffer in list(network.named_buffers()):
+        if name.rpartition(".")[2] != "position_ids":
+            raise NotImplementedError(f"{name} is a buffer without a known value")
+        positions = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+        set_module_tensor_to_device(network, name, device, value=positions, clear_cache=False)
+
+    # 3) Draw its weights
     generator = torch.Generator(device)
     digest = hashlib.sha256(key.encode()).digest()
     generator.manual_seed(int.from_bytes(digest[:7]))
