@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchlib.__main__ import main
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.models import ModelError
 from benchlib.serving.model.torch_thread import on_torch_thread
@@ -564,9 +565,26 @@ def test_the_engine_is_made_as_the_environment_says(monkeypatch):
     assert type(options_given[0]) is EngineOptions
 
 
+def test_adapters_come_from_the_environment_and_from_the_command_line(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "benchlib.serving.standalone.serve_alone", lambda settings, **_: given.append(settings) or 0
+    )
+    assert (
+        main(["serve", "--lora", "a=a.safetensors", "--lora", "b=random", "--fuse", "a:0.5"]) == 0
+    )
+    assert given[0].loras == {"a": "a.safetensors", "b": "random"}
+    assert given[0].fuse == "a:0.5"
+    monkeypatch.setenv("BENCHLIB_LORAS", "a=x/y,b=random")
+    assert Settings().loras == {"a": "x/y", "b": "random"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
+        (["--lora", "a"], 2, "'a' names no file; write name=path"),
+        (["--lora", "a=x", "--lora", "a=y"], 2, "'a' is there twice"),
+        (["--lora", "a=/nowhere.safetensors"], 1, "there is no file or folder '/nowhere.safet"),
         (["--model", "nothing"], 1, "'nothing' is none of"),
         (["--sizes", "64"], 2, "sizes.0.1: Field required"),
         (["--batch-buckets", "1,two"], 2, "batch_buckets.1: Input should be a valid integer"),
