@@ -123,6 +123,7 @@ def foretold_rates(made: SimpleNamespace) -> dict[str, Any]:
 def foretold_stick(made: SimpleNamespace) -> dict[str, Any]:
     foretold_s = [(0.6, 0.72), (0.9, 1.1), (1.4, 1.7)]
     own = pd.DataFrame({"offered_images_per_s": [2, 3, 3.6], "foretold_s": foretold_s})
+    own = own.assign(verdict="confirmed", judges="latest")
     return foretold_rates(made) | {"comparison": own}
 
 

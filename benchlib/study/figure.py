@@ -88,6 +88,7 @@ _STYLE: Any = {
     "svg.hashsalt": "benchlib",  # the same picture gives the same file
 }
 _NO_DATA = "no data"
+_LEGEND_SHARE = 0.9  # of the figure's width: the rest is the y-axis's
 
 Arguments = ParamSpec("Arguments")
 Drawn = TypeVar("Drawn")
@@ -387,15 +388,23 @@ def legend_beside(ax: Axes, **options: Any) -> None:
 
 
 def legend_above(ax: Axes, columns: int = 3, **options: Any) -> float:
-    """Puts the legend between axes and title, and returns the `pad` that finish() needs."""
+    """Puts the legend between axes and title, and returns the `pad` that finish() needs.
+
+    It has fewer than `columns` where it would leave the figure: then the axes would have to shrink.
+    """
     entries, _ = ax.get_legend_handles_labels()
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 0.99),
-        ncols=columns,
-        fontsize="small",
-        **options,
-    )
+    whole = ax.figure.figure
+    for count in range(columns, 0, -1):
+        columns = count
+        legend = ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.01, 0.99),
+            ncols=columns,
+            fontsize="small",
+            **options,
+        )
+        if legend.get_window_extent().width < _LEGEND_SHARE * whole.bbox.width:
+            break
     rows = math.ceil(len(entries) / columns)
     return 10 + 13 * rows
 

@@ -71,3 +71,14 @@ def test_a_plot_of_a_run_names_the_shorter_call(made) -> None:
         plots.latency_over_time(run)
     with pytest.raises(TypeError, match=r"record=\.\.\.\)$"):
         plots.load_curve(run)
+
+
+def test_a_legend_that_would_leave_the_figure_has_fewer_columns() -> None:
+    ax = figure.axes(None)
+    for name in "abcdef":
+        ax.plot([0, 1], label=f"a line of such a long name that three do not fit: {name}")
+    wide = figure.legend_above(ax)
+    assert ax.get_legend().get_window_extent().width < ax.figure.bbox.width
+    for line, name in zip(ax.lines, "abcdef", strict=True):
+        line.set_label(name)
+    assert figure.legend_above(ax) < wide

@@ -26,6 +26,7 @@ from benchlib.questions.capacity.load_marks import (
     valid_runs,
     where_it_breaks,
 )
+from benchlib.questions.capacity.outlook import CALIBRATES, LATEST, NOT_CONFIRMED
 from benchlib.study import figure
 from benchlib.study.busy import busy_sentence
 from benchlib.study.figure import whole_ticks
@@ -87,7 +88,11 @@ def draw_foretold_users(
     most = predicted.iloc[-1]
     people = counted(most["users"], "user")
     get = agreeing(most["users"], "gets", "get")
-    finding = f"{people} {get} {per_second(most['images_per_s'])} (foretold)"
+    beside = ""
+    if len(runs) and (runs["users"] == most["users"]).any():
+        measured = known_floats(runs, THROUGHPUT.name)[runs["users"] == most["users"]]
+        beside = f", and {number(measured.mean())} were measured"
+    finding = f"{people} {get} {per_second(most['images_per_s'])} (foretold{beside})"
     points = [
         f"{per_second(row['images_per_s'])} with {counted(row['users'], 'user')}"
         for _, row in predicted.iterrows()
@@ -149,7 +154,8 @@ def draw_foretold_stick(
     points = [f"{number(took)} s at {number(rate)}/s" for took, rate in pairs]
     alt = f"Foretold p{share} by offered load: {'; '.join(points)}."
     source = "foretold: " if any(capacity) else ""
-    return finish_load_plot(ax, record, runs, f"{source}{finding}{left_out}", alt)
+    contradicted = _contradicted_words(comparison)
+    return finish_load_plot(ax, record, runs, f"{source}{finding}{contradicted}{left_out}", alt)
 
 
 def draw_foretold_goodput(
@@ -176,10 +182,35 @@ def draw_foretold_goodput(
     best = foretold.iloc[int(means.argmax())]
     most = f"{per_second(best['goodput_images_per_s'])} come {within}"
     finding = f"foretold: at most {most}, of {number(best['rate'])} asked for"
+    below = _runs_below(foretold, offered, good)
+    if below:
+        finding += f"; {below} of {counted(len(runs), 'run')} made less than was foretold"
     pairs = zip(means, foretold["rate"], strict=True)
     points = [f"{number(mean)} of {number(rate)}" for mean, rate in pairs]
     alt = f"Images/s {within}: {'; '.join(points)}/s."
     return finish_load_plot(ax, record, runs, finding + left_out, alt)
+
+
+def _runs_below(foretold: pd.DataFrame, offered: pd.Series, good: pd.Series) -> int:
+    """How many runs lie below the band of what is foretold at their rate."""
+    name = "goodput_images_per_s"
+    pairs = zip(foretold[f"{name}_interval"], foretold[name], strict=True)
+    low = [value if pair is None else pair[0] for pair, value in pairs]
+    least = np.interp(offered, foretold["rate"].astype(float), np.array(low, dtype=float))
+    return int((good < least).sum())
+
+
+def _contradicted_words(comparison: pd.DataFrame | None) -> str:
+    """That runs contradict what is foretold, or nothing."""
+    if comparison is None:
+        return ""
+    is_judge = (comparison["verdict"] != CALIBRATES) & (comparison["judges"] == LATEST)
+    judging = int(is_judge.sum())
+    contradicting = int((is_judge & (comparison["verdict"] == NOT_CONFIRMED)).sum())
+    if not contradicting:
+        return ""
+    verb = agreeing(contradicting, "contradicts", "contradict")
+    return f", but {contradicting} of {counted(judging, 'run')} {verb} it"
 
 
 def _draw_foretold(ax: Axes, foretold: pd.DataFrame, column: str, label: str) -> None:

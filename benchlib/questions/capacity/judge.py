@@ -99,7 +99,9 @@ class PeopleServed(ShownInCell):
 
     def __str__(self) -> str:
         lines = [] if self.outlook is None else self.outlook.lines()
-        if self.outlook is None or self.outlook.refusal is not None:
+        if self.outlook is not None and self.outlook.is_contradicted:
+            lines += [self._most(), self._users()]
+        elif self.outlook is None or self.outlook.refusal is not None:
             lines += [self._most(), self._users(), self._rate()]
         if self.busy is not None:
             lines.insert(1, self.busy)

@@ -41,7 +41,7 @@ from benchlib.questions.capacity.load_parts import (
     rates_to_confirm,
     spread_out,
 )
-from benchlib.questions.capacity.outlook import NOT_CONFIRMED, Outlook
+from benchlib.questions.capacity.outlook import CALIBRATES, EARLIER, LATEST, NOT_CONFIRMED, Outlook
 from benchlib.questions.capacity.search import Capacity, find_highest
 from benchlib.run import Point, writing
 from benchlib.study.folders import results_dir, run_folders
@@ -84,6 +84,7 @@ COMPARED = [
     "in_time",
     "foretold_in_time",
     "verdict",
+    "judges",
 ]
 """The columns of `comparison`."""
 COSTS_S = {"run": 4.0, "estimate": 4.0, "curve": 12.0}
@@ -380,7 +381,8 @@ class LoadTest(ShownInCell):
 
         `measured_s` is the run's own percentile that the promise is about, with its interval of 95 %
         where the run carries one. `foretold_s` holds 99 % of the simulations. `in_time` and
-        `foretold_in_time` are shares likewise.
+        `foretold_in_time` are shares likewise. `judges` is the estimate that `verdict` is about:
+        the "latest", or an "earlier" one that it replaced.
         """
         import pandas as pd
 
@@ -388,9 +390,10 @@ class LoadTest(ShownInCell):
         from benchlib.study.slo import Slo
 
         judged = [*self.former, *self.confirmations]
+        earlier = [id(one) for one in self.former]
         if self.first is not None:
             own = confirmation(self.first, self._calibrating[-1], slo=self.plan.slo)
-            judged.insert(0, replace(own, verdict="calibrates"))
+            judged.insert(0, replace(own, verdict=CALIBRATES))
         figure = f"latency_p{100 * Slo.parse(self.plan.slo).q:g}_s"
         rows = []
         for one in judged:
@@ -405,6 +408,7 @@ class LoadTest(ShownInCell):
                 "in_time": one.in_time,
                 "foretold_in_time": one.foretold_in_time,
                 "verdict": one.verdict,
+                "judges": EARLIER if id(one) in earlier else LATEST,
             }
             rows.append(row)
         return pd.DataFrame(rows, columns=COMPARED)

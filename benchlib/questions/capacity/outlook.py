@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 CONFIRMED = "confirmed"
 NOT_CONFIRMED = "not confirmed"
+CALIBRATES = "calibrates"
+"""The verdict of a run: of one that judges an estimate, or of the one that it was made from."""
+LATEST = "latest"
+EARLIER = "earlier"
+"""The estimate that a run judges."""
 MOST_REASONS = 2
 """So many broken assumptions are named in the answer."""
 
@@ -73,11 +78,34 @@ class Outlook:
     remarks: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """A sentence on the capacity, then on doubts, the highest throughput and users."""
+        """A sentence on the capacity, then on doubts, the highest throughput and users.
+
+        If the runs contradict the estimate, nothing of it is claimed.
+        """
         if self.refusal is not None:
             return [f"No capacity is foretold for {self._subject}: {self.refusal}."]
+        if self.is_contradicted:
+            return [self._contradiction(), *self._doubts()]
         users = [self._users_line()] if len(self.users) else []
         return [self._capacity_line(), *self._doubts(), self._most_line(), *users]
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether a run contradicts the estimate, and none confirms it."""
+        verdicts = {one.verdict for one in self.confirmations}
+        return NOT_CONFIRMED in verdicts and CONFIRMED not in verdicts
+
+    def _contradiction(self) -> str:
+        """That nothing is claimed, since the runs show another server than the one foretold."""
+        contradicting = [one for one in self.confirmations if one.verdict == NOT_CONFIRMED]
+        foretold = f"{self.slo} at no rate"
+        if self.rate is not None:
+            foretold = words(self.rate, self.interval, "images/s")
+        return (
+            f"How many images/s {self._subject} makes within {self.slo} on this machine is not "
+            f"shown: the runs contradict what was foretold from "
+            f"{counted(self.images, 'image')}, {foretold}. {_with_reasons(contradicting)}."
+        )
 
     @property
     def _subject(self) -> str:
@@ -109,9 +137,6 @@ class Outlook:
         confirmed = [one for one in self.confirmations if one.verdict == CONFIRMED]
         if confirmed:
             return f"confirmed by {_listed([_made_in_time(one) for one in confirmed])}"
-        contradicting = [one for one in self.confirmations if one.verdict == NOT_CONFIRMED]
-        if contradicting:
-            return f"not confirmed by {_with_reasons(contradicting)}"
         if self.confirmations:
             return f"confirmed by no run: {_with_reasons(self.confirmations)}"
         reason = "measuring was interrupted" if self.interrupted else "there was no time for one"

@@ -1,6 +1,7 @@
 """Little's law, and the answer of notebook 03 in words."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,16 @@ def closed_loops(made, *latencies_s, **changes):
         )
         runs.append(Run(record, requests, telemetry, Path("results/load/run")))
     return Study(Path("results/load"), tuple(runs))
+
+
+def test_an_estimate_that_runs_contradict_gives_way_to_what_was_measured(made):
+    judge = SimpleNamespace(rate=1.25, images=95, verdict="not confirmed", reason="it took 3 s")
+    contradicted = outlook(confirmations=(judge,))
+    closed = closed_loops(made, [1.0] * 100)
+    said = str(judge_load(closed, NO_RUNS, None, slo="p95 < 2 s", outlook=contradicted))
+    assert "is not shown: the runs contradict what was foretold" in said
+    assert "(foretold)" not in said
+    assert "It makes at most " in said
 
 
 def test_littles_law_holds_in_a_closed_loop(made):

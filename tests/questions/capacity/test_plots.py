@@ -216,7 +216,13 @@ def foretold() -> pd.DataFrame:
 
 
 COMPARED = pd.DataFrame(
-    {"offered_images_per_s": [1.0, 2.0], "foretold_s": [(0.5, 0.7), None], "rate": [1.0, 2.0]}
+    {
+        "offered_images_per_s": [1.0, 2.0],
+        "foretold_s": [(0.5, 0.7), None],
+        "rate": [1.0, 2.0],
+        "verdict": ["calibrates", "confirmed"],
+        "judges": "latest",
+    }
 )
 
 
@@ -242,6 +248,23 @@ def test_the_hockey_stick_draws_what_is_foretold_and_marks_the_runs(made: Simple
     assert ax.get_ylim()[1] < 6, "the steep end does not hide where the promise breaks"
 
 
+def test_a_title_says_that_runs_contradict_what_is_foretold(made: SimpleNamespace) -> None:
+    options: dict[str, Any] = {"record": made.record(), "slo": SLO, "predicted": foretold()}
+    judged = COMPARED.assign(verdict=["not confirmed", "not confirmed"])
+    stick_ax = plots.hockey_stick(
+        summary=stick(made), comparison=judged, capacity=(2.4, 2.6), **options
+    )
+    assert "between 2.4 and 2.6 images/s, but 2 of 2 runs contradict it" in title(stick_ax)
+    earlier = judged.assign(judges=["earlier", "latest"], verdict=["not confirmed", "confirmed"])
+    stick_ax = plots.hockey_stick(
+        summary=stick(made), comparison=earlier, capacity=(2.4, 2.6), **options
+    )
+    assert "contradict" not in title(stick_ax), "that run made the estimate a better one"
+    high = foretold().assign(goodput_images_per_s_interval=[(90.0, 99.0)] * 7)
+    goodput_ax = plots.goodput_curve(summary=stick(made), **options | {"predicted": high})
+    assert "runs made less than was foretold" in title(goodput_ax)
+
+
 def test_what_is_foretold_is_drawn_without_any_run(made: SimpleNamespace) -> None:
     options: dict[str, Any] = {"record": made.record(), "slo": SLO, "predicted": foretold()}
     none = stick(made)[:0]
@@ -256,7 +279,7 @@ def test_goodput_says_where_it_is_foretold_to_be_highest(made: SimpleNamespace) 
     ax = plots.goodput_curve(
         summary=stick(made), record=made.record(), slo=SLO, predicted=foretold()
     )
-    assert title(ax) == "foretold: at most 2.38 images/s come within 2 s, of 2.5 asked for"
+    assert title(ax).startswith("foretold: at most 2.38 images/s come within 2 s, of 2.5 asked for")
     assert "measured in a run" in texts(ax)
     refused = foretold()[:0]
     raw = plots.goodput_curve(summary=stick(made), record=made.record(), slo=SLO, predicted=refused)
@@ -274,7 +297,7 @@ def test_a_load_curve_has_lines_of_what_is_foretold_for_users(made: SimpleNamesp
     )
     study = load_study(made, [(4, [2.0] * 50)], "users")
     upper = plots.load_curve(summary=study.summary, record=made.record(), predicted=users)
-    assert title(upper) == "4 users get 1.9 images/s (foretold)"
+    assert title(upper) == "4 users get 1.9 images/s (foretold, and 3.44 were measured)"
     assert "measured in a run (marks)" in texts(upper)
     assert upper.lines[0].get_ydata().tolist() == [1.5, 1.8, 1.9]
     _, lower = upper.figure.axes
