@@ -55,7 +55,13 @@ class Schedules:
 
     def default(self) -> Any:
         """A scheduler as requests use it that name none. Raises ValueError if it can't be built."""
-        return copy.deepcopy(self._build(self._chosen))
+        scheduler = self._build(self._chosen)
+        for needed in ("init_noise_sigma", "scale_model_input"):
+            if not hasattr(scheduler, needed):
+                kind = type(scheduler).__name__
+                problem = f"{kind} has no {needed}, so it can't run SDXL; choose another"
+                raise BadField("scheduler", f"{problem}, such as 'euler'")
+        return copy.deepcopy(scheduler)
 
     def find(self, name: str | None, steps: int) -> Schedule:
         """The schedule of `steps` steps.
