@@ -31,8 +31,8 @@ from transformers.utils import logging as transformers_logging
 
 # The parameters of the published base model's UNet, two text encoders and VAE.
 SDXL_PARAMS = 3_468_837_867
-# Part of the cache key: raise it whenever the architecture or the weights of `tiny` change.
-TINY_VERSION = 1
+# Part of the cache key: raise it whenever the configuration or the weights of `tiny` change.
+TINY_VERSION = 2
 
 # "sdxl" is the published configuration of stabilityai/stable-diffusion-xl-base-1.0, from its
 # config.json files. Its eos_token_id of 2 makes transformers pool at the highest token id, which is
@@ -132,7 +132,7 @@ def assemble(
         **networks,
         tokenizer=_bytes_tokenizer(pad_token="<|endoftext|>"),
         tokenizer_2=_bytes_tokenizer(pad_token="!"),
-        scheduler=EulerDiscreteScheduler(**config["scheduler"]),
+        scheduler=EulerDiscreteScheduler.from_config(config["scheduler"]),
     )
 
 

@@ -55,13 +55,7 @@ class Schedules:
 
     def default(self) -> Any:
         """A scheduler as requests use it that name none. Raises ValueError if it can't be built."""
-        scheduler = self._build(self._chosen)
-        for needed in ("init_noise_sigma", "scale_model_input"):
-            if not hasattr(scheduler, needed):
-                kind = type(scheduler).__name__
-                problem = f"{kind} has no {needed}, so it can't run SDXL; choose another"
-                raise BadField("scheduler", f"{problem}, such as 'euler'")
-        return copy.deepcopy(scheduler)
+        return copy.deepcopy(self._build(self._chosen))
 
     def find(self, name: str | None, steps: int) -> Schedule:
         """The schedule of `steps` steps.
@@ -133,11 +127,29 @@ class Schedules:
         if hasattr(own, "set_begin_index"):
             own.set_begin_index(0)
         solver = find_solver(own)
-        table = None
-        if solver is not None:
-            columns = [own.timesteps.cpu(), *solver.lay_out(own)]
-            table = torch.stack([column.to(torch.float32) for column in columns])
+        if solver is None:
+            self._try_step(copy.deepcopy(own))
+            return Schedule(own.timesteps, own.init_noise_sigma), own
+        columns = [own.timesteps.cpu(), *solver.lay_out(own)]
+        table = torch.stack([column.to(torch.float32) for column in columns])
         return Schedule(own.timesteps, own.init_noise_sigma, solver, table), own
+
+    def _try_step(self, scheduler: Any) -> None:
+        """Step once without a model. Raises `BadField` if the scheduler does not work here.
+
+        Some schedulers look at the kind of prediction in a step only.
+        """
+        if getattr(scheduler, "noise_sampler_seed", 0) is None:
+            scheduler.noise_sampler_seed = 0
+        sample = torch.ones((1, 4, 8, 8), device=self._device)
+        options = step_options(scheduler, torch.Generator("cpu").manual_seed(0))
+        timestep = scheduler.timesteps[0]
+        try:
+            output = scheduler.scale_model_input(sample, timestep)
+            scheduler.step(output, timestep, sample, **options)
+        except Exception as error:
+            problem = f"{type(scheduler).__name__} can't step with this model ({error})"
+            raise BadField("scheduler", problem) from error
 
 
 def build_scheduler(name: str | None, config: Any) -> Any:
@@ -155,7 +167,11 @@ def build_scheduler(name: str | None, config: Any) -> Any:
         needs_value = key in options and options[key].default is not None
         if key.startswith("_") or (key in options and not (value is None and needs_value)):
             known[key] = value
-    return kind.from_config(known, **named.changes)
+    scheduler = kind.from_config(known, **named.changes)
+    # As diffusers does, keep the other options for whoever builds the next scheduler from this one.
+    others = {key: value for key, value in config.items() if key not in scheduler.config}
+    scheduler.register_to_config(**others)
+    return scheduler
 
 
 def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:

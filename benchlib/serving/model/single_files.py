@@ -173,7 +173,7 @@ def _write_configuration(folder: Path, vocabulary: Path, *, is_playground: bool)
     """Write the base model's configuration as its repository has it, without weights."""
     # 1) diffusers' parts, which fill in the defaults of their own configuration
     vae = SDXL["vae"] | (_PLAYGROUND_VAE if is_playground else {})
-    scheduler: Any = EulerDiscreteScheduler(**SDXL["scheduler"])
+    scheduler: Any = EulerDiscreteScheduler.from_config(SDXL["scheduler"])
     if is_playground:
         scheduler = EDMDPMSolverMultistepScheduler(**_PLAYGROUND_NOISE)
     with torch.device("meta"):

@@ -78,11 +78,9 @@ def find_solver(scheduler: Any) -> Solver | None:
         return ConsistencySolver(prediction, clip)
     if kind is DPMSolverMultistepScheduler and _is_second_order(config):
         return MultistepSolver(prediction, noisy=config.algorithm_type == "sde-dpmsolver++")
-    if prediction == "sample":
-        return None
     if kind is EulerDiscreteScheduler:
         return EulerSolver(prediction, noisy=False)
-    if kind is EulerAncestralDiscreteScheduler:
+    if kind is EulerAncestralDiscreteScheduler and prediction != "sample":
         return EulerSolver(prediction, noisy=True)
     return None
 
@@ -122,6 +120,8 @@ class EulerSolver:
         sample = at.sample.to(torch.float32)
         if self.prediction == "epsilon":
             original = sample - _left(sigma, at.output)
+        elif self.prediction == "sample":
+            original = at.output
         else:
             original = _right(at.output, output_factor) + divide(sample, length)
         derivative = divide(sample - original, sigma)
@@ -179,7 +179,8 @@ class MultistepSolver:
         _, alpha, sigma, keep, add, noise_factor, difference, weight = at.columns
         original = _find_original(self.prediction, at.sample, at.output, alpha, sigma)
         memory = at.memory if at.memory is not None else torch.zeros_like(original)
-        change = _left(difference, original - memory)
+        # At a step of first order, an image that has overflowed must not make NaN of a weight of 0.
+        change = torch.where(difference == 0, 0.0, _left(difference, original - memory))
         sample = at.sample.to(torch.float32)
         moved = keep * sample + _left(add, original) + _left(weight, change)
         if at.noise is not None:
