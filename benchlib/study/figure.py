@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from benchlib.server_timing import PARTS
@@ -88,6 +88,8 @@ _STYLE: Any = {
     "svg.hashsalt": "benchlib",  # the same picture gives the same file
 }
 _NO_DATA = "no data"
+_SMALL_PRINT = "small print"
+_ROOM_SHARE = 0.92  # of the room for small print: letters are wider at the 200 dots of a PNG
 _LEGEND_SHARE = 0.9  # of the figure's width: the rest is the y-axis's
 
 Arguments = ParamSpec("Arguments")
@@ -160,7 +162,7 @@ def save(ax: Axes, path: PathLike) -> tuple[Path, ...]:
         svg.unlink(missing_ok=True)
         return ()
     target.parent.mkdir(parents=True, exist_ok=True)
-    _keep_titles_inside(figure)
+    _keep_words_inside(figure)
     title = " ".join(ax.get_title("left").split())
     metadata = {"Title": title, "Description": _alt(figure)}
     figure.savefig(png, dpi=200, metadata=metadata)
@@ -181,19 +183,30 @@ def show(ax: Axes, path: PathLike | None = None) -> Picture:
         data = files[0].read_bytes() if files else None
     elif not _is_empty(ax):
         file = io.BytesIO()
-        _keep_titles_inside(figure)
+        _keep_words_inside(figure)
         figure.savefig(file, format="png", dpi=200)
         data = file.getvalue()
     pyplot.close(figure)  # or the notebook would show a figure of pyplot's twice
     return Picture(_alt(figure), data)
 
 
-def _keep_titles_inside(figure: Figure) -> None:
-    """Wraps each title that leaves the figure at its right.
+def _keep_words_inside(figure: Figure) -> None:
+    """Wraps each title, and each line of small print, that leaves the figure at its right.
 
-    A title begins at the left of its axes. Only the finished layout shows how far a legend beside
-    the axes, and the names of bars, have moved them.
+    Both begin at the left of their axes. Only the finished layout shows how far a legend beside the
+    axes, and the names of bars, have moved them.
     """
+    # 1) The small print. In the layout, its long lines would make the axes narrow.
+    prints = [text for text in figure.findobj(Annotation) if text.get_gid() == _SMALL_PRINT]
+    for text in prints:
+        text.set_in_layout(False)
+    figure.draw_without_rendering()
+    _wrap_small_print(figure, prints)
+    for text in prints:
+        text.set_in_layout(True)
+
+    # 2) The titles. Small print moves with the axes, so that the layout takes two turns.
+    figure.draw_without_rendering()
     figure.draw_without_rendering()
     for ax in figure.axes:
         title = ax.get_title("left")
@@ -206,6 +219,26 @@ def _keep_titles_inside(figure: Figure) -> None:
             letters = max(len(line) for line in lines)
             fitting = int(letters * (figure.bbox.x1 - begins) / (ends - begins))
             artist.set_text(textwrap.fill(" ".join(lines), max(20, fitting)))
+
+
+def _wrap_small_print(figure: Figure, prints: list[Annotation]) -> None:
+    """Wraps lines that leave the figure, and moves what stands below them in the same axes."""
+    added: dict[Any, int] = {}
+    for text in prints:
+        extent = text.get_window_extent()
+        room = _ROOM_SHARE * (figure.bbox.x1 - extent.x0)
+        lines = text.get_text().split("\n")
+        right, up = text.xyann
+        text.xyann = (right, up - _CAPTION_LINE * added.get(text.axes, 0))
+        if extent.width <= room:
+            continue
+        longest = max(len(line) for line in lines)
+        letters = max(20, int(longest * room / extent.width))
+        wrapped = [part for line in lines for part in textwrap.wrap(line, letters)]
+        text.set_text("\n".join(wrapped))
+        added[text.axes] = added.get(text.axes, 0) + len(wrapped) - len(lines)
+    most = max(added.values(), default=0)
+    figure.set_figheight(figure.get_figheight() + most * _CAPTION_LINE / 72)
 
 
 def picture(image: Image, *, alt: str) -> Picture:
@@ -515,6 +548,7 @@ def _small_print(ax: Axes, text: str, down: float, **style: Any) -> None:
         "offset points",
         va="top",
         fontsize=7.5,
+        gid=_SMALL_PRINT,
         **style,
     )
 

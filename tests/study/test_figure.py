@@ -82,3 +82,19 @@ def test_a_legend_that_would_leave_the_figure_has_fewer_columns() -> None:
     for line, name in zip(ax.lines, "abcdef", strict=True):
         line.set_label(name)
     assert figure.legend_above(ax) < wide
+
+
+def test_small_print_stays_in_the_figure_and_leaves_the_axes_their_width(made) -> None:
+    ax = figure.axes(None)
+    ax.set_yticks([0], ["a bar whose long name narrows the axes, as names of settings do"])
+    busy = "The machine was busy in run 20261127-182710-open-7.2: " + 12 * "so and so much "
+    figure.finish(ax, made.record(), "a finding", "Bars.", source="study settings", busy=busy)
+    figure.show(ax)
+    whole = ax.figure
+    whole.draw_without_rendering()
+    prints = [text for text in ax.texts if text.get_gid() == "small print"]
+    assert len(prints) == 2
+    assert all(text.get_window_extent().x1 <= 1.01 * whole.bbox.x1 for text in prints)
+    warning, caption = (text.get_window_extent() for text in prints)
+    assert not warning.overlaps(caption)
+    assert ax.get_window_extent().width > 0.4 * whole.bbox.width
