@@ -23,6 +23,7 @@ PARAMETERS = {
     "height": "Int64",
     "seed": "Int64",  # exact to 2**63 - 1
     "lora": "string",
+    "scheduler": "string",
 }
 PARTS_IN_TIME = ("queue", "encode", "denoise", "wait", "decode", "image")
 """The parts in order of time; the wait for other images falls among the steps of denoising."""

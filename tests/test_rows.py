@@ -45,7 +45,7 @@ def test_a_row_says_all_that_is_known_and_none_for_the_rest():
     assert row == dict.fromkeys(row) | expected
     assert " ".join(row) == (
         "index request_id phase scheduled_s sent_s done_s latency_s http_status error prompt negative_prompt "
-        "num_inference_steps guidance_scale width height seed lora queue_s wait_s encode_s "
+        "num_inference_steps guidance_scale width height seed lora scheduler queue_s wait_s encode_s "
         "denoise_s decode_s image_s total_s batch_size service_s server_peak_gib"
     )
 

@@ -71,6 +71,12 @@ def _check_lora(field: str, lora: Any) -> None:
         raise ValueError(f"{field}: {error}") from None
 
 
+def _check_scheduler(field: str, name: Any) -> None:
+    # Another server may have names of its own.
+    if name is not None:
+        check_text(field, name, shortest=1)
+
+
 FIELD_CHECKS: dict[str, Callable[[str, Any], None]] = {
     "prompts": lambda field, text: check_text(field, text, shortest=1),
     "width": _check_size,
@@ -79,8 +85,9 @@ FIELD_CHECKS: dict[str, Callable[[str, Any], None]] = {
     "guidance_scale": lambda field, scale: check_number(field, scale, 0, 30),
     "negative_prompt": lambda field, text: None if text is None else check_text(field, text),
     "lora": _check_lora,
+    "scheduler": _check_scheduler,
 }
-_TEXTS = ("prompt", "negative_prompt", "lora")
+_TEXTS = ("prompt", "negative_prompt", "lora", "scheduler")
 
 
 def check_request(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,9 @@ class Workload:
     Each field but `seed` is a value, a list of values (all equally likely), or a mapping of value
     to weight. None leaves the field out of the request, so that the target's own default holds. For
     `prompts`, None means the prompts of this package. `prompts` may also be a `pathlib.Path` (see
-    `files.read_prompts`), which is read at once. Only the choices of `negative_prompt` and `lora`
-    may include None: diffusers treats no prompt and an empty one differently, and a load may mix
-    images with an adapter and without. Lists are kept as tuples.
+    `files.read_prompts`), which is read at once. Only the choices of `negative_prompt`, `lora` and
+    `scheduler` may include None: diffusers treats no prompt and an empty one differently, and a
+    load may mix images with an adapter and without. Lists are kept as tuples.
 
     Raises ValueError that names the field, or the file and the prompt, beyond these bounds:
 
@@ -44,6 +44,7 @@ class Workload:
     | num_inference_steps | 1                    | 150               |
     | guidance_scale      | 0                    | 30                |
     | lora                | "name" of an adapter | or "name:scale"   |
+    | scheduler           | "name" of a sampler  | as servers write  |
     """
 
     prompts: Choice[str] | Path = None
@@ -54,6 +55,7 @@ class Workload:
     negative_prompt: Choice[str | None] = None
     seed: int = 0
     lora: Choice[str | None] = None
+    scheduler: Choice[str | None] = None
 
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, whole=True)
@@ -107,8 +109,9 @@ class Workload:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields; weights become `{"weights": [[value, weight], ...]}`."""
         fields = {field: _plain(value) for field, value in vars(self).items()}
-        if self.lora is None:  # so that older runs have the same fields
-            del fields["lora"]
+        for field in ("lora", "scheduler"):  # older runs have neither
+            if fields[field] is None:
+                del fields[field]
         return fields
 
     @classmethod
@@ -127,7 +130,8 @@ class Workload:
         PROMPTS is a file. WIDTH, HEIGHT, NUM_INFERENCE_STEPS and GUIDANCE_SCALE are each a number,
         or several with commas between. NEGATIVE_PROMPT is a text and may be empty. SEED is a
         number. LORA is an adapter, or several with commas between; "none" is an image without.
-        Raises ValueError that names the variable.
+        SCHEDULER is the same for samplers; "none" is the model's own. Raises ValueError that names
+        the variable.
         """
         given = {}
         for variable, text in environ.items():
@@ -177,10 +181,10 @@ def _numbers(kind: type[int] | type[float], text: str) -> Any:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _loras(text: str) -> Any:
-    """One adapter, or a tuple where there are commas."""
-    loras = tuple(None if part == "none" else part for part in text.split(","))
-    return loras[0] if len(loras) == 1 else loras
+def _names(text: str) -> Any:
+    """One adapter or sampler, or a tuple where there are commas."""
+    names = tuple(None if part == "none" else part for part in text.split(","))
+    return names[0] if len(names) == 1 else names
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -191,7 +195,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "height": partial(_numbers, int),
     "num_inference_steps": partial(_numbers, int),
     "guidance_scale": partial(_numbers, float),
-    "lora": _loras,
+    "lora": _names,
+    "scheduler": _names,
 }
 
 

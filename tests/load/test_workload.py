@@ -19,6 +19,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40
 SIZE = st.integers(8, 256).map(lambda eighth: eighth * 8)
 STEPS = st.integers(1, 150)
 LORA = st.sampled_from(["style", "style:0.5", "face:-1"])
+SCHEDULER = st.sampled_from(["euler", "heun"])
 GUIDANCE = st.floats(0, 30) | st.integers(0, 30)
 
 
@@ -37,6 +38,7 @@ WORKLOADS = st.builds(
     negative_prompt=choices(TEXT | st.just("")) | st.lists(st.none() | TEXT, min_size=1),
     seed=st.integers(0, 2**63),
     lora=choices(LORA) | st.lists(st.none() | LORA, min_size=1),
+    scheduler=choices(SCHEDULER) | st.lists(st.none() | SCHEDULER, min_size=1),
 )
 
 
@@ -152,6 +154,7 @@ def test_a_csv_without_the_column_says_which_it_has(tmp_path):
         {"num_inference_steps": 0}, {"num_inference_steps": 151}, {"guidance_scale": -1}, {"guidance_scale": 30.1},
         {"guidance_scale": float("nan")}, {"guidance_scale": float("inf")}, {"negative_prompt": 5},
         {"seed": -1}, {"seed": 0.5}, {"lora": ""}, {"lora": "a:b"}, {"lora": ["a.b"]}, {"lora": 5}, {"lora": "a:11"},
+        {"scheduler": ""}, {"scheduler": ["euler", 5]},
     ],
 )  # fmt: skip
 def test_what_is_out_of_bounds_is_named(fields):
@@ -164,12 +167,13 @@ def test_a_workload_from_the_environment(tmp_path):
     settings = {
         "PROMPTS": str(tmp_path / "own.txt"), "WIDTH": "64", "HEIGHT": "64, 128", "NUM_INFERENCE_STEPS": "4",
         "GUIDANCE_SCALE": "0,7.5", "NEGATIVE_PROMPT": "", "SEED": "3", "LORA": "none,style:0.5",
+        "SCHEDULER": "euler-a",
     }  # fmt: skip
     environ = {"PATH": "/bin"} | {
         f"BENCHLIB_WORKLOAD_{name}": value for name, value in settings.items()
     }
     assert Workload.from_env(environ) == Workload(
-        ["a cat", "a dog"], 64, [64, 128], 4, [0.0, 7.5], "", 3, [None, "style:0.5"]
+        ["a cat", "a dog"], 64, [64, 128], 4, [0.0, 7.5], "", 3, [None, "style:0.5"], "euler-a"
     )
     assert Workload.from_env({}) == Workload()
     for name, value in [("WIDTH", "wide"), ("WIDTHS", "64")]:
