@@ -21,11 +21,19 @@ MARKS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
 )  # fmt: skip
 """Tensors beside a file's weights that say what the model predicts (predictions.py)."""
+LATENT_CHANNELS = 4
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 _ADAPTER = re.compile(r"lora_|\.lora\.|\.hada_|\.lokr_|dora_scale|\.oft_|\.boft_")
 _QUANTISED = re.compile(
     r"scaled_fp8|scale_weight|weight_scale|comfy_quant|absmax|quant_state|\.qweight"
 )
+_VAE_KEY = re.compile(r"(encoder|decoder)\.(conv_in|mid|up|down|layers|\d)")
+_VAE_WORDS = {"first_stage_model", "vae"}
+_TEXT_WORDS = {
+    "conditioner", "cond_stage_model", "text_encoders", "text_model", "text_projection",
+    "logit_scale", "token_embedding", "positional_embedding", "transformer", "ln_final",
+    "shared", "encoder",
+}  # fmt: skip
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -62,6 +70,8 @@ _IP_ADAPTER = CheckpointKind("an IP-Adapter", f"{_TAKE_SDXL}; IP-Adapters are no
 _REFINER = CheckpointKind("an SDXL refiner", f"{_TAKE_SDXL}; a refiner only finishes its images")
 _SD1 = CheckpointKind("a Stable Diffusion 1 checkpoint", _TAKE_SDXL)
 _SD2 = CheckpointKind("a Stable Diffusion 2 checkpoint", _TAKE_SDXL)
+_NO_UNET = CheckpointKind("a VAE and text encoders without a UNet", "give a whole model")
+_VIDEO = CheckpointKind("a Stable Video Diffusion checkpoint", _TAKE_SDXL)
 _OLDER_UNET = CheckpointKind("the UNet of another model than SDXL", _TAKE_SDXL)
 _SAVE_WHOLE = (
     "load it in diffusers by from_single_file with the missing part, "
@@ -91,10 +101,12 @@ def find_kind(header: Header) -> CheckpointKind:
         return _kind_of_unet(header, unet)
 
     # 3) Other parts and other models
-    if first_words <= {"first_stage_model", "vae"} or first_words & {"encoder", "decoder"}:
+    if first_words <= _VAE_WORDS or any(_VAE_KEY.match(key) for key in keys):
         return _VAE
-    if first_words & {"conditioner", "text_model", "cond_stage_model", "text_encoders"}:
+    if first_words <= _TEXT_WORDS:
         return _TEXT_ENCODER
+    if first_words <= _VAE_WORDS | _TEXT_WORDS:
+        return _NO_UNET
     return _other_model(header)
 
 
@@ -151,11 +163,12 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
         return _SD1
     if not reads_sizes:
         return _OLDER_UNET
-    purposes = {9: "for inpainting", 8: "that edits pictures (instruct-pix2pix)"}
-    if in_channels in purposes:
-        words = (
-            f"an SDXL checkpoint {purposes[in_channels]}: its UNet has {in_channels} input channels"
-        )
+    if any(".time_stack." in key for key in unet):
+        return _VIDEO
+    if in_channels != LATENT_CHANNELS:
+        purposes = {9: "for inpainting", 8: "that edits pictures (instruct-pix2pix)"}
+        purpose = purposes.get(in_channels, "of another kind")
+        words = f"an SDXL checkpoint {purpose}: its UNet has {in_channels} input channels"
         return CheckpointKind(words, _TAKE_SDXL)
     if any(key.startswith("conditioner.embedders.0.model.") for key in keys):
         return _REFINER
@@ -185,7 +198,7 @@ def _other_model(header: Header) -> CheckpointKind:
     stand_ins = {key: torch.empty(shape, device="meta") for key, shape in shapes}
     try:
         name = infer_diffusers_model_type(stand_ins)
-    except (ValueError, NotImplementedError, RuntimeError, IndexError):
+    except (ValueError, RuntimeError, IndexError, NameError, KeyError):
         name = "v1"
     if name == "v1":  # what diffusers says of all that it doesn't know
         some = ", ".join(repr(key) for key in list(header.shapes)[:2])

@@ -29,6 +29,8 @@ from benchlib.serving.model.recipes import COMBINATIONS, RECIPES, Recipe, parse_
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
+from .small_models import put_into_hub_cache, small_pipeline
+
 PSNR_DB = {  # the least; images of exact recipes differ by single levels
     "fp32": math.inf, "bf16": 30, "channels-last": 60, "fused-qkv": 60, "vae-bf16": 40, "vae-tiling": 18,
     "vae-slicing": 60,
@@ -535,3 +537,17 @@ def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny,
         )
         > 60
     )
+
+
+def test_a_vae_of_another_scale_is_refused(tmp_path, monkeypatch):
+    """The model's VAE has two levels, and the hub's has four."""
+    levels = {"block_out_channels": [16, 16], "norm_num_groups": 8}
+    levels |= {"down_block_types": ["DownEncoderBlock2D"] * 2}
+    levels |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
+    folder = tmp_path / "model"
+    small_pipeline(vae=levels).save_pretrained(folder)
+    AutoencoderTiny().save_pretrained(tmp_path / "vae")
+    put_into_hub_cache(tmp_path, "madebyollin/taesdxl", tmp_path / "vae", with_weights=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="has another scale than this model's VAE of 2 levels"):
+        load_pipeline(str(folder), device="cpu", recipe="tiny-vae", torch_threads=1)

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub import constants
 
+from benchlib.serving import standalone
 from benchlib.serving.model import single_files
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.single_files import SDXL_HUB_ID
@@ -203,6 +204,14 @@ def test_an_lcms_unet_reads_the_guidance(base, lcm, tmp_path, write, guidance_sc
     assert not work.guided  # one row of the UNet
 
 
+def test_an_lcm_in_its_own_sampler_gives_the_stock_image(base, lcm, tmp_path):
+    pipe = load(base, unet=str(lcm_file(lcm, tmp_path)), scheduler="lcm")
+    theirs = stock_with(base, lcm)
+    theirs.scheduler = LCMScheduler.from_config(theirs.scheduler.config)
+    changes = {"guidance_scale": 8.0, "num_inference_steps": 4}
+    np.testing.assert_array_equal(our_pixels(pipe, **changes), stock_pixels(theirs, **changes))
+
+
 def test_lcms_of_different_guidance_share_a_batch(base, lcm, tmp_path):
     pipe = load(base, unet=str(lcm_file(lcm, tmp_path)))
     requests = [request(guidance_scale=scale, seed=3) for scale in (1.0, 8.0)]
@@ -263,3 +272,15 @@ def test_a_server_takes_it_and_says_so(base, other, tmp_path, monkeypatch):
         assert json.dumps(server.spec)
     monkeypatch.setenv("BENCHLIB_UNET", str(path))
     assert Settings().unet == str(path)
+
+
+def test_the_start_lines_say_what_was_found(base, other, tmp_path, monkeypatch, caplog):
+    weights = other.unet.state_dict() | {"v_pred": torch.tensor([])}
+    path = save(weights, tmp_path / "unet.safetensors")
+    monkeypatch.setattr(standalone, "Engine", lambda load, _: load)
+    monkeypatch.setattr(standalone, "_log_cost", lambda _: None)
+    settings = Settings(model=str(base), device="cpu", unet=str(path), torch_threads=1)
+    with caplog.at_level("INFO", "uvicorn.error"):
+        standalone.engine_from(settings)()
+    assert "It predicts v, by its key v_pred." in caplog.messages
+    assert f"Its UNet is {path}." in caplog.messages
