@@ -64,6 +64,8 @@ QUESTIONS = {
 """The question of each notebook, by the name of its study and in the notebooks' order."""
 AUXILIARY = ("compare-first", "compare-again", "compare-slower", "compare-warm-up")
 """The studies that notebook 06 makes only to compare them."""
+ABOUT = "about.txt"
+"""A line in a reference's folder that has no table: when and on which machine it was measured."""
 REFERENCE = "reference-"
 """How the names of the folders begin that come with the project."""
 
@@ -206,6 +208,9 @@ def _reference_cards(folder: Path, results: Path) -> list[Card]:
 def _describe_reference(card: Card, place: Path) -> None:
     """Adds what the kept table says of runs that were not kept: date, model, validity, figures."""
     card.lines += _verdict_lines(place)
+    about = place / ABOUT
+    if about.exists():
+        card.lines.append(Line(about.read_text(encoding="utf-8").strip()))
     if not (place / "summary.csv").exists():
         return
     rows = _summary_rows(place)
@@ -327,7 +332,7 @@ def _key_figures(rows: list[dict[str, str]]) -> KeyFigures | None:
     body = []
     for row in shown:
         figures = [_figure(row.get(column)) for column in columns]
-        body.append([_run_words(row), *figures, "yes" if row["valid"] == "True" else "no"])
+        body.append([_run_words(row), *figures, _trust_words(row)])
     names = [KEY_FIGURES[column] for column in columns]
     head = ["run", *names, "valid"]
     return KeyFigures(head, body, len(rows) - len(shown))
@@ -337,6 +342,13 @@ def _run_words(row: dict[str, str]) -> str:
     """A run's name without its time: "20261126-210929-users-1" is "users-1"."""
     *_, name = row["run"].split("-", 2)
     return name
+
+
+def _trust_words(row: dict[str, str]) -> str:
+    """Whether the run's figures may be trusted: the times of a suspect run may be too long."""
+    if row["valid"] != "True":
+        return "no"
+    return "yes, but the machine was busy" if row.get("suspect_reason") else "yes"
 
 
 def _figure(text: str | None) -> str:

@@ -3,7 +3,7 @@
     python -m benchmarks.reference build/reference results/reference-cpu
 
 Copies each study's summary, verdict and PNG figures (in 128 colours, with their alt text), and the
-quickstart's runs. It replaces these studies in the target. The exit status is 1 if the target then
+quickstart's runs. It replaces all studies in the target. The exit status is 1 if the target then
 exceeds LIMIT_MB.
 """
 
@@ -17,11 +17,16 @@ LIMIT_MB = 3.0
 
 
 def keep(source: Path, target: Path) -> float:
-    """Copies the studies in `source`, and returns the size of `target` in MB."""
+    """Copies the studies in `source`, and returns the size of `target` in MB.
+
+    Studies of `target` that `source` does not have are removed: they are of an older set.
+    """
+    for summary in target.glob("*/summary.csv"):
+        shutil.rmtree(summary.parent)
     for summary in sorted(source.glob("*/summary.csv")):
         study = summary.parent
         kept = target / study.name
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)  # pictures alone, of an older set
         (kept / "figures").mkdir(parents=True)
         for path in [*study.glob("*.csv"), *study.glob("verdict.json")]:
             shutil.copy(path, kept)

@@ -125,6 +125,7 @@ def test_every_link_leads_somewhere_and_none_leaves_the_disk(page, results):
     for link in links:
         assert not link.startswith(("/", "http:", "https:", "file:")), link
         assert (results / unquote(link)).exists(), link
+        assert not link.endswith("/"), "it leads to a file"
     assert {name for name, _ in page.tags}.isdisjoint({"script", "link", "iframe"})
     assert "url(" not in page.source
     assert "@import" not in page.source
@@ -181,6 +182,7 @@ def test_a_reference_shows_its_pictures_and_is_not_called_broken(results):
     draw(reference_folder, "ladder")
     draw(reference_folder / "load", "hockey_stick")
     (reference_folder / "latency.jsonl").write_text("{}")
+    (reference_folder / "about.txt").write_text("Measured on 2026-11-26 on one H100.")
     measure(reference_folder / "ten-minutes", "at-0.95")
     page = Page(write_report(results))
     for words in (
@@ -190,7 +192,7 @@ def test_a_reference_shows_its_pictures_and_is_not_called_broken(results):
     ):
         assert words in page.text, words
     assert "it holds no run" not in page.text
-    assert "reference-h100 A line that falls." in page.text, "the picture's words name the machine"
+    assert "reference-h100 Measured on 2026-11-26 on one H100." in page.text
     for link in (
         "latency.jsonl",
         "figures/ladder.png",
@@ -223,10 +225,12 @@ def test_a_card_has_the_key_figures_of_its_last_runs(results):
     for number in range(MOST_RUNS + 2):
         row = {"run": f"20261126-210929-users-{number}", "valid": number > 2}
         row |= {"throughput_images_per_s": 20.7407, "latency_p95_s": None, "invalid_reason": None}
+        row["suspect_reason"] = "others took 1.5 of 2 cores" if number == 4 else None
         rows.append(row)
     pd.DataFrame(rows).to_csv(results / "load/summary.csv", index=False)
     page = Page(write_report(results))
-    assert "run images/s valid users-2 20.7 no users-3 20.7 yes" in page.text
+    assert "run images/s valid users-2 20.7 no users-3 20.7 yes users-4" in page.text
+    assert "users-4 20.7 yes, but the machine was busy users-5 20.7 yes" in page.text
     assert "2 earlier in summary.csv" in page.text
     assert page.source.count("<td>") == 3 * MOST_RUNS
     assert 'id="load"' in page.source, "a notebook's link leads here"
@@ -289,12 +293,17 @@ def test_what_is_kept_for_the_readme_is_small_and_keeps_its_words(results, tmp_p
     kept = tmp_path / "kept"
     (kept / "2026-11-24 night").mkdir(parents=True)
     (kept / "2026-11-24 night" / "old.png").touch()
+    (kept / "an older study").mkdir()
+    (kept / "an older study" / "summary.csv").touch()
+    (kept / "figures").mkdir()
     assert 0 < reference.keep(results, kept) < reference.LIMIT_MB
     assert {path.name for path in (kept / "2026-11-24 night").iterdir()} == {
         "figures",
         "summary.csv",
         "verdict.json",
     }
+    assert not (kept / "an older study").exists(), "the new set has none of this name"
+    assert (kept / "figures").exists(), "it is no study"
     with Image.open(kept / "2026-11-24 night/figures/forest.png") as picture:
         assert (picture.mode, picture.size, picture.text["Description"]) == (
             "P",

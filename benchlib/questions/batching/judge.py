@@ -28,6 +28,9 @@ LATENCIES = {"latency_mean_s": "mean latency", "latency_p95_s": "p95 latency"}
 NOT_SHOWN = "not shown"
 """The verdict where an interval holds 1, or where there is none."""
 
+POLICIES = ("continuous", "dynamic")
+"""The policies that the answer compares with serial."""
+
 PAYS = 0.95
 """A policy is foretold to pay if its mean latency is less than this many times serial's."""
 
@@ -207,8 +210,10 @@ class BatchingAnswer(ShownInCell):
         return "not shown"
 
     def __str__(self) -> str:
-        lines = ["Does batching pay here, compared with serial?"]
-        for batching in ("continuous", "dynamic"):
+        answers = [f"{batching} batching {self._pays_words(batching)}" for batching in POLICIES]
+        first = ", and ".join(answers)
+        lines = [f"{first[0].upper()}{first[1:]}, compared with serial."]
+        for batching in POLICIES:
             lines.append(f"- {batching}: {self.pays(batching)}{self._expectation(batching)}")
             lines += self._gain_lines(batching)
         if self.busy is not None:
@@ -226,6 +231,17 @@ class BatchingAnswer(ShownInCell):
             lines.append(self._foretold_line())
         lines.append(self._predicted_line())
         return "\n".join(lines)
+
+    def _pays_words(self, batching: str) -> str:
+        """Returns whether a policy pays, as the end of a sentence."""
+        verdict = self.pays(batching)
+        phrases = {
+            "yes": "pays here",
+            "no": "does not pay here",
+            NOT_SHOWN: "is not shown to pay here",
+            "not measured": "was not measured here",
+        }
+        return phrases.get(verdict, f"has {verdict}")
 
     def _told(self, batching: str) -> pd.DataFrame:
         """Returns what is foretold of a policy at the rates measured and at TOLD_LOADS."""

@@ -106,7 +106,10 @@ def test_the_answer_says_which_policy_pays_and_at_which_load(made: SimpleNamespa
     faster = open_runs(made, [0.50, 0.56, 0.46], "continuous")
     unclear = open_runs(made, [0.5, 1.6, 0.9], "dynamic")
     lines = str(answer(made, [*serial, *faster, *unclear])).splitlines()
-    assert lines[0] == "Does batching pay here, compared with serial?"
+    assert lines[0] == (
+        "Continuous batching pays here, and dynamic batching is not shown to pay here, "
+        "compared with serial."
+    )
     assert lines[1] == "- continuous: yes"
     assert lines[2].startswith(
         "    at 2 requests/s (50 % of what serial can make), measured in 3 pairs of runs: "
@@ -137,6 +140,7 @@ def test_the_answer_says_no_where_a_policy_loses_and_when_it_depends(made: Simpl
     fast_at_low = open_runs(made, [0.5, 0.55], "continuous", rate=1.0)
     both = answer(made, [*serial, *slower, *slow_at_low, *fast_at_low])
     assert "for others" in both.pays("continuous")
+    assert str(both).startswith("Continuous batching has lower latency for some figures or loads")
 
 
 def test_the_answer_also_comes_where_no_run_could_be_made(made: SimpleNamespace) -> None:
