@@ -14,6 +14,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from benchlib.serving.model.checkpoint_kinds import require_kind
+from benchlib.serving.model.hub_files import hub_file, is_hub_file
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.model_errors import ModelError, require_memory
 from benchlib.serving.model.model_folders import (
@@ -121,9 +122,10 @@ def load_model(
     """Return a stock pipeline on `device` in `dtype`, loaded or with random weights.
 
     `model` is `"tiny"`, `"sdxl"`, `"sdxl-random"`, a hub id, a diffusers folder or a single
-    `.safetensors` file. `seed` is the seed of the two random models' weights. `unet` takes the
-    place of the model's UNet (see unets.py). Raises `ModelError`, which names the remedy, if the
-    model can't be loaded or does not fit. Memory is checked before anything large is read.
+    `.safetensors` file, which may be on the hub (`owner/name/file.safetensors`). `seed` is the seed
+    of the two random models' weights. `unet` takes the place of the model's UNet (see unets.py).
+    Raises `ModelError`, which names the remedy, if the model can't be loaded or does not fit.
+    Memory is checked before anything large is read.
     """
     source = None if unet is None else find_unet(unet, dtype, ask_hub)
     target = _Target(device, dtype, source)
@@ -155,10 +157,15 @@ def _load(model: str, target: _Target, seed: int) -> LoadedModel:
             setattr(pipe, name, network)
         return LoadedModel(pipe, {})
     if "://" in model:
-        raise ModelError(f"model: {model!r} is an address; download the file and give its path")
+        raise ModelError(
+            f"model: {model!r} is an address; give the path of a downloaded file, "
+            "or for a file on the hub owner/name/file.safetensors"
+        )
     path = Path(model).expanduser()
     if path.is_dir():
         return _from_folder(path, target)
+    if is_hub_file(model):
+        return _from_single_file(hub_file(model, ask_hub, field="model"), target)
     if path.is_file() or path.suffix in (".safetensors", *_OTHER_WEIGHTS):
         return _from_single_file(path, target)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -192,7 +199,7 @@ def _from_plan(plan: Plan, target: _Target) -> LoadedModel:
 def _from_single_file(path: Path, target: _Target) -> LoadedModel:
     # 1) Say what the file is
     if not path.is_file():
-        raise ModelError(f"model: there is no file {path}{_hub_hint(path)}")
+        raise ModelError(f"model: there is no file {path}")
     if path.suffix in _PICKLES:
         raise ModelError(
             f"model: {path} is a pickle, which can run code when it is read; if you trust it, "
@@ -218,14 +225,6 @@ def _from_single_file(path: Path, target: _Target) -> LoadedModel:
             components = target.components(network_config(configuration, "unet"))
         pipe, predicts = load_single_file(header, configuration, target.dtype, components)
     return LoadedModel(pipe, {"checkpoint": kind.words, "predicts": predicts})
-
-
-def _hub_hint(path: Path) -> str:
-    """What to do about a file that is not here, but may be on the hub."""
-    if len(path.parts) != 3 or path.is_absolute():
-        return ""
-    owner, name, file = path.parts
-    return f"; if it is on the hub, run `hf download {owner}/{name} {file}` and give its path"
 
 
 def _from_hub(hub_id: str, target: _Target) -> LoadedModel:

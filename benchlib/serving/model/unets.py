@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from benchlib.serving.model.checkpoint_kinds import MARKS, UNET_PREFIX, require_kind
+from benchlib.serving.model.hub_files import hub_file, is_hub_file, is_hub_name
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, Plan, plan_network, without_files
 from benchlib.serving.model.weights_files import Header, read_header
@@ -53,11 +54,9 @@ def find_unet(source: str, dtype: torch.dtype, ask_hub: Callable[[str], set[str]
     """
     path = Path(source).expanduser()
     is_file_name = path.suffix == ".safetensors"
-    parts = source.split("/")
-    on_hub = not path.exists() and not source.startswith((".", "/", "~"))
-    if on_hub and is_file_name and len(parts) > 2:
-        path = _hub_file("/".join(parts[:2]), "/".join(parts[2:]), ask_hub)
-    elif on_hub and not is_file_name and len(parts) == 2:
+    if is_hub_file(source):
+        path = hub_file(source, ask_hub, field="unet")
+    elif is_hub_name(source) and not is_file_name and source.count("/") == 1:
         path = _hub_folder(source, dtype, ask_hub)
     if path.is_dir():
         return UNetSource(source, header=None, plan=_plan(path, dtype))
@@ -159,15 +158,6 @@ def _plan(folder: Path, dtype: torch.dtype) -> Plan:
     if kind != "UNet2DConditionModel":
         raise ModelError(f"unet: {folder} holds a {kind}; give the UNet of an SDXL model")
     return plan_network(folder, dtype)
-
-
-def _hub_file(hub_id: str, file: str, ask_hub: Callable[[str], set[str]]) -> Path:
-    try:
-        return Path(hf_hub_download(hub_id, file, local_files_only=True))
-    except LocalEntryNotFoundError:
-        if file not in ask_hub(hub_id):
-            raise ModelError(f"unet: {hub_id} on the hub has no file {file!r}") from None
-        return Path(hf_hub_download(hub_id, file))
 
 
 def _hub_folder(hub_id: str, dtype: torch.dtype, ask_hub: Callable[[str], set[str]]) -> Path:

@@ -78,13 +78,26 @@ def stock(path, **options):
     return StableDiffusionXLPipeline.from_single_file(path, local_files_only=True, **options)
 
 
-def test_a_whole_file_gives_the_stock_image(base, weights, tmp_path):
+# The warning is the stock call's own.
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_whole_file_gives_the_stock_image(base, weights, tmp_path, dtype):
     path = save(weights, tmp_path / "whole.safetensors")
-    pipe = load(path)
+    pipe = load(path, dtype=dtype)
     assert pipe.spec["checkpoint"] == "an SDXL checkpoint"
+    theirs = stock(path, config=str(base), dtype=getattr(torch, dtype))
+    np.testing.assert_array_equal(our_pixels(pipe), stock_pixels(theirs))
+
+
+def test_a_cached_file_of_the_hub_is_found(cache, weights, tmp_path):
+    (tmp_path / "repository").mkdir()
+    path = save(weights, tmp_path / "repository/whole.safetensors")
+    put_into_hub_cache(cache, "some/merge", tmp_path / "repository", with_weights=True)
     np.testing.assert_array_equal(
-        our_pixels(pipe), stock_pixels(stock(path, config=str(base), dtype=torch.float32))
+        our_pixels(load("some/merge/whole.safetensors")), our_pixels(load(path))
     )
+    with pytest.raises(ModelError, match="'some/merge' is not cached and the hub can't be reached"):
+        load("some/merge/other.safetensors")
 
 
 @pytest.mark.parametrize("known_to", ["the hub's cache", "us alone"])
@@ -239,6 +252,11 @@ def test_a_cut_file_is_named_with_its_bytes(weights, tmp_path):
     size = f"{len(whole) // 2:,} of {len(whole):,}"
     with pytest.raises(ModelError, match=f"is cut: it has {size} bytes; download it again"):
         load(path)
+
+
+def test_an_address_is_no_name():
+    with pytest.raises(ModelError, match=r"is an address; .*owner/name/file\.safetensors"):
+        load("https://example.org/model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_lcms_of_different_guidance_share_a_batch(base, lcm, tmp_path):
     ("make", "words"),
     [
         (lambda _: "nowhere.safetensors", "there is no 'nowhere.safetensors'"),
-        (lambda folder: save({"decoder.x": torch.zeros(2)}, folder / "x.safetensors"), "is a VAE alone"),
+        (lambda folder: save({"decoder.conv_in.weight": torch.zeros(2)}, folder / "x.safetensors"), "is a VAE alone"),
         (lambda folder: folder, "is no UNet's folder"),
         (lambda _: "someone/few-steps", "not cached and the hub can't be reached"),
         (lambda _: "someone/few-steps/x.safetensors", "not cached and the hub can't be reached"),
