@@ -45,6 +45,8 @@ class ImageUser(FastHttpUser):
     indexes = itertools.count()
 
     def __init__(self, environment: Any) -> None:
+        # Locust puts the host right before the route, which begins with a slash.
+        self.host = (self.host or "").rstrip("/")
         super().__init__(environment)
         # geventhttpclient decodes the body of a bad status as UTF-8. A body that is not UTF-8 would
         # raise there, and Locust would report no request. So every status counts as good here, and

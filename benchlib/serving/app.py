@@ -1,47 +1,48 @@
 """The HTTP face of an engine: `create_app(engine)` -> FastAPI.
 
-Knows routes, error bodies, headers and the limit of a body. Ignorant of torch, and of how a route
-waits for its jobs (handoff.py). `app` is created on first access, from the BENCHLIB_* settings
-(standalone.py). So `uvicorn benchlib.serving.app:app` works, and importing `create_app` loads no
-model.
+Knows routes and error bodies. Ignorant of torch, of what holds for every request (edge.py), and of
+how a route waits for its jobs (handoff.py). `app` is created on first access, from the BENCHLIB_*
+settings (standalone.py). So `uvicorn benchlib.serving.app:app` works, and importing `create_app`
+loads no model.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from benchlib.serving import openai_images
+from benchlib.serving import image_links, openai_images
+from benchlib.serving.edge import Edge
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.handoff import HandOff
 from benchlib.serving.headers import answer_headers, error_headers
+from benchlib.serving.image_links import ImageLinks
 from benchlib.serving.schemas import GenerateRequest, GenerateResponse, Health, Problem, Readiness
-
-MAX_BODY_BYTES = 2**20
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def create_app(
-    engine: Engine, *, deadline_s: float | None = None, max_pixel_steps: int | None = None
+    engine: Engine,
+    *,
+    deadline_s: float | None = None,
+    max_pixel_steps: int | None = None,
+    links: ImageLinks | None = None,
+    root_path: str = "",
 ) -> FastAPI:
     """Return an app that starts `engine` when it starts, and stops `engine` when it ends.
 
     `deadline_s`: a request without an answer this many seconds after its arrival gets 504.
     `max_pixel_steps`: the largest width x height x steps of a request; a larger one gets 422.
+    `links`: how long and how many images are kept for links. `root_path`: a proxy's prefix.
     """
-    handoff = HandOff(engine, deadline_s=deadline_s, max_pixel_steps=max_pixel_steps)
+    links = links or ImageLinks()
+    handoff = HandOff(engine, links=links, deadline_s=deadline_s, max_pixel_steps=max_pixel_steps)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -53,8 +54,9 @@ def create_app(
 
     summary = "Stable Diffusion XL, served to be measured"
     app = FastAPI(title="benchlib", summary=summary, lifespan=lifespan)
-    app.add_middleware(Edge)
+    app.add_middleware(Edge, root_path=root_path)
     app.include_router(openai_images.make_router(handoff))
+    app.include_router(image_links.make_router(links))
 
     @app.exception_handler(HTTPException)
     async def http_error(http: Request, error: HTTPException) -> Response:
@@ -121,39 +123,6 @@ def _error_response(
     if error is not None:
         headers.update(error.headers or {})
     return Response(json.dumps(body), status, headers, media_type="application/json")
-
-
-class Edge:
-    """ASGI middleware that notes when a request arrived, gives it an id, and limits its body."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id = Headers(scope=scope).get("x-request-id", "")
-        if not _REQUEST_ID.fullmatch(request_id):
-            # uuid4 would call the kernel and hand the interpreter's lock to the torch thread.
-            request_id = f"{random.getrandbits(128):032x}"
-        scope.setdefault("state", {}).update(arrived_s=time.monotonic(), request_id=request_id)
-        received = 0
-
-        async def bounded_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-            return message
-
-        async def tagged_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
-            await send(message)
-
-        await self.app(scope, bounded_receive, tagged_send)
 
 
 def __getattr__(name: str) -> FastAPI:

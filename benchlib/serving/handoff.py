@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from benchlib.serving.admission import TOO_LARGE, check_admission
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Job, Refused
+from benchlib.serving.image_links import ImageLinks
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.worker_threads import WorkerThreads
@@ -32,8 +33,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE_THREADS = 2
+File = tuple[bytes, str]  # an image's file, and its base64 if that is wanted
 # A route watches its client's connection from this time on: earlier would double a route's time.
 WATCH_AFTER_S = 0.02
+# OpenAI's client 3.54 gives up at once where it is told to wait longer (MAX_RETRY_AFTER_DELAY).
+MAX_RETRY_AFTER_S = 120
+# The client would send a request again after any 5xx, unless it is told not to.
+NO_RETRY = {"X-Should-Retry": "false"}
 
 
 class Unserved(HTTPException):
@@ -48,10 +54,10 @@ class Unserved(HTTPException):
 
 @dataclass(frozen=True)
 class Answer:
-    """The finished jobs of one HTTP request, their files in base64, and the time of writing."""
+    """The finished jobs of one HTTP request, their files, and the time of writing."""
 
     jobs: list[Job]
-    files: list[str]
+    files: list[File]
     files_s: float
 
 
@@ -59,27 +65,34 @@ class HandOff:
     """Makes the images that routes request. `create_app` describes the options."""
 
     def __init__(
-        self, engine: Engine, *, deadline_s: float | None, max_pixel_steps: int | None
+        self,
+        engine: Engine,
+        *,
+        links: ImageLinks,
+        deadline_s: float | None,
+        max_pixel_steps: int | None,
     ) -> None:
         self.engine = engine
-        self.metrics = Metrics(engine)
+        self.links = links
+        self.metrics = Metrics(engine, links)
         self.deadline_s = deadline_s
         self.max_pixel_steps = max_pixel_steps
         self._file_threads = WorkerThreads("benchlib-files", FILE_THREADS)
 
     def close(self) -> None:
-        """End the threads that write files."""
+        """End the threads that write files, and forget the files of links."""
         self._file_threads.close()
+        self.links.drop_all()
 
     async def make_images(
         self,
         http: Request,
         wanted: Sequence[GenerateRequest],
-        write_file: Callable[[Image], str] | None = None,
+        write_file: Callable[[Image], File] | None = None,
     ) -> Answer:
         """Return the finished jobs of `wanted`, in order, and their files if `write_file` is given.
 
-        `write_file` turns an image into a file in base64. If one image is refused or fails, all
+        `write_file` turns an image into a file. If one image is refused or fails, all
         end. Raises `Unserved`. Raises RequestValidationError for too many pixel steps, for a size
         that the model can't make, and for what its scheduler refuses.
         """
@@ -95,7 +108,7 @@ class HandOff:
             if error.errors()[0]["type"] == TOO_LARGE:
                 self.metrics.count_unserved(TOO_LARGE)
             raise
-        route = http.scope["path"]
+        route = http.state.path
         self.metrics.images.labels(route).inc(len(wanted))
         self.metrics.latency_s.labels(route).observe(time.monotonic() - http.state.arrived_s)
         return answer
@@ -104,7 +117,7 @@ class HandOff:
         self,
         http: Request,
         wanted: Sequence[GenerateRequest],
-        write_file: Callable[[Image], str] | None,
+        write_file: Callable[[Image], File] | None,
     ) -> Answer:
         arrived_s = http.state.arrived_s
         request_id = http.state.request_id
@@ -161,7 +174,8 @@ class HandOff:
         if self.deadline_s is not None:
             left_s = http.state.arrived_s + self.deadline_s - time.monotonic()
             words = f"not done within the deadline of {self.deadline_s} s"
-            timers.append(loop.call_later(left_s, end, Unserved(504, "deadline", words)))
+            late = Unserved(504, "deadline", words, headers=NO_RETRY)
+            timers.append(loop.call_later(left_s, end, late))
         for job in jobs:
             job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(check_jobs))
 
@@ -176,7 +190,9 @@ class HandOff:
             for watcher in watchers:
                 watcher.cancel()
 
-    async def _write_files(self, write_file: Callable[[Image], str], jobs: list[Job]) -> list[str]:
+    async def _write_files(
+        self, write_file: Callable[[Image], File], jobs: list[Job]
+    ) -> list[File]:
         images = [job.future.result() for job in jobs]
         files = [self._file_threads.submit(write_file, image) for image in images]
         try:
@@ -191,11 +207,13 @@ class HandOff:
         """The HTTP error that stands for the engine's `error`."""
         if isinstance(error, Refused) and error.retry_after_s is not None:
             reason = "loading" if self.engine.state == "loading" else "queue_full"
-            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
-            return Unserved(503, reason, str(error), headers=headers)
+            wait_s = max(1, math.ceil(error.retry_after_s))
+            words = f"{error}; try again in about {wait_s} s"
+            headers = {"Retry-After": str(min(wait_s, MAX_RETRY_AFTER_S))}
+            return Unserved(503, reason, words, headers=headers)
         if isinstance(error, Refused | Cancelled):  # the engine is stopping or has stopped
             return Unserved(503, "stopping", str(error))
         if isinstance(error, DoesNotFit):
-            return Unserved(507, "too_large", str(error))
+            return Unserved(507, "too_large", str(error), headers=NO_RETRY)
         detail = f"the engine failed; the log says why under request id {request_id}"
         return Unserved(500, "failed", detail)

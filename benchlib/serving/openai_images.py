@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import secrets
 import time
@@ -19,8 +20,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from benchlib.serving.handoff import HandOff, Unserved
+from benchlib.serving.handoff import File, HandOff, Unserved
 from benchlib.serving.headers import answer_headers
+from benchlib.serving.image_links import MOST_IMAGES, link_to
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import (
     MAX_SEED,
@@ -58,14 +60,18 @@ class ImagesRequest(BaseModel):
     model: str | None = Field(
         default=None, description="the id that /v1/models lists; may be left out"
     )
-    n: int | None = Field(default=None, ge=1, le=10, description="how many images; 1 by default")
+    n: int | None = Field(
+        default=None, ge=1, le=MOST_IMAGES, description="how many images; 1 by default"
+    )
     size: str | None = Field(
         default=None,
         pattern=f"^(auto|{_SIZE.pattern})$",
         examples=["auto", "1024x1024"],
         description="WIDTHxHEIGHT",
     )
-    response_format: Literal["b64_json"] | None = None
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None, description="the image, or a link to it that lasts minutes; both by default"
+    )
     output_format: Literal["png", "jpeg", "webp"] | None = Field(
         default=None, description="png by default"
     )
@@ -128,18 +134,23 @@ class ImagesRequest(BaseModel):
             raise _invalid("seed", f"{last} would have a seed above {MAX_SEED}")
         return [GenerateRequest(seed=seed + number, **fields) for number in range(n)]
 
-    def write_file(self, image: Image) -> str:
-        """Return the image as a file of the requested format, in base64."""
+    def write_file(self, image: Image) -> File:
+        """Return the image as a file of the requested format, and its base64 if that is wanted."""
         file = io.BytesIO()
         kind = self.output_format or "png"
         quality = 100 if self.output_compression is None else self.output_compression
         options = {} if kind == "png" else {"quality": quality}
         image.save(file, kind, **options)
-        return base64.b64encode(file.getvalue()).decode("ascii")
+        content = file.getvalue()
+        in_base64 = "" if self.response_format == "url" else base64.b64encode(content).decode()
+        return content, in_base64
 
 
 class ImageFile(BaseModel):
-    b64_json: str
+    """The image in base64, a link to it, or both, as the request's `response_format` says."""
+
+    b64_json: str | None = None
+    url: str | None = None
 
 
 class ImagesResponse(BaseModel):
@@ -196,20 +207,26 @@ def make_router(handoff: HandOff) -> APIRouter:
     async def generate_images(body: ImagesRequest, http: Request) -> Response:
         spec = handoff.engine.spec
         if spec and body.model is not None and body.model != spec["model"]:
-            words = f"this server serves only {spec['model']!r}; name that model, or none"
-            raise Unserved(404, "model_not_found", words)
+            raise _unknown_model(spec)
         wanted = body.requests(spec.get("showcase", {}))
         answer = await handoff.make_images(http, wanted, body.write_file)
-        response = ImagesResponse.model_construct(
-            created=int(time.time()),
-            data=[ImageFile.model_construct(b64_json=file) for file in answer.files],
-            size=f"{wanted[0].width}x{wanted[0].height}",
-            output_format=body.output_format or "png",
-        )
+        kind = body.output_format or "png"
+        data = []
+        for content, in_base64 in answer.files:
+            shown = {}
+            if in_base64:
+                shown["b64_json"] = in_base64
+            if body.response_format != "b64_json":
+                shown["url"] = link_to(http, handoff.links.add(content, kind))
+            data.append(shown)
+        response = {
+            "created": int(time.time()),
+            "data": data,
+            "size": f"{wanted[0].width}x{wanted[0].height}",
+            "output_format": kind,
+        }
         return Response(
-            response.model_dump_json(),
-            headers=answer_headers(answer),
-            media_type="application/json",
+            json.dumps(response), headers=answer_headers(answer), media_type="application/json"
         )
 
     # 2) The model
@@ -220,12 +237,27 @@ def make_router(handoff: HandOff) -> APIRouter:
             return ModelList(data=[])
         return ModelList(data=[Model(id=spec["model"], created=started)])
 
+    # A model's id may hold slashes: a hub id, or a path.
+    @router.get("/models/{model:path}", responses={404: {"model": OpenAIError}})
+    async def retrieve_model(model: str) -> Model:
+        spec = handoff.engine.spec
+        if not spec:
+            raise Unserved(404, "model_not_found", "the model is still loading; wait for /ready")
+        if model != spec["model"]:
+            raise _unknown_model(spec)
+        return Model(id=model, created=started)
+
     return router
+
+
+def _unknown_model(spec: Mapping[str, Any]) -> Unserved:
+    words = f"this server serves only {spec['model']!r}; name that model, or none"
+    return Unserved(404, "model_not_found", words)
 
 
 def expects_openai(http: Request) -> bool:
     """Whether the client of this request expects OpenAI's errors."""
-    path: str = http.scope["path"]
+    path: str = http.state.path
     return path.startswith(f"{PREFIX}/")
 
 

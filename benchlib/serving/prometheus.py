@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.image_links import ImageLinks
 from benchlib.telemetry import GIB, cuda_memory_gib, process_memory_gib
 
 REFUSALS = ("queue_full", "too_large", "loading", "stopping")
@@ -28,7 +29,7 @@ class Metrics:
     `latency_s` and `images` have the label `route`; `refusals` and `cancellations` have `reason`.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, links: ImageLinks) -> None:
         self.registry = registry = CollectorRegistry()
 
         # 1) What the hand-off counts
@@ -61,7 +62,7 @@ class Metrics:
                 # A rate needs the counter's first value, which is 0.
                 counter.labels(reason)
 
-        # 2) What the engine counts
+        # 2) What the engine and the links count
         batch_size = Histogram(
             "benchlib_batch_size",
             "Requests in a denoising step",
@@ -69,7 +70,7 @@ class Metrics:
             registry=registry,
         )
         engine.on_step = lambda requests, _: batch_size.observe(requests)
-        registry.register(EngineCollector(engine))
+        registry.register(StateCollector(engine, links))
 
     def count_unserved(self, reason: str) -> None:
         """Count a request that gets no image."""
@@ -85,11 +86,12 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class EngineCollector(Collector):
-    """Metrics that are read from the engine only when the page is requested."""
+class StateCollector(Collector):
+    """Metrics that are read only when the page is requested."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, links: ImageLinks) -> None:
         self.engine = engine
+        self.links = links
 
     def collect(self) -> Iterator[Metric]:
         engine = self.engine
@@ -101,6 +103,10 @@ class EngineCollector(Collector):
         )
         yield CounterMetricFamily(
             "benchlib_busy_seconds", "Time spent encoding, denoising, decoding", engine.busy_s
+        )
+        self.links.drop_old()
+        yield GaugeMetricFamily(
+            "benchlib_link_bytes", "Image files kept for links", self.links.held_bytes
         )
         memory = GaugeMetricFamily(
             "benchlib_memory_bytes", "Memory held, by the source of the figure", labels=["kind"]

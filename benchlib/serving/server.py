@@ -22,6 +22,7 @@ from benchlib.cell_view import CellView, ShownInCell
 from benchlib.serving.app import create_app
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, in_words
+from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLinks
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
@@ -206,6 +207,10 @@ def serve(
     max_queue: int = 64,
     deadline_s: float | None = None,
     max_pixel_steps: int | None = None,
+    link_s: float = LINK_S,
+    max_links: int = MAX_LINKS,
+    links_gib: float = LINKS_GIB,
+    root_path: str = "",
     log_level: str = "warning",
     **load_options: Any,
 ) -> Server:
@@ -219,7 +224,8 @@ def serve(
 
     `EngineOptions` describes how requests share the model: `batching`, `max_batch_size`,
     `max_wait_ms`, `batch_buckets`, `sizes` and `max_queue`. `create_app` describes which requests
-    are accepted: `deadline_s` and `max_pixel_steps`.
+    are accepted: `deadline_s` and `max_pixel_steps`, and `root_path`. `ImageLinks` describes the links
+    to images: `link_s`, `max_links` and `links_gib`.
 
     Raises ValueError for a bad argument, OSError if the port is taken, and what loading raises.
     """
@@ -240,6 +246,7 @@ def serve(
         )
     except ValidationError as error:
         raise ValueError(in_words(error)) from None
+    links = ImageLinks(link_s=link_s, max_links=max_links, links_gib=links_gib)
 
     # 2) Describe how each start gets its engine
     def load() -> SDXLPipeline:
@@ -259,6 +266,8 @@ def serve(
         log_level=log_level,
         deadline_s=deadline_s,
         max_pixel_steps=max_pixel_steps,
+        links=links,
+        root_path=root_path,
     ).start()
 
 

@@ -20,6 +20,14 @@ from benchlib.lora import split_loras
 from benchlib.serving.app import create_app
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
+from benchlib.serving.image_links import (
+    LEAST_LINKS_GIB,
+    LINK_S,
+    LINKS_GIB,
+    MAX_LINKS,
+    MOST_IMAGES,
+    ImageLinks,
+)
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import DrainingServer
@@ -70,6 +78,18 @@ class Settings(BaseSettings, EngineOptions):
     )
     max_pixel_steps: int | None = Field(
         default=None, ge=1, description="most width x height x steps of a request; more gets 422"
+    )
+    link_s: float = Field(
+        default=LINK_S, gt=0, description="seconds that the link to an image lasts"
+    )
+    max_links: int = Field(
+        default=MAX_LINKS, ge=MOST_IMAGES, description="most images that are kept for links"
+    )
+    links_gib: float = Field(
+        default=LINKS_GIB, ge=LEAST_LINKS_GIB, description="most GiB that are kept for links"
+    )
+    root_path: str = Field(
+        default="", description="the prefix of a proxy in front of this server, such as /sdxl"
     )
 
     def engine_options(self) -> EngineOptions:
@@ -136,8 +156,15 @@ def app_from(settings: Settings) -> FastAPI:
 
 
 def _app_before(engine: Engine, settings: Settings) -> FastAPI:
+    links = ImageLinks(
+        link_s=settings.link_s, max_links=settings.max_links, links_gib=settings.links_gib
+    )
     return create_app(
-        engine, deadline_s=settings.deadline_s, max_pixel_steps=settings.max_pixel_steps
+        engine,
+        deadline_s=settings.deadline_s,
+        max_pixel_steps=settings.max_pixel_steps,
+        links=links,
+        root_path=settings.root_path,
     )
 
 

@@ -35,7 +35,7 @@ def bodies(requests):
 
 def test_the_command_line_sends_what_run_load_sends_and_its_csv_counts_it(serve, tmp_path):
     server = serve(service_s=0.02)
-    options = f"--headless --host {server.url} -u 10 -r 2 -t 9s --csv fastapi_bench --json".split()
+    options = f"--headless --host {server.url}/ -u 10 -r 2 -t 9s --csv fastapi_bench --json".split()
     ran = subprocess.run(
         [*LOCUST, *options], cwd=tmp_path, env=os.environ | WORKLOAD, capture_output=True, text=True
     )

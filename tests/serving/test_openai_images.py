@@ -146,12 +146,24 @@ def test_server_timing_adds_up_and_has_the_files_time(client, n):
 def test_the_model_is_listed(client):
     [model] = client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("tiny", "model", "benchlib")
+    assert client.models.retrieve("tiny") == model
+    with pytest.raises(openai.NotFoundError, match="'tiny'") as raised:
+        client.models.retrieve("owner/other")
+    assert raised.value.code == "model_not_found"
+
+
+def test_a_model_with_slashes_in_its_id_is_found():
+    for name in ("owner/model", "/a/folder with spaces/model", "./models/ünïcode?.safetensors"):
+        pipeline = FakePipeline()
+        pipeline.spec["model"] = name
+        with fake_client(pipeline) as client:
+            assert client.models.retrieve(client.models.list().data[0].id).id == name
 
 
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"response_format": "url"}, "response_format"),
+        ({"response_format": "file"}, "response_format"),
         ({"n": 0}, "n"),
         ({"n": 11}, "n"),
         ({"size": "64"}, "size"),

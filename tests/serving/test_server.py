@@ -172,7 +172,8 @@ def test_health_ready_and_docs(client, server):
     assert client.get("/ready").json() == {"status": "ready", "detail": None, "spec": server.spec}
     assert "swagger" in client.get("/docs").text.lower()
     assert client.get("/openapi.json").json()["paths"].keys() == {
-        "/benchmark/generate", "/v1/images/generations", "/v1/models", "/health", "/ready", "/metrics",
+        "/benchmark/generate", "/v1/images/generations", "/v1/models", "/v1/models/{model}",
+        "/images/{name}", "/health", "/ready", "/metrics",
     }  # fmt: skip
 
 
