@@ -56,7 +56,7 @@ def create_app(
     app = FastAPI(title="benchlib", summary=summary, lifespan=lifespan)
     app.add_middleware(Edge, root_path=root_path)
     app.include_router(openai_images.make_router(handoff))
-    app.include_router(image_links.make_router(links))
+    app.include_router(image_links.make_links_router(links))
 
     @app.exception_handler(HTTPException)
     async def http_error(http: Request, error: HTTPException) -> Response:

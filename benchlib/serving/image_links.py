@@ -120,7 +120,7 @@ def _first(http: Request, header: str) -> str:
     return http.headers.get(header, "").partition(",")[0].strip()
 
 
-def make_router(links: ImageLinks) -> APIRouter:
+def make_links_router(links: ImageLinks) -> APIRouter:
     """The route that links lead to."""
     router = APIRouter()
     content: dict[str, Any] = {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}
