@@ -6,6 +6,7 @@ Knows diffusers' schedulers and their names. Ignorant of images, networks and qu
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,9 @@ class Schedules:
             raise BadField("num_inference_steps", problem) from error
         if hasattr(own, "set_begin_index"):
             own.set_begin_index(0)
+        if isinstance(own, diffusers.LMSDiscreteScheduler):
+            # Its integrals take milliseconds. All works of one schedule share them.
+            own.get_lms_coefficient = functools.cache(own.get_lms_coefficient)
         solver = find_solver(own)
         if solver is None:
             self._try_step(copy.deepcopy(own))

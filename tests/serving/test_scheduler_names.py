@@ -1,0 +1,36 @@
+"""The table of samplers: docs show it as it is, and diffusers has each class."""
+
+import re
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from benchlib.serving.model.schedulers import build_scheduler
+from benchlib.serving.model.solvers import find_solver
+from benchlib.serving.scheduler_names import SCHEDULERS, check_scheduler
+
+PAGE = Path(__file__).parents[2] / "docs/samplers.md"
+
+
+def in_docs(name):
+    """The line of docs/samplers.md that `name` should have."""
+    named = SCHEDULERS[name]
+    changes = ", ".join(f"`{option}={value!r}`" for option, value in named.changes.items())
+    base = diffusers.EulerDiscreteScheduler().config
+    shared = "yes" if find_solver(build_scheduler(name, base)) is not None else ""
+    return f"| `{name}` | `{named.class_name}` | {changes} | {shared} |".replace("  ", " ")
+
+
+def test_the_docs_show_the_table():
+    rows = [
+        line for line in PAGE.read_text().splitlines() if re.match(r"\| `[\w-]+` \| `\w+` ", line)
+    ]
+    assert rows == [in_docs(name) for name in SCHEDULERS]
+
+
+def test_an_unknown_name_is_answered_with_all_names():
+    with pytest.raises(ValueError, match="'Euler' is not known; use one of euler, ") as raised:
+        check_scheduler("Euler")
+    assert all(name in str(raised.value) for name in SCHEDULERS)
+    assert [check_scheduler(name) for name in SCHEDULERS] == list(SCHEDULERS)
