@@ -13,7 +13,7 @@
 #   the step takes a generator: False
 #   two loops from one latent are equal: False
 #   with noise_sampler_seed=1 they are equal: True
-#   a copy after two steps raises KeyError
+#   a scheduler that is copied before each step raises KeyError
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
