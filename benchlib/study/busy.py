@@ -23,6 +23,8 @@ TAKEN = ("others_cpu_cores", "steal_cores")
 """The columns of the samples, and the keys of the outcome and the summary."""
 LEAST_STEAL = 0.05
 """Cores: what a hypervisor takes for itself, all the time, needs no words."""
+UNWATCHED = "other work on the server's machine is not known"
+"""What is said of a server that is known by its URL alone: nobody samples its machine."""
 MEANING = "Times may be too long."
 
 
@@ -50,6 +52,11 @@ def _mean_in_window(record: Record, telemetry: pd.DataFrame, name: str) -> float
         return None
     taken_s = (telemetry[name] * span_s)[counts].sum()
     return float(taken_s / span_s[counts].sum())
+
+
+def is_unwatched(record: Record) -> bool:
+    """Whether the run's server is known by its URL alone."""
+    return record["spec"]["target"]["model"] is None
 
 
 def cores_of(record: Record) -> float:

@@ -31,7 +31,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from benchlib.server_timing import PARTS
 from benchlib.study import latency
-from benchlib.study.busy import busy_words, cores_of, taken_words
+from benchlib.study.busy import UNWATCHED, busy_words, cores_of, is_unwatched, taken_words
 from benchlib.study.latency import Record
 from benchlib.study.wording import counted
 from benchlib.study.wording import number as number
@@ -574,6 +574,8 @@ def _caption(record: Record, source: str) -> str:
     others = None
     if not source and busy_words(record) is None:
         others = taken_words(record["outcome"] or {}, cores_of(record))
+    if is_unwatched(record):
+        others = UNWATCHED
     lines = (
         (_model(spec["target"]), _image(spec["workload"]), arrivals),
         (_hardware(record), machine["gpu"], others),

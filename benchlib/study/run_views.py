@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchlib.cell_view import MOST_ROWS, CellView
-from benchlib.study.busy import cores_of, taken_words
+from benchlib.study.busy import UNWATCHED, cores_of, is_unwatched, taken_words
 from benchlib.study.folders import run_words
 from benchlib.study.validity import invalid_reason
 from benchlib.study.wording import counted, number, per_second, words
@@ -46,6 +46,8 @@ def view_of_run(run: Run) -> CellView:
             interval = summary.get(f"{figure}_interval")
             rows.append((name, words(summary[figure], interval, unit)))
     taken = taken_words(dict(summary), cores_of(run.record))
+    if taken is None and is_unwatched(run.record):
+        taken = UNWATCHED
     if taken is not None:
         rows.append(("beside it", taken))
     rows += [

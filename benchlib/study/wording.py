@@ -40,6 +40,8 @@ def words(
     if value is None or math.isnan(value):
         return "not known"
     text = f"{number(value)} {unit}".rstrip()
+    if text.startswith("1 times"):
+        text = f"1.00 {unit}"
     if unit == "images/s":
         text = per_second(value)
     if interval is not None and not any(math.isnan(end) for end in interval):

@@ -98,3 +98,14 @@ def test_small_print_stays_in_the_figure_and_leaves_the_axes_their_width(made) -
     warning, caption = (text.get_window_extent() for text in prints)
     assert not warning.overlaps(caption)
     assert ax.get_window_extent().width > 0.4 * whole.bbox.width
+
+
+def test_a_server_known_by_its_url_alone_is_said_to_be_unwatched(made) -> None:
+    theirs = made.record(target={"model": None, "url": "http://elsewhere:8000"})
+    run = Run(theirs, *made.run([1.0, 2.0])[1:], Path("results/mine/run"))
+    ax = plots.latency_over_time(requests=run.requests, record=theirs)
+    said = "other work on the server's machine is not known"
+    assert any(said in text.get_text() for text in ax.texts)
+    assert said in run._repr_html_().replace("&#x27;", "'")
+    ours = plots.latency_over_time(requests=run.requests, record=made.record())
+    assert not any(said in text.get_text() for text in ours.texts)

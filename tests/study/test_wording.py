@@ -88,3 +88,8 @@ def test_a_rate_of_one_is_one_image(rate, text):
     assert per_second(rate) == text
     assert words(rate, None, "images/s") == text
     assert per_second(rate, "request") == text.replace("image", "request")
+
+
+def test_a_ratio_of_one_is_no_single_time() -> None:
+    assert words(1.0, (0.98, 1.03), "times") == "1.00 times (0.98 to 1.03)"
+    assert words(1.2, unit="times serial's") == "1.2 times serial's"

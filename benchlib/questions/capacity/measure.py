@@ -239,6 +239,7 @@ class LoadTest(ShownInCell):
     def calibrate(self) -> Calibration:
         """Makes one open-loop run below the capacity, and returns the calibration by it.
 
+        It prints the calibration, and the capacity or once why there is none.
         A run that explains nothing is made once more, if there is time. If that does not help, the
         time left goes to a search by the runs' own latencies (see `searched`).
         """
@@ -255,6 +256,8 @@ class LoadTest(ShownInCell):
         self._done.add(CALIBRATE)
         if self.calibration.refusal is not None:
             self._search()
+        elif self.first is not None:
+            print(self.calibration, self.capacity, sep="\n", flush=True)
         return self.calibration
 
     def confirm(self) -> pd.DataFrame:

@@ -43,7 +43,7 @@ class Capacity(ShownInCell):
         low, high = self.interval
         promise = self.slo or "the promise"
         if low is not None and high is not None:
-            return f"The capacity within {promise} is {number(low)} to {number(high)} images/s."
+            return f"The capacity within {promise} is {number(low)} to {per_second(high)}."
         if low is not None:
             found = f"at least {per_second(low)}"
             return f"The capacity within {promise} is {found}. No rate was shown to break it."

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from benchlib.questions.compare.judge import FIGURES, SERVICE, smallest_effect
 from benchlib.study import figure
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import counted, words
 
 MOST = 40
 """The most lines of a forest plot. More could not be read."""
@@ -175,7 +175,7 @@ def _draw_line(
     ax.text(
         1.01,
         place,
-        f"{number(line['ratio'])} times: {verdict}",
+        f"{words(line['ratio'], unit='times')}: {verdict}",
         transform=ax.get_yaxis_transform(),
         va="center",
         fontsize="small",

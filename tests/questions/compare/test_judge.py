@@ -362,7 +362,7 @@ def test_what_is_inconclusive_beside_the_time_in_the_model_does_not_decide(
     found = compare_studies(studies(made, 1.0, 1.04, services=(1.0, 1.0)))
     assert found.table["verdict"].tolist()[1:] == ["inconclusive"] * 4
     assert found.verdict == "no difference beyond 2%"
-    assert "closed-4: time in the model of one image 1 times (0.989 to 1.01)" in found.answer
+    assert "closed-4: time in the model of one image 1.00 times (0.989 to 1.01)" in found.answer
     assert "Left open by these runs: median latency, p95 latency, throughput, memory" in str(found)
     assert compare(job(made, service=1.0), job(made, 1.04, service=1.0)).verdict == (
         "no difference beyond 2%"

@@ -184,7 +184,7 @@ def test_where_nothing_is_worse_a_forest_speaks_of_the_time_in_the_model(
     service = line("same", figure="service_s", verdict="no difference beyond 2%")
     ax = plots.forest(table=table(service, line("open")), record=made.record(), against="night-1")
     assert (
-        "night-2 no different from night-1 in time in the model of one image: 1 times (0.98 to 1.03)"
+        "night-2 no different from night-1 in time in the model of one image: 1.00 times (0.98 to 1.03)"
         in " ".join(texts(ax).split())
     )
     ax = plots.forest(table=table(service, line()), record=made.record(), against="night-1")
