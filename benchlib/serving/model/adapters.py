@@ -27,6 +27,7 @@ from benchlib.serving.model.lora_files import (
     find_file,
     read_weights,
 )
+from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.recipes import Recipe, same_tensors
 
 SWITCHES = 3
@@ -278,6 +279,7 @@ def _load(pipe: Any, weights: LoraWeights, key: str) -> list[str]:
                 pipe.load_lora_into_text_encoder(
                     tensors, text_encoder=module, prefix=network, **options
                 )
+            own_memory(module)
     return networks
 
 

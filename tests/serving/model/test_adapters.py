@@ -1,5 +1,6 @@
 """LoRA adapters: the images of fresh stock pipelines, whatever was on before; and what is refused."""
 
+import shutil
 from functools import cache
 
 import pytest
@@ -164,6 +165,18 @@ def equal_to_fresh(pipe, files, lora, kind, *, seed=7):
         pipe.generate(asked).images[0],
         fresh_image(files[kind] if lora else None, scale, asked),
     )
+
+
+def test_a_file_that_is_overwritten_leaves_its_adapter_as_it_was(files, tmp_path):
+    """peft's layers would compute with the mapped file."""
+    path = shutil.copy(files["kohya, LoCon, text encoders, alpha"], tmp_path / "style.safetensors")
+    pipe = load_pipeline("tiny", device="cpu", loras={"style": path})
+    before = pipe.generate(request("style")).images[0]
+    size = path.stat().st_size
+    with path.open("r+b") as opened:
+        opened.seek(size // 2)
+        opened.write(bytes(size - size // 2))
+    assert same(pipe.generate(request("style")).images[0], before)
 
 
 def test_switching_leaves_nothing_behind(files):
