@@ -348,7 +348,7 @@ def _trust_words(row: dict[str, str]) -> str:
     """Whether the run's figures may be trusted: the times of a suspect run may be too long."""
     if row["valid"] != "True":
         return "no"
-    return "yes, but the machine was busy" if row.get("suspect_reason") else "yes"
+    return "yes, but busy" if row.get("suspect_reason") else "yes"
 
 
 def _figure(text: str | None) -> str:

@@ -230,7 +230,7 @@ def test_a_card_has_the_key_figures_of_its_last_runs(results):
     pd.DataFrame(rows).to_csv(results / "load/summary.csv", index=False)
     page = Page(write_report(results))
     assert "run images/s valid users-2 20.7 no users-3 20.7 yes users-4" in page.text
-    assert "users-4 20.7 yes, but the machine was busy users-5 20.7 yes" in page.text
+    assert "users-4 20.7 yes, but busy users-5 20.7 yes" in page.text
     assert "2 earlier in summary.csv" in page.text
     assert page.source.count("<td>") == 3 * MOST_RUNS
     assert 'id="load"' in page.source, "a notebook's link leads here"

@@ -162,7 +162,8 @@ def nights_to_compare(options: NightOptions) -> list[Path]:
         raise ValueError(f"{options.night} is not compared, as nothing was measured")
     if reasons[this_night] is not None:
         raise ValueError(
-            f"{options.night} is not compared, as it is invalid: {reasons[this_night]}"
+            f"{options.night} is not compared, as it is invalid: {reasons[this_night]}. "
+            f"If these runs had other options, remove {this_night} and measure the night again"
         )
 
     # 3) From the baseline on.
