@@ -90,7 +90,7 @@ def test_a_night_that_is_not_valid_is_not_compared(made, results):
     keep(made, results, "2026-11-21", status="failed")
     with pytest.raises(
         ValueError,
-        match="2026-11-21 is not compared, as it is invalid: closed-4.*remove .*2026-11-21 and",
+        match=r"2026-11-21 is not compared, as it is invalid: closed-4.*remove .*2026-11-21 and",
     ):
         nights("2026-11-21")
     keep(made, results, "2026-11-21")
