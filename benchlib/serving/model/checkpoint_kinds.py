@@ -83,6 +83,8 @@ def find_kind(header: Header) -> CheckpointKind:
     """What the file is. The first mark that is found decides."""
     # 1) Parts that resemble a whole model by some of their keys
     keys = header.shapes
+    if not keys:
+        return CheckpointKind("empty", _TAKE_SDXL)
     first_words = {key.partition(".")[0] for key in keys}
     if any(_ADAPTER.search(key) for key in keys):
         return _ADAPTER_KIND
@@ -186,7 +188,7 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
     if missing:
         words = f"an SDXL checkpoint without its {' and '.join(missing)}"
         return CheckpointKind(words, _SAVE_WHOLE, holds="unet")
-    if {"edm_mean", "edm_std"} <= keys.keys():
+    if "edm_mean" in keys:
         return PLAYGROUND
     return _SDXL
 
@@ -201,7 +203,7 @@ def _other_model(header: Header) -> CheckpointKind:
     except (ValueError, RuntimeError, IndexError, NameError, KeyError):
         name = "v1"
     if name == "v1":  # what diffusers says of all that it doesn't know
-        some = ", ".join(repr(key) for key in list(header.shapes)[:2])
-        words = f"no checkpoint that we know; it begins with {some}" if some else "empty"
+        some = " and ".join(repr(key) for key in list(header.shapes)[:2])
+        words = f"no checkpoint that we know; it begins with {some}"
         return CheckpointKind(words, _TAKE_SDXL)
     return CheckpointKind(f"another model ({name})", _TAKE_SDXL)

@@ -207,6 +207,8 @@ def _from_single_file(path: Path, target: _Target) -> LoadedModel:
         )
     if path.name == "model_index.json":
         raise ModelError(f"model: {path} is a list of a model's parts; give its folder")
+    if path.suffix.lower() == ".safetensors" != path.suffix:
+        raise ModelError(f"model: {path} must end in .safetensors, in small letters; rename it")
     if path.suffix != ".safetensors":
         raise ModelError(
             f"model: {path} is no .safetensors file, and files of the kind "

@@ -83,7 +83,7 @@ def require_whole(header: Header, configuration: Path) -> None:
     if own != usual:
         raise ModelError(
             f"model: {header.path} is an SDXL checkpoint whose UNet has {own:,} parameters in place "
-            f"of {usual:,}: a smaller kind such as SSD-1B or Vega, or a file that lacks a part. "
+            f"of {usual:,}: another kind, such as the smaller SSD-1B and Vega, or a damaged file. "
             "One file does not say how its layers are laid out; give the model's folder or hub id"
         )
 

@@ -32,6 +32,8 @@ def header(shapes, dtype="F16"):
     ("shapes", "words", "holds"),
     [
         (SDXL, "an SDXL checkpoint", "model"),
+        (SDXL | {"edm_mean": (1, 4, 1, 1)}, "a Playground v2.5 checkpoint", "model"),
+        ({}, "empty", "nothing"),
         (SDXL | EDM, "a Playground v2.5 checkpoint", "model"),
         (UNET | FIRST | SECOND, "an SDXL checkpoint without its VAE", "unet"),
         (UNET | SECOND | VAE, "an SDXL checkpoint without its first text encoder", "unet"),

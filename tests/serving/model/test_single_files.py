@@ -223,8 +223,10 @@ def test_a_file_that_lacks_some_weights_is_refused(weights, tmp_path):
         load(save(some, tmp_path / "lacking.safetensors"))
 
 
-def test_a_text_encoder_that_lacks_some_weights_is_refused(weights, tmp_path):
-    some = {key: value for key, value in weights.items() if "resblocks.1." not in key}
+@pytest.mark.parametrize("part", ["resblocks.1.", "text_projection"])
+def test_a_text_encoder_that_lacks_some_weights_is_refused(weights, tmp_path, part):
+    """Without the projection, stock makes an image of whatever lies in memory."""
+    some = {key: value for key, value in weights.items() if part not in key}
     with pytest.raises(ModelError, match=r"lacks .*weights"):
         load(save(some, tmp_path / "lacking.safetensors"))
 
@@ -264,6 +266,7 @@ def test_an_address_is_no_name():
     [
         ("model.ckpt", "is a pickle, which can run code"),
         ("model.pt", "is a pickle"),
+        ("model.SAFETENSORS", "in small letters; rename it"),
         ("model.gguf", "files of the kind '.gguf' are not read"),
         ("model", "files of the kind 'model' are not read"),
         ("model_index.json", "is a list of a model's parts; give its folder"),
