@@ -328,6 +328,18 @@ def test_each_link_and_picture_points_to_something(page, target):
         assert anchor in set(headings(there)), target
 
 
+def test_each_page_of_the_docs_leads_to_all_others_in_one_order():
+    orders = set()
+    for page in (ROOT / "docs").glob("*.md"):
+        links, _, rest = page.read_text().partition("\n\n")
+        assert rest.startswith("# "), page
+        names = re.findall(r"\[([^]]+)\]\(|\*\*([^*]+)\*\*", links)
+        orders.add(tuple(one or other for one, other in names))
+        assert links.count("**") == 2, page
+    [order] = orders
+    assert len(order) == 1 + len(list((ROOT / "docs").glob("*.md")))
+
+
 def test_readme_leads_to_every_page_of_the_docs():
     linked = {
         target.partition("#")[0]
