@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from benchlib.questions.quickstart import judge_quickstart, run_times
     from benchlib.questions.settings.judge import decide
     from benchlib.questions.settings.measure import settings_to_try, try_settings, usable_recipes
+    from benchlib.questions.settings.measure_adapters import price_adapters
     from benchlib.questions.settings.pictures import picture_prompts
     from benchlib.queueing.estimates import Calibration, calibrate, foretell
     from benchlib.run import Point, run_load
@@ -97,6 +98,7 @@ _NAMES = {
     "benchlib.serving.server": ("Server", "serve"),
     "benchlib.plots": ("plots",),
     "benchlib.questions.settings.measure": ("settings_to_try", "try_settings", "usable_recipes"),
+    "benchlib.questions.settings.measure_adapters": ("price_adapters",),
     "benchlib.questions.settings.pictures": ("picture_prompts",),
     "benchlib.questions.compare.judge": ("compare", "compare_studies"),
     "benchlib.questions.compare.measure": ("measure_examples",),
@@ -128,7 +130,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "plan_batching", "fill_serial", "compare_planned",
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
     "calibrate_policies", "foretell_gains", "foretell_frontier",
-    "settings_to_try", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
+    "settings_to_try", "price_adapters", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
     "Calibration", "foretell", "LoadTest", "record_of",
 ]  # fmt: skip
 

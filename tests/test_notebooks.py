@@ -54,7 +54,7 @@ RUNS = {
         {"step_time_curve", "gantts", "latency_cdf", "gain", "frontier"},
     ),
     "05_settings": (
-        {"users": [2], "budget_min": 0.4},
+        {"users": [2], "budget_min": 0.4, "loras": {"style": "random"}},
         {"ladder", "picture_grid", "decision", "costs"},
     ),
     "06_compare": ({"budget_min": 0.1}, {"forest", "nights"}),

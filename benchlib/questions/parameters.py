@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchlib.lora import check_lora_name
 from benchlib.questions.capacity.load_parts import MOST_USERS
 from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
@@ -288,6 +289,25 @@ def _list_of(check: Check, *, empty: bool = False) -> Check:
     return check_each
 
 
+def _loras(name: str, value: Any) -> Any:
+    """Accepts a mapping of adapters' names to where they are; None is no adapter."""
+    if value is None:
+        return {}
+    fix = f'{name} must map names to files, such as {{"style": "style.safetensors"}}'
+    if not isinstance(value, dict):
+        raise ValueError(f"{fix}, got {value!r}")
+    for adapter, source in value.items():
+        try:
+            check_lora_name(adapter)
+        except ValueError as error:
+            raise ValueError(f"{fix}, got {adapter!r}: {error}") from None
+        if not isinstance(source, str) or not source:
+            raise ValueError(f"{fix}, got {source!r} for {adapter!r}")
+        if source.startswith((".", "/", "~")) and not Path(source).expanduser().exists():
+            raise ValueError(f"{fix}, got {source!r}, which does not exist")
+    return value
+
+
 def _or_none(check: Check) -> Check:
     return lambda name, value: None if value is None else check(name, value)
 
@@ -328,6 +348,7 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
     "05_settings": {
         "users": _list_of(_count),
         "fewer_steps": _list_of(_number(1, 149, whole=True), empty=True),
+        "loras": _loras,
         "exact_only": _yes_or_no,
         "target_rate": _positive,
         "slo": _or_none(_promise),

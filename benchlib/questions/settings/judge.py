@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -94,6 +94,7 @@ class Decision(ShownInCell):
       price.
     - `energy_kwh_per_1000`: what the GPU took for a thousand images.
     - `busy`: what other work took beside the runs, in a sentence.
+    - `adapters`: lines that say what a LoRA adapter costs.
 
     Unknown is None.
     """
@@ -111,6 +112,7 @@ class Decision(ShownInCell):
     times_interval: Interval = None
     reason: str | None = None
     busy: str | None = None
+    adapters: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = self._best_lines()
@@ -120,6 +122,7 @@ class Decision(ShownInCell):
             lines += self._difference_lines()
             lines += self._fleet_lines()
         lines += self._missing_lines()
+        lines += self.adapters
         return "\n".join(lines)
 
     def _view(self) -> CellView:
@@ -289,6 +292,21 @@ def start_words(table: pd.DataFrame) -> str | None:
 # ---- the choice
 
 
+def adapter_lines(prices: pd.DataFrame | None) -> list[str]:
+    """What an adapter costs, a line for each way of using one; none if no adapter was priced."""
+    if prices is None or prices.empty:
+        return []
+    made = counted(int(prices["images"].iloc[0]), "image")
+    lines = [f"What a LoRA adapter costs, by {made} alone for each way:"]
+    for row in prices.to_dict("records"):
+        way = row["way"]
+        if isinstance(row["lora"], str):
+            way = f"{way} ({row['lora']})"
+        image = words(row["image_s"], row["image_s_interval"], "s")
+        lines.append(f"- {way}: {image} an image, {per_second(row['images_per_s'])}")
+    return lines
+
+
 def promise_for(image_s: float) -> str:
     """A promise that suits a model whose image takes `image_s` seconds alone.
 
@@ -308,6 +326,7 @@ def decide(
     target_rate: float = 1.0,
     price_per_hour: float | None = None,
     runs: Iterable[Run] = (),
+    adapters: pd.DataFrame | None = None,
 ) -> Decision:
     """Returns the setting of the highest capacity that is not ruled out.
 
@@ -323,7 +342,8 @@ def decide(
     - change algorithm, weights or steps, or round coarser than bf16, with `exact_only`
 
     Pictures rule nothing out. The answer says what the best two settings do to them. It also says
-    if other work ran beside the `runs` that the frame is made of.
+    if other work ran beside the `runs` that the frame is made of, and what the `adapters` of
+    `price_adapters` cost.
 
     Raises ValueError, naming the field, for another promise than the frame's, for a rate, price or
     limit that is not above 0, and for a frame that is not that of try_settings.
@@ -343,8 +363,10 @@ def decide(
     table = ranked(settings, limit_gib, exact_only)
     left = table[table["ruled_out"].isna()].to_dict("records")
     busy = busy_sentence_of(runs)
+    lines = tuple(adapter_lines(adapters))
     if not left:
-        return Decision(None, None, None, table, promise, target_rate, busy=busy)
+        none = Decision(None, None, None, table, promise, target_rate, busy=busy)
+        return replace(none, adapters=lines)
     best = left[0]
     second = left[1] if len(left) > 1 else None
     shown: bool | None = None
@@ -378,6 +400,7 @@ def decide(
         times_interval=times_interval,
         reason=reason,
         busy=busy,
+        adapters=lines,
     )
 
 
