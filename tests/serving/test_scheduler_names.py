@@ -5,10 +5,13 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from pydantic import ValidationError
 
+from benchlib.serving.engine.options import in_words
 from benchlib.serving.model.schedulers import build_scheduler
 from benchlib.serving.model.solvers import find_solver
 from benchlib.serving.scheduler_names import SCHEDULERS, check_scheduler
+from benchlib.serving.standalone import Settings
 
 PAGE = Path(__file__).parents[2] / "docs/samplers.md"
 
@@ -34,3 +37,14 @@ def test_an_unknown_name_is_answered_with_all_names():
         check_scheduler("Euler")
     assert all(name in str(raised.value) for name in SCHEDULERS)
     assert [check_scheduler(name) for name in SCHEDULERS] == list(SCHEDULERS)
+
+
+def test_the_environment_names_a_sampler(monkeypatch):
+    assert Settings().scheduler is None
+    monkeypatch.setenv("BENCHLIB_SCHEDULER", "dpmpp-2m-karras")
+    assert Settings().scheduler == "dpmpp-2m-karras"
+    with pytest.raises(ValidationError) as raised:
+        Settings(scheduler="dpm++")
+    assert in_words(raised.value).startswith(
+        "scheduler: Value error, 'dpm++' is not known; use one"
+    )

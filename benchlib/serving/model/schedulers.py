@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch import Tensor
 from benchlib.serving.model.solvers import Solver, find_solver
 from benchlib.serving.scheduler_names import SCHEDULERS, check_scheduler
 from benchlib.serving.schemas import MAX_STEPS, BadField, GenerateRequest
+
+# More samplers in more numbers of steps are laid out anew. Each takes up to 0.1 MB.
+MOST_SCHEDULES = 500
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Schedules:
         self._device = device
         self._chosen = chosen
         self._built: dict[str | None, Any] = {None: own}
+        self._laying_out = threading.Lock()
         self._laid_out: dict[tuple[str | None, int], tuple[Schedule, Any]] = {}
 
     def default(self) -> Any:
@@ -93,8 +98,8 @@ class Schedules:
 
         It is never copied again: the state of some schedulers can't be copied.
         """
-        schedule, laid_out = self._find(name, steps)
-        if schedule.solver is not None:
+        _, laid_out = self._find(name, steps)
+        if laid_out is None:
             return None
         own = copy.deepcopy(laid_out)
         # This scheduler takes no generator. Without a seed it would draw from the process's own.
@@ -104,9 +109,14 @@ class Schedules:
 
     def _find(self, name: str | None, steps: int) -> tuple[Schedule, Any]:
         key = (name or self._chosen, steps)
-        if key not in self._laid_out:
-            self._laid_out[key] = self._lay_out(*key)
-        return self._laid_out[key]
+        known = self._laid_out.get(key)
+        if known is None:
+            with self._laying_out:
+                known = self._lay_out(*key)
+                self._laid_out[key] = known
+                if len(self._laid_out) > MOST_SCHEDULES:
+                    del self._laid_out[next(iter(self._laid_out))]
+        return known
 
     def _build(self, name: str | None) -> Any:
         if name not in self._built:
@@ -136,7 +146,7 @@ class Schedules:
             return Schedule(own.timesteps, own.init_noise_sigma), own
         columns = [own.timesteps.cpu(), *solver.lay_out(own)]
         table = torch.stack([column.to(torch.float32) for column in columns])
-        return Schedule(own.timesteps, own.init_noise_sigma, solver, table), own
+        return Schedule(own.timesteps, own.init_noise_sigma, solver, table), None
 
     def _try_step(self, scheduler: Any) -> None:
         """Step once without a model. Raises `BadField` if the scheduler does not work here.
@@ -151,6 +161,8 @@ class Schedules:
         try:
             output = scheduler.scale_model_input(sample, timestep)
             scheduler.step(output, timestep, sample, **options)
+        except torch.OutOfMemoryError:
+            return  # it says nothing about the scheduler
         except Exception as error:
             problem = f"{type(scheduler).__name__} can't step with this model ({error})"
             raise BadField("scheduler", problem) from error

@@ -55,7 +55,10 @@ def stock_scheduler(config, name, seed=1):
     return scheduler
 
 
-def stock_latents(pipe, scheduler, wanted):
+def stock_latents(pipe, scheduler, wanted, noise=None):
+    generator = torch.Generator("cpu").manual_seed(wanted.seed)
+    if noise is not None:
+        torch.randn(noise.shape, generator=generator)  # what follows is the noise of the steps
     stock = copy.copy(pipe.diffusers)
     stock.set_progress_bar_config(disable=True)
     stock.scheduler = scheduler
@@ -66,7 +69,8 @@ def stock_latents(pipe, scheduler, wanted):
         guidance_scale=wanted.guidance_scale,
         width=wanted.width,
         height=wanted.height,
-        generator=torch.Generator("cpu").manual_seed(wanted.seed),
+        generator=generator,
+        latents=noise,
         output_type="latent",
     ).images
 
@@ -111,6 +115,21 @@ def test_latents_are_bit_identical_in_16_bits(config, dtype):
         wanted = request(scheduler=name, num_inference_steps=2)
         [ours] = latents(pipe, wanted)
         stock = stock_latents(pipe, stock_scheduler(config, name), wanted)
+        assert torch.equal(ours, stock), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_latents_are_bit_identical_on_a_gpu(config, dtype):
+    pipe = load_pipeline("tiny", device="cuda", dtype=dtype)
+    for name in (*WITH_SOLVER, "heun", "dpmpp-sde", "unipc"):
+        if dtype != "float32" and name in ("euler-a", "lcm") and torch.__version__ < "2.13":
+            continue  # an older torch draws other noise in 16 bits
+        wanted = request(scheduler=name)
+        [ours] = latents(pipe, wanted)
+        noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        noise = noise.to("cuda", getattr(torch, dtype))
+        stock = stock_latents(pipe, stock_scheduler(config, name), wanted, noise)
         assert torch.equal(ours, stock), name
 
 
@@ -289,6 +308,14 @@ def test_calls_of_the_unet_count_and_not_steps(tiny):
         refused = httpx.post(url, json=body | {"scheduler": "heun"}, timeout=60)
         assert refused.status_code == 422
         assert "takes 7 steps of the model" in refused.text
+
+
+def test_only_so_many_schedules_are_kept(tiny, monkeypatch):
+    schedules = Schedules(tiny.diffusers.scheduler, torch.device("cpu"))
+    monkeypatch.setattr("benchlib.serving.model.schedulers.MOST_SCHEDULES", 3)
+    for steps in range(1, 7):
+        assert schedules.find("heun", steps).calls == 2 * steps - 1
+    assert [steps for _, steps in schedules._laid_out] == [4, 5, 6]
 
 
 # -- at load ---------------------------------------------------------------------------------------
