@@ -154,7 +154,7 @@ def test_a_mixed_batch_gives_each_request_its_own_image(tiny):
 
 
 def test_a_batch_of_different_sizes_is_refused(tiny):
-    with pytest.raises(ValueError, match="one width and height"):
+    with pytest.raises(ValueError, match="all of one width, height and lora"):
         tiny.generate([request(), request(width=128)])
     with pytest.raises(ValueError, match="at least one"):
         tiny.generate([])
