@@ -105,6 +105,7 @@ def engine_from(settings: Settings) -> Engine:
 
     def load() -> SDXLPipeline:
         from benchlib.serving.model.loading import load_pipeline
+        from benchlib.serving.model.torch_thread import on_torch_thread
 
         pipe = load_pipeline(
             settings.model,
@@ -126,6 +127,10 @@ def engine_from(settings: Settings) -> Engine:
         if pipe.spec["unet"] is not None:
             log.info("Its UNet is %(unet)s.", pipe.spec)
         _log_cost(pipe)
+        if pipe.adapters.names:
+            switch_ms = on_torch_thread(pipe.adapters.measure_switch_s) * 1000
+            names = ", ".join(pipe.adapters.names)
+            log.info("Adapters by request: %s. A switch takes %.2g ms.", names, switch_ms)
         return pipe
 
     return Engine(load, settings.engine_options())

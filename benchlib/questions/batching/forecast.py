@@ -27,8 +27,8 @@ def predict_latency(
 ) -> pd.Series:
     """Returns each request's simulated latency in seconds, with the index of `requests`.
 
-    `requests` has rows such as a run's. The simulation reads their `scheduled_s`, size, steps and
-    guidance. A request without a guidance scale counts as guided. `spec` has the step times: it is
+    `requests` has rows such as a run's. The simulation reads their `scheduled_s`, size, steps,
+    guidance and adapter. A request without a guidance scale counts as guided. `spec` has the step times: it is
     a server's spec, or the "target" of a run's spec.
 
     `batching` names another policy than the server's own. The server must then have measured
@@ -60,6 +60,7 @@ def predict_latency(
         steps=steps[order],
         rows=_rows(requests)[order],
         size=places[order],
+        lora=_loras(requests)[order],
     )
 
     # 3) Simulate.
@@ -78,6 +79,16 @@ def predict_latency(
     latency_s = np.empty(len(requests))
     latency_s[order] = simulated.done_s - simulated.arrived_s
     return pd.Series(latency_s, index=requests.index)
+
+
+def _loras(requests: pd.DataFrame) -> Any:
+    """A number for each adapter with its scale, and 0 for requests without one."""
+    import pandas as pd
+
+    if "lora" not in requests:
+        return np.zeros(len(requests), dtype=np.int64)
+    numbers, _ = pd.factorize(requests["lora"])  # -1 where there is none
+    return numbers.astype(np.int64) + 1
 
 
 def _rows(requests: pd.DataFrame) -> Any:

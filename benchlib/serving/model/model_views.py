@@ -27,6 +27,7 @@ def view_of_pipeline(spec: Mapping[str, Any]) -> CellView:
         ("weights", f"{spec['model_params']:,}"),
         ("usual image", f"{size}, {took}"),
         *_file_rows(spec),
+        *_adapter_rows(spec),
         *_few_steps_rows(spec),
         ("more", "pipe.generate(request), bl.serve(pipe), pipe.spec, pipe.diffusers"),
     ]
@@ -37,6 +38,17 @@ def _file_rows(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was found in the model's files, where that is not as usual."""
     told = {"file": "checkpoint", "predicts": "predicts", "UNet": "unet", "variant": "variant"}
     return [(name, spec[key]) for name, key in told.items() if spec.get(key) is not None]
+
+
+def _adapter_rows(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The LoRA adapters that a request may name, and those in the weights."""
+    rows = []
+    if spec.get("loras"):
+        rows.append(("adapters by request", ", ".join(spec["loras"])))
+    if spec.get("fused_loras"):
+        fused = [f"{name}:{scale:g}" for name, scale in spec["fused_loras"].items()]
+        rows.append(("adapters in the weights", ", ".join(fused)))
+    return rows
 
 
 def _few_steps_rows(spec: Mapping[str, Any]) -> list[tuple[str, str]]:

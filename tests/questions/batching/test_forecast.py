@@ -50,6 +50,14 @@ def test_a_request_without_guidance_has_one_row():
     ] == pytest.approx(0.6)
 
 
+def test_requests_of_other_adapters_wait_and_switch():
+    spec = SPEC | {"step_times": {"64x64": CURVES | {"switch_s": 0.5, "lora_ratio": 2.0}}}
+    requests = asked([1, 1], [0.0, 0.0], lora=pd.array(["a", None], dtype="string"))
+    first, second = predict_latency(requests, spec)
+    assert first == pytest.approx(0.5 + 0.02 + 0.2 + 0.08)
+    assert second == pytest.approx(first + 0.5 + 0.02 + 0.1 + 0.08)
+
+
 def test_what_was_not_measured_is_not_guessed():
     with pytest.raises(ValueError, match=r"spec has no step times of \[\(64, 64\)\] pixels"):
         predict_latency(asked([5], [0.0]), {"step_times": None})

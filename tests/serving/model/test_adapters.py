@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from diffusers import LCMScheduler
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
@@ -200,6 +201,29 @@ def test_the_stock_pipeline_takes_adapters_of_its_own(files):
     assert same(stock_image(own, request()), fresh_image(files["diffusers"], 1.0, request()))
     assert same(pipe.generate(request("a")).images[0], before)
     assert same(pipe.generate(request()).images[0], stock_image(stock(), request()))
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_it_is_the_stock_pipelines_image_in_16_bits(files, dtype):
+    kind = "kohya, LoCon, text encoders, alpha"
+    pipe = load_pipeline("tiny", device="cpu", dtype=dtype, loras={"a": files[kind]})
+    fresh = load_diffusers("tiny", device=torch.device("cpu"), dtype=getattr(torch, dtype))
+    fresh.set_progress_bar_config(disable=True)
+    fresh.load_lora_weights(files[kind], adapter_name="only")
+    fresh.set_adapters("only", 0.8)
+    image = pipe.generate(request("a:0.8")).images[0]
+    assert same(image, stock_image(fresh, request()))
+
+
+def test_a_few_step_adapter_goes_with_its_sampler(files):
+    pipe = load_pipeline("tiny", device="cpu", loras={"lcm": files["convolutions"]})
+    fresh = stock()
+    fresh.scheduler = LCMScheduler.from_config(fresh.scheduler.config)
+    fresh.load_lora_weights(files["convolutions"], adapter_name="only")
+    fast = {"num_inference_steps": 4, "guidance_scale": 0.0, "scheduler": "lcm"}
+    asked = request("lcm").model_copy(update=fast)
+    assert same(pipe.generate(asked).images[0], stock_image(fresh, asked))
 
 
 def peft_layers(*modules):
