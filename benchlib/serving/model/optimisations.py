@@ -366,35 +366,35 @@ class _Graphed(torch.nn.Module):
         graph.replay()
         return (noise,)
 
+    def _call(self, places: list[Tensor], names: list[str]) -> Tensor:
+        """Returns the UNet's answer to the inputs in `places`; `names` are those of conditions."""
+        latents, timesteps, text, *rest = places
+        conditions = rest[: len(names)]
+        guidance = rest[len(names) :]  # of a UNet that reads the guidance; else empty
+        noise: Tensor = self.network(
+            latents,
+            timesteps,
+            encoder_hidden_states=text,
+            added_cond_kwargs=dict(zip(names, conditions, strict=True)),
+            return_dict=False,
+            timestep_cond=guidance[0] if guidance else None,
+        )[0]
+        return noise
+
     def _record(self, places: list[Tensor], names: list[str]) -> tuple[Any, list[Tensor], Tensor]:
         """Returns the graph, the tensors that it reads, and the tensor that it writes."""
-
-        def call() -> Tensor:
-            latents, timesteps, text, *rest = places
-            conditions = rest[: len(names)]
-            guidance = rest[len(names) :]  # of a UNet that reads the guidance; else empty
-            noise: Tensor = self.network(
-                latents,
-                timesteps,
-                encoder_hidden_states=text,
-                added_cond_kwargs=dict(zip(names, conditions, strict=True)),
-                return_dict=False,
-                timestep_cond=guidance[0] if guidance else None,
-            )[0]
-            return noise
-
         # 1) Call on another stream: the preparations of a first call can't be recorded
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(2):
-                call()
+                self._call(places, names)
         torch.cuda.current_stream().wait_stream(beside)
 
         # 2) Record
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            noise = call()
+            noise = self._call(places, names)
         self._pool = graph.pool()
         torch._dynamo.utils.counters["benchlib"]["recorded"] += 1
         return graph, places, noise

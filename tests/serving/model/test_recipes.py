@@ -388,19 +388,9 @@ class Replayed(_Graphed):
     """
 
     def _record(self, places, names):
-        def call():
-            latents, timesteps, text, *added = places
-            conditions = dict(zip(names, added, strict=True))
-            return self.network(
-                latents,
-                timesteps,
-                encoder_hidden_states=text,
-                added_cond_kwargs=conditions,
-                return_dict=False,
-            )[0]
-
-        answer = call().fill_(torch.nan)
-        return SimpleNamespace(replay=lambda: answer.copy_(call())), places, answer
+        answer = self._call(places, names).fill_(torch.nan)
+        replay = lambda: answer.copy_(self._call(places, names))  # noqa: E731
+        return SimpleNamespace(replay=replay), places, answer
 
 
 def test_a_recording_is_replayed_for_each_input_of_its_shape(tiny):
@@ -413,6 +403,17 @@ def test_a_recording_is_replayed_for_each_input_of_its_shape(tiny):
     for batch in (first, second, first[::-1], second):
         assert (pixels(pipe, *batch) == pixels(tiny, *batch)).all()
     assert len(pipe._unet._recorded) == 2
+
+
+def test_a_recording_reads_the_guidance_of_an_lcm(tmp_path):
+    small_pipeline(unet={"time_cond_proj_dim": 16}).save_pretrained(tmp_path / "lcm")
+    lcm = load_pipeline(str(tmp_path / "lcm"), device="cpu", torch_threads=1)
+    pipe = copy.copy(lcm)
+    pipe._unet = Replayed(lcm._unet)
+    for scale in (1.0, 8.0, 1.0):
+        asked = request(width=64, height=64, guidance_scale=scale)
+        assert (pixels(pipe, asked) == pixels(lcm, asked)).all()
+    assert len(pipe._unet._recorded) == 1
 
 
 def test_several_are_applied_together_and_the_text_is_kept():
