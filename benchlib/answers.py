@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchlib.study.busy import TAKEN, busy_sentence
+from benchlib.study.store import read_records
 
 FIGURES = ("throughput_images_per_s", "latency_p50_s", "latency_p95_s", *TAKEN)
 """The columns of summary.csv that answers.json repeats for each run."""
@@ -111,26 +112,16 @@ def read_answers(results: Path) -> dict[str, str]:
 
 def _last_record(study: Path) -> dict[str, Any]:
     """When the last run began, its model or URL, and its machine; each None where unknown."""
-    last = {
-        "started_at": None,
-        "model": None,
-        "machine": None,
+    records = read_records(study)
+    if not records:
+        return dict.fromkeys(("started_at", "model", "machine"))
+    _, newest = records[-1]
+    target = newest["spec"]["target"]
+    return {
+        "started_at": newest["started_at"],
+        "model": target["model"] or target["url"],
+        "machine": newest["machine"],
     }
-    for path in sorted(study.glob("*/run.json")):
-        try:
-            record = json.loads(path.read_bytes())
-            target = record["spec"]["target"]
-            found = {
-                "started_at": record["started_at"],
-                "model": target["model"] or target["url"],
-                "machine": record["machine"],
-            }
-        except (ValueError, KeyError, TypeError):
-            continue  # the page calls this study broken
-        newest = last["started_at"] or ""
-        if found["started_at"] >= newest:
-            last = found
-    return last
 
 
 def _runs(study: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from PIL import Image
 from benchlib.answers import read_answer, read_failure, write_answers
 from benchlib.study.busy import busy_sentence
 from benchlib.study.folders import results_dir
+from benchlib.study.store import scan_records
 from benchlib.study.wording import counted, number
 
 HEADLINES = (
@@ -235,15 +236,20 @@ def _machine_words(place: Path) -> str:
 def _card(folder: Path, results: Path) -> Card:
     card = Card(folder.name, anchor=folder.name)
     try:
-        records = list(_records(folder))
+        found, unreadable = scan_records(folder)
+        records = [record for _, record in found]
         if records:
-            records.sort(key=_started)
             card.started = _started(records[-1])
             card.lines += _where_and_what(records)
-            rows = _summary_rows(folder)
+            rows = [row for row in _summary_rows(folder) if row["run"] not in unreadable]
             card.lines += _validity(rows, len(records))
             card.lines += _verdict_lines(folder)
             card.figures = _key_figures(rows)
+            card.lines += [
+                Line(f"left out: {run}: {reason}", "bad") for run, reason in unreadable.items()
+            ]
+        elif unreadable:
+            raise ValueError("; ".join(map(": ".join, unreadable.items())))
         elif any(folder.glob("figures/*.png")):
             card.lines.append(Line("pictures alone: the runs are not in this folder"))
         else:
@@ -273,14 +279,6 @@ def _put_answer_on_top(card: Card, results: Path) -> None:
 
 def _started(record: dict[str, Any]) -> str:
     return str(record["started_at"])
-
-
-def _records(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("*/run.json")):
-        try:
-            yield json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path.relative_to(folder)} is damaged: {error}") from error
 
 
 def _where_and_what(records: list[dict[str, Any]]) -> list[Line]:

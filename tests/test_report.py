@@ -47,16 +47,17 @@ class Page(HTMLParser):
 
 def measure(results, study, *, status="finished", **changes):
     """A run without requests, as a server that never answered leaves it, or a run marked as valid."""
-    target = {"model": "tiny", "url": "http://127.0.0.1:1"} | changes.pop("target", {})
+    target = {"model": "tiny", "url": "http://127.0.0.1:1", "device": None, "dtype": None}
+    target |= changes.pop("target", {})
     spec = {
         "label": None,
         "arrivals": {"kind": "closed_loop", "users": 1},
         "workload": {},
+        "warmup_s": 0.0,
         "target": target,
     }
-    machine = {"cpu": "A CPU", "cores": 2, "memory_gib": 4.0, "gpu": None} | changes.pop(
-        "machine", {}
-    )
+    machine = {"cpu": "A CPU", "cores": 2, "memory_gib": 4.0, "os": "Linux", "gpu": None}
+    machine |= {"gpu_memory_gib": None} | changes.pop("machine", {})
     folder = create_run(
         results, study, {"spec": spec, "machine": machine, "packages": {}, "git": {}}
     )
@@ -242,6 +243,18 @@ def test_a_folder_with_pictures_alone_is_not_broken(results):
     page = Page(write_report(results))
     assert "pictures alone: the runs are not in this folder" in page.text
     assert "it holds no run" not in page.text
+
+
+def test_a_damaged_run_is_named_and_the_others_are_shown(results):
+    damaged = measure(results, "theirs")
+    summarised(results / "theirs", None, None)
+    record = json.loads((damaged / "run.json").read_bytes())
+    del record["spec"]["arrivals"]
+    (damaged / "run.json").write_text(json.dumps(record))
+    page = Page(write_report(results))
+    assert f"left out: {damaged.name}: its run.json lacks spec.arrivals" in page.text
+    assert page.text.count("broken:") == 1, "that is the study without a whole run"
+    assert "A <GPU>" in page.text
 
 
 def test_a_broken_study_says_why_and_stops_nothing(results):

@@ -173,7 +173,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         record = _read_record(folder)
         requests = _read_requests(folder)
         telemetry = _read_telemetry(folder)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} can't be read as a run: {error}") from error
     return Run(record, requests, telemetry, folder)
 
@@ -212,7 +212,10 @@ def _read_telemetry(folder: Path) -> pd.DataFrame:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
+    try:
+        record: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its run.json is damaged: {error}") from error
     version = record.get("format_version") if isinstance(record, dict) else None
     if not isinstance(version, int):
         raise ValueError("its run.json lacks format_version")
@@ -245,13 +248,21 @@ def load_study(path: str | os.PathLike[str]) -> Study:
 
 def read_records(study: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Each run's folder and its run.json, oldest first; [] where there is no such study."""
+    records, _ = scan_records(study)
+    return records
+
+
+def scan_records(study: Path) -> tuple[list[tuple[Path, dict[str, Any]]], dict[str, str]]:
+    """What `read_records` returns, and the reason for each run that can't be read, by its name."""
     records = []
+    reasons = {}
     for entry in run_folders(study) if study.is_dir() else []:
         try:
             records.append((entry, _read_record(entry)))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # load_study warns of it
-    return sorted(records, key=lambda found: str(found[1]["started_at"]))
+        except (OSError, ValueError) as error:
+            reasons[entry.name] = str(error)
+    records.sort(key=lambda found: str(found[1]["started_at"]))
+    return records, reasons
 
 
 def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
