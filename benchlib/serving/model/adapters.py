@@ -11,7 +11,7 @@ import copy
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import logging as transformers_logging
 
 from benchlib.lora import check_lora_name, split_lora, unknown_lora
+from benchlib.serving.model.adapter_slot import AdapterSlot
 from benchlib.serving.model.lora_files import (
     NETWORKS,
     LoraWeights,
@@ -32,8 +33,6 @@ from benchlib.serving.model.recipes import Recipe, same_tensors
 
 SWITCHES = 3
 _NO_ADAPTERS = {
-    "compiler": "compiles it for one adapter alone",
-    "launches": "records its launches for one adapter alone",
     "linears": "quantises the layers that an adapter would change",
 }
 """By what a recipe sets: why the UNet can't have adapters by request."""
@@ -58,6 +57,8 @@ class LoraPlan:
         self.fused = _split_fused(fuse, given)
         self.by_request = [name for name in given if name not in self.fused]
         _check_recipes(self.by_request, recipes)
+        # A compiled or recorded UNet must keep its modules.
+        self.swaps = any(recipe.sets in ("compiler", "launches") for recipe in recipes)
         self.sources = given
         self._paths = {name: find_file(name, source) for name, source in given.items()}
         for name, path in self._paths.items():
@@ -122,7 +123,7 @@ def fuse_adapters(pipe: Any, plan: LoraPlan) -> None:
     """
     for name, scale in plan.fused.items():
         weights = plan.read(name, pipe)
-        networks = _load(pipe, weights, "fused")
+        networks = _load(pipe, weights, "fused", NETWORKS)
         pipe.fuse_lora(components=networks, lora_scale=scale, adapter_names=["fused"])
         pipe.unload_lora_weights()
 
@@ -140,7 +141,7 @@ class Adapters:
         self.names = tuple(plan.by_request) if plan else ()
         self.lora: str | None = None
         self.pipe = stock
-        self._networks: list[_Adapted] = []
+        self._networks: list[_Adapted | AdapterSlot] = []
         # peft puts an adapter's name into the names of modules, where some words have a meaning.
         self._keys = {name: f"adapter{number}" for number, name in enumerate(self.names)}
         if plan is None or not self.names:
@@ -159,11 +160,31 @@ class Adapters:
 
         # 3) peft's layers in them, all off
         bases = {network: _own_parameters(getattr(self.pipe, network)) for network in changed}
+        if plan.swaps and "unet" in bases:
+            self._networks.append(self._make_slot(stock, read))
+            del bases["unet"]
         for weights in read:
-            _load(self.pipe, weights, self._keys[weights.name])
+            _load(self.pipe, weights, self._keys[weights.name], bases)
         for network, base in bases.items():
             self._networks.append(_Adapted(getattr(self.pipe, network), base))
         self._switch(None)
+
+    def _make_slot(self, stock: Any, read: Sequence[LoraWeights]) -> AdapterSlot:
+        def copy_with(weights: LoraWeights, key: str) -> torch.nn.Module:
+            scratch = copy.copy(stock)
+            scratch.unet = same_tensors(stock.unet)
+            _own_parameters(scratch.unet)
+            _load(scratch, weights, key, ["unet"])
+            unet: torch.nn.Module = scratch.unet
+            return unet
+
+        return AdapterSlot(
+            self.pipe.unet,
+            [weights for weights in read if weights.of("unet")],
+            [self._keys[weights.name] for weights in read if weights.of("unet")],
+            copy_with=copy_with,
+            load=lambda weights, key: _load(self.pipe, weights, key, ["unet"]),
+        )
 
     def close(self) -> None:
         """Free the adapters' memory, and forget the pipeline."""
@@ -196,12 +217,19 @@ class Adapters:
                 times_s = []
                 for _ in range(SWITCHES):
                     self._switch(other)
+                    self._finish()
                     began_s = time.perf_counter()
                     self._switch(lora)
+                    self._finish()
                     times_s.append(time.perf_counter() - began_s)
                 slowest_s = max(slowest_s, min(times_s))
         self._switch(before)
         return slowest_s
+
+    def _finish(self) -> None:
+        """Wait for the device."""
+        if self.names and self.pipe.unet.device.type == "cuda":
+            torch.cuda.synchronize(self.pipe.unet.device)
 
 
 class _Adapted:
@@ -259,9 +287,12 @@ def _own_parameters(network: torch.nn.Module) -> list[tuple[torch.nn.Parameter, 
     return base
 
 
-def _load(pipe: Any, weights: LoraWeights, key: str) -> list[str]:
-    """Add peft's layers with `weights` to a pipeline, by the stock loaders; returns the networks."""
-    networks = [network for network in NETWORKS if weights.of(network)]
+def _load(pipe: Any, weights: LoraWeights, key: str, into: Iterable[str]) -> list[str]:
+    """Add peft's layers with `weights` to those networks of a pipeline that are in `into`.
+
+    The stock loaders do it. Returns the networks that got some.
+    """
+    networks = [network for network in into if weights.of(network)]
     with _no_false_alarms():
         for network in networks:
             options = {

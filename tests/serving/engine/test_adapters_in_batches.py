@@ -43,7 +43,7 @@ def fresh_pixels(request):
     if request.lora is not None:
         name, _, scale = request.lora.partition(":")
         weights = LoraPlan({name: LORAS[name]}, None, ()).read(name, stock)
-        _load(stock, weights, "only")
+        _load(stock, weights, "only", ["unet"])
         stock.set_adapters("only", float(scale or 1))
     return stock(
         request.prompt,

@@ -9,9 +9,11 @@ from diffusers import LCMScheduler
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
+from benchlib.serving.model.adapters import LoraPlan
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.models import load_diffusers
+from benchlib.serving.model.optimisations import graphs_made
 from benchlib.serving.schemas import GenerateRequest
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -408,3 +410,50 @@ def test_fused_projections_take_an_adapter_that_is_fused_before(files):
     image = torch.tensor(list(pipe.generate(request()).images[0].tobytes()))
     wanted = torch.tensor(list(usual.generate(request()).images[0].tobytes()))
     assert (image - wanted).abs().max() <= 1
+
+
+# ---- the slot of a compiled or recorded UNet
+
+
+def test_a_slot_takes_adapters_in_turn_and_keeps_its_modules(files, monkeypatch):
+    """What a compiled UNet would do, without the minutes of compiling it."""
+    usual = LoraPlan.__init__
+
+    def swapping(self, *arguments):
+        usual(self, *arguments)
+        self.swaps = True
+
+    monkeypatch.setattr(LoraPlan, "__init__", swapping)
+    text = "kohya, LoCon, text encoders, alpha"
+    loras = {"a": files[text], "b": files["convolutions"]}  # ranks 4 and 8
+    pipe = load_pipeline("tiny", device="cpu", loras=loras)
+    parameters = {name: one.data_ptr() for name, one in pipe._unet.named_parameters()}
+    modules = [id(one) for one in pipe._unet.modules()]
+    for lora in ("a", "b:0.5", None, "a:-1"):
+        kind = text if lora and lora[0] == "a" else "convolutions"
+        asked = request(lora)
+        scale = float(lora.partition(":")[2] or 1) if lora else 0.0
+        fresh = fresh_image(files[kind] if lora else None, scale, asked)
+        image = pipe.generate(asked).images[0]
+        difference = torch.tensor(list(image.tobytes())) - torch.tensor(list(fresh.tobytes()))
+        assert difference.abs().max() <= 1, lora
+        assert parameters == {name: one.data_ptr() for name, one in pipe._unet.named_parameters()}
+        assert modules == [id(one) for one in pipe._unet.modules()]
+    assert same(stock_image(pipe.diffusers, request()), stock_image(stock(), request()))
+    with pytest.raises(ModelError, match=r"is a DoRA, which a compiled .* fuse it \(fuse='d'\)"):
+        load_pipeline("tiny", device="cpu", loras={"d": files["DoRA"]})
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_swaps_adapters_without_compiling_again(files):
+    loras = {"a": files["peft"], "b": files["convolutions"]}
+    pipe = load_pipeline("tiny", device="cpu", recipe="compile-regional", loras=loras)
+    pipe.generate(request("a"))
+    made = graphs_made()
+    for lora, kind in (("b:0.5", "convolutions"), (None, "peft"), ("a", "peft")):
+        scale = float(lora.partition(":")[2] or 1) if lora else 0.0
+        fresh = fresh_image(files[kind] if lora else None, scale, request(lora))
+        image = pipe.generate(request(lora)).images[0]
+        difference = torch.tensor(list(image.tobytes())) - torch.tensor(list(fresh.tobytes()))
+        assert difference.abs().max() <= 2, lora
+    assert graphs_made() == made
