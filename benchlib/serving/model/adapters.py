@@ -31,7 +31,7 @@ from benchlib.serving.model.lora_files import (
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.recipes import Recipe, same_tensors
 
-SWITCHES = 3
+SWITCHES = 10
 _NO_ADAPTERS = {
     "linears": "quantises the layers that an adapter would change",
 }
