@@ -4,9 +4,10 @@
     python -m benchmarks.samplers --all
 
 steps eight requests at once with `tiny`, by each sampler that has a solver, or with `--all` by
-every sampler. The steps of all samplers are interleaved, so that other work on the machine falls on
-all of them. It prints the median of each sampler's steps over the median of Euler's. The exit
-status is 1 if a sampler with a solver is above LIMIT. It takes about a minute; `--all` takes four.
+every sampler. The samplers take turns, forwards and backwards, so that other work on the machine
+falls on all of them. It prints the median of each sampler's steps, each over Euler's of the same
+turn. The exit status is 1 if one of the most used is above LIMIT. It takes about two minutes on an
+idle machine; `--all` takes eight. On a busy machine its figures scatter by more than LIMIT.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def step_times(
     for _ in range(rounds):
         works = {mix: make_works(pipe, names, side) for mix, names in mixes.items()}
         for step in range(STEPS):
-            for mix, batch in works.items():
+            turns = list(works.items())
+            if step % 2:
+                turns.reverse()
+            for mix, batch in turns:
                 step_s = pipe.step(batch)
                 if step > 0:
                     seconds[mix].append(step_s)
@@ -69,11 +73,11 @@ def main(*, every: bool, rounds: int) -> bool:
     passed = True
     for side in SIDES:
         seconds = on_torch_thread(step_times, pipe, side, mixes, rounds)
-        medians = {mix: statistics.median(times) for mix, times in seconds.items()}
-        euler_s = medians["euler"]
-        print(f"{side}x{side}, {REQUESTS} requests: a step of Euler takes {euler_s * 1000:.2f} ms")
-        for mix, median_s in medians.items():
-            ratio = median_s / euler_s
+        euler_s = seconds["euler"]
+        median_ms = 1000 * statistics.median(euler_s)
+        print(f"{side}x{side}, {REQUESTS} requests: a step of Euler takes {median_ms:.2f} ms")
+        for mix, times in seconds.items():
+            ratio = statistics.median(a / b for a, b in zip(times, euler_s, strict=True))
             print(f"  {mix:<22} {ratio:.3f}")
             passed = passed and (mix not in MOST_USED or ratio <= LIMIT)
     return passed
