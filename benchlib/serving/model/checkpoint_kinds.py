@@ -22,6 +22,8 @@ MARKS = (
 )  # fmt: skip
 """Tensors beside a file's weights that say what the model predicts (predictions.py)."""
 LATENT_CHANNELS = 4
+FIRST_ENCODER = "conditioner.embedders.0.transformer."
+SECOND_ENCODER = "conditioner.embedders.1.model."
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 _ADAPTER = re.compile(r"lora_|\.lora\.|\.hada_|\.lokr_|dora_scale|\.oft_|\.boft_")
 _QUANTISED = re.compile(
@@ -81,10 +83,15 @@ _SAVE_WHOLE = (
 
 def find_kind(header: Header) -> CheckpointKind:
     """What the file is. The first mark that is found decides."""
-    # 1) Parts that resemble a whole model by some of their keys
+    # 1) A whole model, where keys of other tools may lie beside the parts, as in many merges
     keys = header.shapes
     if not keys:
         return CheckpointKind("empty", _TAKE_SDXL)
+    unet = _unet_shapes(header)
+    if unet and _has_both_encoders(header):
+        return _kind_of_unet(header, unet)
+
+    # 2) Parts that resemble a whole model by some of their keys
     first_words = {key.partition(".")[0] for key in keys}
     if any(_ADAPTER.search(key) for key in keys):
         return _ADAPTER_KIND
@@ -97,12 +104,11 @@ def find_kind(header: Header) -> CheckpointKind:
     if keys.keys() <= {"clip_l", "clip_g", "emb_params"}:
         return _EMBEDDING
 
-    # 2) Whole models and UNets, in original keys or in those of diffusers
-    unet = _unet_shapes(header)
+    # 3) Other models and UNets, in original keys or in those of diffusers
     if unet:
         return _kind_of_unet(header, unet)
 
-    # 3) Other parts and other models
+    # 4) Other parts and other models
     if first_words <= _VAE_WORDS or any(_VAE_KEY.match(key) for key in keys):
         return _VAE
     if first_words <= _TEXT_WORDS:
@@ -139,6 +145,16 @@ def _quantised_words(header: Header) -> str | None:
     return None
 
 
+def _has_both_encoders(header: Header) -> bool:
+    """Whether SDXL's text encoders are there, and no adapter within them or within the UNet."""
+    keys = header.shapes
+    firsts = any(key.startswith(FIRST_ENCODER) for key in keys)
+    seconds = any(key.startswith(SECOND_ENCODER) for key in keys)
+    parts = (UNET_PREFIX, FIRST_ENCODER, SECOND_ENCODER, *VAE_PREFIXES)
+    adapted = any(_ADAPTER.search(key) for key in keys if key.startswith(parts))
+    return firsts and seconds and not adapted
+
+
 def _unet_shapes(header: Header) -> dict[str, tuple[int, ...]]:
     """The UNet's tensors without their prefix; empty if the file has no UNet."""
     prefixed = {
@@ -159,10 +175,11 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
     entry = unet.get("input_blocks.0.0.weight") or unet["conv_in.weight"]
     in_channels = entry[1]
     reads_sizes = "label_emb.0.0.weight" in unet or "add_embedding.linear_1.weight" in unet
-    if any(key.startswith("cond_stage_model.model.") for key in keys):
-        return _SD2
-    if any(key.startswith("cond_stage_model.") for key in keys):
-        return _SD1
+    if not _has_both_encoders(header):
+        if any(key.startswith("cond_stage_model.model.") for key in keys):
+            return _SD2
+        if any(key.startswith("cond_stage_model.") for key in keys):
+            return _SD1
     if not reads_sizes:
         return _OLDER_UNET
     if any(".time_stack." in key for key in unet):
@@ -177,9 +194,9 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
 
     # 2) What is beside it
     missing = []
-    if not any(key.startswith("conditioner.embedders.0.transformer.") for key in keys):
+    if not any(key.startswith(FIRST_ENCODER) for key in keys):
         missing.append("first text encoder")
-    if not any(key.startswith("conditioner.embedders.1.model.") for key in keys):
+    if not any(key.startswith(SECOND_ENCODER) for key in keys):
         missing.append("second text encoder")
     if not any(key.startswith(VAE_PREFIXES) for key in keys):
         missing.append("VAE")

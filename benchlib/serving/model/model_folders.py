@@ -180,6 +180,11 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"model: {path} can't be read ({error}); save the pipeline again"
         ) from error
+    if not isinstance(kind, str):  # diffusers writes [file, class] for a pipeline with own code
+        raise ModelError(
+            f"model: {folder} holds a pipeline of its own code, {kind!r}; where its networks are "
+            f"SDXL's, set _class_name to 'StableDiffusionXLPipeline' in {path.name}"
+        )
     if kind != "StableDiffusionXLPipeline":
         purpose = f", which {_PURPOSES[kind]}" if kind in _PURPOSES else ""
         raise ModelError(

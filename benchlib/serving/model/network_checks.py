@@ -76,6 +76,21 @@ def _unfit_texts(pipe: Any) -> str | None:
                 f"a tokenizer fills texts up to {tokenizer.model_max_length:,} tokens, and its "
                 f"text encoder reads {most}; set model_max_length in tokenizer_config.json"
             )
+        # On a GPU, a token without an embedding ends all later calls of the process, too.
+        known = 1 + max(tokenizer.get_vocab().values())
+        embedded = encoder.get_input_embeddings().num_embeddings
+        if known > embedded:
+            return (
+                f"a tokenizer knows {known:,} tokens, and its text encoder has embeddings for "
+                f"{embedded:,}; remove the added tokens, or load their embeddings in diffusers by "
+                "load_textual_inversion and call save_pretrained"
+            )
+    lengths = [tokenizer.model_max_length for tokenizer, _ in pairs]
+    if len(set(lengths)) > 1:
+        return (
+            f"its tokenizers fill texts up to {lengths[0]:,} and {lengths[1]:,} tokens, and the "
+            "UNet reads both side by side; set one model_max_length in both tokenizer_config.json"
+        )
     return None
 
 

@@ -34,6 +34,13 @@ def header(shapes, dtype="F16"):
         (SDXL, "an SDXL checkpoint", "model"),
         (SDXL | {"edm_mean": (1, 4, 1, 1)}, "a Playground v2.5 checkpoint", "model"),
         ({}, "empty", "nothing"),
+        # Merges carry keys of other tools, which stock passes over.
+        (SDXL | {"cond_stage_model.transformer.text_model.embeddings.position_ids": (1, 77)},
+         "an SDXL checkpoint", "model"),
+        (SDXL | {"cond_stage_model.model.logit_scale": ()}, "an SDXL checkpoint", "model"),
+        (SDXL | {"lora_unet_mid_block.alpha": ()}, "an SDXL checkpoint", "model"),
+        (SDXL | {"control_model.zero": (1,)}, "an SDXL checkpoint", "model"),
+        (SDXL | {"model.diffusion_model.out.2.lora_up.weight": (4, 4)}, "adapter", "nothing"),
         (SDXL | EDM, "a Playground v2.5 checkpoint", "model"),
         (UNET | FIRST | SECOND, "an SDXL checkpoint without its VAE", "unet"),
         (UNET | SECOND | VAE, "an SDXL checkpoint without its first text encoder", "unet"),

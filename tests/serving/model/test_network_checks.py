@@ -93,6 +93,35 @@ def test_networks_that_do_not_fit_are_refused(folder, changes, words):
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_a_token_without_an_embedding_is_refused(base, folder, name):
+    pipe = StableDiffusionXLPipeline.from_pretrained(base)
+    tokenizer = getattr(pipe, name)
+    tokenizer.add_tokens(["<cat-toy>"])
+    tokenizer.save_pretrained(folder / name)
+    with pytest.raises(ModelError, match=r"knows 515 tokens, .* embeddings for 514; remove"):
+        load(folder)
+
+
+def test_a_token_with_embeddings_gives_stocks_image(base, tmp_path):
+    pipe = StableDiffusionXLPipeline.from_pretrained(base)
+    pairs = ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2))
+    for tokenizer, encoder in pairs:
+        tokenizer.add_tokens(["<cat-toy>", "<cat-toy>_1"])  # one embedding of two vectors
+        encoder.resize_token_embeddings(len(tokenizer))
+    pipe.save_pretrained(tmp_path)
+    changes = {"prompt": "a <cat-toy> on a hill"}
+    theirs = StableDiffusionXLPipeline.from_pretrained(tmp_path)
+    ours = our_pixels(load(tmp_path), **changes)
+    np.testing.assert_array_equal(ours, stock_pixels(theirs, **changes))
+
+
+def test_tokenizers_of_two_lengths_are_refused(folder):
+    change_json(folder / "tokenizer_2/tokenizer_config.json", model_max_length=32)
+    with pytest.raises(ModelError, match="fill texts up to 77 and 32 tokens"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -123,6 +152,7 @@ def test_smaller_unets_load_from_a_folder(folder, changes):
         ("StableDiffusionXLInstructPix2PixPipeline", "which edits a picture"),
         ("StableDiffusionXLImg2ImgPipeline", "which changes a picture, as SDXL's refiner does"),
         ("KolorsPipeline", "holds a KolorsPipeline, not a"),
+        (["pipeline", "MyPipeline"], "a pipeline of its own code, .*'MyPipeline'.*; where its"),
     ],
 )
 def test_a_pipeline_of_another_class_is_named(folder, name, words):
