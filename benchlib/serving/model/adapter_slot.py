@@ -28,7 +28,7 @@ class AdapterSlot:
     """The slot of the network `unet`, which gets peft's layers. It begins with no adapter.
 
     `copy_with` returns a copy of the stock's network with an adapter, and `load` adds an adapter to
-    `unet` itself, both as a stock loader does. Raises `ModelError` for a DoRA.
+    `unet` itself, both as a stock loader does. Raises `ModelError` for a DoRA, and for a bias.
     """
 
     def __init__(
@@ -93,6 +93,11 @@ def _pairs(network: torch.nn.Module, adapter: LoraWeights, key: str) -> dict[str
             raise ModelError(
                 f"loras: {adapter.name}: {adapter.source} is a DoRA, which a compiled or recorded "
                 f"UNet can't swap; fuse it (fuse={adapter.name!r})"
+            )
+        if parts.lora_B[key].bias is not None:
+            raise ModelError(
+                f"loras: {adapter.name}: {adapter.source} adds a bias, which a compiled or recorded "
+                "UNet can't swap; leave the recipe out"
             )
         down = parts.lora_A[key].weight.detach()
         up = parts.lora_B[key].weight.detach() * parts.scaling[key]

@@ -29,6 +29,7 @@ from benchlib.serving.model.lora_files import (
     read_weights,
 )
 from benchlib.serving.model.memory import own_memory
+from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.recipes import Recipe, same_tensors
 
 SWITCHES = 10
@@ -124,7 +125,13 @@ def fuse_adapters(pipe: Any, plan: LoraPlan) -> None:
     for name, scale in plan.fused.items():
         weights = plan.read(name, pipe)
         networks = _load(pipe, weights, "fused", NETWORKS)
-        pipe.fuse_lora(components=networks, lora_scale=scale, adapter_names=["fused"])
+        try:
+            pipe.fuse_lora(components=networks, lora_scale=scale, adapter_names=["fused"])
+        except RuntimeError as error:
+            raise ModelError(
+                f"loras: {name}: {weights.source} can't be fused ({error}); "
+                f"leave it out of fuse, and name it by request (lora={name!r})"
+            ) from error
         pipe.unload_lora_weights()
 
 
@@ -310,6 +317,7 @@ def _load(pipe: Any, weights: LoraWeights, key: str, into: Iterable[str]) -> lis
                 pipe.load_lora_into_text_encoder(
                     tensors, text_encoder=module, prefix=network, **options
                 )
+            module.eval()  # peft's layers come in training, where an adapter's dropout is on
             own_memory(module)
     return networks
 

@@ -56,6 +56,8 @@ _OTHER_KINDS = {
     ),
 }
 """By a part of a tensor's name: what a file is, and what to do with it."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of peft's `init_lora_weights` that also change the base's weights."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,24 @@ def read_weights(name: str, source: str, path: Path | None, pipe: Any) -> LoraWe
             f"loras: {name}: {path} can't be read as a LoRA for this model ({words[0]}); "
             "give one for SDXL, in kohya's, diffusers' or peft's format"
         ) from error
-    return LoraWeights(name, str(path), tensors, alphas, metadata)
+    weights = LoraWeights(name, str(path), tensors, alphas, metadata)
+    _check_start(weights)
+    return weights
+
+
+def _check_start(weights: LoraWeights) -> None:
+    """Raise `ModelError` if the adapter belongs to base weights that its training changed first.
+
+    peft's methods of such a start (its LoraConfig, `init_lora_weights`) write into the base's
+    weights while a file is loaded. diffusers can't load such a file, and ends in a RuntimeError.
+    """
+    for key, value in (weights.metadata or {}).items():
+        if key.endswith("init_lora_weights") and str(value).startswith(_CHANGES_BASE):
+            raise ModelError(
+                f"loras: {weights.name}: {weights.source} was trained from {value!r}, which "
+                "changes the base's weights, too; convert it to a plain LoRA by peft's "
+                "path_initial_model_for_weight_conversion"
+            )
 
 
 def _check_fit(weights: LoraWeights, pipe: Any) -> None:

@@ -131,7 +131,9 @@ def _unfit_conditions(pipe: Any) -> str | None:
             f"its UNet reads texts of width {unet.cross_attention_dim}, and its text encoders "
             f"write {width}; give a UNet that was made for this model"
         )
-    pooled = encoders[-1].config.projection_dim
+    # The stock call takes the first pooled text that it gets; base models' first encoder has none.
+    pooling = [encoder for encoder in encoders if hasattr(encoder, "text_projection")]
+    pooled = pooling[0].config.projection_dim
     length = 6 * unet.addition_time_embed_dim + pooled
     expected = pipe.unet.add_embedding.linear_1.in_features
     if length != expected:

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from diffusers import LCMScheduler
+from diffusers import LCMScheduler, StableDiffusionXLPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
@@ -367,6 +367,52 @@ def test_a_file_that_stock_can_not_read_whole_is_refused(tmp_path, kind):
     assert str(path) in str(refusal.value)
 
 
+def trained(folder, **config):
+    """A file as diffusers writes it, whose metadata has peft's configuration of the training."""
+    weights = peft_format("unet", ATTENTION, seed=5)
+    own = {key.removeprefix("unet."): tensor for key, tensor in weights.items()}
+    if config.get("lora_bias"):
+        ups = [(key, up) for key, up in own.items() if "lora_B" in key]
+        own |= {key.replace("weight", "bias"): up[:, 0].clone() for key, up in ups}
+    options = {"r": 4, "lora_alpha": 4, "target_modules": list(ATTENTION)} | config
+    StableDiffusionXLPipeline.save_lora_weights(
+        folder, unet_lora_layers=own, unet_lora_adapter_metadata=options
+    )
+    return folder
+
+
+def test_an_adapter_that_was_trained_with_dropout_gives_one_image(tmp_path):
+    """After stock's load its dropout is on: each call gives another image."""
+    path = trained(tmp_path, lora_dropout=0.5)
+    pipe = load_pipeline("tiny", device="cpu", loras={"style": str(path)})
+    theirs = stock()
+    theirs.load_lora_weights(path, adapter_name="x")
+    assert not same(stock_image(theirs, request()), stock_image(theirs, request()))
+    theirs.unet.eval()
+    wanted = stock_image(theirs, request())
+    assert same(pipe.generate(request("style")).images[0], wanted)
+    assert same(pipe.generate(request("style")).images[0], wanted)
+
+
+def test_an_adapter_whose_training_changed_the_base_is_refused(tmp_path):
+    path = trained(tmp_path, init_lora_weights="pissa_niter_4")
+    with pytest.raises(ModelError, match="loras: style: .* from 'pissa_niter_4', .*; convert it"):
+        load_pipeline("tiny", device="cpu", loras={"style": str(path)})
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # peft says it of its own
+def test_an_adapter_with_biases_is_taken_by_request_alone(tmp_path, monkeypatch):
+    path = trained(tmp_path, lora_bias=True)
+    pipe = load_pipeline("tiny", device="cpu", loras={"style": str(path)})
+    wanted = fresh_image(path, 1.0, request())
+    assert same(pipe.generate(request("style")).images[0], wanted)
+    with pytest.raises(ModelError, match="loras: style: .* can't be fused .*; leave it out of fuse"):
+        load_pipeline("tiny", device="cpu", loras={"style": str(path)}, fuse="style")
+    make_plan_swap(monkeypatch)
+    with pytest.raises(ModelError, match="adds a bias, .* leave the recipe out"):
+        load_pipeline("tiny", device="cpu", loras={"style": str(path)})
+
+
 def test_a_missing_or_broken_file_is_refused(tmp_path):
     def refusal(source):
         with pytest.raises(ModelError) as error:
@@ -415,8 +461,8 @@ def test_fused_projections_take_an_adapter_that_is_fused_before(files):
 # ---- the slot of a compiled or recorded UNet
 
 
-def test_a_slot_takes_adapters_in_turn_and_keeps_its_modules(files, monkeypatch):
-    """What a compiled UNet would do, without the minutes of compiling it."""
+def make_plan_swap(monkeypatch):
+    """Adapters take turns in a slot, as in a compiled UNet."""
     usual = LoraPlan.__init__
 
     def swapping(self, *arguments):
@@ -424,6 +470,11 @@ def test_a_slot_takes_adapters_in_turn_and_keeps_its_modules(files, monkeypatch)
         self.swaps = True
 
     monkeypatch.setattr(LoraPlan, "__init__", swapping)
+
+
+def test_a_slot_takes_adapters_in_turn_and_keeps_its_modules(files, monkeypatch):
+    """What a compiled UNet would do, without the minutes of compiling it."""
+    make_plan_swap(monkeypatch)
     text = "kohya, LoCon, text encoders, alpha"
     loras = {"a": files[text], "b": files["convolutions"]}  # ranks 4 and 8
     pipe = load_pipeline("tiny", device="cpu", loras=loras)

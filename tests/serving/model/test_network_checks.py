@@ -13,6 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from benchlib.serving.model.model_errors import ModelError
 
@@ -114,6 +115,20 @@ def test_a_token_with_embeddings_gives_stocks_image(base, tmp_path):
     theirs = StableDiffusionXLPipeline.from_pretrained(tmp_path)
     ours = our_pixels(load(tmp_path), **changes)
     np.testing.assert_array_equal(ours, stock_pixels(theirs, **changes))
+
+
+@pytest.mark.parametrize("width", [96, 24])
+def test_a_first_encoder_with_a_projection_gives_the_pooled_text(base, tmp_path, width):
+    pipe = StableDiffusionXLPipeline.from_pretrained(base)
+    config = CLIPTextConfig(**pipe.text_encoder.config.to_dict() | {"projection_dim": width})
+    pipe.register_modules(text_encoder=CLIPTextModelWithProjection(config))
+    pipe.save_pretrained(tmp_path)
+    if width == 24:
+        with pytest.raises(ModelError, match="reads 288 numbers .* gives 216"):
+            load(tmp_path)
+        return
+    theirs = StableDiffusionXLPipeline.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(our_pixels(load(tmp_path)), stock_pixels(theirs))
 
 
 def test_tokenizers_of_two_lengths_are_refused(folder):
