@@ -396,7 +396,7 @@ def test_an_adapter_that_was_trained_with_dropout_gives_one_image(tmp_path):
 
 def test_an_adapter_whose_training_changed_the_base_is_refused(tmp_path):
     path = trained(tmp_path, init_lora_weights="pissa_niter_4")
-    with pytest.raises(ModelError, match="loras: style: .* from 'pissa_niter_4', .*; convert it"):
+    with pytest.raises(ModelError, match=r"loras: style: .* from 'pissa_niter_4', .*; convert it"):
         load_pipeline("tiny", device="cpu", loras={"style": str(path)})
 
 
@@ -406,10 +406,12 @@ def test_an_adapter_with_biases_is_taken_by_request_alone(tmp_path, monkeypatch)
     pipe = load_pipeline("tiny", device="cpu", loras={"style": str(path)})
     wanted = fresh_image(path, 1.0, request())
     assert same(pipe.generate(request("style")).images[0], wanted)
-    with pytest.raises(ModelError, match="loras: style: .* can't be fused .*; leave it out of fuse"):
+    with pytest.raises(
+        ModelError, match=r"loras: style: .* can't be fused .*; leave it out of fuse"
+    ):
         load_pipeline("tiny", device="cpu", loras={"style": str(path)}, fuse="style")
     make_plan_swap(monkeypatch)
-    with pytest.raises(ModelError, match="adds a bias, .* leave the recipe out"):
+    with pytest.raises(ModelError, match=r"adds a bias, .* leave the recipe out"):
         load_pipeline("tiny", device="cpu", loras={"style": str(path)})
 
 

@@ -124,7 +124,7 @@ def test_a_first_encoder_with_a_projection_gives_the_pooled_text(base, tmp_path,
     pipe.register_modules(text_encoder=CLIPTextModelWithProjection(config))
     pipe.save_pretrained(tmp_path)
     if width == 24:
-        with pytest.raises(ModelError, match="reads 288 numbers .* gives 216"):
+        with pytest.raises(ModelError, match=r"reads 288 numbers .* gives 216"):
             load(tmp_path)
         return
     theirs = StableDiffusionXLPipeline.from_pretrained(tmp_path)
