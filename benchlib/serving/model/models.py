@@ -134,7 +134,8 @@ def load_model(
     loaded.facts = unknown | loaded.facts | {"unet": unet}
     if source is not None:
         pipe = loaded.pipe
-        pipe.scheduler, predicts = scheduler_of_unet(source.name, source.header, pipe.scheduler)
+        marks = (source.name, source.header, source.folder)
+        pipe.scheduler, predicts = scheduler_of_unet(*marks, pipe.scheduler)
         loaded.facts["predicts"] = predicts
     require_fitting_networks(loaded.pipe, model)
     for network in loaded.pipe.components.values():

@@ -1,4 +1,4 @@
-"""Predictions: which scheduler a checkpoint in one file asks for by its marks.
+"""Predictions: which scheduler a checkpoint or a UNet asks for by its marks.
 
 Knows the marks that training and merging tools leave in a file: ComfyUI's tensors `v_pred`, `ztsnr`
 and `edm_vpred.*`, and `modelspec.prediction_type` (Stability-AI/ModelSpec) in the metadata.
@@ -7,17 +7,20 @@ Ignorant of networks.
 
 from __future__ import annotations
 
+import json
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from diffusers import EDMEulerScheduler
 from safetensors import safe_open
 
+from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.weights_files import Header
 
 _METADATA = ("modelspec.prediction_type", "modelspec.predict_key")
 _IMAGE_ITSELF = re.compile(r"(?<![a-zA-Z0-9])x0(?![a-zA-Z0-9])")
+_LEVELS = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
 _V_WORDS = ("v", "v_prediction", "v-prediction", "velocity")
 
 
@@ -55,8 +58,12 @@ def scheduler_by_marks(header: Header, scheduler: Any) -> tuple[Any, str | None]
     return type(scheduler).from_config(scheduler.config, **options), words
 
 
-def scheduler_of_unet(name: str, header: Header | None, scheduler: Any) -> tuple[Any, str | None]:
+def scheduler_of_unet(
+    name: str, header: Header | None, folder: Path | None, scheduler: Any
+) -> tuple[Any, str | None]:
     """The scheduler that a UNet asks for by its file's marks or name, and in words why.
+
+    A UNet in the `folder` of a whole model predicts what the scheduler beside it says.
 
     SDXL Lightning's UNet for one step predicts the image itself, and only its name says so:
     `sdxl_lightning_1step_unet_x0.safetensors`.
@@ -65,11 +72,30 @@ def scheduler_of_unet(name: str, header: Header | None, scheduler: Any) -> tuple
         marked, words = scheduler_by_marks(header, scheduler)
         if words is not None:
             return marked, words
+    if folder is not None:
+        beside = folder.parent / "scheduler/scheduler_config.json"
+        if folder.name == "unet" and beside.is_file():
+            return _predicting_as(beside, scheduler)
     if _IMAGE_ITSELF.search(PurePath(name).name) is None:
         return scheduler, None
     options = {"prediction_type": "sample", "timestep_spacing": "trailing"}
     own = type(scheduler).from_config(scheduler.config, **options)
     return own, "the image itself, by x0 in the name of its UNet"
+
+
+def _predicting_as(path: Path, scheduler: Any) -> tuple[Any, str | None]:
+    """The scheduler, with the prediction of the configuration in `path`, and in words why."""
+    try:
+        config = json.loads(path.read_text())
+        predicts = config.get("prediction_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"unet: {path} can't be read ({error}); save the model again") from error
+    own = scheduler.config.get("prediction_type")
+    if predicts not in ("epsilon", "v_prediction", "sample") or predicts == own:
+        return scheduler, None
+    options = {name: config[name] for name in _LEVELS if name in config}
+    changed = type(scheduler).from_config(scheduler.config, **options)
+    return changed, f"{predicts}, by the scheduler beside its UNet"
 
 
 def _sigmas(header: Header) -> tuple[float, float]:

@@ -38,6 +38,11 @@ class UNetSource:
     plan: Plan | None
 
     @property
+    def folder(self) -> Path | None:
+        """The folder with its configuration; None for a file."""
+        return None if self.plan is None else self.plan.folder
+
+    @property
     def params(self) -> int:
         """The number of its parameters."""
         if self.plan is not None:

@@ -18,6 +18,7 @@ from benchlib.serving.standalone import Settings
 
 from .small_models import (
     SMALL,
+    change_json,
     load,
     original_weights,
     our_pixels,
@@ -191,6 +192,22 @@ def lcm_file(lcm, folder):
 def lcm_folder(lcm, folder):
     lcm.save_pretrained(folder / "lcm")
     return folder / "lcm"
+
+
+def test_a_unet_in_a_whole_model_predicts_as_the_scheduler_beside_it(base, other, tmp_path):
+    """Taken for noise, what it predicts would give noise."""
+    shutil.copytree(base, tmp_path / "v")
+    other.unet.save_pretrained(tmp_path / "v/unet")
+    config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    change_json(tmp_path / "v/scheduler/scheduler_config.json", **config)
+    theirs = stock_with(base, other.unet)
+    own = theirs.scheduler
+    theirs.scheduler = type(own).from_config(own.config, **config)
+    wanted = stock_pixels(theirs)
+    for place in ("v", "v/unet"):
+        pipe = load(base, unet=str(tmp_path / place))
+        assert pipe.spec["predicts"] == "v_prediction, by the scheduler beside its UNet"
+        np.testing.assert_array_equal(our_pixels(pipe), wanted)
 
 
 @pytest.mark.parametrize("write", [lcm_file, lcm_folder])
