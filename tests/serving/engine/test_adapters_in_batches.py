@@ -18,6 +18,7 @@ from benchlib.serving.engine.simulate import SimulatedTask, simulate
 from benchlib.serving.engine.step_times import StepTimes, StepTimesBySize
 from benchlib.serving.model.adapters import LoraPlan, _load
 from benchlib.serving.model.loading import load_pipeline
+from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import serve
 
@@ -45,7 +46,8 @@ def fresh_pixels(request):
         weights = LoraPlan({name: LORAS[name]}, None, ()).read(name, stock)
         _load(stock, weights, "only", ["unet"])
         stock.set_adapters("only", float(scale or 1))
-    return stock(
+    return on_torch_thread(
+        stock,
         request.prompt,
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,

@@ -78,7 +78,7 @@ def test_leading_spacing_is_told():
 def test_the_usual_request_of_a_few_step_model_has_its_steps_and_guidance(tmp_path):
     folder = tmp_path / "tiny-lightning-2steps"
     shutil.copytree(tiny_folder(), folder)
-    pipe = load_pipeline(str(folder), device="cpu")
+    pipe = load_pipeline(str(folder), device="cpu", torch_threads=1)
     showcase = pipe.spec["showcase"]
     own = {"num_inference_steps": 2, "guidance_scale": 0.0}
     assert showcase == {"width": 128, "height": 128} | own

@@ -78,9 +78,9 @@ def test_image_is_bit_identical_to_the_stock_call(tiny, changes):
 
 def test_latents_are_bit_identical_to_the_stock_call(tiny):
     """Pixels have 8 bits; the latents before them have 32."""
-    [work] = tiny.encode([request()])
+    [work] = on_torch_thread(tiny.encode, [request()])
     while not work.finished:
-        tiny.step([work])
+        on_torch_thread(tiny.step, [work])
     stock = on_torch_thread(
         tiny.diffusers, "a lighthouse", num_inference_steps=4, guidance_scale=7.5, width=64, height=64,
         generator=torch.Generator().manual_seed(1), output_type="latent",
