@@ -24,9 +24,11 @@ def one_run(
     duration_s: float,
     warmup_s: float = 0.0,
     seed: int = 0,
+    api: str = "benchmark",
 ) -> tuple[LoadOutcome, list[dict[str, Any]]]:
     """Return the outcome of a run, and its rows in the order of their index."""
-    plan = LoadPlan(url, arrivals, workload, duration_s=duration_s, warmup_s=warmup_s, seed=seed)
+    lengths = {"duration_s": duration_s, "warmup_s": warmup_s}
+    plan = LoadPlan(url, arrivals, workload, **lengths, seed=seed, api=api)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "requests.jsonl"
         outcome = generate_load(plan, path)

@@ -6,11 +6,12 @@
 |-----------|-------------------------------------------------------------------------------|
 | `naive`   | a simple careful server: FastAPI, and one thread for the stock pipeline       |
 | `loop`    | the stock pipeline without a server                                           |
+| `batches` | benchlib's pipeline without a server, eight images at a time                  |
 | `nothing` | benchlib's app on a model that takes no time                                  |
 | `route`   | a bare route that gives a fixed answer and does not read the request          |
 
-`loop` reads a line of JSON, `[seconds, [request, ...]]`. It makes the images in turn, again and
-again, until the seconds are over. Then it prints the seconds of each image.
+`loop` and `batches` read a line of JSON, `[seconds, [request, ...]]`. They make the images in turn,
+again and again, until the seconds are over. Then they print the seconds of each image.
 
 LitServe, which is optional, has a file of its own (litserve_rival.py).
 """
@@ -23,6 +24,7 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +32,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from benchlib.serving.schemas import GenerateRequest
+
+TOGETHER = 8
 
 
 def stock_pipeline() -> Any:
@@ -124,27 +128,44 @@ def route() -> FastAPI:
 
 def loop() -> None:
     pipe = stock_pipeline()
+    repeat(1, lambda requests: make_images(pipe, requests))
+
+
+def batches() -> None:
+    from benchlib.serving.model.loading import load_pipeline
+
+    pipe = load_pipeline("tiny", device="cpu")
+    usual = GenerateRequest(prompt="warm-up", num_inference_steps=2, width=64, height=64)
+    pipe.generate([usual] * TOGETHER)
+
+    def make(requests: list[dict[str, Any]]) -> None:
+        pipe.generate([GenerateRequest(**request) for request in requests])
+
+    repeat(TOGETHER, make)
+
+
+def repeat(together: int, make: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Makes `together` images at a time, for the seconds of each line of standard input."""
     print("ready", flush=True)
     for line in sys.stdin:
         seconds, requests = json.loads(line)
         end_s = time.monotonic() + seconds
-        took_s = []
-        for request in itertools.cycle(requests):
-            started_s = time.monotonic()
-            if started_s >= end_s:
-                break
-            make_images(pipe, [request])
-            took_s.append(time.monotonic() - started_s)
+        took_s: list[float] = []
+        endless = itertools.cycle(requests)
+        while (started_s := time.monotonic()) < end_s:
+            make(list(itertools.islice(endless, together)))
+            each_s = (time.monotonic() - started_s) / together
+            took_s += [each_s] * together
         print(json.dumps(took_s), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A rival of benchlib's server.")
-    parser.add_argument("rival", choices=["naive", "loop", "nothing", "route"])
+    parser.add_argument("rival", choices=["naive", "loop", "batches", "nothing", "route"])
     parser.add_argument("--port", type=int, default=8001)
     options = parser.parse_args()
-    if options.rival == "loop":
-        return loop()
+    if options.rival in ("loop", "batches"):
+        return loop() if options.rival == "loop" else batches()
     make = {"naive": naive, "nothing": nothing, "route": route}[options.rival]
     return uvicorn.run(make(), port=options.port, log_level="warning", access_log=False)
 

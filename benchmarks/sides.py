@@ -29,6 +29,7 @@ from benchmarks.figures import percentile
 from benchmarks.one_run import measured_s, one_run, per_second
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_SERVER = ("loop", "batches")
 OURS = ("serial", "dynamic", "continuous")
 LITSERVE = {"litserve 5 ms": 0.005, "litserve 50 ms": 0.05}
 START_S = 120.0
@@ -100,7 +101,7 @@ def start(name: str, threads: int | None) -> Iterator[Side]:
             cwd=ROOT,
             env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if name == "loop" else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if name in WITHOUT_SERVER else subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,
         ) as process,
@@ -150,7 +151,7 @@ def _last_line(errors: bytes) -> str:
 
 
 def _first_answer(process: subprocess.Popen[bytes], url: str) -> bytes:
-    """A side's first answer: a line of its standard output (`loop`), or else the body at `url`."""
+    """A side's first answer: a line of its standard output (without a server), or else the body at `url`."""
     if process.stdout:
         return process.stdout.readline()
     return _answer(process, url)
@@ -174,11 +175,18 @@ def load(
     duration_s: float,
     warmup_s: float,
     seed: int = 0,
+    api: str = "benchmark",
 ) -> Measured:
     """One run of benchlib's generator on a side. Throughput counts images done within the window."""
     with side.awake():
         outcome, rows = one_run(
-            side.url, arrivals, workload, duration_s=duration_s, warmup_s=warmup_s, seed=seed
+            side.url,
+            arrivals,
+            workload,
+            duration_s=duration_s,
+            warmup_s=warmup_s,
+            seed=seed,
+            api=api,
         )
     good = [row for row in rows if row["error"] is None]
     return Measured(
@@ -191,7 +199,7 @@ def load(
 
 
 def back_to_back(side: Side, workload: Workload, *, duration_s: float) -> Measured:
-    """One run of the stock call without a server, one image after the other."""
+    """One run of a side without a server."""
     assert side.process.stdin
     assert side.process.stdout
     requests = [workload.request(index) for index in range(100)]
