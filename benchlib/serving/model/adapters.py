@@ -139,15 +139,19 @@ class Adapters:
     """The adapters by request of one pipeline: at most one is on at a time.
 
     `unet` is the UNet that serves, a copy of the stock's; it gets peft's layers. `pipe` is a
-    pipeline with text encoders of its own, where an adapter changes them, for `encode_prompt`.
+    pipeline for `encode_prompt`. Its tokenizers are its own, and so are the text encoders that an
+    adapter changes.
     `lora` is what is on: "style", "style:0.8", or None. Called on the torch thread only.
     """
 
     def __init__(self, stock: Any, unet: Any, plan: LoraPlan | None) -> None:
-        # 1) Without adapters, the stock pipeline encodes, and there is nothing to switch
+        # 1) A pipeline with tokenizers of its own. A tokenizer keeps how it pads and cuts, so a user's
+        # thread that encodes with the stock pipeline would change that, or end the call with an error
         self.names = tuple(plan.by_request) if plan else ()
         self.lora: str | None = None
-        self.pipe = stock
+        self.pipe = copy.copy(stock)
+        for name in ("tokenizer", "tokenizer_2"):
+            setattr(self.pipe, name, copy.deepcopy(getattr(stock, name)))
         self._networks: list[_Adapted | AdapterSlot] = []
         # peft puts an adapter's name into the names of modules, where some words have a meaning.
         self._keys = {name: f"adapter{number}" for number, name in enumerate(self.names)}
@@ -157,7 +161,6 @@ class Adapters:
         # 2) Copies of the networks that an adapter changes
         while hasattr(unet, "network"):  # a recipe's wrapper
             unet = unet.network
-        self.pipe = copy.copy(stock)
         self.pipe.unet = unet
         read = [plan.read(name, stock) for name in self.names]
         changed = [one for one in NETWORKS if any(weights.of(one) for weights in read)]

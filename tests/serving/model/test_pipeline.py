@@ -88,6 +88,18 @@ def test_latents_are_bit_identical_to_the_stock_call(tiny):
     assert torch.equal(work.latents, stock)
 
 
+def test_the_stock_pipelines_tokenizers_are_not_ours(tiny, monkeypatch):
+    """A tokenizer keeps how it pads and cuts, so one that two threads use fails now and then."""
+    wanted = request(num_inference_steps=1)
+    before = pixels(tiny.generate(wanted).images[0])
+    for name in ("tokenizer", "tokenizer_2"):
+        theirs = getattr(tiny.diffusers, name)
+        theirs("a", padding="max_length", max_length=9, truncation=True)
+        np.testing.assert_array_equal(pixels(tiny.generate(wanted).images[0]), before)
+        monkeypatch.setitem(tiny.diffusers.__dict__, name, None)
+        np.testing.assert_array_equal(pixels(tiny.generate(wanted).images[0]), before)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_latents_are_bit_identical_on_a_gpu(dtype):
