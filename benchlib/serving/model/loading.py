@@ -17,7 +17,7 @@ from benchlib.serving.model.network_checks import require_runnable_scheduler
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.recipes import Recipe, parse_recipes
 from benchlib.serving.model.torch_thread import on_torch_thread
-from benchlib.serving.model.whole_process import require_memory, warned_of_traces
+from benchlib.serving.model.whole_process import warned_of_traces
 from benchlib.serving.scheduler_names import check_scheduler
 from benchlib.telemetry import process_memory_gib
 
@@ -83,8 +83,6 @@ def load_pipeline(
     def load() -> SDXLPipeline:
         with warned_of_traces():
             loaded = load_model(model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet)
-        parts = loaded.pipe.components.values()
-        require_memory([part for part in parts if isinstance(part, torch.nn.Module)], model)
         fuse_adapters(loaded.pipe, plan)
         spec = {
             "model": model,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers import ConsistencyDecoderVAE
+
 from benchlib.serving.model.model_errors import ModelError
 
 _PICTURE_INPUTS = ("image_proj", "text_image_proj", "ip_image_proj")
@@ -98,6 +100,11 @@ def _unfit_channels(pipe: Any) -> str | None:
     reads = pipe.unet.config.in_channels
     answers = pipe.unet.config.out_channels
     latents = pipe.vae.config.latent_channels
+    if isinstance(pipe.vae, ConsistencyDecoderVAE):
+        return (
+            "its VAE draws noise at each decoding, so a seed would not fix the image; "
+            "give a model with an AutoencoderKL"
+        )
     if reads != answers:
         purpose = _PURPOSES.get(reads, "reads more than noise")
         return (

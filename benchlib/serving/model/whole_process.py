@@ -9,12 +9,10 @@ Knows these traces. Ignorant of which thread left them: it can only say what it 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-
-from benchlib.serving.model.model_errors import ModelError
 
 _CAUSE = "as if another thread had loaded a model at the same time; load one after the other"
 
@@ -39,12 +37,3 @@ def warned_of_traces() -> Iterator[None]:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def require_memory(networks: Iterable[torch.nn.Module], model: str) -> None:
-    """Raise `ModelError` if a weight or buffer of a loaded network has no memory."""
-    for network in networks:
-        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-            if tensor.is_meta:
-                kind = type(network).__name__
-                raise ModelError(f"model: {model}: {name} of its {kind} was not loaded, {_CAUSE}")

@@ -9,6 +9,7 @@ import pytest
 from diffusers import (
     AsymmetricAutoencoderKL,
     AutoencoderTiny,
+    ConsistencyDecoderVAE,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -249,3 +250,16 @@ def test_a_vae_of_another_class_gives_the_stock_image(folder, vae):
     change_json(folder / "model_index.json", vae=["diffusers", type(vae).__name__])
     theirs = StableDiffusionXLPipeline.from_pretrained(folder)
     np.testing.assert_array_equal(our_pixels(load(folder)), stock_pixels(theirs))
+
+
+def test_a_vae_that_draws_noise_is_refused(folder):
+    shutil.rmtree(folder / "vae")
+    ConsistencyDecoderVAE(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        decoder_layers_per_block=1,
+        encoder_layers_per_block=1,
+    ).save_pretrained(folder / "vae")
+    change_json(folder / "model_index.json", vae=["diffusers", "ConsistencyDecoderVAE"])
+    with pytest.raises(ModelError, match="draws noise at each decoding"):
+        load(folder)
