@@ -297,7 +297,7 @@ def models() -> dict[str, Model]:
             better=True,
         ),
         "stale index beside a whole file": Model(
-            changed_folder(stale_index), lambda *_: plain_in(_[1]), better=True
+            changed_folder(stale_index), lambda _, dtype: plain_in(dtype), better=True
         ),
         "smaller UNet (as SSD-1B)": Model(folder_of(smaller), stock_folder()),
         "no first text encoder": Model(changed_folder(without_first_encoder), stock_folder()),
@@ -488,13 +488,13 @@ def judge(case: Case, dtype: str) -> tuple[str, str]:
 def judged(cases: Sequence[Case], dtype: str) -> Iterator[tuple[Case, str, str]]:
     for case in cases:
         try:
-            verdict, words = on_torch_thread_or_here(case, dtype)
+            verdict, words = judge_on_one_thread(case, dtype)
         except Exception as error:  # noqa: BLE001 - a traceback is a wrong case, too
             verdict, words = WRONG, f"{type(error).__name__}: {error}"
         yield case, verdict, words
 
 
-def on_torch_thread_or_here(case: Case, dtype: str) -> tuple[str, str]:
+def judge_on_one_thread(case: Case, dtype: str) -> tuple[str, str]:
     """Stock and we compute on one thread, with one torch thread: sums are in one order."""
     on_torch_thread(torch.set_num_threads, 1)
     return judge(case, dtype)

@@ -68,8 +68,8 @@ class ImageUser(FastHttpUser):
     def send(self, call: Call) -> None:
         """Sends `call` and waits for its whole answer, for at most `timeout_s`.
 
-        Anything but a complete 200 that answers is a failure. A large answer may hold up the
-        timeout, so an answer that came later is none, and its request ended at the timeout.
+        Anything but a complete 200 with an answer is a failure. A large answer may delay the
+        timeout. The request still ends at `timeout_s`, and the late answer does not count.
         """
         api = APIS[self.api]
         body = api.to_body(call.body)
