@@ -9,21 +9,29 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup workbook test check lab slow truth coverage answers serving policies gpu live reference
+.PHONY: setup workbook test check lock lab slow truth coverage answers serving policies gpu live reference
 
 setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
 
+# Every package but torch comes with its hash. It is installed first, so that torch brings only its own CUDA packages.
 # A torch that is in .venv already is kept if it is in range: a CUDA build, say, that was installed first.
-.venv/ready: requirements.txt pyproject.toml
+.venv/ready: requirements.txt requirements-hashed.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	@test -x $(BIN)/python || { echo "Making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "Installing some 190 packages"
+	@$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-hashed.txt
 	@$(BIN)/python -c 'from importlib.metadata import version as v; assert tuple(map(int, v("torch").split(".")[:2])) >= (2, 6)' 2> /dev/null \
 	  || { echo "Installing torch"; $(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.txt); }
-	@grep -v '^torch==' requirements.txt > .venv/requirements-but-torch.txt
-	@echo "Installing the rest (some 180 packages)"
-	@$(BIN)/pip install --quiet -r .venv/requirements-but-torch.txt -e .
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+# The hashes of requirements.txt, made anew. torch is left out: its builds differ by index. This needs no .venv.
+lock:
+	@test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock; build/lock/bin/pip install --quiet uv==0.13.9; }
+	@echo torch > build/lock/excludes.txt
+	build/lock/bin/uv pip compile requirements.txt --output-file requirements-hashed.txt --quiet --universal --python-version 3.11 \
+	  --generate-hashes --excludes build/lock/excludes.txt --custom-compile-command "make lock"
 
 # Every notebook runs, also after one that failed; what failed keeps its partial output and makes the status non-zero.
 workbook: .venv/ready

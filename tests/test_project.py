@@ -28,6 +28,16 @@ PIN_LINES = [
     if line and not line.startswith("#")
 ]
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, PIN_LINES)}
+# In the file of pip, a package is one line once its broken lines are joined.
+HASHED_LINES = [
+    line
+    for line in (ROOT / "requirements-hashed.txt").read_text().replace("\\\n", " ").splitlines()
+    if line and not line.lstrip().startswith("#")
+]
+HASHED = {
+    canonicalize_name(pin.name): pin
+    for pin in (Requirement(line.partition(" --hash=")[0]) for line in HASHED_LINES)
+}
 TARGETS = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 
 
@@ -61,6 +71,34 @@ def test_what_is_installed_is_what_is_pinned():
     assert torch.specifier.contains(metadata.version("torch"), prereleases=True)
 
 
+def test_each_hashed_package_has_the_pinned_version():
+    for name, pin in PINS.items():
+        if name != "torch":
+            assert version_of(HASHED[name]) == version_of(pin), f"{name}: run make lock"
+    assert "torch" not in HASHED, "its builds differ by index"
+    # The others are for one Python or one operating system.
+    for name in HASHED.keys() - PINS.keys():
+        assert HASHED[name].marker is not None, f"{name}: pin it in requirements.txt"
+
+
+def test_each_hashed_package_has_a_hash_and_no_address():
+    assert len(HASHED) == len(HASHED_LINES), "a package twice"
+    for line in HASHED_LINES:
+        requirement, *hashes = line.split(" --hash=")
+        assert hashes, f"{requirement}: run make lock"
+        for given in hashes:
+            assert re.fullmatch(r"sha256:[0-9a-f]{64}\s*", given), line
+    assert "://" not in "".join(HASHED_LINES)
+
+
+def test_what_is_installed_has_all_that_it_needs():
+    for name in HASHED.keys() & {canonicalize_name(one.name) for one in metadata.distributions()}:
+        for needed in map(Requirement, metadata.requires(name) or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                there = metadata.version(needed.name)
+                assert needed.specifier.contains(there, prereleases=True), f"{name}: {needed}"
+
+
 def test_the_conda_environment_is_the_same_set():
     *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert pip == {"pip": ["-r requirements.txt", "-e ."]}
@@ -81,7 +119,7 @@ class Copy:
 
     def __init__(self, folder):
         self.folder, self.bin, self.installed = folder, folder / ".venv/bin", folder / "installed"
-        for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        for name in ("Makefile", "requirements.txt", "requirements-hashed.txt", "pyproject.toml"):
             shutil.copy(ROOT / name, folder)
 
     def make(self, *arguments, **environment):
@@ -122,15 +160,24 @@ def copy(tmp_path):
     return Copy(tmp_path)
 
 
-REST = ["install", "--quiet", "-r", ".venv/requirements-but-torch.txt", "-e", "."]
+HASHED_SET = [
+    "install",
+    "--quiet",
+    "--no-deps",
+    "--require-hashes",
+    "-r",
+    "requirements-hashed.txt",
+]
+ITSELF = ["install", "--quiet", "--no-deps", "--no-build-isolation", "-e", "."]
 
 
 @needs_make
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "lock"])
 def test_each_target_sets_up_first_and_only_once(copy, target):
     fresh = copy.make("-n", target)
     assert fresh.returncode == 0, fresh.stderr
-    assert "-r .venv/requirements-but-torch.txt -e ." in fresh.stdout
+    assert " ".join(HASHED_SET) in fresh.stdout
+    assert " ".join(ITSELF) in fresh.stdout
     copy.fake_venv()
     (copy.folder / ".venv/ready").touch()
     again = copy.make("-n", target)
@@ -145,14 +192,10 @@ def test_a_torch_in_range_is_kept(copy, torch):
     copy.fake_venv(torch)
     ran = copy.make("setup", "TORCH_INDEX=http://127.0.0.1:9/cpu")
     assert ran.returncode == 0, ran.stderr
-    assert copy.pip_log() == [REST]
+    assert copy.pip_log() == [HASHED_SET, ITSELF]
     assert f"with torch {torch}" in ran.stdout
-    rest = (copy.folder / ".venv/requirements-but-torch.txt").read_text().splitlines()
-    assert [line for line in rest if line and line[0] != "#"] == [
-        line for line in PIN_LINES if line[:7] != "torch=="
-    ]
     assert copy.make("setup").returncode == 0
-    assert len(copy.pip_log()) == 1, "a second set-up installs nothing"
+    assert len(copy.pip_log()) == 2, "a second set-up installs nothing"
 
 
 @needs_make
@@ -164,7 +207,8 @@ def test_a_torch_that_is_absent_or_too_old_is_installed(copy, torch, index):
     copy.fake_venv(torch)
     ran = copy.make(".venv/ready", *(f"TORCH_INDEX={url}" for url in index[1:]))
     assert ran.returncode == 0, ran.stderr
-    assert copy.pip_log() == [["install", "--quiet", *index, "torch==2.13.0"], REST]
+    torch_alone = ["install", "--quiet", *index, "torch==2.13.0"]
+    assert copy.pip_log() == [HASHED_SET, torch_alone, ITSELF]
 
 
 @needs_make
@@ -173,6 +217,21 @@ def test_a_pip_that_fails_leaves_nothing_that_looks_ready(copy):
     copy.script(copy.bin / "pip", "exit 1")
     assert copy.make("setup").returncode != 0
     assert not (copy.folder / ".venv/ready").exists()
+
+
+@needs_make
+def test_the_lock_is_made_by_uv_alone(copy):
+    copy.script(copy.folder / "uv", f'echo "$@" > {copy.folder}/uv.log')
+    tools = copy.folder / "build/lock/bin"
+    tools.mkdir(parents=True)
+    (copy.folder / "uv").rename(tools / "uv")
+    ran = copy.make("lock")
+    assert ran.returncode == 0, ran.stderr
+    assert not (copy.folder / ".venv").exists()
+    options = (copy.folder / "uv.log").read_text()
+    assert options.startswith("pip compile requirements.txt --output-file requirements-hashed.txt")
+    assert "--generate-hashes --excludes build/lock/excludes.txt" in options
+    assert (copy.folder / "build/lock/excludes.txt").read_text() == "torch\n"
 
 
 @needs_make
