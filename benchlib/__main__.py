@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         "serve",
         help="serve a model over HTTP until interrupted",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Other options are read from BENCHLIB_MODEL, BENCHLIB_DEVICE and so on.",
+        epilog="Options that are not given are read from BENCHLIB_MODEL, BENCHLIB_DEVICE and so "
+        "on. The key that clients must send is read from BENCHLIB_API_KEY alone.",
     )
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every network"
@@ -41,6 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
                 metavar="NAME=PATH",
                 default=argparse.SUPPRESS,
                 help=words,
+            )
+            continue
+        if name == "api_key":  # whoever is on the machine can read its command lines
+            continue
+        if field.annotation is bool:
+            switch = argparse.BooleanOptionalAction
+            serve.add_argument(
+                option, action=switch, default=argparse.SUPPRESS, help=field.description
             )
             continue
         serve.add_argument(option, default=argparse.SUPPRESS, help=field.description)

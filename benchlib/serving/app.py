@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from benchlib.serving import image_links, openai_images
+from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.edge import Edge
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.handoff import HandOff
@@ -29,20 +30,18 @@ from benchlib.serving.schemas import GenerateRequest, GenerateResponse, Health, 
 
 def create_app(
     engine: Engine,
+    door: DoorOptions | None = None,
     *,
-    deadline_s: float | None = None,
-    max_pixel_steps: int | None = None,
     links: ImageLinks | None = None,
-    root_path: str = "",
 ) -> FastAPI:
     """Return an app that starts `engine` when it starts, and stops `engine` when it ends.
 
-    `deadline_s`: a request without an answer this many seconds after its arrival gets 504.
-    `max_pixel_steps`: the largest width x height x steps of a request; a larger one gets 422.
-    `links`: how long and how many images are kept for links. `root_path`: a proxy's prefix.
+    `door` says which requests and clients come in. `links`: how long and how many images are kept
+    for links.
     """
+    door = door or DoorOptions()
     links = links or ImageLinks()
-    handoff = HandOff(engine, links=links, deadline_s=deadline_s, max_pixel_steps=max_pixel_steps)
+    handoff = HandOff(engine, door, links)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +53,7 @@ def create_app(
 
     summary = "Stable Diffusion XL, served to be measured"
     app = FastAPI(title="benchlib", summary=summary, lifespan=lifespan)
-    app.add_middleware(Edge, root_path=root_path)
+    app.add_middleware(Edge, root_path=door.root_path)
     app.include_router(openai_images.make_router(handoff))
     app.include_router(image_links.make_links_router(links))
 
@@ -100,7 +99,7 @@ def create_app(
     async def ready(response: Response) -> Readiness:
         response.status_code = 200 if engine.state == "ready" else 503
         detail = None if engine.failure is None else str(engine.failure)
-        return Readiness(status=engine.state, detail=detail, spec=engine.spec or None)
+        return Readiness(status=engine.state, detail=detail, spec=door.add_to(engine.spec) or None)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

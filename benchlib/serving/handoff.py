@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from benchlib.serving.admission import TOO_LARGE, check_admission
+from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Job, Refused
 from benchlib.serving.image_links import ImageLinks
@@ -62,21 +63,13 @@ class Answer:
 
 
 class HandOff:
-    """Makes the images that routes request. `create_app` describes the options."""
+    """Makes the images that routes request, as far as `door` lets them in."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        links: ImageLinks,
-        deadline_s: float | None,
-        max_pixel_steps: int | None,
-    ) -> None:
+    def __init__(self, engine: Engine, door: DoorOptions, links: ImageLinks) -> None:
         self.engine = engine
+        self.door = door
         self.links = links
         self.metrics = Metrics(engine, links)
-        self.deadline_s = deadline_s
-        self.max_pixel_steps = max_pixel_steps
         self._file_threads = WorkerThreads("benchlib-files", FILE_THREADS)
 
     def close(self) -> None:
@@ -99,7 +92,8 @@ class HandOff:
         http.state.jobs = []
         try:
             # All of `wanted` differ in their seeds alone.
-            await check_admission(wanted[0], self.engine, max_pixel_steps=self.max_pixel_steps)
+            bounds = self.door.bounds_on(self.engine.spec.get("device", "cpu"))
+            await check_admission(wanted[0], self.engine, max_pixel_steps=bounds.max_pixel_steps)
             answer = await self._run_jobs(http, wanted, write_file)
         except Unserved as error:
             self.metrics.count_unserved(error.reason)
@@ -171,9 +165,10 @@ class HandOff:
         # 2) Start to watch the client, the deadline and the jobs
         watchers: list[asyncio.Task[None]] = []
         timers = [loop.call_later(WATCH_AFTER_S, start_watching)]
-        if self.deadline_s is not None:
-            left_s = http.state.arrived_s + self.deadline_s - time.monotonic()
-            words = f"not done within the deadline of {self.deadline_s} s"
+        deadline_s = self.door.deadline_s
+        if deadline_s is not None:
+            left_s = http.state.arrived_s + deadline_s - time.monotonic()
+            words = f"not done within the deadline of {deadline_s} s"
             late = Unserved(504, "deadline", words, headers=NO_RETRY)
             timers.append(loop.call_later(left_s, end, late))
         for job in jobs:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.serving.app import create_app
+from benchlib.serving.door_options import Auto, DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, in_words
 from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLinks
@@ -63,7 +64,7 @@ class Server(ShownInCell):
     """An app that listens, and its engine; `serve` returns it.
 
     Each start calls `make_engine` for a new engine. As a context manager, the server stops at the
-    end of the block. `app_options` go to `create_app`.
+    end of the block. `door` and `links` go to `create_app`.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class Server(ShownInCell):
         port: int,
         name: str,
         log_level: str,
-        **app_options: Any,
+        door: DoorOptions,
+        links: ImageLinks,
     ) -> None:
         self.name = name
         self.started = False
         self._make_engine = make_engine
-        self._app_options = app_options
+        self._door = door
+        self._links = links
         self._host = host
         self._port = port
         self._log_level = log_level
@@ -134,7 +137,7 @@ class Server(ShownInCell):
     @property
     def spec(self) -> dict[str, Any]:
         """The model, device, dtype, recipe, batching, weights_gib and so on; empty before ready."""
-        return {} if self._engine is None else self._engine.spec
+        return {} if self._engine is None else self._door.add_to(self._engine.spec)
 
     def start(self) -> Server:
         """Bind, load and warm up; return this server when the model is ready.
@@ -157,7 +160,7 @@ class Server(ShownInCell):
         if ":" in host:  # IPv6
             host = f"[{host}]"
         self._url = f"http://{host}:{port}"
-        app = create_app(engine, **self._app_options)
+        app = create_app(engine, self._door, links=self._links)
         self._uvicorn = DrainingServer(app, engine, log_level=self._log_level)
         self._thread = threading.Thread(
             target=self._uvicorn.run,
@@ -206,11 +209,17 @@ def serve(
     name: str = "default",
     max_queue: int = 64,
     deadline_s: float | None = None,
-    max_pixel_steps: int | None = None,
+    max_pixel_steps: int | Auto | None = "auto",
+    max_queue_s: float | Auto | None = "auto",
+    max_per_client: int | None = None,
+    api_key: str | None = None,
+    access_log: bool = False,
     link_s: float = LINK_S,
     max_links: int = MAX_LINKS,
     links_gib: float = LINKS_GIB,
     root_path: str = "",
+    ssl_certfile: str | os.PathLike[str] | None = None,
+    ssl_keyfile: str | os.PathLike[str] | None = None,
     log_level: str = "warning",
     **load_options: Any,
 ) -> Server:
@@ -223,9 +232,10 @@ def serve(
     run again; other servers go on.
 
     `EngineOptions` describes how requests share the model: `batching`, `max_batch_size`,
-    `max_wait_ms`, `batch_buckets`, `sizes` and `max_queue`. `create_app` describes which requests
-    are accepted: `deadline_s` and `max_pixel_steps`, and `root_path`. `ImageLinks` describes the links
-    to images: `link_s`, `max_links` and `links_gib`.
+    `max_wait_ms`, `batch_buckets`, `sizes` and `max_queue`. `DoorOptions` describes which requests
+    and clients come in: `deadline_s`, `max_pixel_steps`, `max_queue_s`, `max_per_client`,
+    `api_key`, `access_log`, `root_path`, `ssl_certfile` and `ssl_keyfile`. `ImageLinks` describes
+    the links to images: `link_s`, `max_links` and `links_gib`.
 
     Raises ValueError for a bad argument, OSError if the port is taken, and what loading raises.
     """
@@ -243,6 +253,17 @@ def serve(
             max_queue=max_queue,
             batch_buckets=batch_buckets,
             sizes=sizes,
+        )
+        door = DoorOptions(
+            deadline_s=deadline_s,
+            max_pixel_steps=max_pixel_steps,
+            max_queue_s=max_queue_s,
+            max_per_client=max_per_client,
+            api_key=None if api_key is None else SecretStr(api_key),
+            access_log=access_log,
+            root_path=root_path,
+            ssl_certfile=None if ssl_certfile is None else os.fspath(ssl_certfile),
+            ssl_keyfile=None if ssl_keyfile is None else os.fspath(ssl_keyfile),
         )
     except ValidationError as error:
         raise ValueError(in_words(error)) from None
@@ -264,10 +285,8 @@ def serve(
         port=port,
         name=name,
         log_level=log_level,
-        deadline_s=deadline_s,
-        max_pixel_steps=max_pixel_steps,
+        door=door,
         links=links,
-        root_path=root_path,
     ).start()
 
 

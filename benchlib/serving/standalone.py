@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from benchlib.lora import split_loras
 from benchlib.serving.app import create_app
+from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.image_links import (
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("uvicorn.error")  # uvicorn shows its own start-up lines by this name
 
 
-class Settings(BaseSettings, EngineOptions):
+class Settings(BaseSettings, EngineOptions, DoorOptions):
     """The settings that the environment gives: BENCHLIB_MODEL, BENCHLIB_DEVICE and so on."""
 
     model_config = SettingsConfigDict(env_prefix="BENCHLIB_", extra="ignore", enable_decoding=False)
@@ -73,12 +74,6 @@ class Settings(BaseSettings, EngineOptions):
     unet: str | None = Field(
         default=None, description="a UNet in place of the model's: file, folder or hub id"
     )
-    deadline_s: float | None = Field(
-        default=None, gt=0, description="seconds; a slower request gets 504"
-    )
-    max_pixel_steps: int | None = Field(
-        default=None, ge=1, description="most width x height x steps of a request; more gets 422"
-    )
     link_s: float = Field(
         default=LINK_S, gt=0, description="seconds that the link to an image lasts"
     )
@@ -88,13 +83,14 @@ class Settings(BaseSettings, EngineOptions):
     links_gib: float = Field(
         default=LINKS_GIB, ge=LEAST_LINKS_GIB, description="most GiB that are kept for links"
     )
-    root_path: str = Field(
-        default="", description="the prefix of a proxy in front of this server, such as /sdxl"
-    )
 
     def engine_options(self) -> EngineOptions:
         """The settings that belong to the engine."""
         return EngineOptions(**self.model_dump(include=set(EngineOptions.model_fields)))
+
+    def door_options(self) -> DoorOptions:
+        """The settings that belong to the door."""
+        return DoorOptions(**self.model_dump(include=set(DoorOptions.model_fields)))
 
 
 def engine_from(settings: Settings) -> Engine:
@@ -164,13 +160,7 @@ def _app_before(engine: Engine, settings: Settings) -> FastAPI:
     links = ImageLinks(
         link_s=settings.link_s, max_links=settings.max_links, links_gib=settings.links_gib
     )
-    return create_app(
-        engine,
-        deadline_s=settings.deadline_s,
-        max_pixel_steps=settings.max_pixel_steps,
-        links=links,
-        root_path=settings.root_path,
-    )
+    return create_app(engine, settings.door_options(), links=links)
 
 
 def serve_alone(settings: Settings, *, host: str, port: int) -> int:

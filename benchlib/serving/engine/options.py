@@ -77,5 +77,8 @@ def in_words(error: ValidationError) -> str:
     problems = []
     for problem in error.errors():
         field = ".".join(map(str, problem["loc"]))
-        problems.append(f"{field}: {problem['msg']}, not {problem['input']!r}")
+        words = f"{field}: {problem['msg']}"
+        if field != "api_key":  # a key reaches no text
+            words += f", not {problem['input']!r}"
+        problems.append(words)
     return "; ".join(problems)
