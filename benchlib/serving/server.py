@@ -34,6 +34,8 @@ DRAIN_S = 30
 # After DRAIN_S, the steps under way may end and their clients get an answer. Then connections are
 # cut.
 REFUSE_S = 30
+# How many connections wait for their acceptance; uvicorn's own default.
+BACKLOG = 2048
 
 _servers: dict[str, Server] = {}
 
@@ -291,13 +293,17 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound TCP socket. Raises OSError that names the address."""
+    """A TCP socket that listens. Raises OSError that names the address.
+
+    A loaded pipeline is ready before uvicorn accepts. Until then, connections wait in this socket.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Unless IPPROTO_TCP is named, asyncio leaves Nagle's algorithm on, which costs 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listener.close()
         raise OSError(

@@ -1,5 +1,6 @@
 """The server as its clients see it: real uvicorn and real HTTP, with the tiny or a fake model."""
 
+import asyncio
 import gc
 import json
 import os
@@ -18,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from uvicorn.lifespan.on import LifespanOn
 
 from benchlib.__main__ import main
 from benchlib.serving.engine.options import EngineOptions
@@ -428,6 +430,27 @@ def test_leaving_drains_what_is_being_answered():
         assert inside.result(10).status_code == 200
     stopping.join(10)
     assert not stopping.is_alive()
+
+
+def test_a_server_that_has_started_takes_connections_at_once(monkeypatch):
+    """uvicorn accepts some time after the app has started, and with it the engine."""
+    connected = threading.Event()
+    app_started = LifespanOn.startup
+
+    async def late(self):
+        await app_started(self)
+        await asyncio.to_thread(connected.wait)
+
+    monkeypatch.setattr(LifespanOn, "startup", late)
+    with serve(FakePipeline(), name="late") as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+        finally:
+            connected.set()
+        with connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_a_taken_port_is_reported_and_nothing_is_left(tiny):
