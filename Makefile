@@ -9,7 +9,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup workbook test check lock lab slow truth coverage answers serving policies gpu live reference
+.PHONY: setup workbook test check lock lab slow soak truth coverage answers serving policies gpu live reference
 
 setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
@@ -56,6 +56,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Half an hour of mixed requests with planted faults, every one accounted for; SOAK="--minutes 3" for less.
+soak: .venv/ready
+	$(BIN)/python -m benchmarks.soak "$(RESULTS)/chaos" $(SOAK)
 
 # The load generator against a server that keeps its own record, and the intervals against simulated truth.
 truth: .venv/ready
