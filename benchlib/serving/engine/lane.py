@@ -388,19 +388,49 @@ def best_batch(candidates: Ints, tasks: Tasks, planned: CallSeconds, present: in
     ratio = 1.0
     if tasks.lora[candidates[0]]:
         ratio = planned.lora_ratio[size]
-    step_s = planned.step_s[size]
+    all_encode_s = planned.encode_s[size]
+    all_step_s = planned.step_s[size]
+    all_decode_s = planned.decode_s[size]
     rows = 0
-    one_by_one_s = 0.0
+    newcomers = 0
+    decode_s = 0.0
+    step_alone_s = 0.0
+    steps_alone_s = 0.0
     least_cost = math.inf
     best = 1
     for place in range(len(candidates)):
+        # 1) One more member
         b = place + 1
-        task_rows = tasks.rows[candidates[place]]
-        rows += task_rows
-        one_by_one_s += step_s[task_rows] * ratio
+        task = candidates[place]
+        steps_left = tasks.steps_left[task]
+        rows += tasks.rows[task]
+        one_step_s = all_step_s[tasks.rows[task]] * ratio
+        step_alone_s += one_step_s
+        steps_alone_s += steps_left * one_step_s
+        if math.isnan(tasks.begun_s[task]):
+            newcomers += 1
+        leavers = 0
+        for other in candidates[:place]:
+            if tasks.steps_left[other] == steps_left:
+                leavers += 1
+        decode_s += all_decode_s[leavers + 1]
+        if leavers:
+            decode_s -= all_decode_s[leavers]
+
+        # 2) How slow the batch is
+        step_slowness = 1.0
+        if step_alone_s:
+            step_slowness = all_step_s[rows] * ratio / step_alone_s
+        encode_s = 0.0
+        if newcomers:
+            encode_s = all_encode_s[newcomers]
+        together_s = encode_s + steps_alone_s * step_slowness + decode_s
+        one_by_one_s = newcomers * all_encode_s[1] + steps_alone_s + b * all_decode_s[1]
         slowness = 1.0
         if one_by_one_s:
-            slowness = step_s[rows] * ratio / one_by_one_s
+            slowness = together_s / one_by_one_s
+
+        # 3) Its cost
         cost = (1 + b / present) * slowness + present / 2 * (slowness * slowness)
         if cost < least_cost:
             least_cost = cost

@@ -127,6 +127,7 @@ class Continuous:
 
     **The batch**: requests of the same size and adapter join the first, short ones before long ones.
     `_best_batch` lets them join as long as that lowers the estimated mean time of all requests.
+    It weighs encoding and decoding, too, which dominate where steps are few.
     """
 
     times: Times
@@ -178,18 +179,43 @@ class Continuous:
         so their time is proportional to slowness ** 2. It is weighted by their number, which is
         unknown; n/2 stands for it. So without any gain the best batch is one request. A small gain
         is taken only in a long queue.
+
+        Both times are those of all that the members still need. Newcomers are encoded together, and
+        members that have equally many steps left are decoded together. With few steps these calls
+        may decide.
         """
         size, lora = candidates[0].size, candidates[0].lora
         times = self.times(size)
-        rows = 0
-        one_by_one_s = 0.0
+        encode_alone_s = times.encode(1)
+        decode_alone_s = times.decode(1)
+        rows = newcomers = 0
+        encode_s = decode_s = 0.0  # of the batch
+        step_alone_s = steps_alone_s = 0.0  # of its members: one step each, and all steps
+        leave_together: dict[int, int] = {}  # how many members have so many steps left
         least_cost = inf
         best = 1
         for b, task in enumerate(candidates, 1):
+            # 1) One more member
             rows += task.rows
-            one_by_one_s += alone_s[size, task.rows, lora]
-            slowness = times.step(rows, lora) / one_by_one_s if one_by_one_s else 1.0
-            # A product rounds as it does in machine code (see lane.py); a power does not.
+            one_step_s = alone_s[size, task.rows, lora]
+            step_alone_s += one_step_s
+            steps_alone_s += task.steps_left * one_step_s
+            if not task.begun:
+                newcomers += 1
+                encode_s = times.encode(newcomers)
+            leavers = leave_together.get(task.steps_left, 0)
+            leave_together[task.steps_left] = leavers + 1
+            decode_s += times.decode(leavers + 1)
+            if leavers:
+                decode_s -= times.decode(leavers)
+
+            # 2) How slow the batch is
+            step_slowness = times.step(rows, lora) / step_alone_s if step_alone_s else 1.0
+            together_s = encode_s + steps_alone_s * step_slowness + decode_s
+            one_by_one_s = newcomers * encode_alone_s + steps_alone_s + b * decode_alone_s
+            slowness = together_s / one_by_one_s if one_by_one_s else 1.0
+
+            # 3) Its cost. A product rounds as it does in machine code (lane.py); a power does not
             cost = (1 + b / present) * slowness + present / 2 * (slowness * slowness)
             if cost < least_cost:
                 least_cost = cost

@@ -23,6 +23,7 @@ Size = tuple[int, int]  # width and height in pixels
 REPEATS = 6
 ENOUGH_S = 1.0
 GAIN = 1.05  # the least gain in images per second for a batch of twice the size
+AGAIN = 2  # how often a batch without a gain is measured again
 GUIDED = 7.5  # any guidance scale above 1 takes two rows
 _CURVES = ("step_s", "encode_s", "decode_s")
 _ADAPTER_PARTS = ("switch_s", "lora_ratio")
@@ -145,10 +146,13 @@ def measure_step_times(
     """Measure and return the times of 1, 2, 4, ... guided requests at once.
 
     If batches are allowed, a single row is measured too. Measuring stops at a batch that does not
-    fit, or that makes less than GAIN times the images per second of half the batch. `padded(rows)`
-    is the bucket that a batch of `rows` is padded to, or None. Every batch in a bucket takes as
-    long as a full one. So each bucket that requests can reach is measured once, with as many
-    requests as fit. If a single image fails, raises what the pipeline raises.
+    fit, or that makes less than GAIN times the images per second of half the batch: images of one
+    step, so that encoding and decoding count, too. Other work on the machine may slow down either
+    batch. So both are measured again, in turns, before it stops.
+
+    `padded(rows)` is the bucket that a batch of `rows` is padded to, or None. Every batch in a
+    bucket takes as long as a full one. So each bucket that requests can reach is measured once,
+    with as many requests as fit. If a single image fails, raises what the pipeline raises.
     """
     import torch
 
@@ -158,8 +162,8 @@ def measure_step_times(
 
     # 1) The smallest batches
     if max_batch_size > 1:
-        curves.measure_batch(1, guidance_scale=0.0)
-    per_image_s = curves.measure_batch(1)
+        curves.measure_single_row()
+    curves.measure_batch(1)
 
     # 2) Larger batches: the powers of two, or the fullest batch of each bucket
     for n in range(2, max_batch_size + 1):
@@ -172,13 +176,12 @@ def measure_step_times(
             continue
         if not pipeline.fits(*size, n):
             break
-        half_s = per_image_s
         try:
-            per_image_s = curves.measure_batch(n)
+            curves.measure_batch(n)
+            if bucket is None and not curves.gains(n):
+                break
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            break
-        if bucket is None and half_s / per_image_s < GAIN:
             break
 
     # 3) Adapters
@@ -208,10 +211,36 @@ class _Curves:
         self.encode_s: dict[int, float] = {}
         self.decode_s: dict[int, float] = {}
 
-    def measure_batch(self, n: int, guidance_scale: float = GUIDED) -> float:
-        """Measure `n` requests at once; returns the seconds of a step per image."""
-        steps = self.pipeline.schedules.nearest_steps(1 + REPEATS)
-        request = _warm_up_request(self.size, steps=steps, guidance_scale=guidance_scale)
+    def gains(self, n: int) -> bool:
+        """Whether `n` requests at once gain enough over half as many.
+
+        If they seem not to, both are measured again, unless their calls are long: those take the
+        mean of what other work does.
+        """
+        half = n // 2
+        for _ in range(AGAIN):
+            if self._images_per_s(n) >= GAIN * self._images_per_s(half):
+                return True
+            if n / self._images_per_s(n) > ENOUGH_S:
+                return False
+            self.measure_batch(half)
+            self.measure_batch(n)
+        return self._images_per_s(n) >= GAIN * self._images_per_s(half)
+
+    def _images_per_s(self, n: int) -> float:
+        """How many guided images of one step `n` at once make in a second."""
+        step_s = self.step_s[2 * n]
+        return n / (self.encode_s[n] + step_s + self.decode_s[n])
+
+    def measure_single_row(self) -> None:
+        """Measure the steps of one request without guidance."""
+        request = self._request(guidance_scale=0.0)
+        works = self.pipeline.encode([request])
+        self._measure_steps(works, rows=1)
+
+    def measure_batch(self, n: int) -> None:
+        """Measure `n` guided requests at once. If they were measured before, the shorter times stay."""
+        request = self._request(guidance_scale=GUIDED)
         works = self.pipeline.encode([request] * n)
 
         def encode() -> float:
@@ -221,7 +250,15 @@ class _Curves:
             self.pipeline.decode(works)
             return works[0].decode_s
 
-        rows = 2 * n if guidance_scale > 1 else n
+        self._measure_steps(works, rows=2 * n)
+        self.encode_s[n] = min(_shortest_s(encode), self.encode_s.get(n, inf))
+        self.decode_s[n] = min(_shortest_s(decode), self.decode_s.get(n, inf))
+
+    def _request(self, guidance_scale: float) -> GenerateRequest:
+        steps = self.pipeline.schedules.nearest_steps(1 + REPEATS)
+        return _warm_up_request(self.size, steps=steps, guidance_scale=guidance_scale)
+
+    def _measure_steps(self, works: list[Work], rows: int) -> None:
         bucket = self.padded(rows)
 
         def step() -> float:
@@ -230,15 +267,11 @@ class _Curves:
             return self.pipeline.step(works, rows=bucket)
 
         step_s = _shortest_s(step)
-        if bucket is None:
-            self.step_s[rows] = step_s
-        else:
-            fewest = self._fewest_rows(rows, bucket)
-            self.step_s[fewest] = step_s
-            self.step_s[bucket] = step_s
-        self.encode_s[n] = _shortest_s(encode)
-        self.decode_s[n] = _shortest_s(decode)
-        return step_s / n
+        same_step = {rows}
+        if bucket is not None:
+            same_step = {self._fewest_rows(rows, bucket), bucket}
+        for count in same_step:
+            self.step_s[count] = min(step_s, self.step_s.get(count, inf))
 
     def _fewest_rows(self, rows: int, bucket: int) -> int:
         """The fewest rows that are padded to `bucket`; `rows` is one such number."""

@@ -94,6 +94,24 @@ def test_a_small_gain_is_taken_in_a_long_queue_only():
     ] == [1, 1, 1, 3, 8]
 
 
+def test_few_steps_are_shared_for_the_sake_of_one_encoding_or_decoding():
+    no_gain = {1: 1.0, 2: 2.0}
+    for times in (
+        StepTimes(no_gain, {1: 4.0, 2: 4.0}, {1: 0.0}),
+        StepTimes(no_gain, {1: 0.0}, {1: 4.0, 2: 4.0}),
+    ):
+        assert [together(times, steps, steps) for steps in (1, 4, 100)] == [2, 2, 1]
+    # One is decoded a step earlier than the other.
+    decoded_apart = StepTimes(no_gain, {1: 0.0}, {1: 4.0, 2: 4.0})
+    assert together(decoded_apart, 1, 2) == 1
+
+
+def together(times: StepTimes, *steps: int) -> int:
+    """How many of the requests with so many steps share the first one."""
+    policy = make_policy("continuous", lambda _: times, max_batch_size=8, max_wait_s=0)
+    return len(policy.turn([task(0, number) for number in steps], 0.0).step)
+
+
 def test_leavers_are_decoded_and_arrivals_encoded_together():
     times = StepTimes({1: 1.0, 4: 1.0}, {1: 5.0, 2: 6.0}, {1: 7.0, 2: 8.0})
     assert run("continuous", [task(0, 3), task(0, 3)], times) == [Finished(0, 0, 17)] * 2

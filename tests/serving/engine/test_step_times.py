@@ -72,6 +72,50 @@ def test_what_was_measured_is_kept_beside_what_it_is_evened_out_to(
     assert times.scaled(4).measured is None, "nobody measured another size"
 
 
+class Disturbed(FakePipeline):
+    """Other work slows down the first steps of two requests."""
+
+    def __init__(self, *, disturbed_steps: int) -> None:
+        super().__init__({1: 0.01, 2: 0.01, 4: 0.01, 8: 0.01})
+        self.disturbed_steps = disturbed_steps
+
+    def step(self, works: list[Any], *, rows: int | None) -> float:
+        step_s = super().step(works, rows=rows)
+        if len(works) == 2 and self.disturbed_steps:
+            self.disturbed_steps -= 1
+            return 10 * step_s
+        return step_s
+
+    def encode(self, requests: list[Any]) -> list[Any]:
+        works = super().encode(requests)
+        for work in works:
+            work.encode_s = 0.0
+        return works
+
+    def decode(self, works: list[Any]) -> None:
+        works[0].decode_s = 0.001 * len(works)
+
+
+def batches_measured(pipeline: FakePipeline) -> list[int]:
+    times = measure_step_times(cast(Any, pipeline), SIZE, max_batch_size=4, padded=lambda _: None)
+    return sorted(times.decode_s)
+
+
+def test_a_batch_that_other_work_slowed_down_is_measured_again() -> None:
+    assert batches_measured(Disturbed(disturbed_steps=0)) == [1, 2, 4]
+    assert batches_measured(Disturbed(disturbed_steps=7)) == [1, 2, 4]
+
+
+def test_a_batch_without_a_gain_is_the_last() -> None:
+    always = Disturbed(disturbed_steps=1000)
+    assert batches_measured(always) == [1, 2]
+
+
+def test_one_decoding_may_be_the_gain_of_a_batch() -> None:
+    no_gain = FakePipeline({1: 0.1, 2: 0.1, 4: 0.2, 8: 0.4})
+    assert batches_measured(no_gain) == [1, 2, 4], "all are encoded in 0.3 s"
+
+
 def test_both_are_in_the_spec_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     by_size = StepTimesBySize({SIZE: measured_beside(monkeypatch, None)})
     spec = json.loads(json.dumps(by_size.to_spec(), allow_nan=False))
