@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from benchlib.serving.admission import TOO_LARGE, check_admission
+from benchlib.serving.admission import TOO_LARGE, Admission
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Job, Refused
 from benchlib.serving.image_links import ImageLinks
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import GenerateRequest
+from benchlib.serving.unserved import NO_RETRY, Unserved, retry_later
 from benchlib.serving.worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
@@ -37,20 +37,6 @@ FILE_THREADS = 2
 File = tuple[bytes, str]  # an image's file, and its base64 if that is wanted
 # A route watches its client's connection from this time on: earlier would double a route's time.
 WATCH_AFTER_S = 0.02
-# OpenAI's client 3.54 gives up at once where it is told to wait longer (MAX_RETRY_AFTER_DELAY).
-MAX_RETRY_AFTER_S = 120
-# The client would send a request again after any 5xx, unless it is told not to.
-NO_RETRY = {"X-Should-Retry": "false"}
-
-
-class Unserved(HTTPException):
-    """A request gets no image. `reason` labels it in the metrics and in OpenAI's errors."""
-
-    def __init__(
-        self, status: int, reason: str, detail: str, *, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(status, detail, headers)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -68,6 +54,7 @@ class HandOff:
     def __init__(self, engine: Engine, door: DoorOptions, links: ImageLinks) -> None:
         self.engine = engine
         self.door = door
+        self.admission = Admission(engine, door)
         self.links = links
         self.metrics = Metrics(engine, links)
         self._file_threads = WorkerThreads("benchlib-files", FILE_THREADS)
@@ -86,15 +73,16 @@ class HandOff:
         """Return the finished jobs of `wanted`, in order, and their files if `write_file` is given.
 
         `write_file` turns an image into a file. If one image is refused or fails, all
-        end. Raises `Unserved`. Raises RequestValidationError for too many pixel steps, for a size
-        that the model can't make, and for what its scheduler refuses.
+        end. Raises `Unserved`. Raises RequestValidationError for too many pixel steps or images, for a
+        size that the model can't make, and for what its scheduler refuses.
         """
         http.state.jobs = []
         try:
-            # All of `wanted` differ in their seeds alone.
-            bounds = self.door.bounds_on(self.engine.spec.get("device", "cpu"))
-            await check_admission(wanted[0], self.engine, max_pixel_steps=bounds.max_pixel_steps)
-            answer = await self._run_jobs(http, wanted, write_file)
+            calls = await self.admission.check(wanted)
+            address = http.client.host if http.client else ""
+            with self.admission.enter(address, wanted, calls) as jobs:
+                http.state.jobs = jobs
+                answer = await self._run_jobs(http, wanted, write_file)
         except Unserved as error:
             self.metrics.count_unserved(error.reason)
             raise
@@ -202,10 +190,7 @@ class HandOff:
         """The HTTP error that stands for the engine's `error`."""
         if isinstance(error, Refused) and error.retry_after_s is not None:
             reason = "loading" if self.engine.state == "loading" else "queue_full"
-            wait_s = max(1, math.ceil(error.retry_after_s))
-            words = f"{error}; try again in about {wait_s} s"
-            headers = {"Retry-After": str(min(wait_s, MAX_RETRY_AFTER_S))}
-            return Unserved(503, reason, words, headers=headers)
+            return retry_later(503, reason, str(error), error.retry_after_s)
         if isinstance(error, Refused | Cancelled):  # the engine is stopping or has stopped
             return Unserved(503, "stopping", str(error))
         if isinstance(error, DoesNotFit):

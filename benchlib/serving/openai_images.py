@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from benchlib.serving.handoff import File, HandOff, Unserved
+from benchlib.serving.handoff import File, HandOff
 from benchlib.serving.headers import answer_headers
 from benchlib.serving.image_links import MOST_IMAGES, link_to
 from benchlib.serving.scheduler_names import SchedulerName
@@ -36,6 +36,7 @@ from benchlib.serving.schemas import (
     Seed,
     Steps,
 )
+from benchlib.serving.unserved import Unserved
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,7 @@ from benchlib.serving.engine.engine import Engine
 from benchlib.serving.image_links import ImageLinks
 from benchlib.telemetry import GIB, cuda_memory_gib, process_memory_gib
 
-REFUSALS = ("queue_full", "too_large", "loading", "stopping")
+REFUSALS = ("queue_full", "wait_too_long", "client_share", "too_large", "loading", "stopping")
 CANCELLATIONS = ("deadline", "client_gone")
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

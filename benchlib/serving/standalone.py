@@ -123,6 +123,7 @@ def engine_from(settings: Settings) -> Engine:
         if pipe.spec["unet"] is not None:
             log.info("Its UNet is %(unet)s.", pipe.spec)
         _log_cost(pipe)
+        log.info(settings.door_options().bounds_on(pipe.spec["device"]).in_words())
         if pipe.adapters.names:
             switch_ms = on_torch_thread(pipe.adapters.measure_switch_s) * 1000
             names = ", ".join(pipe.adapters.names)

@@ -53,7 +53,7 @@ def test_images_latency_batches_busy_time_and_memory_are_counted():
         if key[0] in ("benchlib_refusals_total", "benchlib_cancellations_total")
     ]
     assert {reason for _, reason in reasons} == {
-        "queue_full", "too_large", "loading", "stopping", "deadline", "client_gone",
+        "queue_full", "wait_too_long", "client_share", "too_large", "loading", "stopping", "deadline", "client_gone",
     }  # fmt: skip
     assert all(after[key] == 0 for key in reasons)
 

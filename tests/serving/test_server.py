@@ -258,9 +258,9 @@ def test_pixel_steps_are_bounded(tiny):
 # -- under pressure --------------------------------------------------------------------------------
 
 
-def in_background(client, prompt, **body):
+def in_background(client, prompt, headers=None, **body):
     return ThreadPoolExecutor(1).submit(
-        client.post, "/benchmark/generate", json=SMALL | {"prompt": prompt} | body
+        client.post, "/benchmark/generate", json=SMALL | {"prompt": prompt} | body, headers=headers
     )
 
 

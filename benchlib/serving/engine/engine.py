@@ -19,7 +19,13 @@ from benchlib.serving.engine.model_calls import ModelCalls
 from benchlib.serving.engine.options import RECORDED_OPTIONS, EngineOptions
 from benchlib.serving.engine.policies import Turn
 from benchlib.serving.engine.policy_names import make_policy
-from benchlib.serving.engine.simulate import SimulatedTask, until_place_s
+from benchlib.serving.engine.simulate import (
+    Finished,
+    SimulatedTask,
+    foretell,
+    one_by_one_s,
+    until_place_s,
+)
 from benchlib.serving.engine.step_times import StepTimesBySize
 from benchlib.serving.model.torch_thread import on_torch_thread, repeat_on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
@@ -130,6 +136,20 @@ class Engine:
             retry_after_s=self._until_place_s(now_s),
         )
 
+    def work_s(self) -> float:
+        """Seconds that all jobs would still take one by one, by the measured step times."""
+        return one_by_one_s(tuple(self._jobs), self._times)
+
+    def foretell(
+        self, now_s: float, *newcomers: SimulatedTask
+    ) -> dict[Job | SimulatedTask, Finished]:
+        """When each job and newcomer would begin and end from `now_s` on, if no other came."""
+        with self._change:
+            jobs = tuple(self._jobs)
+            tasks, stepping = self._copies()
+        finished = foretell(self._policy, [*tasks, *newcomers], stepping, now_s, self._times)
+        return dict(zip((*jobs, *newcomers), finished, strict=True))
+
     def cancel(self, job: Job) -> None:
         """Drop a job: at once if it waits, before its next step if it runs. Safe at any time."""
         with self._change:
@@ -165,16 +185,9 @@ class Engine:
         with self._change:
             if self._place_s is not None and self._place_s >= now_s:
                 return self._place_s - now_s
-            # The torch thread goes on while this one simulates, so the simulation gets copies.
-            copies = {job: SimulatedTask.copy_of(job) for job in self._jobs}
-            stepping = [copies[job] for job in self._stepping if job in copies]
+            tasks, stepping = self._copies()
         wait_s = until_place_s(
-            self._policy,
-            list(copies.values()),
-            stepping,
-            now_s,
-            self._times,
-            self.options.max_queue,
+            self._policy, tasks, stepping, now_s, self._times, self.options.max_queue
         )
         self._place_s = now_s + wait_s
         return wait_s
@@ -298,6 +311,12 @@ class Engine:
         self._turn = None
         self._place_s = None
         self._change.notify()
+
+    def _copies(self) -> tuple[list[SimulatedTask], list[SimulatedTask]]:
+        """All jobs and those in the step under way, to simulate while the torch thread goes on."""
+        copies = {job: SimulatedTask.copy_of(job) for job in self._jobs}
+        stepping = [copies[job] for job in self._stepping if job in copies]
+        return list(copies.values()), stepping
 
     def _end(self, job: Job, outcome: Image | Exception) -> None:
         """Remove a job from the engine, with its image or with an error."""

@@ -129,6 +129,34 @@ def until_place_s(
 ) -> float:
     """Seconds from `now_s` until fewer than `max_queue` of `tasks` wait, if no other comes.
 
+    `foretell` describes the arguments.
+    """
+    finished = foretell(policy, tasks, stepping, now_s, times)
+    begins_s = sorted(one.begun_s for one in finished if one.begun_s is not None)
+    too_many = len(begins_s) - max_queue
+    return begins_s[too_many] - now_s if too_many >= 0 else 0.0
+
+
+def one_by_one_s(tasks: Sequence[Task], times: Times) -> float:
+    """The seconds that `tasks` would still take one after the other, each alone."""
+    step_s: dict[tuple[Size, int, str | None], float] = {}
+    alone_s: dict[Size, float] = {}
+    total_s = 0.0
+    for task in tasks:
+        kind = (task.size, task.rows, task.lora)
+        if kind not in step_s:
+            cost = times(task.size)
+            step_s[kind] = cost.step(task.rows, task.lora)
+            alone_s[task.size] = cost.switch_s + cost.encode(1) + cost.decode(1)
+        total_s += alone_s[task.size] + task.steps_left * step_s[kind]
+    return total_s
+
+
+def foretell(
+    policy: Policy, tasks: Sequence[Task], stepping: Sequence[Task], now_s: float, times: Times
+) -> list[Finished]:
+    """When each of `tasks` begins and ends from `now_s` on, if no other comes.
+
     `stepping` are the tasks in the step under way, which is assumed to begin at `now_s`. No task
     may change during the simulation, so an engine passes copies.
     """
@@ -144,7 +172,4 @@ def until_place_s(
         if task in stepping:
             copy.steps_left -= 1
         after_step.append(copy)
-    finished = simulate(policy, after_step, times, now_s=now_s + step_s, lora=lora)
-    begins_s = sorted(one.begun_s for one in finished if one.begun_s is not None)
-    too_many = len(begins_s) - max_queue
-    return begins_s[too_many] - now_s if too_many >= 0 else 0.0
+    return simulate(policy, after_step, times, now_s=now_s + step_s, lora=lora)
