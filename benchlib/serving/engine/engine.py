@@ -22,7 +22,7 @@ from benchlib.serving.engine.policy_names import make_policy
 from benchlib.serving.engine.simulate import (
     Finished,
     SimulatedTask,
-    foretell,
+    foretell_queue,
     one_by_one_s,
     until_place_s,
 )
@@ -147,7 +147,7 @@ class Engine:
         with self._change:
             jobs = tuple(self._jobs)
             tasks, stepping = self._copies()
-        finished = foretell(self._policy, [*tasks, *newcomers], stepping, now_s, self._times)
+        finished = foretell_queue(self._policy, [*tasks, *newcomers], stepping, now_s, self._times)
         return dict(zip((*jobs, *newcomers), finished, strict=True))
 
     def cancel(self, job: Job) -> None:

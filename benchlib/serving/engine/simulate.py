@@ -129,9 +129,9 @@ def until_place_s(
 ) -> float:
     """Seconds from `now_s` until fewer than `max_queue` of `tasks` wait, if no other comes.
 
-    `foretell` describes the arguments.
+    `foretell_queue` describes the arguments.
     """
-    finished = foretell(policy, tasks, stepping, now_s, times)
+    finished = foretell_queue(policy, tasks, stepping, now_s, times)
     begins_s = sorted(one.begun_s for one in finished if one.begun_s is not None)
     too_many = len(begins_s) - max_queue
     return begins_s[too_many] - now_s if too_many >= 0 else 0.0
@@ -152,7 +152,7 @@ def one_by_one_s(tasks: Sequence[Task], times: Times) -> float:
     return total_s
 
 
-def foretell(
+def foretell_queue(
     policy: Policy, tasks: Sequence[Task], stepping: Sequence[Task], now_s: float, times: Times
 ) -> list[Finished]:
     """When each of `tasks` begins and ends from `now_s` on, if no other comes.
