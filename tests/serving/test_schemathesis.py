@@ -1,80 +1,73 @@
-"""Random requests, valid and invalid by the server's own description, get declared answers."""
+"""Random requests, valid and invalid by the server's own description, get declared answers.
 
-from collections import Counter
+Schemathesis makes them from /openapi.json: it tries each bound of each field (coverage), draws
+bodies (fuzzing), and sends an answer's parts to other routes (stateful). The model is a fake, so
+that the time goes into HTTP.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis.checks import not_a_server_error
-from schemathesis.generation import GenerationMode
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
 from benchlib.serving.server import serve
+from benchmarks.fakes.fake_pipeline import FakePipeline
 
-TIMEOUT_S = 60
-CHECKS = [  # the first forbids every 5xx: a single client must get none
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-]
+PROGRAM = Path(sys.executable).with_name("schemathesis")
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+LIMITS = {"max_pixel_steps": 2048 * 1024 * 100}
 
 
-@pytest.fixture(scope="module")
-def server(tiny):
-    with serve(tiny, name="schemathesis", max_pixel_steps=128 * 128 * 8) as server:
-        yield server
+@pytest.fixture
+def pipeline():
+    pipeline = FakePipeline()
+    pipeline.most_pixels = 1024 * 1024
+    return pipeline
 
 
-def send_all(server, examples):
-    """The number of answers by (path, status), to `examples` checked cases of each kind.
-
-    The cases are made for each operation.
-    """
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    statuses = Counter()
-    for operation in (result.ok() for result in schema.get_all_operations()):
-        send(operation, GenerationMode.POSITIVE, examples if operation.body else 1, statuses)
-        if operation.body:  # with the others nothing can be wrong
-            send(operation, GenerationMode.NEGATIVE, examples, statuses)
+def send_cases(server, folder, *options):
+    """Schemathesis' own report, after a run that found no fault."""
+    place = folder / "report.json"
+    command = [PROGRAM, "--config-file", CONFIG, "run", f"{server.url}/openapi.json", *options]
+    report_to = ["--report", "json", "--report-json-path", place]
+    ran = subprocess.run([*command, *report_to], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    report = json.loads(place.read_text())
+    assert report["complete"]
+    assert not report["failures"] + report["errors"]
+    assert report["operations"]["tested"] == report["operations"]["total"]
     assert httpx.get(f"{server.url}/ready").status_code == 200
-    return statuses
+    return report
 
 
-def send(operation, mode, examples, statuses):
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-        database=None,
-        derandomize=True,
-    )
-    @given(case=operation.as_strategy(generation_mode=mode))
-    def send_one(case):
-        answer = case.call(timeout=TIMEOUT_S)
-        statuses[operation.path, answer.status_code] += 1
-        case.validate_response(answer, checks=CHECKS)
-
-    send_one()
+def count_images(server, route):
+    """The images that a route has made, by the server's own count."""
+    line = f'benchlib_images_total{{route="{route}"}} '
+    [count] = [
+        text.removeprefix(line)
+        for text in httpx.get(f"{server.url}/metrics").text.splitlines()
+        if text.startswith(line)
+    ]
+    return float(count)
 
 
-def test_a_hundred_cases(server):
-    statuses = send_all(server, 25)
-    assert statuses.total() > 100
-    assert statuses["/benchmark/generate", 422] > 0
+def test_hundreds_of_cases(pipeline, tmp_path):
+    with serve(pipeline, name="schemathesis", **LIMITS) as server:
+        report = send_cases(
+            server, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "15"
+        )
+        assert report["test_cases"]["generated"] > 300
+        assert count_images(server, "/benchmark/generate") > 10
+        assert count_images(server, "/v1/images/generations") > 10
 
 
 @pytest.mark.slow
-def test_a_thousand_cases(server):
-    statuses = send_all(server, 300)
-    print(dict(statuses))
-    assert statuses.total() > 1000
-    assert statuses["/v1/images/generations", 200] > 10
+def test_five_thousand_cases_from_four_clients_of_a_full_queue(pipeline, tmp_path):
+    with serve(pipeline, name="schemathesis", max_queue=4, deadline_s=0.2, **LIMITS) as server:
+        report = send_cases(server, tmp_path, "--max-examples", "550", "--workers", "4")
+        print(report["test_cases"])
+        assert report["test_cases"]["generated"] >= 5000
+        assert count_images(server, "/benchmark/generate") > 100
