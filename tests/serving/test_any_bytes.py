@@ -5,7 +5,6 @@ test_schemathesis.py keeps to requests that a description can make. This file do
 
 import http.client
 import json
-import re
 from contextlib import closing
 from urllib.parse import urlsplit
 
