@@ -10,7 +10,10 @@ from pydantic import ValidationError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. The exit status is 2 for bad arguments, 1 if the server could not start."""
+    """Run one command. The exit status is 2 for bad arguments, 1 if the server could not start.
+
+    It is 4 if the server's engine has ended by an error.
+    """
     from benchlib.answers import read_answers
     from benchlib.report import write_report
     from benchlib.serving.engine.options import in_words

@@ -91,15 +91,18 @@ def create_app(
             **body.model_dump(exclude={"negative_prompt", "seed", "scheduler", "lora"}),
         )
 
-    @app.get("/health")
-    async def health() -> Health:
-        return Health()
+    @app.get("/health", responses={503: {"model": Health}}, response_model_exclude_none=True)
+    async def health(response: Response) -> Health:
+        if engine.failure is None:
+            return Health()
+        response.status_code = 503
+        return Health(status="failed", detail=engine.trouble)
 
     @app.get("/ready", responses={503: {"model": Readiness}})
     async def ready(response: Response) -> Readiness:
         response.status_code = 200 if engine.state == "ready" else 503
-        detail = None if engine.failure is None else str(engine.failure)
-        return Readiness(status=engine.state, detail=detail, spec=door.add_to(engine.spec) or None)
+        spec = door.add_to(engine.spec) or None
+        return Readiness(status=engine.state, detail=engine.trouble, spec=spec)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -1,8 +1,8 @@
 """Between a route and the engine: submits jobs, waits for them, and writes their files.
 
-Knows deadlines, clients that leave, the HTTP status of each engine error, and the threads that
-write image files. Ignorant of routes, bodies, headers and torch, and of what is refused at once
-(admission.py).
+Knows deadlines, clients that leave, and the threads that write image files. Ignorant of routes,
+bodies, headers and torch, of what is refused at once (admission.py), and of the HTTP status of each
+error (unserved.py).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from starlette.exceptions import HTTPException
 from benchlib.serving.admission import TOO_LARGE, Admission
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
-from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Job, Refused
+from benchlib.serving.engine.jobs import Job
 from benchlib.serving.image_links import ImageLinks
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import GenerateRequest
-from benchlib.serving.unserved import NO_RETRY, Unserved, retry_later
+from benchlib.serving.unserved import NO_RETRY, Unserved, unserved
 from benchlib.serving.worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ class HandOff:
         except HTTPException:
             raise
         except Exception as error:
-            raise self._unserved(error, request_id) from error
+            loading = self.engine.state == "loading"
+            raise unserved(error, request_id, loading=loading) from error
         finally:
             for job in jobs:
                 if not job.future.done():
@@ -185,15 +186,3 @@ class HandOff:
             words = "request %s: its image could not be written as a file"
             log.error(words, jobs[0].request_id, exc_info=error)
             raise
-
-    def _unserved(self, error: Exception, request_id: str) -> Unserved:
-        """The HTTP error that stands for the engine's `error`."""
-        if isinstance(error, Refused) and error.retry_after_s is not None:
-            reason = "loading" if self.engine.state == "loading" else "queue_full"
-            return retry_later(503, reason, str(error), error.retry_after_s)
-        if isinstance(error, Refused | Cancelled):  # the engine is stopping or has stopped
-            return Unserved(503, "stopping", str(error))
-        if isinstance(error, DoesNotFit):
-            return Unserved(507, "too_large", str(error), headers=NO_RETRY)
-        detail = f"the engine failed; the log says why under request id {request_id}"
-        return Unserved(500, "failed", detail)

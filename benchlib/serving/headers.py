@@ -1,4 +1,4 @@
-"""The headers of an answer: X-Seed, and the W3C's Server-Timing.
+"""The headers of an answer: X-Seed, X-Nonfinite, and the W3C's Server-Timing.
 
 Knows a finished job's times. Ignorant of routes, bodies and the header's spelling (rows.py).
 """
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def answer_headers(answer: Answer) -> dict[str, str]:
-    """Return X-Seed and Server-Timing of an answer with images.
+    """Return X-Seed and Server-Timing of an answer with images, and X-Nonfinite if one has no meaning.
 
-    X-Seed is the first image's. Server-Timing has parts in milliseconds. They add up to `total`,
+    X-Seed is the first image's. X-Nonfinite is "latents" or "pixels": the place that is NaN or
+    infinite in an image. Server-Timing has parts in milliseconds. They add up to `total`,
     which ends now. `wait` is the remaining time: between steps, and between threads. For several
     images, `image` is the time of all files; the other parts are the last image's.
     """
@@ -41,10 +42,14 @@ def answer_headers(answer: Answer) -> dict[str, str]:
     parts_s["wait"] = total_s - sum(parts_s.values())
     parts_s["total"] = total_s
     mean_batch = work.batch_rows / work.steps_done
-    return {
+    headers = {
         "X-Seed": str(first_work.seed),
         "Server-Timing": write_server_timing(parts_s, mean_batch),
     }
+    for one in answer.jobs:
+        if one.work is not None and one.work.not_finite is not None:
+            headers["X-Nonfinite"] = one.work.not_finite
+    return headers
 
 
 def error_headers(http: Request) -> dict[str, str]:

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.faults import OUTCOMES, PARTS, Faults
 from benchlib.serving.image_links import ImageLinks
 from benchlib.telemetry import GIB, cuda_memory_gib, process_memory_gib
 
@@ -104,6 +105,7 @@ class StateCollector(Collector):
         yield CounterMetricFamily(
             "benchlib_busy_seconds", "Time spent encoding, denoising, decoding", engine.busy_s
         )
+        yield from _fault_metrics(engine.faults)
         self.links.drop_old()
         yield GaugeMetricFamily(
             "benchlib_link_bytes", "Image files kept for links", self.links.held_bytes
@@ -121,3 +123,27 @@ class StateCollector(Collector):
             if gib is not None:
                 memory.add_metric([kind], gib * GIB)
         yield memory
+
+
+def _fault_metrics(faults: Faults) -> Iterator[Metric]:
+    short = CounterMetricFamily(
+        "benchlib_out_of_memory",
+        "Calls of the model that ran out of memory, by part of the work",
+        labels=["part"],
+    )
+    for part in PARTS:
+        short.add_metric([part], faults.out_of_memory[part])
+    yield short
+    broken = CounterMetricFamily(
+        "benchlib_nonfinite_images",
+        "Images of NaN or infinite numbers, by what became of them",
+        labels=["outcome"],
+    )
+    for outcome in OUTCOMES:
+        broken.add_metric([outcome], faults.not_finite[outcome])
+    yield broken
+    yield GaugeMetricFamily(
+        "benchlib_failed_calls",
+        "Calls of the model that have failed since a step last succeeded",
+        faults.failed_calls,
+    )

@@ -106,12 +106,17 @@ class GenerateResponse(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["alive"] = "alive"
+    """`detail` says why the server is not alive: it has no engine, and needs a new start."""
+
+    status: Literal["alive", "failed"] = "alive"
+    detail: str | None = None
 
 
 class Readiness(BaseModel):
-    status: Literal["loading", "ready", "failed", "stopped"]
-    detail: str | None = None
+    """A server that is "failing" takes requests, but its last 30 calls of the model have failed."""
+
+    status: Literal["loading", "ready", "failing", "failed", "stopped"]
+    detail: str | None = Field(default=None, description="why it has failed or is failing")
     spec: dict[str, Any] | None = Field(
         default=None,
         description="once ready: the model, the options and the measured step times",

@@ -22,7 +22,7 @@ from benchlib.cell_view import CellView, ShownInCell
 from benchlib.serving.app import create_app
 from benchlib.serving.door_options import Auto, DoorOptions
 from benchlib.serving.engine.engine import Engine
-from benchlib.serving.engine.options import Batching, EngineOptions, in_words
+from benchlib.serving.engine.options import Batching, EngineOptions, OnNotFinite, in_words
 from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLinks
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class Server(ShownInCell):
     def _view(self) -> CellView:
         if not self.started:
             return CellView(f"{self.name}: stopped; start() starts it")
+        if self._failure is not None:
+            return CellView(f"{self.name}: {self._failure}")
         spec = self.spec
         answer = f"{self.name}: {spec['model']} on {spec['device']} at {self.url}"
         rows = [
@@ -137,6 +139,10 @@ class Server(ShownInCell):
         return graphs_made()
 
     @property
+    def _failure(self) -> BaseException | None:
+        return None if self._engine is None else self._engine.failure
+
+    @property
     def spec(self) -> dict[str, Any]:
         """The model, device, dtype, recipe, batching, weights_gib and so on; empty before ready."""
         return {} if self._engine is None else self._door.add_to(self._engine.spec)
@@ -144,11 +150,13 @@ class Server(ShownInCell):
     def start(self) -> Server:
         """Bind, load and warm up; return this server when the model is ready.
 
-        Raises OSError if the address can't be bound, and what `load_pipeline` raises if the model
-        can't be loaded. After an error nothing is left running.
+        A server whose engine has ended by an error is stopped first. Raises OSError if the address
+        can't be bound, and what `load_pipeline` raises if the model can't be loaded. After an error
+        nothing is left running.
         """
-        if self.started:
+        if self.started and self._failure is None:
             return self
+        self.stop()
 
         # 1) Stop the running server of the same name
         engine = self._make_engine()
@@ -206,6 +214,7 @@ def serve(
     max_wait_ms: float = 5.0,
     batch_buckets: Sequence[int] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
+    on_nonfinite: OnNotFinite = "error",
     host: str = "127.0.0.1",
     port: int = 0,
     name: str = "default",
@@ -234,8 +243,8 @@ def serve(
     run again; other servers go on.
 
     `EngineOptions` describes how requests share the model: `batching`, `max_batch_size`,
-    `max_wait_ms`, `batch_buckets`, `sizes` and `max_queue`. `DoorOptions` describes which requests
-    and clients come in: `deadline_s`, `max_pixel_steps`, `max_queue_s`, `max_per_client`,
+    `max_wait_ms`, `batch_buckets`, `sizes`, `max_queue` and `on_nonfinite`. `DoorOptions` describes
+    which requests and clients come in: `deadline_s`, `max_pixel_steps`, `max_queue_s`, `max_per_client`,
     `api_key`, `access_log`, `root_path`, `ssl_certfile` and `ssl_keyfile`. `ImageLinks` describes
     the links to images: `link_s`, `max_links` and `links_gib`.
 
@@ -255,6 +264,7 @@ def serve(
             max_queue=max_queue,
             batch_buckets=batch_buckets,
             sizes=sizes,
+            on_nonfinite=on_nonfinite,
         )
         door = DoorOptions(
             deadline_s=deadline_s,

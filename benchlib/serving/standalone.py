@@ -1,5 +1,8 @@
 """A server in a process of its own: settings from the environment, and life until a signal.
 
+The exit status is 4 if the engine has ended by an error (last_words.py). A supervisor should then
+start the server again.
+
 Knows the BENCHLIB_* variables and the log lines while a model loads. Ignorant of routes and of how
 images are made.
 """
@@ -29,6 +32,7 @@ from benchlib.serving.image_links import (
     MOST_IMAGES,
     ImageLinks,
 )
+from benchlib.serving.last_words import leave_with
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import DrainingServer
@@ -154,7 +158,9 @@ def _log_cost(pipe: SDXLPipeline) -> None:
 
 def app_from(settings: Settings) -> FastAPI:
     """The app that `uvicorn benchlib.serving.app:app` serves."""
-    return _app_before(engine_from(settings), settings)
+    engine = engine_from(settings)
+    leave_with(engine)
+    return _app_before(engine, settings)
 
 
 def _app_before(engine: Engine, settings: Settings) -> FastAPI:
@@ -171,6 +177,7 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     is 1.
     """
     engine = engine_from(settings)
+    leave_with(engine)
     app = _app_before(engine, settings)
     server = DrainingServer(app, engine, host=host, port=port, log_level="info")
 

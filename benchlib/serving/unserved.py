@@ -1,6 +1,7 @@
 """The HTTP error of a request that gets no image, and when its client may try again.
 
-Knows the headers of a refusal. Ignorant of why a request is refused.
+Knows the status, the words and the headers of each of the engine's errors. Ignorant of routes, of
+the shape of a body, and of what is refused before the engine (admission.py).
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import math
 
 from starlette.exceptions import HTTPException
+
+from benchlib.serving.engine.faults import EngineEnded, NotFinite, ShortOfMemory
+from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Refused
 
 # OpenAI's client 3.54 gives up at once where it is told to wait longer (MAX_RETRY_AFTER_DELAY).
 MAX_RETRY_AFTER_S = 120
@@ -31,3 +35,25 @@ def retry_later(status: int, reason: str, why: str, wait_s: float) -> Unserved:
     words = f"{why}; try again in about {seconds} s"
     headers = {"Retry-After": str(min(seconds, MAX_RETRY_AFTER_S))}
     return Unserved(status, reason, words, headers=headers)
+
+
+def unserved(error: Exception, request_id: str, *, loading: bool) -> Unserved:
+    """The HTTP error that stands for `error`. `loading`: the engine has no model yet.
+
+    A load generator takes a 503 for an orderly refusal, so an engine that has ended gives 500.
+    """
+    if isinstance(error, Refused) and error.retry_after_s is not None:
+        reason = "loading" if loading else "queue_full"
+        return retry_later(503, reason, str(error), error.retry_after_s)
+    if isinstance(error, ShortOfMemory):
+        return retry_later(503, "out_of_memory", str(error), error.retry_after_s)
+    if isinstance(error, Refused | Cancelled):  # the engine is stopping or has stopped
+        return Unserved(503, "stopping", str(error))
+    if isinstance(error, DoesNotFit):
+        return Unserved(507, "too_large", str(error), headers=NO_RETRY)
+    if isinstance(error, NotFinite):
+        return Unserved(500, "nonfinite", str(error), headers=NO_RETRY)
+    if isinstance(error, EngineEnded):
+        return Unserved(500, "engine_ended", str(error))
+    detail = f"the engine failed; the log says why under request id {request_id}"
+    return Unserved(500, "failed", detail)

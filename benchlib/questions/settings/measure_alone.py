@@ -197,6 +197,7 @@ def _warm_buckets(pipe: SDXLPipeline, batching: str) -> float:
 
     The server's warm-up would do it as well, but it would not tell it from measuring.
     """
+    from benchlib.serving.engine.faults import Faults
     from benchlib.serving.engine.model_calls import ModelCalls
     from benchlib.serving.engine.step_times import warm
     from benchlib.serving.model.torch_thread import on_torch_thread
@@ -207,7 +208,7 @@ def _warm_buckets(pipe: SDXLPipeline, batching: str) -> float:
     options = EngineOptions(batching=batching)
     showcase = pipe.spec["showcase"]
     size = showcase["width"], showcase["height"]
-    for rows in ModelCalls(pipe, options).buckets:
+    for rows in ModelCalls(pipe, options, Faults()).buckets:
         on_torch_thread(warm, pipe, size, rows)
     return time.monotonic() - began_s
 

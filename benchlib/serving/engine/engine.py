@@ -8,12 +8,15 @@ hand-off cancels late jobs), of who should run with whom (policies.py), and of t
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchlib.serving.engine.faults import EngineEnded, Faults, reason_of
 from benchlib.serving.engine.jobs import Cancelled, Job, Refused
 from benchlib.serving.engine.model_calls import ModelCalls
 from benchlib.serving.engine.options import RECORDED_OPTIONS, EngineOptions
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
     from benchlib.serving.model.schedulers import Schedules
 
-State = Literal["loading", "ready", "failed", "stopped"]
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "failing", "failed", "stopped"]
+PROBE_S = 10.0  # a failing engine without requests tries a step this often
 
 
 class Engine:
@@ -45,8 +51,9 @@ class Engine:
     `source` is a pipeline, or a callable that loads one. The engine frees a pipeline that it
     loaded. `start()` returns at once; `settled` is set when loading and warm-up have succeeded or
     failed. `spec["step_times"]` has the cost of a batch of each size, as warm-up measured it.
-    `on_step(jobs, seconds)` is called after each step, on the torch thread. A batch that runs out
-    of memory is halved, and larger ones are tried again later (see `MemoryLimits`).
+    `on_step(jobs, seconds)` is called after each step, on the torch thread. `GuardedCalls` tells
+    what becomes of the jobs of a call that fails. After any other error the engine ends: then its
+    `failure` has the reason, and everybody inside gets it. `ended` is set once its thread is over.
     """
 
     def __init__(
@@ -58,11 +65,13 @@ class Engine:
         self.on_step: Callable[[int, float], None] = lambda jobs, seconds: None  # noqa: ARG005
         self.running = 0  # jobs in the latest step, or 0 once there is nothing to do
         self.busy_s = 0.0  # in encode, step and decode calls
-        self.state: State = "loading"
+        self.faults = Faults()
         self.failure: BaseException | None = None
         self.settled = threading.Event()
+        self.ended = threading.Event()
         self.spec: dict[str, Any] = {}
         self._source = source
+        self._state: State = "loading"
         self._calls: ModelCalls  # exists from start-up to shutdown
         self._step_times = StepTimesBySize()
         self._times = self._step_times.__getitem__
@@ -91,10 +100,20 @@ class Engine:
         return sum(not job.begun for job in tuple(self._jobs))
 
     @property
+    def state(self) -> State:
+        """What the engine does. "failing" is ready, but for a device that may be lost."""
+        return "failing" if self._state == "ready" and self.faults.failing else self._state
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the engine has failed or is failing, in words."""
+        return self.faults.why_failing if self.failure is None else str(self.failure)
+
+    @property
     def schedules(self) -> Schedules | None:
-        """What counts the steps of a request, None unless the engine is ready."""
+        """What counts the steps of a request, None unless the engine has a model."""
         with self._change:
-            return self._calls.pipeline.schedules if self.state == "ready" else None
+            return self._calls.pipeline.schedules if self._state == "ready" else None
 
     # -- for any thread ----------------------------------------------------------------------------
 
@@ -112,13 +131,16 @@ class Engine:
     ) -> Job:
         """Queue a request; return its job. Raises `Refused` if not ready, stopping or full.
 
-        Raises `BadField` if the model's scheduler refuses the request.
+        Raises `EngineEnded` after an error that ended the engine, and `BadField` if the model's
+        scheduler refuses the request.
         """
         now_s = time.monotonic()
         schedules = self.schedules
         steps = schedules.count_calls(request) if schedules else request.num_inference_steps
         job = Job(request, request_id, now_s if arrived_s is None else arrived_s, steps)
         with self._change:
+            if isinstance(self.failure, EngineEnded):
+                raise EngineEnded(str(self.failure))
             if self.state == "loading":
                 raise Refused("the model is still loading; wait for /ready", retry_after_s=1.0)
             if self.state == "failed":
@@ -163,7 +185,7 @@ class Engine:
             self._should_exit = True
             self._decide_anew()
         if self._thread.ident is None:
-            self.state = "stopped"
+            self._state = "stopped"
             return
         self._thread.join(drain_s)
         self.drop_jobs()
@@ -199,19 +221,27 @@ class Engine:
             self._startup()
         except BaseException as error:  # noqa: BLE001 - `serve` raises it in the waiting thread
             self.failure = error
-            self.state = "failed"
+            self._state = "failed"
             self.settled.set()
+            self.ended.set()
             return
         try:
             self._main_loop()
-        finally:
+        except BaseException as error:
+            words = f"the engine has ended: {reason_of(error)}; start the server again"
+            self.failure = EngineEnded(words)
+            log.critical(words, exc_info=error)
+            traceback.clear_frames(error.__traceback__)  # they hold the model
+        try:
             self._shutdown()
+        finally:
+            self.ended.set()
 
     def _startup(self) -> None:
         # 1) Load
         source = self._source
         pipeline = on_torch_thread(source) if callable(source) else source
-        self._calls = ModelCalls(pipeline, self.options)
+        self._calls = ModelCalls(pipeline, self.options, self.faults)
 
         # 2) Measure the cost of each size
         showcase = (pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"])
@@ -226,19 +256,30 @@ class Engine:
             # A full garbage collection over the loaded model would block every answer for 0.2 s.
             gc.collect()
             gc.freeze()
-        self.state = "ready"
+        self._state = "ready"
         self.settled.set()
 
     def _main_loop(self) -> None:
         while self._wait_for_work():
-            repeat_on_torch_thread(self._take_turn)
+            if self._jobs:
+                repeat_on_torch_thread(self._take_turn)
+            else:
+                on_torch_thread(self._calls.probe)
 
     def _wait_for_work(self) -> bool:
-        """Wait until the policy can decide. False if the engine should exit and has no job."""
+        """Wait until the policy can decide, or a failing engine without a job should try a step.
+
+        Returns False if the engine should exit and has no job.
+        """
         with self._change:
             while self._jobs or not self._should_exit:
                 if self._turn is None and self._jobs:
                     return True
+                if self.faults.failing and not self._jobs:
+                    # Nobody sends requests to a server that is not ready.
+                    if not self._change.wait(PROBE_S):
+                        return True
+                    continue
                 wait_s = None
                 if self._turn is not None and self._turn.wait_until_s is not None:
                     wait_s = max(0.0, self._turn.wait_until_s - time.monotonic())
@@ -249,18 +290,23 @@ class Engine:
             return False
 
     def _shutdown(self) -> None:
+        failure = self.failure
         with self._change:
-            self.state = "stopped"
+            self._state = "stopped" if failure is None else "failed"
             self.running = 0
             for job in tuple(self._jobs):
-                self._end(job, Refused("the server is stopping"))
+                if failure is None:
+                    self._end(job, Refused("the server is stopping"))
+                else:
+                    self._end(job, EngineEnded(str(failure)))
         del self._calls
         if callable(self._source):
             import torch
 
             gc.unfreeze()
             gc.collect()
-            torch.cuda.empty_cache()
+            if failure is None:  # else a device that is lost would raise
+                torch.cuda.empty_cache()
 
     # -- the torch thread --------------------------------------------------------------------------
 

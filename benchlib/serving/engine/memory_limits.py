@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import Literal
 
+from benchlib.serving.engine.faults import Part
 from benchlib.serving.engine.step_times import Size
 
 log = logging.getLogger(__name__)
 
-Part = Literal["step", "decode"]
 PartAndSize = tuple[Part, Size]
 RETRY_CALLS = 100
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from benchlib.serving.engine.step_times import Size
 
 Batching = Literal["serial", "dynamic", "continuous"]
+OnNotFinite = Literal["error", "allow"]
 AtLeastOne = Annotated[int, Field(ge=1)]
 SomeNumbers = Annotated[tuple[AtLeastOne, ...], Field(min_length=1)]
 
@@ -65,6 +66,10 @@ class EngineOptions(BaseModel):
     sizes: Annotated[tuple[Size, ...] | None, BeforeValidator(_split_sizes)] = Field(
         default=None,
         description="sizes to measure before serving: 1024x1024,512x512; else the model's own",
+    )
+    on_nonfinite: OnNotFinite = Field(
+        default="error",
+        description="an image from NaN or infinite numbers: error (500), or allow (with a header)",
     )
 
 

@@ -256,7 +256,7 @@ class _Curves:
 
     def _request(self, guidance_scale: float) -> GenerateRequest:
         steps = self.pipeline.schedules.nearest_steps(1 + REPEATS)
-        return _warm_up_request(self.size, steps=steps, guidance_scale=guidance_scale)
+        return warm_up_request(self.size, steps=steps, guidance_scale=guidance_scale)
 
     def _measure_steps(self, works: list[Work], rows: int) -> None:
         bucket = self.padded(rows)
@@ -285,7 +285,7 @@ def warm(pipeline: SDXLPipeline, size: Size, rows: int) -> None:
 
     The third step replays the graphs.
     """
-    works = pipeline.encode([_warm_up_request(size, steps=pipeline.schedules.nearest_steps(3))])
+    works = pipeline.encode([warm_up_request(size, steps=pipeline.schedules.nearest_steps(3))])
     for _ in range(3):
         works = _unfinished(pipeline, works)
         pipeline.step(works, rows=rows)
@@ -304,7 +304,8 @@ def _unfinished(pipeline: SDXLPipeline, works: list[Work]) -> list[Work]:
     return works
 
 
-def _warm_up_request(size: Size, steps: int, guidance_scale: float = GUIDED) -> GenerateRequest:
+def warm_up_request(size: Size, steps: int, guidance_scale: float = GUIDED) -> GenerateRequest:
+    """A request for an image that nobody wants."""
     width, height = size
     return GenerateRequest(
         prompt="warm-up",

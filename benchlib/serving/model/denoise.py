@@ -42,6 +42,7 @@ class Work:
     noise: Tensor | None = None  # drawn for the coming step
     memory: Tensor | None = None  # what the solver's last step has left
     failure: Exception | None = None
+    not_finite: str | None = None  # where numbers are NaN or infinite: "latents" or "pixels"
     steps_done: int = 0  # calls of the UNet: some samplers take two for one step
     encode_s: float = 0.0
     step_s: list[float] = field(default_factory=list)

@@ -8,13 +8,14 @@ import re
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.faults import MOST_FAILED_CALLS, EngineEnded
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Refused
 from benchlib.serving.engine.options import EngineOptions, in_words
 from benchlib.serving.engine.step_times import StepTimes
@@ -362,7 +363,7 @@ def test_a_batch_that_is_too_large_is_halved_and_its_members_tried_again(start, 
     assert sum(call == "decode" for call, _ in pipeline.calls) <= 8 + 4 + 2
 
 
-def test_a_newcomer_whose_encoding_runs_out_of_memory_once_is_served_and_batches_grow_again(
+def test_a_newcomer_whose_encoding_runs_out_of_memory_once_is_served_and_no_batch_shrinks(
     start, pipeline, caplog, monkeypatch
 ):
     step, seven = pipeline.step, threading.Event()
@@ -385,11 +386,11 @@ def test_a_newcomer_whose_encoding_runs_out_of_memory_once_is_served_and_batches
     for job in jobs:
         assert job.future.result(60)
     assert pipeline.encode_errors == []
-    assert "8 at once ran out of memory" in caplog.text
+    assert "encode of 1 requests ran out of memory" in caplog.text
+    assert engine.faults.out_of_memory == {"encode": 1}
     sizes = [size for size, _ in pipeline.batches]
-    halved = sizes.index(4)
-    assert 1 not in sizes[1:halved]
-    assert 8 in sizes[halved:]
+    joined = sizes.index(8)
+    assert set(sizes[joined - 1 : joined + 100]) == {7, 8}
 
 
 def test_a_job_that_does_not_fit_alone_ends_and_the_others_go_on(start, pipeline):
@@ -536,14 +537,91 @@ def test_retry_after_is_when_a_place_comes_free(batching, step_s, steps, monkeyp
     assert batching == "continuous" or after_s >= steps[0] + 2
 
 
-def test_an_engine_that_breaks_leaves_nobody_waiting(start, monkeypatch):
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    engine = start(batching="continuous")
+@pytest.mark.parametrize("error", [LookupError("no such place"), SystemExit("no such place")])
+def test_an_engine_that_breaks_tells_everybody_why_and_is_logged_once(
+    start, pipeline, caplog, error
+):
+    engine = start(batching="serial")
+    first = hold(pipeline, engine)
+    waiting = engine.submit(ask("waiting"))
 
     def broken(*_):
-        raise LookupError
+        raise error
 
     engine.on_step = broken
-    with pytest.raises(Refused, match="stopping"):
+    pipeline.gate.set()
+    for job in (first, waiting):
+        with pytest.raises(EngineEnded, match=f"{type(error).__name__}: no such place"):
+            job.future.result(10)
+    assert engine.ended.wait(10)
+    with pytest.raises(EngineEnded, match="no such place"):
+        engine.submit(ask("late"))
+    assert engine.state == "failed"
+    assert str(engine.failure) == engine.trouble
+    assert (engine.waiting, engine.running) == (0, 0)
+    [record] = caplog.records
+    assert record.levelname == "CRITICAL"
+
+
+@pytest.mark.parametrize("name", ["reset_peak_memory", "peak_memory"])
+def test_an_error_outside_of_a_call_of_the_model_ends_the_engine(
+    start, pipeline, monkeypatch, name
+):
+    engine = start(batching="continuous")
+    monkeypatch.setattr(pipeline, name, lambda: 1 / 0)
+    with pytest.raises(EngineEnded, match="ZeroDivisionError: division by zero"):
         engine.submit(ask("a")).future.result(10)
-    assert engine.state == "stopped"
+
+
+def test_an_engine_that_breaks_keeps_no_owned_model(monkeypatch):
+    references = []
+
+    def load():
+        pipeline = FakePipeline()
+        references.append(weakref.ref(pipeline))
+        monkeypatch.setattr(pipeline, "peak_memory", lambda: 1 / 0)
+        return pipeline
+
+    engine = Engine(load)
+    engine.start()
+    assert engine.settled.wait(10)
+    with pytest.raises(EngineEnded):
+        engine.submit(ask("a")).future.result(10)
+    assert engine.ended.wait(10)
+    monkeypatch.undo()
+    gc.collect()
+    assert references[0]() is None
+    engine.stop()
+
+
+def test_an_engine_whose_calls_all_fail_is_not_ready_until_a_step_succeeds(start, pipeline, caplog):
+    engine = start(batching="serial", max_queue=100)
+    pipeline.fail_on["lost"] = RuntimeError("the device is lost")
+    jobs = [engine.submit(ask("lost")) for _ in range(MOST_FAILED_CALLS - 1)]
+    for job in jobs:
+        with pytest.raises(RuntimeError, match="the device is lost"):
+            job.future.result(10)
+    assert engine.state == "ready"
+    assert engine.trouble is None
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        engine.submit(ask("lost")).future.result(10)
+    assert engine.state == "failing"
+    assert "30 calls" in engine.trouble
+    assert "RuntimeError: the device is lost" in engine.trouble
+    assert engine.submit(ask("well")).future.result(10), "it still takes requests"
+    assert engine.state == "ready"
+    assert "a step has succeeded after 30 failed calls" in caplog.text
+
+
+def test_a_failing_engine_without_requests_tries_a_step_by_itself(start, pipeline, monkeypatch):
+    monkeypatch.setattr("benchlib.serving.engine.engine.PROBE_S", 0.01)
+    engine = start(batching="continuous", max_queue=100)
+    pipeline.fail_on = dict.fromkeys(("lost", "warm-up"), RuntimeError("the device is lost"))
+    jobs = [engine.submit(ask("lost")) for _ in range(MOST_FAILED_CALLS)]
+    wait(job.future for job in jobs)
+    while engine.faults.failed_calls < MOST_FAILED_CALLS + 3:
+        time.sleep(0.001)
+    assert engine.state == "failing"
+    pipeline.fail_on.clear()
+    while engine.state != "ready":
+        time.sleep(0.001)

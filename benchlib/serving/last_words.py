@@ -1,0 +1,39 @@
+"""The end of a process whose engine has ended by an error: its reason, and a status of its own.
+
+Knows exit statuses. Ignorant of HTTP and of why an engine ends (engine.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from benchlib.serving.engine.faults import EngineEnded
+
+if TYPE_CHECKING:
+    from benchlib.serving.engine.engine import Engine
+
+ENGINE_ENDED = 4
+"""The exit status of a server whose engine has ended. uvicorn's own are 0, 1 and 3."""
+LAST_WORDS_S = 1.0
+"""The time in which everybody inside gets the reason."""
+
+
+def leave_with(engine: Engine) -> None:
+    """End this process with ENGINE_ENDED once `engine` has ended by an error. Returns at once.
+
+    The process ends without clean-up: a lost device may hang the destructors of what is on it.
+    """
+
+    def leave() -> None:
+        engine.ended.wait()
+        if not isinstance(engine.failure, EngineEnded):
+            return
+        time.sleep(LAST_WORDS_S)
+        print(f"benchlib: {engine.failure}", file=sys.stderr, flush=True)
+        os._exit(ENGINE_ENDED)
+
+    threading.Thread(target=leave, name="benchlib-last-words", daemon=True).start()
