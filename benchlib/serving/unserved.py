@@ -42,18 +42,28 @@ def unserved(error: Exception, request_id: str, *, loading: bool) -> Unserved:
 
     A load generator takes a 503 for an orderly refusal, so an engine that has ended gives 500.
     """
+    words = str(error)
+    # 1) What may go well later
     if isinstance(error, Refused) and error.retry_after_s is not None:
-        reason = "loading" if loading else "queue_full"
-        return retry_later(503, reason, str(error), error.retry_after_s)
+        reason = "queue_full"
+        if loading:
+            reason = "loading"
+        return retry_later(503, reason, words, error.retry_after_s)
     if isinstance(error, ShortOfMemory):
-        return retry_later(503, "out_of_memory", str(error), error.retry_after_s)
-    if isinstance(error, Refused | Cancelled):  # the engine is stopping or has stopped
-        return Unserved(503, "stopping", str(error))
+        return retry_later(503, "out_of_memory", words, error.retry_after_s)
+    if isinstance(error, Refused):  # the engine is stopping or has stopped
+        return Unserved(503, "stopping", words)
+    if isinstance(error, Cancelled):
+        return Unserved(503, "stopping", words)
+
+    # 2) What would go wrong again
     if isinstance(error, DoesNotFit):
-        return Unserved(507, "too_large", str(error), headers=NO_RETRY)
+        return Unserved(507, "too_large", words, headers=NO_RETRY)
     if isinstance(error, NotFinite):
-        return Unserved(500, "nonfinite", str(error), headers=NO_RETRY)
+        return Unserved(500, "nonfinite", words, headers=NO_RETRY)
+
+    # 3) What is the server's own fault
     if isinstance(error, EngineEnded):
-        return Unserved(500, "engine_ended", str(error))
-    detail = f"the engine failed; the log says why under request id {request_id}"
-    return Unserved(500, "failed", detail)
+        return Unserved(500, "engine_ended", words)
+    words = f"the engine failed; the log says why under request id {request_id}"
+    return Unserved(500, "failed", words)
