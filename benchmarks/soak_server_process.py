@@ -108,13 +108,18 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(folder: Path, policies: Sequence[str]) -> Iterator[ServerProcess]:
+def server_process(
+    folder: Path, policies: Sequence[str], *, port: int = 0, bare: bool = False
+) -> Iterator[ServerProcess]:
     """Start a server for these policies, and yield it once it is ready.
 
-    The process is killed at the end, unless `stop` has ended it.
+    `port` is for a single policy. A `bare` server computes no truth. The process is killed at the
+    end, unless `stop` has ended it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.fakes.soak_server", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.fakes.soak_server", str(folder), f"--port={port}"]
+    if bare:
+        command.append("--bare")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     with (
         (folder / "server.log").open("a") as log,

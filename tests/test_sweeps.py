@@ -1,11 +1,7 @@
 """sweep and find_capacity: order, budget, failures, resuming, kills; on a server of known behaviour."""
 
-import json
 import os
-import random
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -32,13 +28,12 @@ from benchlib import run as run_module
 from benchlib.budget import RUN_COST
 from benchlib.questions.capacity import measure as capacity_measure
 from benchlib.questions.capacity.judge import Capacity
-from benchlib.rows import ROW_DTYPES
 from benchlib.study import intervals, latency
 from benchlib.study import slo as slo_module
 from benchlib.study.folders import lock_study
 from benchlib.study.store import Study
 
-from .load.conftest import FakeServerProcess, is_gone, wait_until
+from .load.conftest import FakeServerProcess
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
@@ -419,94 +414,6 @@ def test_a_generator_that_falls_behind_shows_nothing_of_the_server(fake, tmp_pat
     assert verdict("http://127.0.0.1:1", "missed") == "missed", (
         "no images at all: that is no fault of the generator"
     )
-
-
-# ---- kills
-
-SWEEP = """
-import sys
-from benchlib import ClosedLoop, Workload, sweep
-url, results = sys.argv[1:]
-points = [
-    {"target": url, "arrivals": ClosedLoop(users), "workload": Workload(width=[64, 128], seed=users), "requests": 4}
-    for users in (1, 2)
-]
-sweep(points, study="s", repeat=2, results=results, on_progress=lambda _: None)
-"""
-
-
-def sweep_process(url, results):
-    return subprocess.Popen(
-        [sys.executable, "-c", SWEEP, url, str(results)], stdout=subprocess.PIPE, text=True
-    )
-
-
-def in_everything_but_time(study):
-    """The frames of the finished runs, by point, without times and without the request ids."""
-    times = [name for name in ROW_DTYPES if name.endswith("_s")]
-    finished = [run for run in load_study(study).runs if run.record["status"] == "finished"]
-    frames = {
-        json.dumps(run.record["point"], sort_keys=True):
-        run.requests.drop(columns=[*times, "request_id"]).sort_values("index", ignore_index=True)
-        for run in finished
-    }  # fmt: skip
-    assert len(frames) == len(finished), "no run was made twice"
-    return frames
-
-
-def kill_at_random(url, folder, kills, seed):
-    """Kill sweeps at `kills` random moments, finish each study, and compare it with an unkilled one."""
-    draw = random.Random(seed)
-    with sweep_process(url, folder / "whole") as whole:
-        whole.communicate()
-    assert whole.returncode == 0
-    truth = in_everything_but_time(folder / "whole/s")
-    assert len(truth) == 4
-    number = killed = 0
-    while killed < kills:
-        number += 1
-        results, finished = folder / str(number), 0
-        while finished < 4 and killed < kills:
-            with sweep_process(url, results) as process:
-                process.stdout.readline()
-                children = []
-                try:
-                    process.wait(draw.uniform(0, 3))
-                except subprocess.TimeoutExpired:
-                    children = psutil.Process(process.pid).children()
-                    process.send_signal(signal.SIGKILL)
-                    killed += 1
-                    if draw.random() < 0.5:
-                        for child in children:
-                            child.kill()
-            wait_until(
-                lambda children=children: all(is_gone(child.pid) for child in children), within_s=30
-            )
-            runs = (
-                in_everything_but_time(results / "s") if list(results.glob("s/*/run.json")) else {}
-            )
-            assert len(runs) >= finished, "no finished run is lost"
-            finished = len(runs)
-        with sweep_process(url, results) as last:
-            last.communicate()
-        assert last.returncode == 0
-        after = in_everything_but_time(results / "s")
-        assert after.keys() == truth.keys()
-        for point, frame in truth.items():
-            pd.testing.assert_frame_equal(after[point], frame)
-        assert len(pd.read_csv(results / "s/summary.csv")) == len(load_study(results / "s").runs)
-        with lock_study(results, "s"):
-            pass
-
-
-def test_a_sweep_that_was_killed_goes_on(fake, tmp_path):
-    kill_at_random(fake.url, tmp_path, kills=2, seed=1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_sweep_survives_fifty_kills(fake, tmp_path):
-    kill_at_random(fake.url, tmp_path, kills=50, seed=0)
 
 
 # ---- a budget of several cells

@@ -13,20 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import sys
-import threading
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from benchlib.serving import server as server_module
 from benchlib.serving.app import create_app
 from benchlib.serving.engine.engine import Engine
-from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
-from benchlib.serving.server import DrainingServer
 from benchmarks.fakes.faulty_pipeline import FaultyPipeline, digest, smallest_pipeline
 from benchmarks.soak_plan import SIZES, shots
 
@@ -85,61 +83,51 @@ def make_truth(pipeline: FaultyPipeline) -> dict[int, str]:
     return truth
 
 
-@dataclass(frozen=True)
-class Serving:
-    """One policy's server, on a thread."""
+def record_answers(folder: Path) -> None:
+    """From here on each app that `serve` makes has a recorder, with a file named by its policy."""
 
-    server: DrainingServer
-    thread: threading.Thread
-    url: str
+    def recorded_app(engine: Engine, *options: Any, **named_options: Any) -> FastAPI:
+        app = create_app(engine, *options, **named_options)
+        path = folder / f"{engine.options.batching}.jsonl"
+        app.add_middleware(Recorder, path=path)
+        return app
 
-    def stop(self) -> None:
-        """Finish what is inside, and wait for the thread."""
-        self.server.should_exit = True
-        self.thread.join()
-
-
-def serve_policy(pipeline: FaultyPipeline, batching: str, folder: Path) -> Serving:
-    """Serve by one policy; return when it is ready. Raises what its warm-up raises."""
-    engine = Engine(pipeline, EngineOptions(batching=batching, max_batch_size=MOST_TOGETHER))
-    app = create_app(engine, deadline_s=DEADLINE_S)
-    app.add_middleware(Recorder, path=folder / f"{batching}.jsonl")
-    # Unless IPPROTO_TCP is named, asyncio leaves Nagle's algorithm on, which costs 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    server = DrainingServer(app, engine, log_level="warning")
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name=batching)
-    thread.start()
-    engine.settled.wait()
-    if engine.failure is not None:
-        server.should_exit = True
-        raise engine.failure
-    return Serving(server, thread, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    server_module.create_app = recorded_app
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the records of the answers go")
     parser.add_argument("--batching", nargs="+", default=["continuous"])
+    parser.add_argument("--port", type=int, default=0, help="of a single policy")
+    parser.add_argument("--bare", action="store_true", help="know no image's digest")
     chosen = parser.parse_args()
 
     # 1) The truth, before any fault
     pipeline = FaultyPipeline(on_torch_thread(smallest_pipeline))
-    truth = make_truth(pipeline)
+    truth = {} if chosen.bare else make_truth(pipeline)
     pipeline.truth = truth
-    pipeline.made = 0
 
     # 2) Serve
-    serving = {
-        batching: serve_policy(pipeline, batching, chosen.folder) for batching in chosen.batching
-    }
-    urls = {batching: one.url for batching, one in serving.items()}
+    record_answers(chosen.folder)
+    servers = {}
+    for batching in chosen.batching:
+        servers[batching] = server_module.serve(
+            pipeline,
+            batching=batching,
+            max_batch_size=MOST_TOGETHER,
+            sizes=SIZES[:1],
+            deadline_s=DEADLINE_S,
+            name=batching,
+            port=chosen.port,
+        )
+    urls = {batching: server.url for batching, server in servers.items()}
     print(json.dumps({"urls": urls, "truth": truth}), flush=True)
 
     # 3) Until stdin ends
     sys.stdin.read()
-    for one in serving.values():
-        one.stop()
+    for server in servers.values():
+        server.stop()
     print(json.dumps({"made": pipeline.made, "wrong": pipeline.wrong}), flush=True)
 
 
