@@ -9,7 +9,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup workbook test check lock lab slow soak truth coverage answers serving policies gpu live reference
+.PHONY: setup workbook test check lock lab slow chaos soak truth coverage answers serving policies gpu live reference
 
 setup: .venv/ready
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print(".venv is ready, with torch", v("torch"))'
@@ -56,6 +56,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Kills, faults, odd requests, stops: what is survived, in less than 10 minutes; CHAOS="--quick" for a look.
+chaos: .venv/ready
+	$(BIN)/python -m benchmarks.chaos "$(RESULTS)/chaos" $(CHAOS)
 
 # Half an hour of mixed requests with planted faults, every one accounted for; SOAK="--minutes 3" for less.
 soak: .venv/ready

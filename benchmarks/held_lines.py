@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ def report(name: str, figures: list[Figure], folder: Path, notes: dict[str, Any]
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{len(broken)} of {len(figures)} lines are not held. The record: {path}")
     return 1 if broken else 0
+
+
+def read_figures(path: Path) -> list[Figure]:
+    """The figures of a record that `report` wrote."""
+    names = [field.name for field in fields(Figure)]
+    record = json.loads(path.read_text())
+    return [Figure(**{name: one[name] for name in names}) for one in record["figures"]]
 
 
 def table(figures: Iterable[Figure]) -> list[str]:
