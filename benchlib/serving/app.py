@@ -9,7 +9,7 @@ loads no model.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from benchlib.serving import image_links, openai_images
+from benchlib.serving.connections import ConnectionLimits, Connections, ServedApp
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.edge import Edge
 from benchlib.serving.engine.engine import Engine
@@ -33,26 +34,42 @@ def create_app(
     door: DoorOptions | None = None,
     *,
     links: ImageLinks | None = None,
+    limits: ConnectionLimits | None = None,
+    before_stop: Callable[[], None] | None = None,
 ) -> FastAPI:
     """Return an app that starts `engine` when it starts, and stops `engine` when it ends.
 
     `door` says which requests and clients come in. `links`: how long and how many images are kept
-    for links.
+    for links. `limits`: how long clients may take, and how many may be connected. `before_stop` is
+    called once the requests have been answered, before the engine stops.
     """
     door = door or DoorOptions()
     links = links or ImageLinks()
     handoff = HandOff(engine, door, links)
 
+    def refuse_rest() -> None:
+        engine.drop_jobs()
+        handoff.refuse_rest()
+
+    connections = Connections(
+        limits or ConnectionLimits(), on_listening=engine.start, refuse_rest=refuse_rest
+    )
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        if not connections.attached:
+            engine.start()
         yield
         # uvicorn has drained the requests. A thread can't start here: the script may have ended.
+        connections.detach()
+        if before_stop is not None:
+            before_stop()
         engine.stop(drain_s=0.0)
         handoff.close()
 
     summary = "Stable Diffusion XL, served to be measured"
-    app = FastAPI(title="benchlib", summary=summary, lifespan=lifespan)
+    app = ServedApp(title="benchlib", summary=summary, lifespan=lifespan)
+    app.connections = connections
     app.add_middleware(Edge, root_path=door.root_path)
     app.include_router(openai_images.make_router(handoff))
     app.include_router(image_links.make_links_router(links))

@@ -56,14 +56,16 @@ class Edge:
 
         # 3) The body and the answer
         received = 0
+        is_too_large = int(headers.get("content-length", 0)) > MAX_BODY_BYTES
 
         async def bounded_receive() -> Message:
             nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-            return message
+            if not is_too_large:
+                message = await receive()
+                received += len(message.get("body", b""))
+                if received <= MAX_BODY_BYTES:
+                    return message
+            raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
 
         async def tagged_send(message: Message) -> None:
             if message["type"] == "http.response.start":

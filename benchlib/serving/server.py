@@ -5,7 +5,6 @@ Knows sockets, threads and uvicorn's life. Ignorant of routes (app.py) and of im
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import socket
@@ -20,6 +19,7 @@ from pydantic import SecretStr, ValidationError
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.serving.app import create_app
+from benchlib.serving.connections import ConnectionLimits
 from benchlib.serving.door_options import Auto, DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, OnNotFinite, in_words
@@ -28,45 +28,22 @@ from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLink
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
 
-# uvicorn's default of 5 s would close an idle connection just as a slow client uses it again.
-KEEP_ALIVE_S = 75
-DRAIN_S = 30
-# After DRAIN_S, the steps under way may end and their clients get an answer. Then connections are
-# cut.
-REFUSE_S = 30
 # How many connections wait for their acceptance; uvicorn's own default.
 BACKLOG = 2048
 
 _servers: dict[str, Server] = {}
 
 
-class DrainingServer(uvicorn.Server):
-    """A uvicorn server that finishes its requests before it exits.
-
-    The engine has DRAIN_S seconds to finish the requests inside. Then it drops the unfinished ones.
-    """
-
-    def __init__(self, app: FastAPI, engine: Engine, **options: Any) -> None:
-        config = uvicorn.Config(
-            app,
-            access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=DRAIN_S + REFUSE_S,
-            **options,
-        )
-        super().__init__(config)
-        self._engine = engine
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(DRAIN_S, self._engine.drop_jobs)
-        await super().shutdown(sockets)
+def make_uvicorn(app: FastAPI, **options: Any) -> uvicorn.Server:
+    """The uvicorn that serves `app`. The app itself limits the connections (connections.py)."""
+    return uvicorn.Server(uvicorn.Config(app, access_log=False, **options))
 
 
 class Server(ShownInCell):
     """An app that listens, and its engine; `serve` returns it.
 
     Each start calls `make_engine` for a new engine. As a context manager, the server stops at the
-    end of the block. `door` and `links` go to `create_app`.
+    end of the block. `door`, `links` and `limits` go to `create_app`.
     """
 
     def __init__(
@@ -79,12 +56,14 @@ class Server(ShownInCell):
         log_level: str,
         door: DoorOptions,
         links: ImageLinks,
+        limits: ConnectionLimits | None,
     ) -> None:
         self.name = name
         self.started = False
         self._make_engine = make_engine
         self._door = door
         self._links = links
+        self._limits = limits
         self._host = host
         self._port = port
         self._log_level = log_level
@@ -170,8 +149,8 @@ class Server(ShownInCell):
         if ":" in host:  # IPv6
             host = f"[{host}]"
         self._url = f"http://{host}:{port}"
-        app = create_app(engine, self._door, links=self._links)
-        self._uvicorn = DrainingServer(app, engine, log_level=self._log_level)
+        app = create_app(engine, self._door, links=self._links, limits=self._limits)
+        self._uvicorn = make_uvicorn(app, log_level=self._log_level)
         self._thread = threading.Thread(
             target=self._uvicorn.run,
             kwargs={"sockets": [listener]},
@@ -195,7 +174,10 @@ class Server(ShownInCell):
         return self
 
     def stop(self) -> None:
-        """Finish requests inside for at most DRAIN_S; free the port, threads and an owned model."""
+        """Finish requests inside for at most `drain_s`; free the port, threads and an owned model.
+
+        After `drain_s` the others are told 503. A step or a decode that has begun ends first.
+        """
         if not self.started:
             return
         self._uvicorn.should_exit = True
@@ -231,6 +213,7 @@ def serve(
     root_path: str = "",
     ssl_certfile: str | os.PathLike[str] | None = None,
     ssl_keyfile: str | os.PathLike[str] | None = None,
+    limits: ConnectionLimits | None = None,
     log_level: str = "warning",
     **load_options: Any,
 ) -> Server:
@@ -246,7 +229,8 @@ def serve(
     `max_wait_ms`, `batch_buckets`, `sizes`, `max_queue` and `on_nonfinite`. `DoorOptions` describes
     which requests and clients come in: `deadline_s`, `max_pixel_steps`, `max_queue_s`, `max_per_client`,
     `api_key`, `access_log`, `root_path`, `ssl_certfile` and `ssl_keyfile`. `ImageLinks` describes
-    the links to images: `link_s`, `max_links` and `links_gib`.
+    the links to images: `link_s`, `max_links` and `links_gib`. `limits` says how long clients may
+    take, how many may be connected, and how long `stop()` waits for requests.
 
     Raises ValueError for a bad argument, OSError if the port is taken, and what loading raises.
     """
@@ -299,6 +283,7 @@ def serve(
         log_level=log_level,
         door=door,
         links=links,
+        limits=limits,
     ).start()
 
 

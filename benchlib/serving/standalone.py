@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from benchlib.lora import split_loras
 from benchlib.serving.app import create_app
+from benchlib.serving.connections import ConnectionLimits
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
@@ -35,7 +36,7 @@ from benchlib.serving.image_links import (
 from benchlib.serving.last_words import leave_with
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
-from benchlib.serving.server import DrainingServer
+from benchlib.serving.server import make_uvicorn
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("uvicorn.error")  # uvicorn shows its own start-up lines by this name
 
 
-class Settings(BaseSettings, EngineOptions, DoorOptions):
+class Settings(BaseSettings, EngineOptions, DoorOptions, ConnectionLimits):
     """The settings that the environment gives: BENCHLIB_MODEL, BENCHLIB_DEVICE and so on."""
 
     model_config = SettingsConfigDict(env_prefix="BENCHLIB_", extra="ignore", enable_decoding=False)
@@ -95,6 +96,10 @@ class Settings(BaseSettings, EngineOptions, DoorOptions):
     def door_options(self) -> DoorOptions:
         """The settings that belong to the door."""
         return DoorOptions(**self.model_dump(include=set(DoorOptions.model_fields)))
+
+    def connection_limits(self) -> ConnectionLimits:
+        """The settings that limit connections."""
+        return ConnectionLimits(**self.model_dump(include=set(ConnectionLimits.model_fields)))
 
 
 def engine_from(settings: Settings) -> Engine:
@@ -167,7 +172,8 @@ def _app_before(engine: Engine, settings: Settings) -> FastAPI:
     links = ImageLinks(
         link_s=settings.link_s, max_links=settings.max_links, links_gib=settings.links_gib
     )
-    return create_app(engine, settings.door_options(), links=links)
+    limits = settings.connection_limits()
+    return create_app(engine, settings.door_options(), links=links, limits=limits)
 
 
 def serve_alone(settings: Settings, *, host: str, port: int) -> int:
@@ -179,7 +185,7 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     engine = engine_from(settings)
     leave_with(engine)
     app = _app_before(engine, settings)
-    server = DrainingServer(app, engine, host=host, port=port, log_level="info")
+    server = make_uvicorn(app, host=host, port=port, log_level="info")
 
     def give_up_if_failed() -> None:
         engine.settled.wait()

@@ -9,7 +9,7 @@ import pytest
 
 from benchlib.serving.app import create_app
 from benchlib.serving.engine.engine import Engine
-from benchlib.serving.server import DrainingServer, serve
+from benchlib.serving.server import make_uvicorn, serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
 
 SMALL = {"prompt": "a", "size": "64x64", "num_inference_steps": 1, "response_format": "url"}
@@ -21,7 +21,7 @@ def by_uvicorn(root_path):
     engine = Engine(FakePipeline())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         options = {"root_path": root_path, "log_level": "error"}
-        server = DrainingServer(create_app(engine), engine, **options)
+        server = make_uvicorn(create_app(engine), **options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         engine.settled.wait()

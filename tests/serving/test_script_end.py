@@ -21,7 +21,7 @@ def report():  # registered before `server` is imported, so it is called after t
 
 atexit.register(report)
 
-from benchlib.serving import server
+from benchlib.serving.connections import ConnectionLimits
 from benchlib.serving.server import serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
 
@@ -44,7 +44,7 @@ def load_pipeline(*_, **__):
 import benchlib.serving.model.loading
 
 benchlib.serving.model.loading.load_pipeline = load_pipeline
-running = serve("tiny", batching="serial")
+running = serve("tiny", batching="serial", limits=ConnectionLimits(drain_s=DRAIN_S))
 engine = running._engine
 clients = []
 
@@ -59,7 +59,6 @@ def post(path, body):
 # The image's file is written while the server drains. At that time no executor of the standard
 # library accepts a call.
 ONE_AT_WORK = """
-server.DRAIN_S = 100
 post("/v1/images/generations", '{"prompt": "slow", "num_inference_steps": 3}')
 while not engine.running:
     time.sleep(0.01)
@@ -67,7 +66,6 @@ while not engine.running:
 
 # Twenty requests of 75 s each. The script's end must not wait for them.
 MUCH_QUEUED = """
-server.DRAIN_S = 1
 for _ in range(20):
     post("/benchmark/generate", '{"prompt": "slow", "num_inference_steps": 150, "width": 64, "height": 64}')
 while engine.waiting < 19:
@@ -76,13 +74,13 @@ while engine.waiting < 19:
 
 
 @pytest.mark.parametrize(
-    ("ending", "answer"),
-    [(ONE_AT_WORK, "HTTP/1.1 200 OK"), (MUCH_QUEUED, "HTTP/1.1 503 Service Unavailable")],
+    ("drain_s", "ending", "answer"),
+    [(100, ONE_AT_WORK, "HTTP/1.1 200 OK"), (1, MUCH_QUEUED, "HTTP/1.1 503 Service Unavailable")],
     ids=["one at work", "much queued"],
 )
-def test_a_script_that_ends_stops_its_server_in_order(ending, answer):
+def test_a_script_that_ends_stops_its_server_in_order(drain_s, ending, answer):
     ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT + ending],
+        [sys.executable, "-c", f"DRAIN_S = {drain_s}\n{SCRIPT}{ending}"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,0 +1,485 @@
+"""Limits for connections: how long, how many and how much. uvicorn alone has none of them.
+
+Knows how uvicorn drives a connection, its clock, its order of closing and its stop. Ignorant of
+routes, of jobs, and of what the answers say.
+
+uvicorn gives each connection to a protocol. This one builds on the protocol of httptools. That is
+a parser in C, so it takes less of the torch thread's time than h11, which is Python. h11 also limits
+the bytes of the headers alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import resource
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.lifespan.on import LifespanOn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from benchlib.telemetry import GIB
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 2**16
+# Beside its body a request may have its headers, and the frames of a body in chunks.
+FRAME_BYTES_PER_BODY_BYTE = 8
+# A client that reads slower than this many bytes in `unread_s` reads nothing.
+LEAST_READ_BYTES = 2**20
+MOST_CONNECTIONS = 4096
+# A refused client may still be sending. It would lose the answer if the socket closed at once.
+LINGER_S = 2.0
+SWEEP_S = 1.0
+# The stop waits this long for requests that are on their way on idle connections.
+STOP_TICK_S = 0.05
+# After `drain_s` the answers "stopping" may take this long to be read.
+LAST_WORDS_S = 0.25
+# uvicorn's own limit of its stop must not come first: it would answer 500.
+UVICORNS_LIMIT_LATER_S = 5
+UVICORNS_KEEP_ALIVE_S = 5
+FULL_LOG_EVERY_S = 60.0
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+log = logging.getLogger("uvicorn.error")
+
+
+class ConnectionLimits(BaseModel):
+    """How long the server waits for its clients, and how many it has.
+
+    Raises pydantic's ValidationError, which names the field at fault.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    headers_s: float = Field(
+        default=20.0, gt=0, description="seconds for a request's headers; then 408"
+    )
+    body_s: float = Field(default=60.0, gt=0, description="seconds for a request's body; then 408")
+    # uvicorn's default of 5 s would close an idle connection just as a slow client uses it again.
+    keep_alive_s: float = Field(
+        default=75.0, gt=0, description="seconds that a connection may be idle after an answer"
+    )
+    unread_s: float = Field(
+        default=30.0, gt=0, description="seconds for a client to read 1 MiB of its answer"
+    )
+    unread_gib: float = Field(
+        default=0.25, gt=0, description="most GiB of answers that clients have yet to read"
+    )
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="most connections; else half of the files that the process may open",
+    )
+    drain_s: float = Field(
+        default=30.0, ge=0, description="seconds to finish requests at a stop; then 503"
+    )
+
+    @property
+    def connections(self) -> int:
+        """The most connections. One more closes the one that has been idle for longest."""
+        if self.max_connections is not None:
+            return self.max_connections
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files == resource.RLIM_INFINITY:
+            return MOST_CONNECTIONS
+        return max(1, min(MOST_CONNECTIONS, files // 2))
+
+
+class Connections:
+    """The open connections of one server, and its stop.
+
+    `on_listening` is called once uvicorn listens, and may be called again. `refuse_rest` is called
+    once `drain_s` is over: it must answer the requests inside at once.
+    """
+
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        *,
+        on_listening: Callable[[], None],
+        refuse_rest: Callable[[], None],
+    ) -> None:
+        self.limits = limits
+        self.drain_s = limits.drain_s
+        self.attached = False
+        self.stopping = False
+        self.open: set[Connection] = set()
+        # The connections that wait for their clients, the longest wait first.
+        self.quiet: OrderedDict[Connection, None] = OrderedDict()
+        # The connections with whole requests that have no answer yet.
+        self.busy: set[Connection] = set()
+        # The connections whose answers wait to be read, the longest wait first.
+        self.unread: OrderedDict[Connection, None] = OrderedDict()
+        self._on_listening = on_listening
+        self._refuse_rest = refuse_rest
+        self._max_bytes = limits.unread_gib * GIB
+        self._loop: asyncio.AbstractEventLoop
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        waits_s = (limits.headers_s, limits.body_s, limits.unread_s)
+        self._sweep_s = min(SWEEP_S, min(waits_s) / 4)
+        self._shed_s = -FULL_LOG_EVERY_S
+        self._told_s = -FULL_LOG_EVERY_S
+
+    # -- start and end -----------------------------------------------------------------------------
+
+    def attach(self, config: uvicorn.Config) -> None:
+        """Take over each connection of the uvicorn that `config` describes; it calls this loop's."""
+        if not issubclass(config.http_protocol_class, HttpToolsProtocol):
+            log.warning("Connections have no limits: they need uvicorn's --http httptools.")
+            return
+        # 1) Each connection is one of ours
+        make: Any = partial(Connection, self)
+        config.http_protocol_class = make
+        config.ws_protocol_class = None
+        if config.timeout_keep_alive == UVICORNS_KEEP_ALIVE_S:
+            config.timeout_keep_alive = self.limits.keep_alive_s  # type: ignore[assignment]
+
+        # 2) uvicorn's option may shorten the stop
+        if config.timeout_graceful_shutdown is not None:
+            self.drain_s = config.timeout_graceful_shutdown
+        stop_s = self.drain_s + UVICORNS_LIMIT_LATER_S
+        config.timeout_graceful_shutdown = stop_s  # type: ignore[assignment]
+
+        # 3) uvicorn calls this when its start-up is over, and from time to time
+        async def listening() -> None:
+            self._on_listening()
+
+        config.callback_notify = listening
+
+        # 4) Look after them
+        self._loop = asyncio.get_running_loop()
+        self._former_handler = self._loop.get_exception_handler()
+        self._loop.set_exception_handler(self._on_loop_error)
+        self._sweep()
+        self.attached = True
+
+    def detach(self) -> None:
+        """Stop to look after connections."""
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._loop.set_exception_handler(self._former_handler)
+
+    def begin_stop(self) -> None:
+        """Close what waits for its client; after `drain_s` answer and close the rest."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self._loop.call_later(STOP_TICK_S, self._close_quiet)
+        self._loop.call_later(self.drain_s, self._refuse_rest)
+        self._loop.call_later(self.drain_s + LAST_WORDS_S, self._abort_all)
+
+    def _close_quiet(self) -> None:
+        for connection in tuple(self.quiet):
+            connection.give_up(503, "the server is stopping")
+        if self.open:
+            self._loop.call_later(STOP_TICK_S, self._close_quiet)
+
+    def _abort_all(self) -> None:
+        for connection in tuple(self.open):
+            connection.transport.abort()
+
+    # -- limits ------------------------------------------------------------------------------------
+
+    def admit(self, connection: Connection) -> None:
+        """Note a new connection. If there are too many, the one that is idle for longest closes."""
+        self.open.add(connection)
+        if len(self.open) > self.limits.connections:
+            self._shed(1)
+        self.quiet[connection] = None
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has closed."""
+        self.open.discard(connection)
+        self.busy.discard(connection)
+        self.quiet.pop(connection, None)
+        self.unread.pop(connection, None)
+
+    @property
+    def too_busy(self) -> bool:
+        """Whether as many connections wait for the server as there may be."""
+        return len(self.busy) >= self.limits.connections
+
+    def note_unread(self, connection: Connection) -> None:
+        """An answer waits to be read. Too many bytes of them cut off the one that waits longest."""
+        self.unread.setdefault(connection)
+        held = {each: each.unread_bytes for each in self.unread}
+        total = sum(held.values())
+        for each in tuple(self.unread):
+            if total <= self._max_bytes:
+                break
+            total -= held[each]
+            del self.unread[each]
+            each.transport.abort()
+
+    def _sweep(self) -> None:
+        now_s = self._loop.time()
+        for connection in tuple(self.open):
+            connection.check(now_s)
+        self._sweep_timer = self._loop.call_later(self._sweep_s, self._sweep)
+
+    def _shed(self, count: int) -> None:
+        for connection in tuple(self.quiet)[:count]:
+            connection.give_up(503, "too many connections")
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Make room where no more files may be open.
+
+        asyncio tries again after a second. Until then CPython 3.11 calls this 2,000 times.
+        """
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in OUT_OF_FILES:
+            if self._former_handler is None:
+                loop.default_exception_handler(context)
+            else:
+                self._former_handler(loop, context)
+            return
+        now_s = loop.time()
+        if now_s - self._shed_s >= SWEEP_S / 2:
+            self._shed_s = now_s
+            self._shed(len(self.open) // 4 + 1)
+        if now_s - self._told_s >= FULL_LOG_EVERY_S:
+            self._told_s = now_s
+            log.warning("The oldest idle connections are closed (%s).", error.strerror)
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. It waits for its client, or the client waits for an answer."""
+
+    def __init__(self, connections: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._all = connections
+        # What the client sends, and since when. "nothing": it may begin another request.
+        self._sends: Literal["headers", "body", "nothing"] = "headers"
+        self._since_s = self.loop.time()
+        self._began = False  # the first byte of the unfinished request is there
+        self._inside = 0  # requests that are whole and unanswered
+        self._refused_s: float | None = None
+        # The unfinished request
+        self._header_count = 0
+        self._header_bytes = 0
+        self._body_bytes = 0
+        self._received_bytes = 0
+        # The answers
+        self._unread_since_s: float | None = None
+        self._unread_before = 0
+
+    @property
+    def unread_bytes(self) -> int:
+        """What the client has yet to read, in this process; the kernel has more."""
+        return self.transport.get_write_buffer_size()
+
+    # -- what asyncio and uvicorn call -------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._all.admit(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused_s is not None:
+            return
+        self._received_bytes += len(data)
+        super().data_received(data)
+        if self._sends == "nothing":
+            if not self._inside:  # empty lines before a request
+                self._wait_for("headers")
+            return
+        frame_bytes = self._received_bytes - self._body_bytes
+        if frame_bytes > MAX_HEADER_BYTES + FRAME_BYTES_PER_BODY_BYTE * self._body_bytes:
+            self._refuse(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._began = True
+        self._header_count = 0
+        self._header_bytes = 0
+        self._body_bytes = 0
+        self._received_bytes = 0
+        if self._sends == "nothing":
+            self._wait_for("headers")
+
+    def on_url(self, url: bytes) -> None:
+        self._header_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_count += 1
+        self._header_bytes += len(name) + len(value)
+        if not self._has_too_many_headers:
+            super().on_header(name, value)
+
+    @property
+    def _has_too_many_headers(self) -> bool:
+        return self._header_count > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES
+
+    def on_headers_complete(self) -> None:
+        self._wait_for("body")
+        app = self.app
+        if self._has_too_many_headers:
+            words = f"at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes are read"
+            self.app = _answer(431, words)
+        elif self._all.too_busy:
+            self.app = _answer(503, "too many connections")
+        super().on_headers_complete()
+        self.app = app
+        if self._all.stopping:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._began = False
+        if not self.cycle.response_complete:
+            self._inside += 1
+            self._all.busy.add(self)
+            self._all.quiet.pop(self, None)
+        self._wait_for("nothing")
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._inside = max(0, self._inside - 1)
+        self._wait_for(self._sends)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._all.note_unread(self)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.give_up(408, "the connection was idle")
+
+    def shutdown(self) -> None:
+        """uvicorn stops."""
+        self._all.begin_stop()
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    # -- limits ------------------------------------------------------------------------------------
+
+    def check(self, now_s: float) -> None:
+        """Give up on a client that is too late."""
+        # 1) It reads, or has been refused
+        self._check_reading(now_s)
+        if self._refused_s is not None and now_s - self._refused_s > LINGER_S:
+            self.transport.abort()
+        if self.transport.is_closing() or self._refused_s is not None or self._inside:
+            return
+
+        # 2) It sends
+        limits = self._all.limits
+        limit_s = {
+            "headers": limits.headers_s,
+            "body": limits.body_s,
+            "nothing": float(self.timeout_keep_alive),
+        }
+        longest_s = limit_s[self._sends]
+        if now_s - self._since_s > longest_s:
+            self.give_up(408, f"the {self._sends} took longer than {longest_s:g} s")
+
+    def _check_reading(self, now_s: float) -> None:
+        unread = self.unread_bytes
+        if unread == 0:
+            self._unread_since_s = None
+            self._all.unread.pop(self, None)
+        elif self._unread_since_s is None:
+            self._unread_since_s = now_s
+            self._unread_before = unread
+            self._all.note_unread(self)
+        elif now_s - self._unread_since_s > self._all.limits.unread_s:
+            if self._unread_before - unread < LEAST_READ_BYTES:
+                self.transport.abort()
+            self._unread_since_s = None
+
+    def _wait_for(self, what: Literal["headers", "body", "nothing"]) -> None:
+        """Wait for what the client sends, unless it waits for an answer."""
+        self._sends = what
+        self._since_s = self.loop.time()
+        if not self._inside and not self.transport.is_closing():
+            self._all.busy.discard(self)
+            self._all.quiet[self] = None
+            self._all.quiet.move_to_end(self)
+
+    def give_up(self, status: int, words: str) -> None:
+        """Close. A client that has begun a request is told why."""
+        self._all.quiet.pop(self, None)
+        if self._began and self._refused_s is None:
+            self._refuse(status, words)
+        elif self.unread_bytes > 0:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, words: str) -> None:
+        """Answer the unfinished request, unless another answer comes first, and close."""
+        # 1) The app learns that its client has gone
+        cycle = self.cycle
+        answered = cycle is not None and cycle.response_started and self._sends == "body"
+        if self._inside or answered:
+            self.transport.abort()
+            return
+        if self._sends == "body":
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._refused_s = self.loop.time()
+        self._unset_keepalive_if_required()
+
+        # 2) The client learns why
+        body = json.dumps({"detail": words}).encode()
+        head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        head += "Connection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        if self._all.stopping or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+
+
+class ServedApp(FastAPI):
+    """An app that attaches its `connections` to the uvicorn that runs it.
+
+    uvicorn's `LifespanOn` calls the app with one of its own methods, and has the configuration. So
+    this holds for each way to start uvicorn. A middleware would come too late: FastAPI wraps that
+    method.
+    """
+
+    connections: Connections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            lifespan = getattr(receive, "__self__", None)
+            if isinstance(lifespan, LifespanOn):
+                self.connections.attach(lifespan.config)
+        await super().__call__(scope, receive, send)
+
+
+def _answer(status: int, words: str) -> ASGIApp:
+    """An app that answers anything with an error, and closes the connection."""
+    body = json.dumps({"detail": words}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
