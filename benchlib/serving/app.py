@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from benchlib.serving import image_links, openai_images
-from benchlib.serving.connections import ConnectionLimits, Connections, ServedApp
+from benchlib.serving.connection_limits import ConnectionLimits, Connections, ServedApp
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.edge import Edge
 from benchlib.serving.engine.engine import Engine

@@ -19,7 +19,7 @@ from pydantic import SecretStr, ValidationError
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.serving.app import create_app
-from benchlib.serving.connections import ConnectionLimits
+from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.door_options import Auto, DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, OnNotFinite, in_words
@@ -35,7 +35,7 @@ _servers: dict[str, Server] = {}
 
 
 def make_uvicorn(app: FastAPI, **options: Any) -> uvicorn.Server:
-    """The uvicorn that serves `app`. The app itself limits the connections (connections.py)."""
+    """The uvicorn that serves `app`. The app itself limits the connections (connection_limits.py)."""
     return uvicorn.Server(uvicorn.Config(app, access_log=False, **options))
 
 

@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from benchlib.lora import split_loras
 from benchlib.serving.app import create_app
-from benchlib.serving.connections import ConnectionLimits
+from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions

@@ -21,7 +21,7 @@ def report():  # registered before `server` is imported, so it is called after t
 
 atexit.register(report)
 
-from benchlib.serving.connections import ConnectionLimits
+from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.server import serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
 

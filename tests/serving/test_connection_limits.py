@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from benchlib.serving.connections import (
+from benchlib.serving.connection_limits import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     ConnectionLimits,
