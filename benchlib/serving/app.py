@@ -49,7 +49,7 @@ def create_app(
 
     def refuse_rest() -> None:
         engine.drop_jobs()
-        handoff.refuse_rest()
+        handoff.last_call.end_all()
 
     connections = Connections(
         limits or ConnectionLimits(), on_listening=engine.start, refuse_rest=refuse_rest

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +23,7 @@ from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.jobs import Job
 from benchlib.serving.image_links import ImageLinks
+from benchlib.serving.last_call import LastCall
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.unserved import NO_RETRY, Unserved, unserved
@@ -58,14 +59,7 @@ class HandOff:
         self.links = links
         self.metrics = Metrics(engine, links)
         self._file_threads = WorkerThreads("benchlib-files", FILE_THREADS)
-        self._waiting: set[asyncio.Task[Any]] = set()
-        self._stopping = False
-
-    def refuse_rest(self) -> None:
-        """Answer all requests that still wait for their images: the server is stopping."""
-        self._stopping = True
-        for task in tuple(self._waiting):
-            task.cancel()
+        self.last_call = LastCall()
 
     def close(self) -> None:
         """End the threads that write files, and forget the files of links."""
@@ -90,7 +84,7 @@ class HandOff:
             address = http.client.host if http.client else ""
             with self.admission.enter(address, wanted, calls) as jobs:
                 http.state.jobs = jobs
-                answer = await self._unless_stopping(self._run_jobs(http, wanted, write_file))
+                answer = await self.last_call.wait_for(self._run_jobs(http, wanted, write_file))
         except Unserved as error:
             self.metrics.count_unserved(error.reason)
             raise
@@ -102,21 +96,6 @@ class HandOff:
         self.metrics.images.labels(route).inc(len(wanted))
         self.metrics.latency_s.labels(route).observe(time.monotonic() - http.state.arrived_s)
         return answer
-
-    async def _unless_stopping(self, answer: Coroutine[Any, Any, Answer]) -> Answer:
-        """Await an answer. Raises `Unserved` if `refuse_rest` is called before it is there."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._waiting.add(task)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-            task.uncancel()
-            raise Unserved(503, "stopping", "the server is stopping") from None
-        finally:
-            self._waiting.discard(task)
 
     async def _run_jobs(
         self,
