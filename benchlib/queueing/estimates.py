@@ -74,6 +74,11 @@ SMALL_STRETCH = 0.03
 """A promise that differs by less than this share moves the highest rate by the slope."""
 LEAST_SLOPE = 0.1
 """A share in time that hardly falls with the rate counts as falling by this."""
+SLOPE_STEP = 0.02
+LATE_FOR_STEP = 1000
+"""So many late requests show a slope between rates that are SLOPE_STEP off; fewer need more."""
+RARELY_LATE = 0.005
+"""A promise that allows fewer late requests than this share gets the longest simulation."""
 
 Figure = Callable[[Simulation], tuple[float, float]]
 """A figure of a simulation, and its standard error."""
@@ -402,10 +407,11 @@ class Calibration(ShownInCell):
         variances = np.array([self.inflation * of_mean, lane.gap_error_s**2])
         return _Resamples(lanes, np.array(leans), variances)
 
-    def _long_simulation(self, rate: float) -> Simulation:
+    def _long_simulation(self, rate: float, late: float = 1.0) -> Simulation:
+        """One that carries a figure; `late` is the share of requests that a promise lets be late."""
         load = rate / self.most_images_per_s
         draws = self._longest
-        if load < BUSY_LOAD:
+        if load < BUSY_LOAD and late >= RARELY_LATE:
             draws = draws.first(LONG[self._kind])
         control = control_queue(self.lane, draws, rate, load)
         return Simulation(self.lane.latencies_s(draws, rate), control)
@@ -540,7 +546,7 @@ class Calibration(ShownInCell):
         slope = self._slope(rate, limit_s)
         error = 0.0
         for _ in range(MOST_STEPS):
-            share, error = self._long_simulation(rate).share_within(limit_s)
+            share, error = self._long_simulation(rate, 1 - q).share_within(limit_s)
             step = (logit(q) - logit(share)) / slope
             step = min(max(step, -LONGEST_STEP), LONGEST_STEP)
             rate = min(most, rate * math.exp(step))
@@ -568,10 +574,23 @@ class Calibration(ShownInCell):
         return math.exp(brentq(above, low, high, xtol=0.002))
 
     def _slope(self, rate: float, limit_s: float) -> float:
-        """How the logit of the share in time changes with the logarithm of the rate; below 0."""
-        fewer = self._short_logit(self.lane, rate / 1.02, limit_s)
-        more = self._short_logit(self.lane, rate * 1.02, limit_s)
-        slope = (more - fewer) / (2 * math.log(1.02))
+        """How the logit of the share in time changes with the logarithm of the rate; below 0.
+
+        The fewer requests are late, the more chance moves the share at each of two rates. So these
+        lie further apart then, yet not near the rate at which the queue has no end.
+        """
+        # 1) How far apart the rates are
+        here = self._short_simulation(self.lane, rate)
+        in_time, _ = here.share_within(limit_s)
+        late = max(1.0, (1 - in_time) * len(here.latency_s))
+        wanted = SLOPE_STEP * math.sqrt(LATE_FOR_STEP / late)
+        room = math.log(STABLE_LOAD * self.most_images_per_s / rate) / 2
+        step = max(SLOPE_STEP, min(wanted, room))
+
+        # 2) The change between them
+        fewer = self._short_logit(self.lane, rate * math.exp(-step), limit_s)
+        more = self._short_logit(self.lane, rate * math.exp(step), limit_s)
+        slope = (more - fewer) / (2 * step)
         return min(slope, -LEAST_SLOPE)
 
     def _moved_rate(self, rate: float, limit_s: float, other_s: float, slope: float) -> float:

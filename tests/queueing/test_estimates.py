@@ -69,6 +69,14 @@ def test_the_capacity_keeps_the_promise_and_a_little_more_does_not(batching):
     assert calibration.predict(1.03 * found.rate, "p95 < 3 s").in_time < 0.95
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_promise_for_999_of_1000_requests_has_an_interval_of_use(seed):
+    found = calibrated("continuous", seed=seed).capacity("p99.9 < 3 s")
+    low, high = found.interval
+    assert 0.03 < (high - low) / found.rate < 0.1
+    assert low < 0.732 < high  # of 300,000 requests at 0.73/s, 99.901 % came in time
+
+
 def planted(fault, requests):
     """Relative durations with a noise of 1 %, and a fault."""
     random = np.random.default_rng(3)
