@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -337,9 +338,12 @@ def _key_figures(rows: list[dict[str, str]]) -> KeyFigures | None:
 
 
 def _run_words(row: dict[str, str]) -> str:
-    """A run's name without its time: "20261126-210929-users-1" is "users-1"."""
+    """A run's name without its time: "20261126-210929-users-1" is "users-1".
+
+    Older runs have a rate of nine digits in their names.
+    """
     *_, name = row["run"].split("-", 2)
-    return name
+    return re.sub(r"(?<=-)\d+\.\d{3,}", lambda rate: number(float(rate[0])), name)
 
 
 def _trust_words(row: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from .load.conftest import FakeServerProcess
 from .made_runs import made, setting  # noqa: F401 - fixtures of all tests
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,6 +29,14 @@ def tiny():
     from benchlib.serving.model.loading import load_pipeline
 
     return load_pipeline("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def fake():
+    """Another project's server, in a process of its own."""
+    server = FakeServerProcess(service_s=0.02)
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from benchlib.__main__ import main
-from benchlib.report import MOST_RUNS, write_report
+from benchlib.report import MOST_RUNS, _run_words, write_report
 from benchlib.study.store import create_run
 from benchmarks import reference
 
@@ -218,6 +218,16 @@ def test_a_reference_says_when_and_where_it_was_measured_and_with_which_model(re
     assert text[start:].startswith(f"How many people can it serve? {words}")
     (place / "summary.csv").write_text("run\nx")
     assert "its summary.csv can't be read" in Page(write_report(results)).text
+
+
+def test_a_rate_of_nine_digits_in_the_name_of_an_older_run_is_short_on_the_page():
+    names = {
+        "20261126-210929-open-4.79801478": "open-4.8",
+        "20261126-210929-open-4.79801478-2": "open-4.8-2",
+        "20261126-210929-users-16": "users-16",
+        "20261126-210929-fp16_v1.2": "fp16_v1.2",
+    }
+    assert [_run_words({"run": name}) for name in names] == list(names.values())
 
 
 def test_a_card_has_the_key_figures_of_its_last_runs(results):

@@ -27,14 +27,6 @@ pytestmark = pytest.mark.usefixtures("idle_machine")
 
 
 @pytest.fixture(scope="module")
-def fake():
-    """Another project's server, in a process of its own."""
-    server = FakeServerProcess(service_s=0.02)
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
     """Two users on a real server: six requests after the warm-up."""
     results = tmp_path_factory.mktemp("run")

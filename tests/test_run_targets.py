@@ -10,17 +10,9 @@ import uvicorn
 from benchlib import ClosedLoop, run_load
 from benchlib.report import write_report
 
-from .load.conftest import FakeServerProcess, wait_until
+from .load.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
-
-
-@pytest.fixture(scope="module")
-def fake():
-    """Another project's server, in a process of its own."""
-    server = FakeServerProcess(service_s=0.02)
-    yield server
-    server.close()
 
 
 def test_a_user_and_a_password_in_a_url_reach_no_file(fake, tmp_path, capsys):

@@ -34,6 +34,12 @@ def run_times(
     }
 
 
+INTERRUPTED_EARLY = (
+    "Whether it works is not known: the run was interrupted before an image counted. "
+    "Run the cells again from the load on."
+)
+
+
 @dataclass(frozen=True, repr=False)
 class Quickstart(ShownInCell):
     """What the first run shows. `str()` has the answer in words.
@@ -70,6 +76,8 @@ class Quickstart(ShownInCell):
             lines = [f"{self._speed()} {cut}", self._memory()]
         elif self.requests and self.ok == self.requests:
             lines = [self._speed(), self._memory()]
+        elif self.interrupted and not self.errors:
+            lines = [INTERRUPTED_EARLY]
         else:
             lines = [self._failure()]
         if self.busy is not None:

@@ -145,16 +145,16 @@ def record_of(runs: Sequence[Run]) -> Record:
     return runs[0].record | {"run": busiest["run"], "outcome": busiest["outcome"]}
 
 
-def busy_words(record: Record, *, by_name: bool = False) -> str | None:
+def busy_words(record: Record, *, one_of_many: bool = False) -> str | None:
     """The sentence for the run of a `record` alone, whose outcome says what others took.
 
-    With `by_name` it names the run, as one of several.
+    It says that this run was `one_of_many`, if so. `suspect_reason` in the summary finds the run.
     """
     reason = suspect_reason(record, record.get("outcome") or {})
     if reason is None:
         return None
-    where = f" in run {record['run']}" if by_name else ""
-    return f"The machine was busy{where}: {reason}. {MEANING}"
+    when = " during a run" if one_of_many else ""
+    return f"The machine was busy{when}: {reason}. {MEANING}"
 
 
 def _float_or_none(value: Any) -> float | None:

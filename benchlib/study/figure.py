@@ -228,15 +228,18 @@ def _wrap_small_print(figure: Figure, prints: list[Annotation]) -> None:
         extent = text.get_window_extent()
         room = _ROOM_SHARE * (figure.bbox.x1 - extent.x0)
         lines = text.get_text().split("\n")
+        if text.get_fontweight() == "bold":
+            lines = [" ".join(lines)]  # one sentence, and wrapped for wider axes
         right, up = text.xyann
         text.xyann = (right, up - _CAPTION_LINE * added.get(text.axes, 0))
         if extent.width <= room:
             continue
-        longest = max(len(line) for line in lines)
+        before = text.get_text().split("\n")
+        longest = max(len(line) for line in before)
         letters = max(20, int(longest * room / extent.width))
         wrapped = [part for line in lines for part in textwrap.wrap(line, letters)]
         text.set_text("\n".join(wrapped))
-        added[text.axes] = added.get(text.axes, 0) + len(wrapped) - len(lines)
+        added[text.axes] = added.get(text.axes, 0) + len(wrapped) - len(before)
     most = max(added.values(), default=0)
     figure.set_figheight(figure.get_figheight() + most * _CAPTION_LINE / 72)
 
@@ -517,7 +520,7 @@ def finish(
 
     # 2) What was measured, in small print
     below = lowest or ax
-    warning = busy or busy_words(record, by_name=bool(source))
+    warning = busy or busy_words(record, one_of_many=bool(source))
     down = -7.0
     if warning:
         lines = textwrap.wrap(warning, _CAPTION_LETTERS)

@@ -46,8 +46,11 @@ def _is_ours(pyproject: Path) -> bool:
     return bool(project.get("name") == "benchlib")
 
 
-def run_words(spec: Mapping[str, Any]) -> str:
-    """A run's name after its time: the label, else "closed-4" for a closed loop of 4 users."""
+def run_words(spec: Mapping[str, Any], *, digits: int = 3) -> str:
+    """A run's name after its time: the label, else "closed-4" for a closed loop of 4 users.
+
+    A rate has so many `digits`: three for a person; more where loads must be told apart.
+    """
     if spec["label"]:
         label: str = spec["label"]
         return label
@@ -55,7 +58,7 @@ def run_words(spec: Mapping[str, Any]) -> str:
     words = [arrivals["kind"].split("_")[0]]
     for value in arrivals.values():
         if isinstance(value, int | float):
-            words.append(f"{value:.9g}")
+            words.append(f"{value:.{max(digits, len(str(int(value))))}g}")
             break
     return "-".join(words)
 

@@ -22,6 +22,18 @@ _PROMISE = re.compile(rf"\s*(?:p{_NUMBER}\s*<=?|{_NUMBER}\s*%\s*within)\s*{_NUMB
 
 MOST_CHANCE = 0.025
 """The highest probability with which chance alone may bring about a verdict."""
+PROMISED_IMAGES = 4
+"""The usual promise: 95 % within so many times the time of an image alone."""
+
+
+def promise_for(image_s: float) -> str:
+    """A promise that suits a model whose image takes `image_s` seconds alone, in three digits.
+
+    95 % of the images must take less than PROMISED_IMAGES times as long.
+    """
+    limit_s = max(0.001, PROMISED_IMAGES * image_s)
+    text = f"{limit_s:.3g}" if limit_s < 999 else f"{limit_s:.0f}"
+    return f"p95 < {text} s"
 
 
 @dataclass(frozen=True)

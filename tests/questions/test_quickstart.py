@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchlib.questions.quickstart import judge_quickstart, run_times
+from benchlib.questions.quickstart import INTERRUPTED_EARLY, judge_quickstart, run_times
 from benchlib.study.store import Run
 
 
@@ -53,6 +53,8 @@ def test_the_answer_of_an_interrupted_run_is_of_what_was_measured(made: SimpleNa
     said = answer(made, [0.5] * 40, status="interrupted")
     assert said.startswith("It works here: tiny made ")
     assert "The run was interrupted after 40 images." in said
+    early = answer(made, [], status="interrupted")
+    assert early.startswith(f"{INTERRUPTED_EARLY}\n")
 
 
 def test_the_answer_where_it_does_not_work(made: SimpleNamespace) -> None:

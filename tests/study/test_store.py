@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from benchlib import ClosedLoop, OpenLoop, Ramp, Trace
 from benchlib.rows import ROW_DTYPES
 from benchlib.study import folders, store
-from benchlib.study.folders import lock_study, results_dir
+from benchlib.study.folders import lock_study, results_dir, run_words
 from benchlib.study.store import create_run, load_run, load_study, read_records, read_rows
 from benchlib.study.summary_table import renew_summary
 
@@ -95,6 +95,14 @@ def test_names(tmp_path: Path, made: SimpleNamespace) -> None:
     arrivals = {"kind": "open_loop", "arrivals": "poisson", "rate": 1.5, "max_in_flight": 1000}
     assert create_run(tmp_path, "s", made.record(spec={"arrivals": arrivals})).path.name.endswith(
         "-open-1.5"
+    )
+    searched = arrivals | {"rate": 4.79801478}
+    for end in ("-open-4.8", "-open-4.8-2"):
+        folder = create_run(tmp_path, "names", made.record(spec={"arrivals": searched}))
+        assert folder.path.name.endswith(end)
+    assert run_words({"label": None, "arrivals": searched}, digits=9) == "open-4.79801478"
+    assert run_words({"label": None, "arrivals": {"kind": "closed_loop", "users": 1500}}) == (
+        "closed-1500"
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchlib.server_timing import PARTS
 from benchlib.study import latency, summary
 from benchlib.study.latency import carried_percentiles, errors_by_kind, percentile
-from benchlib.study.slo import Slo, goodput
+from benchlib.study.slo import Slo, goodput, promise_for
 from benchlib.study.store import Run
 from benchlib.study.summary import summarise
 from benchlib.study.validity import checks
@@ -382,6 +382,13 @@ def test_promises_are_read(text: str, q: float, latency_s: float) -> None:
 def test_a_promise_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match='write "p95 < 2 s"'):
         Slo.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("image_s", "promise"), [(1.053, "4.21"), (0.0001, "0.001"), (300, "1200")]
+)
+def test_the_usual_promise_is_four_images_alone(image_s, promise):
+    assert promise_for(image_s) == f"p95 < {promise} s"
 
 
 def test_promises_are_judged_by_what_the_sample_shows() -> None:

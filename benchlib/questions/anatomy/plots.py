@@ -49,7 +49,12 @@ STAGE_STYLES = {
     "denoise": (figure.BLUE, "s", "--"),
     "decode": (figure.GREEN, "D", "-."),
 }
-HATCHES = ("", "//", "..", "\\\\")
+NETWORKS = {  # what a reader calls each network; the colour is that of the stage it works in
+    "unet": ("UNet", bar_style("denoise")),
+    "text_encoder": ("text encoder", bar_style("encode")),
+    "text_encoder_2": ("second text encoder", bar_style("encode") | {"hatch": ".."}),
+    "vae": ("VAE", bar_style("decode")),
+}
 MOST_BARS = 16
 MOST_WIDE_NAMES = 6
 """Names such as 1024x1024 of more sizes than these take two lines, or they would meet."""
@@ -484,19 +489,12 @@ def _single_bars(parts: pd.DataFrame) -> list[tuple[str, float, str]]:
 
 def _stacked_networks(ax: Axes, networks: pd.DataFrame) -> None:
     left_gib = 0.0
-    for place, row in enumerate(networks.to_dict("records")):
+    for row in networks.to_dict("records"):
+        other = row["part"], {"color": figure.PURPLE, "edgecolor": "white"}
+        name, style = NETWORKS.get(row["part"], other)
         params = number(row["params"] / 1e6)
-        ax.barh(
-            0,
-            row["gib"],
-            0.7,
-            left_gib,
-            color=STYLES[place % len(STYLES)][0],
-            hatch=HATCHES[place % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0.3,
-            label=f"{row['part']}: {number(row['gib'])} GiB, {params} M parameters",
-        )
+        label = f"{name}: {number(row['gib'])} GiB, {params} M parameters"
+        ax.barh(0, row["gib"], 0.7, left_gib, label=label, **style)
         left_gib += row["gib"]
 
 

@@ -16,15 +16,13 @@ import pandas as pd
 
 from benchlib.questions.batching.calibrated import usable_and_refused
 from benchlib.study.intervals import Interval
-from benchlib.study.slo import Slo
+from benchlib.study.slo import Slo, promise_for
 
 if TYPE_CHECKING:
     from benchlib.queueing.estimates import Calibration
 
 SHARES = (0.2, 0.5, 0.7, 0.82, 0.92)
 """The rates of a line, as shares of the highest throughput that is sure."""
-PROMISED_TIMES = 4
-"""Without a promise of your own, 95 % come within so many times the time of one image alone."""
 COLUMNS = ["name", "images_per_s", "promised_s", "promised_s_interval"]
 
 
@@ -50,7 +48,7 @@ class Frontier:
 def foretell_frontier(calibrations: Mapping[str, Calibration], slo: str | None = None) -> Frontier:
     """Foretells the latency of each of `calibrations` up to its own highest throughput.
 
-    Without `slo`, the promise is 95 % within PROMISED_TIMES the shortest time of an image alone.
+    Without `slo`, the promise is what suits the shortest time of an image alone (promise_for).
     Raises ValueError for a promise that can't be read.
     """
     # 1) What can be foretold, and the promise
@@ -61,7 +59,7 @@ def foretell_frontier(calibrations: Mapping[str, Calibration], slo: str | None =
         return Frontier(slo, pd.DataFrame([], columns=COLUMNS), refusals=refusals)
     if slo is None:
         alone_s = min(calibration.service_s for calibration in usable.values())
-        slo = f"p95 < {PROMISED_TIMES * alone_s:.3g} s"
+        slo = promise_for(alone_s)
 
     # 2) A line for each, with a point where it meets the promise
     frames = []

@@ -167,7 +167,12 @@ def _draw_capacity(
         (10, -18 - LABEL_LINE * below),
         color=figure.ink(style["color"]),
         bbox=box,
-        arrowprops={"arrowstyle": "-", "color": style["color"], "linewidth": 0.8},
+        arrowprops={
+            "arrowstyle": "-",
+            "color": style["color"],
+            "linewidth": 0.8,
+            "relpos": (0, 0.5),  # to the name's left, or it would cross the names above
+        },
     )
 
 

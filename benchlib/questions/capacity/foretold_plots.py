@@ -133,7 +133,7 @@ def draw_foretold_stick(
     ax.set_xlim(0, 1.08 * max([*known_floats(runs, OFFERED), *foretold["rate"]]))
     ax.set_ylim(0, 1.2 * highest_s)
     _draw_foretold(ax, foretold, "promised_s", f"foretold: {share} % take at most this")
-    _draw_own_arrivals(ax, comparison)
+    _draw_own_arrivals(ax, comparison, known_floats(runs, OFFERED))
     draw_verdicts(ax, runs, took_s, OFFERED)
     silent = known_floats(runs, OFFERED)[took_s.isna()]
     if len(silent):
@@ -166,6 +166,7 @@ def draw_foretold_goodput(
     runs, left_out = valid_runs(summary, "rate")
     offered = known_floats(runs, OFFERED)
     good = known_floats(runs, "goodput_images_per_s")
+    means = foretold["goodput_images_per_s"].astype(float)
     last_rate = 1.08 * max([*offered, *foretold["rate"]])
     line = [0, last_rate]
     in_time = f"all of them came {within}"
@@ -175,16 +176,16 @@ def draw_foretold_goodput(
         label = "measured in a run"
         ax.scatter(offered, good, s=30, marker="D", color=figure.GREEN, zorder=3, label=label)
     ax.set_xlim(0, last_rate)
-    ax.set_ylim(0, 1.15 * max([*good, 0.5 * last_rate]))
+    ax.set_ylim(0, 1.15 * max([*good, *means]))
 
     # 2) Words
-    means = foretold["goodput_images_per_s"].astype(float)
     best = foretold.iloc[int(means.argmax())]
     most = f"{per_second(best['goodput_images_per_s'])} come {within}"
     finding = f"foretold: at most {most}, of {number(best['rate'])} asked for"
     below = _runs_below(foretold, offered, good)
     if below:
-        finding += f"; {below} of {counted(len(runs), 'run')} made less than was foretold"
+        which = f"{below} of {len(runs)} runs" if len(runs) > 1 else "the run"
+        finding += f"; {which} made less than was foretold"
     pairs = zip(means, foretold["rate"], strict=True)
     points = [f"{number(mean)} of {number(rate)}" for mean, rate in pairs]
     alt = f"Images/s {within}: {'; '.join(points)}/s."
@@ -229,11 +230,15 @@ def _draw_foretold(ax: Axes, foretold: pd.DataFrame, column: str, label: str) ->
     )
 
 
-def _draw_own_arrivals(ax: Axes, comparison: pd.DataFrame | None) -> None:
-    """Draws a bar for each run: what was foretold for the arrivals that it happened to have."""
+def _draw_own_arrivals(ax: Axes, comparison: pd.DataFrame | None, offered: pd.Series) -> None:
+    """Draws a bar for each run: what was foretold for the arrivals that it happened to have.
+
+    `offered` are the rates of the runs that have a mark; a run that is not valid has none.
+    """
     if comparison is None or not len(comparison):
         return
-    judged = comparison[comparison["foretold_s"].notna()]
+    has_mark = comparison[OFFERED].astype(float).isin(offered)
+    judged = comparison[comparison["foretold_s"].notna() & has_mark]
     if not len(judged):
         return
     ends_s = np.array(judged["foretold_s"].tolist(), dtype=float)

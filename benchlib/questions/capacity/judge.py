@@ -35,6 +35,7 @@ def littles_law(study: Study) -> pd.DataFrame:
     """
     import pandas as pd
 
+    names = ["users", "images_per_s", "mean_latency_s", "product", "difference", "limit", "passed"]
     rows = []
     for run in study.runs:
         summary = run.summary()
@@ -55,7 +56,7 @@ def littles_law(study: Study) -> pd.DataFrame:
                 "passed": check["passed"],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=names)
 
 
 def most_images_per_s(study: Study) -> float | None:

@@ -146,7 +146,7 @@ def plan_capacity(
     Raises ValueError, naming the argument, before an image is made.
     """
     from benchlib.serving.schemas import GenerateRequest
-    from benchlib.study.slo import Slo
+    from benchlib.study.slo import Slo, promise_for
 
     if profile not in MINUTES:
         raise ValueError(f"profile must be one of {', '.join(MINUTES)}, got {profile!r}")
@@ -170,7 +170,7 @@ def plan_capacity(
     return CapacityPlan(
         steps=steps,
         alone_s=alone_s,
-        slo=slo or f"p95 < {max(0.001, 4 * min(alone_s)):.3f} s",
+        slo=slo or promise_for(min(alone_s)),
         minutes=budget_min or MINUTES[profile],
     )
 

@@ -117,7 +117,9 @@ class Outlook:
         if self.rate is None:
             return f"On this machine {self._subject} keeps {self.slo} at no rate: {self._alone}."
         up_to = words(self.rate, self.interval, "images/s")
-        keeps = f"On this machine {self._subject} keeps {self.slo} up to {up_to}"
+        is_confirmed = any(one.verdict == CONFIRMED for one in self.confirmations)
+        verb = "keeps" if is_confirmed else "should keep"
+        keeps = f"On this machine {self._subject} {verb} {self.slo} up to {up_to}"
         made = counted(self.images, "image")
         source = made if self.is_loaded else f"{made} made alone, before any load,"
         return f"{keeps}, foretold from {source} and {self._confirmed_words()}."

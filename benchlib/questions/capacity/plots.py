@@ -75,15 +75,18 @@ def load_curve(
 
     # 1) Marks and lines.
     images_per_s = draw_run_marks(upper, runs, by, THROUGHPUT)
+    highest_load = float(runs[by].max())
     labels = []
     for column in LATENCIES:
         means_s = draw_run_marks(lower, runs, by, column)
         if means_s:
-            _, last_s = max(means_s.items())
-            labels.append((last_s, column.label, column.colour))
+            last_load, last_s = max(means_s.items())
+            label = column.label
+            if last_load < highest_load:
+                label += f"\n(up to {_load_words(last_load, by)})"
+            labels.append((last_s, label, column.colour))
 
     # 2) Axes and labels.
-    highest_load = float(runs[by].max())
     lower.set_xlim(0, 1.08 * highest_load)
     lower.set_xlabel(USERS if by == "users" else "requests sent, 1/s")
     if by == "users":

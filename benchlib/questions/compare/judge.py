@@ -712,7 +712,7 @@ def _by_load(study: Study) -> dict[str, list[Run]]:
     varied = [key for key in _SETTINGS if len({str(target.get(key)) for target in targets}) > 1]
     loads: dict[str, list[Run]] = {}
     for run, target in zip(counting, targets, strict=True):
-        name = run_words(run.spec)
+        name = run_words(run.spec, digits=9)
         settings = [f"{key}={target.get(key)}" for key in varied]
         loads.setdefault(" ".join([name, *settings]), []).append(run)
     return loads

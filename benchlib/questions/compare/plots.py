@@ -255,8 +255,10 @@ def nights(
         linewidth=0,
     )
     ax.axhline(1, color="black", linewidth=1)
-    for number_of_load, (load, rows) in enumerate(found.groupby("load", sort=False)):
-        _draw_load(ax, number_of_load, str(load), rows, studies)
+    by_load = found.groupby("load", sort=False)
+    for number_of_load, (load, rows) in enumerate(by_load):
+        name_of_line = str(load) if len(by_load) > 1 else f"_{load}"  # not in the legend
+        _draw_load(ax, number_of_load, name_of_line, rows, studies)
     kinds = dict.fromkeys(_kind(row) for row in found.to_dict("records"))
     for kind in kinds:
         ax.plot(

@@ -38,9 +38,6 @@ NOT_CONFIRMED = "there was no time for it"
 STOPPED_BEFORE_RUNS = "measuring was interrupted"
 """Why a setting has no run under load."""
 
-PROMISED_IMAGES = 4
-"""By default, 95 % of the images must take less than this many times one image alone."""
-
 NEEDED_COLUMNS = (
     "setting",
     "recipe",
@@ -305,16 +302,6 @@ def adapter_lines(prices: pd.DataFrame | None) -> list[str]:
         image = words(row["image_s"], row["image_s_interval"], "s")
         lines.append(f"- {way}: {image} an image, {per_second(row['images_per_s'])}")
     return lines
-
-
-def promise_for(image_s: float) -> str:
-    """A promise that suits a model whose image takes `image_s` seconds alone.
-
-    95 % of the images must take less than PROMISED_IMAGES times as long.
-    """
-    limit_s = max(0.001, PROMISED_IMAGES * image_s)
-    text = f"{limit_s:.3g}" if limit_s < 999 else f"{limit_s:.0f}"
-    return f"p95 < {text} s"
 
 
 def decide(

@@ -23,7 +23,6 @@ from benchlib.questions.settings.judge import (
     STOPPED,
     STOPPED_BEFORE_RUNS,
     finalists,
-    promise_for,
 )
 from benchlib.questions.settings.learned_metrics import find_learned_metrics
 from benchlib.questions.settings.measure_alone import Asked, Served, Tried, try_recipe
@@ -42,7 +41,7 @@ from benchlib.questions.settings.pictures import QUICK_PROMPTS, Album, own_promp
 from benchlib.questions.settings.variants import Variant, parse_variant
 from benchlib.run import writing
 from benchlib.study.picture_quality import PAIRS_NEEDED, SAME, picture_columns
-from benchlib.study.slo import Slo
+from benchlib.study.slo import Slo, promise_for
 from benchlib.study.store import Run
 from benchlib.study.wording import counted
 

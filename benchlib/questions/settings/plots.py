@@ -249,9 +249,20 @@ def _draw_intervals(
 def _ladder_finding(rows: pd.DataFrame) -> str:
     best = rows.iloc[0].to_dict()
     finding = f"{best['setting']} {capacity_words(best, best['promise'])}"
-    if len(rows) > 1:
-        finding += ", the most of all"
-    return finding
+    if len(rows) == 1:
+        return finding
+    for other in rows.iloc[1:].to_dict("records"):
+        if not _is_more(best, other):
+            return f"{finding}; not shown to be more than with {other['setting']}"
+    return f"{finding}, the most of all"
+
+
+def _is_more(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    """Whether the whole interval of one capacity lies above that of another."""
+    higher, lower = (row["capacity_images_per_s_interval"] for row in (one, other))
+    if higher is None or lower is None:
+        return False
+    return bool(higher[0] > lower[1])
 
 
 # -- what each recipe does to the picture
@@ -378,6 +389,8 @@ def _row_name(row: Mapping[Any, Any]) -> str:
 
 
 def _grid_finding(rows: list[dict[Any, Any]]) -> str:
+    if all(row["recipe"] == BASELINE for row in rows):
+        return "what recipes do to the picture is not shown: only the baseline was tried"
     changed = [row["recipe"] for row in rows if row["pictures"] == CHANGED]
     if len(changed) == 1:
         return f"{changed[0]} changes the picture"
@@ -438,7 +451,9 @@ def decision(
         f"Marks: capacity over peak memory of {counted(len(rows), 'setting')}, "
         f"{confirmed} of them confirmed; {limit}."
     )
-    source = figure.study_of(record, len(table), "setting")
+    source = figure.study_of(record, len(rows), "setting")
+    if len(rows) < len(table):
+        source += f" of {len(table)}"
     finding = _decision_finding(decision)
     return figure.finish(ax, record, finding, alt, source=source)
 

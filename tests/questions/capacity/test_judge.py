@@ -104,10 +104,16 @@ def outlook(**changes):
     return Outlook(**FIELDS | changes)
 
 
+def test_littles_law_of_no_run_has_its_columns(made):
+    none = littles_law(NO_RUNS)
+    assert len(none) == 0
+    assert list(none.columns) == list(littles_law(closed_loops(made, [0.5] * 100)).columns)
+
+
 def test_what_was_foretold_is_the_answer():
     answer = judge_load(NO_RUNS, NO_RUNS, None, slo="p95 < 2 s", outlook=outlook())
     first, *_, last = str(answer).splitlines()
-    assert first.startswith("On this machine SDXL (sdxl-random; baseline, continuous) keeps p95")
+    assert first.startswith("On this machine SDXL (sdxl-random; baseline, continuous) should keep")
     assert last == "Rows, records and figures are in results/load"
 
 

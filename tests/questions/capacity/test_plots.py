@@ -246,6 +246,11 @@ def test_the_hockey_stick_draws_what_is_foretold_and_marks_the_runs(made: Simple
     ]
     assert bar[0][:, 1].tolist() == pytest.approx([0.5, 0.7])
     assert ax.get_ylim()[1] < 6, "the steep end does not hide where the promise breaks"
+    left_out = COMPARED.assign(offered_images_per_s=[1.37, 2.0])
+    without = plots.hockey_stick(
+        summary=stick(made), predicted=foretold(), comparison=left_out, **options
+    )
+    assert "own arrivals" not in texts(without), "a run without a mark has no bar"
 
 
 def test_a_title_says_that_runs_contradict_what_is_foretold(made: SimpleNamespace) -> None:
@@ -281,6 +286,14 @@ def test_goodput_says_where_it_is_foretold_to_be_highest(made: SimpleNamespace) 
     )
     assert title(ax).startswith("foretold: at most 2.38 images/s come within 2 s, of 2.5 asked for")
     assert "measured in a run" in texts(ax)
+    highest = 100 + foretold()["goodput_images_per_s"]
+    tall = plots.goodput_curve(
+        summary=stick(made),
+        record=made.record(),
+        slo=SLO,
+        predicted=foretold().assign(goodput_images_per_s=highest),
+    )
+    assert tall.get_ylim()[1] > highest.max(), "the figure of the title is seen"
     refused = foretold()[:0]
     raw = plots.goodput_curve(summary=stick(made), record=made.record(), slo=SLO, predicted=refused)
     assert title(raw).startswith("at most "), "nothing is foretold, so the runs are drawn"
@@ -304,6 +317,14 @@ def test_a_load_curve_has_lines_of_what_is_foretold_for_users(made: SimpleNamesp
     assert lower.lines[0].get_ydata().tolist() == [0.7, 1.2, 2.2]
     alone = plots.load_curve(summary=pd.DataFrame(), record=made.record(), predicted=users)
     assert "measured" not in texts(alone)
+
+
+def test_a_line_that_ends_before_the_last_load_says_where(made: SimpleNamespace) -> None:
+    study = load_study(made, [(1, [0.5] * 250), (4, [2.0] * 12)], "users")
+    _, lower = plots.load_curve(summary=study.summary, record=made.record()).figure.axes
+    said = [text.get_text() for text in lower.texts]
+    assert "95 % within this\n(up to 1 user)" in said
+    assert "half within this" in said
 
 
 OF_LOADS = [

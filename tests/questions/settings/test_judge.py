@@ -13,7 +13,6 @@ from benchlib.questions.settings.judge import (
     capacity_ratio,
     decide,
     finalists,
-    promise_for,
 )
 from benchlib.study.store import Run
 
@@ -282,13 +281,6 @@ def test_the_choice_needs_no_other_column(setting):
 
 def test_the_same_promise_in_other_words_is_accepted(setting):
     assert judged(setting, setting.row("a", 5.0), slo="95 % within 2 s").best == "a, serial"
-
-
-@pytest.mark.parametrize(
-    ("image_s", "promise"), [(1.053, "4.21"), (0.0001, "0.001"), (300, "1200")]
-)
-def test_the_usual_promise_is_four_images_alone(image_s, promise):
-    assert promise_for(image_s) == f"p95 < {promise} s"
 
 
 def test_the_interval_of_a_ratio_by_hand():

@@ -88,6 +88,9 @@ def test_the_ladder_draws_the_highest_capacity_first_and_its_likeness(three, mad
         "tiny model, not SDXL: bf16, serial keeps p95 < 2 s up to 8 images/s (7.76 to 8.24), "
         "the most of all"
     )
+    wide = three.assign(capacity_images_per_s_interval=[(1.0, 20.0)] * len(three))
+    unclear = plots.ladder(settings=wide, record=made.record())
+    assert title(unclear).endswith("(1 to 20); not shown to be more than with compile, serial")
     png, svg = plots.save(ax, tmp_path / "ladder")
     assert png.stat().st_size > 10_000
     assert svg.exists()
@@ -142,6 +145,8 @@ def test_the_grid_says_what_is_not_shown_or_that_there_is_nothing(setting, made)
         settings=setting.frame(setting.row("baseline", 5.0)), record=made.record()
     )
     assert "no data: no picture was made" in words(nothing)
+    alone = plots.picture_grid(settings=frame[:1], record=made.record())
+    assert "is not shown: only the baseline was tried" in title(alone)
 
 
 def test_the_ladder_says_that_a_capacity_is_only_foretold(setting, made):
