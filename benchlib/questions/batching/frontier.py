@@ -56,7 +56,8 @@ def foretell_frontier(calibrations: Mapping[str, Calibration], slo: str | None =
     if slo is not None:
         Slo.parse(slo)
     if not usable:
-        return Frontier(slo, pd.DataFrame([], columns=COLUMNS), refusals=refusals)
+        no_rows = pd.DataFrame([], columns=COLUMNS)
+        return Frontier(slo, no_rows, refusals=refusals)
     if slo is None:
         alone_s = min(calibration.service_s for calibration in usable.values())
         slo = promise_for(alone_s)
@@ -70,7 +71,8 @@ def foretell_frontier(calibrations: Mapping[str, Calibration], slo: str | None =
         capacities[name] = (capacity.rate, capacity.interval)
         images[name] = calibration.images
         frames.append(_line(name, calibration, slo, capacity.rate))
-    return Frontier(slo, pd.concat(frames, ignore_index=True), capacities, images, refusals)
+    rows = pd.concat(frames, ignore_index=True)
+    return Frontier(slo, rows, capacities, images, refusals)
 
 
 def _line(name: str, calibration: Calibration, slo: str, capacity: float | None) -> pd.DataFrame:
