@@ -104,11 +104,12 @@ def lanes(*, quick: bool) -> tuple[list[Part], list[Part], list[Part]]:
         most = "2" if quick else str(count)
         return module(kind, "benchmarks.kills", kind, "FOLDER", "--kills", most)
 
-    asks = "200" if quick else "1000"
+    asks = "100" if quick else "1000"
+    block = "25" if quick else "100"
     cases = "not slow" if quick else "slow"
     one = [
         kills("server", 30),
-        module("soak", "benchmarks.soak", "FOLDER", "--quick", asks),
+        module("soak", "benchmarks.soak", "FOLDER", "--quick", asks, "--block", block),
     ]
     other = [
         kills("sweep", 50),

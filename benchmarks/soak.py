@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.fakes.faulty_pipeline import WORDS
 from benchmarks.figures import Figure
 from benchmarks.held_lines import report
-from benchmarks.soak_plan import Ask, Plan
+from benchmarks.soak_plan import BLOCK, Ask, Plan
 from benchmarks.soak_server_process import Held, ServerProcess, server_process
 from benchmarks.soak_users import Seen, Users
 
@@ -66,9 +66,11 @@ class Soaked:
         return [*self.warm_up, *self.seen]
 
 
-def soak(server: ServerProcess, policy: str, stretches: tuple[Stretch, Stretch]) -> Soaked:
-    """Send two stretches of asks to one policy's server."""
-    asks = Plan(seed=0).asks()
+def soak(
+    server: ServerProcess, policy: str, stretches: tuple[Stretch, Stretch], *, block: int = BLOCK
+) -> Soaked:
+    """Send two stretches of asks to one policy's server, in blocks of `block`."""
+    asks = Plan(seed=0, block=block).asks()
     seen = []
     held: list[Held] = []
     for number, stretch in enumerate(stretches):
@@ -129,17 +131,15 @@ def miscounted(soaked: Soaked) -> float:
             images[line["path"]] += images_of.get(line["id"], 0)
 
     # 2) /metrics
+    counted: Counter[str] = Counter()
+    for (name, _), value in soaked.metrics.items():
+        counted[name] += value
     metrics = soaked.metrics
-    refused = sum(
-        metrics["benchlib_refusals_total", reason]
-        for reason in ("queue_full", "loading", "stopping")
-    )
-    gone = metrics["benchlib_cancellations_total", "client_gone"]
+    unserved = counted["benchlib_refusals_total"] + counted["benchlib_failures_total"]
     pairs = [
-        (refused, statuses[503]),
+        (unserved, sum(statuses[status] for status in (429, 500, 503, 507))),
         (metrics["benchlib_cancellations_total", "deadline"], statuses[504]),
-        (gone, statuses[499]),
-        (metrics["benchlib_failures_total", ""], statuses[500]),
+        (metrics["benchlib_cancellations_total", "client_gone"], statuses[499]),
     ]
     for path, count in images.items():
         pairs.append((metrics["benchlib_images_total", path], count))
@@ -186,13 +186,16 @@ def judge_process(case: str, said: dict[str, Any], log: str) -> list[Figure]:
 # -- whole soaks -----------------------------------------------------------------------------------
 
 
-def quick(folder: Path, *, asks: int) -> list[Figure]:
-    """One process with all three policies, `asks` asks each; only what can be counted is judged."""
+def quick(folder: Path, *, asks: int, block: int) -> list[Figure]:
+    """One process with all three policies, `asks` asks each; only what can be counted is judged.
+
+    A smaller `block` has a larger share of faults.
+    """
     figures = []
     with server_process(folder, POLICIES) as server:
         for policy in POLICIES:
             stretches = (Stretch(asks=asks // 4), Stretch(asks=asks - asks // 4))
-            figures += judge_counts(soak(server, policy, stretches))
+            figures += judge_counts(soak(server, policy, stretches, block=block))
         said = server.stop()
         figures += judge_process("all policies", said, server.log())
     return [*figures, Figure.once("all policies", "images made", said["made"])]
@@ -228,11 +231,12 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where soak.json and the servers' logs go")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="the length, in all")
     parser.add_argument("--quick", type=int, metavar="ASKS", help="so many asks a policy instead")
+    parser.add_argument("--block", type=int, default=BLOCK, help="asks that hold 15 faults")
     chosen = parser.parse_args()
     notes: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         if chosen.quick:
-            figures = quick(Path(scratch), asks=chosen.quick)
+            figures = quick(Path(scratch), asks=chosen.quick, block=chosen.block)
         else:
             figures, notes = whole(Path(scratch), minutes=chosen.minutes)
     return report("soak", figures, chosen.folder, notes)

@@ -3,7 +3,7 @@
 Pure: one seed gives one endless sequence of asks. Knows the routes and their bodies. Ignorant of
 sockets, of servers and of how a fault comes about (`fakes/faulty_pipeline.py`).
 
-The asks come in blocks of BLOCK. Each block holds the same number of each kind, in an order of its
+The asks come in blocks. Each block holds the same number of each kind, in an order of its
 own, so that any two stretches of some blocks are alike.
 """
 
@@ -20,14 +20,15 @@ IMAGES = "/v1/images/generations"
 BENCHMARK = "/benchmark/generate"
 
 BLOCK = 200
-# In each block of 200: one of each hundred asks, for each of these kinds.
+# Two in each block, so of 200 asks one in a hundred, for each of these kinds.
 FREQUENT = ("encode-error", "step-error", "decode-error", "nan", "left", "slow", "bad")
 EACH_FREQUENT = 2
-# In each block one of these, in turns. A lack of memory halves the batches for 100 calls, and a
-# late image takes the whole deadline: more of them would leave nothing else to measure.
-RARE = ("encode-memory", "step-memory", "decode-memory", "late")
+# In each block one of these, in turns. A lack of memory halves the batches for 100 calls. A late
+# image takes the whole deadline, and under serial batching takes those behind it along.
+OF_MEMORY = ("encode-memory", "step-memory", "decode-memory")
+RARE = (*OF_MEMORY, *OF_MEMORY, "late")
 
-IN_THE_MODEL = (*FREQUENT[:4], *RARE[:3])
+IN_THE_MODEL = (*FREQUENT[:4], *OF_MEMORY)
 """The kinds that go wrong inside the model. Their prompts begin with their names."""
 
 SHAPES = (
@@ -108,10 +109,11 @@ def shots() -> list[Shot]:
 
 
 class Plan:
-    """The endless sequence of asks that `seed` stands for."""
+    """The endless sequence of asks that `seed` stands for, in blocks of `block` asks."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, block: int = BLOCK) -> None:
         self._seed = seed
+        self._block = block
         self._plain = cycle(shots()[:PLAIN_SHOTS])
         self._slow = shots()[PLAIN_SHOTS : PLAIN_SHOTS + SLOW_IMAGES]
         self._faulty = {
@@ -128,7 +130,7 @@ class Plan:
         draw = random.Random(self._seed)
         while True:
             kinds = [*FREQUENT * EACH_FREQUENT, next(rare)]
-            kinds += ["plain"] * (BLOCK - len(kinds))
+            kinds += ["plain"] * (self._block - len(kinds))
             draw.shuffle(kinds)
             for kind in kinds:
                 yield self._ask(number, kind)

@@ -50,7 +50,7 @@ class Seen:
         """Whether this is an answer that the ask may get."""
         if self.ask.kind == "left":
             return self.problem is None
-        return self.status in self.ask.statuses and not self.wrong
+        return self.status in self.ask.statuses and not self.wrong and self.problem is None
 
 
 class Users:
@@ -97,6 +97,8 @@ class Users:
                 body = answer.content
                 if answer.headers.get("x-request-id") != request_id:
                     problem = "the answer has another request's id"
+                elif status == 503 and "retry-after" not in answer.headers:
+                    problem = "it does not say when to try again"
         except (httpx.HTTPError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             problem = f"{type(error).__name__}: {error}"
         took_s = time.monotonic() - at_s
