@@ -45,7 +45,9 @@ _REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
 # Older records lack these, so only a value that is given makes another case of a point.
 _LATER_FIELDS = ("unet", "scheduler", "loras", "fused_loras", "lora_files")
 # Older records lack these, too; they are no part of what makes two points one case.
-_NOTED_FIELDS = ("batch_buckets", "variant", "checkpoint", "predicts")
+_NOTED_FIELDS = (
+    "batch_buckets", "variant", "checkpoint", "predicts", "guided_rows", "scheduler_class",
+)  # fmt: skip
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, *_LATER_FIELDS, *_NOTED_FIELDS, *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
 _PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api", "verify")

@@ -19,6 +19,7 @@ import pandas as pd
 
 from benchlib.queueing.gaps import fit_gap, joined
 from benchlib.queueing.lanes import BatchLane, Lane, SerialLane
+from benchlib.queueing.unet_work import images_of, with_unet_work
 from benchlib.queueing.work import AskedWork, Integers, Size, population, sizes_of, work_of
 from benchlib.serving.engine.compiled import cost_tables, lindley
 from benchlib.study.misfit import LEAST_SERIES
@@ -27,7 +28,6 @@ from benchlib.study.services import (
     are_timed,
     as_floats,
     one_lane_services,
-    services,
     with_filled_times,
 )
 
@@ -80,6 +80,7 @@ class Setting:
     max_wait_s: float
     step_times: StepTimesBySize
     workload: Mapping[str, Any] | None
+    target: Mapping[str, Any]
     is_timed: bool
 
 
@@ -88,7 +89,7 @@ def fit_lane(runs: Sequence[Run]) -> tuple[Lane, tuple[Replay, ...]]:
 
     Raises ValueError where the runs differ in server or workload, or have no image.
     """
-    frames = [with_filled_times(services(run.requests)) for run in runs]
+    frames = [with_filled_times(images_of(run)) for run in runs]
     _check_frames(runs, frames)
     setting = _setting(runs, frames)
     if setting.batching == ONE_LANE or not setting.is_timed:
@@ -101,7 +102,7 @@ def replay(lane: Lane, run: Run) -> Replay:
 
     Raises ValueError for a size that the lane does not know.
     """
-    images = services(run.requests)
+    images = images_of(run)
     unknown = sorted(set(sizes_of([images])) - set(lane.sizes))
     if unknown:
         raise ValueError(f"run: its size {unknown[0]} was not calibrated; calibrate with this run")
@@ -141,6 +142,7 @@ def _setting(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> Setting:
         max_wait_s=wait_ms / 1000,
         step_times=StepTimesBySize.from_spec(step_times),
         workload=first.get("workload"),
+        target=target,
         is_timed=is_timed,
     )
 
@@ -191,7 +193,7 @@ def _fit_serial(
     ratio = measured_s / cost(own)
 
     # 2) What the lane loses between two calls
-    asked = population(setting.workload, own, sizes)
+    asked = population(setting.workload, own, sizes, setting.target)
     mean_calls = float(asked.calls.mean())
     filled = np.where(known, ratio, np.nanmean(ratio))
     service_s = _by_run(filled * cost(own), frames)
@@ -344,7 +346,7 @@ def _fit_batches(
         max_wait_s=setting.max_wait_s,
         planned=planned,
         actual=actual,
-        work=population(setting.workload, own, sizes),
+        work=population(setting.workload, own, sizes, setting.target),
         ratios=np.sort(ratio[counts]),
         gap_s=0.0,
         gap_error_s=0.0,
@@ -634,26 +636,24 @@ def lane_alone(
 
     # 1) The work of one image
     given = {
-        name: value for name, value in (workload or {}).items() if isinstance(value, int | float)
+        name: value
+        for name, value in (workload or {}).items()
+        if isinstance(value, int | float | str)
     }
     fields = spec["showcase"] | given
     size = int(fields["width"]), int(fields["height"])
-    scale = fields.get("guidance_scale")
-    is_guided = scale is None or scale > 1  # the server's default scale guides
-    rows = 2 if is_guided else 1
+    asked = with_unet_work(pd.DataFrame([fields]), spec)
     step_times = StepTimesBySize.from_spec(spec["step_times"])
 
     # 2) Tables that make it take as long as the images did
     planned = cost_tables([step_times[size]], spec["max_batch_size"])
-    one = np.ones(1, dtype=np.int64)
-    work = AskedWork(steps=one * int(fields["num_inference_steps"]), rows=rows * one, size=0 * one)
     lane = BatchLane(
         batching=spec["batching"],
         max_batch_size=spec["max_batch_size"],
         max_wait_s=spec["max_wait_ms"] / 1000,
         planned=planned,
         actual=planned,
-        work=work,
+        work=work_of(asked, [size]),
         ratios=ratios,
         gap_s=0.0,
         gap_error_s=0.0,

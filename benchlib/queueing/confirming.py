@@ -21,11 +21,12 @@ from benchlib.cell_view import ShownInCell
 from benchlib.load.arrivals import OpenLoop
 from benchlib.queueing.breaches import LEAST_IMAGES, MOST_LOST, losses_of
 from benchlib.queueing.lanes import Draws, Lane, SerialLane
+from benchlib.queueing.unet_work import images_of
 from benchlib.queueing.work import AskedWork, sizes_of, work_of
 from benchlib.serving.engine.compiled import lindley
 from benchlib.study.intervals import Interval
 from benchlib.study.latency import percentile
-from benchlib.study.services import Floats, as_floats, services
+from benchlib.study.services import Floats, as_floats
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
 from benchlib.study.validity import how_it_ended
@@ -89,7 +90,7 @@ def confirmation(calibration: Calibration, run: Run, *, slo: str) -> Confirmatio
     rate = run.spec["arrivals"].get("rate")
     if rate is None:
         raise ValueError("run: its arrivals have no rate; use a run of an open loop")
-    images = services(run.requests)
+    images = images_of(run)
     is_counted = images["phase"].to_numpy() == "measure"
     count = int(is_counted.sum())
     reason = _why_not_judged(calibration, run)

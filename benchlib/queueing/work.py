@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from benchlib.load.workload import Workload
+from benchlib.queueing.unet_work import with_unet_work
 
 Integers = npt.NDArray[np.int64]
 Size = tuple[int, int]
@@ -24,12 +25,16 @@ POPULATION = 2000
 """How many requests of a mixed workload stand for all that may come."""
 _SIDES = ["width", "height"]
 _NEEDED = {*_SIDES, "num_inference_steps"}
-_FIELDS = [*_SIDES, "num_inference_steps", "guidance_scale"]
+_FIELDS = [*_SIDES, "num_inference_steps", "guidance_scale", "scheduler"]
 
 
 @dataclass(frozen=True)
 class AskedWork:
-    """What each request asks for: arrays of one length. `size` is the place in a list of sizes."""
+    """What each request asks for: arrays of one length.
+
+    `steps` are calls of the UNet: some samplers take two for a step. `size` is the place in a list
+    of sizes.
+    """
 
     steps: Integers
     rows: Integers
@@ -65,23 +70,25 @@ def sizes_of(frames: Sequence[pd.DataFrame]) -> list[Size]:
 
 
 def work_of(images: pd.DataFrame, sizes: Sequence[Size]) -> AskedWork:
-    """The work of each image of a frame with these columns; an unknown size counts as the first."""
+    """The work of each image of a frame of `with_unet_work`; an unknown size counts as the first."""
     places = {size: place for place, size in enumerate(sizes)}
     sides = images[_SIDES].fillna(0).astype(int)
     pairs = sides.itertuples(index=False)
     size = [places.get((width, height), 0) for width, height in pairs]
-    steps = images["num_inference_steps"].fillna(1)
     return AskedWork(
-        steps=steps.to_numpy(dtype=np.int64),
+        steps=images["calls"].to_numpy(dtype=np.int64),
         rows=images["rows"].to_numpy(dtype=np.int64),
         size=np.array(size, dtype=np.int64),
     )
 
 
 def population(
-    workload: Mapping[str, Any] | None, own: AskedWork, sizes: Sequence[Size]
+    workload: Mapping[str, Any] | None,
+    own: AskedWork,
+    sizes: Sequence[Size],
+    spec: Mapping[str, Any],
 ) -> AskedWork:
-    """The work that requests may ask for, each as likely.
+    """The work that requests may ask of the server of `spec`, each as likely.
 
     That is the workload's, or that of the runs' own requests where the workload is not known, or
     names no size, or a size that no image of the runs had.
@@ -97,15 +104,11 @@ def population(
     fields = _all_asked(source)
     if not set(fields.columns) >= _NEEDED:
         return own
-    fields["rows"] = 2  # the server's default scale guides
-    if "guidance_scale" in fields:
-        is_unguided = fields["guidance_scale"] <= 1
-        fields["rows"] = np.where(is_unguided, 1, 2)
 
     # 2) Their work, if its cost was measured
     if not set(sizes_of([fields])) <= set(sizes):
         return own
-    return work_of(fields, sizes)
+    return work_of(with_unet_work(fields, spec), sizes)
 
 
 def _all_asked(source: Workload) -> pd.DataFrame:

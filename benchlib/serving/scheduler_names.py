@@ -65,6 +65,27 @@ SCHEDULERS = {
 """The table that docs/samplers.md shows."""
 
 
+_TWO_CALLS = (
+    "DPMSolverSDEScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+)
+"""The second-order ones, which call the UNet twice in each step but the last."""
+
+
+def count_unet_calls(steps: int, class_name: str | None) -> int:
+    """The calls of the UNet that a scheduler of diffusers takes for `steps` steps, 1 or more.
+
+    An unknown class counts as one call a step. PNDM is counted as SDXL's files set it.
+    """
+    if class_name in _TWO_CALLS:
+        return 2 * steps - 1
+    if class_name == "PNDMScheduler":
+        return steps + 1
+    return steps
+
+
 def check_scheduler(name: str) -> str:
     """Return `name`. Raises ValueError, which lists the names, if there is no such sampler."""
     if name not in SCHEDULERS:

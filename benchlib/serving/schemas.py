@@ -71,6 +71,10 @@ class GenerateRequest(BaseModel):
         """Pixels times denoising steps: the cost of a request, to first order."""
         return self.width * self.height * self.num_inference_steps
 
+    def rows(self, guided_rows: int) -> int:
+        """Rows in the UNet's batch, if a guided image takes `guided_rows`: 2 in most models."""
+        return guided_rows if self.guidance_scale > 1 else 1
+
 
 def unfit_sides(request: GenerateRequest, multiple: int) -> dict[str, str]:
     """The sides that are no multiple of `multiple` pixels, a model's own, and why they are unfit.

@@ -35,7 +35,7 @@ def services(requests: pd.DataFrame) -> pd.DataFrame:
 
     - `work_s`: encoding, all steps and decoding. NaN where the server sent no `Server-Timing`.
     - `outside_s`: from the request's way to the server and the answer's way back.
-    - `rows`: rows in the UNet's batch; 2 with guidance, else 1.
+    - `rows`: rows in the UNet's batch; 2 with guidance, else 1, as in most models.
     - `found`: how many earlier requests had not been answered when this one was sent.
 
     The other columns are the run's. Requests without an image are left out.
@@ -51,6 +51,7 @@ def services(requests: pd.DataFrame) -> pd.DataFrame:
     has_image = is_ok(sent)
     kept = ["phase", *_MOMENTS, *_TIMED, "batch_size", *_ASKED]
     images = sent.loc[has_image, kept]
+    images["scheduler"] = sent.get("scheduler", pd.NA)
     images["found"] = found[has_image]
 
     # 3) What each one took, and what it asked for
@@ -83,7 +84,7 @@ def with_filled_times(images: pd.DataFrame) -> pd.DataFrame:
 
     # 2) What an image of the same kind takes
     usual = images.copy()
-    kind = [*_ASKED, "rows"]
+    kind = [*_ASKED, "scheduler", "rows"]
     kinds = images.groupby(kind, dropna=False)
     for name in _USUAL:
         usual[name] = kinds[name].transform("median")

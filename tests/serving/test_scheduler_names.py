@@ -8,9 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from benchlib.serving.engine.options import in_words
+from benchlib.serving.model.random_models import SDXL
 from benchlib.serving.model.schedulers import build_scheduler
 from benchlib.serving.model.solvers import find_solver
-from benchlib.serving.scheduler_names import SCHEDULERS, check_scheduler
+from benchlib.serving.scheduler_names import SCHEDULERS, check_scheduler, count_unet_calls
 from benchlib.serving.standalone import Settings
 
 PAGE = Path(__file__).parents[2] / "docs/samplers.md"
@@ -30,6 +31,18 @@ def test_the_docs_show_the_table():
         line for line in PAGE.read_text().splitlines() if re.match(r"\| `[\w-]+` \| `\w+` ", line)
     ]
     assert rows == [in_docs(name) for name in SCHEDULERS]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_calls_of_the_unet_are_counted_as_the_scheduler_lays_them_out(name):
+    scheduler = build_scheduler(
+        name, diffusers.EulerDiscreteScheduler.from_config(SDXL["scheduler"]).config
+    )
+    class_name = SCHEDULERS[name].class_name
+    for steps in (4, 5, 20):
+        scheduler.set_timesteps(steps)
+        assert count_unet_calls(steps, class_name) == len(scheduler.timesteps)
+    assert count_unet_calls(20, None) == 20
 
 
 def test_an_unknown_name_is_answered_with_all_names():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchlib.queueing.unet_work import with_unet_work
 from benchlib.serving.engine.compiled import Requests, cost_tables, simulate_requests
 from benchlib.serving.engine.step_times import StepTimesBySize
 
@@ -28,7 +29,7 @@ def predict_latency(
     """Returns each request's simulated latency in seconds, with the index of `requests`.
 
     `requests` has rows such as a run's. The simulation reads their `scheduled_s`, size, steps,
-    guidance and adapter. A request without a guidance scale counts as guided. `spec` has the step times: it is
+    sampler, guidance and adapter. A request without a guidance scale counts as guided. `spec` has the step times: it is
     a server's spec, or the "target" of a run's spec.
 
     `batching` names another policy than the server's own. The server must then have measured
@@ -54,11 +55,13 @@ def predict_latency(
     due_s = requests["scheduled_s"].to_numpy(dtype=float)
     order = np.argsort(due_s, kind="stable")
     places = np.array([sizes.index(size) for size in size_of_each])
-    steps = requests["num_inference_steps"].to_numpy(dtype=np.int64)
+    asked = with_unet_work(requests, spec)
+    steps = asked["calls"].to_numpy(dtype=np.int64)
+    rows = asked["rows"].to_numpy(dtype=np.int64)
     arriving = Requests(
         arrived_s=due_s[order],
         steps=steps[order],
-        rows=_rows(requests)[order],
+        rows=rows[order],
         size=places[order],
         lora=_loras(requests)[order],
     )
@@ -89,12 +92,3 @@ def _loras(requests: pd.DataFrame) -> Any:
         return np.zeros(len(requests), dtype=np.int64)
     numbers, _ = pd.factorize(requests["lora"])  # -1 where there is none
     return numbers.astype(np.int64) + 1
-
-
-def _rows(requests: pd.DataFrame) -> Any:
-    """Returns how many rows each request takes in the UNet: 2 with guidance, else 1."""
-    if "guidance_scale" not in requests:
-        return np.full(len(requests), 2)
-    scale = requests["guidance_scale"].to_numpy(dtype=float, na_value=np.nan)
-    # NaN is the server's default, which guides.
-    return np.where(scale <= 1, 1, 2)

@@ -137,7 +137,8 @@ class Engine:
         now_s = time.monotonic()
         schedules = self.schedules
         steps = schedules.count_calls(request) if schedules else request.num_inference_steps
-        job = Job(request, request_id, now_s if arrived_s is None else arrived_s, steps)
+        rows = request.rows(self.spec.get("guided_rows", 2))
+        job = Job(request, request_id, now_s if arrived_s is None else arrived_s, steps, rows)
         with self._change:
             if isinstance(self.failure, EngineEnded):
                 raise EngineEnded(str(self.failure))

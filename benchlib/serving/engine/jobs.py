@@ -45,6 +45,7 @@ class Job:
     `future` ends with the image, with one of the errors above, or with the model's own error. Times
     are readings of `time.monotonic()`. `admitted_s` is None while the job waits in the queue.
     `steps_left` are calls of the UNet, less those that are done: some samplers take two for a step.
+    `rows` are those that the job takes in the UNet's batch.
     `memory` is the highest peak of the calls that the job took part in. `outcome` is what the
     future will end with, or None before that. A job is a `Task` to the policies.
     """
@@ -53,6 +54,7 @@ class Job:
     request_id: str
     arrived_s: float
     steps_left: int
+    rows: int
     future: Future[Image] = field(default_factory=Future)
     admitted_s: float | None = None
     cancelled: bool = False
@@ -64,11 +66,6 @@ class Job:
     def size(self) -> Size:
         """Width and height in pixels."""
         return self.request.width, self.request.height
-
-    @property
-    def rows(self) -> int:
-        """Rows that the job takes in the UNet's batch."""
-        return 2 if self.request.guidance_scale > 1 else 1
 
     @property
     def lora(self) -> str | None:

@@ -42,7 +42,8 @@ class ModelCalls:
             self._most = 1
         self.buckets = sorted(options.batch_buckets or ())
         if pipeline.compiled and not self.buckets:
-            self.buckets = _powers_of_two(2 * self._most)
+            guided_rows = pipeline.spec["guided_rows"]
+            self.buckets = _powers_of_two(guided_rows, at_least=guided_rows * self._most)
 
     def warm_up(self, size: Size) -> StepTimes:
         """Return the measured step times of `size`. A compiled model is warmed for each bucket."""
@@ -136,9 +137,9 @@ class ModelCalls:
         return None
 
 
-def _powers_of_two(at_least: int) -> list[int]:
-    """The powers of two from 2 up to the first that is `at_least` or more."""
-    powers = [2]
+def _powers_of_two(first: int, *, at_least: int) -> list[int]:
+    """The powers of two from `first`, itself one, up to the first that is `at_least` or more."""
+    powers = [first]
     while powers[-1] < at_least:
         powers.append(2 * powers[-1])
     return powers

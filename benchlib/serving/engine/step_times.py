@@ -24,7 +24,7 @@ REPEATS = 6
 ENOUGH_S = 1.0
 GAIN = 1.05  # the least gain in images per second for a batch of twice the size
 AGAIN = 2  # how often a batch without a gain is measured again
-GUIDED = 7.5  # any guidance scale above 1 takes two rows
+GUIDED = 7.5  # any guidance scale above 1 takes two rows in most models
 _CURVES = ("step_s", "encode_s", "decode_s")
 _ADAPTER_PARTS = ("switch_s", "lora_ratio")
 
@@ -161,16 +161,17 @@ def measure_step_times(
     other_work.read()
 
     # 1) The smallest batches
-    if max_batch_size > 1:
+    rows = curves.guided_rows
+    if max_batch_size > 1 and rows > 1:
         curves.measure_single_row()
     curves.measure_batch(1)
 
     # 2) Larger batches: the powers of two, or the fullest batch of each bucket
     for n in range(2, max_batch_size + 1):
-        bucket = padded(2 * n)
+        bucket = padded(rows * n)
         due = n.bit_count() == 1  # a power of two
         if bucket is not None:
-            next_bucket = padded(2 * n + 2)
+            next_bucket = padded(rows * n + rows)
             due = n == max_batch_size or next_bucket != bucket
         if not due:
             continue
@@ -207,6 +208,7 @@ class _Curves:
         self.pipeline = pipeline
         self.size = size
         self.padded = padded
+        self.guided_rows: int = pipeline.spec.get("guided_rows", 2)
         self.step_s: dict[int, float] = {}
         self.encode_s: dict[int, float] = {}
         self.decode_s: dict[int, float] = {}
@@ -229,7 +231,7 @@ class _Curves:
 
     def _images_per_s(self, n: int) -> float:
         """How many guided images of one step `n` at once make in a second."""
-        step_s = self.step_s[2 * n]
+        step_s = self.step_s[self.guided_rows * n]
         return n / (self.encode_s[n] + step_s + self.decode_s[n])
 
     def measure_single_row(self) -> None:
@@ -250,7 +252,7 @@ class _Curves:
             self.pipeline.decode(works)
             return works[0].decode_s
 
-        self._measure_steps(works, rows=2 * n)
+        self._measure_steps(works, rows=self.guided_rows * n)
         self.encode_s[n] = min(_shortest_s(encode), self.encode_s.get(n, inf))
         self.decode_s[n] = min(_shortest_s(decode), self.decode_s.get(n, inf))
 

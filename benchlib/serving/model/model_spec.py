@@ -52,9 +52,16 @@ def describe_model(
         "model_params": sum(p.numel() for p in stock_parameters),
         "weights_gib": held_gib(stock_parameters + own_parameters),
         "size_multiple": size_multiple(pipe),
+        "guided_rows": guided_rows(pipe.unet),
+        "scheduler_class": type(pipe.scheduler).__name__,
         "showcase": _usual_image(pipe, spec["model"], few_steps),
         "few_steps": None if few_steps is None else asdict(few_steps),
     }
+
+
+def guided_rows(unet: Any) -> int:
+    """The rows that a guided image takes in the UNet's batch: 1 if the UNet reads the scale, as LCM's."""
+    return 2 if unet.config.time_cond_proj_dim is None else 1
 
 
 def size_multiple(pipe: StableDiffusionXLPipeline) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchlib.serving.model.model_spec import guided_rows
 from benchlib.serving.schemas import GenerateRequest
 
 Embedding = tuple[Tensor, Tensor]  # (rows, 77, features) of the text, (rows, features) pooled
@@ -50,7 +51,7 @@ def embed_guidance(pipe: Any, request: GenerateRequest, dtype: torch.dtype) -> T
 
 def _guides(pipe: Any, request: GenerateRequest) -> bool:
     """Whether guidance takes a second row: above a scale of 1, unless the UNet reads the scale."""
-    return request.guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+    return request.rows(guided_rows(pipe.unet)) == 2
 
 
 def _embed_texts(pipe: Any, requests: Sequence[GenerateRequest]) -> dict[str, Embedding]:

@@ -330,6 +330,16 @@ def test_buckets_that_are_no_powers_of_two_or_can_not_be_filled_are_measured_too
         assert curve == pytest.approx({"1": 0.002, "2": 0.002, "3": rows_s, str(most_rows): rows_s})
 
 
+@pytest.mark.parametrize(("guided_rows", "rows"), [(2, [2, 1]), (1, [1, 1])])
+def test_a_job_takes_the_rows_that_guidance_needs_in_this_model(start, pipeline, guided_rows, rows):
+    pipeline.spec["guided_rows"] = guided_rows
+    engine = start(batching="continuous")
+    asked = [ask("guided"), ask("unguided", guidance=1.0)]
+    assert [engine.submit(request).rows for request in asked] == rows
+    curve = engine.spec["step_times"]["64x64"]["step_s"]
+    assert list(curve)[:2] == ["1", "2"]
+
+
 def test_batches_are_padded_up_to_the_next_bucket(start, pipeline):
     engine = start(batching="continuous", batch_buckets=[4, 1])
     hold(pipeline, engine, steps=1)

@@ -22,13 +22,18 @@ class FakePipeline:
     """Tells the times of a model, by rows of a step and by requests, without a model."""
 
     schedules = FakeSchedules()
+    guided_rows = 2
     adapters = SimpleNamespace(names=())
 
     def __init__(self, step_s: dict[int, float]) -> None:
         self.step_s = step_s
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"guided_rows": self.guided_rows}
+
     def encode(self, requests: list[Any]) -> list[Any]:
-        rows = [2 if request.guidance_scale > 1 else 1 for request in requests]
+        rows = [request.rows(self.guided_rows) for request in requests]
         begun = {"encode_s": 0.3, "decode_s": None, "failure": None, "finished": False}
         return [SimpleNamespace(**begun, rows=count) for count in rows]
 
@@ -114,6 +119,14 @@ def test_a_batch_without_a_gain_is_the_last() -> None:
 def test_one_decoding_may_be_the_gain_of_a_batch() -> None:
     no_gain = FakePipeline({1: 0.1, 2: 0.1, 4: 0.2, 8: 0.4})
     assert batches_measured(no_gain) == [1, 2, 4], "all are encoded in 0.3 s"
+
+
+def test_a_unet_that_reads_the_guidance_is_measured_in_single_rows() -> None:
+    pipeline = FakePipeline(CALMING)
+    pipeline.guided_rows = 1
+    times = measure_step_times(cast(Any, pipeline), SIZE, max_batch_size=4, padded=lambda _: None)
+    assert times.measured is not None
+    assert times.measured["step_s"] == {"1": 0.9, "2": 0.8, "4": 0.6}
 
 
 def test_both_are_in_the_spec_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

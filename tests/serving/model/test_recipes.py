@@ -410,6 +410,7 @@ def test_a_recording_reads_the_guidance_of_an_lcm(tmp_path):
     lcm = load_pipeline(str(tmp_path / "lcm"), device="cpu", torch_threads=1)
     pipe = copy.copy(lcm)
     pipe._unet = Replayed(lcm._unet)
+    assert lcm.spec["guided_rows"] == 1
     for scale in (1.0, 8.0, 1.0):
         asked = request(width=64, height=64, guidance_scale=scale)
         assert (pixels(pipe, asked) == pixels(lcm, asked)).all()
