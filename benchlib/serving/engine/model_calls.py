@@ -40,10 +40,11 @@ class ModelCalls:
         self._most = options.max_batch_size
         if options.batching == "serial":
             self._most = 1
+        self._guided_rows: int = pipeline.spec.get("guided_rows", 2)
         self.buckets = sorted(options.batch_buckets or ())
         if pipeline.compiled and not self.buckets:
-            guided_rows = pipeline.spec["guided_rows"]
-            self.buckets = _powers_of_two(guided_rows, at_least=guided_rows * self._most)
+            most_rows = self._guided_rows * self._most
+            self.buckets = _powers_of_two(self._guided_rows, at_least=most_rows)
 
     def warm_up(self, size: Size) -> StepTimes:
         """Return the measured step times of `size`. A compiled model is warmed for each bucket."""
@@ -94,7 +95,8 @@ class ModelCalls:
     def probe(self) -> None:
         """Try a step of an image of its own, to see whether the device works again."""
         request = warm_up_request(self._probe_size, steps=self.pipeline.schedules.nearest_steps(1))
-        job = Job(request, "probe", time.monotonic(), request.num_inference_steps)
+        rows = request.rows(self._guided_rows)
+        job = Job(request, "probe", time.monotonic(), request.num_inference_steps, rows)
         self._guard.call("encode", [job], self._encode)
         if job.work is not None:
             self._guard.call("step", [job], self._step)
