@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from benchlib.serving.scheduler_names import SCHEDULERS, count_unet_calls
-from benchlib.study.services import services
+from benchlib.study.services import as_floats, services
 
 if TYPE_CHECKING:
     from benchlib.study.store import Run
+
+Integers = npt.NDArray[np.int64]
 
 
 def with_unet_work(asked: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
@@ -25,26 +28,43 @@ def with_unet_work(asked: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame
     guidance scale is guided: that is the server's default. Columns of guidance and samplers may be
     missing. Servers of other people, and older specs, count as most models.
     """
-    # 1) Rows: a UNet that reads the guidance scale needs no second one
-    guided_rows = spec.get("guided_rows") or 2
-    rows = pd.Series(guided_rows, index=asked.index, dtype=np.int64)
-    if "guidance_scale" in asked:
-        is_unguided = (asked["guidance_scale"] <= 1).fillna(False).astype(bool)
-        rows = rows.mask(is_unguided, 1)
-
-    # 2) Calls: some samplers take two for a step
-    steps = asked["num_inference_steps"].fillna(1).astype(np.int64)
-    chosen = pd.Series(spec.get("scheduler_class"), index=asked.index, dtype="string")
-    if "scheduler" in asked:
-        classes = {name: named.class_name for name, named in SCHEDULERS.items()}
-        chosen = asked["scheduler"].astype("string").map(classes).fillna(chosen)
-    calls = steps.copy()
-    for class_name in chosen.dropna().unique():
-        of_class = chosen == class_name
-        calls[of_class] = steps[of_class].map(lambda n, name=class_name: count_unet_calls(n, name))
+    rows = _rows(asked, spec.get("guided_rows") or 2)
+    calls = _calls(asked, spec.get("scheduler_class"))
     return asked.assign(rows=rows, calls=calls)
+
+
+def _rows(asked: pd.DataFrame, guided_rows: int) -> Integers:
+    """Rows: a UNet that reads the guidance scale needs no second one."""
+    rows = np.full(len(asked), guided_rows)
+    if "guidance_scale" not in asked:
+        return rows
+    scale = as_floats(asked["guidance_scale"])
+    is_unguided = scale <= 1  # not so where it is missing
+    rows[is_unguided] = 1
+    return rows
+
+
+def _calls(asked: pd.DataFrame, own_class: str | None) -> Integers:
+    """Calls: some samplers take two for a step."""
+    # 1) The sampler of each request
+    names = pd.Series(pd.NA, index=asked.index)
+    if "scheduler" in asked:
+        names = asked["scheduler"]
+    steps = asked["num_inference_steps"].fillna(1)
+
+    # 2) Its calls
+    calls = []
+    for name, count in zip(names, steps, strict=True):
+        class_name = own_class
+        if name in SCHEDULERS:
+            class_name = SCHEDULERS[name].class_name
+        of_request = count_unet_calls(int(count), class_name)
+        calls.append(of_request)
+    return np.array(calls, dtype=np.int64)
 
 
 def images_of(run: Run) -> pd.DataFrame:
     """The frame of `services` for a run, with the `rows` and `calls` that its server needs."""
-    return with_unet_work(services(run.requests), run.spec.get("target") or {})
+    target = run.spec.get("target") or {}
+    images = services(run.requests)
+    return with_unet_work(images, target)
