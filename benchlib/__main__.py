@@ -92,8 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     port = given.pop("port")
     try:
         settings = Settings(**given)
+        settings.door_options().uvicorn_options()
     except ValidationError as error:
         serve.error(in_words(error))
+    except ValueError as error:
+        serve.error(str(error))
     return serve_alone(settings, host=host, port=port)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib import machine, telemetry
 from benchlib.budget import Budget, budget_of_cell
 from benchlib.load.arrivals import Arrivals
+from benchlib.load.bearer import key_of_environment
 from benchlib.load.bounds import check_number
 from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, Progress, generate_load
@@ -86,7 +87,8 @@ def run_load(
     server that has it. The run is not valid if more than the share `most_failed` of its requests
     failed; what the server refused to protect others (429, 503, 504) is counted apart. A
     certificate that nobody vouches for is accepted only without `verify`, and the record says so.
-    A user and a password in a URL are sent, but never kept.
+    A user and a password in a URL are sent, but never kept. So is the key of a `Server`, or for a
+    URL the one in BENCHLIB_LOAD_API_KEY.
 
     The run goes to <results>/<study>/<run>/ (see `study.folders.results_dir`), and gets a row in
     the study's summary.csv. Progress goes to `on_progress`, else to a bar where somebody watches,
@@ -165,7 +167,8 @@ class Point:
         workload = self.workload
         if showcase and isinstance(workload, Workload):
             workload = workload.with_defaults(**showcase)
-        return LoadPlan(url, self.arrivals, workload, **fields)
+        api_key = key_of_environment() if isinstance(target, str) else target.api_key
+        return LoadPlan(url, self.arrivals, workload, **fields, api_key=api_key)
 
     def to_dict(self) -> dict[str, Any]:
         """The point as JSON, without its server's URL and start-up figures, which may change."""

@@ -1,16 +1,23 @@
 """run_load on servers behind a password and behind TLS."""
 
 import base64
+import html
+import json
 import threading
+from contextlib import contextmanager
+from urllib.parse import quote
 
 import pytest
-import trustme
 import uvicorn
 
-from benchlib import ClosedLoop, run_load
+from benchlib import ClosedLoop, Workload, run_load
+from benchlib.load.bearer import KEY_VARIABLE
 from benchlib.report import write_report
+from benchlib.serving.server import serve
+from benchmarks.fakes.fake_pipeline import FakePipeline
 
 from .load.conftest import wait_until
+from .serving.test_tls import certificate_in
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
@@ -32,6 +39,73 @@ def test_a_user_and_a_password_in_a_url_reach_no_file(fake, tmp_path, capsys):
         assert b"s3cret" not in text
 
 
+KEY = 'k3y/of"this+test<b>'
+SPELLINGS = [KEY, json.dumps(KEY)[1:-1], quote(KEY, safe=""), html.escape(KEY), "k3y"]
+SMALL = Workload(num_inference_steps=2, width=64, height=64)
+
+
+def assert_nowhere(*texts, folder):
+    """The key is in no file below `folder`, and in none of `texts`, in any spelling."""
+    kept = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert kept
+    for text in (*kept, *(text.encode() for text in texts)):
+        assert not [spelling for spelling in SPELLINGS if spelling.encode() in text]
+
+
+def shown(run):
+    table = run.requests.to_string() + run.summary().to_string()
+    return (repr(run), run._repr_html_(), str(run.record), table)
+
+
+@pytest.mark.parametrize("api", ["benchmark", "openai"])
+def test_a_servers_key_is_sent_and_reaches_no_file(tmp_path, capfd, caplog, api):
+    with serve(FakePipeline(), name="locked", api_key=KEY, access_log=True) as server:
+        options = {"requests": 2, "study": "shy", "results": tmp_path, "api": api}
+        run = run_load(server, ClosedLoop(1), SMALL, **options)
+        with pytest.raises(ValueError, match="warmup_s") as refused:
+            run_load(server, ClosedLoop(1), SMALL, warmup_s=-1, **options)
+    assert run.summary()["ok"] == 2
+    write_report(tmp_path)
+    said = "".join(capfd.readouterr())
+    assert '"status": 200' in said  # the access log
+    assert_nowhere(said, caplog.text, str(refused.value), *shown(run), folder=tmp_path)
+
+
+async def repeat_key(scope, receive, send):
+    """An ASGI app that refuses each request and repeats its key, in every spelling."""
+    while (await receive()).get("more_body"):
+        pass
+    [given] = [value for name, value in scope["headers"] if name == b"authorization"]
+    key = given.decode().removeprefix("Bearer ")
+    assert key == KEY
+    padding = "x" * 280  # the words that are kept end within the key
+    spellings = [key, json.dumps(key), quote(key, safe=""), html.escape(key), padding, key]
+    await send({"type": "http.response.start", "status": 401, "headers": []})
+    await send({"type": "http.response.body", "body": " ".join(spellings).encode()})
+
+
+def test_a_key_for_a_url_comes_from_the_environment_and_reaches_no_file(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with listening(repeat_key) as url:
+        run = run_load(url, ClosedLoop(1), requests=2, study="shy", results=tmp_path)
+    assert run.requests["http_status"].tolist() == [401, 401]
+    assert run.requests["error"].iloc[0].startswith("HTTP 401: (the key) ")
+    write_report(tmp_path)
+    assert_nowhere("".join(capfd.readouterr()), *shown(run), folder=tmp_path)
+    monkeypatch.setenv(KEY_VARIABLE, KEY + " k3y")
+    with pytest.raises(ValueError, match="no space") as refused:
+        run_load(url, ClosedLoop(1), requests=1, results=tmp_path)
+    assert_nowhere(str(refused.value), folder=tmp_path)
+
+
+def test_without_a_key_a_locked_server_makes_no_image(tmp_path):
+    with serve(FakePipeline(), name="locked", api_key=KEY) as server:
+        run = run_load(server.url, ClosedLoop(1), SMALL, requests=2, results=tmp_path)
+    assert run.requests["http_status"].tolist() == [401, 401]
+
+
 async def make_image(scope, receive, send):
     """An ASGI app that answers each request with 200 and the time that an image took."""
     assert scope["type"] == "http"
@@ -42,26 +116,34 @@ async def make_image(scope, receive, send):
     await send({"type": "http.response.body", "body": b'{"time_s": 0.0}'})
 
 
-@pytest.fixture
-def tls_url(tmp_path):
-    """The URL of a real server with a certificate that nobody vouches for."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
-    certificate.private_key_pem.write_to_path(key)
-    for part in certificate.cert_chain_pems:
-        part.write_to_path(chain, append=True)
-    config = uvicorn.Config(
-        make_image, port=0, lifespan="off", ssl_keyfile=key, ssl_certfile=chain, log_level="error"
-    )
+@contextmanager
+def listening(app, **options):
+    """The URL of a real server of `app`."""
+    config = uvicorn.Config(app, port=0, lifespan="off", log_level="error", **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
-    [listening] = server.servers
-    yield f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    [listener] = server.servers
+    scheme = "https" if options else "http"
+    try:
+        yield f"{scheme}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """uvicorn's options for a certificate that nobody vouches for."""
+    return certificate_in(tmp_path)
+
+
+@pytest.fixture
+def tls_url(certificate):
+    """The URL of a real server with a certificate that nobody vouches for."""
+    with listening(make_image, **certificate) as url:
+        yield url
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_unless_asked(tls_url, tmp_path):
@@ -74,3 +156,13 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_unless_asked(tls_url, 
     assert (refused.spec["verify"], taken.spec["verify"]) == (True, False)
     with pytest.raises(ValueError, match="verify must be True or False"):
         run_load(tls_url, ClosedLoop(1), verify="no", **options)
+
+
+def test_a_server_of_ours_speaks_https(certificate, tmp_path):
+    with serve(FakePipeline(), name="tls", api_key=KEY, **certificate) as server:
+        options = {"requests": 2, "study": "tls", "results": tmp_path}
+        refused = run_load(server, ClosedLoop(1), SMALL, **options)
+        taken = run_load(server, ClosedLoop(1), SMALL, verify=False, **options)
+    assert "certificate" in refused.requests["error"].iloc[0].lower()
+    assert taken.summary()["ok"] == 2
+    assert taken.spec["target"]["url"].startswith("https://127.0.0.1:")

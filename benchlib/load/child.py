@@ -1,6 +1,6 @@
 """How a plan is carried out with Locust: the process behind `runner.generate_load`.
 
-Takes {"plan", "rows_path"} as the first line of stdin. Writes {"started_monotonic_s"} and, at the
+Takes {"plan", "api_key", "rows_path"} as the first line of stdin. Writes {"started_monotonic_s"} and, at the
 end, {"outcome"} to stdout, a JSON line each, and appends one row per request to the file. A further
 byte on stdin, or its end (the parent has died), ends the run.
 
@@ -163,6 +163,7 @@ def main() -> None:
     PlannedUser.api = plan.api
     PlannedUser.timeout_s = plan.timeout_s
     PlannedUser.insecure = not plan.verify
+    PlannedUser.api_key = order["api_key"]
     spans = plan.arrivals.spans()
     ClosedUser.spans = iter(spans)
     runner = start_users(ledger, ClosedUser if spans else OpenUser, len(spans) or 1)

@@ -5,6 +5,7 @@
 sends the requests that `run_load` sends. BENCHLIB_WORKLOAD_* choose them (see `Workload.from_env`).
 A request fails after BENCHLIB_LOAD_TIMEOUT_S seconds, by default 600. BENCHLIB_LOAD_API=openai
 sends them as OpenAI's clients do. BENCHLIB_LOAD_VERIFY=0 accepts any certificate.
+BENCHLIB_LOAD_API_KEY is sent as `Authorization: Bearer`.
 
 Ignorant of plans, rows and results. Importing this file imports Locust, which patches the process:
 never import it in a notebook's kernel.
@@ -25,6 +26,7 @@ import gevent
 from locust import FastHttpUser, events, task
 
 from benchlib.load.apis import APIS
+from benchlib.load.bearer import key_of_environment, without_key
 from benchlib.load.workload import Workload
 from benchlib.rows import Call
 
@@ -40,6 +42,7 @@ class ImageUser(FastHttpUser):
     max_retries = max_redirects = 0  # one row is one request
     insecure = os.environ.get("BENCHLIB_LOAD_VERIFY", "1") == "0"  # Locust's own default is True
     api = os.environ.get("BENCHLIB_LOAD_API", "benchmark")
+    api_key = key_of_environment()
     workload = Workload.from_env(os.environ)
     # All users share this counter, so that the i-th request sent is workload.request(i).
     indexes = itertools.count()
@@ -65,6 +68,13 @@ class ImageUser(FastHttpUser):
         """Sends the next request and waits for its whole answer."""
         self.send(self.next_call())
 
+    def headers(self, call: Call) -> dict[str, str]:
+        """The headers of a request. The key is for the server alone: no text may have it."""
+        headers = {"X-Request-ID": call.request_id, "Accept-Encoding": "identity"}
+        if self.api_key is not None:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        return headers
+
     def send(self, call: Call) -> None:
         """Sends `call` and waits for its whole answer, for at most `timeout_s`.
 
@@ -79,7 +89,7 @@ class ImageUser(FastHttpUser):
             response = self.client.post(
                 api.route,
                 json=body,
-                headers={"X-Request-ID": call.request_id, "Accept-Encoding": "identity"},
+                headers=self.headers(call),
                 context={"call": call},
                 catch_response=True,
             )
@@ -95,14 +105,16 @@ class ImageUser(FastHttpUser):
             if is_late:
                 response.failure(f"timeout: no answer within {self.timeout_s:g} s")
             elif cause is not None:
-                response.failure(f"{type(cause).__name__}: {cause}")
+                words = f"{type(cause).__name__}: {cause}"
+                response.failure(without_key(words, self.api_key))
             elif response.status_code != 200:
-                words = answer.decode("utf-8", "replace")
+                words = without_key(answer.decode("utf-8", "replace"), self.api_key)
                 response.failure(f"HTTP {response.status_code}: {' '.join(words.split())[:300]}")
             else:
                 fault = api.fault(answer)
                 if fault is not None:
-                    response.failure(f"no answer: {fault}")
+                    words = f"no answer: {fault}"
+                    response.failure(without_key(words, self.api_key))
 
 
 @events.test_start.add_listener

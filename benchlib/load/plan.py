@@ -6,12 +6,13 @@ Knows which plans make sense. Ignorant of how a plan is carried out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 from benchlib.load import arrivals as arrivals_
 from benchlib.load.apis import APIS
+from benchlib.load.bearer import check_key
 from benchlib.load.bounds import check_number
 from benchlib.load.workload import Workload
 
@@ -24,8 +25,9 @@ class LoadPlan:
     scheduled, whichever comes first. A trace ends by itself. Then the run waits for the answers. A
     request fails after `timeout_s`. At `max_s` the whole run is cut, and requests in flight are
     censored. `seed` draws the moments of open arrivals. `api` is the route: "benchmark" or "openai"
-    (see `APIS`). Without `verify`, any certificate of an https server is accepted. Raises ValueError
-    that names the field and the fix.
+    (see `APIS`). Without `verify`, any certificate of an https server is accepted. `api_key` is sent
+    with each request as `Authorization: Bearer`; no text has it, `to_dict` neither. Raises
+    ValueError that names the field and the fix.
     """
 
     url: str
@@ -39,6 +41,7 @@ class LoadPlan:
     seed: int = 0
     api: str = "benchmark"
     verify: bool = True
+    api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # 1) The server and the requests.
@@ -62,6 +65,7 @@ class LoadPlan:
             check_number("requests", self.requests, 1, whole=True)
         check_number("timeout_s", self.timeout_s, 0, above=True)
         check_number("seed", self.seed, 0, whole=True)
+        check_key(self.api_key)
         if not isinstance(self.verify, bool):
             raise ValueError(f"verify must be True or False, got {self.verify!r}")
 
@@ -98,12 +102,14 @@ class LoadPlan:
         return self.workload.request(index) | dict(own)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
-        return {
+        """JSON-able fields, without the key."""
+        fields = {
             **vars(self),
             "arrivals": self.arrivals.to_dict(),
             "workload": self.workload.to_dict(),
         }
+        del fields["api_key"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:

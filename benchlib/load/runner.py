@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from benchlib.load.bearer import without_key
 from benchlib.load.plan import LoadPlan
 
 _TICK_S = 0.5
@@ -109,7 +110,11 @@ def generate_load(
     where the child dies or fails, and LoadInterrupted, a KeyboardInterrupt, for an interrupt.
     However the run ends, the child is gone and the rows stay.
     """
-    order = {"plan": plan.to_dict(), "rows_path": str(Path(rows_path).resolve())}
+    order = {
+        "plan": plan.to_dict(),
+        "api_key": plan.api_key,
+        "rows_path": str(Path(rows_path).resolve()),
+    }
     started_s: float | None = None
     outcome: LoadOutcome | None = None
     with (
@@ -147,7 +152,8 @@ def generate_load(
         if outcome is None or code != 0:
             raise GeneratorError(
                 f"the load generator ended with code {code} before its run did; "
-                f"its rows are kept in {rows_path}. Its last words:\n{_last_words(stderr)}"
+                f"its rows are kept in {rows_path}. Its last words:\n"
+                f"{without_key(_last_words(stderr), plan.api_key)}"
             )
     return outcome
 

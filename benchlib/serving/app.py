@@ -8,24 +8,24 @@ loads no model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from benchlib.serving import image_links, openai_images
+from benchlib.serving.access_log import AccessLog
 from benchlib.serving.connection_limits import ConnectionLimits, Connections, ServedApp
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.edge import Edge
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.error_answers import ErrorAnswers
 from benchlib.serving.handoff import HandOff
-from benchlib.serving.headers import answer_headers, error_headers
+from benchlib.serving.headers import answer_headers
 from benchlib.serving.image_links import ImageLinks
+from benchlib.serving.lock import Lock
 from benchlib.serving.schemas import GenerateRequest, GenerateResponse, Health, Problem, Readiness
 
 
@@ -70,27 +70,19 @@ def create_app(
     summary = "Stable Diffusion XL, served to be measured"
     app = ServedApp(title="benchlib", summary=summary, lifespan=lifespan)
     app.connections = connections
+    errors = ErrorAnswers(handoff.metrics)
+
+    # The last is the first to see a request.
+    app.add_middleware(Lock, key=door.key, refuse=errors.refuse)
+    app.add_middleware(AccessLog, on=door.access_log)
     app.add_middleware(Edge, root_path=door.root_path)
+    errors.add_to(app)
     app.include_router(openai_images.make_router(handoff))
     app.include_router(image_links.make_links_router(links))
 
-    @app.exception_handler(HTTPException)
-    async def http_error(http: Request, error: HTTPException) -> Response:
-        # FastAPI raises 400 for JSON with too many digits or too much nesting.
-        if error.status_code == 400:
-            problem = {"loc": ("body",), "msg": error.detail, "type": "json_invalid"}
-            return _error_response(http, 422, [problem])
-        return _error_response(http, error.status_code, error.detail, error)
-
-    @app.exception_handler(RequestValidationError)
-    async def bad_request(http: Request, error: RequestValidationError) -> Response:
-        keys = ("loc", "msg", "type")
-        problems = [{key: problem[key] for key in keys} for problem in error.errors()]
-        return _error_response(http, 422, problems)
-
     @app.post(
         "/benchmark/generate",
-        responses={code: {"model": Problem} for code in (413, 422, 500, 503, 504, 507)},
+        responses={code: {"model": Problem} for code in (401, 413, 422, 429, 500, 503, 504, 507)},
         summary="Make one image and report its time and memory",
     )
     async def generate(
@@ -127,21 +119,6 @@ def create_app(
         return Response(handoff.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     return app
-
-
-def _error_response(
-    http: Request, status: int, detail: object, error: HTTPException | None = None
-) -> Response:
-    """Return an error's answer. Its JSON is ASCII, because UTF-8 has no lone surrogates."""
-    if openai_images.expects_openai(http):
-        reason = getattr(error, "reason", None)
-        status, body = openai_images.error_answer(status, detail, reason)
-    else:
-        body = {"detail": detail, "request_id": http.state.request_id}
-    headers = error_headers(http)
-    if error is not None:
-        headers.update(error.headers or {})
-    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 def __getattr__(name: str) -> FastAPI:

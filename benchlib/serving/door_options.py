@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -158,6 +159,21 @@ class DoorOptions(BaseModel):
     def key(self) -> str | None:
         """The API key itself."""
         return None if self.api_key is None else self.api_key.get_secret_value()
+
+    def uvicorn_options(self) -> dict[str, Any]:
+        """uvicorn's options for HTTPS, or {}. Raises ValueError if the certificate can't be used."""
+        if self.ssl_certfile is None:
+            return {}
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Without a password, OpenSSL would ask the terminal for that of an encrypted key.
+            context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password=lambda: "")
+        except OSError as error:
+            raise ValueError(
+                f"ssl_certfile, ssl_keyfile: {self.ssl_certfile!r} and {self.ssl_keyfile!r} are no "
+                f"certificate and its key without a password ({error})"
+            ) from None
+        return {"ssl_certfile": self.ssl_certfile, "ssl_keyfile": self.ssl_keyfile}
 
     def bounds_on(self, device: str) -> Bounds:
         """The bounds on a device such as "cpu" or "cuda:1"."""

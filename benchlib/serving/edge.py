@@ -45,7 +45,7 @@ class Edge:
             # uuid4 would call the kernel and hand the interpreter's lock to the torch thread.
             request_id = f"{random.getrandbits(128):032x}"
         state = scope.setdefault("state", {})
-        state.update(arrived_s=time.monotonic(), request_id=request_id)
+        state.update(arrived_s=time.monotonic(), request_id=request_id, method=scope["method"])
         scope = {**scope, **self._place(scope, headers)}
         state["path"] = scope["path"].removeprefix(scope["root_path"])
 

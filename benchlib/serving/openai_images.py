@@ -262,7 +262,7 @@ def expects_openai(http: Request) -> bool:
     return path.startswith(f"{PREFIX}/")
 
 
-def error_answer(status: int, detail: object, code: str | None) -> tuple[int, dict[str, Any]]:
+def error_body(status: int, detail: object, code: str | None) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of an error in OpenAI's shape.
 
     `detail` is a sentence, or FastAPI's list of problems. A bad body gets 400 in place of 422,

@@ -19,6 +19,7 @@ from benchlib.serving.image_links import ImageLinks
 from benchlib.telemetry import GIB, cuda_memory_gib, process_memory_gib
 
 REFUSALS = ("queue_full", "wait_too_long", "client_share", "too_large", "loading", "stopping")
+CLIENT_ERRORS = ((401, "missing_api_key"), (401, "invalid_api_key"), (404, "not_found"))
 CANCELLATIONS = ("deadline", "client_gone")
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -27,7 +28,8 @@ BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 class Metrics:
     """The metrics of one app.
 
-    `latency_s` and `images` have the label `route`; `refusals` and `cancellations` have `reason`.
+    `latency_s` and `images` have the label `route`; `refusals` and `cancellations` have `reason`;
+    `client_errors` have `status` and `reason`.
     """
 
     def __init__(self, engine: Engine, links: ImageLinks) -> None:
@@ -58,6 +60,14 @@ class Metrics:
             "Requests that an error in the server ended",
             registry=registry,
         )
+        self.client_errors = Counter(
+            "benchlib_client_errors_total",
+            "Answers of 400 to 499, by the field or the fault",
+            ["status", "reason"],
+            registry=registry,
+        )
+        for status, reason in CLIENT_ERRORS:
+            self.client_errors.labels(status, reason)
         for counter, reasons in ((self.refusals, REFUSALS), (self.cancellations, CANCELLATIONS)):
             for reason in reasons:
                 # A rate needs the counter's first value, which is 0.
@@ -81,6 +91,11 @@ class Metrics:
             self.refusals.labels(reason).inc()
         else:
             self.failures.inc()
+
+    def count_client_error(self, status: int, reason: str) -> None:
+        """Count an answer of 400 to 499. One that nobody read (499) is a cancellation."""
+        if 400 <= status < 499:
+            self.client_errors.labels(status, reason).inc()
 
     def page(self) -> bytes:
         """The metrics in Prometheus' text format."""

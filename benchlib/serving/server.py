@@ -24,6 +24,7 @@ from benchlib.serving.door_options import Auto, DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, OnNotFinite, in_words
 from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLinks
+from benchlib.serving.lock import warn_of_open_door
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
@@ -103,6 +104,11 @@ class Server(ShownInCell):
         return self._url
 
     @property
+    def api_key(self) -> str | None:
+        """The key that requests must bring, or None."""
+        return self._door.key
+
+    @property
     def pid(self) -> int:
         """The id of the process that serves, which is this process."""
         return os.getpid()
@@ -144,13 +150,16 @@ class Server(ShownInCell):
             former.stop()
 
         # 2) Listen
+        tls = self._door.uvicorn_options()
         listener = _listen(self._host, self._port)
         host, port = listener.getsockname()[:2]
         if ":" in host:  # IPv6
             host = f"[{host}]"
-        self._url = f"http://{host}:{port}"
+        scheme = "https" if self._door.ssl_certfile else "http"
+        self._url = f"{scheme}://{host}:{port}"
         app = create_app(engine, self._door, links=self._links, limits=self._limits)
-        self._uvicorn = make_uvicorn(app, log_level=self._log_level)
+        self._uvicorn = make_uvicorn(app, log_level=self._log_level, **tls)
+        warn_of_open_door(host, self._door.key)
         self._thread = threading.Thread(
             target=self._uvicorn.run,
             kwargs={"sockets": [listener]},
@@ -232,7 +241,7 @@ def serve(
     the links to images: `link_s`, `max_links` and `links_gib`. `limits` says how long clients may
     take, how many may be connected, and how long `stop()` waits for requests.
 
-    Raises ValueError for a bad argument, OSError if the port is taken, and what loading raises.
+    Raises ValueError for a bad argument or certificate, OSError if the port is taken, and what loading raises.
     """
     # 1) Check the arguments
     if load_options and not isinstance(model, str):

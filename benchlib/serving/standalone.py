@@ -34,6 +34,7 @@ from benchlib.serving.image_links import (
     ImageLinks,
 )
 from benchlib.serving.last_words import leave_with
+from benchlib.serving.lock import warn_of_open_door
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import make_uvicorn
@@ -162,7 +163,12 @@ def _log_cost(pipe: SDXLPipeline) -> None:
 
 
 def app_from(settings: Settings) -> FastAPI:
-    """The app that `uvicorn benchlib.serving.app:app` serves."""
+    """The app that `uvicorn benchlib.serving.app:app` serves.
+
+    Raises ValueError for a certificate, which only uvicorn itself can use then.
+    """
+    if settings.ssl_certfile is not None:
+        raise ValueError("ssl_certfile: give uvicorn itself --ssl-certfile and --ssl-keyfile")
     engine = engine_from(settings)
     leave_with(engine)
     return _app_before(engine, settings)
@@ -185,7 +191,9 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     engine = engine_from(settings)
     leave_with(engine)
     app = _app_before(engine, settings)
-    server = make_uvicorn(app, host=host, port=port, log_level="info")
+    tls = settings.door_options().uvicorn_options()
+    server = make_uvicorn(app, host=host, port=port, log_level="info", **tls)
+    warn_of_open_door(host, settings.door_options().key)
 
     def give_up_if_failed() -> None:
         engine.settled.wait()
