@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -25,7 +26,7 @@ from benchlib.serving.error_answers import ErrorAnswers
 from benchlib.serving.handoff import HandOff
 from benchlib.serving.headers import answer_headers
 from benchlib.serving.image_links import ImageLinks
-from benchlib.serving.lock import Lock
+from benchlib.serving.lock import Lock, warn_of_open_door
 from benchlib.serving.schemas import GenerateRequest, GenerateResponse, Health, Problem, Readiness
 
 
@@ -70,6 +71,7 @@ def create_app(
     summary = "Stable Diffusion XL, served to be measured"
     app = ServedApp(title="benchlib", summary=summary, lifespan=lifespan)
     app.connections = connections
+    app.look_at_host = partial(warn_of_open_door, key=door.key)
     errors = ErrorAnswers(handoff.metrics)
 
     # The last is the first to see a request.

@@ -450,7 +450,7 @@ class Connection(HttpToolsProtocol):
 
 
 class ServedApp(FastAPI):
-    """An app that attaches its `connections` to the uvicorn that runs it.
+    """An app that attaches its `connections` to the uvicorn that runs it, and looks at its host.
 
     uvicorn's `LifespanOn` calls the app with one of its own methods, and has the configuration. So
     this holds for each way to start uvicorn. A middleware would come too late: FastAPI wraps that
@@ -458,12 +458,14 @@ class ServedApp(FastAPI):
     """
 
     connections: Connections
+    look_at_host: Callable[[str], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             lifespan = getattr(receive, "__self__", None)
             if isinstance(lifespan, LifespanOn):
                 self.connections.attach(lifespan.config)
+                self.look_at_host(lifespan.config.host)
         await super().__call__(scope, receive, send)
 
 

@@ -34,7 +34,6 @@ from benchlib.serving.image_links import (
     ImageLinks,
 )
 from benchlib.serving.last_words import leave_with
-from benchlib.serving.lock import warn_of_open_door
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import make_uvicorn
@@ -193,7 +192,6 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     app = _app_before(engine, settings)
     tls = settings.door_options().uvicorn_options()
     server = make_uvicorn(app, host=host, port=port, log_level="info", **tls)
-    warn_of_open_door(host, settings.door_options().key)
 
     def give_up_if_failed() -> None:
         engine.settled.wait()
