@@ -6,6 +6,8 @@ Knows the shape that a client of each route expects. Ignorant of why a request f
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +18,11 @@ from benchlib.serving.headers import error_headers
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import GenerateRequest
 
-REASONS = {404: "not_found", 405: "method", 413: "body_too_large", 431: "headers_too_large"}
+REASONS = {
+    404: "not_found",
+    405: "method",
+    413: "body_too_large",
+}
 FIELDS = frozenset({*GenerateRequest.model_fields, *openai_images.ImagesRequest.model_fields})
 
 
@@ -35,8 +41,7 @@ class ErrorAnswers:
 
         @app.exception_handler(RequestValidationError)
         async def bad_request(http: Request, error: RequestValidationError) -> Response:
-            keys = ("loc", "msg", "type")
-            problems = [{key: problem[key] for key in keys} for problem in error.errors()]
+            problems = [_shown(problem) for problem in error.errors()]
             return self._answer(http, 422, problems)
 
     def refuse(self, http: Request, error: HTTPException) -> Response:
@@ -64,6 +69,15 @@ class ErrorAnswers:
             headers.update(error.headers or {})
         self.metrics.count_client_error(status, reason or _reason_of(status, detail))
         return Response(json.dumps(body), status, headers, media_type="application/json")
+
+
+def _shown(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """What an answer shows of pydantic's problem: not the input, which may be large."""
+    return {
+        "loc": problem["loc"],
+        "msg": problem["msg"],
+        "type": problem["type"],
+    }
 
 
 def _reason_of(status: int, detail: object) -> str:
