@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     It is 4 if the server's engine has ended by an error.
     """
-    from benchlib.answers import read_answers
+    from benchlib.answers import read_headlines
     from benchlib.report import write_report
     from benchlib.serving.engine.options import in_words
     from benchlib.serving.standalone import Settings, serve_alone
@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             path = write_report(given["results"])
             print(path)
-            for name, answer in read_answers(path.parent).items():
-                print(f"{name}: {' '.join(answer.split())}")
+            for name, headline in read_headlines(path.parent).items():
+                print(f"{name}: {headline}")
         except (OSError, ValueError) as error:
             report.error(str(error))
         return 0

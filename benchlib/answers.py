@@ -99,15 +99,19 @@ def write_answers(results: Path, questions: dict[str, str]) -> None:
     path.write_text(text + "\n", encoding="utf-8", errors="replace")
 
 
-def read_answers(results: Path) -> dict[str, str]:
-    """The answers of answers.json that are known, by study."""
+def read_headlines(results: Path) -> dict[str, str]:
+    """The first line of each answer of answers.json that is known, by study.
+
+    Where other work ran beside the runs, this is said after it.
+    """
     path = results / "answers.json"
     kept = json.loads(path.read_bytes())
-    answers = {}
+    headlines = {}
     for entry in kept["answers"]:
         if entry["answer"]:
-            answers[entry["study"]] = entry["answer"]
-    return answers
+            first, *_ = entry["answer"].splitlines()
+            headlines[entry["study"]] = " ".join(filter(None, [first, entry["busy"]]))
+    return headlines
 
 
 def _last_record(study: Path) -> dict[str, Any]:

@@ -66,6 +66,9 @@ QUESTIONS = {
 """The question of each notebook, by the name of its study and in the notebooks' order."""
 AUXILIARY = ("compare-first", "compare-again", "compare-slower", "compare-warm-up")
 """The studies that notebook 06 makes only to compare them."""
+COMPARES = "compare"
+COMPARED = "compare-slower"
+"""The study of notebook 06 has no run of its own: its figures lie with the newest it compared."""
 ABOUT = "about.txt"
 """A line in a reference's folder that has no table: when and on which machine it was measured."""
 REFERENCE = "reference-"
@@ -167,6 +170,8 @@ def _sections(results: Path) -> Iterator[Section]:
     questions = [_card(own.pop(name), results) for name in QUESTIONS if name in own]
     for card in questions:
         card.title = QUESTIONS[card.name]
+        if card.name == COMPARES:
+            _show_what_it_compared(card, results)
         _put_answer_on_top(card, results)
     auxiliary = [_card(own.pop(name), results) for name in AUXILIARY if name in own]
     others = [_card(folder, results) for folder in own.values()]
@@ -262,6 +267,16 @@ def _card(folder: Path, results: Path) -> Card:
     _add_pictures(card, folder, results)
     _add_links(card, folder, results)
     return card
+
+
+def _show_what_it_compared(card: Card, results: Path) -> None:
+    """Adds the figures of the studies that notebook 06 made, if its answer is about them."""
+    answer = read_answer(results / card.name)
+    if card.runs or answer is None:
+        return
+    card.lines = [Line("Its runs and figures are with the studies that it compared.")]
+    if answer.startswith(f"{COMPARED} against "):
+        _add_pictures(card, results / COMPARED, results)
 
 
 def _put_answer_on_top(card: Card, results: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_report_shows_the_answers_and_keeps_them_for_programs(tmp_path, caps
     assert main(["report", "--results", str(tmp_path)]) == 0
 
     said = capsys.readouterr().out.splitlines()
-    assert said[-2:] == ["quickstart: It works.", "load: It serves <3> people."]
+    assert said[-2:] == ["quickstart: It works.", "load: It serves <3>"]
     assert "It serves &lt;3&gt;" in (tmp_path / "index.html").read_text()
     entries = json.loads((tmp_path / "answers.json").read_text())["answers"]
     assert [entry["answer"] for entry in entries] == ["It works.", "It serves <3>\npeople.", None]

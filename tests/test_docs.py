@@ -162,7 +162,7 @@ def check_benchlib(arguments, monkeypatch):
     """Checks that our own command line takes the arguments, without serving or writing anything."""
     monkeypatch.setattr("benchlib.serving.standalone.serve_alone", lambda *_, **__: 0)
     monkeypatch.setattr("benchlib.report.write_report", lambda *_, **__: Path("index.html"))
-    monkeypatch.setattr("benchlib.answers.read_answers", lambda _: {})
+    monkeypatch.setattr("benchlib.answers.read_headlines", lambda _: {})
     monkeypatch.setattr("benchlib.notebook_pages.write_pages", lambda _: [])
     if "--help" in arguments:
         with pytest.raises(SystemExit, match=r"^0$"):

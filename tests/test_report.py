@@ -74,6 +74,15 @@ def summarised(study, *reasons):
     pd.DataFrame(rows).to_csv(study / "summary.csv", index=False)
 
 
+def executed(study, answer):
+    """A notebook that ran into the folder of `study` and printed its answer."""
+    study.mkdir(exist_ok=True)
+    output = {"output_type": "stream", "name": "stdout", "text": [answer]}
+    cell = {"cell_type": "code", "source": ["print(answer)"], "outputs": [output]}
+    notebook = {"cells": [cell], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}
+    (study / f"06_{study.name}.ipynb").write_text(json.dumps(notebook))
+
+
 def draw(study, name, alt="A line that falls."):
     (study / "figures").mkdir(exist_ok=True)
     about = PngInfo()
@@ -174,6 +183,23 @@ def test_the_questions_come_first_and_what_serves_others_is_folded(results):
     ]
     assert places == sorted(places)
     assert [tag["class"] for tag in page.all("details") if "class" in tag] == ["section"]
+
+
+def test_the_card_of_notebook_06_shows_the_studies_that_it_compared(results):
+    measure(results, "compare-slower")
+    draw(results / "compare-slower", "forest")
+    executed(results / "compare", "compare-slower against compare-first: worse\n- median latency")
+    page = Page(write_report(results))
+    start = page.text.index("Did it get worse? compare")
+    card = page.text[start : page.text.index("Other studies")]
+    assert "compare-slower against compare-first: worse" in card
+    assert "with the studies that it compared" in card
+    assert "broken" not in card
+    pictures = [tag["src"] for tag in page.all("img")]
+    assert pictures[0] == "compare-slower/figures/forest.png"
+    executed(results / "compare", "2026-11-24 against 2026-11-23: better")
+    named = Page(write_report(results))
+    assert [tag["src"] for tag in named.all("img")].count("compare-slower/figures/forest.png") == 1
 
 
 def test_a_reference_shows_its_pictures_and_is_not_called_broken(results):

@@ -338,6 +338,7 @@ class Anatomy(ShownInCell):
     """Where the time and the memory of an image go. `str()` has the answer in words.
 
     - `means_s`: from stage_means.
+    - `largest_images`: how many images were made of the last row of `means_s`.
     - `costs`: from cost_lines.
     - `launches`: from launch_shares.
     - `peak`: from peak_stage.
@@ -348,6 +349,7 @@ class Anatomy(ShownInCell):
     """
 
     means_s: pd.DataFrame
+    largest_images: int
     costs: pd.DataFrame
     launches: pd.DataFrame
     peak: Peak | None
@@ -380,7 +382,12 @@ class Anatomy(ShownInCell):
             f"{STAGE_NAMES[stage]} {100 * largest[stage] / total_s:.0f} %" for stage in STAGES
         ]
         image = f"The largest image, {size_name(width, height)} with {counted(steps, 'step')},"
-        return f"{image} takes {words(total_s, unit='s')}: {', '.join(shares)}."
+        takes = f"{image} takes {words(total_s, unit='s')}"
+        if self.largest_images < MIN_RUNS:
+            made = counted(self.largest_images, "image")
+            not_shown = f"which stage takes the time is not shown, it takes {MIN_RUNS}"
+            return f"{takes} ({made}); {not_shown}."
+        return f"{takes}: {', '.join(shares)}."
 
     def _costs(self) -> list[str]:
         if not len(self.means_s):
@@ -417,8 +424,11 @@ def judge_images(run: Run, *, shares: pd.DataFrame, watched: Run) -> Anatomy:
 
     `run` is from dissect(), `shares` from arithmetic(), and `watched` from watch_memory().
     """
+    means_s = stage_means(run.requests)
+    sizes = finished_images(run.requests).groupby(["width", "height", "num_inference_steps"]).size()
     return Anatomy(
-        means_s=stage_means(run.requests),
+        means_s=means_s,
+        largest_images=int(sizes.iloc[-1]) if len(sizes) else 0,
         costs=cost_lines(run.requests),
         launches=launch_shares(run.requests),
         peak=peak_stage(run.requests),

@@ -312,7 +312,19 @@ class BatchingAnswer(ShownInCell):
 
 
 def _figures_words(rows: pd.DataFrame) -> str:
-    return "; ".join(gain_words(row) for row in rows.to_dict("records"))
+    """Returns what is shown of each figure, and then what is not shown, all in one clause."""
+    is_open = rows["verdict"] == NOT_SHOWN
+    said = [gain_words(row) for row in rows[~is_open].to_dict("records")]
+    not_shown = []
+    for row in rows[is_open].to_dict("records"):
+        figure = LATENCIES[row["figure"]]
+        if row["interval"] is not None and math.isfinite(row["interval"][1]):
+            figure += f" {span(row['interval'])} times serial's"
+        not_shown.append(figure)
+    if not_shown:
+        which = "no other difference" if said else "no difference from serial"
+        said.append(f"{which} is shown ({', '.join(not_shown)})")
+    return "; ".join(said)
 
 
 def rows_at_highest_rate(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:

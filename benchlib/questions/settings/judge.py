@@ -278,12 +278,14 @@ def start_words(table: pd.DataFrame) -> str | None:
         return None
     longest = started.groupby("recipe")[["start_s", "compile_s"]].max()
     start_min, compile_min = (longest.astype(float).sum() / 60).tolist()
-    sentence = f"Starting took {number(start_min)} minutes in all"
+    start = f"{number(start_min)} minutes" if start_min >= 1 else f"{number(60 * start_min)} s"
+    sentence = f"Starting took {start} in all"
     compiled = longest[longest["compile_s"] > 0]["compile_s"]
     if not len(compiled):
         return f"{sentence}, and nothing was compiled."
     each = [f"{recipe} {number(seconds / 60)}" for recipe, seconds in compiled.items()]
-    return f"{sentence}, {number(compile_min)} of them for compiling ({', '.join(each)})."
+    compiling = f"{number(compile_min)} minutes of it for compiling"
+    return f"{sentence}, {compiling} ({', '.join(each)})."
 
 
 # ---- the choice

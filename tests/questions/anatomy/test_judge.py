@@ -180,6 +180,14 @@ def test_the_answer_in_words(made: SimpleNamespace) -> None:
     ]
 
 
+def test_the_answer_names_no_stage_where_the_images_are_too_few(made: SimpleNamespace) -> None:
+    first, *_ = answer(made, made.images(2), [1.0]).splitlines()
+    assert first == (
+        "The largest image, 128x128 with 8 steps, takes 1.8 s (2 images); "
+        "which stage takes the time is not shown, it takes 5."
+    )
+
+
 def test_where_python_is_the_limit_the_answer_says_so_and_what_to_do(made: SimpleNamespace) -> None:
     images = made.images(launch_shares=(0.97, 0.4))
     lines = answer(made, images, [1.0]).splitlines()

@@ -181,10 +181,10 @@ def test_compiling_is_told_apart(setting):
         setting.row("compile", 9.0, start_s=96.0, compile_s=75.0),
     )
     assert str(decision).endswith(
-        "Starting took 2 minutes in all, 1.25 of them for compiling (compile 1.25)."
+        "Starting took 2 minutes in all, 1.25 minutes of it for compiling (compile 1.25)."
     )
     nothing = judged(setting, setting.row("baseline", 5.0))
-    assert str(nothing).endswith("Starting took 0.2 minutes in all, and nothing was compiled.")
+    assert str(nothing).endswith("Starting took 12 s in all, and nothing was compiled.")
 
 
 def test_a_fleet_is_sized_by_the_low_end_and_costs_by_the_hour(setting):
