@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from benchlib.serving.handoff import File, HandOff
 from benchlib.serving.headers import answer_headers
 from benchlib.serving.image_links import MOST_IMAGES, link_to
+from benchlib.serving.model_list import Model, ModelList, adapter_named, models_of
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import (
     MAX_SEED,
@@ -59,7 +60,7 @@ class ImagesRequest(BaseModel):
 
     prompt: Prompt
     model: str | None = Field(
-        default=None, description="the id that /v1/models lists; may be left out"
+        default=None, description="an id that /v1/models lists; the model's own if left out"
     )
     n: int | None = Field(
         default=None, ge=1, le=MOST_IMAGES, description="how many images; 1 by default"
@@ -109,13 +110,13 @@ class ImagesRequest(BaseModel):
             raise ValueError("there are no partial images to stream; leave stream out")
         return stream
 
-    def requests(self, showcase: Mapping[str, int]) -> list[GenerateRequest]:
-        """Return a request for each image. `showcase` has the model's own width, height and steps.
+    def requests(self, own: Mapping[str, Any]) -> list[GenerateRequest]:
+        """Return a request for each image. `own` has the fields that the body may leave out.
 
         Raises RequestValidationError if the last seed would be too large.
         """
         # 1) The fields that all images share
-        fields: dict[str, Any] = dict(showcase)
+        fields: dict[str, Any] = dict(own)
         for name in _SAME:
             value = getattr(self, name)
             if value is not None:
@@ -163,20 +164,6 @@ class ImagesResponse(BaseModel):
     output_format: Literal["png", "jpeg", "webp"]
 
 
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["benchlib"] = "benchlib"
-
-
-class ModelList(BaseModel):
-    """The model that is served; empty while it loads."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
 class OpenAIProblem(BaseModel):
     message: str
     type: Literal["invalid_request_error", "server_error"]
@@ -206,10 +193,7 @@ def make_router(handoff: HandOff) -> APIRouter:
         summary="Make images, by OpenAI's API",
     )
     async def generate_images(body: ImagesRequest, http: Request) -> Response:
-        spec = handoff.engine.spec
-        if spec and body.model is not None and body.model != spec["model"]:
-            raise _unknown_model(spec)
-        wanted = body.requests(spec.get("showcase", {}))
+        wanted = body.requests(_own_fields(handoff.engine.spec, body.model))
         answer = await handoff.make_images(http, wanted, body.write_file)
         kind = body.output_format or "png"
         data = []
@@ -233,10 +217,7 @@ def make_router(handoff: HandOff) -> APIRouter:
     # 2) The model
     @router.get("/models")
     async def list_models() -> ModelList:
-        spec = handoff.engine.spec
-        if not spec:
-            return ModelList(data=[])
-        return ModelList(data=[Model(id=spec["model"], created=started)])
+        return ModelList(data=models_of(handoff.engine.spec, started))
 
     # A model's id may hold slashes: a hub id, or a path.
     @router.get("/models/{model:path}", responses={404: {"model": OpenAIError}})
@@ -244,15 +225,33 @@ def make_router(handoff: HandOff) -> APIRouter:
         spec = handoff.engine.spec
         if not spec:
             raise Unserved(404, "model_not_found", "the model is still loading; wait for /ready")
-        if model != spec["model"]:
-            raise _unknown_model(spec)
-        return Model(id=model, created=started)
+        for listed in models_of(spec, started):
+            if listed.id == model:
+                return listed
+        raise _unknown_model(spec)
 
     return router
 
 
+def _own_fields(spec: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """The fields of a request that leaves them out. Raises `Unserved` for an unknown model.
+
+    `model` may name an adapter. Then it is on, unless the request's `lora` says otherwise.
+    """
+    if not spec:  # it loads, and the engine refuses
+        return {}
+    try:
+        adapter = adapter_named(model, spec)
+    except KeyError:
+        raise _unknown_model(spec) from None
+    return {**spec["showcase"], "lora": adapter}
+
+
 def _unknown_model(spec: Mapping[str, Any]) -> Unserved:
+    others = ", ".join(spec.get("loras") or ())
     words = f"this server serves only {spec['model']!r}; name that model, or none"
+    if others:
+        words += f", or one of its adapters: {others}"
     return Unserved(404, "model_not_found", words)
 
 

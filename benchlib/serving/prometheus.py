@@ -120,6 +120,11 @@ class StateCollector(Collector):
         yield CounterMetricFamily(
             "benchlib_busy_seconds", "Time spent encoding, denoising, decoding", engine.busy_s
         )
+        yield CounterMetricFamily(
+            "benchlib_adapter_switches",
+            "Switches from one LoRA adapter, or none, to another",
+            engine.adapter_switches,
+        )
         yield from _fault_metrics(engine.faults)
         self.links.drop_old()
         yield GaugeMetricFamily(

@@ -152,6 +152,32 @@ def test_the_model_is_listed(client):
     assert raised.value.code == "model_not_found"
 
 
+def test_adapters_are_listed_and_may_be_named_as_the_model():
+    pipeline = FakePipeline()
+    pipeline.spec |= {
+        "loras": ["style", "face"],
+        "lora_files": {"style": "/a/s.safetensors", "face": "x/y"},
+    }
+    with fake_client(pipeline) as client:
+        model, style, face = client.models.list().data
+        assert (model.id, model.root, model.parent) == ("fake", "fake", None)
+        assert (style.id, style.root, style.parent) == ("style", "/a/s.safetensors", "fake")
+        assert client.models.retrieve("face") == face
+        asked = []
+        encode = pipeline.encode
+        pipeline.encode = lambda requests: asked.extend(requests) or encode(requests)
+        for options in (
+            {},
+            {"model": "style"},
+            {"model": "style", "extra_body": {"lora": "style:0.5"}},
+            {"model": "fake"},
+        ):
+            client.images.generate(**{"model": None, "prompt": "a cat"} | options)
+        assert [request.lora for request in asked] == [None, "style", "style:0.5", None]
+        with pytest.raises(openai.NotFoundError, match="one of its adapters: style, face"):
+            client.images.generate(prompt="a cat", model="other")
+
+
 def test_a_model_with_slashes_in_its_id_is_found():
     for name in ("owner/model", "/a/folder with spaces/model", "./models/ünïcode?.safetensors"):
         pipeline = FakePipeline()

@@ -44,6 +44,7 @@ def test_images_latency_batches_busy_time_and_memory_are_counted():
     assert 0 < after["benchlib_request_latency_seconds_sum", "/benchmark/generate"] < 30
     assert after["benchlib_batch_size_count", None] == 3 * SMALL["num_inference_steps"] + 2 * 4
     assert after["benchlib_busy_seconds_total", None] > before["benchlib_busy_seconds_total", None]
+    assert after["benchlib_adapter_switches_total", None] == 0
     assert after["benchlib_queue_length", None] == after["benchlib_running_batch", None] == 0
     assert after["benchlib_memory_bytes", "rss"] > 2**20
     assert ("benchlib_memory_bytes", "cuda_allocated") in after or not torch.cuda.is_initialized()

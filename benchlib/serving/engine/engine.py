@@ -64,6 +64,7 @@ class Engine:
         self.options = options or EngineOptions()
         self.on_step: Callable[[int, float], None] = lambda jobs, seconds: None  # noqa: ARG005
         self.running = 0  # jobs in the latest step, or 0 once there is nothing to do
+        self.adapter_switches = 0  # from one adapter, or none, to another
         self.busy_s = 0.0  # in encode, step and decode calls
         self.faults = Faults()
         self.failure: BaseException | None = None
@@ -328,6 +329,7 @@ class Engine:
                 elif job.steps_left == 0:
                     self._turn = None
         if step_s is not None:
+            self.adapter_switches += turn.step[0].lora != self._lora
             self._lora = turn.step[0].lora
             self.on_step(len(turn.step), step_s)
         return bool(jobs)

@@ -330,6 +330,15 @@ def test_buckets_that_are_no_powers_of_two_or_can_not_be_filled_are_measured_too
         assert curve == pytest.approx({"1": 0.002, "2": 0.002, "3": rows_s, str(most_rows): rows_s})
 
 
+def test_switches_from_one_adapter_to_another_are_counted(start):
+    engine = start(batching="serial")
+    assert engine.adapter_switches == 0
+    for lora in (None, "style", "style", "style:0.5", None):
+        request = ask("a cat", steps=3).model_copy(update={"lora": lora})
+        engine.submit(request).future.result(10)
+    assert engine.adapter_switches == 3
+
+
 @pytest.mark.parametrize(("guided_rows", "rows"), [(2, [2, 1]), (1, [1, 1])])
 def test_a_job_takes_the_rows_that_guidance_needs_in_this_model(start, pipeline, guided_rows, rows):
     pipeline.spec["guided_rows"] = guided_rows
