@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from benchlib.serving import image_links, openai_images
 from benchlib.serving.access_log import AccessLog
 from benchlib.serving.connection_limits import ConnectionLimits, Connections, ServedApp
+from benchlib.serving.docs_pages import add_docs_pages
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.edge import Edge
 from benchlib.serving.engine.engine import Engine
@@ -69,16 +70,19 @@ def create_app(
         handoff.close()
 
     summary = "Stable Diffusion XL, served to be measured"
-    app = ServedApp(title="benchlib", summary=summary, lifespan=lifespan)
+    app = ServedApp(
+        title="benchlib", summary=summary, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.connections = connections
     app.look_at_host = partial(warn_of_open_door, key=door.key)
     errors = ErrorAnswers(handoff.metrics)
 
     # The last is the first to see a request.
-    app.add_middleware(Lock, key=door.key, refuse=errors.refuse)
+    app.add_middleware(Lock, key=door.key, refuse=errors.refuse_key)
     app.add_middleware(AccessLog, on=door.access_log)
     app.add_middleware(Edge, root_path=door.root_path)
     errors.add_to(app)
+    add_docs_pages(app, needs_key=door.key is not None)
     app.include_router(openai_images.make_router(handoff))
     app.include_router(image_links.make_links_router(links))
 

@@ -14,9 +14,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from benchlib.serving import openai_images
+from benchlib.serving.docs_pages import page_that_asks
 from benchlib.serving.headers import error_headers
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import GenerateRequest
+from benchlib.serving.unserved import Unserved
 
 REASONS = {
     404: "not_found",
@@ -43,6 +45,16 @@ class ErrorAnswers:
         async def bad_request(http: Request, error: RequestValidationError) -> Response:
             problems = [_shown(problem) for problem in error.errors()]
             return self._answer(http, 422, problems)
+
+    def refuse_key(self, http: Request, error: Unserved) -> Response:
+        """The answer of a request without the key. A browser at /docs gets a page that asks."""
+        answer = self.refuse(http, error)
+        page = page_that_asks(http)
+        if page is None:
+            return answer
+        for name in (*error_headers(http), *(error.headers or {})):
+            page.headers[name] = answer.headers[name]
+        return page
 
     def refuse(self, http: Request, error: HTTPException) -> Response:
         """The answer of an error that has a status."""

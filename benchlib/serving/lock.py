@@ -43,7 +43,8 @@ class Lock:
         if fault is None:
             await self.app(scope, receive, send)
             return
-        await self.refuse(http, fault)(scope, receive, send)
+        answer = self.refuse(http, fault)
+        await answer(scope, receive, send)
 
     def _fault(self, http: Request) -> Unserved | None:
         """What is wrong with the request's key. No text repeats a key, right or wrong."""
