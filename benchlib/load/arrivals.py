@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, ClassVar, Literal, Self
 
 from benchlib.load.bounds import check_number, check_request
-from benchlib.load.files import read_trace
+from benchlib.load.files import BAD_LINE, read_trace
 from benchlib.load.levels import first_moment_s, moments_of_areas, ramp_corners
 from benchlib.rows import PARAMETERS
 
@@ -230,7 +230,7 @@ class Trace(Arrivals):
             raise ValueError(f"{path}: a trace is read from a .csv or .jsonl file")
         try:
             return cls(*read_trace(path, PARAMETERS))
-        except (ValueError, KeyError, TypeError) as error:
+        except BAD_LINE as error:
             like = '{"time_s": 0.5, "prompt": "..."}'
             raise ValueError(f"{path}: each line must be like {like}: {error!r}") from error
 

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+# A number may be too large for a float, JSON too deep, a cell of a table too long.
+BAD_LINE = (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error)
+"""What a line of another form raises."""
+
 
 def read_prompts(path: Path) -> list[Any]:
     """The prompts of a .txt (one a line), .csv (column `prompt`) or .jsonl file (key `prompt`).
@@ -19,7 +23,7 @@ def read_prompts(path: Path) -> list[Any]:
     try:
         with _opened(path) as file:
             prompts = _prompts_in(file, path.suffix)
-    except (ValueError, KeyError, TypeError) as error:
+    except BAD_LINE as error:
         if path.suffix == ".csv":
             raise ValueError(f"{path}: {error}") from error
         like = '{"prompt": "..."}'
@@ -46,7 +50,7 @@ def read_trace(path: Path, fields: Iterable[str]) -> tuple[list[float], list[dic
     """The moments (`time_s`, seconds) and, for each, the request's `fields` that are not empty.
 
     Reads a .csv, its columns named in the first line, or else a .jsonl file, an object a line.
-    Raises ValueError, KeyError or TypeError for a line of another form.
+    Raises one of BAD_LINE for a line of another form.
     """
     times_s: list[float] = []
     requests: list[dict[str, Any]] = []
