@@ -118,7 +118,7 @@ def _are_credible(parts_s: Iterable[float | None], call: Call) -> bool:
 def _json_object(body: bytes) -> Mapping[str, Any]:
     try:
         parsed = json.loads(body) if body else {}
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or brackets within brackets by the thousand
         return {}
     return parsed if isinstance(parsed, dict) else {}
 

@@ -28,6 +28,7 @@ from benchmarks.held_lines import read_figures, report
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 900.0
+RANDOM_REQUESTS = ("tests/serving/test_schemathesis.py", "tests/serving/test_any_bytes.py")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def lanes(*, quick: bool) -> tuple[list[Part], list[Part], list[Part]]:
         kills("sweep", 50),
         kills("child", 30),
         kills("parent", 30),
-        tests("requests", "tests/serving/test_schemathesis.py", "-m", cases),
+        tests("requests", *RANDOM_REQUESTS, "-m", cases),
     ]
     return one, other, []
 

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from benchlib.rows import ROW_DTYPES, Call, make_row
@@ -21,6 +21,48 @@ def test_nonsense_never_raises_and_makes_a_row_of_json(text):
         call, started_s=4.0, warmup_s=0.0, server_timing=text, body=text.encode("utf-8", "replace")
     )
     assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+PIECES = st.sampled_from(
+    [
+        "queue",
+        "total",
+        "batch",
+        ";dur=",
+        ";desc=",
+        '"',
+        "\\",
+        ",",
+        "=",
+        ";",
+        "1e400",
+        "-1",
+        "nan",
+        "5",
+    ]
+)
+HEADERS = st.lists(PIECES | st.text(max_size=3), max_size=20).map("".join)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([10**400, 1e308]),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+ANSWERS = st.dictionaries(st.sampled_from(["time_s", "mem_gb", "detail"]), VALUES).map(json.dumps)
+
+
+@UNHURRIED
+@given(HEADERS, ANSWERS.map(str.encode) | st.binary(max_size=40))
+@example("", b"[" * 100_000)
+@example("", b'{"time_s":' + b"9" * 5_000 + b"}")
+@example('"' * 30_000, b"")
+@example('a;dur="\\' * 20_000, b"")
+def test_an_answer_of_any_server_makes_a_row(header, body):
+    call = Call(0, "x", {"prompt": "a"}, due_s=5.0, sent_s=5.0, done_s=6.0)
+    row = make_row(call, started_s=4.0, warmup_s=0.0, server_timing=header, body=body)
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    for name, value in row.items():
+        if name.endswith(("_s", "_gib", "_size")) and value is not None:
+            assert value >= 0
 
 
 def test_a_row_says_all_that_is_known_and_none_for_the_rest():

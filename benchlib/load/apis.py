@@ -28,7 +28,7 @@ def _benchmark_fault(answer: bytes) -> str | None:
         return f"it has {len(answer)} bytes"
     try:
         fields = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "it is not JSON"
     if not isinstance(fields, dict):
         return "it is no JSON object"

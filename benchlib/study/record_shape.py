@@ -19,7 +19,8 @@ What a server refuses in an orderly way is no failure: that is how an overload l
 """
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# A century: no run lasts so long, and no figure can be drawn of times that are near to float's end.
+Seconds = Annotated[float, Field(ge=0, le=3.2e9, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
 

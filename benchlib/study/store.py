@@ -279,7 +279,7 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
         try:
             row = json.loads(line)
             unknown = row.keys() - ROW_DTYPES.keys() - _FORMER_COLUMNS
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             if number == len(lines):  # after the last newline: nothing, or the torn line
                 break
             raise ValueError(f"{path}, line {number} is damaged: {error}") from error
@@ -290,5 +290,8 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
     columns = {}
     for name, dtype in ROW_DTYPES.items():
         values = [row.get(name) for row in rows]
-        columns[name] = pd.Series(values, dtype=dtype)
+        try:
+            columns[name] = pd.Series(values, dtype=dtype)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path}: a value of {name} is damaged: {error}") from error
     return pd.DataFrame(columns)

@@ -49,6 +49,16 @@ def written(folder, content, ending):
     return path
 
 
+def read_or_refused(reader, path):
+    """What was read of the file, or None if a ValueError names it."""
+    try:
+        return reader(path)
+    except ValueError as error:
+        if str(path) not in str(error):
+            raise
+        return None
+
+
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 def test_a_trace_of_any_content_is_read_or_refused(tmp_path, ending):
     @CASES
@@ -60,10 +70,8 @@ def test_a_trace_of_any_content_is_read_or_refused(tmp_path, ending):
     @example(b"time_s,prompt\n1,a\x00b\n")
     def read(content):
         path = written(tmp_path, content, ending)
-        try:
-            trace = Trace.from_file(path)
-        except ValueError as error:
-            assert str(path) in str(error)
+        trace = read_or_refused(Trace.from_file, path)
+        if trace is None:
             return
         assert all(math.isfinite(due_s) and due_s >= 0 for due_s in trace.times_s)
         assert list(trace.times_s) == sorted(trace.times_s)
@@ -84,10 +92,8 @@ def test_prompts_of_any_content_are_read_or_refused(tmp_path, ending):
     @example(b"time_s,prompt\n1,a\x00b\n")
     def read(content):
         path = written(tmp_path, content, ending)
-        try:
-            workload = Workload(prompts=path)
-        except ValueError as error:
-            assert str(path) in str(error)
+        workload = read_or_refused(lambda path: Workload(prompts=path), path)
+        if workload is None:
             return
         assert Workload.from_dict(json.loads(json.dumps(workload.to_dict()))) == workload
         assert 1 <= len(workload.request(0)["prompt"].encode()) <= 4 * 4000

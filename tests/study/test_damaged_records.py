@@ -83,7 +83,47 @@ def test_a_changed_record_costs_itself_alone(study: tuple[Run, Run], data: st.Da
         written.write_text(whole)
 
 
-def check_what_reads(good: Run, other: Run) -> None:
+# What a file may hold after a fault of a disk or of a hand: other bytes, fewer, or none that make sense.
+TROUBLE = [
+    b"",
+    b"[" * 3_000,
+    b"9" * 5_000,
+    b"9" * 400,
+    b"NaN",
+    b"null",
+    b'"\\ud800"',
+    b"\x00",
+    b"\n",
+]
+PLACES = st.tuples(
+    st.floats(0, 1), st.integers(0, 40), st.sampled_from(TROUBLE) | st.binary(max_size=4)
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=PLACES, name=st.sampled_from(["run.json", "requests.jsonl"]))
+def test_changed_bytes_cost_their_record_alone(
+    study: tuple[Run, Run], place: tuple[float, int, bytes], name: str
+) -> None:
+    good, other = study
+    path = other.path / name
+    parquet = other.path / "requests.parquet"  # the rows' lines count only where this is gone
+    whole, rows = path.read_bytes(), parquet.read_bytes()
+    where, length, to = place
+    start = int(where * len(whole))
+    try:
+        path.write_bytes(whole[:start] + to + whole[start + length :])
+        if name == "requests.jsonl":
+            parquet.unlink()
+        check_what_reads(good, other, whole_rows=name == "run.json")
+    finally:
+        path.write_bytes(whole)
+        parquet.write_bytes(rows)
+
+
+def check_what_reads(good: Run, other: Run, *, whole_rows: bool = True) -> None:
     """Everything that reads a study: it works for each run that it takes, and names the others."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -98,7 +138,8 @@ def check_what_reads(good: Run, other: Run) -> None:
         run._view()
     read._view()
     record_of(read.runs)
-    assert {path.name for path, _ in read_records(good.path.parent)} == names
+    recorded = {path.name for path, _ in read_records(good.path.parent)}
+    assert recorded == names if whole_rows else recorded >= names
     table = pd.read_csv(renew_summary(good.path.parent, read.runs))
     assert len(table) >= len(names)
 
@@ -119,6 +160,19 @@ def test_a_figure_can_be_drawn_of_each_record_that_is_taken(
         return
     axes = latency_over_time(requests=run.requests, record=record)
     plt.close(axes.figure)
+
+
+@pytest.mark.parametrize("value", ["9" * 400, '{"a": 1}', "[1]", '"splendid"', "[" * 3_000])
+def test_a_row_that_no_table_takes_costs_its_run_alone(
+    tmp_path: Path, made: SimpleNamespace, value: str
+) -> None:
+    good, other = make_study(tmp_path, made)
+    rows = other.path / "requests.jsonl"
+    rows.write_text(rows.read_text().replace('"latency_s": 1.0', f'"latency_s": {value}', 1))
+    (other.path / "requests.parquet").unlink()
+    with pytest.warns(UserWarning, match=rf"left out.*{other.path.name}"):
+        read = load_study(good.path.parent)
+    assert [run.path for run in read.runs] == [good.path]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 cut", None])
