@@ -54,6 +54,7 @@ class Ledger:
         self.scheduled = 0
         self.finished = 0
         self.max_in_flight_hits = 0
+        self.nonfinite_images = 0
         self.gauge: list[GaugeSample] = []
         # The requests in the measuring window:
         self.measured = 0
@@ -122,6 +123,7 @@ class Ledger:
         )
         self.finished += 1
         if row["phase"] == "measure":
+            self.nonfinite_images += "x-nonfinite" in headers
             self.last_done_s = max(self.last_done_s, row["done_s"])
         if self.measured == self.plan.requests and not self.in_flight:
             self.stop(None)
@@ -186,6 +188,7 @@ class Ledger:
             in_flight_mean=_mean_of([sample.in_flight for sample in inside]),
             in_flight_max=self.in_flight_max or None,
             max_in_flight_hits=self.max_in_flight_hits,
+            nonfinite_images=self.nonfinite_images,
         )
 
     def _window_end_s(self, cut_s: float | None) -> float:

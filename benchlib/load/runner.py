@@ -66,6 +66,8 @@ class LoadOutcome:
     in_flight_max: the highest number of such requests, counted whenever a measured one was due.
     max_in_flight_hits: the measured requests that were sent late because `max_in_flight` others
         were with the server (see `OpenLoop`).
+    nonfinite_images: the measured requests whose images are NaN or infinite numbers, as this
+        server's header X-Nonfinite says. Other servers don't tell.
     """
 
     status: Literal["finished", "interrupted"]
@@ -82,6 +84,7 @@ class LoadOutcome:
     in_flight_mean: float | None
     in_flight_max: int | None
     max_in_flight_hits: int
+    nonfinite_images: int
 
 
 class GeneratorError(RuntimeError):

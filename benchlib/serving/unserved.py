@@ -60,7 +60,8 @@ def unserved(error: Exception, request_id: str, *, loading: bool) -> Unserved:
     if isinstance(error, DoesNotFit):
         return Unserved(507, "too_large", words, headers=NO_RETRY)
     if isinstance(error, NotFinite):
-        return Unserved(500, "nonfinite", words, headers=NO_RETRY)
+        headers = NO_RETRY | {"X-Nonfinite": error.place}
+        return Unserved(500, "nonfinite", words, headers=headers)
 
     # 3) What is the server's own fault
     if isinstance(error, EngineEnded):

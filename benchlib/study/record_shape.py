@@ -75,6 +75,7 @@ class _OutcomeFields(_RecordPart):
     send_lag_p99_s: Finite | None = None
     in_flight_mean: Seconds | None = None
     max_in_flight_hits: int | None = None
+    nonfinite_images: Annotated[int, Field(ge=0)] | None = None
     graphs_made: int | None = None
     others_cpu_cores: Finite | None = None
     steal_cores: Finite | None = None

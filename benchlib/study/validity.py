@@ -77,11 +77,15 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
     note = "CPU cores that other processes and the hypervisor took, on average in the window"
     rows.append(("other processes, cores", others, busy_limit(record), note))
 
-    # 3) The check of an open loop, and the sampler's.
+    # 3) The check of an open loop, that of the images, and the sampler's.
     if _is_open(record):
         held_back = outcome.get("max_in_flight_hits")
         note = "requests held back because max_in_flight others were at the server"
         rows.append(("in flight limit", held_back, 0, note))
+    broken = outcome.get("nonfinite_images")
+    if broken is not None:
+        note = "images of NaN or infinite numbers: they have no meaning"
+        rows.append(("images not finite", broken, 0, note))
     longest_gap_s = telemetry["time_s"].diff().max()
     rows.append(
         ("sampler", longest_gap_s, 2.0, "s, at most: between two samples of memory and CPU")
@@ -106,6 +110,9 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     if failure is not None:
         return failure
     outcome = record["outcome"] or {}
+    broken = outcome.get("nonfinite_images")
+    if broken:
+        return f"the server said of {counted(broken, 'image')}: NaN or infinite numbers"
     graphs = outcome.get("graphs_made")
     if graphs:
         made = counted(graphs, "graph")

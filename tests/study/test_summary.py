@@ -418,6 +418,7 @@ GOOD = {
     "send_lag_p99_s": 0.001,
     "generator_cpu_cores": 0.1,
     "max_in_flight_hits": 0,
+    "nonfinite_images": 0,
 }
 
 
@@ -448,6 +449,7 @@ def test_a_measurement_that_agrees_with_itself_passes(
         ("send lag", {"send_lag_p99_s": 0.1}),
         ("generator, cores", {"generator_cpu_cores": 0.81}),
         ("in flight limit", {"max_in_flight_hits": 1}),
+        ("images not finite", {"nonfinite_images": 1}),
     ],
 )
 def test_a_broken_measurement_fails_its_check(

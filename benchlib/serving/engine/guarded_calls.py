@@ -43,7 +43,10 @@ class GuardedCalls:
     all that it kept. If memory still does not suffice, the job ends. It is told to try again
     if an image of its size has been made since such an end, else that its size does not fit.
 
-    **Any other error**: each job is tried by itself. One that fails alone ends with its error.
+    **Any other error**: the call is repeated as it was, and then without each job in turn. So the
+    others get what they would have got without the job at fault, to the bit: the number of jobs in
+    a call changes the last bits of an image. If several jobs are at fault, each is tried by itself.
+    A job that fails alone ends with its error.
 
     An error is logged where it ends a job. The frames that it has passed are cleared, because they
     hold tensors. What is no `Exception`, and an error of the pipeline's memory figures, is not
@@ -82,12 +85,9 @@ class GuardedCalls:
                 self._limits.failed(part, size, len(batch))
                 continue
             else:
-                reason = reason_of(error)
-                log.warning(
-                    "%d requests failed together, and are tried alone: %s", len(batch), reason
-                )
+                log.warning("%d requests failed together: %s", len(batch), reason_of(error))
                 traceback.clear_frames(error.__traceback__)
-                for job in batch:
+                for job in self._left_over(part, batch, function, results):
                     results += self.call(part, [job], function)
             waiting = waiting[len(batch) :]
         return results
@@ -141,6 +141,24 @@ class GuardedCalls:
         log.warning("%s of %d requests ran out of memory", part, len(jobs))
         torch.cuda.empty_cache()
         return NoMemory()
+
+    def _left_over(
+        self,
+        part: Part,
+        jobs: Sequence[Job],
+        function: Callable[[Sequence[Job]], T],
+        results: list[T],
+    ) -> list[Job]:
+        """Repeat a call that failed, without one job if need be. Returns who must be tried alone."""
+        if self._try(part, jobs, function, results) is None:
+            return []
+        if len(jobs) > 2:
+            # The others have gone well before, so the newest is the likeliest to be at fault.
+            for job in sorted(jobs, key=lambda job: job.arrived_s, reverse=True):
+                others = [other for other in jobs if other is not job]
+                if self._try(part, others, function, results) is None:
+                    return [job]
+        return list(jobs)
 
     def _note_success(self, part: Part, jobs: Sequence[Job]) -> None:
         peak = self.pipeline.peak_memory()

@@ -12,6 +12,7 @@ from functools import cache
 import torch
 
 from benchlib.serving.model.adapters import LoraPlan, fuse_adapters
+from benchlib.serving.model.finite import require_finite_weights
 from benchlib.serving.model.models import choose_model, load_model
 from benchlib.serving.model.network_checks import require_runnable_scheduler
 from benchlib.serving.model.pipeline import SDXLPipeline
@@ -84,6 +85,7 @@ def load_pipeline(
         with warned_of_traces():
             loaded = load_model(model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet)
         fuse_adapters(loaded.pipe, plan)
+        require_finite_weights(loaded.pipe, model)
         spec = {
             "model": model,
             "model_reason": reason,

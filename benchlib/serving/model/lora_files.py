@@ -180,6 +180,12 @@ def read_weights(name: str, source: str, path: Path | None, pipe: Any) -> LoraWe
             f"loras: {name}: {path} can't be read as a LoRA for this model ({words[0]}); "
             "give one for SDXL, in kohya's, diffusers' or peft's format"
         ) from error
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ModelError(
+                f"loras: {name}: {path} has weights that are NaN or infinite ({key}); "
+                "download the file again, or train it anew"
+            )
     weights = LoraWeights(name, str(path), tensors, alphas, metadata)
     _check_start(weights)
     return weights

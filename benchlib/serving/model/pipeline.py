@@ -26,7 +26,7 @@ from benchlib.cell_view import CellView, ShownInCell
 from benchlib.machine import available_memory_gib
 from benchlib.serving.model.adapters import Adapters, LoraPlan
 from benchlib.serving.model.denoise import Batch, Work
-from benchlib.serving.model.finite import largest_numbers, places_not_finite
+from benchlib.serving.model.finite import places_not_finite, sums_of
 from benchlib.serving.model.memory import (
     PeakMemory,
     decode_peak_gib,
@@ -186,13 +186,13 @@ class SDXLPipeline(ShownInCell):
         latents = torch.cat([work.latents for work in works]).to(self._vae.dtype)
         latents = self._unscale(latents)
         pixels = self._vae.decode(latents, return_dict=False)[0]
-        largest = largest_numbers(latents, pixels)
+        sums = sums_of(latents, pixels)
         if self._pipe.watermark is not None:
             pixels = self._pipe.watermark.apply_watermark(pixels)
         pixels = self._pipe.image_processor.postprocess(pixels, output_type="pt")
         images = self._pictures(pixels)
         # Read after the images, so that a GPU is waited for once.
-        places = places_not_finite(largest.tolist())
+        places = places_not_finite(sums.tolist())
         elapsed_s = self._clock() - started_s
         for work, place in zip(works, places, strict=True):
             work.not_finite = place

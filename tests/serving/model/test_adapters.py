@@ -332,6 +332,11 @@ def two_ranks(tensors):
     return tensors | {first: tensors[first][:2].contiguous()}
 
 
+def broken(tensors):
+    first = next(iter(tensors))
+    return tensors | {first: tensors[first] * torch.nan}
+
+
 def small(name):
     return {name: torch.ones(2, 2)}
 
@@ -355,6 +360,10 @@ BAD_FILES = {
         "has 32 features at unet.* and this model 64",
     ),
     "two ranks": (lambda: two_ranks(peft_format("unet", ATTENTION, seed=1)), "ranks 2 and 4"),
+    "NaN": (
+        lambda: broken(peft_format("unet", ATTENTION, seed=1)),
+        "has weights that are NaN or infinite .unet",
+    ),
     "half of it": (lambda: small("lora_unet_x.lora_down.weight"), "can't be read as a LoRA"),
 }
 
