@@ -132,7 +132,7 @@ class Admission:
         now_s = time.monotonic()
         newcomer = SimulatedTask(
             size=(request.width, request.height),
-            rows=2 if request.guidance_scale > 1 else 1,
+            rows=request.rows(self.engine.spec.get("guided_rows", 2)),
             steps_left=calls,
             arrived_s=now_s,
             lora=request.lora,
@@ -169,13 +169,18 @@ class Admission:
 
 
 def _client_of(address: str) -> str:
-    """The client at an address. Whoever has one address of IPv6 has its whole network of 64 bits."""
+    """The client at an address. Whoever has one address of IPv6 has its whole network of 64 bits.
+
+    A socket of IPv6 shows clients of IPv4 as ::ffff:192.0.2.1.
+    """
     try:
         host = ipaddress.ip_address(address)
     except ValueError:  # a Unix socket has no address
         return address
     if host.version == 4:
         return address
+    if host.ipv4_mapped is not None:
+        return str(host.ipv4_mapped)
     network = ipaddress.ip_network((int(host), _IPV6_NETWORK_BITS), strict=False)
     return str(network)
 

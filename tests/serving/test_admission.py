@@ -120,15 +120,22 @@ def test_a_client_has_a_share_by_its_address():
 
 
 @pytest.mark.parametrize(
-    ("other", "status"),
-    [("10.0.0.8", 200), ("2001:db8::2", 429), ("2001:db8:0:1::2", 200), ("2001:db8::1", 429)],
+    ("mine", "other", "status"),
+    [
+        ("2001:db8::1", "10.0.0.8", 200),
+        ("2001:db8::1", "2001:db8::1", 429),
+        ("2001:db8::1", "2001:db8::2", 429),
+        ("2001:db8::1", "2001:db8:0:1::2", 200),
+        ("::ffff:10.0.0.7", "::ffff:10.0.0.8", 200),
+        ("::ffff:10.0.0.7", "10.0.0.7", 429),
+    ],
 )
-def test_a_network_of_ipv6_is_one_client(other, status):
+def test_a_network_of_ipv6_is_one_client_and_an_address_of_ipv4(mine, other, status):
     pipeline = FakePipeline()
     with fake_server(pipeline, max_per_client=1) as client:
         pipeline.gate.clear()
         pipeline.stepping.clear()
-        headers = {"X-Forwarded-For": "2001:db8::1"}
+        headers = {"X-Forwarded-For": mine}
         inside = in_background(client, "mine", headers=headers)
         assert pipeline.stepping.wait(30)
         others = in_background(client, "theirs", headers={"X-Forwarded-For": other})

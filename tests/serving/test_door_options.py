@@ -87,4 +87,7 @@ def test_a_key_is_in_no_text():
         with pytest.raises(ValueError, match="api_key") as refused:
             serve("tiny", api_key=bad)
         shown.append(str(refused.value))
+    with pytest.raises(ValidationError) as caught:  # a fault of two fields, not of one
+        Settings(api_key=KEY, ssl_keyfile="key.pem")
+    shown += [str(caught.value), in_words(caught.value)]
     assert not [text for text in shown if KEY in text]

@@ -82,8 +82,11 @@ def in_words(error: ValidationError) -> str:
     problems = []
     for problem in error.errors():
         field = ".".join(map(str, problem["loc"]))
-        words = f"{field}: {problem['msg']}"
-        if field != "api_key":  # a key reaches no text
+        words = problem["msg"]
+        if field:
+            words = f"{field}: {words}"
+        # A key reaches no text. A problem of several fields has all of them as its input.
+        if field not in ("", "api_key"):
             words += f", not {problem['input']!r}"
         problems.append(words)
     return "; ".join(problems)
