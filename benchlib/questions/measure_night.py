@@ -141,9 +141,10 @@ def nights_to_compare(options: NightOptions) -> list[Path]:
     """Returns the folders of at most NIGHTS nights, from the first valid one to this night.
 
     Returns [] if no earlier night is valid. Prints the nights that are passed over. Raises
-    ValueError that says why if this night is not valid.
+    ValueError that says what to do if this night is not valid, or is of another machine, model or
+    load than the first valid one. Nights between these two that differ so are passed over.
     """
-    from benchlib.questions.compare.judge import study_fault
+    from benchlib.questions.compare.judge import comparison_fault, study_fault
 
     # 1) The newest nights, this one included.
     dated = [folder for folder in options.results.glob("20??-??-??") if folder.is_dir()]
@@ -152,9 +153,11 @@ def nights_to_compare(options: NightOptions) -> list[Path]:
 
     # 2) The reason why a night can't be compared.
     reasons = {}
+    studies = {}
     for folder in folders:
         try:
-            reasons[folder] = study_fault(load_study(folder))
+            studies[folder] = load_study(folder)
+            reasons[folder] = study_fault(studies[folder])
         except ValueError as error:
             reasons[folder] = str(error)
     this_night = options.results / options.night
@@ -167,6 +170,16 @@ def nights_to_compare(options: NightOptions) -> list[Path]:
         )
 
     # 3) From the baseline on.
+    valid = [folder for folder in folders if reasons[folder] is None]
+    baseline = valid[0]
+    fault = comparison_fault(studies[baseline], studies[this_night])
+    if fault is not None:
+        raise ValueError(
+            f"{options.night} is not compared with {baseline.name}: {fault}. If this is meant, "
+            f"move the older nights out of {options.results}: then this night is the first"
+        )
+    for folder in valid:
+        reasons[folder] = comparison_fault(studies[baseline], studies[folder])
     readable = []
     for folder in folders:
         if reasons[folder] is None:

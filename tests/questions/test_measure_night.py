@@ -21,9 +21,11 @@ def results(tmp_path, monkeypatch):
     return tmp_path / "nights"
 
 
-def keep(made, results, night, *, status="finished", seed=0):
+def keep(made, results, night, *, status="finished", seed=0, cores=2, users=4):
     """Keeps a run of a night; one that is not finished is invalid."""
-    record, requests, telemetry = made.run([1.0] * 40, gap_s=1.0)
+    arrivals = {"kind": "closed_loop", "users": users}
+    record, requests, telemetry = made.run([1.0] * 40, gap_s=1.0, spec={"arrivals": arrivals})
+    record["machine"] |= {"cores": cores}
     folder = create_run(results, night, record | {"point": {"seed": seed}})
     rows = json.loads(requests.to_json(orient="records"))
     folder.rows_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -75,6 +77,26 @@ def test_the_baseline_is_the_first_valid_night(made, results, capsys):
     assert nights("2026-11-23") == ["2026-11-22", "2026-11-23"]
     assert nights("2026-11-22") == []
     assert "this is the first valid night: nothing to compare with" in capsys.readouterr().err
+
+
+def test_a_night_of_another_machine_or_load_in_between_is_passed_over(made, results, capsys):
+    keep(made, results, "2026-11-20")
+    keep(made, results, "2026-11-21", cores=1)
+    keep(made, results, "2026-11-22", users=8)
+    keep(made, results, "2026-11-23")
+    assert nights("2026-11-23") == ["2026-11-20", "2026-11-23"]
+    said = capsys.readouterr().err
+    assert (
+        "2026-11-21 is passed over: the runs differ in machine (machine: cores 2 and 1)\n" in said
+    )
+    assert "2026-11-22 is passed over: no load in common (closed-4 and closed-8)\n" in said
+
+
+def test_a_night_of_another_machine_than_the_first_fails_and_says_what_to_do(made, results):
+    keep(made, results, "2026-11-20")
+    keep(made, results, "2026-11-21", cores=1)
+    with pytest.raises(ValueError, match=r"2026-11-20: the runs differ in machine.*move the older"):
+        nights("2026-11-21")
 
 
 def test_at_most_fourteen_nights_are_compared(made, results):

@@ -363,11 +363,23 @@ def _differing(runs: Sequence[Run], allowed: set[str]) -> list[str]:
             differing.append(part)
     refused = tuple(part for part in differing if part not in allowed)
     if refused:
-        both = "; ".join(f"{part}: {first[part]} and {last[part]}" for part in refused)
+        both = "; ".join(f"{part}: {_both_words(first[part], last[part])}" for part in refused)
         raise ValueError(
             f"the runs differ in {', '.join(refused)} ({both}); allow={refused!r} compares anyway"
         )
     return differing
+
+
+def _both_words(first: Any, last: Any) -> str:
+    """Two values that differ; of two records the fields that differ."""
+    if not (isinstance(first, dict) and isinstance(last, dict)):
+        return f"{first} and {last}"
+    fields = [
+        f"{name} {first.get(name)} and {last.get(name)}"
+        for name in dict.fromkeys([*first, *last])
+        if first.get(name) != last.get(name)
+    ]
+    return ", ".join(fields)
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -601,6 +613,21 @@ def compare_studies(
         passed_over=passed_over,
         busy=busy_sentence([dict(run.summary()) for run in compared_runs]),
     )
+
+
+def comparison_fault(baseline: Study, other: Study) -> str | None:
+    """Returns why two studies can't be compared: other machines, models or loads; else None."""
+    loads, other_loads = _by_load(baseline), _by_load(other)
+    common = loads.keys() & other_loads.keys()
+    if not common:
+        return f"no load in common ({', '.join(loads)} and {', '.join(other_loads)})"
+    for load in sorted(common):
+        try:
+            _differing([*loads[load], *other_loads[load]], set())
+        except ValueError as error:
+            reason, *_ = str(error).split("; allow=")
+            return reason
+    return None
 
 
 def study_fault(study: Study) -> str | None:
