@@ -7,7 +7,6 @@ hand-off cancels late jobs), of who should run with whom (policies.py), and of t
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import threading
@@ -20,6 +19,7 @@ from benchlib.serving.engine.faults import EngineEnded, Faults, reason_of
 from benchlib.serving.engine.jobs import Cancelled, Job, Refused
 from benchlib.serving.engine.model_calls import ModelCalls
 from benchlib.serving.engine.options import RECORDED_OPTIONS, EngineOptions
+from benchlib.serving.engine.own_model import free_memory, hide_from_collector
 from benchlib.serving.engine.policies import Turn
 from benchlib.serving.engine.policy_names import make_policy
 from benchlib.serving.engine.simulate import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "failing", "failed", "stopped"]
+STOPPING = "the server is stopping"
 PROBE_S = 10.0  # a failing engine without requests tries a step this often
 
 
@@ -148,7 +149,7 @@ class Engine:
             if self.state == "failed":
                 raise Refused(f"the model could not be loaded: {self.failure}")
             if self.state == "stopped" or self._should_exit:
-                raise Refused("the server is stopping")
+                raise Refused(STOPPING)
             if self.waiting < self.options.max_queue:
                 # From here on only this class ends the future.
                 job.future.set_running_or_notify_cancel()
@@ -202,7 +203,7 @@ class Engine:
                 if job.begun:
                     job.cancelled = True
                 else:
-                    self._end(job, Refused("the server is stopping"))
+                    self._end(job, Refused(STOPPING))
 
     def _until_place_s(self, now_s: float) -> float:
         """Estimated seconds until a place is free. Valid until that time, or until the next job."""
@@ -255,9 +256,7 @@ class Engine:
         options = self.options.model_dump(mode="json", include=recorded)
         self.spec = {**pipeline.spec, **options, "step_times": self._step_times.to_spec()}
         if callable(source):
-            # A full garbage collection over the loaded model would block every answer for 0.2 s.
-            gc.collect()
-            gc.freeze()
+            hide_from_collector()
         self._state = "ready"
         self.settled.set()
 
@@ -297,18 +296,11 @@ class Engine:
             self._state = "stopped" if failure is None else "failed"
             self.running = 0
             for job in tuple(self._jobs):
-                if failure is None:
-                    self._end(job, Refused("the server is stopping"))
-                else:
-                    self._end(job, EngineEnded(str(failure)))
+                self._end(job, Refused(STOPPING) if failure is None else EngineEnded(str(failure)))
         del self._calls
         if callable(self._source):
-            import torch
-
-            gc.unfreeze()
-            gc.collect()
-            if failure is None:  # else a device that is lost would raise
-                torch.cuda.empty_cache()
+            # A device that is lost would raise.
+            free_memory(of_device=failure is None)
 
     # -- the torch thread --------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from benchlib.serving.engine.buckets import powers_of_two, smallest_that_holds
 from benchlib.serving.engine.faults import Faults
 from benchlib.serving.engine.guarded_calls import GuardedCalls
 from benchlib.serving.engine.jobs import Job
@@ -44,7 +45,7 @@ class ModelCalls:
         self.buckets = sorted(options.batch_buckets or ())
         if pipeline.compiled and not self.buckets:
             most_rows = self._guided_rows * self._most
-            self.buckets = _powers_of_two(self._guided_rows, at_least=most_rows)
+            self.buckets = powers_of_two(self._guided_rows, at_least=most_rows)
 
     def warm_up(self, size: Size) -> StepTimes:
         """Return the measured step times of `size`. A compiled model is warmed for each bucket."""
@@ -132,16 +133,4 @@ class ModelCalls:
                 self._guard.tell_not_finite(job, work.not_finite, self._on_nonfinite)
 
     def _padded(self, rows: int) -> int | None:
-        """The smallest bucket that holds `rows`, or None if there is none."""
-        for bucket in self.buckets:
-            if bucket >= rows:
-                return bucket
-        return None
-
-
-def _powers_of_two(first: int, *, at_least: int) -> list[int]:
-    """The powers of two from `first`, itself one, up to the first that is `at_least` or more."""
-    powers = [first]
-    while powers[-1] < at_least:
-        powers.append(2 * powers[-1])
-    return powers
+        return smallest_that_holds(rows, self.buckets)
