@@ -7,8 +7,9 @@ Each policy has a server process of its own, whose model is the smallest SDXL th
 users send what `soak_plan.py` says. The users' record, the server's record and /metrics must agree
 by id. Each image must have the bytes of the same image made alone, before the soak.
 
-The first minute is warm-up. What the process holds is read while it is idle: after that minute, and
-at the end. FOLDER gets `soak.json`. The exit status is 1 if a limit is broken.
+The first minute is warm-up, and begins with every kind of fault: torch and the C library take memory
+for each new shape and path, and keep it. What the process holds is read while it is idle: after that
+minute, and at the end. FOLDER gets `soak.json`. The exit status is 1 if a limit is broken.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from benchmarks.fakes.faulty_pipeline import WORDS
 from benchmarks.figures import Figure
 from benchmarks.held_lines import report
-from benchmarks.soak_plan import BLOCK, Ask, Plan
+from benchmarks.soak_plan import BLOCK, RARE, Ask, Plan
 from benchmarks.soak_server_process import Held, ServerProcess, server_process
 from benchmarks.soak_users import Seen, Users
 
@@ -39,6 +40,7 @@ USERS = 8
 MINUTES = 30.0
 FIRST_S = 60.0
 IMAGES_WANTED = 20_000
+DENSE = 25  # asks in a block of the warm-up
 ERROR_LINE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Disconnect)\b.*", re.MULTILINE)
 
 
@@ -67,10 +69,9 @@ class Soaked:
 
 
 def soak(
-    server: ServerProcess, policy: str, stretches: tuple[Stretch, Stretch], *, block: int = BLOCK
+    server: ServerProcess, policy: str, stretches: tuple[Stretch, Stretch], asks: Iterator[Ask]
 ) -> Soaked:
-    """Send two stretches of asks to one policy's server, in blocks of `block`."""
-    asks = Plan(seed=0, block=block).asks()
+    """Send two stretches of `asks` to one policy's server."""
     seen = []
     held: list[Held] = []
     for number, stretch in enumerate(stretches):
@@ -151,7 +152,7 @@ def judge_growth(soaked: Soaked) -> list[Figure]:
     case = soaked.policy
     first, last = soaked.held
     rss = 100 * (last.rss_gib / first.rss_gib - 1)
-    well = [seen for seen in soaked.seen if seen.ask.kind == "plain"]
+    well = without_fault(soaked.seen)
     without = 100 * sum(seen.status != 200 for seen in well) / len(well)
     return [
         Figure.once(case, "memory (RSS) gained after the first minute, %", rss, high=2),
@@ -162,14 +163,26 @@ def judge_growth(soaked: Soaked) -> list[Figure]:
     ]
 
 
+def without_fault(seen: list[Seen]) -> list[Seen]:
+    """What users saw who did nothing odd."""
+    return [one for one in seen if one.ask.kind == "plain"]
+
+
 def drift(well: list[Seen]) -> float:
     """By how many per cent the median latency of the last tenth is above the first tenth's."""
-    ordered = sorted(well, key=lambda seen: seen.at_s)
-    start_s = ordered[0].at_s
-    tenth_s = (ordered[-1].at_s - start_s) / 10
-    first = [seen.took_s for seen in ordered if seen.at_s <= start_s + tenth_s]
-    last = [seen.took_s for seen in ordered if seen.at_s >= start_s + 9 * tenth_s]
-    return 100 * (statistics.median(last) / statistics.median(first) - 1)
+    first, *_, last = medians_of_tenths(well)
+    return 100 * (last / first - 1)
+
+
+def medians_of_tenths(well: list[Seen]) -> list[float]:
+    """The median latency, in seconds, of the requests sent in each tenth of the time."""
+    start_s = min(seen.at_s for seen in well)
+    whole_s = max(seen.at_s for seen in well) - start_s
+    tenths: list[list[float]] = [[] for _ in range(10)]
+    for seen in well:
+        tenth = min(9, int(10 * (seen.at_s - start_s) / whole_s))
+        tenths[tenth].append(seen.took_s)
+    return [statistics.median(tenth) for tenth in tenths]
 
 
 def judge_process(case: str, said: dict[str, Any], log: str) -> list[Figure]:
@@ -195,7 +208,8 @@ def quick(folder: Path, *, asks: int, block: int) -> list[Figure]:
     with server_process(folder, POLICIES) as server:
         for policy in POLICIES:
             stretches = (Stretch(asks=asks // 4), Stretch(asks=asks - asks // 4))
-            figures += judge_counts(soak(server, policy, stretches, block=block))
+            asks_of_policy = Plan(seed=0, block=block).asks()
+            figures += judge_counts(soak(server, policy, stretches, asks_of_policy))
         said = server.stop()
         figures += judge_process("all policies", said, server.log())
     return [*figures, Figure.once("all policies", "images made", said["made"])]
@@ -209,7 +223,9 @@ def whole(folder: Path, *, minutes: float) -> tuple[list[Figure], dict[str, Any]
     for policy in POLICIES:
         with server_process(folder / policy, [policy]) as server:
             rest_s = 60 * minutes / len(POLICIES) - FIRST_S
-            soaked = soak(server, policy, (Stretch(FIRST_S), Stretch(rest_s)))
+            every_fault = Plan(seed=1, block=DENSE).first(DENSE * (len(RARE) + 1))
+            asks = chain(every_fault, Plan(seed=0).asks())
+            soaked = soak(server, policy, (Stretch(FIRST_S), Stretch(rest_s)), asks)
             said = server.stop()
             made += said["made"]
             figures += judge_counts(soaked)
@@ -219,6 +235,7 @@ def whole(folder: Path, *, minutes: float) -> tuple[list[Figure], dict[str, Any]
         notes[policy] = {
             "images": said["made"],
             "held": [vars(held) for held in soaked.held],
+            "p50_of_each_tenth_s": medians_of_tenths(without_fault(soaked.seen)),
             "answers": {f"{kind} {status}": count for (kind, status), count in kinds.items()},
         }
     low = IMAGES_WANTED if minutes >= MINUTES else None

@@ -45,7 +45,7 @@ SIZES = sorted({(width, height) for width, height, *_ in SHAPES})
 PLAIN_SHOTS = 4 * len(SHAPES)
 SHOTS_OF_A_FAULT = 2
 SLOW_IMAGES = 4
-LATE = (384, 384, 150, 7.5)
+LATE = (192, 192, 150, 7.5)
 LATE_SEED = 900_000
 
 # Bodies that are wrong, each with its route and the status that it must get.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import random
 import socket
@@ -63,6 +64,7 @@ class Users:
         self.truth = truth
         self.seen: list[Seen] = []
         self._port = urlsplit(url).port
+        self._numbers = itertools.count()
         self._draw = random.Random(name)
 
     async def run(self, asks: Iterator[Ask], goes_on: Callable[[], bool]) -> None:
@@ -80,7 +82,7 @@ class Users:
             await asyncio.gather(*(user() for _ in range(self.count)))
 
     async def _send(self, client: httpx.AsyncClient, ask: Ask) -> Seen:
-        request_id = f"{self.name}-{ask.number}"
+        request_id = f"{self.name}-{next(self._numbers)}"
         at_s = time.monotonic()
         status = None
         body = b""

@@ -148,6 +148,7 @@ def test_errors_that_nobody_planted_and_wrong_images_are_seen():
     assert len(broken) == 2
 
 
+@pytest.mark.timeout(900)
 def test_a_short_soak_accounts_for_every_request(tmp_path):
     figures = soak.quick(tmp_path, asks=100, block=25)
     assert failed(figures) == []

@@ -29,7 +29,7 @@ from benchmarks.fakes.faulty_pipeline import FaultyPipeline, digest, smallest_pi
 from benchmarks.soak_plan import SIZES, shots
 
 MOST_TOGETHER = 4
-DEADLINE_S = 3.0
+DEADLINE_S = 2.0
 RECORDED = ("/v1/images", "/benchmark")
 
 
