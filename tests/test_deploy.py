@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from benchlib.__main__ import main
+from benchlib.serving.connection_limits import UVICORNS_LIMIT_LATER_S, ConnectionLimits
 from benchlib.serving.last_words import ENGINE_ENDED
-from benchlib.serving.server import DRAIN_S, REFUSE_S
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -236,7 +236,7 @@ def test_the_unit_restarts_a_broken_engine_and_waits_for_a_drain():
     assert {1, 2} <= set(map(int, never.split()))
     assert ENGINE_ENDED not in map(int, never.split())
     [stop_s] = map(int, values_of("TimeoutStopSec"))
-    assert stop_s > DRAIN_S + REFUSE_S
+    assert stop_s > ConnectionLimits().drain_s + UVICORNS_LIMIT_LATER_S
     assert not any("KEY" in value for value in values_of("Environment"))
 
 
