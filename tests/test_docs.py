@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results/README.md"]
-LINKED = [*PAGES, ROOT / "findings/README.md"]
+LINKED = [*PAGES, ROOT / "findings/README.md", ROOT / "SECURITY.md"]
 README_LINES, README_COLUMNS, README_WIDEST = 160, 100, 110
 HEART_FILES, HEART_LINES = 16, 3600
 
@@ -219,6 +219,13 @@ def check_curl(arguments):
             GenerateRequest(**json.loads(value))
 
 
+def check_docker(arguments):
+    known = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    for option, value in pairwise(arguments):
+        if option == "--build-arg":
+            assert value.partition("=")[0] in known, value
+
+
 def check_variable(name, program):
     if program == "./nightly.sh":
         assert f"${{{name}:-" in (ROOT / program).read_text(), name
@@ -271,6 +278,12 @@ def test_each_command_exists(command, monkeypatch):
         assert (ROOT / arguments[arguments.index("-f") + 1]).is_file()
     elif program == "source":
         assert arguments == (".venv/bin/activate",)
+    elif program == "docker":
+        check_docker(arguments)
+    elif program == "cp":
+        assert (ROOT / arguments[0]).is_file(), arguments[0]
+    elif program == "systemctl":
+        assert arguments in (("daemon-reload",), ("enable", "--now", "benchlib"))
     elif program == "bash":
         assert (ROOT / arguments[0]).is_file(), arguments[0]
     else:
