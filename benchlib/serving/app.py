@@ -13,8 +13,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import PlainTextResponse
 
 from benchlib.serving import image_links, openai_images
 from benchlib.serving.access_log import AccessLog
@@ -28,7 +26,8 @@ from benchlib.serving.handoff import HandOff
 from benchlib.serving.headers import answer_headers
 from benchlib.serving.image_links import ImageLinks
 from benchlib.serving.lock import Lock, warn_of_open_door
-from benchlib.serving.schemas import GenerateRequest, GenerateResponse, Health, Problem, Readiness
+from benchlib.serving.schemas import GenerateRequest, GenerateResponse, Problem
+from benchlib.serving.status_routes import make_status_router
 
 
 def create_app(
@@ -85,6 +84,7 @@ def create_app(
     add_docs_pages(app, needs_key=door.key is not None)
     app.include_router(openai_images.make_router(handoff))
     app.include_router(image_links.make_links_router(links))
+    app.include_router(make_status_router(engine, door, handoff.metrics))
 
     @app.post(
         "/benchmark/generate",
@@ -105,24 +105,6 @@ def create_app(
             model_params=engine.spec["model_params"],
             **body.model_dump(exclude={"negative_prompt", "seed", "scheduler", "lora"}),
         )
-
-    @app.get("/health", responses={503: {"model": Health}}, response_model_exclude_none=True)
-    async def health(response: Response) -> Health:
-        if engine.failure is None:
-            return Health()
-        response.status_code = 503
-        return Health(status="failed", detail=engine.trouble)
-
-    @app.get("/ready", responses={503: {"model": Readiness}})
-    async def ready(response: Response) -> Readiness:
-        response.status_code = 200 if engine.state == "ready" else 503
-        spec = door.add_to(engine.spec) or None
-        return Readiness(status=engine.state, detail=engine.trouble, spec=spec)
-
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        """The server's metrics in Prometheus' text format."""
-        return Response(handoff.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     return app
 

@@ -1,14 +1,18 @@
 """The door's options: their bounds by device, their texts, and a key that reaches none of these."""
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from benchlib.__main__ import main
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.options import in_words
 from benchlib.serving.server import serve
 from benchlib.serving.standalone import Settings
 
 FULL = 1024 * 1024
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KEY = "k3y-of-this-test"
 
 
@@ -76,11 +80,14 @@ def test_a_bad_option_is_named_with_its_fix(option, value, words):
         serve("tiny", **{option: value})
 
 
-def test_a_key_is_in_no_text():
-    door = DoorOptions(api_key=KEY)
-    shown = [repr(door), str(door), door.model_dump_json(), repr(Settings(api_key=KEY))]
+@UNHURRIED
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=12))
+def test_a_key_is_in_no_text(key):
+    door = DoorOptions(api_key=key)
+    assert door.key == key
+    shown = [repr(door), str(door), door.model_dump_json(), repr(Settings(api_key=key))]
     shown.append(str(door.add_to({"device": "cpu"})))
-    for bad in (KEY + " and a space", KEY + "\n"):
+    for bad in (key + " and a space", key + "\n"):
         with pytest.raises(ValidationError) as caught:
             DoorOptions(api_key=bad)
         shown += [str(caught.value), in_words(caught.value)]
@@ -88,6 +95,23 @@ def test_a_key_is_in_no_text():
             serve("tiny", api_key=bad)
         shown.append(str(refused.value))
     with pytest.raises(ValidationError) as caught:  # a fault of two fields, not of one
-        Settings(api_key=KEY, ssl_keyfile="key.pem")
+        Settings(api_key=key, ssl_keyfile="key.pem")
     shown += [str(caught.value), in_words(caught.value)]
-    assert not [text for text in shown if KEY in text]
+    assert not [text for text in shown if key in text or repr(key)[1:-1] in text]
+
+
+def test_the_command_line_has_a_switch_for_the_log_and_no_option_for_the_key(monkeypatch, capsys):
+    given_settings = []
+    monkeypatch.setattr(
+        "benchlib.serving.standalone.serve_alone",
+        lambda settings, **_: given_settings.append(settings) or 0,
+    )
+    assert main(["serve", "--access-log", "--max-pixel-steps", "none", "--max-queue-s", "9"]) == 0
+    monkeypatch.setenv("BENCHLIB_ACCESS_LOG", "1")
+    assert main(["serve", "--no-access-log"]) == 0
+    first, second = given_settings
+    assert (first.access_log, first.max_pixel_steps, first.max_queue_s) == (True, None, 9.0)
+    assert not second.access_log
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "--api-key", KEY])
+    capsys.readouterr()

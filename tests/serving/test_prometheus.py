@@ -114,3 +114,32 @@ def test_two_servers_count_apart():
         pages = [httpx.get(f"{server.url}/metrics").text for server in (one, two)]
     counted = 'benchlib_images_total{route="/benchmark/generate"} 1.0'
     assert [counted in page for page in pages] == [True, False]
+
+
+def test_bad_requests_are_counted_by_the_field_or_the_fault():
+    generate = "/benchmark/generate"
+    images = "/v1/images/generations"
+    json_type = {"Content-Type": "application/json"}
+    with fake_server(FakePipeline()) as client:
+        client.post(generate, json=SMALL | {"width": 65})
+        client.post(generate, json=SMALL | {"made up by a client": 1})
+        client.post(generate, json=SMALL | {"another name": 1})
+        client.post(generate, content="{", headers=json_type)
+        client.post(generate, content="x" * (2**20 + 1), headers=json_type)
+        client.post(images, json={"prompt": "a", "n": 11})
+        client.post(images, json={"prompt": "a", "model": "another"})
+        client.get(generate)
+        client.get("/nothing")
+        client.get("/images/nothing.png")
+        page = client.get("/metrics").text
+    counts = {
+        (sample.labels["status"], sample.labels["reason"]): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == "benchlib_client_errors_total"
+    }
+    assert counts == {
+        ("401", "missing_api_key"): 0, ("401", "invalid_api_key"): 0, ("422", "width"): 1,
+        ("422", "unknown_field"): 2, ("422", "body"): 1, ("413", "body_too_large"): 1,
+        ("400", "n"): 1, ("404", "model_not_found"): 1, ("405", "method"): 1, ("404", "not_found"): 2,
+    }  # fmt: skip

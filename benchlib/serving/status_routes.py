@@ -1,0 +1,41 @@
+"""The routes that say how the server is: /health, /ready and /metrics.
+
+Knows the engine's state and what is served. Ignorant of requests for images.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import PlainTextResponse
+
+from benchlib.serving.door_options import DoorOptions
+from benchlib.serving.engine.engine import Engine
+from benchlib.serving.prometheus import Metrics
+from benchlib.serving.schemas import Health, Readiness
+
+
+def make_status_router(engine: Engine, door: DoorOptions, metrics: Metrics) -> APIRouter:
+    """The three routes. /health says no more than a word where a key guards the others."""
+    router = APIRouter()
+
+    @router.get("/health", responses={503: {"model": Health}}, response_model_exclude_none=True)
+    async def health(response: Response) -> Health:
+        if engine.failure is None:
+            return Health()
+        response.status_code = 503
+        detail = engine.trouble if door.key is None else None
+        return Health(status="failed", detail=detail)
+
+    @router.get("/ready", responses={503: {"model": Readiness}})
+    async def ready(response: Response) -> Readiness:
+        response.status_code = 200 if engine.state == "ready" else 503
+        spec = door.add_to(engine.spec) or None
+        return Readiness(status=engine.state, detail=engine.trouble, spec=spec)
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def show_metrics() -> Response:
+        """The server's metrics in Prometheus' text format."""
+        return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
