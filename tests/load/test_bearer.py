@@ -15,8 +15,7 @@ from benchlib.load.workload import Workload
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 VISIBLE = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
-# A shorter key may be a word of any text.
-KEYS = st.text(VISIBLE, min_size=12, max_size=40)
+KEYS = st.text(VISIBLE, max_size=40).map("k3y#{}".format)  # no word of a plan
 WORDS = st.text(st.characters(codec="ascii"), max_size=30)
 
 
