@@ -1,9 +1,9 @@
 """The HTTP face of an engine: `create_app(engine)` -> FastAPI.
 
 Knows the parts of an app, and the benchmark's own route. Ignorant of torch, of what holds for every
-request (edge.py), and of how a route waits for its jobs (handoff.py). `app` is created on first access, from the BENCHLIB_*
-settings (standalone.py). So `uvicorn benchlib.serving.app:app` works, and importing `create_app`
-loads no model.
+request (edge.py), and of how a route waits for its jobs (handoff.py). `app` is created on first
+access, from the BENCHLIB_* settings (standalone.py). So `uvicorn benchlib.serving.app:app` works,
+and importing `create_app` loads no model.
 """
 
 from __future__ import annotations
