@@ -19,7 +19,11 @@ def make_status_router(engine: Engine, door: DoorOptions, metrics: Metrics) -> A
     """The three routes. /health says no more than a word where a key guards the others."""
     router = APIRouter()
 
-    @router.get("/health", responses={503: {"model": Health}}, response_model_exclude_none=True)
+    @router.get(
+        "/health",
+        responses={503: {"model": Health}},
+        response_model_exclude_none=True,
+    )
     async def health(response: Response) -> Health:
         if engine.failure is None:
             return Health()
@@ -27,11 +31,18 @@ def make_status_router(engine: Engine, door: DoorOptions, metrics: Metrics) -> A
         detail = engine.trouble if door.key is None else None
         return Health(status="failed", detail=detail)
 
-    @router.get("/ready", responses={503: {"model": Readiness}})
+    @router.get(
+        "/ready",
+        responses={503: {"model": Readiness}},
+    )
     async def ready(response: Response) -> Readiness:
-        response.status_code = 200 if engine.state == "ready" else 503
-        spec = door.add_to(engine.spec) or None
-        return Readiness(status=engine.state, detail=engine.trouble, spec=spec)
+        if engine.state != "ready":
+            response.status_code = 503
+        return Readiness(
+            status=engine.state,
+            detail=engine.trouble,
+            spec=door.add_to(engine.spec) or None,
+        )
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
