@@ -275,7 +275,13 @@ class Connection(HttpToolsProtocol):
     @property
     def unread_bytes(self) -> int:
         """What the client has yet to read, in this process; the kernel has more."""
-        return self.transport.get_write_buffer_size()
+        unread = self.transport.get_write_buffer_size()
+        # With TLS, asyncio has another transport below, and leaves out what waits there.
+        tls = getattr(self.transport, "_ssl_protocol", None)
+        below = getattr(tls, "_transport", None)
+        if below is not None:
+            unread += below.get_write_buffer_size()
+        return unread
 
     # -- what asyncio and uvicorn call -------------------------------------------------------------
 

@@ -11,6 +11,13 @@ from benchlib.__main__ import main
 from benchlib.serving.server import serve
 from benchlib.serving.standalone import Settings, app_from
 from benchmarks.fakes.fake_pipeline import FakePipeline
+from tests.serving.test_connection_limits import (
+    ASK_LARGE,
+    LargePipeline,
+    connect,
+    limits,
+    wait_for_close,
+)
 from tests.serving.test_server import SMALL
 
 
@@ -49,6 +56,18 @@ def test_serve_speaks_https(tmp_path, authority, trusting):
         link = answer.json()["data"][0]["url"]
         assert link.startswith(server.url)
         assert httpx.get(link, verify=trusting).status_code == 200
+
+
+def test_a_client_that_reads_nothing_over_https_is_cut_off(tmp_path, authority, trusting):
+    options = certificate_in(tmp_path, authority)
+    lasting = limits(unread_s=0.3)
+    with serve(LargePipeline(), name="tls", limits=lasting, **options) as server:
+        plain = connect(server, SO_RCVBUF=2**16)
+        client = trusting.wrap_socket(plain, server_hostname="127.0.0.1")
+        client.sendall(ASK_LARGE)
+        client.recv(1)  # the answer has begun
+        wait_for_close(server, 0)
+        client.close()
 
 
 def test_a_certificate_that_cannot_be_used_is_named(tmp_path, capsys):
