@@ -105,7 +105,8 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
         return "no request was scheduled in the measuring window"
     ok = measured[is_ok(measured)]
     if not len(ok):
-        return f"none of {counted(len(measured), 'request')} got an image"
+        none = f"none of {counted(len(measured), 'request')} got an image"
+        return f"{none}{_kinds_of(measured)}"
     failure = _too_many_failures(record, measured)
     if failure is not None:
         return failure
@@ -132,9 +133,14 @@ def _too_many_failures(record: Record, measured: pd.DataFrame) -> str | None:
     share = len(failed) / len(measured)
     if share <= limit:
         return None
-    kinds = [f"{kind}: {count}" for kind, count in errors_by_kind(failed).items()]
     words = f"{number(100 * share)} % of {counted(len(measured), 'request')} failed"
-    return f"{words}, and the limit is {number(100 * limit)} % ({', '.join(kinds)})"
+    return f"{words}, and the limit is {number(100 * limit)} %{_kinds_of(failed)}"
+
+
+def _kinds_of(requests: pd.DataFrame) -> str:
+    """The kinds of the errors of `requests` in brackets, such as " (HTTP 401: 40)", or nothing."""
+    kinds = [f"{kind}: {count}" for kind, count in errors_by_kind(requests).items()]
+    return f" ({', '.join(kinds)})" if kinds else ""
 
 
 def how_it_ended(record: Record) -> str:

@@ -198,7 +198,7 @@ def test_a_run_is_valid_only_with_few_failures(
     ("rows", "changes", "reason"),
     [
         ([], {}, "no request was scheduled"),
-        ([REFUSED], {}, "none of 1 request got"),
+        ([REFUSED], {}, "none of 1 request got an image (HTTP 503: 1)"),
         ([{}], {"status": "interrupted", "error": "by the user"}, "interrupted: by the user"),
         ([{}], {"status": "running", "outcome": None}, "killed"),
     ],
