@@ -24,6 +24,8 @@ MARKS = (
 LATENT_CHANNELS = 4
 FIRST_ENCODER = "conditioner.embedders.0.transformer."
 SECOND_ENCODER = "conditioner.embedders.1.model."
+OLDER_ENCODER = "cond_stage_model."
+SDXL_LABELS = 2816  # 1280 of a pooled text, and 256 of each of six sizes
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 _ADAPTER = re.compile(r"lora_|\.lora\.|\.hada_|\.lokr_|dora_scale|\.oft_|\.boft_")
 _QUANTISED = re.compile(
@@ -72,6 +74,11 @@ _IP_ADAPTER = CheckpointKind("an IP-Adapter", f"{_TAKE_SDXL}; IP-Adapters are no
 _REFINER = CheckpointKind("an SDXL refiner", f"{_TAKE_SDXL}; a refiner only finishes its images")
 _SD1 = CheckpointKind("a Stable Diffusion 1 checkpoint", _TAKE_SDXL)
 _SD2 = CheckpointKind("a Stable Diffusion 2 checkpoint", _TAKE_SDXL)
+_RENAMED_ENCODERS = CheckpointKind(
+    f"an SDXL checkpoint whose text encoders are named {OLDER_ENCODER}, as Stable Diffusion 1's",
+    f"rename them to {FIRST_ENCODER} and {SECOND_ENCODER}, as SDXL's are named",
+    holds="unet",
+)
 _NO_UNET = CheckpointKind("a VAE and text encoders without a UNet", "give a whole model")
 _VIDEO = CheckpointKind("a Stable Video Diffusion checkpoint", _TAKE_SDXL)
 _OLDER_UNET = CheckpointKind("the UNet of another model than SDXL", _TAKE_SDXL)
@@ -175,11 +182,8 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
     entry = unet.get("input_blocks.0.0.weight") or unet["conv_in.weight"]
     in_channels = entry[1]
     reads_sizes = "label_emb.0.0.weight" in unet or "add_embedding.linear_1.weight" in unet
-    if not _has_both_encoders(header):
-        if any(key.startswith("cond_stage_model.model.") for key in keys):
-            return _SD2
-        if any(key.startswith("cond_stage_model.") for key in keys):
-            return _SD1
+    if not _has_both_encoders(header) and any(key.startswith(OLDER_ENCODER) for key in keys):
+        return _kind_with_older_names(header, unet)
     if not reads_sizes:
         return _OLDER_UNET
     if any(".time_stack." in key for key in unet):
@@ -208,6 +212,20 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
     if "edm_mean" in keys:
         return PLAYGROUND
     return _SDXL
+
+
+def _kind_with_older_names(header: Header, unet: dict[str, tuple[int, ...]]) -> CheckpointKind:
+    """What a file is whose text encoder has the names of Stable Diffusion 1 and 2.
+
+    SDXL's UNet reads the pooled text of one encoder and six sizes, the unCLIP of Stable Diffusion 2
+    less.
+    """
+    labels = unet.get("label_emb.0.0.weight") or unet.get("add_embedding.linear_1.weight")
+    if labels is not None and labels[-1] == SDXL_LABELS:
+        return _RENAMED_ENCODERS
+    if any(key.startswith(f"{OLDER_ENCODER}model.") for key in header.shapes):
+        return _SD2
+    return _SD1
 
 
 def _other_model(header: Header) -> CheckpointKind:

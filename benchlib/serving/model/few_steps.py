@@ -17,6 +17,8 @@ from pathlib import PurePath
 from typing import Any
 
 GUIDANCE_OFF = 0.0
+GUIDANCE_KEPT = 7.5
+"""Hyper-SD's models with CFG in their names keep guidance: their usage notes say 5 to 8."""
 LCM_GUIDANCE = 8.0
 """LCM's UNets take the guidance scale as an input. This is the scale of their usage notes."""
 
@@ -33,6 +35,7 @@ _KINDS = (
 )
 """Kinds of few-step models: the mark in a name, and the usual steps where it has no number."""
 
+_KEEPS_GUIDANCE = re.compile(r"(?<![a-z])cfg(?![a-z])")
 _BY_SCHEDULER = {"LCMScheduler": "LCM", "TCDScheduler": "TCD"}
 _USUAL_STEPS = 4
 
@@ -76,7 +79,8 @@ def few_steps_of(names: Iterable[str], scheduler: Any, unet: Any) -> FewSteps | 
         if found is not None:
             kind, steps = found
             reason = f"{last!r} is the name of a {kind} model"
-            return FewSteps(kind, steps, GUIDANCE_OFF, reason, advice)
+            guidance = GUIDANCE_KEPT if _KEEPS_GUIDANCE.search(last.lower()) else GUIDANCE_OFF
+            return FewSteps(kind, steps, guidance, reason, advice)
 
     # 3) A scheduler that serves nothing else
     scheduler_class = type(scheduler).__name__

@@ -84,7 +84,9 @@ def require_whole(header: Header, configuration: Path) -> None:
         raise ModelError(
             f"model: {header.path} is an SDXL checkpoint whose UNet has {own:,} parameters in place "
             f"of {usual:,}: another kind, such as the smaller SSD-1B and Vega, or a damaged file. "
-            "One file does not say how its layers are laid out; give the model's folder or hub id"
+            "One file does not say how its layers are laid out; give the model's folder or hub id, "
+            "or load the file in diffusers by from_single_file(file, config=hub id of its kind), "
+            "call save_pretrained, and give that folder"
         )
 
     # 2) The VAE

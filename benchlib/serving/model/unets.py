@@ -20,12 +20,18 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from benchlib.serving.model.checkpoint_kinds import MARKS, UNET_PREFIX, require_kind
+from benchlib.serving.model.checkpoint_kinds import UNET_PREFIX, require_kind
 from benchlib.serving.model.hub_files import hub_file, is_hub_file, is_hub_name
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, Plan, plan_network, without_files
 from benchlib.serving.model.weights_files import Header, read_header
 
+_UNET_WORDS = {
+    "input_blocks", "middle_block", "output_blocks", "out", "time_embed", "label_emb",
+    "conv_in", "conv_out", "conv_norm_out", "down_blocks", "mid_block", "up_blocks",
+    "time_embedding", "add_embedding",
+}  # fmt: skip
+"""What the names of a UNet's weights begin with: the original ones, then those of diffusers."""
 _LCM_KEY = "time_embedding.cond_proj.weight"
 
 
@@ -139,9 +145,9 @@ def _load_file(header: Header, config: dict[str, Any], dtype: torch.dtype) -> UN
 
 
 def _keys(header: Header) -> list[str]:
-    """The names of the UNet's weights in a file."""
+    """The names of the UNet's weights in a file. Others may lie beside them, as in many merges."""
     prefixed = [key for key in header.shapes if key.startswith(UNET_PREFIX)]
-    return prefixed or [key for key in header.shapes if key not in MARKS]
+    return prefixed or [key for key in header.shapes if key.partition(".")[0] in _UNET_WORDS]
 
 
 def _count(header: Header) -> int:

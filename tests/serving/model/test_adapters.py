@@ -16,6 +16,7 @@ from benchlib.serving.model.models import load_diffusers
 from benchlib.serving.model.optimisations import graphs_made
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
+from tests.serving.model.small_models import load, small_pipeline
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 WITH_CONVOLUTIONS = (
@@ -522,3 +523,34 @@ def test_a_compiled_unet_swaps_adapters_without_compiling_again(files):
         difference = torch.tensor(list(image.tobytes())) - torch.tensor(list(fresh.tobytes()))
         assert difference.abs().max() <= 2, lora
     assert graphs_made() == made
+
+
+def test_a_few_step_adapter_goes_with_its_sampler_and_a_model_that_is_a_variant(tmp_path):
+    # 1) A model whose weights are all of the variant fp16, and an adapter for it
+    model = small_pipeline()
+    model.to(dtype=torch.float16).save_pretrained(tmp_path / "model", variant="fp16")
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for name, module in model.unet.named_modules():
+        if name.endswith(ATTENTION):
+            for part, shape in (("A", (4, module.in_features)), ("B", (module.out_features, 4))):
+                key = f"unet.{name}.lora_{part}.weight"
+                tensors[key] = 0.1 * torch.randn(shape, generator=generator)
+    file = tmp_path / "lcm.safetensors"
+    save_file(tensors, file)
+
+    # 2) The image is stock's
+    pipe = load(tmp_path / "model", loras={"lcm": str(file)})
+    assert pipe.spec["variant"] == "fp16"
+    fresh = StableDiffusionXLPipeline.from_pretrained(
+        tmp_path / "model", variant="fp16", dtype=torch.float32
+    )
+    fresh.set_progress_bar_config(disable=True)
+    fresh.scheduler = LCMScheduler.from_config(fresh.scheduler.config)
+    plain = request().model_copy(update={"guidance_scale": 0.0, "scheduler": "lcm"})
+    without = stock_image(fresh, plain)
+    fresh.load_lora_weights(file, adapter_name="only")
+    image = pipe.generate(plain.model_copy(update={"lora": "lcm"})).images[0]
+    assert same(image, stock_image(fresh, plain))
+    assert not same(image, without)
+    assert same(pipe.generate(plain).images[0], without)

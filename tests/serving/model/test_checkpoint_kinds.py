@@ -78,6 +78,18 @@ def header(shapes, dtype="F16"):
             "nothing",
         ),
         (
+            UNET | VAE | {"cond_stage_model.transformer.text_model.final_layer_norm.weight": (768,),
+                          "cond_stage_model.model.ln_final.weight": (1280,)},
+            "an SDXL checkpoint whose text encoders are named cond_stage_model.",
+            "unet",
+        ),
+        (
+            OLDER | {"model.diffusion_model.label_emb.0.0.weight": (1280, 2048),
+                     "cond_stage_model.model.ln_final.weight": (1024,)},
+            "a Stable Diffusion 2 checkpoint",  # its unCLIP reads a label, too
+            "nothing",
+        ),
+        (
             {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
             "the UNet of another model than SDXL",
             "nothing",

@@ -34,6 +34,13 @@ def test_a_published_name_says_what_the_model_is_made_for(name, kind, steps):
     assert found.advice is None
 
 
+def test_hyper_sd_with_cfg_in_its_name_keeps_guidance():
+    found = few_steps_of(
+        ["ByteDance/Hyper-SD/Hyper-SDXL-12steps-CFG-lora.safetensors"], EULER, PLAIN
+    )
+    assert (found.kind, found.steps, found.guidance_scale) == ("Hyper-SD", 12, 7.5)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -18,6 +18,8 @@ from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.results import Timings
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
+from tests.serving.model.small_models import our_pixels, stock_pixels
+from tests.serving.model.small_models import request as small_request
 
 
 def stock_image(pipe, request, seed=None):
@@ -134,6 +136,21 @@ def test_fp16_vae_is_cast_up_in_a_copy_and_the_stock_pipeline_stays_stock():
         assert pipe.diffusers.vae.dtype == torch.float16
         stock = stock_image(pipe, request(num_inference_steps=2))
         np.testing.assert_array_equal(pixels(result.images[0]), pixels(stock))
+
+
+def test_a_watermark_is_put_into_each_image_as_by_the_stock_call():
+    class Watermark:
+        def apply_watermark(self, pixels):
+            return 0.5 * pixels.flip(-1) - 0.2
+
+    pipe = load_pipeline("tiny", device="cpu", torch_threads=1)
+    plain = our_pixels(pipe, seed=1)
+    pipe.diffusers.watermark = Watermark()
+    marked = stock_pixels(pipe.diffusers, seed=1)
+    np.testing.assert_array_equal(our_pixels(pipe, seed=1), marked)
+    both = pipe.generate([small_request(seed=1), small_request(seed=2)]).images
+    assert np.abs(np.asarray(both[0], int) - marked.astype(int)).max() <= 1
+    assert not np.array_equal(plain, marked)
 
 
 def test_requests_leave_no_trace_on_the_pipeline(tiny):

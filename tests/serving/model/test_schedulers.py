@@ -109,6 +109,13 @@ def test_latents_are_bit_identical_to_the_stock_call(tiny, config, name):
     assert torch.equal(ours, stock_latents(tiny, stock_scheduler(config, name), wanted))
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_latents_of_one_step_are_bit_identical_to_the_stock_call(tiny, config, name):
+    wanted = request(scheduler=name, num_inference_steps=1)
+    [ours] = latents(tiny, wanted)
+    assert torch.equal(ours, stock_latents(tiny, stock_scheduler(config, name), wanted))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_latents_are_bit_identical_in_16_bits(config, dtype):
     pipe = load_pipeline("tiny", device="cpu", dtype=dtype)

@@ -120,6 +120,14 @@ def test_a_unet_is_cast_to_the_models_type(base, other, tmp_path, dtype):
     assert torch.equal(ours.latents, latents)
 
 
+@pytest.mark.parametrize("keys", [dict, unet_keys], ids=["diffusers", "original"])
+def test_keys_of_others_beside_a_unet_are_passed_over(base, other, tmp_path, keys):
+    weights = keys(other.unet.state_dict())
+    foreign = {"optimizer.step": torch.zeros(3), "text_projection": torch.zeros(3, 3)}
+    pipe = load(base, unet=str(save(weights | foreign, tmp_path / "unet.safetensors")))
+    np.testing.assert_array_equal(our_pixels(pipe), stock_pixels(stock_with(base, other.unet)))
+
+
 def test_the_base_models_own_unet_is_not_needed(base, other, tmp_path):
     """A folder whose UNet was left out of the download has its configuration alone."""
     folder = shutil.copytree(base, tmp_path / "base")
