@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchlib.serving.engine.cohort import KeptTogether
 from benchlib.serving.engine.faults import EngineEnded, Faults, reason_of
 from benchlib.serving.engine.jobs import Cancelled, Job, Refused
 from benchlib.serving.engine.model_calls import ModelCalls
@@ -83,6 +84,9 @@ class Engine:
             max_batch_size=self.options.max_batch_size,
             max_wait_s=self.options.max_wait_ms / 1000,
         )
+        # Dynamic batching has a wait of its own, and simulations take the policy itself.
+        is_continuous = self.options.batching == "continuous"
+        self._turns = KeptTogether(self._policy, self._times) if is_continuous else self._policy
         # The jobs that wait or have begun, in the order of arrival.
         self._jobs: list[Job] = []
         # The policy's decision; None if the policy must decide again.
@@ -336,7 +340,7 @@ class Engine:
             if self._turn is None:
                 # No job will come once the engine should exit, so the policy must not wait for one.
                 decided_s = math.inf if self._should_exit else now_s
-                self._turn = self._policy.turn(tuple(self._jobs), decided_s, self._lora)
+                self._turn = self._turns.turn(tuple(self._jobs), decided_s, self._lora)
             turn = self._calls.within_limits(self._turn)
             self._stepping = turn.step
             self.running = len(turn.step)
