@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every network"
     )
-    serve.add_argument("--port", default=8000, type=int, help="port to listen on; 0 for a free one")
+    serve.add_argument(
+        "--port", default=8000, type=_port, help="port to listen on; 0 for a free one"
+    )
     for name, field in Settings.model_fields.items():
         option = "--" + name.replace("_", "-")
         if name == "loras":
@@ -98,6 +100,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         serve.error(str(error))
     return serve_alone(settings, host=host, port=port)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 2**16:
+        raise argparse.ArgumentTypeError(f"{port} is not between 0 and 65535")
+    return port
 
 
 if __name__ == "__main__":

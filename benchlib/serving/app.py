@@ -9,7 +9,7 @@ and importing `create_app` loads no model.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
@@ -36,13 +36,13 @@ def create_app(
     *,
     links: ImageLinks | None = None,
     limits: ConnectionLimits | None = None,
-    before_stop: Callable[[], None] | None = None,
+    stopping: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> FastAPI:
     """Return an app that starts `engine` when it starts, and stops `engine` when it ends.
 
     `door` says which requests and clients come in. `links`: how long and how many images are kept
-    for links. `limits`: how long clients may take, and how many may be connected. `before_stop` is
-    called once the requests have been answered, before the engine stops.
+    for links. `limits`: how long clients may take, and how many may be connected. `stopping()` is
+    entered once the requests have been answered, and left once the engine has stopped.
     """
     door = door or DoorOptions()
     links = links or ImageLinks()
@@ -63,10 +63,9 @@ def create_app(
         yield
         # uvicorn has drained the requests. A thread can't start here: the script may have ended.
         connections.detach()
-        if before_stop is not None:
-            before_stop()
-        engine.stop(drain_s=0.0)
-        handoff.close()
+        with stopping():
+            engine.stop(drain_s=0.0)
+            handoff.close()
 
     summary = "Stable Diffusion XL, served to be measured"
     app = ServedApp(

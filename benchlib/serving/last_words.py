@@ -1,6 +1,7 @@
 """The end of a process whose engine has ended by an error: its reason, and a status of its own.
 
-Knows exit statuses. Ignorant of HTTP and of why an engine ends (engine.py).
+Knows exit statuses. Ignorant of HTTP, of why an engine ends (engine.py), and of signals
+(process_end.py).
 """
 
 from __future__ import annotations
@@ -22,18 +23,27 @@ LAST_WORDS_S = 1.0
 """The time in which everybody inside gets the reason."""
 
 
-def leave_with(engine: Engine) -> None:
+def leave_with(engine: Engine, *, not_loaded: int | None = None) -> None:
     """End this process with ENGINE_ENDED once `engine` has ended by an error. Returns at once.
 
-    The process ends without clean-up: a lost device may hang the destructors of what is on it.
+    The process ends without clean-up: a lost device may hang the destructors of what is on it. It
+    ends with the status `not_loaded` if the model can't be loaded, unless that is None.
     """
 
     def leave() -> None:
         engine.ended.wait()
-        if not isinstance(engine.failure, EngineEnded):
+        error = engine.failure
+        status: int | None = None
+        if isinstance(error, EngineEnded):
+            status = ENGINE_ENDED
+            words = str(error)
+        elif error is not None:
+            status = not_loaded
+            words = f"{type(error).__name__}: {error}"
+        if status is None:
             return
         time.sleep(LAST_WORDS_S)
-        print(f"benchlib: {engine.failure}", file=sys.stderr, flush=True)
-        os._exit(ENGINE_ENDED)
+        print(f"benchlib: {words}", file=sys.stderr, flush=True)
+        os._exit(status)
 
     threading.Thread(target=leave, name="benchlib-last-words", daemon=True).start()

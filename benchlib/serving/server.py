@@ -9,7 +9,7 @@ import atexit
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, OnNotFinite, in_words
 from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLinks
 from benchlib.serving.lock import warn_of_open_door
+from benchlib.serving.process_end import SigtermEndsScript
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
@@ -151,15 +152,11 @@ class Server(ShownInCell):
 
         # 2) Listen
         tls = self._door.uvicorn_options()
-        listener = _listen(self._host, self._port)
-        host, port = listener.getsockname()[:2]
-        if ":" in host:  # IPv6
-            host = f"[{host}]"
-        scheme = "https" if self._door.ssl_certfile else "http"
-        self._url = f"{scheme}://{host}:{port}"
+        listener = listen(self._host, self._port)
+        self._url = url_of(listener, tls)
         app = create_app(engine, self._door, links=self._links, limits=self._limits)
         self._uvicorn = make_uvicorn(app, log_level=self._log_level, **tls)
-        warn_of_open_door(host, self._door.key)
+        warn_of_open_door(listener.getsockname()[0], self._door.key)
         self._thread = threading.Thread(
             target=self._uvicorn.run,
             kwargs={"sockets": [listener]},
@@ -169,6 +166,7 @@ class Server(ShownInCell):
         self._engine = engine
         self.started = True
         _servers[self.name] = self
+        _sigterm.begin()
         self._thread.start()
 
         # 3) Wait for the model
@@ -189,12 +187,24 @@ class Server(ShownInCell):
         """
         if not self.started:
             return
-        self._uvicorn.should_exit = True
+        self.begin_stop()
         self._thread.join()
         self.started = False
         self._url = None
         if _servers.get(self.name) is self:
             del _servers[self.name]
+        if not _servers:
+            _sigterm.end()
+
+    def begin_stop(self) -> None:
+        """Begin what `stop` waits for."""
+        self._uvicorn.should_exit = True
+
+    @property
+    def longest_stop_s(self) -> float:
+        """How long `stop` waits for requests; a server that loads has none."""
+        loading = self._engine is None or self._engine.state == "loading"
+        return 0.0 if loading else (self._limits or ConnectionLimits()).drain_s
 
 
 def serve(
@@ -296,7 +306,7 @@ def serve(
     ).start()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A TCP socket that listens. Raises OSError that names the address.
 
     A loaded pipeline is ready before uvicorn accepts. Until then, connections wait in this socket.
@@ -316,11 +326,29 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def url_of(listener: socket.socket, tls: Mapping[str, str | None]) -> str:
+    """The base URL of a socket that listens, with uvicorn's options of TLS."""
+    host, port = listener.getsockname()[:2]
+    if ":" in host:  # IPv6
+        host = f"[{host}]"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://{host}:{port}"
+
+
+def _longest_stop_s() -> float:
+    return max((server.longest_stop_s for server in _servers.values()), default=0.0)
+
+
+_sigterm = SigtermEndsScript(_longest_stop_s)
+
+
 @atexit.register
 def _stop_all() -> None:
     """Stop all servers.
 
     A daemon thread that is inside torch when the interpreter ends would crash the process.
     """
+    for server in _servers.values():
+        server.begin_stop()
     for server in list(_servers.values()):
         server.stop()

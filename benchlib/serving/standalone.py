@@ -10,6 +10,7 @@ images are made.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from contextlib import suppress
@@ -34,9 +35,10 @@ from benchlib.serving.image_links import (
     ImageLinks,
 )
 from benchlib.serving.last_words import leave_with
+from benchlib.serving.process_end import ENDED_BY_SIGINT, NOT_STARTED, in_time
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
-from benchlib.serving.server import make_uvicorn
+from benchlib.serving.server import listen, make_uvicorn, url_of
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
@@ -169,7 +171,7 @@ def app_from(settings: Settings) -> FastAPI:
     if settings.ssl_certfile is not None:
         raise ValueError("ssl_certfile: give uvicorn itself --ssl-certfile and --ssl-keyfile")
     engine = engine_from(settings)
-    leave_with(engine)
+    leave_with(engine, not_loaded=NOT_STARTED)
     return _app_before(engine, settings)
 
 
@@ -177,21 +179,35 @@ def _app_before(engine: Engine, settings: Settings) -> FastAPI:
     links = ImageLinks(
         link_s=settings.link_s, max_links=settings.max_links, links_gib=settings.links_gib
     )
-    limits = settings.connection_limits()
-    return create_app(engine, settings.door_options(), links=links, limits=limits)
+    return create_app(
+        engine,
+        settings.door_options(),
+        links=links,
+        limits=settings.connection_limits(),
+        stopping=in_time,
+    )
 
 
 def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     """Serve until a signal comes; return the exit status. This is `python -m benchlib serve`.
 
-    The port is bound before the model loads. If loading fails, the reason is printed and the status
-    is 1.
+    The port is bound before the model loads. If that or loading fails, the reason is printed and the
+    status is 1.
     """
+    # 1) Listen
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        print(f"benchlib: {error}", file=sys.stderr)
+        return NOT_STARTED
     engine = engine_from(settings)
     leave_with(engine)
     app = _app_before(engine, settings)
     tls = settings.door_options().uvicorn_options()
     server = make_uvicorn(app, host=host, port=port, log_level="info", **tls)
+    log.info("Uvicorn running on %s (Press CTRL+C to quit)", url_of(listener, tls))
+
+    # 2) Serve until a signal comes or the model can't be loaded
 
     def give_up_if_failed() -> None:
         engine.settled.wait()
@@ -200,8 +216,10 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
 
     threading.Thread(target=give_up_if_failed, name="benchlib-watch", daemon=True).start()
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped in order
-        server.run()
+        server.run(sockets=[listener])
+    if server.force_exit:  # a second Ctrl+C: the engine may be at work
+        os._exit(ENDED_BY_SIGINT)
     if engine.failure is not None:
         print(f"benchlib: {type(engine.failure).__name__}: {engine.failure}", file=sys.stderr)
-        return 1
+        return NOT_STARTED
     return 0

@@ -72,6 +72,13 @@ while engine.waiting < 19:
     time.sleep(0.01)
 """
 
+# Nobody has asked for anything, and the script has an error of its own.
+OWN_ERROR = """
+post("/benchmark/generate", "")
+clients.pop().close()
+raise ZeroDivisionError
+"""
+
 
 @pytest.mark.parametrize(
     ("drain_s", "ending", "answer"),
@@ -90,3 +97,17 @@ def test_a_script_that_ends_stops_its_server_in_order(drain_s, ending, answer):
     assert ended.stdout.splitlines() == words, ended.stderr
     assert ended.returncode == 0
     assert ended.stderr == ""
+
+
+def test_a_script_that_fails_shows_its_own_error_alone():
+    ended = subprocess.run(
+        [sys.executable, "-c", f"DRAIN_S = 100\n{SCRIPT}{OWN_ERROR}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout.split("\n") == ["", "engine: stopped", "model freed: True", ""]
+    assert ended.stderr.count("Traceback") == 1
+    assert ended.stderr.endswith("ZeroDivisionError\n")

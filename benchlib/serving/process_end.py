@@ -1,0 +1,79 @@
+"""How a process that serves ends in time: SIGTERM, and work that can't be interrupted.
+
+Knows signals, timers and exit statuses. Ignorant of HTTP, of engines, and of what the work is. The
+end of a process whose engine has broken is last_words.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+NOT_STARTED = 1
+"""The exit status of a server that could not start."""
+# As shells count them.
+ENDED_BY_SIGINT = 128 + signal.SIGINT
+ENDED_BY_SIGTERM = 128 + signal.SIGTERM
+# Once everybody has an answer, a step or a load has this long to end by itself. Together with what
+# comes before it, the stop takes at most a second more than `drain_s`.
+UNFINISHED_S = 0.4
+LAST_SECOND_S = 1.0
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """End this process by SIGTERM if the block takes longer than UNFINISHED_S.
+
+    Python can't interrupt a step, a decode or a load. Outside the main thread this does nothing:
+    there the process is not the server's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    timer = threading.Timer(UNFINISHED_S, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, former)
+
+
+class SigtermEndsScript:
+    """SIGTERM ends a script like `sys.exit`, so that it stops its servers in order.
+
+    Python's own answer to SIGTERM is the end of the process, without an answer to anybody.
+    `longest_s()` says how long the servers may take. After that, and one second more, the process
+    ends whatever it does. A second SIGTERM ends it at once.
+    """
+
+    def __init__(self, longest_s: Callable[[], float]) -> None:
+        self._longest_s = longest_s
+
+    def begin(self) -> None:
+        """From now on. Does nothing outside the main thread, or if the script has a handler."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._exit)
+
+    def end(self) -> None:
+        """Python's own answer again."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) == self._exit:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _exit(self, _number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        seconds = self._longest_s() + LAST_SECOND_S
+        timer = threading.Timer(seconds, os._exit, (ENDED_BY_SIGTERM,))
+        timer.daemon = True
+        timer.start()
+        raise SystemExit(ENDED_BY_SIGTERM)
