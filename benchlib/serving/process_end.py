@@ -26,23 +26,34 @@ LAST_SECOND_S = 1.0
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """End this process by SIGTERM if the block takes longer than UNFINISHED_S.
+    """End this process if the block takes longer than UNFINISHED_S after a signal to uvicorn.
 
-    Python can't interrupt a step, a decode or a load. Outside the main thread this does nothing:
-    there the process is not the server's.
+    Python can't interrupt a step, a decode or a load. The status is that of a stop in order: 0
+    after SIGINT, else the end by SIGTERM. Outside the main thread this does nothing: there the
+    process is not the server's.
     """
-    if threading.current_thread() is not threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    server = getattr(handler, "__self__", None)  # uvicorn.Server handles signals in the main thread
+    received: list[int] = getattr(server, "_captured_signals", [])
+    if not in_main_thread or not received:
         yield
         return
-    former = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    timer = threading.Timer(UNFINISHED_S, os.kill, (os.getpid(), signal.SIGTERM))
+
+    def leave() -> None:
+        if signal.SIGINT in received:
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    timer = threading.Timer(UNFINISHED_S, leave)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(signal.SIGTERM, handler)
 
 
 class SigtermEndsScript:
