@@ -76,7 +76,7 @@ def create_app(
     errors = ErrorAnswers(handoff.metrics)
 
     # The last is the first to see a request.
-    app.add_middleware(Lock, key=door.key, refuse=errors.refuse_key)
+    app.add_middleware(Lock, key=door.key, refuse=errors.refuse_key, is_link=links.leads_to_image)
     app.add_middleware(AccessLog, on=door.access_log)
     app.add_middleware(Edge, root_path=door.root_path)
     errors.add_to(app)

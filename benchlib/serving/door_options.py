@@ -93,7 +93,7 @@ def _read_whole_bound(value: object) -> int | Auto | None:
     return int(bound)
 
 
-def _read_share(value: object) -> object:
+def _read_none(value: object) -> object:
     return None if value == "none" else value
 
 
@@ -115,7 +115,7 @@ class DoorOptions(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
 
-    deadline_s: float | None = Field(
+    deadline_s: Annotated[float | None, BeforeValidator(_read_none)] = Field(
         default=None, gt=0, description="seconds; a slower request gets 504"
     )
     max_pixel_steps: Annotated[int | Auto | None, PlainValidator(_read_whole_bound)] = Field(
@@ -128,7 +128,7 @@ class DoorOptions(BaseModel):
         description="longest foretold wait in seconds; a longer one gets 503. auto: by device; "
         "none: no bound",
     )
-    max_per_client: Annotated[int | None, BeforeValidator(_read_share)] = Field(
+    max_per_client: Annotated[int | None, BeforeValidator(_read_none)] = Field(
         default=None,
         ge=1,
         description="most images of one client's address in the queue or under way; more gets 429",

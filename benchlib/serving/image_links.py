@@ -82,6 +82,11 @@ class ImageLinks:
         self.drop_old()
         return self._files.get(name)
 
+    def leads_to_image(self, path: str) -> bool:
+        """Whether `path` is that of a link whose file is still there."""
+        folder, _, name = path.rpartition("/")
+        return folder == ROUTE and self.find(name) is not None
+
     def drop_old(self) -> None:
         """Drop the files whose time has passed."""
         now_s = time.monotonic()

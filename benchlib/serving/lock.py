@@ -1,4 +1,4 @@
-"""The lock on the app: without the API key there is no answer but /health's.
+"""The lock on the app: without the API key there is no answer but /health's and a link's.
 
 Knows the header Authorization. Ignorant of routes, and of how an error is written.
 """
@@ -24,13 +24,19 @@ _ASK = {"WWW-Authenticate": 'Bearer realm="benchlib"'}
 class Lock:
     """ASGI middleware that refuses requests without `key`; None lets everybody in.
 
-    It runs inside `Edge`. `refuse(http, error)` makes the answer.
+    It runs inside `Edge`. `refuse(http, error)` makes the answer. `is_link(path)` tells of a link to
+    an image: whoever opens it, such as a browser, can send no key, and the link is a secret itself.
     """
 
     def __init__(
-        self, app: ASGIApp, key: str | None, refuse: Callable[[Request, Unserved], Response]
+        self,
+        app: ASGIApp,
+        key: str | None,
+        refuse: Callable[[Request, Unserved], Response],
+        is_link: Callable[[str], bool],
     ) -> None:
         self.app = app
+        self.is_link = is_link
         self.key = None if key is None else key.encode()
         self.refuse = refuse
 
@@ -39,7 +45,9 @@ class Lock:
             await self.app(scope, receive, send)
             return
         http = Request(scope)
-        fault = None if http.state.path == OPEN_PATH else self._fault(http)
+        path = http.state.path
+        is_open = path == OPEN_PATH or self.is_link(path)
+        fault = None if is_open else self._fault(http)
         if fault is None:
             await self.app(scope, receive, send)
             return

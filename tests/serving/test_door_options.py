@@ -50,7 +50,7 @@ def test_the_bounds_are_told_in_words():
 def test_the_environment_says_auto_none_and_numbers(monkeypatch):
     said = {
         "MAX_PIXEL_STEPS": "none", "MAX_QUEUE_S": "12.5", "MAX_PER_CLIENT": "none",
-        "API_KEY": KEY, "ACCESS_LOG": "true",
+        "API_KEY": KEY, "ACCESS_LOG": "true", "DEADLINE_S": "none",
     }  # fmt: skip
     for name, value in said.items():
         monkeypatch.setenv(f"BENCHLIB_{name}", value)

@@ -113,6 +113,25 @@ def test_openais_client_sends_the_key_and_understands_a_refusal(server):
     assert caught.value.code == "invalid_api_key"
 
 
+def test_a_link_to_an_image_opens_without_the_key_until_it_ends():
+    body = {"prompt": "a", "size": "64x64", "num_inference_steps": 1, "response_format": "url"}
+    options = {"api_key": KEY, "max_links": 10, "root_path": "/sdxl"}
+    with serve(FakePipeline(), name="links", **options) as server:
+        images = f"{server.url}/sdxl/v1/images/generations"
+
+        def make(n):
+            answer = httpx.post(images, json=body | {"n": n}, headers=BEARER, timeout=60)
+            return [image["url"] for image in answer.json()["data"]]
+
+        [link] = make(1)
+        assert httpx.get(link).headers["content-type"] == "image/png"
+        assert httpx.get(link + "x").status_code == 401
+        assert httpx.get(link.replace("/images/", "/images//")).status_code == 401
+        make(10)  # no place is left for the first
+        assert httpx.get(link).status_code == 401
+        assert httpx.get(link, headers=BEARER).status_code == 404
+
+
 def test_refusals_are_counted_by_reason():
     with (
         serve(FakePipeline(), name="counted", api_key=KEY) as server,
