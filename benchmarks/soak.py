@@ -137,7 +137,9 @@ def miscounted(soaked: Soaked) -> float:
         counted[name] += value
     metrics = soaked.metrics
     unserved = counted["benchlib_refusals_total"] + counted["benchlib_failures_total"]
+    client_errors = sum(statuses[status] for status in range(400, 499))
     pairs = [
+        (counted["benchlib_client_errors_total"], client_errors),
         (unserved, sum(statuses[status] for status in (429, 500, 503, 507))),
         (metrics["benchlib_cancellations_total", "deadline"], statuses[504]),
         (metrics["benchlib_cancellations_total", "client_gone"], statuses[499]),

@@ -60,14 +60,13 @@ class ServerProcess:
         return [json.loads(line) for line in whole.splitlines()]
 
     def metrics(self, policy: str) -> dict[tuple[str, str], float]:
-        """Each counter and gauge of /metrics, by its name and its one label's value."""
+        """Each counter and gauge of /metrics, by its name and its labels' values."""
         with urllib.request.urlopen(f"{self.urls[policy]}/metrics", timeout=60) as answer:
             page = answer.read().decode()
         found = {}
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
-                label = next(iter(sample.labels.values()), "")
-                found[sample.name, label] = sample.value
+                found[sample.name, " ".join(sample.labels.values())] = sample.value
         return found
 
     def wait_idle(self, policy: str) -> None:
