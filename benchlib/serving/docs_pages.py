@@ -12,12 +12,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from benchlib.serving.lock import OPEN_PATH
 
 PAGE = "/docs"
+START = "/"  # whoever opens the server's bare address is sent to PAGE
 FILES = "/docs-files"
 # Redoc would load its logo from elsewhere.
 OWN_IMAGES = {"Content-Security-Policy": "img-src 'self' data: blob:"}
@@ -32,6 +33,10 @@ def add_docs_pages(app: FastAPI, *, needs_key: bool) -> None:
     app.mount(FILES, StaticFiles(packages=[("fastapi_offline", "static")]))
     if needs_key:
         _say_in_schema(app)
+
+    @app.get(START, include_in_schema=False)
+    async def start(http: Request) -> RedirectResponse:
+        return RedirectResponse(f"{http.scope['root_path']}{PAGE}")
 
     @app.get(PAGE, include_in_schema=False)
     async def docs(http: Request) -> HTMLResponse:
@@ -63,13 +68,13 @@ def add_docs_pages(app: FastAPI, *, needs_key: bool) -> None:
 
 
 def page_that_asks(http: Request) -> Response | None:
-    """A page that asks for the key and then shows the docs, for a browser that opens /docs.
+    """A page that asks for the key and then shows the docs, for a browser that opens them.
 
     A browser can't send a key with the address of a page. This page sends it with what it loads,
     and keeps it in its own memory alone. None for other requests.
     """
     wants_page = "text/html" in http.headers.get("accept", "")
-    if http.state.path != PAGE or not wants_page:
+    if http.state.path not in (START, PAGE) or not wants_page:
         return None
     text = files(__package__).joinpath("ask_for_key.html").read_text("utf-8")
     values = {"prefix": http.scope["root_path"], "files": FILES, "scheme": _SCHEME}

@@ -47,7 +47,7 @@ class ErrorAnswers:
             return self._answer(http, 422, problems)
 
     def refuse_key(self, http: Request, error: Unserved) -> Response:
-        """The answer of a request without the key. A browser at /docs gets a page that asks."""
+        """The answer of a request without the key. A browser at the docs gets a page that asks."""
         answer = self.refuse(http, error)
         page = page_that_asks(http)
         if page is None:

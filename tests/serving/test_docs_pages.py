@@ -35,6 +35,17 @@ def test_a_page_loads_only_files_of_this_server(prefix, path):
 
 
 @pytest.mark.parametrize("prefix", ["", "/sdxl"])
+def test_the_bare_address_leads_to_the_docs(prefix):
+    with serve(FakePipeline(), name="docs", root_path=prefix) as server:
+        sent_on = httpx.get(f"{server.url}{prefix}/")
+        assert sent_on.status_code == 307
+        assert sent_on.headers["location"] == f"{prefix}/docs"
+        page = httpx.get(f"{server.url}/", follow_redirects=True)
+        assert "swagger" in page.text.lower()
+        assert "/" not in httpx.get(f"{server.url}/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize("prefix", ["", "/sdxl"])
 def test_with_a_key_the_page_asks_a_browser_for_it(prefix):
     with (
         serve(FakePipeline(), name="docs", root_path=prefix, api_key=KEY) as server,
@@ -47,6 +58,7 @@ def test_with_a_key_the_page_asks_a_browser_for_it(prefix):
         assert 'type="password"' in page.text
         assert f'"prefix": "{prefix}"' in page.text
         assert not re.findall(r"https?://", page.text)
+        assert client.get("/", headers=BROWSER).text == page.text
         for path in ("/docs-files/swagger-ui-bundle.js", "/openapi.json", "/redoc"):
             assert client.get(path, headers=BROWSER).json().keys() == {"detail", "request_id"}
         bearer = {"Authorization": f"Bearer {KEY}"}

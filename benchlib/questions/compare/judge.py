@@ -521,9 +521,18 @@ class StudyComparison(ShownInCell):
         return path
 
     def raise_if_worse(self) -> None:
-        """Raises RuntimeError if the last study is worse than the first, or invalid."""
-        if self.verdict in ("worse", "invalid"):
-            raise RuntimeError(". ".join(filter(None, [self.answer, self.busy])))
+        """Raises RuntimeError if the last study is worse than the first, or invalid.
+
+        A job by the clock shows the error alone, so it also says what else differs, and what next.
+        """
+        if self.verdict not in ("worse", "invalid"):
+            return
+        said = [self.answer, self.busy]
+        if self.verdict == "worse":
+            causes = "; ".join(self.suspects) or "nothing else is known to differ"
+            said += [f"Possible causes: {causes}", "To be sure, measure both again, in turns"]
+        said.append(f"The figures are in {self.path}")
+        raise RuntimeError(". ".join(one.rstrip(".") for one in said if one))
 
 
 def compare_studies(
