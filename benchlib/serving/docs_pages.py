@@ -82,7 +82,7 @@ def page_that_asks(http: Request) -> Response | None:
 
 
 def _say_in_schema(app: FastAPI) -> None:
-    """Let the schema name the key, which all routes need but one."""
+    """Let the schema name the key, which all routes need but one, and the answer without it."""
     make_schema = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -90,8 +90,12 @@ def _say_in_schema(app: FastAPI) -> None:
         schemes = schema["components"].setdefault("securitySchemes", {})
         schemes[_SCHEME] = {"type": "http", "scheme": "bearer"}
         schema["security"] = [{_SCHEME: []}]
-        for route in schema["paths"][OPEN_PATH].values():
-            route["security"] = []
+        for path, routes in schema["paths"].items():
+            for route in routes.values():
+                if path == OPEN_PATH:
+                    route["security"] = []
+                elif "4XX" not in route["responses"]:
+                    route["responses"].setdefault("401", {"description": "No key, or a wrong one"})
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -76,5 +76,9 @@ def test_the_schema_says_what_needs_the_key():
             assert schema["components"]["securitySchemes"] == scheme
             assert schema["paths"]["/health"]["get"]["security"] == []
             assert "security" not in schema["paths"]["/ready"]["get"]
+            for path, routes in schema["paths"].items():
+                for route in routes.values():
+                    refused = {"401", "4XX"} & route["responses"].keys()
+                    assert bool(refused) == (path != "/health"), path
     with serve(FakePipeline(), name="docs") as server:
         assert "security" not in httpx.get(f"{server.url}/openapi.json").json()

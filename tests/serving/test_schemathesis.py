@@ -18,7 +18,8 @@ from benchmarks.fakes.fake_pipeline import FakePipeline
 
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-LIMITS = {"max_pixel_steps": 2048 * 1024 * 100}
+LIMITS = {"max_pixel_steps": 2048 * 1024 * 100, "api_key": "open-sesame"}
+WITH_KEY = {"Authorization": "Bearer open-sesame"}
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def send_cases(server, folder, *options):
     """Schemathesis' own report, after a run that found no fault."""
     place = folder / "report.json"
     command = [PROGRAM, "--config-file", CONFIG, "run", f"{server.url}/openapi.json", *options]
+    command += [f"--header={name}: {value}" for name, value in WITH_KEY.items()]
     report_to = ["--report", "json", "--report-json-path", place]
     ran = subprocess.run([*command, *report_to], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -39,7 +41,7 @@ def send_cases(server, folder, *options):
     assert report["complete"]
     assert not report["failures"] + report["errors"]
     assert report["operations"]["tested"] == report["operations"]["total"]
-    assert httpx.get(f"{server.url}/ready").status_code == 200
+    assert httpx.get(f"{server.url}/ready", headers=WITH_KEY).status_code == 200
     return report
 
 
@@ -48,7 +50,7 @@ def count_images(server, route):
     line = f'benchlib_images_total{{route="{route}"}} '
     [count] = [
         text.removeprefix(line)
-        for text in httpx.get(f"{server.url}/metrics").text.splitlines()
+        for text in httpx.get(f"{server.url}/metrics", headers=WITH_KEY).text.splitlines()
         if text.startswith(line)
     ]
     return float(count)
