@@ -190,7 +190,7 @@ class Decision(ShownInCell):
             energy = f"is {number(self.energy_kwh_per_1000)} kWh of the GPU"
         return [
             f"For {images}: {machines}, if requests come at random times to each of them.",
-            f"For a thousand images, the cost {cost}, and the energy {energy}.",
+            f"For a thousand images at that rate, the cost {cost}, and the energy {energy}.",
         ]
 
     def _missing_lines(self) -> list[str]:
@@ -227,9 +227,10 @@ def _confirmed_words(row: Mapping[Any, Any]) -> str:
     if row["confirmed"]:
         images = counted(row["confirming_images"], "image")
         runs = f"{counted(row['runs'], 'run')} at {per_second(row['confirming_rate'])}"
-        return f"This is confirmed under load, by {images} in {runs}."
+        return f"{row['setting']} is confirmed under load, by {images} in {runs}."
     reason = row["note"] or NOT_CONFIRMED
-    return f"This is foretold from images made alone. It is not confirmed under load: {reason}."
+    foretold = f"{row['setting']} is foretold from images made alone"
+    return f"{foretold}. It is not confirmed under load: {reason}."
 
 
 def _why_open(best: Mapping[Any, Any], second: Mapping[Any, Any]) -> str:

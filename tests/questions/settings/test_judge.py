@@ -43,7 +43,7 @@ def test_a_winner_is_shown_in_one_sentence(setting):
         "1.33 times (1.28 to 1.39) the capacity of the next, channels-last, serial."
     )
     assert second == "channels-last, serial keeps p95 < 2 s up to 6 images/s (5.82 to 6.18)."
-    assert third == "This is confirmed under load, by 60 images in 2 runs at 4.75 images/s."
+    assert third == "bf16, serial is confirmed under load, by 60 images in 2 runs at 4.75 images/s."
 
 
 def test_confirmed_settings_come_before_foretold_ones_and_near_ones_are_named(setting):
