@@ -14,6 +14,7 @@ import asyncio
 import errno
 import json
 import logging
+import re
 import resource
 from collections import OrderedDict
 from collections.abc import Callable
@@ -47,6 +48,7 @@ LAST_WORDS_S = 0.25
 UVICORNS_LIMIT_LATER_S = 5
 UVICORNS_KEEP_ALIVE_S = 5
 FULL_LOG_EVERY_S = 60.0
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 log = logging.getLogger("uvicorn.error")
@@ -297,6 +299,8 @@ class Connection(HttpToolsProtocol):
         if self._refused_s is not None:
             return
         self._received_bytes += len(data)
+        if self._sends != "body":
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._sends == "nothing":
             if not self._inside:  # empty lines before a request
@@ -473,6 +477,18 @@ class ServedApp(FastAPI):
                 self.connections.attach(lifespan.config)
                 self.look_at_host(lifespan.config.host)
         await super().__call__(scope, receive, send)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The bytes of a request's head, in which a header Upgrade has another name of equal length.
+
+    A server may answer as if it was not asked to change the protocol. Java's own client asks for
+    HTTP/2 with each first request. httptools then takes the request's body for another protocol's.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if b"upgrade" not in head.lower():
+        return data
+    return _UPGRADE.sub(b"\r\nX-Grade:", head) + end + rest
 
 
 def _answer(status: int, words: str) -> ASGIApp:

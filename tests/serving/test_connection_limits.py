@@ -313,3 +313,21 @@ def test_bad_limits_are_named():
         ConnectionLimits(max_connections=0)
     assert ConnectionLimits(max_connections=7).connections == 7
     assert 1 <= ConnectionLimits().connections <= 4096
+
+
+# -- other protocols -------------------------------------------------------------------------------
+
+
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one():
+    # So does Java's own client with its first request.
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    length = b"Content-Length: %d\r\n\r\n" % len(SMALL)
+    with serving() as server:
+        for packets in ([HEAD + offer + length + SMALL], [HEAD + offer + length, SMALL]):
+            client = connect(server)
+            for packet in packets:
+                client.sendall(packet)
+            assert read_answer(client).startswith(b"HTTP/1.1 200 OK")
+            client.sendall(WHOLE)
+            assert b"HTTP/1.1 200 OK" in read_answer(client)
+            client.close()
