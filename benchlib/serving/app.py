@@ -53,7 +53,10 @@ def create_app(
         handoff.last_call.end_all()
 
     connections = Connections(
-        limits or ConnectionLimits(), on_listening=engine.start, refuse_rest=refuse_rest
+        limits or ConnectionLimits(),
+        on_listening=engine.start,
+        refuse_rest=refuse_rest,
+        on_refused=handoff.metrics.count_connection_error,
     )
 
     @asynccontextmanager

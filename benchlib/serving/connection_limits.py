@@ -100,7 +100,8 @@ class Connections:
     """The open connections of one server, and its stop.
 
     `on_listening` is called once uvicorn listens, and may be called again. `refuse_rest` is called
-    once `drain_s` is over: it must answer the requests inside at once.
+    once `drain_s` is over: it must answer the requests inside at once. `on_refused` is called with
+    the status of each answer that the app itself has no part in.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Connections:
         *,
         on_listening: Callable[[], None],
         refuse_rest: Callable[[], None],
+        on_refused: Callable[[int], None],
     ) -> None:
         self.limits = limits
         self.drain_s = limits.drain_s
@@ -123,6 +125,7 @@ class Connections:
         self.unread: OrderedDict[Connection, None] = OrderedDict()
         self._on_listening = on_listening
         self._refuse_rest = refuse_rest
+        self.on_refused = on_refused
         self._max_bytes = limits.unread_gib * GIB
         self._loop: asyncio.AbstractEventLoop
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -340,6 +343,7 @@ class Connection(HttpToolsProtocol):
         if self._has_too_many_headers:
             words = f"at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes are read"
             self.app = _answer(431, words)
+            self._all.on_refused(431)
         elif self._all.too_busy:
             self.app = _answer(503, "too many connections")
         super().on_headers_complete()
@@ -445,6 +449,7 @@ class Connection(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self._refused_s = self.loop.time()
+        self._all.on_refused(status)
         self._unset_keepalive_if_required()
 
         # 2) The client learns why

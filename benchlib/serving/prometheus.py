@@ -20,6 +20,7 @@ from benchlib.telemetry import GIB, cuda_memory_gib, process_memory_gib
 
 REFUSALS = ("queue_full", "wait_too_long", "client_share", "too_large", "loading", "stopping")
 CLIENT_ERRORS = ((401, "missing_api_key"), (401, "invalid_api_key"), (404, "not_found"))
+CONNECTION_ERRORS = {408: "too_slow", 431: "headers_too_large"}
 CANCELLATIONS = ("deadline", "client_gone")
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -96,6 +97,10 @@ class Metrics:
         """Count an answer of 400 to 499. One that nobody read (499) is a cancellation."""
         if 400 <= status < 499:
             self.client_errors.labels(status, reason).inc()
+
+    def count_connection_error(self, status: int) -> None:
+        """Count an answer to a client that was too slow (408) or sent too many headers (431)."""
+        self.count_client_error(status, CONNECTION_ERRORS.get(status, "other"))
 
     def page(self) -> bytes:
         """The metrics in Prometheus' text format."""

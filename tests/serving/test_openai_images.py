@@ -5,6 +5,7 @@ import io
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -16,6 +17,7 @@ from PIL import Image
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest
 from benchlib.serving.server import serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
+from tests.serving.test_server import wait_until
 
 SMALL = {
     "prompt": "a lighthouse",
@@ -243,16 +245,25 @@ def test_every_error_under_v1_has_openais_shape(server, send, status):
 
 def test_one_image_too_many_for_the_queue_ends_the_others():
     pipeline = FakePipeline()
-    with fake_client(pipeline, max_queue=1) as client:
+    with (
+        fake_client(pipeline, max_queue=3, batching="serial") as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        # One image runs and two wait, so one of the next two finds a place.
         pipeline.gate.clear()
+        options = {"n": 3, "size": "64x64", "extra_body": {"num_inference_steps": 1}}
+        held = threads.submit(client.images.generate, prompt="held", **options)
+        metrics = f"{str(client.base_url).removesuffix('/v1/')}/metrics"
+        wait_until(lambda: "benchlib_queue_length 2.0" in httpx.get(metrics).text, 60)
         with pytest.raises(openai.InternalServerError) as raised:
-            client.images.generate(n=5, **SMALL)
+            client.images.generate(n=2, **SMALL)
         assert (raised.value.status_code, raised.value.code) == (503, "queue_full")
         assert int(raised.value.response.headers["retry-after"]) >= 1
         pipeline.gate.set()
+        assert len(held.result(60).data) == 3
         client.images.generate(prompt="next", size="64x64", extra_body={"num_inference_steps": 1})
     steps = [prompt for call, prompt in pipeline.calls if call == "step"]
-    assert steps.count("a lighthouse") <= 1
+    assert steps.count("a lighthouse") == 0
     assert steps.count("next") == 1
 
 

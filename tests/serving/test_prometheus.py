@@ -1,10 +1,13 @@
 """The page at /metrics, read as Prometheus reads it."""
 
+import socket
+
 import httpx
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.server import serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
 from tests.serving.test_server import SMALL, fake_server, in_background, wait_until
@@ -143,3 +146,17 @@ def test_bad_requests_are_counted_by_the_field_or_the_fault():
         ("422", "unknown_field"): 2, ("422", "body"): 1, ("413", "body_too_large"): 1,
         ("400", "n"): 1, ("404", "model_not_found"): 1, ("405", "method"): 1, ("404", "not_found"): 2,
     }  # fmt: skip
+
+
+def test_slow_clients_and_too_many_headers_are_counted():
+    limits = ConnectionLimits(headers_s=0.4)
+    with fake_server(FakePipeline(), limits=limits) as client:
+        many = {f"X-{number}": "a" for number in range(101)}
+        assert client.get("/health", headers=many).status_code == 431
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as slow:
+            slow.sendall(b"GET /health HTTP/1.1\r\n")
+            answer = b"".join(iter(lambda: slow.recv(65536), b""))
+        assert b" 408 " in answer
+        page = client.get("/metrics").text
+    assert 'client_errors_total{reason="headers_too_large",status="431"} 1.0' in page
+    assert 'client_errors_total{reason="too_slow",status="408"} 1.0' in page
