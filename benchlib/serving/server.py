@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr, ValidationError
+from uvicorn.config import LOG_LEVELS
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.serving.app import create_app
@@ -259,6 +260,10 @@ def serve(
         raise ValueError(
             f"{names}: a loaded pipeline has its own; give these to load_pipeline instead"
         )
+    if limits is not None and not isinstance(limits, ConnectionLimits):
+        raise ValueError(f"limits: {limits!r} is no ConnectionLimits")
+    if log_level not in LOG_LEVELS:
+        raise ValueError(f"log_level: {log_level!r} is none of {', '.join(LOG_LEVELS)}")
     try:
         options = EngineOptions(
             batching=batching,
