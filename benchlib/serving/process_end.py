@@ -20,8 +20,8 @@ ENDED_BY_SIGINT = 128 + signal.SIGINT
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 # Once everybody has an answer, a step or a load has this long to end by itself. Together with what
 # comes before it, the stop takes at most a second more than `drain_s`.
-UNFINISHED_S = 0.4
-LAST_SECOND_S = 1.0
+UNFINISHED_S = 0.25
+LAST_SECOND_S = 0.8
 
 
 @contextmanager
@@ -60,7 +60,7 @@ class SigtermEndsScript:
     """SIGTERM ends a script like `sys.exit`, so that it stops its servers in order.
 
     Python's own answer to SIGTERM is the end of the process, without an answer to anybody.
-    `longest_s()` says how long the servers may take. After that, and one second more, the process
+    `longest_s()` says how long the servers may take. After that, and LAST_SECOND_S more, the process
     ends whatever it does. A second SIGTERM ends it at once.
     """
 
