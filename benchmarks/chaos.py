@@ -118,7 +118,11 @@ def lanes(*, quick: bool) -> tuple[list[Part], list[Part], list[Part]]:
         kills("parent", 30),
         tests("requests", *RANDOM_REQUESTS, "-m", cases),
     ]
-    return one, other, []
+    alone = [
+        module("strangers", "benchmarks.strangers", "FOLDER", *(["--quick"] if quick else [])),
+        module("stops", "benchmarks.stops", "FOLDER", "--quick"),
+    ]
+    return one, other, alone
 
 
 def main() -> int:
