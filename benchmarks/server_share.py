@@ -2,6 +2,7 @@
 
     python -m benchmarks.server_share            # some 6 minutes
     python -m benchmarks.server_share --quick    # a minute: shows that every part works
+    python -m benchmarks.server_share --asleep   # on a busy machine: see below
 
 Eight users request images of 64x64 pixels from the tiny model on one torch thread, at 1, 2 and 4
 steps. Both routes are measured: /benchmark/generate, and OpenAI's with a PNG in base64. Rounds go
@@ -16,6 +17,9 @@ The server's share is taken in three ways, because requests that share the model
 - *of a request*: everything but queue, encode, denoise, decode and `wait`, over everything but
   queue and `wait`. It is the time of the file, of HTTP and of the client. `wait` is printed alone:
   the other requests' calls of the model are in it.
+
+With `--asleep` a model that sleeps as long as tiny computes stands for it. So other work on the
+machine slows down the server, and not the model. The images without a server are then calculated.
 
 Knows rows and metrics. Ignorant of how images are computed.
 """
@@ -34,8 +38,9 @@ from typing import Any
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
 from benchlib.machine import describe_load
+from benchmarks.fakes.sleeping_server import batches_per_s
 from benchmarks.figures import Figure, print_table
-from benchmarks.sides import OURS, Measured, Side, back_to_back, load, start
+from benchmarks.sides import ASLEEP, OURS, Measured, Side, back_to_back, load, start
 
 USERS = 8
 BARE = "batches"
@@ -76,11 +81,17 @@ def shares(run: Measured, computed_s: float) -> dict[str, float]:
     return medians
 
 
-def measure(rounds: int, duration_s: float, steps: tuple[int, ...]) -> list[Figure]:
+def measure(
+    rounds: int, duration_s: float, steps: tuple[int, ...], *, asleep: bool = False
+) -> list[Figure]:
     """The figures of all cases; each value is one round's."""
+    before = ASLEEP if asleep else ""
+    with_model = OURS if asleep else (*OURS, BARE)
     found: dict[tuple[str, str, str], list[float]] = {}
     with ExitStack() as stack:
-        sides = {name: stack.enter_context(start(name, threads=1)) for name in (*OURS, BARE)}
+        sides = {}
+        for name in with_model:
+            sides[name] = stack.enter_context(start(before + name, threads=1))
         for number in range(rounds):
             for api in APIS:
                 for count in steps:
@@ -89,6 +100,9 @@ def measure(rounds: int, duration_s: float, steps: tuple[int, ...]) -> list[Figu
                         "a lighthouse", width=64, height=64, num_inference_steps=count
                     )
                     names = list(sides) if number % 2 == 0 else list(reversed(sides))
+                    if asleep:
+                        calculated = batches_per_s(USERS, count)
+                        found.setdefault((case, BARE, "images_per_s"), []).append(calculated)
                     for name in names:
                         side = sides[name]
                         if name == BARE:
@@ -137,10 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The server's own share of an image of few steps.")
     parser.add_argument("--quick", action="store_true", help="one short round, at four steps")
     parser.add_argument("--rounds", type=int, default=6, help="rounds, 6 if not given")
+    parser.add_argument("--asleep", action="store_true", help="a model that sleeps stands for tiny")
     options = parser.parse_args(arguments)
     conditions: list[Any] = [describe_load()]
     quick = (1, 1.0, STEPS[-1:])
-    figures = measure(*(quick if options.quick else (options.rounds, 2.0, STEPS)))
+    extent = quick if options.quick else (options.rounds, 2.0, STEPS)
+    figures = measure(*extent, asleep=options.asleep)
     print_table(figures)
     passed = all(figure.passed is not False for figure in figures)
     told = {

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 WITHOUT_SERVER = ("loop", "batches")
 OURS = ("serial", "dynamic", "continuous")
 LITSERVE = {"litserve 5 ms": 0.005, "litserve 50 ms": 0.05}
+ASLEEP = "asleep "  # before one of OURS: its model sleeps
 START_S = 120.0
 MAX_BATCH = 8
 
@@ -132,6 +133,9 @@ def _command(name: str) -> tuple[list[str], dict[str, str], str]:
             "BENCHLIB_SIZES": "64x64",
         }
         return ["benchlib", "serve"], environment, "ready"
+    if name.startswith(ASLEEP):
+        batching = name.removeprefix(ASLEEP)
+        return ["benchmarks.fakes.sleeping_server", batching], {}, "ready"
     if name in LITSERVE:
         options = [f"--batch-timeout={LITSERVE[name]}", f"--max-batch-size={MAX_BATCH}"]
         return ["benchmarks.litserve_rival", *options], {}, "health"
