@@ -15,6 +15,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
+from benchlib.serving.image_links import LINK_ROUTE
 from benchlib.serving.lock import OPEN_PATH
 
 PAGE = "/docs"
@@ -82,7 +83,7 @@ def page_that_asks(http: Request) -> Response | None:
 
 
 def _say_in_schema(app: FastAPI) -> None:
-    """Let the schema name the key, which all routes need but one, and the answer without it."""
+    """Let the schema name the key, and the answer without it, at all routes but the open ones."""
     make_schema = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -92,9 +93,10 @@ def _say_in_schema(app: FastAPI) -> None:
         schema["security"] = [{_SCHEME: []}]
         for path, routes in schema["paths"].items():
             for route in routes.values():
-                if path == OPEN_PATH:
+                if path in (OPEN_PATH, LINK_ROUTE):
                     route["security"] = []
-                elif "4XX" not in route["responses"]:
+                # Without the key, a link that leads nowhere is refused as any other path is.
+                if path != OPEN_PATH and "4XX" not in route["responses"]:
                     route["responses"].setdefault("401", {"description": "No key, or a wrong one"})
         return schema
 

@@ -19,6 +19,7 @@ from benchlib.serving.schemas import MAX_SIDE, Problem
 from benchlib.telemetry import GIB
 
 ROUTE = "/images"
+LINK_ROUTE = f"{ROUTE}/{{name}}"
 _NAME_BYTES = 24  # 192 random bits: nobody guesses a name
 _HOST = re.compile(r"[A-Za-z0-9._~:\[\]-]+")
 
@@ -131,7 +132,7 @@ def make_links_router(links: ImageLinks) -> APIRouter:
     content: dict[str, Any] = {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}
 
     @router.get(
-        f"{ROUTE}/{{name}}",
+        LINK_ROUTE,
         response_class=Response,
         responses={200: {"content": content}, 404: {"model": Problem}},
         summary="The image of a link",
