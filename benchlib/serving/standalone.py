@@ -25,6 +25,7 @@ from benchlib.serving.app import create_app
 from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
+from benchlib.serving.engine.faults import EngineEnded
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.image_links import (
     LEAST_LINKS_GIB,
@@ -34,7 +35,7 @@ from benchlib.serving.image_links import (
     MOST_IMAGES,
     ImageLinks,
 )
-from benchlib.serving.last_words import leave_with
+from benchlib.serving.last_words import ENGINE_ENDED, leave_with
 from benchlib.serving.process_end import ENDED_BY_SIGINT, NOT_STARTED, in_time
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
@@ -221,5 +222,5 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
         os._exit(ENDED_BY_SIGINT)
     if engine.failure is not None:
         print(f"benchlib: {type(engine.failure).__name__}: {engine.failure}", file=sys.stderr)
-        return NOT_STARTED
+        return ENGINE_ENDED if isinstance(engine.failure, EngineEnded) else NOT_STARTED
     return 0

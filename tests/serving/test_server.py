@@ -563,7 +563,7 @@ def test_plain_uvicorn_takes_its_settings_from_the_environment():
 def test_the_engine_is_made_as_the_environment_says(monkeypatch):
     said = {
         "BATCHING": "dynamic", "MAX_BATCH_SIZE": "3", "MAX_WAIT_MS": "12.5", "BATCH_BUCKETS": "1,2,4",
-        "SIZES": "64x64,128x96", "MAX_QUEUE": "5",
+        "SIZES": "64x64,128x96", "MAX_QUEUE": "5", "ON_NONFINITE": "allow",
     }  # fmt: skip
     for name, value in said.items():
         monkeypatch.setenv(f"BENCHLIB_{name}", value)
@@ -579,6 +579,7 @@ def test_the_engine_is_made_as_the_environment_says(monkeypatch):
         batch_buckets=(1, 2, 4),
         sizes=((64, 64), (128, 96)),
         max_queue=5,
+        on_nonfinite="allow",
     )
     assert options_given == [expected]
     assert type(options_given[0]) is EngineOptions

@@ -230,6 +230,7 @@ def test_an_owned_pipeline_is_freed():
         ({"max_wait_ms": float("nan")}, "max_wait_ms: .* not nan"),
         ({"batch_buckets": []}, r"batch_buckets: .* not \[\]"),
         ({"batch_buckets": [2, 0]}, r"batch_buckets\.1: .* not 0"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite: .* not 'ignore'"),
         ({"sizes": "64x"}, r"sizes\.0\.1: .* not ''"),
     ],
 )
