@@ -1,6 +1,7 @@
 """How a process that serves ends: on each of three ways to start, in a step, a load, or before."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -184,3 +185,21 @@ def test_a_port_that_is_no_port_is_refused(port, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["serve", "--port", port])
     assert f"--port: {port} is not between 0 and 65535" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets another's limits")
+def test_many_idle_connections_at_few_open_files_leave_a_way_in_and_a_short_log():
+    with started("command") as process:
+        port = int(wait_for(process, "running on http://").split("127.0.0.1:")[1].split()[0])
+        wait_until_ready(port)
+        _, most = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (100, most))
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
+        for _ in range(3):
+            assert "200 OK" in health(port)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        process.wait()
+        for client in idle:
+            client.close()
+    assert len(said) < 2000, said
