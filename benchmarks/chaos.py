@@ -4,7 +4,7 @@
     python -m benchmarks.chaos FOLDER --quick   a few of everything
     python -m benchmarks.chaos FOLDER --parts sweep child
 
-Each part is a process of its own. Parts whose figures are counts run beside each other, in two lanes;
+Each part is a process of its own. Parts whose figures are counts run beside each other, in lanes;
 those that read clocks run alone, afterwards. FOLDER gets `chaos.json` and what each part printed.
 The exit status is 1 if a limit is broken. Knows the parts' commands. Ignorant of what they do.
 """
@@ -16,10 +16,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from benchmarks.held_lines import read_figures, report
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 900.0
+LOOKS_EVERY_S = 0.1
+ENDING = threading.Event()  # after an interrupt or SIGTERM: the parts have sessions of their own
 RANDOM_REQUESTS = ("tests/serving/test_schemathesis.py", "tests/serving/test_any_bytes.py")
 
 
@@ -58,7 +61,8 @@ class Part:
 
 
 def run_in_group(command: Sequence[str], output: int) -> None:
-    """Run a command, for at most LIMIT_S, and leave no process of its group behind."""
+    """Run a command, for at most LIMIT_S or until ENDING, and kill its group if it has not ended."""
+    end_s = time.monotonic() + LIMIT_S
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -68,13 +72,16 @@ def run_in_group(command: Sequence[str], output: int) -> None:
         stderr=output,
         start_new_session=True,
     ) as process:
-        try:
-            process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if process.poll() is None:
+        while process.poll() is None:
+            if ENDING.wait(LOOKS_EVERY_S) or time.monotonic() > end_s:
                 os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def end_parts(number: int, _frame: object) -> None:
+    """End all parts, and then this process."""
+    ENDING.set()
+    sys.exit(128 + number)
 
 
 def module(name: str, *arguments: str) -> Part:
@@ -98,8 +105,8 @@ def tests(name: str, *arguments: str) -> Part:
     return Part(name, ("pytest", *arguments, *options), read)
 
 
-def lanes(*, quick: bool) -> tuple[list[Part], list[Part], list[Part]]:
-    """Two lanes of parts that count, and the parts that need the machine for themselves."""
+def lanes(*, quick: bool) -> list[list[Part]]:
+    """Lanes of parts that count, and last the parts that need the machine for themselves."""
 
     def kills(kind: str, count: int) -> Part:
         most = "2" if quick else str(count)
@@ -108,21 +115,21 @@ def lanes(*, quick: bool) -> tuple[list[Part], list[Part], list[Part]]:
     asks = "100" if quick else "1000"
     block = "25" if quick else "100"
     cases = "not slow" if quick else "slow"
-    one = [
-        kills("server", 30),
+    servers = [kills("server", 30)]
+    requests = [
         module("soak", "benchmarks.soak", "FOLDER", "--quick", asks, "--block", block),
+        tests("requests", *RANDOM_REQUESTS, "-m", cases),
     ]
-    other = [
+    load = [
         kills("sweep", 50),
         kills("child", 30),
         kills("parent", 30),
-        tests("requests", *RANDOM_REQUESTS, "-m", cases),
     ]
     alone = [
         module("strangers", "benchmarks.strangers", "FOLDER", *(["--quick"] if quick else [])),
         module("stops", "benchmarks.stops", "FOLDER", "--quick"),
     ]
-    return one, other, alone
+    return [servers, requests, load, alone]
 
 
 def main() -> int:
@@ -154,7 +161,11 @@ def main() -> int:
 
     *beside, alone = chosen_lanes
     with ThreadPoolExecutor(len(beside)) as threads:
-        figures = [figure for found in threads.map(run_lane, beside) for figure in found]
+        futures = [threads.submit(run_lane, lane) for lane in beside]
+        # This thread must wake up now and then: Python handles signals here alone.
+        while wait(futures, timeout=LOOKS_EVERY_S).not_done:
+            pass
+        figures = [figure for future in futures for figure in future.result()]
     figures += run_lane(alone)
     took_s = time.monotonic() - began_s
     if not chosen.parts:
@@ -163,4 +174,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_parts)
     sys.exit(main())

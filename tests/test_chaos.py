@@ -1,13 +1,18 @@
 """How the parts of `make chaos` run: what they leave is read, and what fails is a broken line."""
 
 import json
+import signal
+import subprocess
 import sys
 
+import psutil
 import pytest
 
 from benchmarks import chaos
 from benchmarks.figures import Figure
 from benchmarks.held_lines import report
+
+from .load.conftest import is_gone, wait_until
 
 
 def test_each_part_has_a_name_of_its_own():
@@ -29,6 +34,32 @@ def test_a_part_that_takes_too_long_is_ended_with_its_children(tmp_path, monkeyp
     monkeypatch.setattr(chaos, "LIMIT_S", 0.1)
     [figure] = chaos.module("slow", "http.server", "--bind=127.0.0.1", "0").run(tmp_path)
     assert figure.passed is False
+
+
+SLEEP = """
+import signal, sys
+from benchmarks import chaos
+signal.signal(signal.SIGINT, chaos.end_parts)
+signal.signal(signal.SIGTERM, chaos.end_parts)
+sleep = chaos.Part("sleep", ("http.server", "--bind=127.0.0.1", "0"), lambda folder: [])
+chaos.lanes = lambda **_: [[sleep], [sleep], []]
+sys.exit(chaos.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_parts(tmp_path, number):
+    command = [sys.executable, "-c", SLEEP, str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            watched = psutil.Process(process.pid)
+            wait_until(lambda: len(watched.children()) == 2)
+            parts = watched.children()
+            process.send_signal(number)
+            assert process.wait(120) == 128 + number
+        finally:
+            process.kill()
+    assert all(is_gone(part.pid) for part in parts)
 
 
 def test_the_figures_of_a_record_come_back(tmp_path):
@@ -77,7 +108,7 @@ def test_a_broken_part_breaks_the_whole(tmp_path, monkeypatch, high, status):
     part = chaos.Part(
         "one", ("platform",), lambda folder: [figure] * (not list(folder.glob("*.json")))
     )
-    monkeypatch.setattr(chaos, "lanes", lambda **_: ([part], [], [part]))
+    monkeypatch.setattr(chaos, "lanes", lambda **_: [[part], [], [part]])
     monkeypatch.setattr(sys, "argv", ["chaos", str(tmp_path)])
     assert chaos.main() == status
     record = json.loads((tmp_path / "chaos.json").read_text())
