@@ -178,7 +178,7 @@ def test_padding_changes_no_image(tiny, scheduler):
 def test_on_the_cpu_a_size_beyond_the_free_memory_is_refused(engine, monkeypatch):
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=2**20))
-    with pytest.raises(DoesNotFit, match="128x64 does not fit"):
-        engine.submit(GenerateRequest(prompt="a", width=128, height=64)).future.result(10)
+    with pytest.raises(DoesNotFit, match="256x64 does not fit"):
+        engine.submit(GenerateRequest(prompt="a", width=256, height=64)).future.result(10)
     monkeypatch.undo()
     assert engine.submit(MIXED[0]).future.result(60).shape == (64, 64, 3)

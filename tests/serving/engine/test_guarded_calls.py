@@ -197,7 +197,7 @@ def test_what_does_not_fit_alone_is_told_after_two_tries_and_what_fitted_before_
             return job.outcome
 
         if batching == "dynamic":
-            engine._policy = type(engine._policy)(max_batch_size=1, max_wait_s=60.0)
+            engine._turns = type(engine._policy)(max_batch_size=1, max_wait_s=60.0)
         assert isinstance(outcome(), DoesNotFit)
         assert engine.faults.out_of_memory == {part: 2}
         submit_at_once(engine, ask("huge"))
@@ -206,7 +206,7 @@ def test_what_does_not_fit_alone_is_told_after_two_tries_and_what_fitted_before_
         assert short.retry_after_s > 0
         assert isinstance(outcome(), DoesNotFit), "without an image in between"
         if batching == "dynamic":
-            engine._policy = type(engine._policy)(max_batch_size=3, max_wait_s=60.0)
+            engine._turns = type(engine._policy)(max_batch_size=3, max_wait_s=60.0)
         assert isinstance(outcome("beside", "beside"), DoesNotFit | ShortOfMemory)
         assert engine.state == "ready"
 
