@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,22 @@ BACKLOG = 2048
 _servers: dict[str, Server] = {}
 
 
+class PortFreeingUvicorn(uvicorn.Server):
+    """A uvicorn that frees its port when it stops.
+
+    A forked process keeps the socket. Closing ours alone would leave clients waiting in its queue.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in sockets or []:
+            with suppress(OSError):  # macOS knows no shutdown of a socket that listens
+                listener.shutdown(socket.SHUT_RDWR)
+        await super().shutdown(sockets)
+
+
 def make_uvicorn(app: FastAPI, **options: Any) -> uvicorn.Server:
     """The uvicorn that serves `app`. The app itself limits the connections (connection_limits.py)."""
-    return uvicorn.Server(uvicorn.Config(app, access_log=False, **options))
+    return PortFreeingUvicorn(uvicorn.Config(app, access_log=False, **options))
 
 
 class Server(ShownInCell):

@@ -111,3 +111,36 @@ def test_a_script_that_fails_shows_its_own_error_alone():
     assert ended.stdout.split("\n") == ["", "engine: stopped", "model freed: True", ""]
     assert ended.stderr.count("Traceback") == 1
     assert ended.stderr.endswith("ZeroDivisionError\n")
+
+
+FORKED = """
+import os
+import signal
+
+import httpx
+
+from benchlib.serving.server import serve
+from benchmarks.fakes.fake_pipeline import FakePipeline
+
+server = serve(FakePipeline(), name="before")
+url = server.url
+child = os.fork()
+if child == 0:
+    signal.pause()
+try:
+    server.stop()
+    try:
+        httpx.get(url, timeout=60)
+    except httpx.ConnectError:
+        print("refused")
+    with serve(FakePipeline(), name="after", port=int(url.rsplit(":", 1)[1])) as server:
+        print(httpx.get(f"{server.url}/health").status_code)
+finally:
+    os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_a_stop_frees_the_port_although_a_forked_process_has_the_socket():
+    command = [sys.executable, "-c", FORKED]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stdout.split() == ["refused", "200"], ended.stderr
