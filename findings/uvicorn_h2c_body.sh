@@ -5,9 +5,8 @@
 # takes if it is installed, uvicorn does not accept the offer, and does not deliver the body to the
 # application. With h11 it delivers it.
 # One would guess: an offer that a server does not take changes nothing, whichever parser reads it.
-# Why it matters: `curl --http2` makes this offer over plain HTTP, and so does Java's own client.
-# FastAPI then answers 422 to a good request for an image. The log says only "Unsupported upgrade
-# request".
+# Why it matters: `curl --http2` makes this offer over plain HTTP. FastAPI then answers 422 to a good
+# request for an image. The log says "Unsupported upgrade request", and nothing of the body.
 #
 # Output seen:
 #   httptools, plain: 200 {"steps":4}
