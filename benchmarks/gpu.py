@@ -45,8 +45,10 @@ from benchlib.questions.settings.pictures import (
     take_pictures,
 )
 from benchlib.run import run_load
+from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
+from benchlib.serving.image_links import ImageLinks
 from benchlib.serving.model.loading import load_pipeline, resolve
 from benchlib.serving.model.optimisations import graphs_made
 from benchlib.serving.model.pipeline import SDXLPipeline
@@ -439,7 +441,14 @@ def serving(book: Book) -> None:
 
     def server(one: Engine) -> Server:
         return Server(
-            lambda: one, host="127.0.0.1", port=0, name=one.options.batching, log_level="warning"
+            lambda: one,
+            host="127.0.0.1",
+            port=0,
+            name=one.options.batching,
+            log_level="warning",
+            door=DoorOptions(),
+            links=ImageLinks(),
+            limits=None,
         ).start()
 
     own = engine("continuous")

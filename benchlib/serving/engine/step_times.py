@@ -23,7 +23,6 @@ Size = tuple[int, int]  # width and height in pixels
 REPEATS = 6
 ENOUGH_S = 1.0
 GAIN = 1.05  # the least gain in images per second for a batch of twice the size
-AGAIN = 2  # how often a batch without a gain is measured again
 GUIDED = 7.5  # any guidance scale above 1 takes two rows in most models
 _CURVES = ("step_s", "encode_s", "decode_s")
 _ADAPTER_PARTS = ("switch_s", "lora_ratio")
@@ -147,8 +146,8 @@ def measure_step_times(
 
     If batches are allowed, a single row is measured too. Measuring stops at a batch that does not
     fit, or that makes less than GAIN times the images per second of half the batch: images of one
-    step, so that encoding and decoding count, too. Other work on the machine may slow down either
-    batch. So both are measured again, in turns, before it stops.
+    step, so that encoding and decoding count, too. Other work on the machine may slow down the
+    larger batch alone. So that batch is measured once more before measuring stops.
 
     `padded(rows)` is the bucket that a batch of `rows` is padded to, or None. Every batch in a
     bucket takes as long as a full one. So each bucket that requests can reach is measured once,
@@ -216,18 +215,13 @@ class _Curves:
     def gains(self, n: int) -> bool:
         """Whether `n` requests at once gain enough over half as many.
 
-        If they seem not to, both are measured again, unless their calls are long: those take the
-        mean of what other work does.
+        If they seem not to, other work may have slowed them down. So they are measured once more,
+        unless their calls are long: those take the mean of what other work does.
         """
-        half = n // 2
-        for _ in range(AGAIN):
-            if self._images_per_s(n) >= GAIN * self._images_per_s(half):
-                return True
-            if n / self._images_per_s(n) > ENOUGH_S:
-                return False
-            self.measure_batch(half)
+        enough = GAIN * self._images_per_s(n // 2)
+        if self._images_per_s(n) < enough and n / self._images_per_s(n) < ENOUGH_S:
             self.measure_batch(n)
-        return self._images_per_s(n) >= GAIN * self._images_per_s(half)
+        return self._images_per_s(n) >= enough
 
     def _images_per_s(self, n: int) -> float:
         """How many guided images of one step `n` at once make in a second."""
