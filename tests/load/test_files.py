@@ -59,15 +59,17 @@ def read_or_refused(reader, path):
         return None
 
 
+def of_any_content(read):
+    """A test of `read(content)` with drawn contents, and with each that once was a fault."""
+    test = CASES(given(CONTENTS)(read))
+    for content in (DEEP, WIDE, HUGE, LONE, b"time_s,prompt\n1,a\x00b\n"):
+        test = example(content)(test)
+    return test
+
+
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 def test_a_trace_of_any_content_is_read_or_refused(tmp_path, ending):
-    @CASES
-    @given(CONTENTS)
-    @example(DEEP)
-    @example(WIDE)
-    @example(HUGE)
-    @example(LONE)
-    @example(b"time_s,prompt\n1,a\x00b\n")
+    @of_any_content
     def read(content):
         path = written(tmp_path, content, ending)
         trace = read_or_refused(Trace.from_file, path)
@@ -83,13 +85,7 @@ def test_a_trace_of_any_content_is_read_or_refused(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", [".txt", ".csv", ".jsonl"])
 def test_prompts_of_any_content_are_read_or_refused(tmp_path, ending):
-    @CASES
-    @given(CONTENTS)
-    @example(DEEP)
-    @example(WIDE)
-    @example(HUGE)
-    @example(LONE)
-    @example(b"time_s,prompt\n1,a\x00b\n")
+    @of_any_content
     def read(content):
         path = written(tmp_path, content, ending)
         workload = read_or_refused(lambda path: Workload(prompts=path), path)
