@@ -1,0 +1,1 @@
+"""One app over several engines, each on a GPU of its own."""
