@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchlib.server_timing import PARTS, parse_server_timing
+from benchlib.server_timing import PARTS, parse_server_timing, replica_of
 
 PARAMETERS = {
     "prompt": "string",
@@ -37,7 +37,7 @@ ROW_DTYPES = (
     | {f"{part}_s": "float64" for part in (*PARTS, "total")}
     | dict.fromkeys(("batch_size", "service_s", "server_peak_gib"), "float64")
     | {f"{stage}_peak_gib": "float64" for stage in STAGES}
-    | {"launch_s": "float64"}
+    | {"launch_s": "float64", "replica": "string", "retries": "Int64"}
 )
 """The columns of a run's requests, in order. Null is NaN in float64 and pd.NA in other types."""
 
@@ -104,6 +104,7 @@ def make_row(
         "batch_size": _finite(timing.get("batch", {}).get("desc")),
         "service_s": service_s,
         "server_peak_gib": _finite(answer.get("mem_gb")),
+        **replica_of(timing),
     }
 
 

@@ -7,21 +7,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 PARTS = ("queue", "wait", "encode", "denoise", "decode", "image")
 """The server's parts of a request, which add up to `total`: waiting first, then work."""
+MOST_RETRIES = 1000  # a server that says more is not believed
 
 _METRIC = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _PARAMETER = re.compile(r';\s*(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))')
 
 
-def write_server_timing(parts_s: Mapping[str, float], batch_size: float | None = None) -> str:
-    """The W3C `Server-Timing` header of PARTS and `total`, in ms. Raises ValueError for others."""
+def write_server_timing(
+    parts_s: Mapping[str, float],
+    batch_size: float | None = None,
+    *,
+    replica: str | None = None,
+    retries: int = 0,
+) -> str:
+    """The W3C `Server-Timing` header of PARTS and `total`, in ms. Raises ValueError for others.
+
+    `replica` made the image, after as many retries as other replicas were lost meanwhile.
+    """
     if not parts_s.keys() <= {*PARTS, "total"}:
         raise ValueError(f"the parts are {', '.join(PARTS)} and total, not {', '.join(parts_s)}")
     metrics = [f"{part};dur={seconds * 1000:.6f}" for part, seconds in parts_s.items()]
     if batch_size is not None:
         metrics.append(f'batch;desc="{batch_size}"')
+    if replica is not None:
+        metrics.append(f'replica;desc="{replica}"')
+    if retries:
+        metrics.append(f'retry;desc="{retries}"')
     return ", ".join(metrics)
 
 
@@ -42,3 +57,14 @@ def parse_server_timing(header: str) -> dict[str, dict[str, str]]:
             parameters.setdefault(key.lower(), value)
         metrics[name] = parameters
     return metrics
+
+
+def replica_of(timing: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The name of who made the image, and how often it was begun anew; empty of a single server."""
+    name = timing.get("replica", {}).get("desc")
+    if not name:
+        return {}
+    retries = timing.get("retry", {}).get("desc", "0")
+    if not retries.isdecimal() or len(retries) > len(str(MOST_RETRIES)):
+        return {"replica": name}
+    return {"replica": name, "retries": int(retries)}

@@ -100,7 +100,25 @@ def test_the_columns_of_a_row_are_those_that_are_kept_in_their_order():
         "denoise_peak_gib",
         "decode_peak_gib",
         "launch_s",
+        "replica",
+        "retries",
     ]
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ('replica;desc="1"', {"replica": "1", "retries": 0}),
+        ('replica;desc="a b", retry;desc="2"', {"replica": "a b", "retries": 2}),
+        ('replica;desc="1", retry;desc="1e300"', {"replica": "1"}),
+        ('replica;desc="1", retry;desc="often"', {"replica": "1"}),
+        ('retry;desc="1"', {}),
+        ("replica", {}),
+    ],
+)
+def test_a_row_names_the_replica_and_how_often_another_was_lost(header, expected):
+    row = make_row(Call(0, "x", {}, due_s=0.0), started_s=0.0, warmup_s=0.0, server_timing=header)
+    assert {name: row[name] for name in ("replica", "retries") if name in row} == expected
 
 
 @pytest.mark.parametrize(

@@ -60,5 +60,7 @@ def test_the_header_that_is_written_is_read():
     assert {part: row[f"{part}_s"] for part in parts_s} == parts_s
     assert row["batch_size"] == 1.5
     assert write_server_timing({"total": 0.001}) == "total;dur=1.000000"
+    told = write_server_timing({"total": 0.001}, replica="1", retries=2)
+    assert told == 'total;dur=1.000000, replica;desc="1", retry;desc="2"'
     with pytest.raises(ValueError, match=r"the parts are queue, .* not wait, sleep"):
         write_server_timing({"wait": 1.0, "sleep": 1.0})

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from benchlib.server_timing import parse_server_timing
+from benchlib.server_timing import parse_server_timing, replica_of
 
 log = logging.getLogger("benchlib.access")
 
@@ -99,4 +99,5 @@ def access_line(scope: Scope, status: int, headers: Mapping[str, str]) -> dict[s
             line[f"{part}_s"] = float(metric["dur"]) / 1000
         elif part == "batch":
             line["batch_size"] = float(metric["desc"])
+    line.update(replica_of(timing))
     return line

@@ -11,13 +11,13 @@ import ipaddress
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
 from benchlib.lora import unknown_lora
+from benchlib.serving.backend import Backend, ImageJob
 from benchlib.serving.door_options import Bounds, DoorOptions
-from benchlib.serving.engine.engine import Engine
-from benchlib.serving.engine.jobs import Job
 from benchlib.serving.engine.simulate import SimulatedTask
 from benchlib.serving.schemas import BadField, GenerateRequest, unfit_sides
 from benchlib.serving.unserved import retry_later
@@ -29,11 +29,11 @@ _IPV6_NETWORK_BITS = 64  # a household or a host has that many addresses to choo
 class Admission:
     """Lets requests in, by the engine's state and the door's bounds."""
 
-    def __init__(self, engine: Engine, door: DoorOptions) -> None:
+    def __init__(self, engine: Backend[Any], door: DoorOptions) -> None:
         self.engine = engine
         self.door = door
         # The jobs of each request inside, by the client that sent it.
-        self._inside: list[tuple[str, list[Job]]] = []
+        self._inside: list[tuple[str, list[ImageJob]]] = []
 
     @property
     def bounds(self) -> Bounds:
@@ -66,7 +66,7 @@ class Admission:
     @contextmanager
     def enter(
         self, address: str, wanted: Sequence[GenerateRequest], calls: int
-    ) -> Iterator[list[Job]]:
+    ) -> Iterator[list[ImageJob]]:
         """Yield the list for the jobs of `wanted`, which count as the client's until the end.
 
         Raises Unserved: 503 if the foretold wait is above `max_queue_s`, and 429 if the client at
@@ -75,7 +75,7 @@ class Admission:
         client = _client_of(address)
         self._check_wait(wanted[0], calls)
         self._check_share(client, len(wanted))
-        jobs: list[Job] = []
+        jobs: list[ImageJob] = []
         entry = (client, jobs)
         self._inside.append(entry)
         try:

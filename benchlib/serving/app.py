@@ -1,4 +1,4 @@
-"""The HTTP face of an engine: `create_app(engine)` -> FastAPI.
+"""The HTTP face of an engine, or of a fleet of them: `create_app(engine)` -> FastAPI.
 
 Knows the parts of an app, and the benchmark's own route. Ignorant of torch, of what holds for every
 request (edge.py), and of how a route waits for its jobs (handoff.py). `app` is created on first
@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
 from benchlib.serving import image_links, openai_images
 from benchlib.serving.access_log import AccessLog
+from benchlib.serving.backend import Backend
 from benchlib.serving.connection_limits import ConnectionLimits, Connections, ServedApp
 from benchlib.serving.docs_pages import add_docs_pages
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.edge import Edge
-from benchlib.serving.engine.engine import Engine
 from benchlib.serving.error_answers import ErrorAnswers
 from benchlib.serving.handoff import HandOff
 from benchlib.serving.headers import answer_headers
@@ -31,7 +32,7 @@ from benchlib.serving.status_routes import make_status_router
 
 
 def create_app(
-    engine: Engine,
+    engine: Backend[Any],
     door: DoorOptions | None = None,
     *,
     links: ImageLinks | None = None,
@@ -97,13 +98,11 @@ def create_app(
         body: GenerateRequest, http: Request, response: Response
     ) -> GenerateResponse:
         answer = await handoff.make_images(http, [body])
-        [job] = answer.jobs
-        assert job.work is not None
-        assert job.memory is not None
+        [made] = answer.made
         response.headers.update(answer_headers(answer))
         return GenerateResponse(
-            time_s=job.work.service_s,
-            mem_gb=job.memory.headline_gib,
+            time_s=made.service_s,
+            mem_gb=made.peak_gib,
             model_params=engine.spec["model_params"],
             **body.model_dump(exclude={"negative_prompt", "seed", "scheduler", "lora"}),
         )

@@ -1,8 +1,8 @@
 """Between a route and the engine: submits jobs, waits for them, and writes their files.
 
-Knows deadlines, clients that leave, and the threads that write image files. Ignorant of routes,
-bodies, headers and torch, of what is refused at once (admission.py), and of the HTTP status of each
-error (unserved.py).
+Knows deadlines, clients that leave, and the threads that write image files (replicas write theirs).
+Ignorant of routes, bodies, headers and torch, of what is refused at once (admission.py), and of the
+HTTP status of each error (unserved.py).
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from benchlib.serving.admission import TOO_LARGE, Admission
+from benchlib.serving.backend import Backend, ImageJob
 from benchlib.serving.door_options import DoorOptions
-from benchlib.serving.engine.engine import Engine
-from benchlib.serving.engine.jobs import Job
+from benchlib.serving.engine.made import File, Made, WriteFile
 from benchlib.serving.image_links import ImageLinks
 from benchlib.serving.last_call import LastCall
 from benchlib.serving.prometheus import Metrics
@@ -29,13 +29,9 @@ from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.unserved import NO_RETRY, Unserved, unserved
 from benchlib.serving.worker_threads import WorkerThreads
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 log = logging.getLogger(__name__)
 
 FILE_THREADS = 2
-File = tuple[bytes, str]  # an image's file, and its base64 if that is wanted
 # A route watches its client's connection from this time on: earlier would double a route's time.
 WATCH_AFTER_S = 0.02
 
@@ -44,7 +40,8 @@ WATCH_AFTER_S = 0.02
 class Answer:
     """The finished jobs of one HTTP request, their files, and the time of writing."""
 
-    jobs: list[Job]
+    jobs: list[ImageJob]
+    made: list[Made]
     files: list[File]
     files_s: float
 
@@ -52,7 +49,7 @@ class Answer:
 class HandOff:
     """Makes the images that routes request, as far as `door` lets them in."""
 
-    def __init__(self, engine: Engine, door: DoorOptions, links: ImageLinks) -> None:
+    def __init__(self, engine: Backend[Any], door: DoorOptions, links: ImageLinks) -> None:
         self.engine = engine
         self.door = door
         self.admission = Admission(engine, door)
@@ -70,7 +67,7 @@ class HandOff:
         self,
         http: Request,
         wanted: Sequence[GenerateRequest],
-        write_file: Callable[[Image], File] | None = None,
+        write_file: WriteFile | None = None,
     ) -> Answer:
         """Return the finished jobs of `wanted`, in order, and their files if `write_file` is given.
 
@@ -101,21 +98,27 @@ class HandOff:
         self,
         http: Request,
         wanted: Sequence[GenerateRequest],
-        write_file: Callable[[Image], File] | None,
+        write_file: WriteFile | None,
     ) -> Answer:
         arrived_s = http.state.arrived_s
         request_id = http.state.request_id
-        jobs: list[Job] = http.state.jobs
+        jobs: list[ImageJob] = http.state.jobs
         try:
             for request in wanted:
-                job = self.engine.submit(request, request_id=request_id, arrived_s=arrived_s)
+                job = self.engine.submit(
+                    request, request_id=request_id, arrived_s=arrived_s, write_file=write_file
+                )
                 jobs.append(job)
             await self._wait(http, jobs)
+            made = [job.made for job in jobs if job.made is not None]
             if write_file is None:
-                return Answer(jobs, files=[], files_s=0.0)
+                return Answer(jobs, made, files=[], files_s=0.0)
+            written = [one.file for one in made if one.file is not None]
+            if written:  # by the replicas
+                return Answer(jobs, made, written, files_s=made[-1].file_s)
             began_s = time.monotonic()
             files = await self._write_files(write_file, jobs)
-            return Answer(jobs, files, files_s=time.monotonic() - began_s)
+            return Answer(jobs, made, files, files_s=time.monotonic() - began_s)
         except HTTPException:
             raise
         except Exception as error:
@@ -126,7 +129,7 @@ class HandOff:
                 if not job.future.done():
                     self.engine.cancel(job)
 
-    async def _wait(self, http: Request, jobs: list[Job]) -> None:
+    async def _wait(self, http: Request, jobs: list[ImageJob]) -> None:
         """Return once all jobs have images. Raises a job's error, or `Unserved`."""
         # 1) What ends the wait: a failed job, the last image, or the end of the connection
         loop = asyncio.get_running_loop()
@@ -176,9 +179,7 @@ class HandOff:
             for watcher in watchers:
                 watcher.cancel()
 
-    async def _write_files(
-        self, write_file: Callable[[Image], File], jobs: list[Job]
-    ) -> list[File]:
+    async def _write_files(self, write_file: WriteFile, jobs: list[ImageJob]) -> list[File]:
         images = [job.future.result() for job in jobs]
         files = [self._file_threads.submit(write_file, image) for image in images]
         try:

@@ -6,6 +6,7 @@ Knows a finished job's times. Ignorant of routes, bodies and the header's spelli
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -13,7 +14,7 @@ from fastapi import Request
 from benchlib.server_timing import write_server_timing
 
 if TYPE_CHECKING:
-    from benchlib.serving.engine.jobs import Job
+    from benchlib.serving.backend import ImageJob
     from benchlib.serving.handoff import Answer
 
 
@@ -22,33 +23,33 @@ def answer_headers(answer: Answer) -> dict[str, str]:
 
     X-Seed is the first image's. X-Nonfinite is "latents" or "pixels": the place that is NaN or
     infinite in an image. Server-Timing has parts in milliseconds. They add up to `total`,
-    which ends now. `wait` is the remaining time: between steps, and between threads. For several
-    images, `image` is the time of all files; the other parts are the last image's.
+    which ends now. `wait` is the remaining time: between steps, threads and machines. For several
+    images, `image` is the time of all files; the other parts are the last image's. A replica
+    writes each file by itself, so there `image` is the last one's, too. What a lost replica had
+    begun counts as `queue`.
     """
     job = answer.jobs[-1]
-    first_work = answer.jobs[0].work
-    work = job.work
+    last = answer.made[-1]
     assert job.admitted_s is not None
-    assert first_work is not None
-    assert work is not None
     parts_s = {
         "queue": job.admitted_s - job.arrived_s,
-        "encode": work.encode_s,
-        "denoise": work.denoise_s,
-        "decode": work.decode_s,
+        "encode": last.encode_s,
+        "denoise": last.denoise_s,
+        "decode": last.decode_s,
         "image": answer.files_s,
     }
     total_s = time.monotonic() - job.arrived_s
     parts_s["wait"] = total_s - sum(parts_s.values())
     parts_s["total"] = total_s
-    mean_batch = work.batch_rows / work.steps_done
     headers = {
-        "X-Seed": str(first_work.seed),
-        "Server-Timing": write_server_timing(parts_s, mean_batch),
+        "X-Seed": str(answer.made[0].seed),
+        "Server-Timing": write_server_timing(
+            parts_s, last.mean_batch, replica=job.replica, retries=job.retries
+        ),
     }
-    for one in answer.jobs:
-        if one.work is not None and one.work.not_finite is not None:
-            headers["X-Nonfinite"] = one.work.not_finite
+    for made in answer.made:
+        if made.not_finite is not None:
+            headers["X-Nonfinite"] = made.not_finite
     return headers
 
 
@@ -56,7 +57,7 @@ def error_headers(http: Request) -> dict[str, str]:
     """Return the Server-Timing of an answer without an image: `queue` and `total`, milliseconds."""
     now_s = time.monotonic()
     arrived_s = http.state.arrived_s
-    jobs: list[Job] = getattr(http.state, "jobs", [])
+    jobs: Sequence[ImageJob] = getattr(http.state, "jobs", [])
     begun_s = arrived_s
     for job in jobs:
         begun_s = max(begun_s, job.admitted_s or now_s)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from benchlib.serving.engine.faults import EngineEnded
 
 if TYPE_CHECKING:
-    from benchlib.serving.engine.engine import Engine
+    from typing import Any
+
+    from benchlib.serving.backend import Backend
 
 ENGINE_ENDED = 4
 """The exit status of a server whose engine has ended. uvicorn's own are 0, 1 and 3."""
@@ -23,7 +25,7 @@ LAST_WORDS_S = 1.0
 """The time in which everybody inside gets the reason."""
 
 
-def leave_with(engine: Engine, *, not_loaded: int | None = None) -> None:
+def leave_with(engine: Backend[Any], *, not_loaded: int | None = None) -> None:
     """End this process with ENGINE_ENDED once `engine` has ended by an error. Returns at once.
 
     The process ends without clean-up: a lost device may hang the destructors of what is on it. It

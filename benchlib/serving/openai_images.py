@@ -20,7 +20,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from benchlib.serving.handoff import File, HandOff
+from benchlib.serving.engine.made import File
+from benchlib.serving.handoff import HandOff
 from benchlib.serving.headers import answer_headers
 from benchlib.serving.image_links import MOST_IMAGES, link_to
 from benchlib.serving.model_list import Model, ModelList, adapter_named, models_of

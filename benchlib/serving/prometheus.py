@@ -8,14 +8,21 @@ process.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from benchlib.serving.engine.engine import Engine
+from benchlib.serving.backend import Backend
 from benchlib.serving.engine.faults import OUTCOMES, PARTS, Faults
 from benchlib.serving.image_links import ImageLinks
+from benchlib.serving.replica_metrics import (
+    BATCH_BUCKETS,
+    BATCH_SIZE,
+    BATCH_SIZE_WORDS,
+    ReplicaCollector,
+)
 from benchlib.telemetry import GIB, cuda_memory_gib, process_memory_gib
 
 REFUSALS = ("queue_full", "wait_too_long", "client_share", "too_large", "loading", "stopping")
@@ -23,7 +30,6 @@ CLIENT_ERRORS = ((401, "missing_api_key"), (401, "invalid_api_key"), (404, "not_
 CONNECTION_ERRORS = {408: "too_slow", 431: "headers_too_large"}
 CANCELLATIONS = ("deadline", "client_gone")
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 class Metrics:
@@ -33,7 +39,7 @@ class Metrics:
     `client_errors` have `status` and `reason`.
     """
 
-    def __init__(self, engine: Engine, links: ImageLinks) -> None:
+    def __init__(self, engine: Backend[Any], links: ImageLinks) -> None:
         self.registry = registry = CollectorRegistry()
 
         # 1) What the hand-off counts
@@ -75,14 +81,14 @@ class Metrics:
                 counter.labels(reason)
 
         # 2) What the engine and the links count
+        registry.register(StateCollector(engine, links))
+        if engine.replicas:
+            registry.register(ReplicaCollector(engine))
+            return
         batch_size = Histogram(
-            "benchlib_batch_size",
-            "Requests in a denoising step",
-            buckets=BATCH_BUCKETS,
-            registry=registry,
+            BATCH_SIZE, BATCH_SIZE_WORDS, buckets=BATCH_BUCKETS, registry=registry
         )
         engine.on_step = lambda requests, _: batch_size.observe(requests)
-        registry.register(StateCollector(engine, links))
 
     def count_unserved(self, reason: str) -> None:
         """Count a request that gets no image."""
@@ -110,7 +116,7 @@ class Metrics:
 class StateCollector(Collector):
     """Metrics that are read only when the page is requested."""
 
-    def __init__(self, engine: Engine, links: ImageLinks) -> None:
+    def __init__(self, engine: Backend[Any], links: ImageLinks) -> None:
         self.engine = engine
         self.links = links
 

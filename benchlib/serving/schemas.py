@@ -35,6 +35,9 @@ class BadField(ValueError):
         self.field = field
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type[BadField], tuple[str, str]]:
+        return BadField, (self.field, self.problem)  # a replica's error crosses to another process
+
 
 Lora = Annotated[
     str,
@@ -117,9 +120,14 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """A server that is "failing" takes requests, but its last 30 calls of the model have failed."""
+    """A server that is "failing" takes requests, but its last 30 calls of the model have failed.
 
-    status: Literal["loading", "ready", "failing", "failed", "stopped"]
+    Of one that is "degraded", some replicas are missing or failing. The others serve.
+    """
+
+    status: Literal["loading", "ready", "degraded", "failing", "failed", "stopped"]
+    replicas: int | None = Field(default=None, description="how many there should be")
+    ready_replicas: int | None = Field(default=None, description="how many of them can serve")
     detail: str | None = Field(default=None, description="why it has failed or is failing")
     spec: dict[str, Any] | None = Field(
         default=None,

@@ -5,17 +5,19 @@ Knows the engine's state and what is served. Ignorant of requests for images.
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse
 
+from benchlib.serving.backend import Backend
 from benchlib.serving.door_options import DoorOptions
-from benchlib.serving.engine.engine import Engine
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import Health, Readiness
 
 
-def make_status_router(engine: Engine, door: DoorOptions, metrics: Metrics) -> APIRouter:
+def make_status_router(engine: Backend[Any], door: DoorOptions, metrics: Metrics) -> APIRouter:
     """The three routes. /health says no more than a word where a key guards the others."""
     router = APIRouter()
 
@@ -36,10 +38,15 @@ def make_status_router(engine: Engine, door: DoorOptions, metrics: Metrics) -> A
         responses={503: {"model": Readiness}},
     )
     async def ready(response: Response) -> Readiness:
-        if engine.state != "ready":
+        state = engine.state
+        if state not in ("ready", "degraded"):
             response.status_code = 503
+        replicas = engine.replicas
+        ready_replicas = sum(replica.ready for replica in replicas)
         return Readiness(
-            status=engine.state,
+            status=state,
+            replicas=len(replicas) or None,
+            ready_replicas=ready_replicas if replicas else None,
             detail=engine.trouble,
             spec=door.add_to(engine.spec) or None,
         )

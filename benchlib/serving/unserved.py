@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from benchlib.serving.engine.faults import EngineEnded, NotFinite, ShortOfMemory
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Refused
+from benchlib.serving.replicas.replica import LosesReplicas
 
 # OpenAI's client 3.54 gives up at once where it is told to wait longer (MAX_RETRY_AFTER_DELAY).
 MAX_RETRY_AFTER_S = 120
@@ -62,6 +63,9 @@ def unserved(error: Exception, request_id: str, *, loading: bool) -> Unserved:
     if isinstance(error, NotFinite):
         headers = NO_RETRY | {"X-Nonfinite": error.place}
         return Unserved(500, "nonfinite", words, headers=headers)
+
+    if isinstance(error, LosesReplicas):
+        return Unserved(500, "loses_replicas", words, headers=NO_RETRY)
 
     # 3) What is the server's own fault
     if isinstance(error, EngineEnded):

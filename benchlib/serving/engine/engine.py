@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchlib.serving.engine.cohort import KeptTogether
 from benchlib.serving.engine.faults import EngineEnded, Faults, reason_of
 from benchlib.serving.engine.jobs import Cancelled, Job, Refused
+from benchlib.serving.engine.made import WriteFile
 from benchlib.serving.engine.model_calls import ModelCalls
 from benchlib.serving.engine.options import RECORDED_OPTIONS, EngineOptions
 from benchlib.serving.engine.own_model import free_memory, hide_from_collector
@@ -57,6 +58,8 @@ class Engine:
     what becomes of the jobs of a call that fails. After any other error the engine ends: then its
     `failure` has the reason, and everybody inside gets it. `ended` is set once its thread is over.
     """
+
+    replicas: tuple[()] = ()  # it is alone
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class Engine:
         *,
         request_id: str = "without an id",
         arrived_s: float | None = None,
+        write_file: WriteFile | None = None,  # noqa: ARG002 - of a single engine, its owner writes files
     ) -> Job:
         """Queue a request; return its job. Raises `Refused` if not ready, stopping or full.
 

@@ -1,6 +1,7 @@
 """What has gone wrong in an engine: the errors of its jobs, and what is counted of them.
 
-Knows when so much has failed that the engine is not ready. Ignorant of jobs, of the model, and of
+Knows when so much has failed that the engine is not ready. An error whose words are not its arguments
+says how to pickle it, because a replica's errors cross to another process. Ignorant of jobs, of the model, and of
 how HTTP tells it.
 """
 
@@ -35,6 +36,10 @@ class ShortOfMemory(RuntimeError):
             f"the device is short of memory for {width}x{height}, which it has made before"
         )
         self.retry_after_s = SHORT_OF_MEMORY_S
+        self.size = width, height
+
+    def __reduce__(self) -> tuple[type[ShortOfMemory], tuple[int, int]]:
+        return ShortOfMemory, self.size
 
 
 class NotFinite(RuntimeError):
@@ -46,6 +51,9 @@ class NotFinite(RuntimeError):
             "weights are broken, or numbers are too large for its type"
         )
         self.place = place
+
+    def __reduce__(self) -> tuple[type[NotFinite], tuple[str]]:
+        return NotFinite, (self.place,)
 
 
 class Faults:

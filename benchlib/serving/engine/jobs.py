@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from benchlib.serving.engine.made import Made, made_of
 from benchlib.serving.engine.step_times import Size
 from benchlib.serving.schemas import GenerateRequest
 
@@ -32,6 +33,10 @@ class DoesNotFit(RuntimeError):
 
     def __init__(self, size: Size) -> None:
         super().__init__(f"{size[0]}x{size[1]} does not fit in the device's memory; ask for less")
+        self.size = size
+
+    def __reduce__(self) -> tuple[type[DoesNotFit], tuple[Size]]:
+        return DoesNotFit, (self.size,)
 
 
 class Cancelled(RuntimeError):
@@ -61,6 +66,13 @@ class Job:
     work: Work | None = None  # the request's work in the model, from `encode` on
     memory: PeakMemory | None = None
     outcome: Image | Exception | None = None
+    replica: str | None = None  # the engine is alone
+    retries: int = 0
+
+    @property
+    def made(self) -> Made | None:
+        """What the job has cost; None before its last call."""
+        return made_of(self.work, self.memory)
 
     @property
     def size(self) -> Size:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from benchlib.serving.model.denoise import Work
+    from benchlib.serving.model.memory import PeakMemory
+
 File = tuple[bytes, str]  # an image's file, and its base64 if that is wanted
 WriteFile = Callable[["Image"], File]
 
@@ -46,3 +49,19 @@ class Made:
     def mean_batch(self) -> float:
         """The mean number of requests in a denoising step."""
         return self.batch_rows / self.steps_done
+
+
+def made_of(work: Work | None, memory: PeakMemory | None) -> Made | None:
+    """What `work` has cost, with the highest peak of its calls. None if either is None."""
+    if work is None or memory is None:
+        return None
+    return Made(
+        seed=work.seed,
+        encode_s=work.encode_s,
+        denoise_s=work.denoise_s,
+        decode_s=work.decode_s,
+        batch_rows=work.batch_rows,
+        steps_done=work.steps_done,
+        peak_gib=memory.headline_gib,
+        not_finite=work.not_finite,
+    )

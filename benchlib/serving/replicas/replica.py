@@ -27,6 +27,20 @@ class ReplicaLost(RuntimeError):
         self.inside = inside
 
 
+class LosesReplicas(RuntimeError):
+    """A request was inside at several losses in a row, at the last one alone."""
+
+    def __init__(self, losses: int) -> None:
+        super().__init__(
+            f"{losses} replicas in a row were lost while they made this image, so the request is the "
+            "likely cause; it is not tried again"
+        )
+        self.losses = losses
+
+    def __reduce__(self) -> tuple[type[LosesReplicas], tuple[int]]:
+        return LosesReplicas, (self.losses,)
+
+
 @dataclass(frozen=True)
 class Order:
     """One image to make.
