@@ -1,0 +1,275 @@
+"""Where should the front send a request? Three routers on a virtual clock, with an H200's step times.
+
+    python -m benchmarks.routing [--quick] [--seeds 12] [--results FOLDER]
+    python -m benchmarks.routing --speed
+
+| case    | requests                                   | load                                    |
+|---------|--------------------------------------------|-----------------------------------------|
+| equal   | 20 steps each                              | closed loop, eight users a card         |
+| mixed   | 10 to 50 steps, each as likely             | Poisson, 80 % of what the cards can do  |
+
+The routers are foretold finish (ours), round robin, and Ray Serve's power of two choices by count.
+All of them get the same arrivals. One card's rate is that of the same users with one card.
+
+The figures and their limits, each over the seeds with a 95 % interval of the mean:
+
+| figure             | is                                                          | limit for ours      |
+|--------------------|-------------------------------------------------------------|---------------------|
+| linear share       | images/s over as many times one card's                      | at least 0.97       |
+| slowest tenth      | the 90th percentile of latency over the median              | at most 1.15        |
+| p95 over robin's   | with mixed steps and the same arrivals, from two cards on   | at most 0.75        |
+
+The exit status is 1 if a mean of ours is beyond its limit. With --results it writes a CSV and a
+picture. With --speed it prints how long a decision takes, with 8 cards and 8 requests inside each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchlib.serving.engine.policies import Task
+from benchlib.serving.replicas.foretold_replica import ForetoldReplica
+from benchlib.serving.replicas.routing import ROUTINGS, Router, make_router
+from benchlib.study.intervals import runs_interval
+from benchmarks.simulated_fleet import Asked, closed_loop, open_loop
+
+CARDS = (1, 2, 4, 8)
+USERS = 8  # a card
+SIZE = (1024, 1024)
+EQUAL_STEPS = 20
+MIXED_STEPS = (10, 50)
+LOAD = 0.8
+LIMITS = {"linear share": (0.97, None), "slowest tenth": (None, 1.15), "p95 ratio": (None, 0.75)}
+
+# sdxl-random, recipe fastest-exact, at 1024x1024 on one H200: the spec of
+# results/reference-h200/ten-minutes/at-1.1/20261127-112341-alone/run.json.
+STEP_TIMES = {
+    "1024x1024": {
+        "step_s": {
+            "1": 0.0305001,
+            "2": 0.0305001,
+            "3": 0.0565205,
+            "4": 0.0565205,
+            "5": 0.1164819,
+            "8": 0.1164819,
+            "9": 0.2133657,
+            "16": 0.2133657,
+        },
+        "encode_s": {"1": 0.0233843, "2": 0.0233843, "4": 0.0238185, "8": 0.0244674},
+        "decode_s": {"1": 0.0282564, "2": 0.0541269, "4": 0.1067239, "8": 0.2226219},
+    }
+}
+SPEC = {
+    "batching": "continuous",
+    "max_batch_size": 8,
+    "max_wait_ms": 5.0,
+    "step_times": STEP_TIMES,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one case: its value with each seed, in their order."""
+
+    case: str
+    cards: int
+    routing: str
+    figure: str
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        """The mean over the seeds."""
+        return statistics.mean(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The mean's interval; None with fewer than five seeds."""
+        return runs_interval(self.values)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the mean keeps the limit; None where there is none."""
+        if self.figure not in LIMITS or self.routing != "foretold":
+            return None
+        low, high = LIMITS[self.figure]
+        return (low is None or self.mean >= low) and (high is None or self.mean <= high)
+
+    def __str__(self) -> str:
+        interval = self.interval
+        words = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "-"
+        passed = {None: "", True: "ok", False: "FAIL"}[self.passed]
+        return (
+            f"{passed:5}{self.case:7}{self.cards:2} {self.routing:12} {self.figure:16}"
+            f"{self.mean:8.3f}  {words}"
+        )
+
+
+def draw_equal(random: np.random.Generator, now_s: float) -> Asked:  # noqa: ARG001
+    """A request like all others."""
+    return Asked(SIZE, 2, EQUAL_STEPS, now_s)
+
+
+def draw_mixed(random: np.random.Generator, now_s: float) -> Asked:
+    """A request with any number of steps in MIXED_STEPS."""
+    low, high = MIXED_STEPS
+    return Asked(SIZE, 2, int(random.integers(low, high + 1)), now_s)
+
+
+def closed_figures(cards: int, routing: str, images: int, seed: int) -> tuple[float, float]:
+    """The images/s of equal requests, and the slowest tenth over the median.
+
+    The first two images of each user are warm-up.
+    """
+    users = USERS * cards
+    router = make_router(routing, seed=seed)
+    count = images * cards
+    done = closed_loop(cards, SPEC, router, draw_equal, users=users, images=count, seed=seed)
+    return _rate(done, 2 * users), _slowest_tenth(done[2 * users :])
+
+
+def _rate(done: Sequence[Asked], warm_up: int) -> float:
+    first_s = done[warm_up - 1].done_s
+    last_s = done[-1].done_s
+    assert first_s is not None
+    assert last_s is not None
+    return (len(done) - warm_up) / (last_s - first_s)
+
+
+def _slowest_tenth(done: Iterable[Asked]) -> float:
+    latencies = [asked.latency_s for asked in done]
+    return float(np.quantile(latencies, 0.9) / np.median(latencies))
+
+
+def mixed_capacity(images: int, seed: int) -> float:
+    """The images/s of one card with mixed steps and USERS users in a closed loop."""
+    router = make_router("foretold")
+    done = closed_loop(1, SPEC, router, draw_mixed, users=USERS, images=images, seed=seed)
+    return _rate(done, 2 * USERS)
+
+
+def mixed_p95_s(cards: int, routing: str, rate: float, images: int, seed: int) -> float:
+    """The p95 of `images` times `cards` requests that come at `rate` for each card."""
+    random = np.random.default_rng((seed, 1))
+    count = images * cards
+    arrivals_s = random.exponential(1 / (rate * cards), count).cumsum()
+    requests = [draw_mixed(random, float(arrived_s)) for arrived_s in arrivals_s]
+    open_loop(cards, SPEC, make_router(routing, seed=seed), requests, seed=seed)
+    return float(np.quantile([asked.latency_s for asked in requests], 0.95))
+
+
+def measure(cards: Sequence[int], seeds: int, images: int) -> list[Row]:
+    """All rows. `images` are for each card and seed."""
+    rows: list[Row] = []
+
+    def add(case: str, n: int, routing: str, figure: str, values: list[float]) -> None:
+        rows.append(Row(case, n, routing, figure, values))
+        print(rows[-1], flush=True)
+
+    # 1) Equal requests
+    numbers = range(seeds)
+    alone = [closed_figures(1, "foretold", images, seed)[0] for seed in numbers]
+    for n in cards:
+        for routing in ROUTINGS:
+            found = [closed_figures(n, routing, images, seed) for seed in numbers]
+            shares = [rate / (n * one) for (rate, _), one in zip(found, alone, strict=True)]
+            add("equal", n, routing, "linear share", shares)
+            add("equal", n, routing, "slowest tenth", [slowest for _, slowest in found])
+
+    # 2) Mixed steps
+    rate = LOAD * statistics.mean(mixed_capacity(images, seed) for seed in numbers)
+    for n in cards:
+        p95_s = {}
+        for routing in ROUTINGS:
+            p95_s[routing] = [mixed_p95_s(n, routing, rate, images, seed) for seed in numbers]
+            add("mixed", n, routing, "p95_s", p95_s[routing])
+        for routing in ROUTINGS:
+            if n > 1 and routing != "round-robin":
+                ratios = np.divide(p95_s[routing], p95_s["round-robin"]).tolist()
+                add("mixed", n, routing, "p95 ratio", ratios)
+    return rows
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    """One line for each figure and seed."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "cards", "routing", "figure", "seed", "value"])
+        for row in rows:
+            for seed, value in enumerate(row.values):
+                writer.writerow([row.case, row.cards, row.routing, row.figure, seed, value])
+
+
+def decision_ms(step_times: dict[str, Any], inside: int, cards: int = 8, count: int = 500) -> float:
+    """The mean milliseconds of a decision for one more request, and of one that leaves."""
+    random = np.random.default_rng(0)
+    spec = SPEC | {"step_times": step_times, "max_batch_size": inside + 1}
+    replicas = [ForetoldReplica(str(number), spec) for number in range(cards)]
+    router: Router = make_router("foretold")
+    order: list[tuple[Task, ForetoldReplica]] = []
+    for replica in replicas:
+        for _ in range(inside):
+            task = draw_mixed(random, 0.0)
+            replica.enter(task, 0.0)
+            order.append((task, replica))
+    seconds = 0.0
+    for number in range(count):
+        now_s = number / 500
+        newcomer = draw_mixed(random, now_s)
+        began_s = time.perf_counter()
+        sent = router.route((newcomer,), replicas, now_s).sent
+        task, replica = order.pop(0)
+        replica.leave(task, now_s)
+        seconds += time.perf_counter() - began_s
+        order += sent
+    return seconds / count * 1e3
+
+
+def print_speed() -> None:
+    """Print how long decisions take."""
+    nothing_s = {curve: {"1": 0.0} for curve in ("step_s", "encode_s", "decode_s")}
+    for name, times in (("0 ms", {"1024x1024": nothing_s}), ("H200", STEP_TIMES)):
+        for inside in (0, 4, 7):
+            print(f"{name}, {inside} inside each: {decision_ms(times, inside):.3f} ms a request")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="two cards, few images")
+    parser.add_argument("--speed", action="store_true", help="time decisions instead")
+    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--images", type=int, default=400, help="for each card and seed")
+    parser.add_argument("--cards", type=int, nargs="+", default=CARDS)
+    parser.add_argument("--results", type=Path)
+    options = parser.parse_args(arguments)
+    if options.speed:
+        print_speed()
+        return 0
+    run: Callable[[], list[Row]] = partial(measure, options.cards, options.seeds, options.images)
+    if options.quick:
+        run = partial(measure, (1, 2), 2, 80)
+    rows = run()
+    if options.results:
+        options.results.mkdir(parents=True, exist_ok=True)
+        write_csv(rows, options.results / "routing.csv")
+    passed = all(row.passed is not False for row in rows)
+    print(json.dumps({"passed": passed, "rows": [asdict(row) for row in rows]}))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
