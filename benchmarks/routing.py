@@ -41,7 +41,7 @@ import numpy as np
 
 from benchlib.serving.engine.policies import Task
 from benchlib.serving.replicas.foretold_replica import ForetoldReplica
-from benchlib.serving.replicas.routing import ROUTINGS, Router, make_router
+from benchlib.serving.replicas.routing import ROUTINGS, Router, router_named
 from benchlib.study.intervals import runs_interval
 from benchmarks.simulated_fleet import Asked, closed_loop, open_loop
 
@@ -134,7 +134,7 @@ def closed_figures(cards: int, routing: str, images: int, seed: int) -> tuple[fl
     The first two images of each user are warm-up.
     """
     users = USERS * cards
-    router = make_router(routing, seed=seed)
+    router = router_named(routing, seed=seed)
     count = images * cards
     done = closed_loop(cards, SPEC, router, draw_equal, users=users, images=count, seed=seed)
     return _rate(done, 2 * users), _slowest_tenth(done[2 * users :])
@@ -155,7 +155,7 @@ def _slowest_tenth(done: Iterable[Asked]) -> float:
 
 def mixed_capacity(images: int, seed: int) -> float:
     """The images/s of one card with mixed steps and USERS users in a closed loop."""
-    router = make_router("foretold")
+    router = router_named("foretold")
     done = closed_loop(1, SPEC, router, draw_mixed, users=USERS, images=images, seed=seed)
     return _rate(done, 2 * USERS)
 
@@ -166,7 +166,7 @@ def mixed_p95_s(cards: int, routing: str, rate: float, images: int, seed: int) -
     count = images * cards
     arrivals_s = random.exponential(1 / (rate * cards), count).cumsum()
     requests = [draw_mixed(random, float(arrived_s)) for arrived_s in arrivals_s]
-    open_loop(cards, SPEC, make_router(routing, seed=seed), requests, seed=seed)
+    open_loop(cards, SPEC, router_named(routing, seed=seed), requests, seed=seed)
     return float(np.quantile([asked.latency_s for asked in requests], 0.95))
 
 
@@ -217,7 +217,7 @@ def decision_ms(step_times: dict[str, Any], inside: int, cards: int = 8, count: 
     random = np.random.default_rng(0)
     spec = SPEC | {"step_times": step_times, "max_batch_size": inside + 1}
     replicas = [ForetoldReplica(str(number), spec) for number in range(cards)]
-    router: Router = make_router("foretold")
+    router: Router = router_named("foretold")
     order: list[tuple[Task, ForetoldReplica]] = []
     for replica in replicas:
         for _ in range(inside):
@@ -230,8 +230,9 @@ def decision_ms(step_times: dict[str, Any], inside: int, cards: int = 8, count: 
         newcomer = draw_mixed(random, now_s)
         began_s = time.perf_counter()
         sent = router.route((newcomer,), replicas, now_s).sent
-        task, replica = order.pop(0)
-        replica.leave(task, now_s)
+        if order:
+            task, replica = order.pop(0)
+            replica.leave(task, now_s)
         seconds += time.perf_counter() - began_s
         order += sent
     return seconds / count * 1e3

@@ -84,12 +84,12 @@ def simulate(
 
         # 4) Step the others until the policy may decide again
         if turn.step:
-            now_s = take_steps(turn.step, times, now_s, next_arrival_s, lora)
+            now_s = step_until(turn.step, times, now_s, next_arrival_s, lora)
             lora = turn.step[0].lora
     return [Finished(task.arrived_s, task.begun_s, done_s[id(task)]) for task in copies]
 
 
-def take_steps(
+def step_until(
     batch: Sequence[SimulatedTask],
     times: Times,
     now_s: float,

@@ -6,20 +6,20 @@ it is, which request enters and which leaves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any
 
 from benchlib.serving.engine.policies import PATIENCE, Continuous, Dynamic, Task, Turn
 from benchlib.serving.engine.policy_names import make_policy
-from benchlib.serving.engine.simulate import SimulatedTask, simulate, take_steps
+from benchlib.serving.engine.simulate import SimulatedTask, step_until
 from benchlib.serving.engine.step_times import Size, StepTimes, StepTimesBySize
 
-# From the front to a replica, or back. A call through Ray takes 2 to 5 ms, and more on a busy host.
 HAND_OVER_S = 0.02
-# An image's file takes 0.4 s of a core after the model's work. A replica writes a batch's by and by.
+"""From the front to a replica, or back. A call through Ray takes 2 to 5 ms, more on a busy host."""
 FILES_S = 5.0
+"""An image's file takes 0.4 s of a core after the model's work, and a batch's are written in turn."""
 
 
 class ForetoldReplica:
@@ -33,21 +33,22 @@ class ForetoldReplica:
 
     def __init__(self, name: str, spec: Mapping[str, Any]) -> None:
         self.name = name
-        self.most_in_batch: int = spec["max_batch_size"]
+        most_in_batch: int = spec["max_batch_size"]
         by_size = StepTimesBySize.from_spec(spec["step_times"])
-        self._times = _EveryBatch(by_size, self.most_in_batch).__getitem__
+        self.times = _EveryBatch(by_size, most_in_batch).__getitem__
         self.policy = make_policy(
             spec["batching"],
-            self._times,
-            max_batch_size=self.most_in_batch,
+            self.times,
+            max_batch_size=most_in_batch,
             max_wait_s=spec["max_wait_ms"] / 1000,
         )
-        self.places = 1 if spec["batching"] == "serial" else self.most_in_batch
-        # All that have entered and not left, and those of them that are foretold to be done.
+        self.places = 1 if spec["batching"] == "serial" else most_in_batch
+        # All that have entered and not left, in their order of entering.
         self.inside: dict[Task, SimulatedTask] = {}
+        # Those of them that are foretold to be done, and when.
         self._done_s: dict[Task, float] = {}
         self._writers: set[Task] = set()
-        # The others, in their order of entering, at the time when the next turn can begin.
+        # The others, as they are when the next turn can begin.
         self._present: dict[Task, SimulatedTask] = {}
         self._ready_s = -inf
         self._lora: str | None = None  # the adapter that is on
@@ -56,6 +57,12 @@ class ForetoldReplica:
     def rows(self) -> int:
         """The rows of all requests inside."""
         return sum(task.rows for task in self.inside)
+
+    @property
+    def patience(self) -> float:
+        """How far a request may be overtaken here, in multiples of its own time alone."""
+        is_continuous = isinstance(self.policy, Continuous)
+        return PATIENCE if is_continuous else 0.0
 
     # -- what happens ------------------------------------------------------------------------------
 
@@ -82,39 +89,35 @@ class ForetoldReplica:
         if not self.inside:
             self._ready_s = now_s
         elif late_s > 0:
-            self._delay(late_s)
+            self._put_off(late_s)
 
     def advance(self, until_s: float) -> None:
         """Foretell the calls that begin before `until_s`."""
         while self._present and self._ready_s < until_s:
-            turn: Turn[SimulatedTask]
-            turn = self.policy.turn(tuple(self._present.values()), self._ready_s, self._lora)
+            turn = self._turn()
             if turn.wait_until_s is not None:
                 self._ready_s = min(turn.wait_until_s, until_s)
             if turn.decode:
                 self._decode(turn.decode)
             if turn.step:
-                self._ready_s = take_steps(
-                    turn.step, self._times, self._ready_s, until_s, self._lora
-                )
+                begin_s = self._ready_s
+                self._ready_s = step_until(turn.step, self.times, begin_s, until_s, self._lora)
                 self._lora = turn.step[0].lora
 
-    def _decode(self, leavers: tuple[SimulatedTask, ...]) -> None:
-        self._ready_s += self._times(leavers[0].size).decode(len(leavers))
+    def _turn(self) -> Turn[SimulatedTask]:
+        present = tuple(self._present.values())
+        return self.policy.turn(present, self._ready_s, self._lora)
+
+    def _decode(self, leavers: Sequence[SimulatedTask]) -> None:
+        cost = self.times(leavers[0].size)
+        self._ready_s += cost.decode(len(leavers))
         for task, copy in tuple(self._present.items()):
             if copy in leavers:
                 del self._present[task]
                 self._done_s[task] = self._ready_s
 
-    def _late_s(self, task: Task, now_s: float) -> float:
-        """How late `task` is; 0 or less if it is not."""
-        if task not in self._done_s:
-            return 0.0
-        allowed_s = FILES_S if task in self._writers else HAND_OVER_S
-        return now_s - self._done_s[task] - allowed_s
-
-    def _delay(self, late_s: float) -> None:
-        """Put off all that is foretold by `late_s`."""
+    def _put_off(self, late_s: float) -> None:
+        """All that is foretold comes later by `late_s`."""
         self._ready_s += late_s
         for task in self._done_s:
             self._done_s[task] += late_s
@@ -123,85 +126,89 @@ class ForetoldReplica:
 
     def ready_s(self, now_s: float) -> float:
         """When the next turn can begin. A late replica is foretold to be late by as much again."""
-        late_s = max((self._late_s(task, now_s) for task in self._done_s), default=0.0)
-        return max(self._ready_s, now_s) + max(late_s, 0.0)
+        latest_s = 0.0
+        for task in self._done_s:
+            latest_s = max(latest_s, self._late_s(task, now_s))
+        return max(self._ready_s, now_s) + latest_s
 
     def has_room(self, now_s: float) -> bool:
         """Whether one more request could begin at a turn that is near.
 
         A request that should be done, and is late, keeps its place until it leaves.
         """
-        late = sum(self._late_s(task, now_s) > 0 for task in self._done_s)
-        if len(self._present) + late >= self.places:
+        late = [task for task in self._done_s if self._late_s(task, now_s) > 0]
+        if len(self._present) + len(late) >= self.places:
             return False
-        if not isinstance(self.policy, Dynamic):
-            return True
-        return not any(copy.begun for copy in self._present.values())
+        if isinstance(self.policy, Dynamic):
+            return not any(copy.begun for copy in self._present.values())
+        return True
 
     def room_s(self) -> float:
         """When the next request should leave the batch, by the turn that is next; or infinity."""
         if not self._present:
             return inf
-        turn: Turn[SimulatedTask]
-        turn = self.policy.turn(tuple(self._present.values()), self._ready_s, self._lora)
+        turn = self._turn()
         if not turn.step:
             return turn.wait_until_s or self._ready_s
-        cost = self._times(turn.step[0].size)
+        first = turn.step[0]
         rows = sum(copy.rows for copy in turn.step)
         steps = min(copy.steps_left for copy in turn.step)
-        return self._ready_s + steps * cost.step(rows, turn.step[0].lora)
+        cost = self.times(first.size)
+        room_s = self._ready_s + steps * cost.step(rows, first.lora)
+        newcomers = [copy for copy in turn.step if not copy.begun]
+        if newcomers:
+            room_s += cost.encode(len(newcomers))
+        return room_s
 
     def alone_s(self, task: Task) -> float:
         """Seconds of all calls of `task`, if it runs alone."""
-        cost = self._times(task.size)
+        cost = self.times(task.size)
         denoise_s = task.steps_left * cost.step(task.rows, task.lora)
         return cost.encode(1) + denoise_s + cost.decode(1)
 
-    def earliest_s(self, task: Task, now_s: float) -> float:
-        """A bound: `task` is not done before. It is exact if nobody else is inside."""
-        switch_s = self._times(task.size).switch_s if task.lora != self._lora else 0.0
-        return self.ready_s(now_s) + switch_s + self.alone_s(task)
+    def foretell_s(self, task: Task, now_s: float) -> float:
+        """When `task` would be done behind all others that are inside.
 
-    def estimate_s(self, task: Task, now_s: float) -> float:
-        """When `task` would be done after all others. Those of one kind share their steps.
-
-        This takes microseconds, and `foretell_s` about a millisecond.
+        Requests of one size and adapter share their steps. That `task` might overtake does not
+        count: it would only move the wait to others.
         """
-        kinds: dict[tuple[Size, str | None], list[Task]] = {(task.size, task.lora): [task]}
-        for copy in self._present.values():
-            kinds.setdefault((copy.size, copy.lora), []).append(copy)
-        work_s = sum(map(self._work_s, kinds.values()))
-        switch_s = self._times(task.size).switch_s if task.lora != self._lora else 0.0
-        return self.ready_s(now_s) + switch_s + work_s
+        alike: dict[tuple[Size, str | None], list[Task]] = {}
+        for one in (*self._present.values(), task):
+            alike.setdefault((one.size, one.lora), []).append(one)
+        done_s = self.ready_s(now_s)
+        if task.lora != self._lora:
+            done_s += self.times(task.size).switch_s
+        for tasks in alike.values():
+            done_s += self._together_s(tasks)
+        return done_s
 
-    def _work_s(self, alike: list[Task]) -> float:
+    def _together_s(self, alike: Sequence[Task]) -> float:
         """Seconds of all calls for requests that share their steps."""
-        cost = self._times(alike[0].size)
+        cost = self.times(alike[0].size)
         lora = alike[0].lora
-        rows = steps_alone_s = step_alone_s = call_s = 0.0
+        calls_s = 0.0
+        rows = 0
+        step_alone_s = 0.0  # one step of each, one after the other
+        steps_alone_s = 0.0  # all steps of each
         for task in alike:
             one_step_s = cost.step(task.rows, lora)
+            rows += task.rows
             step_alone_s += one_step_s
             steps_alone_s += task.steps_left * one_step_s
-            rows += task.rows
-            call_s += cost.decode(1)
+            calls_s += cost.decode(1)
             if not task.begun:
-                call_s += cost.encode(1)
-        together_s = cost.step(int(rows), lora)
-        slowness = together_s / step_alone_s if step_alone_s else 1.0
-        return call_s + steps_alone_s * min(slowness, 1.0)
+                calls_s += cost.encode(1)
+        if step_alone_s == 0:
+            return calls_s
+        slowness = cost.step(rows, lora) / step_alone_s
+        return calls_s + steps_alone_s * min(slowness, 1.0)
 
-    def foretell_s(self, task: Task, now_s: float) -> float:
-        """When `task` would be done, if it came now and no other came later."""
-        tasks: list[Task] = [*self._present.values(), task]
-        ready_s = self.ready_s(now_s)
-        finished = simulate(self.policy, tasks, self._times, now_s=ready_s, lora=self._lora)
-        return finished[-1].done_s
-
-    @property
-    def patience(self) -> float:
-        """How far a request may be overtaken here, in multiples of its own time alone."""
-        return PATIENCE if isinstance(self.policy, Continuous) else 0.0
+    def _late_s(self, task: Task, now_s: float) -> float:
+        """How late `task` is; 0 or less if it is not."""
+        if task not in self._done_s:
+            return 0.0
+        allowed_s = FILES_S if task in self._writers else HAND_OVER_S
+        return now_s - self._done_s[task] - allowed_s
 
 
 class _EveryBatch(dict[Size, StepTimes]):

@@ -17,7 +17,6 @@ from benchlib.serving.replicas.foretold_replica import HAND_OVER_S, ForetoldRepl
 
 ROUTINGS = ("foretold", "round-robin", "two-choices")
 TICK_S = 0.001  # decisions are at least so far apart if nothing happens
-CONTENDERS = 2  # replicas whose finish is simulated, where estimates leave the choice open
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Router(Protocol):
         ...
 
 
-def make_router(name: str, *, seed: int = 0) -> Router:
+def router_named(name: str, *, seed: int = 0) -> Router:
     """The router of a name. Raises ValueError, which names the field."""
     if name == "foretold":
         return ForetoldFinish()
@@ -66,8 +65,8 @@ class ForetoldFinish:
     arrives more than PATIENCE * T later. Inside a replica the same bound holds. Other policies
     have the order of arrival.
 
-    **The choice**: replicas are put in order by an estimate. If its best is exact and no other can be
-    sooner, that decides. Otherwise the best two are simulated. Of equal ones, the one with
+    **The choice** counts all that is inside. On a virtual clock, a choice that lets a request overtake
+    was worse for the 95th percentile, since somebody else then waits. Of equal replicas, the one with
     the fewest rows inside wins.
     """
 
@@ -91,9 +90,7 @@ class ForetoldFinish:
         return Routes(tuple(sent), _again_s(replicas, now_s) if is_held else None)
 
 
-def _in_order(
-    waiting: Sequence[AnyTask], replicas: Sequence[ForetoldReplica]
-) -> Sequence[AnyTask]:
+def _in_order(waiting: Sequence[AnyTask], replicas: Sequence[ForetoldReplica]) -> Sequence[AnyTask]:
     """The order in which `waiting` leave the queue."""
     first = replicas[0]
     if len(waiting) < 2 or not first.patience:
@@ -115,28 +112,7 @@ def _first_to_finish(
     task: Task, replicas: Sequence[ForetoldReplica], now_s: float
 ) -> ForetoldReplica:
     """The replica where `task` is foretold to be done first."""
-    # 1) By the estimate
-    estimated = []
-    for number, replica in enumerate(replicas):
-        estimated.append((replica.estimate_s(task, now_s), replica.rows, number, replica))
-    estimated.sort()
-    least_s, _, _, best = estimated[0]
-    if len(replicas) == 1:
-        return best
-
-    # 2) Where that is exact, and no other can be sooner, it decides
-    others_s = min(replica.earliest_s(task, now_s) for *_, replica in estimated[1:])
-    if least_s <= min(best.earliest_s(task, now_s), others_s):
-        return best
-
-    # 3) Or simulate the best few
-    least_s = inf
-    for _, rows, _, replica in estimated[:CONTENDERS]:
-        done_s = replica.foretell_s(task, now_s)
-        if done_s < least_s or (done_s == least_s and rows < best.rows):
-            least_s = done_s
-            best = replica
-    return best
+    return min(replicas, key=lambda replica: (replica.foretell_s(task, now_s), replica.rows))
 
 
 def _again_s(replicas: Sequence[ForetoldReplica], now_s: float) -> float | None:

@@ -39,7 +39,7 @@ def test_all_leave_when_the_simulator_says(batching):
         size = SIZE if number % 3 else OTHER_SIZE
         tasks.append(task(steps, arrived_s=0.1 * number, size=size))
         replica.enter(tasks[-1], 2.0)
-    expected = simulate(replica.policy, tasks, replica._times, now_s=2.0)
+    expected = simulate(replica.policy, tasks, replica.times, now_s=2.0)
     for until_s in (2.0, 3.0, 3.1, 40.0, 1e6):
         replica.advance(until_s)
     assert [replica._done_s[one] for one in tasks] == pytest.approx(
@@ -47,26 +47,30 @@ def test_all_leave_when_the_simulator_says(batching):
     )
 
 
-def test_a_request_alone_is_done_at_the_bound():
+def test_a_request_alone_takes_its_own_time():
     replica = ForetoldReplica("0", spec())
     one = task(10)
     seconds = 0.5 + 10 * STEP_S + 0.25
     assert replica.alone_s(one) == seconds
-    assert replica.earliest_s(one, 7.0) == 7.0 + seconds
-    assert replica.estimate_s(one, 7.0) == 7.0 + seconds
     assert replica.foretell_s(one, 7.0) == 7.0 + seconds
 
 
-def test_no_estimate_is_below_the_bound():
-    random = np.random.default_rng(0)
-    replica = ForetoldReplica("0", spec(most=8))
-    for number in range(6):
-        one = task(int(random.integers(1, 30)), arrived_s=float(number))
-        replica.advance(float(number))
-        bound_s = replica.earliest_s(one, float(number))
-        assert replica.estimate_s(one, float(number)) >= bound_s
-        assert replica.foretell_s(one, float(number)) >= bound_s
-        replica.enter(one, float(number))
+def test_equal_requests_are_done_when_the_simulator_says():
+    replica = ForetoldReplica("0", spec(encode_s={"1": 0.0}, decode_s={"1": 0.0}))
+    tasks = [task(10) for _ in range(4)]
+    for one in tasks[:3]:
+        replica.enter(one, 0.0)
+    expected = simulate(replica.policy, tasks, replica.times)
+    assert replica.foretell_s(tasks[3], 0.0) == pytest.approx(expected[3].done_s)
+
+
+def test_two_sizes_share_no_steps():
+    replica = ForetoldReplica("0", spec())
+    other = task(10, size=OTHER_SIZE)
+    replica.enter(task(10), 0.0)
+    expected_s = replica.alone_s(task(10)) + replica.alone_s(other)
+    assert replica.foretell_s(other, 0.0) == expected_s
+    assert replica.foretell_s(task(10), 0.0) < expected_s
 
 
 def test_a_request_counts_as_not_begun_when_it_enters():
@@ -167,5 +171,5 @@ def test_an_adapter_that_is_off_costs_a_switch():
     replica = ForetoldReplica("0", spec(switch_s=3.0))
     replica.enter(task(10, lora="a:1"), 0.0)
     replica.advance(1.0)
-    with_it = replica.earliest_s(task(4, lora="a:1"), 1.0)
-    assert replica.earliest_s(task(4, lora="b:1"), 1.0) == with_it + 3.0
+    with_it = replica.foretell_s(task(4, lora="a:1"), 1.0)
+    assert replica.foretell_s(task(4, lora="b:1"), 1.0) >= with_it + 3.0

@@ -5,7 +5,7 @@ import pytest
 
 from benchlib.serving.engine.policies import PATIENCE
 from benchlib.serving.replicas.foretold_replica import HAND_OVER_S, ForetoldReplica
-from benchlib.serving.replicas.routing import ROUTINGS, TICK_S, Routes, make_router
+from benchlib.serving.replicas.routing import ROUTINGS, TICK_S, Routes, router_named
 from tests.serving.replicas.test_foretold_replica import OTHER_SIZE, SIZE, spec, task
 
 
@@ -19,7 +19,7 @@ def names(routes):
 
 @pytest.fixture
 def router():
-    return make_router("foretold")
+    return router_named("foretold")
 
 
 def test_an_idle_replica_comes_first(router):
@@ -55,7 +55,7 @@ def test_counts_do_not_decide_but_the_foretold_finish(router):
 
 def test_a_request_joins_a_batch_of_its_own_size(router):
     both = replicas(spec(), spec())
-    both[0].enter(task(10, size=OTHER_SIZE), 0.0)
+    both[0].enter(task(4, size=OTHER_SIZE), 0.0)
     both[1].enter(task(15), 0.0)
     assert names(router.route((task(10),), both, 0.0)) == ["1"]
 
@@ -135,13 +135,13 @@ def test_a_model_that_takes_no_time_is_shared_by_rows(router):
     nothing = {name: {"1": 0.0} for name in ("step_s", "encode_s", "decode_s")}
     four = replicas(*[spec(most=8, **nothing)] * 4)
     for number in range(32):
-        router.route((task(10, arrived_s=number / 500),), four, number / 500)
+        router.route((task(10, arrived_s=number / 5000),), four, number / 5000)
     assert [len(replica.inside) for replica in four] == [8] * 4
 
 
 def test_round_robin_takes_turns():
     three = replicas(spec(), spec(), spec())
-    router = make_router("round-robin")
+    router = router_named("round-robin")
     assert names(router.route([task(), task()], three, 0.0)) == ["0", "1"]
     assert names(router.route([task(), task()], three, 0.0)) == ["2", "0"]
 
@@ -149,7 +149,7 @@ def test_round_robin_takes_turns():
 def test_two_choices_by_count():
     both = replicas(spec(), spec())
     both[0].enter(task(1), 0.0)
-    router = make_router("two-choices", seed=3)
+    router = router_named("two-choices", seed=3)
     assert names(router.route((task(),), both, 0.0)) == ["1"]
     many = replicas(*[spec()] * 8)
     chosen = names(router.route([task() for _ in range(64)], many, 0.0))
@@ -159,10 +159,10 @@ def test_two_choices_by_count():
 @pytest.mark.parametrize("name", ROUTINGS[1:])
 def test_those_to_compare_with_hold_nothing_back(name):
     both = replicas(spec("serial"), spec("serial"))
-    assert len(make_router(name).route([task(size=SIZE)] * 3, both, 0.0).sent) == 3
-    assert make_router(name).route((task(),), (), 0.0) == Routes()
+    assert len(router_named(name).route([task(size=SIZE)] * 3, both, 0.0).sent) == 3
+    assert router_named(name).route((task(),), (), 0.0) == Routes()
 
 
 def test_an_unknown_routing_is_named():
     with pytest.raises(ValueError, match="routing: 'random' is not known; use 'foretold'"):
-        make_router("random")
+        router_named("random")
