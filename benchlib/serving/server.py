@@ -52,8 +52,11 @@ class PortFreeingUvicorn(uvicorn.Server):
 
 
 def make_uvicorn(app: FastAPI, **options: Any) -> uvicorn.Server:
-    """The uvicorn that serves `app`. The app itself limits the connections (connection_limits.py)."""
-    return PortFreeingUvicorn(uvicorn.Config(app, access_log=False, **options))
+    """The uvicorn that serves `app`. The app itself limits the connections (connection_limits.py).
+
+    Its loop is asyncio's own, also where uvloop is installed: servers are compared between machines.
+    """
+    return PortFreeingUvicorn(uvicorn.Config(app, loop="asyncio", access_log=False, **options))
 
 
 class Server(ShownInCell):
