@@ -43,7 +43,7 @@ def test_a_few_cases_are_as_the_page_says():
         Case("inpainting file"): REFUSED,
         Case("tiny", None, "peft", "fused"): EQUAL,
     }
-    found = {case: verdict for case, verdict, _ in judged(list(expected), "float32")}
+    found = {case: verdict for case, verdict, _ in judged(list(expected), "float32", "cpu")}
     assert found == expected
 
 
