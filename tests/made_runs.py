@@ -306,6 +306,7 @@ def make_setting(recipe: str, images_per_s: float | None, **changes: Any) -> dic
         "confirming_rate": 4.75 if is_confirmed else None,
         "energy_per_image_j": None,
         "note": None,
+        "broken_promise": None,
         "error": None,
     } | changes
 

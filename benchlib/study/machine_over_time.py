@@ -232,10 +232,13 @@ def _mean_words(measured: pd.Series, unit: str) -> str:
     """The mean with the least and the most; one number where all are written alike."""
     if len(measured) < MIN_RUNS:
         return "too few samples for an average"
+    mean = number(measured.mean())
     ends = span(measured.tolist())
-    if ends == number(measured.mean()):
+    if mean == "1" and unit == SERVER_CORES.unit:
+        unit = "core"
+    if ends == mean:
         return f"{ends} {unit}"
-    return f"{number(measured.mean())} {unit} on average ({ends})"
+    return f"{mean} {unit} on average ({ends})"
 
 
 def _is_known(telemetry: pd.DataFrame, sampled: Sampled) -> bool:

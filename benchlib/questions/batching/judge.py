@@ -273,12 +273,12 @@ class BatchingAnswer(ShownInCell):
             told_here = told[told["rate"] == rate]
             if len(told_here):
                 images = counted(told_here["images"].max(), "image")
-                source = f"foretold from {images} measured under load"
+                source = f"foretold for the long run from {images} measured under load"
                 lines.append(f"{load}, {source}: {_figures_words(told_here)}")
             measured_here = measured[measured["rate"] == rate]
             if len(measured_here):
                 pairs = counted(measured_here["pairs"].max(), "pair")
-                source = f"measured in {pairs} of runs"
+                source = f"measured in {pairs} of short runs, which begin without a queue"
                 lines.append(f"{load}, {source}: {_figures_words(measured_here)}")
         refusal = self.calibrated.refusal(batching)
         if refusal:

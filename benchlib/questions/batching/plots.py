@@ -528,7 +528,7 @@ def _source_words(gains: pd.DataFrame, foretold: pd.DataFrame) -> str:
         pairs = gains["pairs"].max()
         words = "one run of each, so no bars"
         if pairs > 1:
-            words = f"at most {counted(pairs, 'run')} of each; bars: 95 %"
+            words = f"at most {counted(pairs, 'short run')} of each; bars: 95 %"
     if len(foretold):
         images = counted(foretold["images"].max(), "image")
         words += f"; bands: 95 %, of {images}"
@@ -550,7 +550,7 @@ def _draw_foretold(ax: Axes, means: pd.DataFrame) -> list[tuple[float, str, str]
             linewidth=0,
         )
         ax.plot(rows["rate"], rows["ratio"], **style, linewidth=1.6)
-        words = f"{name}, mean foretold"
+        words = f"{name}, mean in the long run"
         labels.append((rows["ratio"].iloc[-1], words, style["color"]))
     return labels
 
@@ -595,7 +595,7 @@ def _draw_gains(ax: Axes, gains: pd.DataFrame) -> list[tuple[float, str, str]]:
                 markersize=7,
                 markerfacecolor="white" if verdict == NOT_SHOWN else colour,
             )
-        words = "mean measured" if is_mean else "95 % took at most, measured"
+        words = "mean, short runs" if is_mean else "95 % took at most, short runs"
         labels.append((rows["ratio"].iloc[-1], f"{GLYPHS[marker]} {name}, {words}", colour))
     return labels
 
@@ -638,7 +638,7 @@ def _gain_finding(gains: pd.DataFrame, foretold: pd.DataFrame) -> str:
     rates = gains["rate"] if len(gains) else foretold["rate"]
     highest = rates.max()
     means = foretold[foretold["rate"] == highest]
-    source = "foretold "
+    source = "foretold for the long run "
     if not len(means):
         means = gains[(gains["rate"] == highest) & (gains["figure"] == "latency_mean_s")]
         source = ""

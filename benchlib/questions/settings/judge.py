@@ -34,6 +34,9 @@ STOPPED = "not measured: it was interrupted before"
 NO_RUN = "no run was made"
 """The note of a finalist that got no run to confirm it."""
 
+BROKE_PROMISE = "broke the promise under load"
+"""Why a setting is ruled out that was foretold to keep the promise at the rate of its runs."""
+
 NOT_CONFIRMED = "there was no time for it"
 STOPPED_BEFORE_RUNS = "measuring was interrupted"
 """Why a setting has no run under load."""
@@ -58,6 +61,7 @@ NEEDED_COLUMNS = (
     "start_s",
     "compile_s",
     "note",
+    "broken_promise",
     "error",
 )
 """The columns of the frame of settings that a choice rests on."""
@@ -194,8 +198,9 @@ class Decision(ShownInCell):
         ]
 
     def _missing_lines(self) -> list[str]:
-        """What was not measured and why, and what starting and compiling took."""
-        lines = []
+        """What broke its promise, what was not measured and why, and what starting took."""
+        broken = self.table.dropna(subset=["broken_promise"]).to_dict("records")
+        lines = [f"{row['setting']} is ruled out: {row['broken_promise']}." for row in broken]
         errors = self.table.dropna(subset=["error"])
         for left_out, why in ((NO_TIME, "for want of time"), (STOPPED, "as it was interrupted")):
             untried = errors["setting"][errors["error"] == left_out]
@@ -328,6 +333,7 @@ def decide(
     Ruled out are settings that:
 
     - failed, or can't keep the promise for a single image
+    - broke the promise in their runs, at a rate that was foretold to keep it
     - need more memory than `memory_limit_gib` (None: there is no limit), or an unknown amount
     - change algorithm, weights or steps, or round coarser than bf16, with `exact_only`
 
@@ -433,14 +439,16 @@ def ranked(settings: pd.DataFrame, memory_limit_gib: float, exact_only: bool) ->
     """The settings, best first, with `ruled_out`: the reason, or None.
 
     A foretold capacity is a little too high, since it does not know the load. So confirmed settings
-    come first, unless only one could be confirmed.
+    come first, unless only one could be confirmed. Where runs broke a promise that was foretold to be
+    kept, they come first in any case.
     """
     rows = settings.to_dict("records")
     reasons = [_ruled_out(row, memory_limit_gib, exact_only) for row in rows]
     table = settings.assign(ruled_out=pd.Series(reasons, index=settings.index, dtype=object))
     is_out = table["ruled_out"].notna()
     is_open = ~table["confirmed"].astype(bool)
-    if (~is_out & ~is_open).sum() < FINALISTS:
+    is_contradicted = settings["broken_promise"].notna().any()
+    if (~is_out & ~is_open).sum() < FINALISTS and not is_contradicted:
         is_open[:] = True
     keys = pd.DataFrame(
         {
@@ -468,6 +476,8 @@ def _ruled_out(row: Mapping[Any, Any], memory_limit_gib: float, exact_only: bool
         return str(row["error"])
     if not row["capacity_images_per_s"]:
         return "misses the promise"
+    if row["broken_promise"]:
+        return BROKE_PROMISE
     if exact_only and not row["exact"]:
         return "changes the image"
     if row["memory_gib"] is None:

@@ -516,7 +516,7 @@ class _Trials:
         row |= self.forecasts[recipe, batching]
         row["capacity_images_per_s"] = row["foretold_images_per_s"]
         row["capacity_images_per_s_interval"] = row["foretold_images_per_s_interval"]
-        row |= _confirmed_figures(self.confirmed.get(row["setting"]))
+        row |= _confirmed_figures(self.confirmed.get(row["setting"]), row["promise"])
         if self.budget.interrupted and row["note"] in (None, NO_RUN) and not row["confirmed"]:
             row["note"] = STOPPED_BEFORE_RUNS
         return row
@@ -567,6 +567,7 @@ def _nothing_known(recipe: str, batching: str) -> dict[str, Any]:
         "confirming_rate": None,
         "energy_per_image_j": None,
         "note": None,
+        "broken_promise": None,
         "error": None,
     }
 
@@ -581,7 +582,7 @@ def _alone_figures(album: Album) -> dict[str, Any]:
     }
 
 
-def _confirmed_figures(found: Confirmed | None) -> dict[str, Any]:
+def _confirmed_figures(found: Confirmed | None, promise: str) -> dict[str, Any]:
     """The figures of a setting's confirming runs; none if there are no such runs."""
     if found is None:
         return {}
@@ -594,6 +595,7 @@ def _confirmed_figures(found: Confirmed | None) -> dict[str, Any]:
         "runs": len(found.runs),
         "energy_per_image_j": _mean(energies_j) if energies_j else None,
         "note": found.note,
+        "broken_promise": found.broken_promise(promise),
     }
     capacity = found.capacity
     if capacity is None or capacity.rate is None:

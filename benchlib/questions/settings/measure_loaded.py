@@ -12,6 +12,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from benchlib.load.arrivals import OpenLoop
 from benchlib.load.runner import GeneratorError
 from benchlib.load.workload import Workload
@@ -21,6 +23,7 @@ from benchlib.questions.settings.variants import parse_variant
 from benchlib.queueing.breaches import LEAST_IMAGES
 from benchlib.queueing.estimates import calibrate
 from benchlib.run import Point
+from benchlib.study.latency import latencies
 from benchlib.study.slo import Slo
 from benchlib.study.wording import counted, per_second
 from benchlib.telemetry import GIB, cuda_in_use
@@ -101,13 +104,31 @@ class ConfirmPlan:
 
 @dataclass
 class Confirmed:
-    """The runs of a finalist, the next of which is at `rate` images/s, and what they show."""
+    """The runs of a finalist, the next of which is at `rate` images/s, and what they show.
+
+    `missed` are the runs that broke the promise, and their rates, below the foretold capacity.
+    """
 
     rate: float
     runs: list[Run] = field(default_factory=list)
     calibration: Calibration | None = None
     capacity: PredictedCapacity | None = None
     note: str | None = None
+    missed: list[tuple[float, Run]] = field(default_factory=list)
+
+    def broken_promise(self, promise: str) -> str | None:
+        """How runs broke the promise at a rate that was foretold to keep it; None if none did.
+
+        A calibration by the runs that gives a capacity says more than that.
+        """
+        is_known = self.capacity is not None and self.capacity.rate is not None
+        if is_known or not self.missed:
+            return None
+        latency_s = pd.concat([latencies(run.requests) for _, run in self.missed])
+        late = int((~(latency_s <= Slo.parse(promise).latency_s)).sum())
+        lowest = min(rate for rate, _ in self.missed)
+        too_late = f"{late} of {counted(len(latency_s), 'image')} came too late"
+        return f"{too_late} at {per_second(lowest)}, which was foretold to keep {promise}"
 
 
 def plan_confirmation(
@@ -298,8 +319,10 @@ def _measure(
     except GeneratorError as failure:
         print(f"passed over: {failure}", flush=True)
         return
-    limit_s = Slo.parse(promise).latency_s
-    late = float((run.requests["latency_s"] > limit_s).mean())
+    goal = Slo.parse(promise)
+    if goal.judge(latencies(run.requests)) == "missed":
+        found.missed.append((found.rate, run))
+    late = float((run.requests["latency_s"] > goal.latency_s).mean())
     if late > MOST_LATE and plan.run_s(found.rate / 2) < budget.left_s:
         found.rate /= 2
         print(f"it can't keep up: the next run is at {per_second(found.rate)}", flush=True)

@@ -112,7 +112,8 @@ def test_the_answer_says_which_policy_pays_and_at_which_load(made: SimpleNamespa
     )
     assert lines[1] == "- continuous: yes"
     assert lines[2].startswith(
-        "    at 2 requests/s (50 % of what serial can make), measured in 3 pairs of runs: "
+        "    at 2 requests/s (50 % of what serial can make), measured in 3 pairs of short "
+        "runs, which begin without a queue: "
         "continuous's mean latency is 0.507 times serial's (0.4"
     )
     assert "; continuous's p95 latency is 0.507 times serial's (" in lines[2]
@@ -181,13 +182,16 @@ def test_what_is_foretold_answers_where_pairs_of_runs_show_nothing(made: SimpleN
     lines = str(answer(made, [*serial, *unclear], foretold=found)).splitlines()
     assert lines[1] == "- continuous: yes"
     assert lines[2] == (
-        "    at 2 requests/s (50 % of what serial can make), foretold from 45 images measured under "
+        "    at 2 requests/s (50 % of what serial can make), foretold for the long run from 45 images measured under "
         "load: continuous's mean latency is 0.66 times serial's (0.55 to 0.79); no other difference "
         "is shown (p95 latency 0.3 to 1.2 times serial's)"
     )
-    assert "measured in 2 pairs of runs: no difference from serial is shown (mean" in lines[3]
+    assert (
+        "measured in 2 pairs of short runs, which begin without a queue: no difference from serial is shown (mean"
+        in lines[3]
+    )
     assert lines[4] == (
-        "    at 3.2 requests/s (80 % of what serial can make), foretold from 45 images measured "
+        "    at 3.2 requests/s (80 % of what serial can make), foretold for the long run from 45 images measured "
         "under load: continuous's mean latency stays finite, and serial can't keep up"
     )
     assert lines[5].startswith("- dynamic: not measured; by the step times it should pay at 90 %")

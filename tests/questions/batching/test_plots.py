@@ -216,9 +216,9 @@ def test_a_gain_is_said_only_where_it_is_shown(made: SimpleNamespace, tmp_path: 
         f"tiny model, not SDXL: at 4 requests/s, {said} serial's is not shown"
     )
     assert {
-        "◆ continuous, mean measured",
-        "▲ continuous, 95 % took at most, measured",
-        "■ dynamic, mean measured",
+        "◆ continuous, mean, short runs",
+        "▲ continuous, 95 % took at most, short runs",
+        "■ dynamic, mean, short runs",
     } <= {t.get_text() for t in ax.texts}
     bars = [[tuple(end[1] for end in bar) for bar in one.get_segments()] for one in ax.collections]
     assert bars == [[(0.5, 1.6), (0.3, 0.6)], [(0.45, 0.45)], [(1.1, 1.3), (0.1, 9.0)]]
@@ -260,14 +260,14 @@ def test_a_foretold_gain_is_a_line_with_a_band(made: SimpleNamespace, tmp_path: 
     predicted = pd.DataFrame(ratios, index=[0.5, 5.0])
     options = {"foretold": foretold, "predicted": predicted, "record": made.record()}
     ax = plots.gain(gains=measured, **options)
-    said = "foretold at 4 requests/s, continuous's mean latency is 0.6 times serial's (0.5 to 0.7)"
+    said = "foretold for the long run at 4 requests/s, continuous's mean latency is 0.6 times serial's (0.5 to 0.7)"
     assert texts(ax).startswith(f"tiny model, not SDXL: {said}")
     assert ax.lines[2].get_xydata().tolist() == [[2.0, 0.9], [4.0, 0.6]], "it ends with serial"
     assert ax.lines[1].get_markerfacecolor() == "white", "a difference is not shown"
     assert "hollow marks: a difference is not shown" in ax.get_xlabel()
     assert "bands: 95 %, of 45 images" in texts(ax)
     labels = {text.get_text() for text in ax.texts}
-    assert {"continuous, mean foretold", "◆ continuous, mean measured"} <= labels
+    assert {"continuous, mean in the long run", "◆ continuous, mean, short runs"} <= labels
     assert "dynamic, mean by warm-up's step times" in labels, "nothing is foretold of it"
     assert "continuous, mean by warm-up's step times" not in labels
     assert "Foretold: At 4/s continuous's mean latency is 0.6 times" in ax.get_label()

@@ -121,6 +121,21 @@ def test_a_refused_calibration_says_why(setting):
     assert "not shown to differ from b, serial: a, serial is not confirmed under load." in said
 
 
+def test_a_setting_whose_runs_broke_the_promise_is_not_recommended(setting):
+    late = "36 of 120 images came too late at 7.2 images/s, which was foretold to keep p95 < 2 s"
+    decision = judged(
+        setting,
+        setting.row("a", 9.0, broken_promise=late),
+        setting.row("b", 5.0, **CONFIRMED),
+        setting.row("c", 7.0),
+    )
+    # Forecasts were wrong here: so the confirmed setting comes before one that is only foretold.
+    assert decision.table["recipe"].tolist() == ["b", "c", "a"]
+    assert decision.best == "b, serial"
+    assert decision.row("a, serial")["ruled_out"] == "broke the promise under load"
+    assert f"a, serial is ruled out: {late}." in str(decision)
+
+
 def test_one_setting_alone_is_chosen(setting):
     decision = judged(setting, setting.row("a", 5.0, **CONFIRMED))
     assert (decision.best, decision.runner_up, decision.shown) == ("a, serial", None, None)

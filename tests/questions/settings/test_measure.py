@@ -376,6 +376,16 @@ def test_a_setting_that_cannot_keep_up_is_loaded_less(world, tmp_path, capsys):
     assert len(runs) == 6, "the run that was too much is kept"
 
 
+def test_a_setting_that_breaks_its_promise_in_every_run_is_not_recommended(world, tmp_path):
+    world.capacities = {"bf16": 2.0}
+    world.keeps_up_to = {"bf16": 0.1}
+    frame, _, _ = try_all(world, tmp_path, (BASELINE, "bf16"))
+    bf16 = frame.set_index("recipe").loc["bf16"]
+    assert "came too late at 0.8 images/s, which was foretold to keep" in bf16["broken_promise"]
+    assert not bf16["confirmed"]
+    assert decide(frame, memory_limit_gib=4.0).best == "baseline, serial"
+
+
 def test_what_is_ruled_out_is_not_confirmed(world, tmp_path):
     world.capacities = {"bf16": 2.0, "vae-tiling": 1.6, BASELINE: 1.1}
     recipes = (BASELINE, "bf16", "vae-tiling", "vae-slicing")
