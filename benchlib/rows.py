@@ -1,12 +1,11 @@
 """The columns of one row of requests.jsonl, and how a row is made of a server's answer.
 
-Pure. Ignorant of Locust, sockets, files and the kind of server: a value that the server does not
+Pure. Ignorant of Locust, sockets, files and each API's answers: a value that the server does not
 send is None.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ ROW_DTYPES = (
     | PARAMETERS
     | {f"{part}_s": "float64" for part in (*PARTS, "total")}
     | dict.fromkeys(("batch_size", "service_s", "server_peak_gib"), "float64")
+    | {"target": "string"}
     | {f"{stage}_peak_gib": "float64" for stage in STAGES}
     | {"launch_s": "float64", "replica": "string", "retries": "Int64"}
 )
@@ -55,7 +55,7 @@ class Call:
     Moments are seconds on `time.monotonic()`, and None until they are reached. `due_s` is when it
     should be sent; `late_s` is how long its user had been ready by then (closed loop). `sent_s` is
     when it got a connection. `read_s` is when the last part of the answer came, `done_s` when the
-    request had ended, well or not.
+    request had ended, well or not. `target` is the URL that it went to, where there are several.
     """
 
     index: int
@@ -66,6 +66,7 @@ class Call:
     sent_s: float | None = None
     read_s: float | None = None
     done_s: float | None = None
+    target: str | None = None
 
 
 def make_row(
@@ -76,16 +77,22 @@ def make_row(
     http_status: int | None = None,
     error: str | None = None,
     server_timing: str = "",
-    body: bytes = b"",
+    said: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The row of `call`, by the server's answer; its times are seconds from `started_s`."""
+    """The row of `call`; its times are seconds from `started_s`.
+
+    `said` has what the answer's body says under the names of columns. `server_timing` goes first.
+    """
     scheduled_s = call.due_s - started_s
     sent_s = None if call.sent_s is None else call.sent_s - started_s
     done_s = None if call.done_s is None else call.done_s - started_s
-    answer = _json_object(body)
+    said = said or {}
     timing = parse_server_timing(server_timing)
     parts_s = {f"{part}_s": _seconds(timing.get(part, {})) for part in (*PARTS, "total")}
-    service_s = _finite(answer.get("time_s"))
+    for name, seconds in parts_s.items():
+        if seconds is None:
+            parts_s[name] = _finite(said.get(name))
+    service_s = _finite(said.get("service_s"))
     if not _are_credible([*parts_s.values(), service_s], call):
         parts_s = dict.fromkeys(parts_s)
         service_s = None
@@ -103,7 +110,8 @@ def make_row(
         **parts_s,
         "batch_size": _finite(timing.get("batch", {}).get("desc")),
         "service_s": service_s,
-        "server_peak_gib": _finite(answer.get("mem_gb")),
+        "server_peak_gib": _finite(said.get("server_peak_gib")),
+        "target": call.target,
         **replica_of(timing),
     }
 
@@ -114,14 +122,6 @@ def _are_credible(parts_s: Iterable[float | None], call: Call) -> bool:
         return True
     most_s = TIMES_BEYOND_BELIEF * (call.done_s - call.sent_s) + 1.0
     return all(seconds is None or seconds <= most_s for seconds in parts_s)
-
-
-def _json_object(body: bytes) -> Mapping[str, Any]:
-    try:
-        parsed = json.loads(body) if body else {}
-    except (ValueError, RecursionError):  # no JSON, or brackets within brackets by the thousand
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
 
 
 def _finite(value: Any) -> float | None:

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from benchlib import machine, telemetry
 from benchlib.budget import Budget, budget_of_cell
+from benchlib.load.addresses import as_urls
 from benchlib.load.arrivals import Arrivals
-from benchlib.load.bearer import key_of_environment
+from benchlib.load.bearer import bearer_header, headers_of_environment
 from benchlib.load.bounds import check_number
+from benchlib.load.introductions import introductions
 from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, Progress, generate_load
 from benchlib.load.workload import Workload
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
     from benchlib.serving.server import Server
 
+    Target: TypeAlias = Server | str | list[str] | tuple[str, ...]
+
 _MODEL_FIELDS = (
     "model", "device", "dtype", "recipe", "torch_threads", "seed",
     "model_params", "weights_gib", "showcase",
@@ -51,11 +55,12 @@ _NOTED_FIELDS = (
 )  # fmt: skip
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, *_LATER_FIELDS, *_NOTED_FIELDS, *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
+_URLS = (str, list, tuple)
 _PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api", "verify")
 
 
 def run_load(
-    target: Server | str,
+    target: Server | str | list[str] | tuple[str, ...],
     arrivals: Arrivals,
     workload: Workload | None = None,
     *,
@@ -78,17 +83,18 @@ def run_load(
     """Send `workload` to `target` as `arrivals` say, keep each request's row, and return the `Run`.
 
     `target` is a `Server`, or the base URL of anybody's server. For a URL, the model, settings and
-    memory are unknown (null); name them in `label`. Fields that `workload` leaves open take the
-    server's showcase size, or the defaults of the server at the URL.
+    memory are unknown (null); name them in `label`. A list of URLs is one target: the requests go
+    to them in turn. All must be ready and serve one model, and a row's `target` says where it went.
+    Fields that `workload` leaves open take the server's showcase size, or the defaults at the URL.
 
     Requests are scheduled during `warmup_s`, then for `duration_s` or until `requests` more are
     scheduled, whichever comes first. Then the run waits for the answers; `max_s` cuts the whole
-    run. `api` is the route that is loaded: "benchmark", or "openai" for the images API of any
-    server that has it. The run is not valid if more than the share `most_failed` of its requests
-    failed; what the server refused to protect others (429, 503, 504) is counted apart. A
-    certificate that nobody vouches for is accepted only without `verify`, and the record says so.
+    run. `api` is the route that is loaded: "benchmark", or "openai", "vllm-omni" or "sglang" for
+    the images API of such a server. The run is not valid if more than the share `most_failed` of
+    its requests failed; what the server refused to protect others (429, 503, 504) is counted apart.
+    A certificate that nobody vouches for is accepted only without `verify`, and the record says so.
     A user and a password in a URL are sent, but never kept. So is the key of a `Server`, or for a
-    URL the one in BENCHLIB_LOAD_API_KEY.
+    URL what is in BENCHLIB_LOAD_API_KEY and BENCHLIB_LOAD_HEADERS.
 
     The run goes to <results>/<study>/<run>/ (see `study.folders.results_dir`), and gets a row in
     the study's summary.csv. Progress goes to `on_progress`, else to a bar where somebody watches,
@@ -144,7 +150,7 @@ class Point:
 
     arrivals: Arrivals
     workload: Workload = field(default_factory=Workload)
-    target: Server | str | None = None
+    target: Target | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
     serve: Mapping[str, Any] = field(default_factory=dict)
     duration_s: float | None = None
@@ -158,17 +164,21 @@ class Point:
     most_failed: float = MOST_FAILED
     verify: bool = True
 
-    def plan(self, target: Server | str) -> LoadPlan:
+    def plan(self, target: Target) -> LoadPlan:
         """The plan of a load on `target`, which is up. Raises ValueError for a bad field."""
         check_number("most_failed", self.most_failed, 0, 1)
         showcase = server_spec(target).get("showcase")
-        url = target if isinstance(target, str) else target.url
         fields = {name: getattr(self, name) for name in _PLAN_FIELDS}
         workload = self.workload
         if showcase and isinstance(workload, Workload):
             workload = workload.with_defaults(**showcase)
-        api_key = key_of_environment() if isinstance(target, str) else target.api_key
-        return LoadPlan(url, self.arrivals, workload, **fields, api_key=api_key)
+        if isinstance(target, _URLS):
+            headers = headers_of_environment()
+            return LoadPlan(as_urls(target), self.arrivals, workload, **fields, headers=headers)
+        headers = bearer_header(target.api_key)
+        plan = LoadPlan(target.url, self.arrivals, workload, **fields, headers=headers)
+        plan.check_own_bounds()
+        return plan
 
     def to_dict(self) -> dict[str, Any]:
         """The point as JSON, without its server's URL and start-up figures, which may change."""
@@ -186,9 +196,9 @@ class Point:
         return fields
 
 
-def server_spec(target: Server | str) -> dict[str, Any]:
-    """The model and settings of a server, {} for a URL. Raises ValueError for anything else."""
-    if isinstance(target, str):
+def server_spec(target: Target) -> dict[str, Any]:
+    """The model and settings of a server, {} for URLs. Raises ValueError for anything else."""
+    if isinstance(target, _URLS):
         return {}
     if not hasattr(target, "pid"):
         raise ValueError(f"target must be a Server (from serve()) or a URL as text, got {target!r}")
@@ -203,7 +213,7 @@ class Writer:
     on_progress: Callable[[Progress], None] | None
     runs: list[Run] = field(default_factory=list)
 
-    def measure(self, point: Point, target: Server | str, budget: Budget | None = None) -> Run:
+    def measure(self, point: Point, target: Target, budget: Budget | None = None) -> Run:
         """Makes one run of `point` on `target`, which is up, and keeps the run however it ends."""
         if budget is None:
             return self._measure(point, target, point.max_s)
@@ -215,9 +225,9 @@ class Writer:
             raise KeyboardInterrupt("interrupted before the run had a folder")
         return self.runs[-1]
 
-    def _measure(self, point: Point, target: Server | str, max_s: float | None) -> Run:
+    def _measure(self, point: Point, target: Target, max_s: float | None) -> Run:
         # 1) Make its folder. The point is recorded as it was asked for, without the budget's cut.
-        server = None if isinstance(target, str) else target
+        server = None if isinstance(target, _URLS) else target
         plan = replace(point, max_s=max_s).plan(target)
         folder = self._create(point, plan, plan.shown_url, server_spec(target))
 
@@ -272,7 +282,9 @@ class Writer:
     ) -> RunFolder:
         spec = plan.to_dict() | {"label": point.label, "most_failed": point.most_failed}
         del spec["url"]
-        return self.create(spec, target_spec, url, point=point.to_dict())
+        targets = introductions(plan.addresses, plan.headers, verify=plan.verify)
+        more = {"targets": targets} if targets else {}
+        return self.create(spec, target_spec, url, point=point.to_dict(), **more)
 
     def create(
         self,

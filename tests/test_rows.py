@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from benchlib.load.image_answers import said_by_benchmark
 from benchlib.rows import ROW_DTYPES, Call, make_row
 
 # Other work may slow the machine down.
@@ -17,9 +18,8 @@ UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 @given(st.text())
 def test_nonsense_never_raises_and_makes_a_row_of_json(text):
     call = Call(0, "x", {"prompt": "a", "seed": 1}, due_s=5.0, sent_s=5.0, done_s=6.0)
-    row = make_row(
-        call, started_s=4.0, warmup_s=0.0, server_timing=text, body=text.encode("utf-8", "replace")
-    )
+    said = said_by_benchmark(text.encode("utf-8", "replace"))
+    row = make_row(call, started_s=4.0, warmup_s=0.0, server_timing=text, said=said)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 
 
@@ -58,7 +58,8 @@ ANSWERS = st.dictionaries(st.sampled_from(["time_s", "mem_gb", "detail"]), VALUE
 @example('a;dur="\\' * 20_000, b"")
 def test_an_answer_of_any_server_makes_a_row(header, body):
     call = Call(0, "x", {"prompt": "a"}, due_s=5.0, sent_s=5.0, done_s=6.0)
-    row = make_row(call, started_s=4.0, warmup_s=0.0, server_timing=header, body=body)
+    said = said_by_benchmark(body)
+    row = make_row(call, started_s=4.0, warmup_s=0.0, server_timing=header, said=said)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     for name, value in row.items():
         if name.endswith(("_s", "_gib", "_size")) and value is not None:
@@ -67,7 +68,7 @@ def test_an_answer_of_any_server_makes_a_row(header, body):
 
 def test_a_row_says_all_that_is_known_and_none_for_the_rest():
     body = {"prompt": "a", "width": 64, "seed": 9}
-    call = Call(3, "id", body, due_s=101.0, sent_s=101.25, done_s=104.0)
+    call = Call(3, "id", body, due_s=101.0, sent_s=101.25, done_s=104.0, target="http://a")
     timing = (
         'queue;dur=500, total;dur=2750, batch;desc="1.5", denoise;dur=nan, encode;dur=-1, decode'
     )
@@ -77,18 +78,19 @@ def test_a_row_says_all_that_is_known_and_none_for_the_rest():
         warmup_s=1.0,
         http_status=200,
         server_timing=timing,
-        body=b'{"time_s": 2, "mem_gb": "?"}',
+        said={"service_s": 2, "server_peak_gib": "?", "queue_s": 9.0, "encode_s": 0.25},
     )
     expected = {
         "index": 3, "request_id": "id", "phase": "measure", "scheduled_s": 1.0, "sent_s": 1.25, "done_s": 4.0,
         "latency_s": 3.0, "http_status": 200, "prompt": "a", "width": 64, "seed": 9,
-        "queue_s": 0.5, "total_s": 2.75, "batch_size": 1.5, "service_s": 2.0,
+        "queue_s": 0.5, "total_s": 2.75, "batch_size": 1.5, "service_s": 2.0, "encode_s": 0.25,
+        "target": "http://a",
     }  # fmt: skip
     assert row == dict.fromkeys(row) | expected
     assert " ".join(row) == (
         "index request_id phase scheduled_s sent_s done_s latency_s http_status error prompt negative_prompt "
         "num_inference_steps guidance_scale width height seed lora scheduler queue_s wait_s encode_s "
-        "denoise_s decode_s image_s total_s batch_size service_s server_peak_gib"
+        "denoise_s decode_s image_s total_s batch_size service_s server_peak_gib target"
     )
 
 
@@ -122,22 +124,21 @@ def test_a_row_names_the_replica_and_how_often_another_was_lost(header, expected
 
 
 @pytest.mark.parametrize(
-    ("header", "body"),
+    ("header", "said"),
     [
         ("queue;dur=1e18, total;dur=900", {}),
         ("queue;dur=10, total;dur=3001", {}),
-        ("total;dur=900", {"time_s": 1e9}),
+        ("total;dur=900", {"service_s": 1e9}),
     ],
 )
-def test_a_server_that_claims_more_time_than_there_was_is_not_believed(header, body):
-    def row_of(header, body):
+def test_a_server_that_claims_more_time_than_there_was_is_not_believed(header, said):
+    def row_of(header, said):
         call = Call(0, "x", {}, due_s=0.0, sent_s=5.0, done_s=6.0)
-        body = json.dumps(body).encode()
-        return make_row(call, started_s=0.0, warmup_s=0.0, server_timing=header, body=body)
+        return make_row(call, started_s=0.0, warmup_s=0.0, server_timing=header, said=said)
 
-    row = row_of(header, body)
+    row = row_of(header, said)
     assert [row["queue_s"], row["total_s"], row["service_s"]] == [None, None, None]
-    near = row_of("queue;dur=10, total;dur=1100", {"time_s": 1.05})
+    near = row_of("queue;dur=10, total;dur=1100", {"service_s": 1.05})
     assert [near["queue_s"], near["total_s"], near["service_s"]] == [0.01, 1.1, 1.05]
 
 
@@ -154,6 +155,7 @@ def test_a_server_that_claims_more_time_than_there_was_is_not_believed(header, b
 )
 def test_a_body_without_values(body):
     call = Call(0, "x", {"prompt": "a"}, due_s=0.0, sent_s=0.0)
-    row = make_row(call, started_s=0.0, warmup_s=math.inf, body=body.encode())
+    said = said_by_benchmark(body.encode())
+    row = make_row(call, started_s=0.0, warmup_s=math.inf, said=said)
     assert row["service_s"] is row["latency_s"] is None
     assert row["phase"] == "warmup"

@@ -1,6 +1,6 @@
 """How a plan is carried out with Locust: the process behind `runner.generate_load`.
 
-Takes {"plan", "api_key", "rows_path"} as the first line of stdin. Writes {"started_monotonic_s"} and, at the
+Takes {"plan", "headers", "rows_path"} as the first line of stdin. Writes {"started_monotonic_s"} and, at the
 end, {"outcome"} to stdout, a JSON line each, and appends one row per request to the file. A further
 byte on stdin, or its end (the parent has died), ends the run.
 
@@ -48,7 +48,8 @@ class PlannedUser(ImageUser):
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         agent: Any = self.client.client
-        mark_moments(agent.clientpool.get_client(self.host)._connection_pool)
+        for address in self.addresses:
+            mark_moments(agent.clientpool.get_client(address.url)._connection_pool)
 
     def on_start(self) -> None:
         self.ledger.started.wait()
@@ -163,7 +164,8 @@ def main() -> None:
     PlannedUser.api = plan.api
     PlannedUser.timeout_s = plan.timeout_s
     PlannedUser.insecure = not plan.verify
-    PlannedUser.api_key = order["api_key"]
+    PlannedUser.secret_headers = order["headers"]
+    PlannedUser.addresses = plan.addresses
     spans = plan.arrivals.spans()
     ClosedUser.spans = iter(spans)
     runner = start_users(ledger, ClosedUser if spans else OpenUser, len(spans) or 1)
@@ -213,7 +215,8 @@ def raise_file_limit() -> None:
 
 def start_users(ledger: Ledger, kind: type[PlannedUser], users: int) -> Any:
     """Locust's runner, after it has spawned all its users."""
-    environment = Environment(user_classes=[kind], host=ledger.plan.url, catch_exceptions=False)
+    host = ledger.plan.addresses[0].url
+    environment = Environment(user_classes=[kind], host=host, catch_exceptions=False)
     environment.events.request.add_listener(ledger.record)
     environment.events.user_error.add_listener(ledger.fail)
     runner = environment.create_local_runner()

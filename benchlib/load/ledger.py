@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import gevent
 from gevent.event import AsyncResult, Event
 
+from benchlib.load.apis import APIS
 from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import LoadOutcome
 from benchlib.rows import Call, make_row
@@ -112,14 +113,13 @@ class Ledger:
         timing = headers.get("server-timing", "")
         if not isinstance(timing, str):  # the server sent several such headers
             timing = ", ".join(timing)
-        # OpenAI's API answers with the image: megabytes that hold no value of a row.
-        has_values = exception is None and self.plan.api == "benchmark"
+        said = APIS[self.plan.api].said(response.content) if exception is None else {}
         row = self.write(
             context["call"],
             http_status=response.status_code or None,
             error=None if exception is None else str(exception),
             server_timing=timing,
-            body=response.content if has_values else b"",
+            said=said,
         )
         self.finished += 1
         if row["phase"] == "measure":

@@ -4,8 +4,8 @@
 
 sends the requests that `run_load` sends. BENCHLIB_WORKLOAD_* choose them (see `Workload.from_env`).
 A request fails after BENCHLIB_LOAD_TIMEOUT_S seconds, by default 600. BENCHLIB_LOAD_API=openai
-sends them as OpenAI's clients do. BENCHLIB_LOAD_VERIFY=0 accepts any certificate.
-BENCHLIB_LOAD_API_KEY is sent as `Authorization: Bearer`.
+sends them as OpenAI's clients do (see `APIS`). BENCHLIB_LOAD_VERIFY=0 accepts any certificate.
+BENCHLIB_LOAD_API_KEY is sent as `Authorization: Bearer`, BENCHLIB_LOAD_HEADERS as it is.
 
 Ignorant of plans, rows and results. Importing this file imports Locust, which patches the process:
 never import it in a notebook's kernel.
@@ -25,8 +25,9 @@ from typing import Any
 import gevent
 from locust import FastHttpUser, events, task
 
+from benchlib.load.addresses import Address
 from benchlib.load.apis import APIS
-from benchlib.load.bearer import key_of_environment, without_key
+from benchlib.load.bearer import headers_of_environment, without_secrets
 from benchlib.load.workload import Workload
 from benchlib.rows import Call
 
@@ -42,8 +43,10 @@ class ImageUser(FastHttpUser):
     max_retries = max_redirects = 0  # one row is one request
     insecure = os.environ.get("BENCHLIB_LOAD_VERIFY", "1") == "0"  # Locust's own default is True
     api = os.environ.get("BENCHLIB_LOAD_API", "benchmark")
-    api_key = key_of_environment()
+    secret_headers = headers_of_environment()
     workload = Workload.from_env(os.environ)
+    # The servers of a plan, in turn; none means Locust's own host.
+    addresses: tuple[Address, ...] = ()
     # All users share this counter, so that the i-th request sent is workload.request(i).
     indexes = itertools.count()
 
@@ -68,12 +71,22 @@ class ImageUser(FastHttpUser):
         """Sends the next request and waits for its whole answer."""
         self.send(self.next_call())
 
-    def headers(self, call: Call) -> dict[str, str]:
-        """The headers of a request. The key is for the server alone: no text may have it."""
+    def headers(self, call: Call, address: Address) -> dict[str, str]:
+        """The headers of a request. The secret ones are for the server alone: no text has them."""
         headers = {"X-Request-ID": call.request_id, "Accept-Encoding": "identity"}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
+        headers |= self.secret_headers
+        if address.authorization is not None:
+            headers["Authorization"] = address.authorization
         return headers
+
+    def address(self, call: Call) -> Address:
+        """The server that `call` goes to, which is noted in the call where there are several."""
+        if not self.addresses:
+            return Address("", None)
+        address = self.addresses[call.index % len(self.addresses)]
+        if len(self.addresses) > 1:
+            call.target = address.url
+        return address
 
     def send(self, call: Call) -> None:
         """Sends `call` and waits for its whole answer, for at most `timeout_s`.
@@ -83,13 +96,15 @@ class ImageUser(FastHttpUser):
         """
         api = APIS[self.api]
         body = api.to_body(call.body)
+        address = self.address(call)
         began_s = call.sent_s = time.monotonic()
         # 1) Send it; the deadline holds for the whole request.
         with gevent.Timeout(self.timeout_s) as deadline:
             response = self.client.post(
-                api.route,
+                address.url + api.route,
+                name=api.route,
                 json=body,
-                headers=self.headers(call),
+                headers=self.headers(call, address),
                 context={"call": call},
                 catch_response=True,
             )
@@ -106,15 +121,15 @@ class ImageUser(FastHttpUser):
                 response.failure(f"timeout: no answer within {self.timeout_s:g} s")
             elif cause is not None:
                 words = f"{type(cause).__name__}: {cause}"
-                response.failure(without_key(words, self.api_key))
+                response.failure(without_secrets(words, self.secret_headers))
             elif response.status_code != 200:
-                words = without_key(answer.decode("utf-8", "replace"), self.api_key)
+                words = without_secrets(answer.decode("utf-8", "replace"), self.secret_headers)
                 response.failure(f"HTTP {response.status_code}: {' '.join(words.split())[:300]}")
             else:
                 fault = api.fault(answer)
                 if fault is not None:
                     words = f"no answer: {fault}"
-                    response.failure(without_key(words, self.api_key))
+                    response.failure(without_secrets(words, self.secret_headers))
 
 
 @events.test_start.add_listener

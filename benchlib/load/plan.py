@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from benchlib.load import arrivals as arrivals_
+from benchlib.load.addresses import Address, Urls, addresses_of, as_urls
 from benchlib.load.apis import APIS
-from benchlib.load.bearer import check_key
-from benchlib.load.bounds import check_number
+from benchlib.load.bounds import check_number, check_own_request
 from benchlib.load.workload import Workload
 
 
@@ -21,16 +20,17 @@ from benchlib.load.workload import Workload
 class LoadPlan:
     """One load run on the server at `url`; times are in seconds from the run's start.
 
-    Requests are scheduled during `warmup_s`, then for `duration_s` or until `requests` more are
-    scheduled, whichever comes first. A trace ends by itself. Then the run waits for the answers. A
-    request fails after `timeout_s`. At `max_s` the whole run is cut, and requests in flight are
-    censored. `seed` draws the moments of open arrivals. `api` is the route: "benchmark" or "openai"
-    (see `APIS`). Without `verify`, any certificate of an https server is accepted. `api_key` is sent
-    with each request as `Authorization: Bearer`; no text has it, `to_dict` neither. Raises
-    ValueError that names the field and the fix.
+    Several URLs are one target: request i goes to the one at i modulo their number. Requests are
+    scheduled during `warmup_s`, then for `duration_s` or until `requests` more are scheduled,
+    whichever comes first. A trace ends by itself. Then the run waits for the answers. A request
+    fails after `timeout_s`. At `max_s` the whole run is cut, and requests in flight are censored.
+    `seed` draws the moments of open arrivals. `api` is one of `APIS`; "benchmark" is our own
+    server's, whose bounds then hold. Without `verify`, any certificate of an https server is
+    accepted. `headers` are secrets that are sent with each request; no text has them, `to_dict`
+    neither. Raises ValueError that names the field and the fix.
     """
 
-    url: str
+    url: Urls
     arrivals: arrivals_.Arrivals
     workload: Workload
     duration_s: float | None = None
@@ -41,14 +41,13 @@ class LoadPlan:
     seed: int = 0
     api: str = "benchmark"
     verify: bool = True
-    api_key: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # 1) The server and the requests.
         _check_kind("arrivals", self.arrivals, arrivals_.Arrivals, "ClosedLoop(users=4)")
         _check_kind("workload", self.workload, Workload, "Workload()")
-        _check_url(self.url)
-        object.__setattr__(self, "url", self.url.rstrip("/"))
+        object.__setattr__(self, "url", as_urls(self.url))
         check_number("warmup_s", self.warmup_s, 0)
 
         # 2) When the run ends.
@@ -65,7 +64,6 @@ class LoadPlan:
             check_number("requests", self.requests, 1, whole=True)
         check_number("timeout_s", self.timeout_s, 0, above=True)
         check_number("seed", self.seed, 0, whole=True)
-        check_key(self.api_key)
         if not isinstance(self.verify, bool):
             raise ValueError(f"verify must be True or False, got {self.verify!r}")
 
@@ -75,13 +73,25 @@ class LoadPlan:
         api = APIS[self.api]
         for index in range(self.arrivals.different_requests()):
             api.to_body(self.request(index))
+        if self.api == "benchmark":
+            self.check_own_bounds()
+
+    def check_own_bounds(self) -> None:
+        """Raises ValueError that names the field of a request that our own server would refuse."""
+        self.workload.check_own_bounds()
+        for index in range(self.arrivals.different_requests()):
+            check_own_request(f"requests[{index}]", self.arrivals.request(index))
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the requests go, in turn."""
+        return addresses_of(self.url)
 
     @property
     def shown_url(self) -> str:
         """The URL without its user and password, which reach no file and no page."""
-        parts = urlsplit(self.url)
-        _, _, host = parts.netloc.rpartition("@")
-        return parts._replace(netloc=host).geturl()
+        first, *others = self.addresses
+        return f"{first.url} and {len(others)} more" if others else first.url
 
     def _measured_of_trace(self, trace: arrivals_.Trace) -> int:
         """How many of the trace's requests come after the warm-up."""
@@ -102,13 +112,13 @@ class LoadPlan:
         return self.workload.request(index) | dict(own)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields, without the key."""
+        """JSON-able fields, without the secret headers."""
         fields = {
             **vars(self),
             "arrivals": self.arrivals.to_dict(),
             "workload": self.workload.to_dict(),
         }
-        del fields["api_key"]
+        del fields["headers"]
         return fields
 
     @classmethod
@@ -124,11 +134,3 @@ class LoadPlan:
 def _check_kind(field: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
         raise ValueError(f"{field} must be like {example}, got {value!r}")
-
-
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    is_base = parts.scheme in ("http", "https") and parts.hostname
-    if not is_base or parts.query or parts.fragment:
-        shown = url.rpartition("@")[2]
-        raise ValueError(f"url must be like http://127.0.0.1:8000, got {shown!r}")

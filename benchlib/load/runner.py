@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from benchlib.load.bearer import without_key
+from benchlib.load.bearer import without_secrets
 from benchlib.load.plan import LoadPlan
 
 _TICK_S = 0.5
@@ -115,7 +115,7 @@ def generate_load(
     """
     order = {
         "plan": plan.to_dict(),
-        "api_key": plan.api_key,
+        "headers": dict(plan.headers),
         "rows_path": str(Path(rows_path).resolve()),
     }
     started_s: float | None = None
@@ -156,7 +156,7 @@ def generate_load(
             raise GeneratorError(
                 f"the load generator ended with code {code} before its run did; "
                 f"its rows are kept in {rows_path}. Its last words:\n"
-                f"{without_key(_last_words(stderr), plan.api_key)}"
+                f"{without_secrets(_last_words(stderr), plan.headers)}"
             )
     return outcome
 

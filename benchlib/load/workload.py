@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 
-from benchlib.load.bounds import FIELD_CHECKS, check_number, check_text
+from benchlib.load.bounds import FIELD_CHECKS, OWN_CHECKS, check_number, check_text
 from benchlib.load.files import read_prompts
 
 _T = TypeVar("_T")
@@ -34,17 +34,19 @@ class Workload:
     `scheduler` may include None: diffusers treats no prompt and an empty one differently, and a
     load may mix images with an adapter and without. Lists are kept as tuples.
 
-    Raises ValueError that names the field, or the file and the prompt, beyond these bounds:
+    Raises ValueError that names the field, or the file and the prompt, for what no server can take:
+    an empty prompt, a size or steps below 1, a guidance below 0. Our own server has bounds besides,
+    which `check_own_bounds` and a run on our server hold to:
 
-    | field               | from                 | to                |
-    |---------------------|----------------------|-------------------|
-    | prompts             | 1 character          | 4000 characters   |
-    | negative_prompt     | 0 characters         | 4000 characters   |
-    | width, height       | 64 pixels            | 2048, by eights   |
-    | num_inference_steps | 1                    | 150               |
-    | guidance_scale      | 0                    | 30                |
-    | lora                | "name" of an adapter | or "name:scale"   |
-    | scheduler           | "name" of a sampler  | as servers write  |
+    | field                   | from                 | to                |
+    |-------------------------|----------------------|-------------------|
+    | prompts                 | 1 character          | 4000 characters   |
+    | negative_prompt         | 0 characters         | 4000 characters   |
+    | width, height           | 64 pixels            | 2048, by eights   |
+    | num_inference_steps     | 1                    | 150               |
+    | guidance_scale          | 0                    | 30                |
+    | lora                    | "name" of an adapter | or "name:scale"   |
+    | scheduler               | "name" of a sampler  | as servers write  |
     """
 
     prompts: Choice[str] | Path = None
@@ -66,6 +68,12 @@ class Workload:
             for choice in _choices(value):
                 check(field, choice)
             object.__setattr__(self, field, value)
+
+    def check_own_bounds(self) -> None:
+        """Raises ValueError that names the field of a choice that our own server would refuse."""
+        for field, check in OWN_CHECKS.items():
+            for choice in _choices(getattr(self, field)):
+                check(field, choice)
 
     def request(self, index: int) -> dict[str, Any]:
         """The JSON body of request `index` (from 0): `prompt`, `seed` and each set field."""

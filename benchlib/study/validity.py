@@ -106,7 +106,7 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     ok = measured[is_ok(measured)]
     if not len(ok):
         none = f"none of {counted(len(measured), 'request')} got an image"
-        return f"{none}{_kinds_of(measured)}"
+        return f"{none}{_kinds_of(measured)}{_targets_of(measured, measured)}"
     failure = _too_many_failures(record, measured)
     if failure is not None:
         return failure
@@ -134,13 +134,24 @@ def _too_many_failures(record: Record, measured: pd.DataFrame) -> str | None:
     if share <= limit:
         return None
     words = f"{number(100 * share)} % of {counted(len(measured), 'request')} failed"
-    return f"{words}, and the limit is {number(100 * limit)} %{_kinds_of(failed)}"
+    kinds = f"{_kinds_of(failed)}{_targets_of(failed, measured)}"
+    return f"{words}, and the limit is {number(100 * limit)} %{kinds}"
 
 
 def _kinds_of(requests: pd.DataFrame) -> str:
     """The kinds of the errors of `requests` in brackets, such as " (HTTP 401: 40)", or nothing."""
     kinds = [f"{kind}: {count}" for kind, count in errors_by_kind(requests).items()]
     return f" ({', '.join(kinds)})" if kinds else ""
+
+
+def _targets_of(failed: pd.DataFrame, measured: pd.DataFrame) -> str:
+    """Which of several servers failed, such as "; http://b: 40 of 41"; nothing for a single one."""
+    requests = measured["target"].value_counts()
+    if len(requests) < 2:
+        return ""
+    failures = failed["target"].value_counts()
+    parts = [f"{url}: {count} of {requests[str(url)]}" for url, count in failures.items()]
+    return f"; {', '.join(parts)}"
 
 
 def how_it_ended(record: Record) -> str:

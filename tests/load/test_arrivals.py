@@ -113,7 +113,7 @@ def test_users_have_no_schedule(kind):
         (Ramp, {"start": 1, "end": 2, "over_s": 1, "stairs": 1}, "stairs"),
         (Trace, {"times_s": []}, "times_s"), (Trace, {"times_s": [-1]}, "times_s"),
         (Trace, {"times_s": [2, 1]}, r"times_s\[1\]"), (Trace, {"times_s": [1], "requests": []}, "requests"),
-        (Trace, {"times_s": [1], "requests": [{"width": 63}]}, r"requests\[0\]: width"),
+        (Trace, {"times_s": [1], "requests": [{"width": 0}]}, r"requests\[0\]: width"),
         (Trace, {"times_s": [1], "requests": [{"size": 64}]}, r"requests\[0\]: 'size'"),
     ],
 )  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_trace_from_a_file(tmp_path, name, text):
     ("name", "text"),
     [
         ("own.txt", "0.5\n"), ("own.csv", "prompt\na\n"), ("own.csv", "time_s\nsoon\n"), ("own.csv", "time_s\n"),
-        ("own.csv", "time_s,width\n1,wide\n"), ("own.csv", "time_s,width\n1,63\n"), ("own.jsonl", "[1]\n"),
+        ("own.csv", "time_s,width\n1,wide\n"), ("own.csv", "time_s,width\n1,0\n"), ("own.jsonl", "[1]\n"),
         ("own.jsonl", '{"time_s": 2}\n{"time_s": 1}\n'), ("own.jsonl", '{"time_s": 2, "prompt": 5}\n'),
     ],
 )  # fmt: skip

@@ -9,7 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchlib.load.arrivals import ClosedLoop
-from benchlib.load.bearer import KEY_VARIABLE, check_key, key_of_environment, without_key
+from benchlib.load.bearer import (
+    HEADERS_VARIABLE,
+    KEY_VARIABLE,
+    bearer_header,
+    check_key,
+    headers_of_environment,
+    without_secrets,
+)
 from benchlib.load.plan import LoadPlan
 from benchlib.load.workload import Workload
 
@@ -28,19 +35,19 @@ def spellings(key):
 @given(KEYS, WORDS, WORDS)
 def test_each_spelling_of_a_key_is_blotted_out(key, before, after):
     for spelling in spellings(key):
-        words = without_key(f"{before}{spelling}{after}", key)
+        words = without_secrets(f"{before}{spelling}{after}", bearer_header(key))
         assert "(the key)" in words
         assert not [each for each in spellings(key) if each in words]
-    assert without_key(before, None) == before
+    assert without_secrets(before, {}) == before
 
 
 @UNHURRIED
 @given(KEYS)
 def test_no_text_of_a_plan_has_its_key(key):
-    plan = LoadPlan("http://a", ClosedLoop(1), Workload(), requests=1, api_key=key)
+    plan = LoadPlan("http://a", ClosedLoop(1), Workload(), requests=1, headers=bearer_header(key))
     texts = [repr(plan), str(plan.to_dict())]
     again = LoadPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
-    assert again.api_key is None
+    assert again.headers == {}
     for bad in (key + " ", key + "\n", key + "\u00fc"):
         with pytest.raises(ValueError, match="api_key") as refused:
             check_key(bad)
@@ -48,10 +55,44 @@ def test_no_text_of_a_plan_has_its_key(key):
     assert not [text for text in texts if key in text or repr(key)[1:-1] in text]
 
 
+@pytest.fixture(autouse=True)
+def _no_secrets(monkeypatch):
+    for variable in (KEY_VARIABLE, HEADERS_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+
+
 def test_an_empty_variable_is_no_key(monkeypatch):
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    assert key_of_environment() is None
+    assert headers_of_environment() == {}
     monkeypatch.setenv(KEY_VARIABLE, "")
-    assert key_of_environment() is None
+    monkeypatch.setenv(HEADERS_VARIABLE, "")
+    assert headers_of_environment() == {}
     monkeypatch.setenv(KEY_VARIABLE, "a-key")
-    assert key_of_environment() == "a-key"
+    assert headers_of_environment() == {"Authorization": "Bearer a-key"}
+    monkeypatch.setenv(HEADERS_VARIABLE, '{"X-Api-Key": "an other"}')
+    both = {"Authorization": "Bearer a-key", "X-Api-Key": "an other"}
+    assert headers_of_environment() == both
+    said = without_secrets("a-key: Bearer a-key, an other or another", both)
+    assert said == "(the key): (the key), (the key) or another"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("s3cret", "JSON object"),
+        ('["s3cret"]', "JSON object"),
+        ('{"X Key": "s3cret"}', "X Key"),
+        ('{"Host": "s3cret"}', "Host"),
+        ('{"x-request-id": "s3cret"}', "x-request-id"),
+        ('{"authorization": "s3cret"}', "authorization"),
+        ('{"X-Key": "s3cret", "x-key": "s3cret"}', "x-key"),
+        ('{"X-Key": "s3cret\\n"}', "X-Key"),
+        ('{"X-Key": ["s3cret"]}', "X-Key"),
+        ('{"X-Key": ""}', "X-Key"),
+    ],
+)
+def test_bad_headers_are_named_without_their_values(monkeypatch, text, named):
+    monkeypatch.setenv(KEY_VARIABLE, "a-key")
+    monkeypatch.setenv(HEADERS_VARIABLE, text)
+    with pytest.raises(ValueError, match=rf"BENCHLIB_LOAD_HEADERS.*{named}") as refused:
+        headers_of_environment()
+    assert "s3cret" not in str(refused.value)

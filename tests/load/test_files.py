@@ -92,6 +92,6 @@ def test_prompts_of_any_content_are_read_or_refused(tmp_path, ending):
         if workload is None:
             return
         assert Workload.from_dict(json.loads(json.dumps(workload.to_dict()))) == workload
-        assert 1 <= len(workload.request(0)["prompt"].encode()) <= 4 * 4000
+        assert workload.request(0)["prompt"]
 
     read()

@@ -125,7 +125,6 @@ def test_prompts_from_a_file(tmp_path, name, text):
     [
         ("own.txt", b"\n"),
         ("own.txt", b"\xff\xfe\xff"),
-        ("own.txt", b"x" * 4001),
         ("own.csv", b"text\na cat\n"),
         ("own.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n'),
         ("own.jsonl", b"a cat\n"),
@@ -148,18 +147,43 @@ def test_a_csv_without_the_column_says_which_it_has(tmp_path):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"prompts": ""}, {"prompts": []}, {"prompts": "x" * 4001}, {"prompts": ["a", None]}, {"prompts": "\ud800"},
-        {"width": 63}, {"width": 65}, {"width": 2056}, {"width": 64.0}, {"width": True}, {"height": [64, None]},
+        {"prompts": ""}, {"prompts": []}, {"prompts": ["a", None]}, {"prompts": "\ud800"},
+        {"width": 0}, {"width": 64.0}, {"width": True}, {"height": [64, None]},
         {"height": {64: -1}}, {"height": {64: 0}}, {"height": {64: float("nan")}}, {"height": {}}, {"height": "64"},
-        {"num_inference_steps": 0}, {"num_inference_steps": 151}, {"guidance_scale": -1}, {"guidance_scale": 30.1},
+        {"num_inference_steps": 0}, {"guidance_scale": -1},
         {"guidance_scale": float("nan")}, {"guidance_scale": float("inf")}, {"negative_prompt": 5},
-        {"seed": -1}, {"seed": 0.5}, {"lora": ""}, {"lora": "a:b"}, {"lora": ["a.b"]}, {"lora": 5}, {"lora": "a:11"},
-        {"scheduler": ""}, {"scheduler": ["euler", 5]},
+        {"seed": -1}, {"seed": 0.5}, {"lora": ""}, {"lora": 5}, {"scheduler": ""}, {"scheduler": ["euler", 5]},
     ],
 )  # fmt: skip
-def test_what_is_out_of_bounds_is_named(fields):
+def test_what_no_server_can_take_is_named(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         Workload(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompts": "x" * 4001}, {"width": 63}, {"width": 65}, {"width": [64, 2056]}, {"height": {64: 1, 65: 0}},
+        {"num_inference_steps": 151}, {"guidance_scale": 30.1}, {"negative_prompt": "x" * 4001},
+        {"lora": "a:b"}, {"lora": ["a.b"]}, {"lora": "a:11"},
+    ],
+)  # fmt: skip
+def test_the_bounds_of_our_own_server_hold_where_it_is_the_target(fields):
+    [name] = fields
+    workload = Workload(**fields)
+    with pytest.raises(ValueError, match=name):
+        workload.check_own_bounds()
+    with pytest.raises(ValueError, match=name):
+        LoadPlan("http://h", ClosedLoop(1), workload, requests=1)
+    size = {"width": 64, "height": 64} if name in ("width", "height") else {}
+    LoadPlan("http://h", ClosedLoop(1), Workload(**size | fields), requests=1, api="openai")
+
+
+def test_the_bounds_of_our_own_server_hold_for_a_trace():
+    trace = Trace([0, 1], [{"prompt": "a"}, {"width": 4096, "height": 4096}])
+    LoadPlan("http://h", trace, Workload(), api="sglang")
+    with pytest.raises(ValueError, match=r"requests\[1\]: width must be .* from 64 to 2048"):
+        LoadPlan("http://h", trace, Workload())
 
 
 def test_a_workload_from_the_environment(tmp_path):
@@ -190,7 +214,10 @@ def test_a_plan_travels():
         max_s=9.5,
     )
     assert plan.url == "http://[::1]:8000"
-    for some in (plan, LoadPlan("http://h", OpenLoop(2.5), Workload(), duration_s=1)):
+    several = LoadPlan(["http://a/", "http://b"], OpenLoop(2.5), Workload(), duration_s=1)
+    assert several.url == ("http://a", "http://b")
+    assert (plan.shown_url, several.shown_url) == ("http://[::1]:8000", "http://a and 1 more")
+    for some in (plan, several, LoadPlan(["http://h"], OpenLoop(2.5), Workload(), duration_s=1)):
         assert LoadPlan.from_dict(json.loads(json.dumps(some.to_dict()))) == some
 
 
@@ -212,6 +239,8 @@ def test_a_plan_of_a_trace_ends_with_it():
         ({"requests": 1.5}, "requests"), ({"max_s": float("inf")}, "max_s"), ({"warmup_s": -1}, "warmup_s"),
         ({"timeout_s": 0}, "timeout_s"), ({"seed": True}, "seed"), ({"url": "127.0.0.1:8000"}, "url"),
         ({"url": "ftp://host"}, "url"), ({"url": "http://"}, "url"), ({"url": "http://host?x=1"}, "url"),
+        ({"url": []}, "list of URLs"), ({"url": ["http://a", None]}, "URL"), ({"url": ["http://a", "b"]}, "url.*'b'"),
+        ({"url": ["http://a", "http://me:too@a/"]}, "http://a is in the list of targets twice"),
     ],
 )  # fmt: skip
 def test_a_plan_names_what_is_wrong(fields, named):

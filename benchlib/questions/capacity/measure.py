@@ -670,7 +670,7 @@ def _without_pauses(alone_s: Sequence[float]) -> list[float]:
 
 
 def find_capacity(
-    target: Server | str,
+    target: Server | str | list[str] | tuple[str, ...],
     workload: Workload | None = None,
     *,
     slo: str = "p95 < 2 s",
