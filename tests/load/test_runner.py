@@ -524,7 +524,10 @@ def test_openais_api_is_asked_in_its_own_words_and_the_rows_are_as_ever(serve, l
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"api": "grpc"}, "api must be one of 'benchmark', 'openai', 'vllm-omni', 'sglang', got 'grpc'"),
+        (
+            {"api": "grpc"},
+            "api must be one of 'benchmark', 'openai', 'vllm-omni', 'sglang', got 'grpc'",
+        ),
         (
             {"api": "openai", "workload": Workload(width=64)},
             "give both width and height, or neither",
