@@ -79,14 +79,11 @@ def make_row(
     server_timing: str = "",
     said: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The row of `call`; its times are seconds from `started_s`.
-
-    `said` has what the answer's body says under the names of columns. `server_timing` goes first.
-    """
+    """The row of `call`; times count from `started_s`, `said` is what the body says, by column."""
+    said = said or {}
     scheduled_s = call.due_s - started_s
     sent_s = None if call.sent_s is None else call.sent_s - started_s
     done_s = None if call.done_s is None else call.done_s - started_s
-    said = said or {}
     timing = parse_server_timing(server_timing)
     parts_s = {f"{part}_s": _seconds(timing.get(part, {})) for part in (*PARTS, "total")}
     for name, seconds in parts_s.items():

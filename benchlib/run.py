@@ -22,7 +22,7 @@ from benchlib.load.addresses import as_urls
 from benchlib.load.arrivals import Arrivals
 from benchlib.load.bearer import bearer_header, headers_of_environment
 from benchlib.load.bounds import check_number
-from benchlib.load.introductions import introductions
+from benchlib.load.introductions import introduced
 from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, Progress, generate_load
 from benchlib.load.workload import Workload
@@ -282,9 +282,8 @@ class Writer:
     ) -> RunFolder:
         spec = plan.to_dict() | {"label": point.label, "most_failed": point.most_failed}
         del spec["url"]
-        targets = introductions(plan.addresses, plan.headers, verify=plan.verify)
-        more = {"targets": targets} if targets else {}
-        return self.create(spec, target_spec, url, point=point.to_dict(), **more)
+        targets = introduced(plan.addresses, plan.headers, verify=plan.verify)
+        return self.create(spec, target_spec, url, point=point.to_dict(), **targets)
 
     def create(
         self,

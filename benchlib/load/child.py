@@ -215,8 +215,7 @@ def raise_file_limit() -> None:
 
 def start_users(ledger: Ledger, kind: type[PlannedUser], users: int) -> Any:
     """Locust's runner, after it has spawned all its users."""
-    host = ledger.plan.addresses[0].url
-    environment = Environment(user_classes=[kind], host=host, catch_exceptions=False)
+    environment = Environment(user_classes=[kind], catch_exceptions=False)
     environment.events.request.add_listener(ledger.record)
     environment.events.user_error.add_listener(ledger.fail)
     runner = environment.create_local_runner()

@@ -33,20 +33,20 @@ class Introduction(NamedTuple):
     spec: dict[str, Any] | None
 
 
-def introductions(
+def introduced(
     addresses: Sequence[Address], headers: Mapping[str, str], *, verify: bool
-) -> list[dict[str, Any]]:
-    """What each of several servers says of itself, for a run's record; [] for a single one.
+) -> dict[str, list[dict[str, Any]]]:
+    """What each of several servers says, as `targets` of a run's record; {} for a single one.
 
     Raises ValueError that names the server which can't be reached, is not ready or refuses the key,
     and for servers of different models.
     """
     if len(addresses) < 2:
-        return []
+        return {}
     said = [_ask(address, headers, verify=verify) for address in addresses]
     _check_models(said)
     _check_specs([one for one in said if one.spec is not None])
-    return [one._asdict() for one in said]
+    return {"targets": [one._asdict() for one in said]}
 
 
 def _ask(address: Address, headers: Mapping[str, str], *, verify: bool) -> Introduction:
