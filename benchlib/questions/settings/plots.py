@@ -488,7 +488,7 @@ def _draw_setting(
     )
     # Neighbours in rank may stand in one place, so their numbers stand on different sides.
     beside = (6, 5) if rank % 2 else (-13, -10)
-    figure.label_point(ax, spot, str(rank), beside, color=colour)
+    figure.label_point(ax, spot, str(rank), beside, color=figure.ink(colour))
 
 
 def _draw_limit(
