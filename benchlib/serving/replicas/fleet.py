@@ -48,7 +48,6 @@ STOPPING = "the server is stopping"
 SUSPECT_LOSSES = 2
 """After so many losses in a row a request gets a replica of its own: it may be the cause."""
 MOST_LOSSES = 3
-LEAST_WAIT_S = 0.001  # between two decisions, if nothing happens
 
 
 class Fleet:
@@ -395,8 +394,8 @@ class Fleet:
             places = [slot.foretold for slot in open_slots if slot.foretold is not None]
             routes = self._router.route(others, places, now_s)
             chosen += [(foretold[id(place)], job) for job, place in routes.sent]
+            self._decide_again_s = routes.again_s
             if routes.again_s is not None:
-                self._decide_again_s = max(routes.again_s, now_s + LEAST_WAIT_S)
                 self._change.notify_all()
 
         # 4) They leave the queue
@@ -408,6 +407,8 @@ class Fleet:
             job.replica = slot.name
             job.life = slot.life
             slot.inside[job.number] = job
+            if job.write_file is not None and slot.foretold is not None:
+                slot.foretold.will_write(job)
         return chosen
 
     def _send(self, slot: Slot, job: FleetJob) -> None:
