@@ -52,6 +52,7 @@ _LATER_FIELDS = ("unet", "scheduler", "loras", "fused_loras", "lora_files")
 # Older records lack these, too; they are no part of what makes two points one case.
 _NOTED_FIELDS = (
     "batch_buckets", "variant", "checkpoint", "predicts", "guided_rows", "scheduler_class",
+    "load_s", "warm_up_s", "artefacts",
 )  # fmt: skip
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, *_LATER_FIELDS, *_NOTED_FIELDS, *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""

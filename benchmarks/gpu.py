@@ -60,6 +60,7 @@ from benchlib.study.likeness import psnr_db, ssim
 from benchlib.study.picture_quality import PAIRS_NEEDED, Pair, judge_pictures
 from benchlib.telemetry import GIB
 from benchmarks.gpu_table import draw, read, table
+from benchmarks.peers import main as run_peers
 
 EAGER = "bf16+channels-last+fused-qkv"
 GRAPHS = f"{EAGER}+cudnn-tuned+cuda-graphs"
@@ -679,12 +680,46 @@ def write_quality(book: Book, case: str, pairs: Sequence[Pair]) -> None:
         book.keep(case, "pair_ssim", pair.ssim, prompt=pair.prompt, seed=pair.seed, **figures)
 
 
+def peers(book: Book) -> None:
+    """Measure our pipeline beside diffusers' own, plain and compiled, each in a process.
+
+    `--side` adds others (`peers.py`), such as a server by its URL.
+    """
+    sides = ["stock=stock:bf16", "hf compiled=hf:bf16", f"ours=ours:{book.options.exact}"]
+    if book.options.quick:
+        sides = ["stock=stock:baseline", "ours=ours:baseline"]
+    if book.begins("peers", 300.0):
+        sides += book.options.side
+        rounds = ["--rounds", "1" if book.options.quick else "6"]
+        _run_peers(book, [f"--side={side}" for side in sides] + rounds)
+
+
+def starts(book: Book) -> None:
+    """Measure the seconds from nothing to the first image, with nothing kept and again."""
+    recipe = "baseline" if book.options.quick else book.options.exact
+    if book.begins("starts", 180.0):
+        _run_peers(book, [f"--start=ours=ours:{recipe}"])
+
+
+def _run_peers(book: Book, arguments: list[str]) -> None:
+    request = book.requests()[0]
+    usual = 128 if book.options.model == "tiny" else 1024
+    size = book.options.size or usual
+    arguments += ["--model", book.options.model, "--device", book.options.device]
+    arguments += ["--size", str(size), "--budget", str(book.left_s)]
+    arguments += ["--shape", f"1x{request.num_inference_steps}"]
+    run_peers([str(book.path), *arguments])
+    book.write(book.part, "ended", True)
+
+
 PARTS = {
     "latency": latency,
     "throughput": throughput,
     "serving": serving,
     "faithful": faithful,
     "pictures": pictures,
+    "peers": peers,
+    "starts": starts,
 }
 
 
@@ -708,6 +743,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--exact", default="fastest-exact", help="the recipe that counts as the best exact one"
+    )
+    parser.add_argument(
+        "--side", action="append", default=[], help="a further side of `peers`, as peers.py has it"
     )
     parser.add_argument("--size", type=int, help="pixels of a side; the model's own if not given")
     parser.add_argument("--budget", type=float, default=520.0, help="seconds for each part")

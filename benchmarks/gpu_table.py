@@ -65,7 +65,11 @@ EXACT_RUNGS = (
     "bf16, CUDA graphs, cuDNN attention",
     "compiled",
 )
-MLPERF = "MLPerf v5.1 closed, H200, TensorRT fp8, real weights"
+# The best published figures of a card. MLPerf's server keeps p99 within 20 s.
+MLPERF = "MLPerf v5.1 closed, H100, TheStage fp8, real weights"
+MLPERF_RATE = 2.263
+MLPERF_SERVER = "MLPerf v5.1 closed, H200, TensorRT fp8: 2.30/s at p99 10.7 s"
+PROMISE_S = 20.0
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -92,6 +96,13 @@ class Lines:
         """The values of all lines that agree in every argument."""
         wanted = {"part": part, "case": case, "what": what} | same
         return [line["value"] for line in self._lines if wanted.items() <= line.items()]
+
+    def cases(self, part: str, what: str) -> list[str]:
+        """The cases that have such a line, in their order."""
+        found = [
+            line["case"] for line in self._lines if (line["part"], line["what"]) == (part, what)
+        ]
+        return list(dict.fromkeys(found))
 
     def image_s(self, case: str, steps: int) -> list[float]:
         """Seconds of one image by itself."""
@@ -148,6 +159,8 @@ def figures(lines: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
         *_overhead(kept),
         *_memory(kept),
         *_likeness(kept),
+        *_peers(kept),
+        *_starts(kept),
     ]
 
 
@@ -165,7 +178,12 @@ def _offline(kept: Lines) -> list[tuple[str, Figure]]:
     limit = "60 % of the arithmetic's limit: 1.7"
     return [
         row("offline, compiled bf16: images/s", compiled, limit, low=1.7),
-        row("offline, fp8: images/s", kept.images_per_s("fp8"), f"{MLPERF}: 2.40", low=2.4),
+        row(
+            "offline, fp8: images/s",
+            kept.images_per_s("fp8"),
+            f"{MLPERF}: {MLPERF_RATE}",
+            low=MLPERF_RATE,
+        ),
         row("offline, int8: images/s", kept.images_per_s("int8")),
         row("offline, eager bf16: images/s", kept.images_per_s("eager")),
     ]
@@ -177,7 +195,7 @@ def _under_load(kept: Lines) -> list[tuple[str, Figure]]:
         name = f"server, {per_s}/s: p99, s"
         p99_s = kept.values("serving", f"poisson {per_s}/s", "latency_p99_s")
         if per_s == 1.6:
-            rows.append(row(name, p99_s, f"{MLPERF}: 2.30/s at p99 10.7 s", high=10.0))
+            rows.append(row(name, p99_s, MLPERF_SERVER, high=PROMISE_S))
         else:
             rows.append(row(name, p99_s))
     return rows
@@ -237,6 +255,30 @@ def _likeness(kept: Lines) -> list[tuple[str, Figure]]:
         held_to = {} if changes_the_image else limits
         rows.append(row(f"PSNR to fp32: {name}: dB", values, **held_to))
     return rows
+
+
+def _peers(kept: Lines) -> list[tuple[str, Figure]]:
+    """One image of 20 steps by each side in turn, and how many times as long as ours it takes."""
+    times_s = {
+        case: kept.values("peers", case, "image_s", n=1) for case in kept.cases("peers", "image_s")
+    }
+    ours_s = times_s.get("ours", [])
+    rows = [row(f"peers, {case}, one image: s", found) for case, found in times_s.items()]
+    for case, found in times_s.items():
+        if case != "ours":
+            low = {"low": 1.25} if case == "hf compiled" else {}
+            rows.append(row(f"peers, {case} over ours", ratios(found, ours_s), **low))
+    return rows
+
+
+def _starts(kept: Lines) -> list[tuple[str, Figure]]:
+    cold_s = kept.values("starts", "ours, cold", "ready_s")
+    warm_s = kept.values("starts", "ours, warm", "ready_s")
+    return [
+        row("from nothing to the first image, first start: s", cold_s),
+        row("from nothing to the first image, second start: s", warm_s),
+        row("second start over first", ratios(warm_s, cold_s), high=0.25),
+    ]
 
 
 def verdict(figure: Figure, ends: Sequence[float]) -> str:
@@ -407,10 +449,10 @@ def _rates(found: dict[str, Figure], record: dict[str, Any]) -> Any:
     colours = [style.BLUE if "bf16" in kind else style.ORANGE for kind in kinds]
     _bars(ax, list(kinds), list(kinds.values()), colours)
     limit = PEAK_TFLOP_PER_S / LIMIT_TFLOP
-    theirs = MLPERF.replace(", TensorRT", ",\nTensorRT")
+    theirs = MLPERF.replace(", TheStage", ",\nTheStage")
     limit_words = f"the bf16 arithmetic's limit: {limit:.2f}"
     _mark(ax, limit, limit_words, style.GREY, side="left")
-    _mark(ax, 2.4, f"published: 2.40\n{theirs}", style.ORANGE, side="right")
+    _mark(ax, MLPERF_RATE, f"published: {MLPERF_RATE}\n{theirs}", style.ORANGE, side="right")
     ax.set(
         xlabel="images (1024x1024, 20 guided steps) a second, in full batches without a server",
         xlim=(0, 1.3 * limit),

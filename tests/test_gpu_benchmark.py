@@ -85,9 +85,12 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
         "--results",
         str(tmp_path),
     ]
-    assert gpu.main(arguments) == 0
+    in_processes = {"peers", "starts"}
+    parts = [f"--part={part}" for part in gpu.PARTS if part not in in_processes]
+    assert gpu.main([*arguments, *parts]) == 0
     lines = gpu_table.read(tmp_path)
-    assert {line["part"] for line in lines if line["what"] == "ended"} == {*gpu.PARTS}
+    ended = {line["part"] for line in lines if line["what"] == "ended"}
+    assert ended == {*gpu.PARTS} - in_processes
     attention = next(line for line in lines if line["what"] == "attention")
     assert any("flash_attention_for_cpu" in name for name in attention["value"])
     found = {figure.name: figure.value for _, figure in gpu_table.figures(lines)}
@@ -121,6 +124,37 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "server over bare pipeline" in printed
     assert f"pictures, fp32 beside bf16: {judged['fp32']['value']}, " in printed
+
+
+def test_peers_and_starts_are_handed_on_and_tabled(tmp_path, monkeypatch):
+    asked = []
+
+    def run(arguments):
+        asked.append(arguments)
+        path = arguments[0]
+        part = path.rpartition("/")[2].removesuffix(".jsonl")
+        figures = {"peers": [("ours", "image_s", 0.5), ("hf compiled", "image_s", 0.7)]}
+        figures["starts"] = [("ours, cold", "ready_s", 90.0), ("ours, warm", "ready_s", 18.0)]
+        with open(path, "a") as file:
+            for case, what, value in figures[part]:
+                line = {"part": part, "case": case, "what": what, "value": value, "n": 1}
+                file.write(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(gpu, "run_peers", run)
+    options = ["--model=tiny", "--device=cpu", "--quick", f"--results={tmp_path}"]
+    options += ["--side=other=url:http://host/v1", "--part=peers", "--part=starts"]
+    assert gpu.main(options) == 0
+    assert gpu.main(options) == 0
+    assert len(asked) == 2, "what has ended is not measured again"
+    assert "--side=other=url:http://host/v1" in asked[0]
+    assert "--start=ours=ours:baseline" in asked[1]
+    found = {figure.name: figure for _, figure in gpu_table.figures(gpu_table.read(tmp_path))}
+    over = found["peers, hf compiled over ours"]
+    assert (over.value, over.passed) == (pytest.approx(1.4), True)
+    assert (found["second start over first"].value, found["second start over first"].passed) == (
+        0.2,
+        True,
+    )
 
 
 def test_a_kept_reference_is_drawn_and_tabled(tmp_path):

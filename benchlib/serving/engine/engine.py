@@ -255,6 +255,7 @@ class Engine:
         self._calls = ModelCalls(pipeline, self.options, self.faults)
 
         # 2) Measure the cost of each size
+        began_s = time.monotonic()
         showcase = (pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"])
         for size in self.options.sizes or [showcase]:
             self._step_times[size] = on_torch_thread(self._calls.warm_up, size)
@@ -262,7 +263,9 @@ class Engine:
         # 3) Publish the spec
         recorded = {*RECORDED_OPTIONS, "batch_buckets"}
         options = self.options.model_dump(mode="json", include=recorded)
-        self.spec = {**pipeline.spec, **options, "step_times": self._step_times.to_spec()}
+        warm_up_s = time.monotonic() - began_s
+        step_times = self._step_times.to_spec()
+        self.spec = {**pipeline.spec, **options, "step_times": step_times, "warm_up_s": warm_up_s}
         if callable(source):
             hide_from_collector()
         self._state = "ready"

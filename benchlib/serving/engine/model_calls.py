@@ -58,6 +58,7 @@ class ModelCalls:
         if self.pipeline.compiled:
             for rows in self.buckets:
                 warm(self.pipeline, size, rows)
+            self.pipeline.keep_artefacts()
         self._probe_size = size
         return times
 

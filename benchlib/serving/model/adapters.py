@@ -31,6 +31,7 @@ from benchlib.serving.model.lora_files import (
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.recipes import Recipe, same_tensors
+from benchlib.serving.model.recorded import RecordedEncoder
 
 SWITCHES = 10
 _NO_ADAPTERS = {
@@ -196,6 +197,17 @@ class Adapters:
             load=lambda weights, key: _load(self.pipe, weights, key, ["unet"]),
         )
 
+    def record_texts(self) -> None:
+        """Replay the text encoders as CUDA graphs, but those that an adapter changes.
+
+        A graph would keep the adapter that was on when it was recorded.
+        """
+        adapted = [one.network for one in self._networks if isinstance(one, _Adapted)]
+        for name in ("text_encoder", "text_encoder_2"):
+            encoder = getattr(self.pipe, name)
+            if encoder is not None and encoder not in adapted:
+                setattr(self.pipe, name, RecordedEncoder(encoder))
+
     def close(self) -> None:
         """Free the adapters' memory, and forget the pipeline."""
         self.pipe = None
@@ -254,6 +266,7 @@ class _Adapted:
     def __init__(
         self, network: torch.nn.Module, base: list[tuple[torch.nn.Parameter, bool]]
     ) -> None:
+        self.network = network
         network.requires_grad_(True)
         self._layers: list[Any] = []
         for module in network.modules():

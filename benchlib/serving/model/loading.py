@@ -6,6 +6,7 @@ Ignorant of where weights come from (models.py) and of how images are made (pipe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import cache
 
@@ -62,6 +63,7 @@ def load_pipeline(
     Raises ValueError for a bad argument and `ModelError` if the model can't be loaded. Both name
     the remedy.
     """
+    began_s = time.monotonic()
     memory_before_gib = process_memory_gib()
     recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
     if scheduler is not None:
@@ -105,7 +107,9 @@ def load_pipeline(
             loaded.pipe, spec=spec, recipes=recipes, scheduler=scheduler, loras=plan
         )
 
-    return on_torch_thread(load)
+    pipeline = on_torch_thread(load)
+    pipeline.spec["load_s"] = time.monotonic() - began_s
+    return pipeline
 
 
 def resolve(

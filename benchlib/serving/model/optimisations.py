@@ -25,8 +25,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchlib.serving.model.kept_artefacts import ARTEFACTS
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.models import ModelError, ask_hub
+from benchlib.serving.model.recorded import RecordedUNet
+from benchlib.serving.model.text_once import read_texts_once
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Networks:
 
     unet: Any
     vae: Any
+    records_texts: bool = False  # whether the text encoders are to be CUDA graphs
 
 
 # -- layouts, projections and attention ------------------------------------------------------------
@@ -212,6 +216,13 @@ def fp8(ao: Any) -> Any:
     )
 
 
+def fp8_geglu(networks: Networks) -> None:
+    """Let one kernel compute the feed-forwards' GELU and gate, and round them to fp8."""
+    from benchlib.serving.model.geglu_fp8 import use_in  # needs Triton
+
+    use_in(networks.unet)
+
+
 # -- compiling -------------------------------------------------------------------------------------
 
 # The flags of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast). The last one
@@ -330,79 +341,19 @@ def tuned(networks: Networks) -> None:
     networks.vae.decoder = _Tuned(networks.vae.decoder)
 
 
-class _Graphed(torch.nn.Module):
-    """A UNet whose launches are recorded once for each shape, as a CUDA graph for one launch.
-
-    Source: https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs, 2021. The next call
-    overwrites the answer.
-    """
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self._pool: Any = None  # one graph runs at a time, so all graphs may share their memory
-        self._recorded: dict[Any, tuple[Any, list[Tensor], Tensor]] = {}
-
-    def forward(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        *,
-        encoder_hidden_states: Tensor,
-        added_cond_kwargs: dict[str, Tensor],
-        return_dict: bool,  # noqa: ARG002 - as the UNet's own
-        timestep_cond: Tensor | None = None,
-    ) -> tuple[Tensor]:
-        inputs = [latents, timesteps, encoder_hidden_states, *added_cond_kwargs.values()]
-        if timestep_cond is not None:
-            inputs.append(timestep_cond)
-        shapes = tuple(tensor.shape for tensor in inputs)
-        if shapes not in self._recorded:
-            copies = [tensor.clone() for tensor in inputs]
-            self._recorded[shapes] = self._record(copies, list(added_cond_kwargs))
-        graph, places, noise = self._recorded[shapes]
-        for place, tensor in zip(places, inputs, strict=True):
-            place.copy_(tensor)
-        graph.replay()
-        return (noise,)
-
-    def _call(self, places: list[Tensor], names: list[str]) -> Tensor:
-        """Returns the UNet's answer to the inputs in `places`; `names` are those of conditions."""
-        latents, timesteps, text, *rest = places
-        conditions = rest[: len(names)]
-        guidance = rest[len(names) :]  # of a UNet that reads the guidance; else empty
-        noise: Tensor = self.network(
-            latents,
-            timesteps,
-            encoder_hidden_states=text,
-            added_cond_kwargs=dict(zip(names, conditions, strict=True)),
-            return_dict=False,
-            timestep_cond=guidance[0] if guidance else None,
-        )[0]
-        return noise
-
-    def _record(self, places: list[Tensor], names: list[str]) -> tuple[Any, list[Tensor], Tensor]:
-        """Returns the graph, the tensors that it reads, and the tensor that it writes."""
-        # 1) Call on another stream: the preparations of a first call can't be recorded
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(2):
-                self._call(places, names)
-        torch.cuda.current_stream().wait_stream(beside)
-
-        # 2) Record
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            noise = self._call(places, names)
-        self._pool = graph.pool()
-        torch._dynamo.utils.counters["benchlib"]["recorded"] += 1
-        return graph, places, noise
-
-
 def graphs(networks: Networks) -> None:
     """Replay the UNet's launches as CUDA graphs."""
-    networks.unet = _Graphed(networks.unet)
+    networks.unet = RecordedUNet(networks.unet)
+
+
+def text_graphs(networks: Networks) -> None:
+    """Replay the text encoders' launches as CUDA graphs; the pipeline has the encoders."""
+    networks.records_texts = True
+
+
+def text_once(networks: Networks) -> None:
+    """Compute what depends on the texts alone once for a batch."""
+    networks.unet = read_texts_once(networks.unet)
 
 
 def graphs_made() -> int:
@@ -437,7 +388,11 @@ def no_fusing(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
 
 
 def no_compiler(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Tries to compile one negation: inductor needs a C++ compiler, and Triton on CUDA."""
+    """Tries to compile one negation: inductor needs a C++ compiler, and Triton on CUDA.
+
+    What earlier processes have compiled is unpacked first, since torch then settles on a folder.
+    """
+    ARTEFACTS.restore(device)
     try:
         torch.compile(torch.neg)(torch.ones(2, device=device))
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
@@ -446,6 +401,7 @@ def no_compiler(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
             f"torch.compile does not work here ({words}); "
             "install a C++ compiler such as g++, or leave it out"
         )
+    ARTEFACTS.keep(device)
     return None
 
 
@@ -491,3 +447,9 @@ def no_fp8(device: torch.device, dtype: str) -> str | None:
     if dtype != "bfloat16":
         return "its products come out in bfloat16; add 'bf16'"
     return no_torchao(device, dtype)
+
+
+def no_fp8_geglu(device: torch.device, dtype: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton, or leave it out"
+    return no_fp8(device, dtype)

@@ -26,7 +26,9 @@ from benchlib.cell_view import CellView, ShownInCell
 from benchlib.machine import available_memory_gib
 from benchlib.serving.model.adapters import Adapters, LoraPlan
 from benchlib.serving.model.denoise import Batch, Work
+from benchlib.serving.model.device_clock import DeviceClock
 from benchlib.serving.model.finite import places_not_finite, sums_of
+from benchlib.serving.model.kept_artefacts import ARTEFACTS, describe
 from benchlib.serving.model.memory import (
     PeakMemory,
     decode_peak_gib,
@@ -35,6 +37,7 @@ from benchlib.serving.model.memory import (
 )
 from benchlib.serving.model.model_spec import describe_model
 from benchlib.serving.model.model_views import view_of_pipeline
+from benchlib.serving.model.optimisations import graphs_made
 from benchlib.serving.model.prompts import embed_guidance, embed_prompts
 from benchlib.serving.model.recipes import Recipe, apply_recipes
 from benchlib.serving.model.results import GenerateResult, Timings
@@ -61,15 +64,20 @@ class SDXLPipeline(ShownInCell):
     ) -> None:
         self._pipe = pipe
         self.device = pipe.unet.device
+        self._clock = DeviceClock(self.device)
         self.schedules = Schedules(pipe.scheduler, self.device, chosen=scheduler)
         pipe.scheduler = self.schedules.default()
         self._batch: Batch | None = None  # the batch of the latest step
         # A compiled or recorded network must be warmed for each shape before it serves.
         self.compiled = any(recipe.sets in ("compiler", "launches") for recipe in recipes)
+        self._compiles = any(recipe.sets == "compiler" for recipe in recipes)
+        self._graphs_kept = 0
 
         networks = apply_recipes(pipe, recipes, apart=bool(loras and loras.by_request))
         self._unet = networks.unet
         self.adapters = Adapters(pipe, networks.unet, loras)
+        if networks.records_texts:
+            self.adapters.record_texts()
         self._vae = networks.vae
         # A float16 VAE overflows, so the stock call casts the VAE to float32 and back around each
         # decode. Here the VAE is cast once, and `diffusers` gets a float16 copy.
@@ -80,6 +88,8 @@ class SDXLPipeline(ShownInCell):
             pipe.vae = None
         networks_in_use = {"unet": self._unet, "vae": self._vae}
         self.spec = spec | describe_model(pipe, spec, networks_in_use, self._stock_vae)
+        if self._compiles:
+            self.spec["artefacts"] = describe(ARTEFACTS.restore(self.device))
 
     def _view(self) -> CellView:
         return view_of_pipeline(self.spec)
@@ -102,12 +112,12 @@ class SDXLPipeline(ShownInCell):
         for request in requests:
             for side, words in unfit_sides(request, self.spec["size_multiple"]).items():
                 raise ValueError(f"{side}: {words}")
-        started_s = self._clock()
+        started_s = self._clock.now()
         self.adapters.use(requests[0].lora)
         embeddings = embed_prompts(self.adapters.pipe, requests)
         pairs = zip(requests, embeddings, strict=True)
         works = [self._make_work(request, *embedding) for request, embedding in pairs]
-        elapsed_s = self._clock() - started_s
+        elapsed_s = self._clock.now() - started_s
         for work in works:
             work.encode_s = elapsed_s
         return works
@@ -141,7 +151,6 @@ class SDXLPipeline(ShownInCell):
             guidance_embedding=embed_guidance(self._pipe, request, text.dtype),
         )
 
-    @torch.inference_mode()
     def step(self, works: Sequence[Work], *, rows: int | None = None) -> float:
         """Move each work one step on, in one call of the UNet; returns the seconds.
 
@@ -149,7 +158,18 @@ class SDXLPipeline(ShownInCell):
         a model that was compiled for it. After an error no work has moved, and the call may be repeated with
         fewer works. A work that its own scheduler fails gets a `failure`, and the others move.
         """
-        started_s = self._clock()
+        started_s = self._clock.now()
+        launch_s = self._move(works, rows)
+        elapsed_s = self._clock.now() - started_s
+        for work in works:
+            work.step_s.append(elapsed_s)
+            work.launch_s += launch_s
+            work.batch_rows += len(works)
+        return elapsed_s
+
+    @torch.inference_mode()
+    def _move(self, works: Sequence[Work], rows: int | None = None) -> float:
+        """As `step`, but a GPU is not waited for. Returns the seconds of the UNet's call."""
         self.adapters.use(works[0].request.lora)
         batch = self._batch
         if batch is None or not batch.holds(works, rows):
@@ -172,17 +192,12 @@ class SDXLPipeline(ShownInCell):
         batch.advance(noise)
         if not any(work.failure for work in works):
             self._batch = batch
-        elapsed_s = self._clock() - started_s
-        for work in works:
-            work.step_s.append(elapsed_s)
-            work.launch_s += launch_s
-            work.batch_rows += len(works)
-        return elapsed_s
+        return launch_s
 
     @torch.inference_mode()
     def decode(self, works: Sequence[Work]) -> list[Image]:
         """Turn the latents of finished works, all of one size, into PIL images."""
-        started_s = self._clock()
+        started_s = self._clock.now()
         latents = torch.cat([work.latents for work in works]).to(self._vae.dtype)
         latents = self._unscale(latents)
         pixels = self._vae.decode(latents, return_dict=False)[0]
@@ -193,7 +208,7 @@ class SDXLPipeline(ShownInCell):
         images = self._pictures(pixels)
         # Read after the images, so that a GPU is waited for once.
         places = places_not_finite(sums.tolist())
-        elapsed_s = self._clock() - started_s
+        elapsed_s = self._clock.now() - started_s
         for work, place in zip(works, places, strict=True):
             work.not_finite = place
             work.decode_s = elapsed_s
@@ -232,24 +247,27 @@ class SDXLPipeline(ShownInCell):
 
     def _generate(self, requests: list[GenerateRequest]) -> GenerateResult:
         self.reset_peak_memory()
-        started_s = self._clock()
+        started_s = self._clock.now()
         works = self.encode(requests)
-        step_s: list[float] = []
+        marks = [self._clock.mark()]
         unfinished = works
         while unfinished:
-            step_s.append(self.step(unfinished))
+            self._move(unfinished)
+            marks.append(self._clock.mark())
             for work in works:
                 if work.failure is not None:
                     raise work.failure
             unfinished = [work for work in works if not work.finished]
         images = self.decode(works)
+        step_s = self._clock.between(marks)
         timings = Timings(
             encode_s=works[0].encode_s,
             denoise_s=sum(step_s),
             decode_s=works[0].decode_s,
-            total_s=self._clock() - started_s,
+            total_s=self._clock.now() - started_s,
             step_s=tuple(step_s),
         )
+        self.keep_artefacts()
         return GenerateResult(images, [work.seed for work in works], timings, self.peak_memory())
 
     def predict_s(self, width: int, height: int, num_inference_steps: int) -> float:
@@ -268,8 +286,15 @@ class SDXLPipeline(ShownInCell):
             return True
         return decode_peak_gib(self._vae, width, height, images) <= available_memory_gib()
 
+    def keep_artefacts(self) -> None:
+        """Keep what was compiled since the last call, for the next start."""
+        if self._compiles and graphs_made() != self._graphs_kept:
+            self._graphs_kept = graphs_made()
+            ARTEFACTS.keep(self.device)
+
     def close(self) -> None:
         """Free the model's memory; the pipeline can't compute any more. May be called again."""
+        self.keep_artefacts()
         self._pipe = self._unet = self._vae = self._stock_vae = self._batch = None
         self.adapters.close()
         self.__dict__.pop("diffusers", None)
@@ -284,11 +309,3 @@ class SDXLPipeline(ShownInCell):
     def peak_memory(self) -> PeakMemory:
         """The peak of memory since the last reset, in GiB."""
         return peak_memory(self.device)
-
-    def _clock(self) -> float:
-        """Monotonic seconds, read when the device has finished all its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
-        return time.monotonic()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchlib.serving.model.model_spec import guided_rows
+from benchlib.serving.model.recorded import RecordedEncoder
 from benchlib.serving.schemas import GenerateRequest
 
 Embedding = tuple[Tensor, Tensor]  # (rows, 77, features) of the text, (rows, features) pooled
@@ -63,8 +64,9 @@ def _embed_texts(pipe: Any, requests: Sequence[GenerateRequest]) -> dict[str, Em
             texts.append(negative)
     texts = list(dict.fromkeys(texts))
     # The stock pipeline encodes one text at a time. A single request is encoded likewise, for the
-    # same bits.
-    groups = [texts] if len(requests) > 1 else [[text] for text in texts]
+    # same bits. Recorded encoders have one recording, of one text.
+    together = len(requests) > 1 and not isinstance(pipe.text_encoder_2, RecordedEncoder)
+    groups = [texts] if together else [[text] for text in texts]
     embeddings: dict[str, Embedding] = {}
     for group in groups:
         embedded, _, pooled, _ = pipe.encode_prompt(

@@ -227,6 +227,14 @@ _ALL = (
         why_not=optimisations.no_fp8,
     ),
     Recipe(
+        name="fp8-geglu",
+        changes="One kernel computes the feed-forwards' GELU and gate, and rounds them to fp8.",
+        exact=False,
+        start="A second.",
+        apply=optimisations.fp8_geglu,
+        why_not=optimisations.no_fp8_geglu,
+    ),
+    Recipe(
         name="compile",
         changes="Inductor compiles UNet and decoder.",
         exact=True,
@@ -252,6 +260,21 @@ _ALL = (
         apply=optimisations.tuned,
         sets="cuDNN",
         why_not=partial(optimisations.no_cuda, "cuDNN needs"),
+    ),
+    Recipe(
+        name="text-once",
+        changes="Keys and values of the text are computed once for a batch, not in each step.",
+        exact=True,
+        start="13 MiB for each row of the UNet.",
+        apply=optimisations.text_once,
+    ),
+    Recipe(
+        name="text-graphs",
+        changes="The text encoders' launches are CUDA graphs.",
+        exact=True,
+        start="A moment for each number of prompts.",
+        apply=optimisations.text_graphs,
+        why_not=partial(optimisations.no_cuda, "CUDA graphs need"),
     ),
     Recipe(
         name="cuda-graphs",

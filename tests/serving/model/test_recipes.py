@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.optimisations import (
     Networks,
-    _Graphed,
     _group_norm,
     compiled,
     graphs_made,
@@ -134,7 +132,8 @@ def test_the_compilers_group_norm_frees_its_weights(tiny):
 def test_the_recipes_called_exact_are_exact():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
         "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn", "compile",
-        "compile-regional", "cudnn-tuned", "cuda-graphs",
+        "compile-regional", "cudnn-tuned", "text-once",
+        "text-graphs", "cuda-graphs",
     ]  # fmt: skip
     assert all(
         PSNR_DB.get(name, 60) >= PSNR_DB["bf16"] for name, recipe in RECIPES.items() if recipe.exact
@@ -379,42 +378,6 @@ def test_a_vae_of_the_hub_takes_the_decoders_place(
     images = pixels(pipe, request(width=64, height=64))
     assert images.shape == (1, 64, 64, 3)
     assert (psnr_db(images[0], pixels(tiny, request(width=64, height=64))[0]) > 60) == of_stock
-
-
-class Replayed(_Graphed):
-    """Records the call in place of CUDA's launches.
-
-    A replay reads the same tensors and overwrites the same answer.
-    """
-
-    def _record(self, places, names):
-        answer = self._call(places, names).fill_(torch.nan)
-        replay = lambda: answer.copy_(self._call(places, names))  # noqa: E731
-        return SimpleNamespace(replay=replay), places, answer
-
-
-def test_a_recording_is_replayed_for_each_input_of_its_shape(tiny):
-    pipe = copy.copy(tiny)
-    pipe._unet = Replayed(tiny._unet)
-    first, second = (
-        [request(seed=1), request(seed=2)],
-        [request(seed=3, guidance_scale=1.0, width=64)],
-    )
-    for batch in (first, second, first[::-1], second):
-        assert (pixels(pipe, *batch) == pixels(tiny, *batch)).all()
-    assert len(pipe._unet._recorded) == 2
-
-
-def test_a_recording_reads_the_guidance_of_an_lcm(tmp_path):
-    small_pipeline(unet={"time_cond_proj_dim": 16}).save_pretrained(tmp_path / "lcm")
-    lcm = load_pipeline(str(tmp_path / "lcm"), device="cpu", torch_threads=1)
-    pipe = copy.copy(lcm)
-    pipe._unet = Replayed(lcm._unet)
-    assert lcm.spec["guided_rows"] == 1
-    for scale in (1.0, 8.0, 1.0):
-        asked = request(width=64, height=64, guidance_scale=scale)
-        assert (pixels(pipe, asked) == pixels(lcm, asked)).all()
-    assert len(pipe._unet._recorded) == 1
 
 
 def test_several_are_applied_together_and_the_text_is_kept():

@@ -1,0 +1,184 @@
+"""Compiled artefacts: kept as packs, found again, and never used if they are spoiled."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchlib.serving.model.kept_artefacts import (
+    MOST_PACKS,
+    TORCHS_FOLDER,
+    KeptArtefacts,
+    describe,
+    packs_folder,
+    unpack,
+    write_pack,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A cache of its own, and a folder for temporary files."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("BENCHLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.delenv(TORCHS_FOLDER, raising=False)
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    return temporary
+
+
+def compile_into(artefacts, **files):
+    """Restores, and then writes files as inductor would."""
+    found = artefacts.restore(CPU)
+    for name, text in files.items():
+        path = artefacts._work / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return found
+
+
+def packs():
+    return sorted(packs_folder(CPU).glob("*.tar"))
+
+
+def test_the_next_process_finds_what_was_compiled(places):
+    first, second = KeptArtefacts(), KeptArtefacts()
+    assert describe(compile_into(first, fxgraph__a="graph", triton__k="kernel", b="code")) == {
+        "packs": 0,
+        "spoiled": 0,
+    }
+    (first._work / "c.lock").touch()
+    first.keep(CPU)
+    first.keep(CPU)
+    assert len(packs()) == 1, "nothing was new the second time"
+    os.environ[TORCHS_FOLDER] = str(first._work)  # as a child process inherits it
+    assert describe(second.restore(CPU)) == {"packs": 1, "spoiled": 0}
+    assert second._work != first._work
+    assert os.environ[TORCHS_FOLDER] == str(second._work)
+    found = {path.name: path.read_text() for path in second._work.rglob("*") if path.is_file()}
+    assert found == {"a": "graph", "b": "code"}
+    compile_into(second, d="another shape")
+    second.keep(CPU)
+    assert len(packs()) == 2, "the new file alone"
+    assert unpack(packs()[0], places) | unpack(packs()[1], places) == {"fxgraph/a", "b", "d"}
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda old: old[:-1], lambda old: b"\0" + old[1:], lambda _: b""]
+)
+def test_a_spoiled_pack_is_thrown_away(places, spoil, caplog):  # noqa: ARG001
+    first = KeptArtefacts()
+    compile_into(first, a="graph")
+    first.keep(CPU)
+    (pack,) = packs()
+    pack.write_bytes(spoil(pack.read_bytes()))
+    second = KeptArtefacts()
+    assert describe(second.restore(CPU)) == {"packs": 0, "spoiled": 1}
+    assert "compiled artefacts are thrown away" in caplog.text
+    assert not packs()
+    assert not [path for path in second._work.rglob("*") if path.is_file()]
+
+
+def test_a_pack_can_not_write_outside(places, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "secret").write_text("x")
+    write_pack(work, ["../secret"], packs_folder(CPU))
+    artefacts = KeptArtefacts()
+    (tmp_path / "secret").unlink()
+    assert artefacts.restore(CPU).spoiled == 1
+    assert not (places / "secret").exists()
+
+
+def test_torchs_own_folder_stays_if_the_user_has_set_it(places, monkeypatch, tmp_path):
+    monkeypatch.setenv(TORCHS_FOLDER, str(tmp_path / "mine"))
+    artefacts = KeptArtefacts()
+    assert artefacts.restore(CPU) is None
+    assert describe(None) == {"packs": None, "spoiled": None}
+    artefacts.keep(CPU)
+    assert os.environ[TORCHS_FOLDER] == str(tmp_path / "mine")
+    monkeypatch.setenv(TORCHS_FOLDER, str(places / "torchinductor_someone"))  # torch's usual one
+    assert artefacts.restore(CPU) is not None
+
+
+def test_the_folder_of_a_killed_process_is_removed(places):
+    abandoned = places / "benchlib-artefacts-abandoned"
+    abandoned.mkdir()
+    running = KeptArtefacts()
+    running.restore(CPU)
+    assert not abandoned.exists()
+    KeptArtefacts().restore(CPU)
+    assert running._work.exists()
+
+
+def test_the_oldest_packs_are_dropped(places):
+    artefacts = KeptArtefacts()
+    for number in range(MOST_PACKS + 3):
+        compile_into(artefacts, **{f"file{number}": str(number)})
+        artefacts.keep(CPU)
+    assert len(packs()) == MOST_PACKS
+    assert places.exists()
+
+
+def test_a_cache_that_can_not_be_written_costs_a_warning_alone(places, caplog, monkeypatch):
+    artefacts = KeptArtefacts()
+    compile_into(artefacts, a="graph")
+    (places / "file").write_text("")
+    monkeypatch.setenv("BENCHLIB_CACHE", str(places / "file"))
+    artefacts.keep(CPU)
+    assert "compiled artefacts are not kept" in caplog.text
+
+
+COMPILES = """
+import json, sys, time
+import numpy as np, torch
+import benchlib as bl
+from torch._dynamo.utils import counters
+began_s = time.monotonic()
+pipe = bl.load_pipeline("tiny", device="cpu", recipe="compile-regional")
+asked = bl.GenerateRequest(prompt="a", num_inference_steps=2, width=64, height=64, seed=1)
+image = np.asarray(pipe.generate(asked).images[0])
+found = counters["inductor"]
+print(json.dumps({
+    "s": time.monotonic() - began_s, "artefacts": pipe.spec["artefacts"], "sum": int(image.sum()),
+    "hits": found["fxgraph_cache_hit"], "misses": found["fxgraph_cache_miss"],
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_second_start_compiles_nothing(tmp_path):
+    def start(number):
+        temporary = tmp_path / f"temporary{number}"
+        temporary.mkdir()
+        changes = {"BENCHLIB_CACHE": str(tmp_path / "cache"), "TMPDIR": str(temporary)}
+        environment = os.environ | changes
+        environment.pop(TORCHS_FOLDER, None)
+        ran = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", COMPILES],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(ran.stdout.splitlines()[-1])
+
+    first, second = start(1), start(2)
+    assert first["misses"] > 3
+    assert first["artefacts"] == {"packs": 0, "spoiled": 0}
+    assert second["artefacts"]["packs"] >= 1
+    assert second["misses"] == 0
+    assert second["sum"] == first["sum"]
+    for pack in (tmp_path / "cache").rglob("*.tar"):
+        pack.write_bytes(pack.read_bytes()[:-100])
+    third = start(3)
+    assert third["artefacts"]["spoiled"] >= 1
+    assert third["misses"] == first["misses"]
+    assert third["sum"] == first["sum"]
