@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from benchlib.questions.compare.measure import measure_examples
     from benchlib.questions.parameters import check_parameters
     from benchlib.questions.quickstart import judge_quickstart, run_times
+    from benchlib.questions.scale.day import plan_day
+    from benchlib.questions.scale.fleets import simulate_fleets
+    from benchlib.questions.scale.judge import fleets_table, judge_scale
+    from benchlib.questions.scale.measure import confirm_at_peak, measure_card
     from benchlib.questions.settings.judge import decide
     from benchlib.questions.settings.measure import settings_to_try, try_settings, usable_recipes
     from benchlib.questions.settings.measure_adapters import price_adapters
@@ -112,6 +116,10 @@ _NAMES = {
     "benchlib.questions.settings.judge": ("decide",),
     "benchlib.questions.parameters": ("check_parameters",),
     "benchlib.questions.quickstart": ("judge_quickstart", "run_times"),
+    "benchlib.questions.scale.day": ("plan_day",),
+    "benchlib.questions.scale.fleets": ("simulate_fleets",),
+    "benchlib.questions.scale.judge": ("fleets_table", "judge_scale"),
+    "benchlib.questions.scale.measure": ("confirm_at_peak", "measure_card"),
     "benchlib.study.busy": ("record_of",),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
@@ -132,6 +140,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "calibrate_policies", "foretell_gains", "foretell_frontier",
     "settings_to_try", "price_adapters", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
     "Calibration", "foretell", "LoadTest", "record_of",
+    "measure_card", "plan_day", "simulate_fleets", "fleets_table", "confirm_at_peak", "judge_scale",
 ]  # fmt: skip
 
 

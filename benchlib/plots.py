@@ -16,6 +16,7 @@ from benchlib.questions.batching.plots import gain, gantts, latency_cdf, step_ti
 from benchlib.questions.capacity.plots import goodput_curve, hockey_stick, load_curve, queue_share
 from benchlib.questions.capacity.stages_by_load import stages_by_load
 from benchlib.questions.compare.plots import forest, nights
+from benchlib.questions.scale.plots import cost_against_promise, promise_over_day
 from benchlib.questions.settings.cost_plot import costs
 from benchlib.questions.settings.plots import decision, ladder, picture_grid
 from benchlib.study.figure import Picture, picture, save, show
@@ -31,6 +32,7 @@ __all__ = [
     "Picture",
     "against_pixels",
     "arithmetic_bars",
+    "cost_against_promise",
     "cost_line",
     "costs",
     "decision",
@@ -53,6 +55,7 @@ __all__ = [
     "nights",
     "picture",
     "picture_grid",
+    "promise_over_day",
     "queue_share",
     "save",
     "show",

@@ -39,6 +39,7 @@ HEADLINES = (
     "hockey_stick",
     "frontier",
     "gain",
+    "promise_over_day",
     "latency_over_time",
     "cost_line",
     "load_curve",
@@ -62,6 +63,7 @@ QUESTIONS = {
     "batching": "Is batching worth it here?",
     "settings": "Which settings should I run?",
     "compare": "Did it get worse?",
+    "scale": "How many GPUs, and what will a day cost?",
 }
 """The question of each notebook, by the name of its study and in the notebooks' order."""
 AUXILIARY = ("compare-first", "compare-again", "compare-slower", "compare-warm-up")

@@ -58,6 +58,10 @@ RUNS = {
         {"ladder", "picture_grid", "decision", "costs"},
     ),
     "06_compare": ({"budget_min": 0.1}, {"forest", "nights"}),
+    "07_scale": (
+        {"budget_min": 0.4, "target_ongoing": [2], "price_per_hour": 2.5},
+        {"promise_over_day", "cost_against_promise"},
+    ),
 }
 
 

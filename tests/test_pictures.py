@@ -31,6 +31,7 @@ from benchlib.questions.settings.judge import decide
 from benchlib.study import figure as style
 from benchlib.study.picture_quality import Pair, picture_columns
 from benchlib.study.store import Run, Study
+from tests.questions.scale.made_days import make_outlook
 
 DPI = 50
 SLO = "p95 < 1 s"
@@ -301,6 +302,10 @@ def compared(made: SimpleNamespace) -> dict[str, Any]:
     return {"table": pd.DataFrame(rows), "record": made.record()}
 
 
+def days(made: SimpleNamespace) -> dict[str, Any]:
+    return {"outlook": make_outlook(price_per_hour=2.0), "record": made.record()}
+
+
 PICTURES: dict[
     str, tuple[Callable[..., Axes], Callable[[SimpleNamespace], dict[str, Any]], dict[str, Any]]
 ] = {
@@ -340,6 +345,8 @@ PICTURES: dict[
     "forest": (plots.forest, nightly, {"against": "night-0"}),
     "forest_services": (plots.forest, compared, {"against": "night-0"}),
     "nights": (plots.nights, nightly, {"studies": [f"night-{night}" for night in range(4)]}),
+    "promise_over_day": (plots.promise_over_day, days, {}),
+    "cost_against_promise": (plots.cost_against_promise, days, {}),
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchlib.lora import check_lora_name
 from benchlib.questions.capacity.load_parts import MOST_USERS
+from benchlib.questions.scale.day import HIGHEST_FACTOR, DayTrace
 from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
 
@@ -26,6 +27,9 @@ INJECTED = "# Parameters"
 
 MODELS = ("tiny", "sdxl", "sdxl-random", "auto")
 """The models that have a name; any other is a hub id, a folder or a file."""
+
+MOST_CARDS = 256
+"""As many cards as are simulated (queueing/cards.py)."""
 
 Check = Callable[[str, Any], Any]
 """Takes a parameter's name and value, and returns the value to use.
@@ -243,6 +247,21 @@ def _prompt_file(name: str, value: Any) -> Any:
     return value
 
 
+def _day_trace(name: str, value: Any) -> Any:
+    """Accepts a file of a day's arrival times."""
+    is_path = isinstance(value, str | os.PathLike)
+    if not is_path or not Path(value).is_file():
+        raise ValueError(
+            f"{name} must be the path of a .csv or .jsonl file with a column time_s, or None, "
+            f"got {value!r}"
+        )
+    try:
+        DayTrace.from_file(value)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name} must be a day's arrivals, got {str(value)!r}: {error}") from error
+    return value
+
+
 def _promise(name: str, value: Any) -> Any:
     """Accepts a promise that Slo.parse can read."""
     if not isinstance(value, str):
@@ -361,5 +380,24 @@ NOTEBOOKS: dict[str, dict[str, Check]] = {
         "gate": _yes_or_no,
         "min_effect": _or_none(_share),
         "allow": _list_of(_one_of("machine", "model", "workload", "arrivals", "api"), empty=True),
+    },
+    "07_scale": {
+        "slo": _or_none(_promise),
+        "batching": _one_of("serial", "dynamic", "continuous"),
+        "recipe": _text,
+        "trace": _or_none(_day_trace),
+        "mean_rate": _or_none(_positive),
+        "peak_hour": _number(0, 24),
+        "peak_factor": _number(1, HIGHEST_FACTOR),
+        "min_cards": _or_none(_number(1, MOST_CARDS, whole=True)),
+        "max_cards": _or_none(_number(1, MOST_CARDS, whole=True)),
+        "target_ongoing": _list_of(_positive),
+        "upscale_delay_s": _number(0),
+        "downscale_delay_s": _number(0),
+        "startup_s": _or_none(_number(0)),
+        "restart_s": _or_none(_number(0)),
+        "mtbf_h": _or_none(_positive),
+        "price_per_hour": _or_none(_positive),
+        "replicas": _count,
     },
 }

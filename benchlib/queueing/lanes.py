@@ -122,13 +122,13 @@ class SerialLane:
     def latencies_s(self, draws: Draws, rate: float) -> Floats:
         """The latency of each request in seconds, at `rate` requests a second."""
         arrived_s = draws.arrived_s(rate)
-        done_s = lindley(arrived_s, self._services_s(draws))
+        done_s = lindley(arrived_s, self.services_s(draws))
         latency_s: Floats = done_s - arrived_s + drawn(self.after_s, draws.after)
         return latency_s
 
     def user_latencies_s(self, draws: Draws, users: int) -> Floats:
         """The latency of each request in seconds, if `users` send one as soon as they have one."""
-        done_s = np.cumsum(self._services_s(draws))
+        done_s = np.cumsum(self.services_s(draws))
         sent_s = np.concatenate([np.zeros(users), done_s])[: len(done_s)]
         latency_s: Floats = done_s - sent_s + drawn(self.after_s, draws.after)
         return latency_s
@@ -155,9 +155,10 @@ class SerialLane:
         ratios, of_ratios = _thinned(self.ratios, MOST_POSSIBLE // len(expected_s))
         possible_s = np.outer(expected_s, ratios) + self.gap_s * calls[:, None]
         chances = np.outer(often / often.sum(), of_ratios)
-        return self._services_s(draws), possible_s.ravel(), chances.ravel()
+        return self.services_s(draws), possible_s.ravel(), chances.ravel()
 
-    def _services_s(self, draws: Draws) -> Floats:
+    def services_s(self, draws: Draws) -> Floats:
+        """The seconds that each request takes of the lane."""
         expected_s = drawn(self.expected_s, draws.work)
         gaps_s = self.gap_s * drawn(self.calls, draws.work)
         services_s: Floats = expected_s * drawn(self.ratios, draws.noise) + gaps_s
@@ -215,8 +216,8 @@ class BatchLane:
         """
         # 1) More than even equal batches could serve
         draws = Draws.of(OVERLOADED, seed=0)
-        work = self._drawn_work(draws)
-        noise = self._noise(draws)
+        work = self.drawn_work(draws)
+        noise = self.noise(draws)
         together = self.simulate(np.zeros(OVERLOADED), work, noise)
         at_most = OVERLOADED / float(together.done_s.max())
         arrived_s = draws.arrived_s(1.1 * at_most)
@@ -229,14 +230,14 @@ class BatchLane:
     def latencies_s(self, draws: Draws, rate: float) -> Floats:
         """The latency of each request in seconds; infinite beyond an overlong queue."""
         arrived_s = draws.arrived_s(rate)
-        simulated = self.simulate(arrived_s, self._drawn_work(draws), self._noise(draws))
+        simulated = self.simulate(arrived_s, self.drawn_work(draws), self.noise(draws))
         return self._latency_s(simulated.done_s - arrived_s, draws)
 
     def user_latencies_s(self, draws: Draws, users: int) -> Floats:
         """The latency of each request in seconds, if `users` send one as soon as they have one."""
         zeros = np.zeros(len(draws.gaps))
-        work = self._drawn_work(draws)
-        simulated = self.simulate(zeros, work, self._noise(draws), users=users)
+        work = self.drawn_work(draws)
+        simulated = self.simulate(zeros, work, self.noise(draws), users=users)
         return self._latency_s(simulated.done_s - simulated.arrived_s, draws)
 
     def simulate(
@@ -281,11 +282,12 @@ class BatchLane:
             after_s=_drawn_anew(self.after_s, random),
         )
 
-    def _drawn_work(self, draws: Draws) -> AskedWork:
+    def drawn_work(self, draws: Draws) -> AskedWork:
+        """What each request asks for."""
         which = (draws.work * len(self.work)).astype(np.int64)
         return self.work.take(which)
 
-    def _noise(self, draws: Draws) -> Floats:
+    def noise(self, draws: Draws) -> Floats:
         """The relative durations of the calls, one after the other."""
         return drawn(self.ratios, draws.noise)
 

@@ -1,0 +1,339 @@
+"""Simulates a day with several numbers of cards, and with cards that come and go.
+
+    outlook = simulate_fleets(card, day)
+
+Each simulated day has arrivals, services and failures of its own, and a card that another
+calibrating run might have shown. All fleets get the same days, so that they differ by nothing else
+(common random numbers). Knows calibrations and cards. Ignorant of servers and of drawing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import ndtri
+
+from benchlib.questions.scale.day import DAY_S, WARM_UP_S, Day, window_for
+from benchlib.questions.scale.outcomes import DayOutlook, FleetDays, Floats
+from benchlib.queueing.cards import MOST_CARDS, TICK_S, Autoscaler, Failure, serve_by_cards
+from benchlib.queueing.lanes import Draws, Lane
+from benchlib.study.intervals import t_quantile
+from benchlib.study.slo import Slo
+from benchlib.study.wording import number
+
+if TYPE_CHECKING:
+    from benchlib.questions.scale.measure import MeasuredCard
+    from benchlib.queueing.estimates import Calibration
+
+SIMULATED = {"quick": 2_000_000, "full": 10_000_000}
+"""So many requests are simulated for each fleet, by profile."""
+LEAST_DAYS, MOST_DAYS = 4, 20
+MORE_CARDS = 8
+"""So many numbers of cards are tried above the fewest that could keep up at the peak."""
+SEED = 20_261_128
+
+
+@dataclass(frozen=True)
+class _Conditions:
+    """What all fleets have in common."""
+
+    calibration: Calibration
+    day: Day
+    goal: Slo
+    days: int
+    window_s: float
+    startup_s: float
+    restart_s: float
+    mtbf_h: float | None
+
+
+@dataclass(frozen=True)
+class _DrawnDay:
+    """One day as chance has it: its arrivals, the work and noise of requests, and the card."""
+
+    arrived_s: Floats
+    draws: Draws
+    lane: Lane
+    stretch: float
+    random_failures: np.random.SeedSequence
+
+
+def simulate_fleets(
+    card: MeasuredCard,
+    day: Day,
+    *,
+    profile: str = "quick",
+    min_cards: int | None = None,
+    max_cards: int | None = None,
+    target_ongoing: Sequence[float] = (1, 2, 4),
+    upscale_delay_s: float = 30.0,
+    downscale_delay_s: float = 600.0,
+    startup_s: float | None = None,
+    restart_s: float | None = None,
+    mtbf_h: float | None = None,
+    price_per_hour: float | None = None,
+    days: int | None = None,
+) -> DayOutlook:
+    """What `day` costs and keeps with several fleets of the measured `card`.
+
+    Numbers of cards are tried from the fewest that could keep up at the peak until one keeps the
+    promise in every window of every day. Then autoscaling from `min_cards` to `max_cards` is tried
+    with each `target_ongoing`. By default `max_cards` is the number that was found, and `min_cards`
+    what the quietest hours need in proportion. `days` are so many that a fleet gets SIMULATED
+    requests, within LEAST_DAYS and MOST_DAYS. Raises ValueError that names the argument.
+    """
+    # 1) What is common to all
+    if min_cards is not None and max_cards is not None and min_cards > max_cards:
+        raise ValueError(f"min_cards must be at most max_cards ({max_cards}), got {min_cards}")
+    goal = Slo.parse(card.slo)
+    startup = card.startup_s if startup_s is None else startup_s
+    restart = startup if restart_s is None else restart_s
+    requests = day.mean_rate * DAY_S
+    usual_days = round(SIMULATED[profile] / requests)
+    conditions = _Conditions(
+        calibration=card.calibration,
+        day=day,
+        goal=goal,
+        days=days or min(MOST_DAYS, max(LEAST_DAYS, usual_days)),
+        window_s=window_for(day.mean_rate),
+        startup_s=startup,
+        restart_s=restart,
+        mtbf_h=mtbf_h,
+    )
+    outlook = DayOutlook(
+        slo=card.slo,
+        q=goal.q,
+        limit_s=goal.latency_s,
+        day=str(day),
+        requests=requests,
+        window_s=conditions.window_s,
+        rates=_rates(conditions),
+        fixed=(),
+        scaled=(),
+        failing=None,
+        refusal=_why_none(card.calibration, goal, day),
+        server=card.server_words,
+        is_tiny=card.is_tiny,
+        card=card.gpu,
+        images=card.calibration.images,
+        image_s=card.calibration.service_s,
+        source=card.source,
+        remarks=(*card.calibration.reasons, *card.calibration.remarks),
+        startup_s=startup,
+        restart_s=restart,
+        startup_is_measured=startup_s is None,
+        mtbf_h=mtbf_h,
+        price_per_hour=price_per_hour,
+    )
+    if outlook.refusal is not None:
+        return outlook
+
+    # 2) All fleets
+    rule = (upscale_delay_s, downscale_delay_s)
+    for target in target_ongoing:
+        Autoscaler(
+            1, MOST_CARDS, target, *rule
+        )  # raises for a bad one before anything is simulated
+    with card.budget.timed("simulated days"):
+        outlook = replace(outlook, fixed=tuple(_until_kept(conditions)))
+        enough = outlook.enough
+        most = max_cards or (enough or outlook.fixed[-1]).most
+        least = min(most, min_cards or _in_proportion(most, outlook.rates))
+        scalings = [Autoscaler(least, most, target, *rule) for target in target_ongoing]
+        scaled = [_serve_days(conditions, one) for one in scalings if least < most]
+        failing = None
+        if enough is not None:
+            failing = _serve_days(conditions, enough.most, fails_s=day.peak_s)
+    return replace(outlook, scaled=tuple(scaled), failing=failing)
+
+
+def _why_none(calibration: Calibration, goal: Slo, day: Day) -> str | None:
+    """Why nothing can be foretold, or None."""
+    if calibration.refusal is not None:
+        return calibration.refusal
+    if calibration.service_s > goal.latency_s:
+        return f"an image that has a card to itself takes {number(calibration.service_s)} s"
+    fewest = day.peak_rate / calibration.most_images_per_s
+    if fewest > MOST_CARDS - MORE_CARDS:
+        return (
+            f"the peak needs {fewest:,.0f} cards, and more than {MOST_CARDS} are not simulated; "
+            "give a tenth of the requests, and multiply the cards"
+        )
+    return None
+
+
+def _until_kept(conditions: _Conditions) -> Iterator[FleetDays]:
+    """Fleets of ever more cards, until one keeps the promise or MORE_CARDS more were tried."""
+    could = conditions.day.peak_rate / conditions.calibration.most_images_per_s
+    first = max(1, math.floor(could))
+    for cards in range(first, first + MORE_CARDS + 1):
+        fleet = _serve_days(conditions, cards)
+        yield fleet
+        if fleet.keeps:
+            break
+
+
+def _in_proportion(most: int, rates: Floats) -> int:
+    """As many cards at the least rate as `most` are at the highest, rounded up."""
+    return max(1, math.ceil(most * float(rates.min() / rates.max())))
+
+
+def _rates(conditions: _Conditions) -> Floats:
+    """Requests/s by window, in the mean of the days."""
+    of_days = []
+    for number_of_day in range(conditions.days):
+        arrived_s = conditions.day.arrivals(SEED + number_of_day)
+        of_days.append(_by_window(arrived_s, conditions.window_s))
+    mean: Floats = np.mean(of_days, axis=0) / conditions.window_s
+    return mean
+
+
+def _by_window(moments_s: Floats, window_s: float) -> Floats:
+    """How many moments lie in each window of the day."""
+    edges_s = WARM_UP_S + np.arange(0.0, DAY_S + window_s, window_s)
+    counts, _ = np.histogram(moments_s, edges_s)
+    return counts.astype(np.float64)
+
+
+# ---- one fleet
+
+
+def _serve_days(
+    conditions: _Conditions, cards: int | Autoscaler, *, fails_s: float | None = None
+) -> FleetDays:
+    """Serves all days by one fleet; with `fails_s`, its first card fails at that moment."""
+    goal = conditions.goal
+    in_time = []
+    card_hours = []
+    by_window = []
+    images = []
+    late = []
+    fixed = cards if isinstance(cards, int) else None
+    most = fixed or cards.most  # type: ignore[union-attr]
+    least = fixed or cards.least  # type: ignore[union-attr]
+    for number_of_day in range(conditions.days):
+        # 1) The day's requests, and which cards fail
+        drawn = _drawn_day(conditions, number_of_day)
+        failures = [Failure(fails_s, 0)] if fails_s is not None else []
+        failures += _random_failures(drawn.random_failures, conditions.mtbf_h, most)
+        first = None
+        if fixed is None:
+            share = _share_at_start(conditions)
+            first = min(most, max(least, math.ceil(most * share)))
+
+        # 2) Serve them
+        served = serve_by_cards(
+            drawn.lane,
+            drawn.arrived_s,
+            drawn.draws,
+            cards=cards,
+            first=first,
+            startup_s=conditions.startup_s,
+            restart_s=conditions.restart_s,
+            failures=failures,
+            until_s=WARM_UP_S + DAY_S,
+        )
+        is_in_time = drawn.stretch * served.latency_s <= goal.latency_s
+        is_of_day = drawn.arrived_s >= WARM_UP_S
+
+        # 3) By window
+        asked = _by_window(drawn.arrived_s, conditions.window_s)
+        good = _by_window(drawn.arrived_s[is_in_time], conditions.window_s)
+        with np.errstate(invalid="ignore"):
+            in_time.append(good / asked)
+        paid = served.paid[int(WARM_UP_S / TICK_S) :]
+        card_hours.append(float(paid.sum()) * TICK_S / 3600)
+        by_window.append(paid.reshape(-1, int(conditions.window_s / TICK_S)).mean(axis=1))
+        images.append(float(is_of_day.sum()))
+        late.append(1 - float(is_in_time[is_of_day].mean()))
+    shares = np.array(in_time)
+    broken = shares < goal.q
+    return FleetDays(
+        least=least,
+        most=most,
+        target_ongoing=None if isinstance(cards, int) else cards.target_ongoing,
+        q=goal.q,
+        in_time=shares,
+        broken_h=broken.sum(axis=1) * conditions.window_s / 3600,
+        card_hours=np.array(card_hours),
+        images=np.array(images),
+        late=np.array(late),
+        cards=np.mean(by_window, axis=0),
+    )
+
+
+def _share_at_start(conditions: _Conditions) -> float:
+    """The rate an hour before midnight as a share of the peak's."""
+    rates = _rates(conditions)
+    windows = int(WARM_UP_S / conditions.window_s)
+    return float(rates[-windows:].mean() / rates.max())
+
+
+def _random_failures(
+    seed: np.random.SeedSequence, mtbf_h: float | None, cards: int
+) -> list[Failure]:
+    """Failures of each card at random moments, `mtbf_h` hours apart in the mean.
+
+    Card 0 fails at the same moments however many cards there are.
+    """
+    if mtbf_h is None:
+        return []
+    failures = []
+    for card, of_card in enumerate(seed.spawn(cards)):
+        random = np.random.default_rng(of_card)
+        at_s = random.exponential(3600 * mtbf_h)
+        while at_s < WARM_UP_S + DAY_S:
+            failures.append(Failure(at_s, card))
+            at_s += random.exponential(3600 * mtbf_h)
+    return failures
+
+
+# ---- one day
+
+
+def _drawn_day(conditions: _Conditions, number_of_day: int) -> _DrawnDay:
+    """The day of a number: equal for all fleets."""
+    calibration = conditions.calibration
+    of_day = np.random.SeedSequence([SEED, number_of_day])
+    of_draws, of_lane, of_failures = of_day.spawn(3)
+    arrived_s = conditions.day.arrivals(SEED + number_of_day)
+    random = np.random.default_rng(of_lane)
+    faster = _spread_out(conditions.days, number_of_day)
+    misfit, more_misfit = _evenly(conditions.days, number_of_day)
+    other = calibration.lane.resampled(random)
+    k = 1 + misfit * calibration.service_share
+    k *= math.exp(faster * _error_of_mean(calibration))
+    level = float(calibration.lane.ratios.mean() / other.ratios.mean())
+    return _DrawnDay(
+        arrived_s=arrived_s,
+        draws=Draws.of(len(arrived_s), int(of_draws.generate_state(1)[0])),
+        lane=replace(other, ratios=k * level * other.ratios),
+        stretch=1 + more_misfit * calibration.latency_share,
+        random_failures=of_failures,
+    )
+
+
+def _error_of_mean(calibration: Calibration) -> float:
+    """The relative standard error of the mean service, from the number of images that showed it."""
+    ratios = calibration.lane.ratios
+    n = max(2.0, calibration.images / calibration.inflation)
+    for_t = t_quantile(0.975, n - 1) / 1.96
+    return for_t * float(ratios.std() / ratios.mean()) / math.sqrt(n)
+
+
+def _spread_out(days: int, number_of_day: int) -> float:
+    """A normal number for each day, so that few days have the spread of many (stratified)."""
+    order = np.random.default_rng(SEED).permutation(days)
+    return float(ndtri((order[number_of_day] + 0.5) / days))
+
+
+def _evenly(days: int, number_of_day: int) -> tuple[float, float]:
+    """Two numbers from -1 to 1 for each day, spread evenly over all days, each in its own order."""
+    random = np.random.default_rng(SEED + 1)
+    places = [random.permutation(days)[number_of_day] for _ in range(2)]
+    first, second = (2 * (place + 0.5) / days - 1 for place in places)
+    return first, second

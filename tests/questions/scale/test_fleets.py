@@ -1,0 +1,120 @@
+"""Simulated days of several fleets: paired, with the card's uncertainty, and refused where unknown."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchlib import calibrate
+from benchlib.budget import Budget
+from benchlib.questions.scale.day import DayCurve
+from benchlib.questions.scale.fleets import simulate_fleets
+from benchlib.questions.scale.outcomes import next_day, saved
+from benchlib.queueing.lanes import SerialLane
+from tests.queueing.simulated_runs import simulated_run
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    """A card that makes one image at a time in about 0.75 s."""
+    run = simulated_run("serial", rate=0.9, requests=80)
+    return SimpleNamespace(
+        calibration=calibrate(run),
+        slo="p95 < 4 s",
+        startup_s=60.0,
+        server_words="sdxl; baseline, serial",
+        is_tiny=False,
+        gpu="H100",
+        source="a run made now",
+        budget=Budget(None, results=tmp_path_factory.mktemp("results")),
+    )
+
+
+@pytest.fixture(scope="module")
+def day(card):
+    return DayCurve(1.3 * card.calibration.most_images_per_s, peak_factor=1.8)
+
+
+@pytest.fixture(scope="module")
+def outlook(card, day):
+    return simulate_fleets(card, day, days=4, target_ongoing=[1.5, 3])
+
+
+def test_more_cards_break_it_less_until_one_fleet_keeps_it(outlook):
+    broken_h = [fleet.broken_h.mean() for fleet in outlook.fixed]
+    assert broken_h == sorted(broken_h, reverse=True)
+    assert [fleet.most for fleet in outlook.fixed] == [2, 3, 4][: len(broken_h)]
+    assert outlook.fixed[-1].keeps
+    assert outlook.enough is outlook.fixed[-1]
+    assert outlook.too_few is outlook.fixed[-2]
+    assert outlook.too_few.broken_h.mean() > 1
+
+
+def test_all_fleets_get_the_same_days_and_are_paid_for_them(outlook):
+    first, *others = outlook.fleets
+    for fleet in others:
+        np.testing.assert_array_equal(fleet.images, first.images)
+    for fleet in outlook.fixed:
+        assert fleet.card_hours == pytest.approx(24.0 * fleet.most)
+    assert first.images.mean() == pytest.approx(outlook.requests, rel=0.02)
+    assert outlook.rates.mean() * 86_400 == pytest.approx(first.images.mean())
+
+
+def test_autoscaling_saves_and_a_lower_target_saves_less(outlook):
+    eager, lazy = outlook.scaled
+    assert (eager.least, eager.most) == (lazy.least, lazy.most)
+    assert 1 <= eager.least < eager.most == outlook.enough.most
+    assert 0 < saved(outlook.enough, eager).mean() < saved(outlook.enough, lazy).mean() < 0.8
+    assert eager.broken_h.mean() <= lazy.broken_h.mean()
+    assert eager.cards.max() > eager.cards.min()
+
+
+def test_a_failure_at_the_peak_breaks_what_was_kept(outlook):
+    assert outlook.failing.most == outlook.enough.most
+    assert outlook.failing.late.mean() > outlook.enough.late.mean()
+    np.testing.assert_array_equal(outlook.failing.card_hours, outlook.enough.card_hours)
+
+
+def test_an_uncertain_card_makes_uncertain_days(card, day, outlook):
+    calibration = replace(card.calibration, service_share=0.15)
+    unsure = SimpleNamespace(**vars(card) | {"calibration": calibration})
+    wide = simulate_fleets(unsure, day, days=4, target_ongoing=[2]).fixed[0]
+    narrow = outlook.fixed[0]
+    low, high = next_day(wide.broken_h)
+    least, most = next_day(narrow.broken_h)
+    assert high - low > 2 * (most - least)
+
+
+def test_cards_that_fail_at_random_break_it_more(card, day):
+    options = {"days": 4, "target_ongoing": [2], "max_cards": 4, "restart_s": 1800.0}
+    kept = simulate_fleets(card, day, **options)
+    failing = simulate_fleets(card, day, mtbf_h=6.0, **options)
+    assert failing.fixed[1].late.mean() > kept.fixed[1].late.mean()
+    assert failing.mtbf_h == 6.0
+
+
+def test_what_a_person_asks_for_is_taken(card, day):
+    outlook = simulate_fleets(
+        card, day, days=2, min_cards=1, max_cards=3, target_ongoing=[2], startup_s=5.0
+    )
+    assert {(fleet.least, fleet.most) for fleet in outlook.scaled} == {(1, 3)}
+    assert (outlook.startup_s, outlook.restart_s, outlook.startup_is_measured) == (5.0, 5.0, False)
+    with pytest.raises(ValueError, match=r"^min_cards must be at most max_cards \(2\), got 3"):
+        simulate_fleets(card, day, min_cards=3, max_cards=2)
+    with pytest.raises(ValueError, match=r"^target_ongoing"):
+        simulate_fleets(card, day, target_ongoing=[0])
+
+
+def test_what_cannot_be_known_is_refused_in_words(card, day):
+    refused = replace(card.calibration, refusal="12 images show too little")
+    changed = vars(card) | {"calibration": refused}
+    outlook = simulate_fleets(SimpleNamespace(**changed), day)
+    assert (outlook.refusal, outlook.fleets) == ("12 images show too little", ())
+    impatient = SimpleNamespace(**vars(card) | {"slo": "p95 < 0.1 s"})
+    assert "a card to itself takes" in simulate_fleets(impatient, day).refusal
+    lane = card.calibration.lane
+    assert isinstance(lane, SerialLane)
+    slow = replace(card.calibration, lane=replace(lane, expected_s=500 * lane.expected_s))
+    slow = SimpleNamespace(**vars(card) | {"calibration": slow, "slo": "p95 < 9999 s"})
+    assert "more than 256 are not simulated" in simulate_fleets(slow, day).refusal

@@ -1,0 +1,84 @@
+"""The answer of notebook 07 in words, and the table of fleets."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchlib.questions.scale.judge import fleets_table, judge_scale
+from benchlib.questions.scale.outcomes import next_day
+from tests.questions.scale.made_days import FIXED, SCALED, make_fleet, make_outlook
+
+CARD = SimpleNamespace(folder=Path("results/scale"))
+
+
+def said(**changes):
+    return str(judge_scale(CARD, make_outlook(**changes), None))
+
+
+def test_the_first_sentence_is_one_to_act_on():
+    first = said(card="H100", is_tiny=False, price_per_hour=2.5).split("\n")[0]
+    assert first == (
+        "SDXL (tiny; baseline, continuous): 4 H100 keep p95 < 10 s all day "
+        "(3 break it for 2.17 h (1.06 to 3.27)); "
+        "autoscaling 2 to 4 costs 29 % (26 to 32) less and breaks it for 0.167 h (0 to 1.27); "
+        "1,525 images a dollar (1,461 to 1,589)."
+    )
+
+
+def test_without_a_price_and_a_gpu_it_speaks_of_cards_and_hours():
+    text = said()
+    first = text.split("\n")[0]
+    assert first.startswith("The tiny model, not SDXL (tiny; baseline, continuous): 4 cards keep")
+    assert " images an hour of a card (" in first
+    assert text.endswith("Runs and figures are in results/scale")
+    assert "No real run confirms it." in text
+
+
+def test_autoscaling_that_breaks_nothing_and_one_card_that_is_enough():
+    assert "costs 8 % (5 to 11) less and keeps it, too" in said(scaled=SCALED[:1])
+    alone = said(fixed=(make_fleet(1),), scaled=(), failing=None)
+    assert "1 card keeps p95 < 10 s all day; " in alone
+    assert "autoscaling" not in alone
+    assert "fails at the peak" not in alone
+
+
+def test_of_autoscalers_that_all_break_much_the_least_bad_is_named():
+    outlook = make_outlook(scaled=(make_fleet(2, 4, target=3.0, broken=(9, 12)), SCALED[2]))
+    assert outlook.autoscaled.target_ongoing == 3.0
+
+
+def test_a_failure_at_the_peak_is_told():
+    assert (
+        "If one card fails at the peak, ready again after 12.5 s, the promise is broken" in said()
+    )
+    kept = said(failing=make_fleet(4), mtbf_h=500.0)
+    assert "the promise is kept all the same." in kept
+    assert "On each day every card fails once in 500 h." in kept
+
+
+def test_what_is_not_known_is_said():
+    refused = said(refusal="20 images show too little", fixed=(), scaled=(), failing=None)
+    assert refused.split("\n")[0] == (
+        "The tiny model, not SDXL (tiny; baseline, continuous): "
+        "How many cards keep p95 < 10 s is not known: 20 images show too little."
+    )
+    assert "up to 3 cards, none keeps p95 < 10 s all day" in said(fixed=FIXED[:2], failing=None)
+    assert "The estimate is widened: it drifts." in said(remarks=("it drifts",))
+
+
+def test_the_table_has_a_row_for_each_fleet():
+    table = fleets_table(make_outlook(price_per_hour=2.0))
+    assert table["cards"].tolist() == ["2 cards", "3 cards", "4 cards"] + 3 * ["2 to 4 cards"]
+    assert table["broken_days"].tolist()[:3] == ["6 of 6", "6 of 6", "0 of 6"]
+    assert table["images_per_money"].tolist()[2] == pytest.approx(
+        table["images_per_card_hour"].tolist()[2] / 2
+    )
+    assert fleets_table(make_outlook())["images_per_money"].isna().all()
+
+
+def test_the_interval_of_one_more_day_by_hand():
+    """Mean 2, deviation 1, t of 2 degrees 4.303, times the root of 4/3."""
+    assert next_day([1.0, 2.0, 3.0]) == pytest.approx((0, 2 + 4.30265 * 1.154701))
+    assert next_day([1.0, 2.0, 3.0], most=5.0)[1] == 5.0
+    assert next_day([1.0]) is None
