@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from benchlib.questions.compare.measure import measure_examples
     from benchlib.questions.parameters import check_parameters
     from benchlib.questions.quickstart import judge_quickstart, run_times
-    from benchlib.questions.scale.day import plan_day
     from benchlib.questions.scale.fleets import simulate_fleets
     from benchlib.questions.scale.judge import fleets_table, judge_scale
     from benchlib.questions.scale.measure import confirm_at_peak, measure_card
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from benchlib.questions.settings.measure import settings_to_try, try_settings, usable_recipes
     from benchlib.questions.settings.measure_adapters import price_adapters
     from benchlib.questions.settings.pictures import picture_prompts
+    from benchlib.queueing.day import plan_day
     from benchlib.queueing.estimates import Calibration, calibrate, foretell
     from benchlib.run import Point, run_load
     from benchlib.serving.model.loading import load_pipeline
@@ -116,7 +116,7 @@ _NAMES = {
     "benchlib.questions.settings.judge": ("decide",),
     "benchlib.questions.parameters": ("check_parameters",),
     "benchlib.questions.quickstart": ("judge_quickstart", "run_times"),
-    "benchlib.questions.scale.day": ("plan_day",),
+    "benchlib.queueing.day": ("plan_day",),
     "benchlib.questions.scale.fleets": ("simulate_fleets",),
     "benchlib.questions.scale.judge": ("fleets_table", "judge_scale"),
     "benchlib.questions.scale.measure": ("confirm_at_peak", "measure_card"),

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchlib.lora import check_lora_name
 from benchlib.questions.capacity.load_parts import MOST_USERS
-from benchlib.questions.scale.day import HIGHEST_FACTOR, DayTrace
+from benchlib.queueing.day import HIGHEST_FACTOR, DayTrace
 from benchlib.study.latency import PERCENTILES
 from benchlib.study.slo import Slo
 

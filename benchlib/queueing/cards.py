@@ -234,12 +234,6 @@ def _tasks(arrived_s: Floats, *, steps: Integers, rows: Integers, size: Integers
     )
 
 
-def _are_equal(tasks: Tasks) -> bool:
-    """Whether all requests ask for the same work."""
-    columns = (tasks.steps_left, tasks.rows, tasks.size)
-    return all(len(np.unique(column)) <= 1 for column in columns)
-
-
 def _of_tables(costs: CostTables) -> CallSeconds:
     return _call_seconds(costs.step_s, costs.encode_s, costs.decode_s)
 
@@ -289,7 +283,6 @@ def _simulate(work: _Work, fleet: FleetRules, failures: Sequence[Failure], paid:
         ends=np.zeros(2, np.int64),
         counts=np.zeros(4, np.int64),
         first_steps=work.tasks.steps_left.copy(),
-        are_equal=np.array([_are_equal(work.tasks)], dtype=np.int64),
     )
 
     # 2) Failures in the order of time

@@ -38,7 +38,7 @@ OFF, STARTING, READY, DRAINING = 0, 1, 2, 3
 """What a card may be. One that drains takes no more requests, and is off once it has none inside."""
 NOTHING, STEPS, DECODING = 0, 1, 2
 """What a card does."""
-MOST_INSIDE = 64
+MOST_INSIDE = 24
 """A card has at most so many requests inside, or two batches, and considers so many that wait."""
 
 
@@ -86,15 +86,13 @@ class CentralQueue(NamedTuple):
     """The requests that wait: those of `waiting` from place `ends[0]` until before `ends[1]`.
 
     `counts` holds how many are done, how many are inside cards that are ready, and how many cards
-    are ready. `first_steps` are the steps of each request when it came. `are_equal` is 1 where all
-    requests ask for the same work, else 0.
+    are ready. `first_steps` are the steps of each request when it came.
     """
 
     waiting: Ints
     ends: Ints
     counts: Ints
     first_steps: Ints
-    are_equal: Ints
 
 
 DONE, INSIDE, NUMBER_READY, MADE_AGAIN = 0, 1, 2, 3
@@ -295,15 +293,9 @@ def card_for_newcomer(cards: CardStates) -> int:
 
 
 @machine_code
-def stop_after_this_step(
-    card: int, cards: CardStates, queue: CentralQueue, now_s: float
-) -> None:
-    """Let a card decide anew at the end of the step that it is in, or of its first one.
-
-    Where all requests are equal, nothing is to be decided beside a full batch.
-    """
-    is_full = cards.together[card] == cards.batch.shape[1]
-    if cards.doing[card] != STEPS or cards.call_s[card] <= 0 or (is_full and queue.are_equal[0]):
+def stop_after_this_step(card: int, cards: CardStates, now_s: float) -> None:
+    """Let a card decide anew at the end of the step that it is in, or of its first one."""
+    if cards.doing[card] != STEPS or cards.call_s[card] <= 0:
         return
     so_far = (now_s - cards.begun_s[card]) / cards.call_s[card]
     steps = max(1, math.ceil(so_far))
@@ -433,7 +425,7 @@ def serve_all(
             if card < 0 or cards.doing[card] != NOTHING:
                 last_to_look = 0
             if card >= 0 and rules.batching == CONTINUOUS:
-                stop_after_this_step(card, cards, queue, now_s)
+                stop_after_this_step(card, cards, now_s)
 
         # 3) The autoscaler looks at the last ticks
         elif tick_s <= now_s:

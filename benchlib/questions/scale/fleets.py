@@ -10,16 +10,16 @@ calibrating run might have shown. All fleets get the same days, so that they dif
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import ndtri
 
-from benchlib.questions.scale.day import DAY_S, WARM_UP_S, Day, window_for
 from benchlib.questions.scale.outcomes import DayOutlook, FleetDays, Floats
 from benchlib.queueing.cards import MOST_CARDS, TICK_S, Autoscaler, Failure, serve_by_cards
+from benchlib.queueing.day import DAY_S, WARM_UP_S, Day, window_for
 from benchlib.queueing.lanes import Draws, Lane
 from benchlib.study.intervals import t_quantile
 from benchlib.study.slo import Slo
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from benchlib.questions.scale.measure import MeasuredCard
     from benchlib.queueing.estimates import Calibration
 
-SIMULATED = {"quick": 2_000_000, "full": 10_000_000}
+SIMULATED = {"quick": 800_000, "full": 5_000_000}
 """So many requests are simulated for each fleet, by profile."""
 LEAST_DAYS, MOST_DAYS = 4, 20
 MORE_CARDS = 8
@@ -166,15 +166,21 @@ def _why_none(calibration: Calibration, goal: Slo, day: Day) -> str | None:
     return None
 
 
-def _until_kept(conditions: _Conditions) -> Iterator[FleetDays]:
-    """Fleets of ever more cards, until one keeps the promise or MORE_CARDS more were tried."""
+def _until_kept(conditions: _Conditions) -> list[FleetDays]:
+    """Fleets of ever more cards, until one keeps the promise or MORE_CARDS more were tried.
+
+    If the first keeps it, one of a card less shows what that breaks.
+    """
     could = conditions.day.peak_rate / conditions.calibration.most_images_per_s
-    first = max(1, math.floor(could))
+    first = max(1, math.ceil(could))
+    fleets = []
     for cards in range(first, first + MORE_CARDS + 1):
-        fleet = _serve_days(conditions, cards)
-        yield fleet
-        if fleet.keeps:
+        fleets.append(_serve_days(conditions, cards))
+        if fleets[-1].keeps:
             break
+    if len(fleets) == 1 and first > 1:
+        fleets.insert(0, _serve_days(conditions, first - 1))
+    return fleets
 
 
 def _in_proportion(most: int, rates: Floats) -> int:

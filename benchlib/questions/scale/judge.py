@@ -15,13 +15,15 @@ import pandas as pd
 from benchlib.cell_view import ShownInCell
 from benchlib.questions.scale.outcomes import DayOutlook, FleetDays, next_day, saved
 from benchlib.study.intervals import Interval
-from benchlib.study.wording import agreeing, counted, number, words
+from benchlib.study.wording import agreeing, counted, number, span, words
 
 if TYPE_CHECKING:
     from benchlib.questions.scale.peak import PeakRun
 
 HOURS = 24.0
 MOST_REASONS = 2
+UNSURE = 2.0
+"""Where the hardest day needs so many times the cards of the easiest, the answer is not known."""
 COLUMNS = [
     "cards",
     "target_ongoing",
@@ -83,6 +85,11 @@ class ScaleAnswer(ShownInCell):
             return self._not_kept()
         verb = agreeing(enough.most, "keeps", "keep")
         kept = f"{outlook.cards_words(enough)} {verb} {outlook.slo} all day"
+        fewest, most = outlook.needed or (enough.most, enough.most)
+        if most >= UNSURE * fewest:
+            open_words = f"whether {fewest} or {most} cards keep {outlook.slo} all day"
+            kept = f"it is not known {open_words}: what was measured leaves both possible"
+            kept += f"; {most} do on every simulated day"
         if outlook.too_few is not None:
             kept += f" ({_breaks(outlook.too_few, str(outlook.too_few.most))})"
         parts = [kept]
@@ -155,6 +162,12 @@ class ScaleAnswer(ShownInCell):
         """Why the estimate is wide, and what it leaves out."""
         outlook = self.outlook
         lines = []
+        fewest, most = outlook.needed or (0, 0)
+        if fewest < most:
+            spread = (
+                f"The easiest simulated day needs {counted(fewest, 'card')}, the hardest {most}"
+            )
+            lines.append(f"{spread}: a longer calibrating run narrows what is due to the card.")
         if outlook.remarks:
             lines.append(f"The estimate is widened: {'; '.join(outlook.remarks[:MOST_REASONS])}.")
         start = f"A card that is asked for is ready after {number(outlook.startup_s)} s"
@@ -173,6 +186,11 @@ def _breaks(fleet: FleetDays, name: str) -> str:
 
 def _hours(fleet: FleetDays) -> Interval:
     return next_day(fleet.broken_h, most=HOURS)
+
+
+def _ends(interval: Interval) -> str:
+    """An interval for a table: "1.2 to 3"."""
+    return "" if interval is None else span(interval)
 
 
 def _per_cent(share: float, ends: Interval) -> str:
@@ -196,11 +214,11 @@ def fleets_table(outlook: DayOutlook) -> pd.DataFrame:
             "cards": outlook.cards_words(fleet),
             "target_ongoing": fleet.target_ongoing,
             "broken_h": fleet.broken_h.mean(),
-            "broken_h_interval": _hours(fleet),
+            "broken_h_interval": _ends(_hours(fleet)),
             "broken_days": f"{fleet.broken_days} of {fleet.days}",
             "late": fleet.late.mean(),
             "card_hours": fleet.card_hours.mean(),
-            "card_hours_interval": next_day(fleet.card_hours),
+            "card_hours_interval": _ends(next_day(fleet.card_hours)),
             "images_per_card_hour": fleet.images_per_card_hour.mean(),
             "images_per_money": per_money,
         }

@@ -23,15 +23,15 @@ from benchlib.load.arrivals import MOST_IN_FLIGHT, OpenLoop
 from benchlib.load.bounds import check_number
 from benchlib.load.workload import Workload
 from benchlib.questions.scale.peak import PeakRun, judge_peak
-from benchlib.run import run_load
+from benchlib.run import Point, writing
 from benchlib.study.folders import results_dir, run_folders
 from benchlib.study.slo import Slo, promise_for
 from benchlib.study.store import Run, load_run
 from benchlib.study.wording import counted, number
 
 if TYPE_CHECKING:
-    from benchlib.questions.scale.day import Day
     from benchlib.questions.scale.outcomes import DayOutlook
+    from benchlib.queueing.day import Day
     from benchlib.queueing.estimates import Calibration
     from benchlib.serving.model.pipeline import SDXLPipeline
     from benchlib.serving.server import Server
@@ -194,7 +194,10 @@ def _earlier_card(
 
 def _newest_runs(results: str | os.PathLike[str] | None) -> Iterator[Run]:
     """The finished open-loop runs of notebook 03, the newest first."""
-    for folder in sorted(run_folders(results_dir(results) / EARLIER_STUDY), reverse=True):
+    study = results_dir(results) / EARLIER_STUDY
+    if not study.is_dir():
+        return
+    for folder in sorted(run_folders(study), reverse=True):
         try:
             run = load_run(folder)
         except (OSError, ValueError):
@@ -297,22 +300,19 @@ def _run_at(
     _, least = IMAGES[name]
     images = max(least, plan[name].images or 0)
     planned_s = (images + WARMUP_IMAGES) / rate
-    before = set(run_folders(results_dir(results) / STUDY))
-    with budget.measuring(name):
-        run_load(
-            server,
-            OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT),
-            workload,
-            requests=images,
-            warmup_s=WARMUP_IMAGES / rate,
-            max_s=DRAIN * planned_s + DRAIN_S,
-            label=name.replace(" ", "-"),
-            study=STUDY,
-            results=results,
-            seed=seed,
-        )
-    made = sorted(set(run_folders(results_dir(results) / STUDY)) - before)
-    return load_run(made[-1]) if made else None
+    point = Point(
+        OpenLoop(rate, max_in_flight=MOST_IN_FLIGHT),
+        workload,
+        server,
+        requests=images,
+        warmup_s=WARMUP_IMAGES / rate,
+        max_s=DRAIN * planned_s + DRAIN_S,
+        seed=seed,
+    )
+    print(f"{name}:", flush=True)
+    with writing(results, STUDY, None) as writer, budget.measuring(name):
+        writer.measure(point, server)
+    return writer.runs[-1] if writer.runs else None
 
 
 def _part(name: str, rate: float, budget: Budget) -> Part:

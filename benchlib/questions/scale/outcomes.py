@@ -131,6 +131,21 @@ class DayOutlook:
         return broken[-1] if broken else None
 
     @property
+    def needed(self) -> tuple[int, int] | None:
+        """The fewest cards that keep the promise on the easiest day, and on the hardest one.
+
+        Days differ by chance, and by what the measurement leaves open of the card. None where no
+        number of cards kept it on the hardest day.
+        """
+        if self.enough is None:
+            return None
+        of_days = []
+        for day in range(self.enough.days):
+            kept = [fleet.most for fleet in self.fixed if not fleet.broken_h[day]]
+            of_days.append(min(kept))
+        return min(of_days), max(of_days)
+
+    @property
     def autoscaled(self) -> FleetDays | None:
         """The cheapest autoscaling that breaks the promise for TOLERATED_H at most, or the one that
         breaks it least; None: none was simulated."""

@@ -128,10 +128,10 @@ def _strip_legend(ax: Axes, outlook: DayOutlook) -> float:
 
 
 def _name(fleet: FleetDays, outlook: DayOutlook) -> str:
-    name = outlook.cards_words(fleet)
     if fleet.target_ongoing is None:
-        return name
-    return f"{name}, target {number(fleet.target_ongoing)}"
+        return outlook.cards_words(fleet)
+    bounds = f"autoscaled {fleet.least} to {fleet.most}"
+    return f"{bounds}, target {number(fleet.target_ongoing)}"
 
 
 def _kept_finding(outlook: DayOutlook) -> str:
@@ -187,14 +187,13 @@ def cost_against_promise(*, outlook: DayOutlook, record: Record, ax: Axes | None
 
     # 1) Draw
     fixed = "a fixed number of cards"
-    scaled = "autoscaled by ongoing requests a card"
+    scaled = "autoscaled; target: ongoing requests a card"
     _draw_fleets(ax, outlook.fixed, outlook, figure.BLUE, "o", fixed)
     _draw_fleets(ax, outlook.scaled, outlook, figure.ORANGE, "D", scaled)
     ax.axhline(0, color=figure.GREEN, linewidth=1.2, zorder=0)
     highest = max(float(fleet.broken_h.mean()) for fleet in fleets)
     ax.set_ylim(-0.06 * max(highest, 1.0), 1.15 * max(highest, 1.0))
-    left, right = ax.get_xlim()
-    ax.set_xlim(left, right + 0.12 * (right - left))
+    ax.set_xlim(0, 1.12 * ax.get_xlim()[1])
 
     # 2) Words
     ax.set_ylabel(f"hours a day in which {outlook.slo} is broken")
@@ -233,7 +232,8 @@ def _draw_fleets(
     figure.whiskers(ax, cost, hours, of_hours, colour=colour)
     figure.whiskers(ax, cost, hours, of_cost, horizontal=True, colour=colour)
     for x, y, fleet in zip(cost, hours, fleets, strict=True):
-        figure.label_point(ax, (x, y), _short_name(fleet, outlook), (8, 7))
+        offset, side = ((8, 6), "left") if fleet.is_fixed else ((-8, 6), "right")
+        figure.label_point(ax, (x, y), _short_name(fleet, outlook), offset, ha=side)
 
 
 def _short_name(fleet: FleetDays, outlook: DayOutlook) -> str:

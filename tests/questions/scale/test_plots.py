@@ -24,7 +24,7 @@ def test_the_titles_say_what_is_found(made):
     outlook = make_outlook(price_per_hour=2.0)
     day = plots.promise_over_day(outlook=outlook, record=record)
     assert title(day).startswith("tiny model, not SDXL: 4 cards keep p95 < 10 s all day; 3 break")
-    assert "2 to 4 cards, target 4: broken for 4 h" in str(day.get_label())
+    assert "autoscaled 2 to 4, target 4: broken for 4 h" in str(day.get_label())
     cost = plots.cost_against_promise(outlook=outlook, record=record)
     assert "4 cards keep p95 < 10 s all day for 192 dollars; autoscaling 2 to 4 saves 29 %" in (
         title(cost)

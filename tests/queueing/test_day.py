@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchlib.questions.scale.day import (
+from benchlib.queueing.day import (
     DAY_S,
     SAMPLE_PEAK,
     WARM_UP_S,

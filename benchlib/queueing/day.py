@@ -32,7 +32,7 @@ MOST_REQUESTS = 5_000_000
 LEAST_TRACE_H = 18.0
 """A shorter trace is no day: how many cards its other hours need is not known."""
 HIGHEST_FACTOR = 10.0
-SAMPLE_PEAK = 2.5
+SAMPLE_PEAK = 1.7
 """The peak of a sample day, beside what one card can make: so that one card is too few."""
 QUARTER_S = 900.0
 WINDOWS_S: Sequence[float] = (300.0, 600.0, 900.0, 1800.0, 3600.0)
