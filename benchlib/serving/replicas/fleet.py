@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import count
+from math import inf
 from typing import Any
 
 from benchlib.serving.backend import ReplicaView, State
@@ -48,6 +49,7 @@ STOPPING = "the server is stopping"
 SUSPECT_LOSSES = 2
 """After so many losses in a row a request gets a replica of its own: it may be the cause."""
 MOST_LOSSES = 3
+LONGEST_WAIT_S = 3600.0  # a lock can't wait for ever
 
 
 class Fleet:
@@ -76,11 +78,16 @@ class Fleet:
         # When the full queue should have a place; None if there is no valid estimate.
         self._place_s: float | None = None
         self._startup_s: float | None = None
-        self._change = threading.Condition()
+        self._lock = threading.RLock()
+        self._alarm = threading.Condition(self._lock)  # wakes the thread that decides again
+        self._ends = threading.Condition(self._lock)  # of jobs, once the fleet should exit
         # One thread at a time decides who is sent where; the others leave it a note.
         self._is_deciding = False
         self._should_decide = False
-        self._decide_again_s: float | None = None
+        self._decide_again_s = inf
+        self._alarm_s = (
+            inf  # for when the thread has set it; a thread that wakes up costs others time
+        )
         self._should_exit = False
         self._has_begun = False
         self._has_stopped = False
@@ -120,7 +127,7 @@ class Fleet:
     @property
     def replicas(self) -> Sequence[ReplicaView]:
         """A view of each replica."""
-        with self._change:
+        with self._lock:
             return [slot.view() for slot in self._slots]
 
     @property
@@ -162,7 +169,7 @@ class Fleet:
 
     def start(self) -> None:
         """Begin to load. Does nothing if loading has begun."""
-        with self._change:
+        with self._lock:
             if self._has_begun or self._should_exit:
                 return
             self._has_begun = True
@@ -197,7 +204,7 @@ class Fleet:
             request.rows(self.spec.get("guided_rows", 2)),
             write_file,
         )
-        with self._change:
+        with self._lock:
             self._check_open()
             has_place = len(self._waiting) < self.options.max_queue
             if has_place:
@@ -212,7 +219,7 @@ class Fleet:
 
     def work_s(self) -> float:
         """Seconds that all jobs would take one by one, shared by the replicas that are ready."""
-        with self._change:
+        with self._lock:
             jobs = self._jobs()
             ready = [slot for slot in self._slots if slot.ready]
             if not jobs or not ready:
@@ -223,14 +230,14 @@ class Fleet:
         self, now_s: float, *newcomers: SimulatedTask
     ) -> Mapping[FleetJob | SimulatedTask, Finished]:
         """When each job and newcomer would begin and end from `now_s` on, if no other came."""
-        with self._change:
+        with self._lock:
             tasks: list[Task] = [*self._waiting, *newcomers]
             foretell = foretell_fleet(tasks, [slot for slot in self._slots if slot.ready], now_s)
         return foretell()
 
     def cancel(self, job: FleetJob) -> None:
         """Drop a job: at once if it waits, before its next step if a replica has it."""
-        with self._change:
+        with self._lock:
             job.cancelled = True
             if job.outcome is not None:
                 return
@@ -244,7 +251,7 @@ class Fleet:
 
     def drop_jobs(self) -> None:
         """Refuse new jobs and waiting jobs, and drop those inside before their next step."""
-        with self._change:
+        with self._lock:
             self._should_exit = True
             for job in self._waiting:
                 self._end(job, Refused(STOPPING))
@@ -255,19 +262,19 @@ class Fleet:
 
     def stop(self, *, drain_s: float = 30.0) -> None:
         """Refuse new jobs, drop the others after `drain_s` seconds, end the replicas."""
-        with self._change:
+        with self._lock:
             self._should_exit = True
             if self._has_begun and self.failure is None:
-                self._change.wait_for(lambda: not self._jobs(), drain_s)
+                self._ends.wait_for(lambda: not self._jobs(), drain_s)
         self.drop_jobs()
-        with self._change:
+        with self._lock:
             self._has_stopped = True
-            self._change.notify_all()
+            self._alarm.notify()
         if self._has_begun:
             for slot in self._slots:
                 slot.replica.stop()
             self._thread.join()
-        with self._change:
+        with self._lock:
             self._end_all(Refused(STOPPING))
         self.settled.set()
         self.ended.set()
@@ -276,7 +283,7 @@ class Fleet:
 
     def _look(self) -> None:
         """Read anew how all replicas are: one of them has changed."""
-        with self._change:
+        with self._lock:
             if self._has_stopped:
                 return
             # 1) Who serves, and since when
@@ -320,23 +327,24 @@ class Fleet:
         self._end_all(EngineEnded(str(error)))
         self.settled.set()
         self.ended.set()
-        self._change.notify_all()
+        self._alarm.notify()
+        self._ends.notify_all()
 
     # -- from the queue to a replica ---------------------------------------------------------------
 
     def _watch(self) -> None:
         """Decide again when the router said so."""
         while True:
-            with self._change:
+            with self._lock:
                 if self._has_stopped or self.failure is not None:
                     return
-                wait_s = None
-                if self._decide_again_s is not None:
-                    wait_s = self._decide_again_s - time.monotonic()
-                if wait_s is None or wait_s > 0:
-                    self._change.wait(wait_s)
+                wait_s = self._decide_again_s - time.monotonic()
+                if wait_s > 0:
+                    self._alarm_s = self._decide_again_s
+                    self._alarm.wait(min(wait_s, LONGEST_WAIT_S))
+                    self._alarm_s = -inf  # it is awake, and looks at the time itself
                     continue
-                self._decide_again_s = None
+                self._decide_again_s = inf
             self._decide()
 
     def _decide(self) -> None:
@@ -345,31 +353,34 @@ class Fleet:
         Orders are sent without the lock. If another thread is at it, that thread does it once more.
         So a replica that answers within `make` causes no recursion.
         """
-        with self._change:
+        with self._lock:
             self._should_decide = True
             if self._is_deciding:
                 return
             self._is_deciding = True
         try:
             while self._should_go_on():
-                with self._change:
+                with self._lock:
                     sent = self._choose(time.monotonic())
                 for slot, job in sent:
                     self._send(slot, job)
         except BaseException as error:
-            with self._change:
+            with self._lock:
                 self._is_deciding = False
                 self._fail(EngineEnded(f"the fleet has ended: {reason_of(error)}"))
             raise
 
     def _should_go_on(self) -> bool:
-        with self._change:
+        with self._lock:
             self._is_deciding = self._should_decide
             self._should_decide = False
             return self._is_deciding
 
     def _choose(self, now_s: float) -> list[tuple[Slot, FleetJob]]:
         """Take jobs out of the queue, each for a replica."""
+        self._decide_again_s = inf
+        if not self._waiting:
+            return []
         # 1) Who may get something: replicas that fail are for bad times
         ready = [slot for slot in self._slots if slot.ready]
         sound = [slot for slot in ready if slot.trouble is None]
@@ -389,14 +400,14 @@ class Fleet:
         # 3) The others go by the router
         others = [job for job in self._waiting if job.losses < SUSPECT_LOSSES]
         foretold = {id(slot.foretold): slot for slot in open_slots}
-        self._decide_again_s = None
         if others and open_slots:
             places = [slot.foretold for slot in open_slots if slot.foretold is not None]
             routes = self._router.route(others, places, now_s)
             chosen += [(foretold[id(place)], job) for job, place in routes.sent]
-            self._decide_again_s = routes.again_s
             if routes.again_s is not None:
-                self._change.notify_all()
+                self._decide_again_s = routes.again_s
+                if routes.again_s < self._alarm_s:
+                    self._alarm.notify()
 
         # 4) They leave the queue
         for slot, job in chosen:
@@ -431,7 +442,7 @@ class Fleet:
     def _come_back(self, slot: Slot, number: int, future: Future[Made]) -> None:
         """An order has ended, in one way or another."""
         error = future.exception()
-        with self._change:
+        with self._lock:
             job = slot.inside.get(number)
             if job is None:  # it was taken back
                 return
@@ -504,7 +515,8 @@ class Fleet:
             job.future.set_exception(outcome)
         else:
             job.future.set_result(outcome)
-        self._change.notify_all()
+        if self._should_exit:
+            self._ends.notify_all()
 
     def _end_all(self, error: Exception) -> None:
         jobs = self._jobs()
@@ -522,7 +534,7 @@ class Fleet:
         return jobs
 
     def _totals(self) -> ReplicaStatus:
-        with self._change:
+        with self._lock:
             return add_up([slot.totals() for slot in self._slots])
 
     def _any_replica(self) -> Replica | None:
