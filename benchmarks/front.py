@@ -45,6 +45,7 @@ REQUEST = (
     b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 )
 LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+Found = dict[tuple[str, str], list[float]]
 LEAST_PER_S = 500.0
 MOST_MS = 3.0
 
@@ -129,9 +130,9 @@ def measure_side(side: Side, duration_s: float) -> dict[str, float]:
     }
 
 
-def measure(rounds: int, duration_s: float) -> list[Figure]:
-    """The figures of all sides, and the fleet's over the engine's; each value is one round's."""
-    found: dict[tuple[str, str], list[float]] = {}
+def measure(rounds: int, duration_s: float) -> Found:
+    """The figures of all sides, by side and figure; each value is one round's."""
+    found: Found = {}
     with ExitStack() as stack:
         sides = {name: stack.enter_context(start(module)) for name, module in SIDES.items()}
         for side in sides.values():
@@ -141,6 +142,11 @@ def measure(rounds: int, duration_s: float) -> list[Figure]:
             for name in names:
                 for figure, value in measure_side(sides[name], duration_s).items():
                     found.setdefault((name, figure), []).append(value)
+    return found
+
+
+def figures_of(found: Found) -> list[Figure]:
+    """The figures with their limits, and the other sides' over the engine's."""
     figures = []
     for (name, figure), values in found.items():
         low = high = None
@@ -149,18 +155,9 @@ def measure(rounds: int, duration_s: float) -> list[Figure]:
         if name == "fleet" and figure == "one at a time, median ms":
             high = MOST_MS
         figures.append(Figure(name, figure, values, low, high))
-    for name in SIDES:
+    for (name, figure), values in found.items():
         if name != "engine":
-            figures += _beside_engine(name, found)
-    return figures
-
-
-def _beside_engine(name: str, found: dict[tuple[str, str], list[float]]) -> list[Figure]:
-    """The ratios of a side to the engine, round by round."""
-    figures = []
-    for side, figure in found:
-        if side == name:
-            pairs = zip(found[name, figure], found["engine", figure], strict=True)
+            pairs = zip(values, found["engine", figure], strict=True)
             ratios = [value / engine for value, engine in pairs]
             figures.append(Figure(f"{name} / engine", figure, ratios))
     return figures
@@ -172,7 +169,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--duration", type=float, default=4.0, help="seconds of a side in a round")
     wanted = parser.parse_args()
-    figures = measure(wanted.rounds, wanted.duration)
+    figures = figures_of(measure(wanted.rounds, wanted.duration))
     print_table(figures)
     return int(any(figure.passed is False for figure in figures))
 

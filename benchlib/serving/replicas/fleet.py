@@ -442,6 +442,8 @@ class Fleet:
     def _come_back(self, slot: Slot, number: int, future: Future[Made]) -> None:
         """An order has ended, in one way or another."""
         error = future.exception()
+        if isinstance(error, Refused):  # the replica is being stopped
+            error = ReplicaLost(str(error), inside=False)
         with self._lock:
             job = slot.inside.get(number)
             if job is None:  # it was taken back

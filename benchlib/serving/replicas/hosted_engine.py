@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
 
 FILE_THREADS = 2
+MOST_INSIDE = 100_000
 
 
 class HostedEngine:
     """Carries out orders with an engine of its own. All methods may be called from any thread."""
 
     def __init__(self, load: Callable[[], SDXLPipeline], options: EngineOptions) -> None:
-        self.engine = Engine(load, options)
+        # The bound is the fleet's: its own queue holds back what this engine can't begin soon.
+        unbounded = options.model_copy(update={"max_queue": MOST_INSIDE})
+        self.engine = Engine(load, unbounded)
         self.engine.on_step = self._count_step
         self._steps_by_batch: Counter[int] = Counter()
         self._jobs: dict[int, Job] = {}  # those that have not ended, by their order's number

@@ -165,10 +165,13 @@ def test_a_suspect_gets_a_replica_although_others_keep_coming(start):
     assert suspect.future.result(0)
 
 
-def test_an_order_that_never_reached_the_model_is_no_loss_of_the_request(start):
+@pytest.mark.parametrize(
+    "refusal", [ReplicaLost("it refuses", inside=False), Refused("the server is stopping")]
+)
+def test_an_order_that_never_reached_the_model_is_no_loss_of_the_request(start, refusal):
     fleet, (one, two) = start()
     job = fleet.submit(ask())
-    one.end(job.number, ReplicaLost("it refuses", inside=False))
+    one.end(job.number, refusal)
     assert prompts(two) == ["a"]
     two.end_all()
     assert (job.retries, job.replica) == (0, "1")
