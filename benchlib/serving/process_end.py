@@ -22,11 +22,13 @@ ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 # comes before it, the stop takes at most a second more than `drain_s`.
 UNFINISHED_S = 0.25
 LAST_SECOND_S = 0.8
+REPLICAS_END_S = 20.0
+"""The processes of replicas may take this long besides."""
 
 
 @contextmanager
-def in_time() -> Iterator[None]:
-    """End this process if the block takes longer than UNFINISHED_S after a signal to uvicorn.
+def in_time(seconds: float = UNFINISHED_S) -> Iterator[None]:
+    """End this process if the block takes longer than `seconds` after a signal to uvicorn.
 
     Python can't interrupt a step, a decode or a load. The status is that of a stop in order: 0
     after SIGINT, else the end by SIGTERM. Outside the main thread this does nothing: there the
@@ -46,7 +48,7 @@ def in_time() -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    timer = threading.Timer(UNFINISHED_S, leave)
+    timer = threading.Timer(seconds, leave)
     timer.daemon = True
     timer.start()
     try:

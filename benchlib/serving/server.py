@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,13 +21,15 @@ from uvicorn.config import LOG_LEVELS
 
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.serving.app import create_app
+from benchlib.serving.backend import Backend
 from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.door_options import Auto, DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, OnNotFinite, in_words
 from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLinks
 from benchlib.serving.lock import warn_of_open_door
-from benchlib.serving.process_end import SigtermEndsScript
+from benchlib.serving.process_end import REPLICAS_END_S, SigtermEndsScript
+from benchlib.serving.replicas.replica_arguments import check_replicas
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
@@ -68,7 +70,7 @@ class Server(ShownInCell):
 
     def __init__(
         self,
-        make_engine: Callable[[], Engine],
+        make_engine: Callable[[], Backend[Any]],
         *,
         host: str,
         port: int,
@@ -87,7 +89,7 @@ class Server(ShownInCell):
         self._host = host
         self._port = port
         self._log_level = log_level
-        self._engine: Engine | None = None
+        self._engine: Backend[Any] | None = None
         self._url: str | None = None
 
     def _view(self) -> CellView:
@@ -100,6 +102,7 @@ class Server(ShownInCell):
         rows = [
             ("batching", f"{spec['batching']}, at most {spec['max_batch_size']} together"),
             ("recipe", str(spec.get("recipe"))),
+            ("replicas", str(spec.get("replicas", "none, the engine is in this process"))),
             ("more", "bl.run_load(server, bl.ClosedLoop(users=4)), server.spec, server.stop()"),
         ]
         return CellView(answer, rows, link=f"{self.url}/docs")
@@ -190,6 +193,9 @@ class Server(ShownInCell):
         # 3) Wait for the model
         try:
             engine.settled.wait()
+            # At the script's end, Ray would end before the servers, as it has been imported since.
+            atexit.unregister(_stop_all)
+            atexit.register(_stop_all)
         except BaseException:  # a notebook's cell was interrupted while the model loaded
             self.stop()
             raise
@@ -220,9 +226,16 @@ class Server(ShownInCell):
 
     @property
     def longest_stop_s(self) -> float:
-        """How long `stop` waits for requests; a server that loads has none."""
-        loading = self._engine is None or self._engine.state == "loading"
-        return 0.0 if loading else (self._limits or ConnectionLimits()).drain_s
+        """How long `stop` waits for requests, which a server that loads has none of, and for Ray."""
+        engine = self._engine
+        if engine is None:
+            return 0.0
+        longest_s = 0.0
+        if engine.state != "loading":
+            longest_s = (self._limits or ConnectionLimits()).drain_s
+        if engine.replicas:
+            longest_s += REPLICAS_END_S
+        return longest_s
 
 
 def serve(
@@ -252,6 +265,8 @@ def serve(
     ssl_keyfile: str | os.PathLike[str] | None = None,
     limits: ConnectionLimits | None = None,
     log_level: str = "warning",
+    replicas: int | Literal["auto"] | None = None,
+    address: str | None = None,
     **load_options: Any,
 ) -> Server:
     """Serve a pipeline, or a model by name, over HTTP from this process; return when it is ready.
@@ -269,7 +284,11 @@ def serve(
     the links to images: `link_s`, `max_links` and `links_gib`. `limits` says how long clients may
     take, how many may be connected, and how long `stop()` waits for requests.
 
-    Raises ValueError for a bad argument or certificate, OSError if the port is taken, and what loading raises.
+    `replicas` says how many processes of Ray Serve hold an engine each, on a GPU of its own; "auto"
+    is every GPU. `address` is that of a Ray that runs (docs/replicas.md).
+
+    Raises ValueError for a bad argument or certificate, OSError if the port is taken, ImportError
+    for `replicas` without Ray, and what loading raises.
     """
     # 1) Check the arguments
     if load_options and not isinstance(model, str):
@@ -277,6 +296,7 @@ def serve(
         raise ValueError(
             f"{names}: a loaded pipeline has its own; give these to load_pipeline instead"
         )
+    check_replicas(model, replicas, address)
     if limits is not None and not isinstance(limits, ConnectionLimits):
         raise ValueError(f"limits: {limits!r} is no ConnectionLimits")
     if log_level not in LOG_LEVELS:
@@ -312,7 +332,12 @@ def serve(
 
         return load_pipeline(model, **load_options) if isinstance(model, str) else model
 
-    def make_engine() -> Engine:
+    def make_engine() -> Backend[Any]:
+        if replicas is not None:
+            from benchlib.serving.replicas.ray_fleet import make_ray_fleet
+
+            assert isinstance(model, str)
+            return make_ray_fleet(model, options, load_options, replicas=replicas, address=address)
         return Engine(load if isinstance(model, str) else model, options)
 
     # 3) Start

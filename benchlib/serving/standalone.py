@@ -14,14 +14,16 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from benchlib.lora import split_loras
 from benchlib.serving.app import create_app
+from benchlib.serving.backend import Backend
 from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
@@ -36,7 +38,14 @@ from benchlib.serving.image_links import (
     ImageLinks,
 )
 from benchlib.serving.last_words import ENGINE_ENDED, leave_with
-from benchlib.serving.process_end import ENDED_BY_SIGINT, NOT_STARTED, in_time
+from benchlib.serving.process_end import (
+    ENDED_BY_SIGINT,
+    NOT_STARTED,
+    REPLICAS_END_S,
+    UNFINISHED_S,
+    in_time,
+)
+from benchlib.serving.replicas.replica_arguments import check_replicas
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import listen, make_uvicorn, url_of
@@ -45,6 +54,19 @@ if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
 
 log = logging.getLogger("uvicorn.error")  # uvicorn shows its own start-up lines by this name
+
+
+LOAD_OPTIONS = {
+    "device",
+    "dtype",
+    "recipe",
+    "scheduler",
+    "loras",
+    "fuse",
+    "seed",
+    "torch_threads",
+    "unet",
+}
 
 
 class Settings(BaseSettings, EngineOptions, DoorOptions, ConnectionLimits):
@@ -82,6 +104,14 @@ class Settings(BaseSettings, EngineOptions, DoorOptions, ConnectionLimits):
     unet: str | None = Field(
         default=None, description="a UNet in place of the model's: file, folder or hub id"
     )
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default=None,
+        description="processes of Ray Serve with an engine and a GPU each, or auto for every GPU; "
+        "none if not given",
+    )
+    address: str | None = Field(
+        default=None, description="of a Ray that runs, for the replicas: auto, or 10.0.0.1:6379"
+    )
     link_s: float = Field(
         default=LINK_S, gt=0, description="seconds that the link to an image lasts"
     )
@@ -92,9 +122,18 @@ class Settings(BaseSettings, EngineOptions, DoorOptions, ConnectionLimits):
         default=LINKS_GIB, ge=LEAST_LINKS_GIB, description="most GiB that are kept for links"
     )
 
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Settings:
+        check_replicas(self.model, self.replicas, self.address)
+        return self
+
     def engine_options(self) -> EngineOptions:
         """The settings that belong to the engine."""
         return EngineOptions(**self.model_dump(include=set(EngineOptions.model_fields)))
+
+    def load_options(self) -> dict[str, Any]:
+        """The settings that go to `load_pipeline`, but for the model."""
+        return self.model_dump(include=LOAD_OPTIONS)
 
     def door_options(self) -> DoorOptions:
         """The settings that belong to the door."""
@@ -105,28 +144,28 @@ class Settings(BaseSettings, EngineOptions, DoorOptions, ConnectionLimits):
         return ConnectionLimits(**self.model_dump(include=set(ConnectionLimits.model_fields)))
 
 
-def engine_from(settings: Settings) -> Engine:
-    """The engine that `settings` describe.
+def engine_from(settings: Settings) -> Backend[Any]:
+    """The engine that `settings` describe, or the fleet of several.
 
-    While loading, it logs the model, why the model was chosen, and the time of an image.
+    While loading, it logs the model, why the model was chosen, and the time of an image. Raises
+    ImportError or ValueError if there can't be such replicas.
     """
+    if settings.replicas is not None:
+        from benchlib.serving.replicas.ray_fleet import make_ray_fleet
+
+        return make_ray_fleet(
+            settings.model,
+            settings.engine_options(),
+            settings.load_options(),
+            replicas=settings.replicas,
+            address=settings.address,
+        )
 
     def load() -> SDXLPipeline:
         from benchlib.serving.model.loading import load_pipeline
         from benchlib.serving.model.torch_thread import on_torch_thread
 
-        pipe = load_pipeline(
-            settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            recipe=settings.recipe,
-            scheduler=settings.scheduler,
-            loras=settings.loras,
-            fuse=settings.fuse,
-            seed=settings.seed,
-            torch_threads=settings.torch_threads,
-            unet=settings.unet,
-        )
+        pipe = load_pipeline(settings.model, **settings.load_options())
         log.info("Serving %(model)s on %(device)s in %(dtype)s: %(model_reason)s.", pipe.spec)
         if pipe.spec["checkpoint"] is not None:
             log.info("The file is %(checkpoint)s.", pipe.spec)
@@ -173,10 +212,14 @@ def app_from(settings: Settings) -> FastAPI:
         raise ValueError("ssl_certfile: give uvicorn itself --ssl-certfile and --ssl-keyfile")
     engine = engine_from(settings)
     leave_with(engine, not_loaded=NOT_STARTED)
-    return _app_before(engine, settings)
+    return app_before(engine, settings)
 
 
-def _app_before(engine: Engine, settings: Settings) -> FastAPI:
+def app_before(engine: Backend[Any], settings: Settings) -> FastAPI:
+    """The app in front of an engine or a fleet, as `settings` say."""
+    longest_s = UNFINISHED_S
+    if engine.replicas:
+        longest_s = REPLICAS_END_S
     links = ImageLinks(
         link_s=settings.link_s, max_links=settings.max_links, links_gib=settings.links_gib
     )
@@ -185,7 +228,7 @@ def _app_before(engine: Engine, settings: Settings) -> FastAPI:
         settings.door_options(),
         links=links,
         limits=settings.connection_limits(),
-        stopping=in_time,
+        stopping=partial(in_time, longest_s),
     )
 
 
@@ -201,9 +244,14 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     except OSError as error:
         print(f"benchlib: {error}", file=sys.stderr)
         return NOT_STARTED
-    engine = engine_from(settings)
+    try:
+        engine = engine_from(settings)
+    except (ImportError, OSError, ValueError) as error:  # of replicas
+        listener.close()
+        print(f"benchlib: {type(error).__name__}: {error}", file=sys.stderr)
+        return NOT_STARTED
     leave_with(engine)
-    app = _app_before(engine, settings)
+    app = app_before(engine, settings)
     tls = settings.door_options().uvicorn_options()
     server = make_uvicorn(app, host=host, port=port, log_level="info", **tls)
     log.info("Uvicorn running on %s (Press CTRL+C to quit)", url_of(listener, tls))
@@ -214,6 +262,9 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
         engine.settled.wait()
         if engine.failure is not None:
             server.should_exit = True
+        elif engine.replicas:
+            words = "Serving %(model)s on %(device)s in %(dtype)s by %(replicas)d replicas."
+            log.info(words, engine.spec)
 
     threading.Thread(target=give_up_if_failed, name="benchlib-watch", daemon=True).start()
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped in order

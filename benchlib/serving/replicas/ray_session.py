@@ -1,0 +1,193 @@
+"""Ray as this process uses it: a private one, the one that its owner has begun, or a cluster's.
+
+Knows how Ray and Ray Serve start, are joined and end, and what they leave behind. Ignorant of
+replicas.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+from benchlib.serving.replicas.ray_private import (
+    PrivateRay,
+    private_variables,
+    read_variables_anew,
+)
+from benchlib.serving.worker_threads import WorkerThreads
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+
+_lock = threading.Lock()
+_current: RaySession | None = None
+
+
+def require_ray() -> None:
+    """Raise ImportError, which says what to install, if Ray Serve is missing."""
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError(
+            "replicas: this needs Ray Serve, which is not installed; run pip install 'benchlib[ray]'"
+        )
+
+
+class RaySession:
+    """One use of Ray by this process. Servers with replicas share it.
+
+    `enter` begins it or joins it, and the last `leave` ends it.
+
+    Ray is started and ended on a thread that lives as long: the kernel kills Ray's processes with
+    the thread that has started them. On this thread Ray takes no signals, either.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        self.users = 0
+        self._thread = WorkerThreads("benchlib-ray")
+        self._environment: dict[str, str | None] = {}  # the variables as they were before
+        self._private: PrivateRay | None = None
+        self._has_joined = False
+        self._has_begun_serve = False
+        self._serve_level = logging.NOTSET
+
+    @classmethod
+    def enter(cls, address: str | None) -> RaySession:
+        """The session at `address`: None for a private Ray, or for one that runs here already.
+
+        Raises ImportError without Ray, ValueError if this process is in another session, and
+        ConnectionError if there is no Ray at `address`.
+        """
+        global _current
+        require_ray()
+        with _lock:
+            if _current is None:
+                session = cls(address)
+                session._begin()
+                _current = session
+            elif _current.address != address:
+                raise ValueError(
+                    f"address: {address!r} is not {_current.address!r}, where this process has "
+                    "servers already; stop those first"
+                )
+            _current.users += 1
+            return _current
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the Ray has been started here, for this process alone."""
+        return self._private is not None
+
+    def leave(self, clean_up: Callable[[], None] = lambda: None) -> None:
+        """End this use of the session. The last one ends what has been started here.
+
+        `clean_up` removes what this use has put there; it is not called where Ray itself ends.
+        """
+        global _current
+        with _lock:
+            self.users -= 1
+            is_last = self.users == 0
+            try:
+                if not (is_last and self.is_private):
+                    self.call(clean_up)
+            finally:
+                if is_last:
+                    _current = None
+                    self._end()
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` on the thread that lives as long as Ray."""
+        return self._thread.submit(function, *args, **kwargs).result()
+
+    # -- on the calling thread ---------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        try:
+            self.call(self._open)
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self.call(self._close)
+        self._thread.close()
+
+    # -- on the session's own thread ---------------------------------------------------------------
+
+    def _open(self) -> None:
+        # 1) Ray reads its variables when it is imported
+        own_ray = self.address is None and not is_ray_running()
+        if own_ray:
+            self._set_variables(private_variables())
+        import ray
+        from ray import serve
+
+        logger = logging.getLogger("ray.serve")
+        self._serve_level = logger.level
+        logger.setLevel(logging.ERROR)
+
+        # 2) Ray
+        join = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if own_ray:
+            logging.getLogger("ray").setLevel(logging.ERROR)
+            read_variables_anew()
+            self._private = PrivateRay()
+            ray.init(address=self._private.address, **join)
+        elif self.address is not None:
+            ray.init(address=self.address, **join)
+        self._has_joined = own_ray or self.address is not None
+
+        # 3) Ray Serve, without a server for HTTP
+        self._has_begun_serve = not is_serve_running()
+        if self._has_begun_serve:
+            serve.start(proxy_location="Disabled")
+
+    def _close(self) -> None:
+        try:
+            import ray
+            from ray import serve
+
+            if ray.is_initialized():
+                ends_serve = self._has_begun_serve and not self.is_private
+                if ends_serve and not serve.status().applications:
+                    serve.shutdown()
+                if self._has_joined:
+                    ray.shutdown()
+            logging.getLogger("ray.serve").setLevel(self._serve_level)
+        finally:
+            if self._private is not None:
+                self._private.end()
+            self._restore_variables()
+            if self._private is not None:
+                read_variables_anew()
+
+    def _set_variables(self, variables: Mapping[str, str]) -> None:
+        self._environment = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+
+    def _restore_variables(self) -> None:
+        for name, value in self._environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self._environment = {}
+
+
+def is_ray_running() -> bool:
+    """Whether this process is in a Ray already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def is_serve_running() -> bool:
+    """Whether the Ray that this process is in runs Ray Serve already."""
+    from ray.util import list_named_actors
+
+    named = list_named_actors(all_namespaces=True)
+    return any(actor["name"] == CONTROLLER for actor in named)
