@@ -48,22 +48,24 @@ def make_ray_fleet(
     if device != "cpu":
         gpus = visible_gpus(address)
     on_gpu = gpus > 0 or device == "cuda"
-    if replicas == "auto":
+    if replicas != "auto":
+        count = replicas
+    else:
+        count = max(gpus, 1)
         if not on_gpu:
             log.warning("replicas: there is no GPU, so 'auto' is one replica, on the CPU")
-        replicas = max(gpus, 1)
-    if on_gpu and address is None and replicas > gpus:
+    if on_gpu and address is None and count > gpus:
         raise ValueError(
-            f"replicas: {replicas} need a GPU each, and there are {gpus}; give {gpus} or 'auto', "
+            f"replicas: {count} need a GPU each, and there are {gpus}; give {gpus} or 'auto', "
             "or device='cpu'"
         )
 
     # 2) What each is
     threads = None
     if address is None:
-        threads = threads_for(replicas)
+        threads = threads_for(count)
     plan = ReplicaPlan(model, options, dict(load_options), threads)
-    launcher = RayLauncher(plan, replicas, address=address, on_gpu=on_gpu)
+    launcher = RayLauncher(plan, count, address=address, on_gpu=on_gpu)
     return Fleet(
         [
             RayReplica(str(number), application, DEPLOYMENT, launcher)

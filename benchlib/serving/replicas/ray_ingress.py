@@ -44,7 +44,8 @@ class Front:
     def __init__(self, arguments: dict[str, Any], *_replicas: object) -> None:
         self.settings = Settings(**arguments)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807 - Ray Serve's name
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The app, which Ray Serve asks for by this name."""
         application = serve.get_replica_context().app_name
         count = self.settings.replicas
         assert isinstance(count, int)

@@ -163,4 +163,6 @@ def require_gpus(count: int) -> None:
 
     free = int(ray.available_resources().get("GPU", 0))
     if free < count:
-        raise ValueError(f"replicas: {count} need a GPU each, and {free} are free; give {free} or less")
+        raise ValueError(
+            f"replicas: {count} need a GPU each, and {free} are free; give {free} or less"
+        )

@@ -16,6 +16,7 @@ import shutil
 import socket
 import tempfile
 from contextlib import ExitStack, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,9 @@ def private_variables() -> dict[str, str]:
 
 def read_variables_anew() -> None:
     """Make Ray forget the token and the settings that it has read before."""
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    AuthenticationTokenLoader.instance().reset_cache()
-    Config.initialize("")
+    raylet: Any = import_module("ray._raylet")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    raylet.Config.initialize("")
 
 
 def start_node(folder: Path) -> Any:
@@ -100,25 +100,20 @@ def start_node(folder: Path) -> Any:
 
     Left out are those that serve a dashboard, copy logs to the terminal, or scale a cluster.
     """
-    from ray import _raylet
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
     # Ray's main process ends if its agents have not written their ports into files within 15 s. A
     # busy machine takes longer (github.com/ray-project/ray/issues/65983). So the ports are chosen
     # here, and the files are written before.
-    ports = dict(
-        zip(
-            (
-                _raylet.METRICS_AGENT_PORT_NAME,
-                _raylet.METRICS_EXPORT_PORT_NAME,
-                _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
-                _raylet.RUNTIME_ENV_AGENT_PORT_NAME,
-            ),
-            free_ports(4),
-            strict=True,
-        )
-    )
+    raylet: Any = import_module("ray._raylet")
+    metrics, export, listen, environment = free_ports(4)
+    ports = {
+        raylet.METRICS_AGENT_PORT_NAME: metrics,
+        raylet.METRICS_EXPORT_PORT_NAME: export,
+        raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME: listen,
+        raylet.RUNTIME_ENV_AGENT_PORT_NAME: environment,
+    }
 
     class SmallNode(Node):  # type: ignore[misc]
         def start_api_server(self, **_: object) -> None:
@@ -126,10 +121,9 @@ def start_node(folder: Path) -> Any:
 
         def start_raylet(self, *args: Any, **options: Any) -> None:
             for name, port in ports.items():
-                _raylet.persist_port(self._session_dir, self._node_id, name, port)
+                raylet.persist_port(self._session_dir, self._node_id, name, port)
             super().start_raylet(*args, **options)
 
-    metrics, export, listen, environment = ports.values()
     params = RayParams(
         num_cpus=0,  # as many processes would be started ahead
         object_store_memory=OBJECT_STORE_BYTES,

@@ -171,7 +171,9 @@ class RayReplica:
         except ReplicaLost as lost:
             log.log(
                 logging.DEBUG if self._stopping else logging.WARNING,
-                "replica %s is gone: %s", self.name, lost,
+                "replica %s is gone: %s",
+                self.name,
+                lost,
             )
             self._dead.add(name)
             if self._life == 0 and len(self._dead) == MOST_DEATHS:
@@ -327,8 +329,8 @@ def call(actor: Any, method: str, *arguments: object) -> Future[Any]:
     try:
         reference = actor.handle_request.remote(pickle.dumps(metadata), *arguments)
     except Exception as error:  # noqa: BLE001 - whoever waits for the answer raises it
-        answer: Future[Any] = Future()
-        answer.set_exception(error)
-        return answer
-    answer = reference.future()
+        failed: Future[Any] = Future()
+        failed.set_exception(error)
+        return failed
+    answer: Future[Any] = reference.future()
     return answer
