@@ -186,7 +186,8 @@ def try_settings(
     - `exact`: whether the recipe keeps algorithm, weights and steps, and rounds no coarser than
       bf16. `optimisations` is their number.
     - `start_s`: seconds from nothing to a server that is ready. `compile_s` of them went into
-      compiling and recording graphs.
+      compiling and recording graphs. `started` says whether that was "cold", or "warm" because
+      earlier processes had compiled for it; None if the recipe compiles nothing.
     - `image_s`: mean seconds of one image alone, with its interval from 5 images on.
     - `psnr_db`, `ssim`, `flip`: mean likeness to the baseline's images of the same prompts and
       seeds, each with its `_interval`. `pictures` is the verdict on them, and `pictures_reason`
@@ -510,6 +511,7 @@ class _Trials:
         row |= {
             "start_s": tried.start_s(batching),
             "compile_s": tried.compiling_s(batching),
+            "started": tried.started,
             "memory_gib": tried.peak_gib(batching),
             "memory_of": tried.memory_of,
         }
@@ -548,7 +550,7 @@ def _nothing_known(recipe: str, batching: str) -> dict[str, Any]:
         "exact": None,
         "optimisations": sum(part.name != BASELINE for part in optimisations),
     }
-    alone = ("start_s", "compile_s", "image_s", "image_s_interval")
+    alone = ("start_s", "compile_s", "started", "image_s", "image_s_interval")
     row |= dict.fromkeys(alone) | picture_columns(None)
     served = (
         "memory_gib",

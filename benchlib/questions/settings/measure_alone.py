@@ -81,7 +81,9 @@ class Tried:
     """What one recipe did. Times are in seconds.
 
     `load_s` and `first_s` are of loading, and of the first image. `memory_gib` is the peak while
-    the images were made, of the memory `memory_of`. `served` is by the way to batch.
+    the images were made, of the memory `memory_of`. `served` is by the way to batch. `started` is
+    "warm" if earlier processes had compiled for it, "cold" if none had, and None if torch compiles
+    nothing.
     """
 
     steps: int
@@ -92,6 +94,7 @@ class Tried:
     memory_gib: float | None
     memory_of: str | None
     served: Mapping[str, Served]
+    started: str | None = None
 
     def start_s(self, batching: str) -> float:
         """Seconds from nothing to a server that is ready, compiling included."""
@@ -148,6 +151,10 @@ def try_recipe(
         # 2) A server for each way to batch: its warm-up measures the step times.
         served = {batching: _try_server(pipe, batching) for batching in batchings}
 
+    artefacts = pipe.spec.get("artefacts")
+    started = None
+    if artefacts is not None and artefacts["packs"] is not None:
+        started = "warm" if artefacts["packs"] else "cold"
     compile_s = 0.0
     if pipe.compiled:
         compile_s = max(0.0, first_s - min(album.times_s))
@@ -160,6 +167,7 @@ def try_recipe(
         memory_gib=camera.memory_gib,
         memory_of=_memory_of(pipe),
         served=served,
+        started=started,
     )
 
 

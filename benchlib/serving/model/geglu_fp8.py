@@ -76,7 +76,11 @@ def _geglu_into(projected: Tensor, rounded: Tensor, scales: Tensor) -> None:
     )
 
 
-@torch.library.custom_op("benchlib::geglu_fp8", mutates_args=())
+@torch.library.custom_op(
+    "benchlib::geglu_fp8",
+    mutates_args=(),
+    schema="(Tensor projected) -> (Tensor, Tensor)",
+)
 def geglu_fp8(projected: Tensor) -> tuple[Tensor, Tensor]:
     """The gated product of (rows, 2 * width), rounded: (rows, width) in fp8, and scales (rows, 1).
 

@@ -38,12 +38,13 @@ TORCHS_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 _TRITONS_FOLDER = "TRITON_CACHE_DIR"
 _PREFIX = "benchlib-artefacts-"
 _LEFT_OUT = ("triton", "locks")
+MODEL = "model"
 MOST_PACKS = 64
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a process found: the folder of packs, those unpacked, and those thrown away."""
+    """What a process found: the folder of packs, a model's that were unpacked, those thrown away."""
 
     folder: str
     packs: int
@@ -79,8 +80,11 @@ class KeptArtefacts:
                 self._restored[folder] = self._unpack_all(folder)
             return self._restored[folder]
 
-    def keep(self, device: torch.device) -> None:
-        """Put the files that are new since the last call into a pack. A full disk is told of."""
+    def keep(self, device: torch.device, *, of: str = MODEL) -> None:
+        """Put the files that are new since the last call into a pack. A full disk is told of.
+
+        `of` says what compiled them, and may be no model: a trial of the compiler.
+        """
         with self._lock:
             if self._work is None:
                 return
@@ -88,7 +92,7 @@ class KeptArtefacts:
             if not new:
                 return
             try:
-                write_pack(self._work, new, packs_folder(device))
+                write_pack(self._work, new, packs_folder(device), of=of)
             except OSError as error:
                 log.warning("compiled artefacts are not kept: %s", error)
                 return
@@ -110,7 +114,7 @@ class KeptArtefacts:
         for pack in sorted(folder.glob("*.tar")):
             try:
                 self._known |= unpack(pack, self._work)
-                packs += 1
+                packs += pack.name.startswith(MODEL)
             except (OSError, ValueError, tarfile.TarError) as error:
                 log.warning("compiled artefacts are thrown away: %s: %s", pack.name, error)
                 pack.unlink(missing_ok=True)
@@ -143,7 +147,7 @@ def packs_folder(device: torch.device) -> Path:
     return cache / "artefacts" / kind
 
 
-def write_pack(work: Path, names: list[str], folder: Path) -> None:
+def write_pack(work: Path, names: list[str], folder: Path, *, of: str = MODEL) -> None:
     """Archive the files `names` of `work` into `folder`, and drop packs beyond MOST_PACKS."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -158,7 +162,8 @@ def write_pack(work: Path, names: list[str], folder: Path) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.replace(aside, folder / f"{hashlib.sha256(content).hexdigest()}.tar")
+        digest = hashlib.sha256(content).hexdigest()
+        os.replace(aside, folder / f"{of}-{digest}.tar")
     except OSError:
         Path(aside).unlink(missing_ok=True)
         raise
@@ -170,7 +175,7 @@ def write_pack(work: Path, names: list[str], folder: Path) -> None:
 def unpack(pack: Path, work: Path) -> set[str]:
     """Unpack into `work`, and return the names of the files. Raises ValueError if it is spoiled."""
     content = pack.read_bytes()
-    if hashlib.sha256(content).hexdigest() != pack.stem:
+    if hashlib.sha256(content).hexdigest() != pack.stem.rpartition("-")[2]:
         raise ValueError("its digest is not that of its name")
     names = set()
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:

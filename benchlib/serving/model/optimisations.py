@@ -401,7 +401,7 @@ def no_compiler(device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
             f"torch.compile does not work here ({words}); "
             "install a C++ compiler such as g++, or leave it out"
         )
-    ARTEFACTS.keep(device)
+    ARTEFACTS.keep(device, of="trial")
     return None
 
 

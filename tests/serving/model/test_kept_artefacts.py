@@ -85,6 +85,15 @@ def test_a_spoiled_pack_is_thrown_away(places, spoil, caplog):  # noqa: ARG001
     assert not [path for path in second._work.rglob("*") if path.is_file()]
 
 
+def test_a_trial_of_the_compiler_does_not_count_as_a_model(places):
+    first, second = KeptArtefacts(), KeptArtefacts()
+    compile_into(first, a="negation")
+    first.keep(CPU, of="trial")
+    assert describe(second.restore(CPU)) == {"packs": 0, "spoiled": 0}
+    assert (second._work / "a").read_text() == "negation"
+    assert places.exists()
+
+
 def test_a_pack_can_not_write_outside(places, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
