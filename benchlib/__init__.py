@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from benchlib import plots
     from benchlib.budget import Budget, Part
     from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
+    from benchlib.load.workers import ExternalWorkers
     from benchlib.load.workload import Workload
     from benchlib.questions.anatomy.judge import (
         cost_lines,
@@ -78,6 +79,7 @@ _NAMES = {
     "benchlib.run": ("Point", "run_load"),
     "benchlib.queueing.estimates": ("Calibration", "calibrate", "foretell"),
     "benchlib.load.arrivals": ("ClosedLoop", "OpenLoop", "Ramp", "Trace"),
+    "benchlib.load.workers": ("ExternalWorkers",),
     "benchlib.load.workload": ("Workload",),
     "benchlib.questions.capacity.judge": ("judge_load", "littles_law"),
     "benchlib.questions.capacity.measure": ("LoadTest", "find_capacity", "plan_capacity"),
@@ -139,7 +141,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
     "calibrate_policies", "foretell_gains", "foretell_frontier",
     "settings_to_try", "price_adapters", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
-    "Calibration", "foretell", "LoadTest", "record_of",
+    "Calibration", "foretell", "LoadTest", "record_of", "ExternalWorkers",
     "measure_card", "plan_day", "simulate_fleets", "fleets_table", "confirm_at_peak", "judge_scale",
 ]  # fmt: skip
 

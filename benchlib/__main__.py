@@ -1,4 +1,4 @@
-"""`python -m benchlib serve`, `report` and `page`: argument parsing only."""
+"""`python -m benchlib serve`, `report`, `page` and `load-worker`: argument parsing only."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
     It is 4 if the server's engine has ended by an error.
     """
     from benchlib.answers import read_headlines
+    from benchlib.load.standing_worker import work
+    from benchlib.load.workers import DEFAULT_PORT
     from benchlib.report import write_report
     from benchlib.serving.engine.options import in_words
     from benchlib.serving.standalone import Settings, serve_alone
@@ -70,7 +72,18 @@ def main(arguments: list[str] | None = None) -> int:
     page = commands.add_parser("page", help="write the web pages of an executed notebook")
     page.add_argument("notebook", type=Path, help="the .ipynb; the pages get its name and folder")
 
-    # 4) Run the command
+    # 4) `load-worker` takes the place of the run
+    worker = commands.add_parser(
+        "load-worker",
+        help='send a share of a load: run_load(workers="external") runs elsewhere',
+        epilog="Where others can reach the master, BENCHLIB_LOAD_TOKEN holds the same secret on both "
+        "sides. The key that the load sends is read from BENCHLIB_LOAD_API_KEY.",
+    )
+    worker.add_argument("--master", required=True, metavar="HOST", help="where run_load runs")
+    worker.add_argument("--port", default=DEFAULT_PORT, type=_port, help="its port")
+    worker.add_argument("--once", action="store_true", help="end after one run")
+
+    # 5) Run the command
     given = vars(parser.parse_args(arguments))
     command = given.pop("command")
     if command == "page":
@@ -90,6 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             report.error(str(error))
         return 0
+    if command == "load-worker":
+        try:
+            return work(given["master"], given["port"], once=given["once"])
+        except ValueError as error:
+            worker.error(str(error))
     host = given.pop("host")
     port = given.pop("port")
     try:

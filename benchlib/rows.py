@@ -37,7 +37,7 @@ ROW_DTYPES = (
     | dict.fromkeys(("batch_size", "service_s", "server_peak_gib"), "float64")
     | {"target": "string"}
     | {f"{stage}_peak_gib": "float64" for stage in STAGES}
-    | {"launch_s": "float64", "replica": "string", "retries": "Int64"}
+    | {"launch_s": "float64", "replica": "string", "retries": "Int64", "worker": "string"}
 )
 """The columns of a run's requests, in order. Null is NaN in float64 and pd.NA in other types."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from benchlib import machine, telemetry
 from benchlib.budget import Budget, budget_of_cell
@@ -25,6 +25,7 @@ from benchlib.load.bounds import check_number
 from benchlib.load.introductions import introduced
 from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, Progress, generate_load
+from benchlib.load.workers import Workers
 from benchlib.load.workload import Workload
 from benchlib.progress import progress_shown
 from benchlib.serving.engine.options import RECORDED_OPTIONS
@@ -57,7 +58,8 @@ _NOTED_FIELDS = (
 _TARGET_FIELDS = (*_REQUESTED_FIELDS, *_LATER_FIELDS, *_NOTED_FIELDS, *_MEASURED_FIELDS)
 """The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
 _URLS = (str, list, tuple)
-_PLAN_FIELDS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s", "seed", "api", "verify")
+_LENGTHS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s")
+_PLAN_FIELDS = (*_LENGTHS, "seed", "api", "verify", "workers")
 
 
 def run_load(
@@ -78,6 +80,7 @@ def run_load(
     api: str = "benchmark",
     most_failed: float = MOST_FAILED,
     verify: bool = True,
+    workers: Workers | Literal["external"] = 1,
     on_progress: Callable[[Progress], None] | None = None,
     budget: Budget | None = None,
 ) -> Run | Study:
@@ -95,7 +98,8 @@ def run_load(
     its requests failed; what the server refused to protect others (429, 503, 504) is counted apart.
     A certificate that nobody vouches for is accepted only without `verify`, and the record says so.
     A user and a password in a URL are sent, but never kept. So is the key of a `Server`, or for a
-    URL what is in BENCHLIB_LOAD_API_KEY and BENCHLIB_LOAD_HEADERS.
+    URL what is in BENCHLIB_LOAD_API_KEY and BENCHLIB_LOAD_HEADERS. `workers` processes send the
+    load together, each on a core; "external" ones, or `ExternalWorkers`, run elsewhere.
 
     The run goes to <results>/<study>/<run>/ (see `study.folders.results_dir`), and gets a row in
     the study's summary.csv. Progress goes to `on_progress`, else to a bar where somebody watches,
@@ -127,6 +131,7 @@ def run_load(
         api=api,
         most_failed=most_failed,
         verify=verify,
+        workers=workers,
     )
     point.plan(target)
     check_names(study, point.to_dict())
@@ -164,6 +169,7 @@ class Point:
     api: str = "benchmark"
     most_failed: float = MOST_FAILED
     verify: bool = True
+    workers: Workers | Literal["external"] = 1
 
     def plan(self, target: Target) -> LoadPlan:
         """The plan of a load on `target`, which is up. Raises ValueError for a bad field."""
@@ -192,8 +198,8 @@ class Point:
             "target": target | given,
         }
         fields: dict[str, Any] = json.loads(json.dumps({**vars(self), **plain}))
-        # These two change nothing of what is measured.
-        del fields["most_failed"], fields["verify"]
+        # These change nothing of what is measured.
+        del fields["most_failed"], fields["verify"], fields["workers"]
         return fields
 
 
@@ -267,7 +273,7 @@ class Writer:
     def _send(self, plan: LoadPlan, folder: RunFolder, sampler: telemetry.Sampler) -> LoadOutcome:
         def on_start(started_monotonic_s: float, child_pid: int) -> None:
             sampler.zero_s = started_monotonic_s
-            sampler.generator_pid = child_pid
+            sampler.watch_generator(child_pid)
 
         given = self.on_progress
         with nullcontext(given) if given else progress_shown(sampler) as show:

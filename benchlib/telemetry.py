@@ -7,6 +7,7 @@ It never imports torch: CUDA is read only where this process already uses it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -86,8 +87,9 @@ class Sampler:
     Their units are GiB, share of the time, watts, MHz and degrees Celsius. A figure that NVML does
     not have is null. Sampling ends quietly when the process does.
 
-    Two attributes may be set after the start. `zero_s` is the time.monotonic() that `time_s` counts
-    from. `generator_pid` is the process whose CPU share is taken beside the server's.
+    After the start, `zero_s` may be set: the time.monotonic() that `time_s` counts from. So may
+    `generator_pid`, the process whose CPU share is taken beside the server's; `watch_generator`
+    adds the processes that it has started.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Sampler:
             raise ValueError(f"interval_s must be more than 0 seconds, not {interval_s}: try 0.2")
         self.pid = pid
         self.generator_pid = generator_pid
+        self._worker_pids: tuple[int, ...] = ()
         self.interval_s = interval_s
         self.zero_s = time.monotonic()
         # The cores that the sampling itself took, up to the last sample.
@@ -114,6 +117,12 @@ class Sampler:
         self._thread = threading.Thread(
             target=self._sample_until_stopped, name="benchlib-telemetry", daemon=True
         )
+
+    def watch_generator(self, pid: int) -> None:
+        """From now on counts process `pid`, and its children of this moment, as the generator."""
+        with contextlib.suppress(psutil.Error):  # it has ended already
+            self._worker_pids = tuple(child.pid for child in psutil.Process(pid).children())
+        self.generator_pid = pid
 
     def start(self) -> Sampler:
         self._thread.start()
@@ -178,10 +187,16 @@ class Sampler:
             psutil.virtual_memory().used / GIB,
             *cuda_gib,
             self._cores(self.pid, now_s),
-            self._cores(self.generator_pid, now_s),
-            *self._other_work.read((self.pid, self.generator_pid)),
+            self._generator_cores(now_s),
+            *self._other_work.read((self.pid, self.generator_pid, *self._worker_pids)),
             *(self._gpu.sample() if self._gpu else [None] * 6),
         )
+
+    def _generator_cores(self, now_s: float) -> float | None:
+        """The cores that all processes of the generator took together."""
+        all_cores = [self._cores(pid, now_s) for pid in (self.generator_pid, *self._worker_pids)]
+        known = [cores for cores in all_cores if cores is not None]
+        return sum(known) if known else None
 
     def _cores(self, pid: int | None, now_s: float) -> float | None:
         """The cores that a process took since its previous sample."""

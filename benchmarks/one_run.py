@@ -25,10 +25,11 @@ def one_run(
     warmup_s: float = 0.0,
     seed: int = 0,
     api: str = "benchmark",
+    workers: int = 1,
 ) -> tuple[LoadOutcome, list[dict[str, Any]]]:
     """Return the outcome of a run, and its rows in the order of their index."""
     lengths = {"duration_s": duration_s, "warmup_s": warmup_s}
-    plan = LoadPlan(url, arrivals, workload, **lengths, seed=seed, api=api)
+    plan = LoadPlan(url, arrivals, workload, **lengths, seed=seed, api=api, workers=workers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "requests.jsonl"
         outcome = generate_load(plan, path)

@@ -70,13 +70,17 @@ def server(**options: float) -> Iterator[str]:
 
 
 def measure(
-    arrivals: Arrivals, duration_s: float, *, warmup_s: float = 0.0, **options: float
+    arrivals: Arrivals,
+    duration_s: float,
+    *,
+    warmup_s: float = 0.0,
+    workers: int = 1,
+    **options: float,
 ) -> Measured:
     """One run of the generator on a fake server with these options."""
+    lengths = {"duration_s": duration_s, "warmup_s": warmup_s}
     with server(**options) as url:
-        outcome, rows = one_run(
-            url, arrivals, Workload("a cat"), duration_s=duration_s, warmup_s=warmup_s
-        )
+        outcome, rows = one_run(url, arrivals, Workload("a cat"), **lengths, workers=workers)
         with urllib.request.urlopen(f"{url}/requests") as answer:
             seen = {request["request_id"]: request for request in json.load(answer)}
     return Measured(outcome, rows, seen)
@@ -92,7 +96,7 @@ def fixed(duration_s: float = 20.0) -> list[Figure]:
     recorded_s = [request["answered_s"] - request["received_s"] for request in run.seen.values()]
     figures = [
         Figure.once(
-            "fixed", "rows without a request, and requests without a row", _unmatched(run), 0, 0
+            "fixed", "rows without a request, and requests without a row", unmatched(run), 0, 0
         )
     ]
     for name, q, fixed_s in (("p50", 0.5, 0.001), ("p99", 0.99, 0.002)):
@@ -194,7 +198,7 @@ def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
     assert run.outcome.generator_cpu_cores is not None
     return [
         Figure.once(
-            case, "rows without a request, and requests without a row", _unmatched(run), 0, 0
+            case, "rows without a request, and requests without a row", unmatched(run), 0, 0
         ),
         Figure.once(
             case, "requests that failed", sum(row["error"] is not None for row in run.rows), 0, 0
@@ -211,7 +215,7 @@ def reach(rate: float = 1000.0, duration_s: float = 20.0) -> list[Figure]:
     ]
 
 
-def _unmatched(run: Measured) -> int:
+def unmatched(run: Measured) -> int:
     """The number of rows without a request and of requests without a row."""
     row_ids = {row["request_id"] for row in run.rows}
     only_on_one_side = row_ids ^ run.seen.keys()

@@ -161,6 +161,7 @@ def check_python(arguments, monkeypatch):
 def check_benchlib(arguments, monkeypatch):
     """Checks that our own command line takes the arguments, without serving or writing anything."""
     monkeypatch.setattr("benchlib.serving.standalone.serve_alone", lambda *_, **__: 0)
+    monkeypatch.setattr("benchlib.load.standing_worker.work", lambda *_, **__: 0)
     monkeypatch.setattr("benchlib.report.write_report", lambda *_, **__: Path("index.html"))
     monkeypatch.setattr("benchlib.answers.read_headlines", lambda _: {})
     monkeypatch.setattr("benchlib.notebook_pages.write_pages", lambda _: [])

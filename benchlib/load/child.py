@@ -37,6 +37,7 @@ from benchlib.load.connections import mark_moments, sending
 from benchlib.load.ledger import INTERRUPTED, Ledger
 from benchlib.load.locustfile import ImageUser
 from benchlib.load.plan import LoadPlan
+from benchlib.load.rows_file import RowsFile
 from benchlib.rows import Call
 
 
@@ -101,7 +102,7 @@ class OpenUser(PlannedUser):
         """Carries out the schedule, waits for the requests in flight, and stops."""
         ledger = self.ledger
         plan = ledger.plan
-        most = plan.arrivals.max_in_flight
+        most = ledger.share.most_in_flight(plan)
         slots = BoundedSemaphore(most)
         requests = Group()
 
@@ -111,7 +112,7 @@ class OpenUser(PlannedUser):
 
         try:
             # 1) Spawn each request at its moment.
-            for moment_s in plan.arrivals.times(plan.seed):
+            for moment_s in ledger.share.moments(plan):
                 due_s = ledger.started_s + moment_s
                 if ledger.over(due_s):
                     break
@@ -124,7 +125,7 @@ class OpenUser(PlannedUser):
                 )
 
             # 2) Wait for the end of the window, even a quiet one, and for the last answers.
-            if plan.duration_s is not None and ledger.measured != plan.requests:
+            if plan.duration_s is not None and ledger.measured != ledger.quota:
                 sleep_until(ledger.started_s + plan.warmup_s + plan.duration_s)
             requests.join()
         finally:
@@ -156,16 +157,10 @@ def main() -> None:
     order = read_order()
     plan = LoadPlan.from_dict(order["plan"])
     plan.workload.request(0)
-    ledger = Ledger(plan, order["rows_path"])
+    ledger = Ledger(plan, RowsFile(order["rows_path"]).append)
 
     # 2) Start Locust's users; they wait for the ledger to start.
-    raise_file_limit()
-    PlannedUser.ledger = ledger
-    PlannedUser.api = plan.api
-    PlannedUser.timeout_s = plan.timeout_s
-    PlannedUser.insecure = not plan.verify
-    PlannedUser.secret_headers = order["headers"]
-    PlannedUser.addresses = plan.addresses
+    instruct_users(ledger, order["headers"])
     spans = plan.arrivals.spans()
     ClosedUser.spans = iter(spans)
     runner = start_users(ledger, ClosedUser if spans else OpenUser, len(spans) or 1)
@@ -203,6 +198,18 @@ def read_order() -> dict[str, Any]:
             sys.exit("the process that started the run has died")
         order += chunk
     return dict(json.loads(order))
+
+
+def instruct_users(ledger: Ledger, headers: dict[str, str]) -> None:
+    """Tells the users of this process what the ledger's plan says of all requests."""
+    raise_file_limit()
+    plan = ledger.plan
+    PlannedUser.ledger = ledger
+    PlannedUser.api = plan.api
+    PlannedUser.timeout_s = plan.timeout_s
+    PlannedUser.insecure = not plan.verify
+    PlannedUser.secret_headers = headers
+    PlannedUser.addresses = plan.addresses
 
 
 def raise_file_limit() -> None:

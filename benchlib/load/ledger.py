@@ -1,7 +1,7 @@
-"""Counts what is scheduled, in flight and done in one load run, and writes the run's rows.
+"""Counts what is scheduled, in flight and done in one load run, and makes the run's rows.
 
-Knows the plan, the clock and the measuring window. Ignorant of how a request is sent, and of who
-sends it.
+Knows the plan, the clock and the measuring window. Ignorant of how a request is sent, of who sends
+it, and of where its row is kept.
 """
 
 # gevent's own functions are typed in part:
@@ -10,12 +10,11 @@ sends it.
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
 import random
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from gevent.event import AsyncResult, Event
 from benchlib.load.apis import APIS
 from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import LoadOutcome
+from benchlib.load.workers import Share
 from benchlib.rows import Call, make_row
 
 INTERRUPTED = "interrupted"
@@ -40,12 +40,12 @@ class GaugeSample(NamedTuple):
 
 
 class Ledger:
-    """The state of one run. Moments are seconds on `time.monotonic()`."""
+    """The state of one run, or of one worker's share. Moments are seconds on `time.monotonic()`."""
 
-    def __init__(self, plan: LoadPlan, rows_path: str) -> None:
+    def __init__(self, plan: LoadPlan, keep_row: Callable[[dict[str, Any]], None]) -> None:
         self.plan = plan
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self.rows_fd = os.open(rows_path, flags, 0o644)
+        self.keep_row = keep_row
+        self.take(Share())
         self.started = Event()
         self.started_at = ""
         self.started_s = math.nan
@@ -63,10 +63,15 @@ class Ledger:
         self.last_done_s = 0.0
         self.lags_s: list[float] = []
 
-    def start(self) -> None:
-        """Sets time zero, and lets every user send its first request."""
+    def take(self, share: Share) -> None:
+        """Before the start: says which of the plan's requests are to be sent here."""
+        self.share = share
+        self.quota = share.requests(self.plan)  # of the measuring window; None: no number
+
+    def start(self, at_s: float | None = None) -> None:
+        """Sets time zero, now or `at_s`, and lets every user send its first request."""
         self.started_at = datetime.now(UTC).isoformat()
-        self.started_s = time.monotonic()
+        self.started_s = time.monotonic() if at_s is None else at_s
         self.started.set()
 
     def stop(self, why: str | None) -> None:
@@ -82,7 +87,7 @@ class Ledger:
 
     def schedule(self, due_s: float, late_s: float = 0.0) -> Call:
         """The next request, due at `due_s`; the caller has checked that `due_s` is not `over`."""
-        index = self.scheduled
+        index = self.share.index_of(self.scheduled)
         self.scheduled += 1
         body = self.plan.request(index)
         call = Call(index, uuid.uuid4().hex, body, due_s, late_s)
@@ -99,7 +104,7 @@ class Ledger:
     def over(self, due_s: float) -> bool:
         """Whether a request due at `due_s` is one too many, or comes after the measuring window."""
         plan = self.plan
-        if self.is_measured(due_s) and self.measured == plan.requests:
+        if self.is_measured(due_s) and self.measured == self.quota:
             return True
         if plan.duration_s is None:
             return False
@@ -108,7 +113,7 @@ class Ledger:
     def record(
         self, context: dict[str, Any], response: Any, exception: Exception | None, **_: Any
     ) -> None:
-        """Appends the row of a request that ended: Locust's `request` event."""
+        """Keeps the row of a request that ended: Locust's `request` event."""
         headers = response.headers or {}
         timing = headers.get("server-timing", "")
         if not isinstance(timing, str):  # the server sent several such headers
@@ -125,17 +130,13 @@ class Ledger:
         if row["phase"] == "measure":
             self.nonfinite_images += "x-nonfinite" in headers
             self.last_done_s = max(self.last_done_s, row["done_s"])
-        if self.measured == self.plan.requests and not self.in_flight:
+        if self.quota and self.measured == self.quota and not self.in_flight:
             self.stop(None)
 
     def write(self, call: Call, **answer: Any) -> dict[str, Any]:
-        """Appends the row of `call`, which is over, and returns the row."""
+        """Keeps the row of `call`, which is over, and returns the row."""
         row = make_row(call, started_s=self.started_s, warmup_s=self.plan.warmup_s, **answer)
-        text = json.dumps(row, allow_nan=False, separators=(",", ":"))
-        line = text.encode() + b"\n"
-        written = os.write(self.rows_fd, line)
-        if written != len(line):
-            raise OSError("a row was written in part only: is the disk full?")
+        self.keep_row(row)
         if row["phase"] == "measure":
             sent_s = time.monotonic() if call.sent_s is None else call.sent_s
             self.lags_s.append(call.late_s + sent_s - call.due_s)
@@ -171,7 +172,8 @@ class Ledger:
     def outcome(self, cut: str | None, wall_s: float, censored: int) -> LoadOutcome:
         """The outcome of the run; `cut` is the reason why it was cut, or None."""
         start_s = self.plan.warmup_s
-        end_s = self._window_end_s(None if cut is None else wall_s)
+        cut_s = None if cut is None else wall_s
+        end_s = window_end_s(self.plan, self.measured == self.quota, self.last_done_s, cut_s)
         inside = [sample for sample in self.gauge if start_s <= sample.time_s < end_s]
         return LoadOutcome(
             status="interrupted" if cut == INTERRUPTED else "finished",
@@ -183,27 +185,32 @@ class Ledger:
             scheduled=self.scheduled,
             finished=self.finished,
             censored=censored,
-            generator_cpu_cores=_cores(inside),
-            send_lag_p99_s=_p99(self.lags_s),
-            in_flight_mean=_mean_of([sample.in_flight for sample in inside]),
+            generator_cpu_cores=mean_cores(inside),
+            send_lag_p99_s=p99(self.lags_s),
+            in_flight_mean=mean_of([sample.in_flight for sample in inside]),
             in_flight_max=self.in_flight_max or None,
             max_in_flight_hits=self.max_in_flight_hits,
             nonfinite_images=self.nonfinite_images,
         )
 
-    def _window_end_s(self, cut_s: float | None) -> float:
-        """The end of the measuring window in seconds; `cut_s` is when the run was cut, or None."""
-        plan = self.plan
-        if plan.duration_s is None or self.measured == plan.requests:
-            end_s = self.last_done_s if cut_s is None else cut_s
-        else:
-            end_s = plan.warmup_s + plan.duration_s
-            if cut_s is not None:
-                end_s = min(cut_s, end_s)
-        return max(plan.warmup_s, end_s)
+
+def window_end_s(
+    plan: LoadPlan, are_all_sent: bool, last_done_s: float, cut_s: float | None
+) -> float:
+    """The end of the measuring window in seconds; `cut_s` is when the run was cut, or None.
+
+    `are_all_sent` says whether the plan's number of requests was reached.
+    """
+    if plan.duration_s is None or are_all_sent:
+        end_s = last_done_s if cut_s is None else cut_s
+    else:
+        end_s = plan.warmup_s + plan.duration_s
+        if cut_s is not None:
+            end_s = min(cut_s, end_s)
+    return max(plan.warmup_s, end_s)
 
 
-def _cores(samples: list[GaugeSample]) -> float | None:
+def mean_cores(samples: list[GaugeSample]) -> float | None:
     """The mean CPU cores between the first and the last sample; None for fewer than two samples."""
     if len(samples) < 2:
         return None
@@ -213,11 +220,11 @@ def _cores(samples: list[GaugeSample]) -> float | None:
     return cpu_s / (last.time_s - first.time_s)
 
 
-def _mean_of(values: list[int]) -> float | None:
+def mean_of(values: list[int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _p99(values: list[float]) -> float | None:
+def p99(values: list[float]) -> float | None:
     """The 99th percentile by the nearest rank; None for no values."""
     if not values:
         return None

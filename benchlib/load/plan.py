@@ -6,13 +6,14 @@ Knows which plans make sense. Ignorant of how a plan is carried out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from benchlib.load import arrivals as arrivals_
 from benchlib.load.addresses import Address, Urls, addresses_of, as_urls
 from benchlib.load.apis import APIS
 from benchlib.load.bounds import check_number, check_own_request
+from benchlib.load.workers import ExternalWorkers, Workers, checked_workers
 from benchlib.load.workload import Workload
 
 
@@ -27,7 +28,8 @@ class LoadPlan:
     `seed` draws the moments of open arrivals. `api` is one of `APIS`; "benchmark" is our own
     server's, whose bounds then hold. Without `verify`, any certificate of an https server is
     accepted. `headers` are secrets that are sent with each request; no text has them, `to_dict`
-    neither. Raises ValueError that names the field and the fix.
+    neither. `workers` is how many processes share the load, or which (see `ExternalWorkers`).
+    Raises ValueError that names the field and the fix.
     """
 
     url: Urls
@@ -41,6 +43,7 @@ class LoadPlan:
     seed: int = 0
     api: str = "benchmark"
     verify: bool = True
+    workers: Workers = 1
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,10 @@ class LoadPlan:
             api.to_body(self.request(index))
         if self.api == "benchmark":
             self.check_own_bounds()
+
+        # 4) Who sends them.
+        workers = checked_workers(self.workers, self.arrivals, self.addresses)
+        object.__setattr__(self, "workers", workers)
 
     def check_own_bounds(self) -> None:
         """Raises ValueError that names the field of a request that our own server would refuse."""
@@ -112,22 +119,29 @@ class LoadPlan:
         return self.workload.request(index) | dict(own)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields, without the secret headers."""
+        """JSON-able fields, without the secret headers; `workers` only where there are several."""
         fields = {
             **vars(self),
             "arrivals": self.arrivals.to_dict(),
             "workload": self.workload.to_dict(),
         }
         del fields["headers"]
+        if isinstance(self.workers, ExternalWorkers):
+            fields["workers"] = asdict(self.workers)
+        elif self.workers == 1:
+            del fields["workers"]
         return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The plan that `to_dict` wrote."""
-        parts = {
+        """The plan that `to_dict` wrote. Of external workers only their number is kept."""
+        parts: dict[str, Any] = {
             "arrivals": arrivals_.from_dict(fields["arrivals"]),
             "workload": Workload.from_dict(fields["workload"]),
         }
+        workers = fields.get("workers")
+        if isinstance(workers, dict):
+            parts["workers"] = workers["number"]
         return cls(**{**fields, **parts})
 
 

@@ -23,6 +23,7 @@ from typing import IO, Any, Literal
 
 from benchlib.load.bearer import without_secrets
 from benchlib.load.plan import LoadPlan
+from benchlib.load.workers import announce, token_of_environment
 
 _TICK_S = 0.5
 _STOP_S = 3.0  # for the child's last rows, which take 0.1 s on an idle machine
@@ -57,7 +58,8 @@ class LoadOutcome:
     wall_s: how long the run took.
     scheduled, finished, censored: numbers of requests. A finished one ended, well or not; a
         censored one had not ended when the run did.
-    generator_cpu_cores: the mean CPU cores that the child took in the window.
+    generator_cpu_cores: the mean CPU cores that the child took in the window. Of several processes
+        the busiest counts.
     send_lag_p99_s: the 99th percentile (nearest rank) of how late the measured requests were sent.
         In a closed loop this includes the time that a ready user waited for its turn in the
         child. A request that was never sent counts with its whole wait.
@@ -68,6 +70,7 @@ class LoadOutcome:
         were with the server (see `OpenLoop`).
     nonfinite_images: the measured requests whose images are NaN or infinite numbers, as this
         server's header X-Nonfinite says. Other servers don't tell.
+    workers: where there are several, which were `lost`, the `clock_error_s`, and figures of `each`.
     """
 
     status: Literal["finished", "interrupted"]
@@ -85,6 +88,7 @@ class LoadOutcome:
     in_flight_max: int | None
     max_in_flight_hits: int
     nonfinite_images: int
+    workers: dict[str, Any] | None = None
 
 
 class GeneratorError(RuntimeError):
@@ -108,14 +112,17 @@ def generate_load(
 ) -> LoadOutcome:
     """Runs `plan` in a child process, and returns the outcome at its end.
 
-    The child appends a row per request to `rows_path`. `on_start(started_monotonic_s, child_pid)`
-    is called once, `on_progress` at most twice a second and once at the end. Raises GeneratorError
-    where the child dies or fails, and LoadInterrupted, a KeyboardInterrupt, for an interrupt.
-    However the run ends, the child is gone and the rows stay.
+    The child, which is the master where there are several workers, appends a row per request to
+    `rows_path`. `on_start(started_monotonic_s, child_pid)` is called once, `on_progress` at most
+    twice a second and once at the end. Raises GeneratorError where the child dies or fails, and
+    LoadInterrupted, a KeyboardInterrupt, for an interrupt. However the run ends, the child is gone
+    and the rows stay.
     """
+    announce(plan.workers)
     order = {
         "plan": plan.to_dict(),
         "headers": dict(plan.headers),
+        "token": token_of_environment(),
         "rows_path": str(Path(rows_path).resolve()),
     }
     started_s: float | None = None
@@ -123,7 +130,7 @@ def generate_load(
     with (
         tempfile.TemporaryFile() as stderr,
         open(rows_path, "ab+") as rows,
-        _child(stderr) as child,
+        _child(stderr, "child" if plan.workers == 1 else "master_process") as child,
     ):
         reader = _ProgressReader(plan, rows)
         try:
@@ -161,22 +168,23 @@ def generate_load(
     return outcome
 
 
-@contextlib.contextmanager
-def _child(stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Yields the child process. At the end the child may write its last rows, then it is killed."""
-    # Locust, gevent and the locustfile would take these variables for their settings.
+def own_environment() -> dict[str, str]:
+    """The environment of a child, without what Locust, gevent and the locustfile would read."""
     foreign = ("LOCUST_", "GEVENT", "BENCHLIB_")
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(foreign)
-    }
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+
+
+@contextlib.contextmanager
+def _child(stderr: IO[bytes], module: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Yields the child process. At the end the child may write its last rows, then it is killed."""
     child = subprocess.Popen(
         # -P: no module in the working folder may stand in for one that the child imports.
-        [sys.executable, "-P", "-m", "benchlib.load.child"],
+        [sys.executable, "-P", "-m", f"benchlib.load.{module}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
         bufsize=0,
-        env=environment,
+        env=own_environment(),
         # Jupyter and terminals send an interrupt to the whole process group.
         start_new_session=True,
     )

@@ -67,6 +67,11 @@ class _MachineFields(_RecordPart):
     os: str
 
 
+class _WorkersFields(_RecordPart):
+    lost: list[str]
+    clock_error_s: Seconds | None
+
+
 class _OutcomeFields(_RecordPart):
     window_start_s: Seconds | None = None
     window_end_s: Seconds | None = None
@@ -79,6 +84,7 @@ class _OutcomeFields(_RecordPart):
     graphs_made: int | None = None
     others_cpu_cores: Finite | None = None
     steal_cores: Finite | None = None
+    workers: _WorkersFields | None = None
 
     @model_validator(mode="after")
     def _check_window(self) -> _OutcomeFields:

@@ -68,7 +68,7 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
             "generator, cores",
             outcome.get("generator_cpu_cores"),
             GENERATOR_CORES,
-            "CPU cores that the load generator took; it can use one",
+            "CPU cores that the load generator's busiest process took; it can use one",
         ),
     ]
 
@@ -90,6 +90,7 @@ def checks(record: Record, requests: pd.DataFrame, telemetry: pd.DataFrame) -> p
     rows.append(
         ("sampler", longest_gap_s, 2.0, "s, at most: between two samples of memory and CPU")
     )
+    rows += _checks_of_workers(outcome.get("workers"), _most_lag_s(ok))
 
     # 4) Judge each value by its limit.
     table = [(name, *_judged(value, limit), note) for name, value, limit, note in rows]
@@ -100,6 +101,9 @@ def invalid_reason(record: Record, requests: pd.DataFrame) -> str | None:
     """Why the run's figures can't be trusted, in words; None where they can."""
     if record["status"] != "finished":
         return how_it_ended(record)
+    lost = _lost_workers(record)
+    if lost:
+        return lost[0]
     measured = in_window(requests)
     if not len(measured):
         return "no request was scheduled in the measuring window"
@@ -213,6 +217,24 @@ def _check_engine(record: Record, ok: pd.DataFrame) -> _Row:
             busy = float((served["service_s"] / batch_size).sum() / (end_s - start_s))
             limit += float(served["service_s"].max() / (end_s - start_s))
     return "engine busy", busy, limit, "seconds that the model worked, in each second of the window"
+
+
+def _checks_of_workers(workers: dict[str, Any] | None, most_off_s: float) -> list[_Row]:
+    """Whether several workers were as good as one; nothing where one sent the load."""
+    if workers is None:
+        return []
+    error_s = workers["clock_error_s"]
+    return [
+        ("workers lost", float(len(workers["lost"])), 0, "workers that ended before the run did"),
+        ("clocks", error_s, most_off_s, "s, at most: by which a worker's times may be off"),
+    ]
+
+
+def _lost_workers(record: Record) -> list[str]:
+    outcome = record["outcome"] or {}
+    workers = outcome.get("workers") or {}
+    lost: list[str] = workers.get("lost", [])
+    return lost
 
 
 def _judged(value: float | None, limit: float) -> tuple[float | None, float, bool | None]:
