@@ -104,6 +104,7 @@ def test_the_columns_of_a_row_are_those_that_are_kept_in_their_order():
         "launch_s",
         "replica",
         "retries",
+        "worker",
     ]
 
 
