@@ -14,11 +14,11 @@ import pytest
 
 from benchlib.load.arrivals import ClosedLoop, OpenLoop, Ramp, Trace
 from benchlib.load.plan import LoadPlan
+from benchlib.load.run_progress import ProgressReader
 from benchlib.load.runner import (
     GeneratorError,
     LoadInterrupted,
     Progress,
-    _ProgressReader,
     generate_load,
 )
 from benchlib.load.workload import Workload
@@ -128,7 +128,7 @@ def test_progress_gives_a_p95_where_so_many_requests_carry_one(images, failures,
     rows = [row | {"latency_s": float(took)} for took in range(images, 0, -1)]
     rows += [row | {"latency_s": 0.1, "error": "HTTP 503"}] * failures
     plan = LoadPlan("http://localhost", ClosedLoop(2), Workload("a cat"), duration_s=60)
-    progress = _ProgressReader(
+    progress = ProgressReader(
         plan, io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     ).progress(2.0)
     assert (progress.done, progress.errors, progress.images_per_s) == (
