@@ -129,7 +129,7 @@ class LoadMaster:
         # No host: the URL travels in our own messages alone.
         kind = ClosedUser if spans else OpenUser
         environment = Environment(user_classes=[kind], catch_exceptions=False)
-        self.locust: Any = listen(environment, order["host"], order["port"])
+        self.locust: Any = master_at(environment, order["host"], order["port"])
         self.locust.register_message(CHANNEL, self.hear)
         gevent.spawn(self.follow).link_exception(self.fail)
 
@@ -344,7 +344,7 @@ def lost_reason(member: Member) -> str | None:
     return None
 
 
-def listen(environment: Environment, host: str, port: int) -> DealOnce:
+def master_at(environment: Environment, host: str, port: int) -> DealOnce:
     """Locust's master at this address. Raises RuntimeError where it can't listen there."""
     try:
         runner = DealOnce(environment, host, port)
@@ -404,7 +404,7 @@ def main() -> None:
     with started_workers(master.count if is_local else 0, to_workers) as processes:
         master.processes = processes
         try:
-            gevent.spawn(watch_stdin, master)
+            gevent.spawn(follow_stdin, master)
             outcome = carry_out(master, wait_s)
             say({"outcome": asdict(outcome)})
         finally:
@@ -435,7 +435,7 @@ def carry_out(master: LoadMaster, wait_s: float) -> LoadOutcome:
     )
 
 
-def watch_stdin(master: LoadMaster) -> None:
+def follow_stdin(master: LoadMaster) -> None:
     """Ends the run at the next byte on stdin, or at the end of stdin."""
     wait_read(0)
     why = INTERRUPTED if os.read(0, 1) else "the process that started the run has died"
