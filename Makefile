@@ -47,7 +47,7 @@ workbook: .venv/ready
 	$(BIN)/python -m benchlib report --results "$(RESULTS)" || status=1; exit $$status
 
 test: .venv/ready
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/ready
 	$(BIN)/pytest -m slow

@@ -2,10 +2,13 @@
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import inspect
+import io
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -105,13 +108,32 @@ def commands_of(page):
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
 
 
+def options_in(shown):
+    return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", shown))
+
+
 @cache
 def options_of(*command):
     """The options that `command --help` names."""
-    shown = subprocess.run(
-        [*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", shown))
+    if command[:2] == (sys.executable, "-m"):
+        return options_of_module(command[2])
+    return options_in(
+        subprocess.run(
+            [*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+    )
+
+
+def options_of_module(module):
+    """The same of `python -m module`, run here: a process of its own would import torch anew."""
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
+        patch.setattr(sys, "argv", [module, "--help"])
+        patch.delitem(sys.modules, module, raising=False)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert not ended.value.code
+    return options_in(shown.getvalue())
 
 
 def given_options(arguments):

@@ -1,4 +1,7 @@
-"""A few kills of each kind at random moments: the counts must hold, whatever the moment."""
+"""A kill of each kind at a random moment: the counts must hold, whatever the moment.
+
+`make chaos` has many of each.
+"""
 
 import pytest
 
@@ -9,11 +12,9 @@ from .load.conftest import FakeServerProcess
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
 
-@pytest.mark.parametrize(
-    ("kind", "count"), [("sweep", 2), ("child", 2), ("parent", 2), ("server", 1)]
-)
-def test_what_was_finished_outlives_a_kill(kind, count, tmp_path):
-    figures = kills.KINDS[kind](tmp_path, kills=count, seed=1)
+@pytest.mark.parametrize("kind", kills.KINDS)
+def test_what_was_finished_outlives_a_kill(kind, tmp_path):
+    figures = kills.KINDS[kind](tmp_path, kills=1, seed=0)
     assert [figure for figure in figures if figure.passed is not True] == []
 
 

@@ -27,27 +27,31 @@ pytestmark = pytest.mark.usefixtures("idle_machine")
 
 
 @pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):
+def server(tiny):
+    with benchlib.serve(tiny, name="test_bench") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def run(server, tmp_path_factory):
     """Two users on a real server: six requests after the warm-up."""
     results = tmp_path_factory.mktemp("run")
-    with benchlib.serve(tiny, name="test_bench") as server:
-        return run_load(
-            server, ClosedLoop(2), Workload(num_inference_steps=4), requests=6, warmup_s=0.1,
-            label="two-users", study="served", results=results, seed=3,
-        )  # fmt: skip
+    return run_load(
+        server, ClosedLoop(2), Workload(num_inference_steps=4), requests=6, warmup_s=0.1,
+        label="two-users", study="served", results=results, seed=3,
+    )  # fmt: skip
 
 
-def test_both_apis_of_a_server_are_loaded_with_the_same_images(run, tiny, tmp_path):
-    with benchlib.serve(tiny, name="test_bench") as server:
-        other = run_load(
-            server,
-            ClosedLoop(2),
-            Workload(num_inference_steps=4),
-            requests=6,
-            results=tmp_path,
-            seed=3,
-            api="openai",
-        )
+def test_both_apis_of_a_server_are_loaded_with_the_same_images(run, server, tmp_path):
+    other = run_load(
+        server,
+        ClosedLoop(2),
+        Workload(num_inference_steps=4),
+        requests=6,
+        results=tmp_path,
+        seed=3,
+        api="openai",
+    )
     assert (other.spec["api"], other.record["point"]["api"]) == ("openai", "openai")
     fields = ["prompt", "seed", "width", "height", "num_inference_steps"]
     both = [
@@ -124,18 +128,17 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     assert run.telemetry["others_cpu_cores"].dropna().ge(0).all()
 
 
-def test_a_run_during_which_something_was_compiled_says_so(run, tiny, tmp_path):
+def test_a_run_during_which_something_was_compiled_says_so(run, server, tmp_path):
     from torch._dynamo.utils import counters
 
     def compile_one(_):
         counters["stats"]["unique_graphs"] += 1
 
     assert run.record["outcome"]["graphs_made"] == 0
-    with benchlib.serve(tiny, name="test_bench") as server:
-        workload = Workload(width=64, height=64, num_inference_steps=2)
-        spoilt = run_load(
-            server, ClosedLoop(1), workload, requests=2, results=tmp_path, on_progress=compile_one
-        )
+    workload = Workload(width=64, height=64, num_inference_steps=2)
+    spoilt = run_load(
+        server, ClosedLoop(1), workload, requests=2, results=tmp_path, on_progress=compile_one
+    )
     graphs = spoilt.record["outcome"]["graphs_made"]
     assert graphs > 0
     assert spoilt.summary()["invalid_reason"].startswith(
@@ -317,11 +320,8 @@ def test_progress_shows_the_figures_that_a_person_watches_for():
     )
 
 
-def test_progress_shows_the_memory_of_a_server_of_ours(tiny, tmp_path, capsys):
-    with benchlib.serve(tiny, name="test_bench") as server:
-        run_load(
-            server, ClosedLoop(2), Workload(num_inference_steps=1), requests=6, results=tmp_path
-        )
+def test_progress_shows_the_memory_of_a_server_of_ours(server, tmp_path, capsys):
+    run_load(server, ClosedLoop(2), Workload(num_inference_steps=1), requests=6, results=tmp_path)
     assert re.search(r" done,.* \d\.\d\d GiB", capsys.readouterr().out)
 
 
@@ -383,7 +383,7 @@ def test_results_go_where_the_argument_the_environment_or_the_project_says(
 
 
 def test_a_server_that_stops_is_rows_with_errors_and_no_hang(tiny, tmp_path):
-    with benchlib.serve(tiny, name="test_bench_stops") as server:
+    with benchlib.serve(tiny, name="test_bench_stops", batching="serial") as server:
 
         def stop_after_some(progress):
             if progress.done:

@@ -231,7 +231,11 @@ def test_a_model_is_loaded_only_where_it_changes_and_a_failed_point_is_passed_ov
 
 
 def test_running_servers_differ_by_what_they_serve(tiny, tmp_path):
-    with serve(tiny, name="one", max_queue=5) as one, serve(tiny, name="two", max_queue=6) as two:
+    serial = {"batching": "serial"}
+    with (
+        serve(tiny, name="one", max_queue=5, **serial) as one,
+        serve(tiny, name="two", max_queue=6, **serial) as two,
+    ):
         both = [SMALL | {"arrivals": ClosedLoop(1), "target": server} for server in (one, two)]
         study = sweep(both, study="s", results=tmp_path, on_progress=quiet)
         assert [run.spec["target"]["max_queue"] for run in study.runs] == [5, 6]

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from benchlib.serving.last_words import ENGINE_ENDED
-from tests.serving.test_server import SMALL, free_port, wait_ready, wait_until
+from tests.serving.test_server import SMALL, free_port, wait_ready
 
 DEADLY = """
 import sys
@@ -46,6 +47,7 @@ def is_listening(process, url):
 @pytest.mark.parametrize("way", [BY_BENCHLIB, BY_UVICORN], ids=["benchlib", "uvicorn"])
 def test_the_process_ends_with_its_reason_and_a_status_of_its_own(way, monkeypatch):
     monkeypatch.setenv("BENCHLIB_MODEL", "tiny")
+    monkeypatch.setenv("BENCHLIB_MAX_BATCH_SIZE", "2")  # a larger one takes longer to get ready
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
@@ -55,7 +57,8 @@ def test_the_process_ends_with_its_reason_and_a_status_of_its_own(way, monkeypat
         text=True,
     )
     try:
-        wait_until(lambda: is_listening(process, url), 120)
+        while not is_listening(process, url):
+            time.sleep(0.1)  # the server needs the core
         wait_ready(url)
         bodies = [SMALL | {"prompt": prompt} for prompt in ("deadly", "beside", "beside")]
         with ThreadPoolExecutor(3) as clients:

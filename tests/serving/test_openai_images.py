@@ -28,7 +28,9 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def server(tiny):
-    with serve(tiny, name="openai", max_pixel_steps=128 * 128 * 8) as server:
+    # A larger batch takes longer to get ready.
+    options = {"max_pixel_steps": 128 * 128 * 8, "max_batch_size": 2}
+    with serve(tiny, name="openai", **options) as server:
         yield server
 
 
