@@ -68,6 +68,18 @@ def _own_folders(tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_warm_up():
+    """A server times each batch twice before its first request, in place of seven times.
+
+    The times are as good as the machine is quiet, which no test relies on.
+    """
+    patch = pytest.MonkeyPatch()
+    patch.setattr("benchlib.serving.engine.step_times.REPEATS", 1)
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     from benchlib.serving.model.loading import load_pipeline
