@@ -90,6 +90,7 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
         5.0,
     ]
     assert target.pop("batch_buckets") is None
+    assert target.pop("warm_up_s") > 0
     (measured,) = target.pop("step_times").values()
     assert measured["step_s"]["2"] > 0
     assert target == {key: tiny.spec.get(key) for key in target}
