@@ -18,6 +18,11 @@ from benchmarks.fakes.fake_pipeline import FakeSchedules
 SIZE = (64, 64)
 
 
+@pytest.fixture(autouse=True)
+def _as_often_as_a_server_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchlib.serving.engine.step_times.REPEATS", 6)
+
+
 class FakePipeline:
     """Tells the times of a model, by rows of a step and by requests, without a model."""
 
