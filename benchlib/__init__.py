@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from benchlib.serving.schemas import GenerateRequest
     from benchlib.serving.server import Server, serve
     from benchlib.study.busy import record_of
+    from benchlib.study.readable import readable
     from benchlib.study.store import Run, Study, load_run, load_study
     from benchlib.sweeps import sweep
     from benchlib.telemetry import process_memory_gib
@@ -123,6 +124,7 @@ _NAMES = {
     "benchlib.questions.scale.judge": ("fleets_table", "judge_scale"),
     "benchlib.questions.scale.measure": ("confirm_at_peak", "measure_card"),
     "benchlib.study.busy": ("record_of",),
+    "benchlib.study.readable": ("readable",),
     "benchlib.study.store": ("Run", "load_run", "load_study", "Study"),
     "benchlib.sweeps": ("sweep",),
     "benchlib.telemetry": ("process_memory_gib",),
@@ -141,7 +143,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a notebook meets them
     "rows_at_highest_rate", "predict_gains", "check_forecast", "predict_cases", "judge_batching",
     "calibrate_policies", "foretell_gains", "foretell_frontier",
     "settings_to_try", "price_adapters", "picture_prompts", "measure_examples", "Budget", "Part", "calibrate",
-    "Calibration", "foretell", "LoadTest", "record_of", "ExternalWorkers",
+    "Calibration", "foretell", "LoadTest", "record_of", "ExternalWorkers", "readable",
     "measure_card", "plan_day", "simulate_fleets", "fleets_table", "confirm_at_peak", "judge_scale",
 ]  # fmt: skip
 

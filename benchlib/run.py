@@ -27,13 +27,14 @@ from benchlib.load.plan import LoadPlan
 from benchlib.load.runner import LoadInterrupted, LoadOutcome, Progress, generate_load
 from benchlib.load.workers import Workers
 from benchlib.load.workload import Workload
+from benchlib.lost_connections import warn_of_lost_connections
 from benchlib.progress import progress_shown
-from benchlib.serving.engine.options import RECORDED_OPTIONS
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.study.folders import check_names, lock_study, results_dir, run_words
 from benchlib.study.record_shape import MOST_FAILED
 from benchlib.study.store import Run, RunFolder, Study, create_run
 from benchlib.study.summary_table import renew_summary
+from benchlib.target_fields import LATER_FIELDS, REQUESTED_FIELDS, TARGET_FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,21 +43,6 @@ if TYPE_CHECKING:
 
     Target: TypeAlias = Server | str | list[str] | tuple[str, ...]
 
-_MODEL_FIELDS = (
-    "model", "device", "dtype", "recipe", "torch_threads", "seed",
-    "model_params", "weights_gib", "showcase",
-)  # fmt: skip
-_MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
-_REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
-# Older records lack these, so only a value that is given makes another case of a point.
-_LATER_FIELDS = ("unet", "scheduler", "loras", "fused_loras", "lora_files")
-# Older records lack these, too; they are no part of what makes two points one case.
-_NOTED_FIELDS = (
-    "batch_buckets", "variant", "checkpoint", "predicts", "guided_rows", "scheduler_class",
-    "load_s", "warm_up_s", "artefacts",
-)  # fmt: skip
-_TARGET_FIELDS = (*_REQUESTED_FIELDS, *_LATER_FIELDS, *_NOTED_FIELDS, *_MEASURED_FIELDS)
-"""The fields of a run's target in its record. A `Server` has all of them, a bare URL none."""
 _URLS = (str, list, tuple)
 _LENGTHS = ("duration_s", "requests", "max_s", "warmup_s", "timeout_s")
 _PLAN_FIELDS = (*_LENGTHS, "seed", "api", "verify", "workers")
@@ -190,8 +176,8 @@ class Point:
     def to_dict(self) -> dict[str, Any]:
         """The point as JSON, without its server's URL and start-up figures, which may change."""
         spec = {} if self.target is None else server_spec(self.target)
-        target = {name: spec.get(name) for name in _REQUESTED_FIELDS}
-        given = {name: spec[name] for name in _LATER_FIELDS if spec.get(name) is not None}
+        target = {name: spec.get(name) for name in REQUESTED_FIELDS}
+        given = {name: spec[name] for name in LATER_FIELDS if spec.get(name) is not None}
         plain = {
             "arrivals": self.arrivals.to_dict(),
             "workload": self.workload.to_dict(),
@@ -236,6 +222,7 @@ class Writer:
         # 1) Make its folder. The point is recorded as it was asked for, without the budget's cut.
         server = None if isinstance(target, _URLS) else target
         plan = replace(point, max_s=max_s).plan(target)
+        warn_of_lost_connections(plan.arrivals, server_spec(target))
         folder = self._create(point, plan, plan.shown_url, server_spec(target))
 
         # 2) Send the load, and watch the server's process. A bare URL's process is unknown, so
@@ -304,7 +291,7 @@ class Writer:
         said_before = self.runs and self.runs[-1].record["conditions"]["warning"]
         if conditions["warning"] and not said_before:
             print(conditions["warning"], flush=True)
-        target = {"url": url} | {name: target_spec.get(name) for name in _TARGET_FIELDS}
+        target = {"url": url} | {name: target_spec.get(name) for name in TARGET_FIELDS}
         record = {
             "spec": {**spec, "target": target},
             **more,

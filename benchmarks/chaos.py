@@ -16,13 +16,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from benchmarks.figures import Figure
 from benchmarks.held_lines import read_figures, report
@@ -30,7 +32,9 @@ from benchmarks.held_lines import read_figures, report
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 900.0
 LOOKS_EVERY_S = 0.1
-ENDING = threading.Event()  # after an interrupt or SIGTERM: the parts have sessions of their own
+# The interrupts and SIGTERMs that came. All wait for them by looking: a handler that raised, or took
+# a lock, could leave a thread pool's lock held for ever.
+SIGNALS: list[int] = []
 RANDOM_REQUESTS = ("tests/serving/test_schemathesis.py", "tests/serving/test_any_bytes.py")
 
 
@@ -61,7 +65,9 @@ class Part:
 
 
 def run_in_group(command: Sequence[str], output: int) -> None:
-    """Run a command, for at most LIMIT_S or until ENDING, and kill its group if it has not ended."""
+    """Run a command for at most LIMIT_S, or until a signal, and kill what has not ended then."""
+    if SIGNALS:
+        return
     end_s = time.monotonic() + LIMIT_S
     with subprocess.Popen(
         command,
@@ -73,15 +79,27 @@ def run_in_group(command: Sequence[str], output: int) -> None:
         start_new_session=True,
     ) as process:
         while process.poll() is None:
-            if ENDING.wait(LOOKS_EVERY_S) or time.monotonic() > end_s:
-                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(LOOKS_EVERY_S)
+            if SIGNALS or time.monotonic() > end_s:
+                kill_with_children(process.pid)
                 process.wait()
 
 
+def kill_with_children(pid: int) -> None:
+    """Kill a process, its group, and those below it that have sessions of their own."""
+    below = []
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(pid).children(recursive=True)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def end_parts(number: int, _frame: object) -> None:
-    """End all parts, and then this process."""
-    ENDING.set()
-    sys.exit(128 + number)
+    """End all parts, and then this process: the parts have sessions of their own."""
+    SIGNALS.append(number)
 
 
 def module(name: str, *arguments: str) -> Part:
@@ -163,10 +181,12 @@ def main() -> int:
     with ThreadPoolExecutor(len(beside)) as threads:
         futures = [threads.submit(run_lane, lane) for lane in beside]
         # This thread must wake up now and then: Python handles signals here alone.
-        while wait(futures, timeout=LOOKS_EVERY_S).not_done:
-            pass
+        while not all(future.done() for future in futures):
+            time.sleep(LOOKS_EVERY_S)
         figures = [figure for future in futures for figure in future.result()]
     figures += run_lane(alone)
+    if SIGNALS:
+        return 128 + SIGNALS[0]
     took_s = time.monotonic() - began_s
     if not chosen.parts:
         figures.append(Figure.once("all", "seconds", took_s, high=600))

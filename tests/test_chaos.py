@@ -42,19 +42,26 @@ from benchmarks import chaos
 signal.signal(signal.SIGINT, chaos.end_parts)
 signal.signal(signal.SIGTERM, chaos.end_parts)
 sleep = chaos.Part("sleep", ("http.server", "--bind=127.0.0.1", "0"), lambda folder: [])
-chaos.lanes = lambda **_: [[sleep], [sleep], []]
+apart = "import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'http.server', '0'], start_new_session=True)"
+with_child = chaos.Part("with_child", ("timeit", "-s", apart, "while True: pass"), lambda folder: [])
+lanes = {"beside": [[sleep, sleep], [with_child], []], "alone": [[], [], [sleep, with_child]]}
+chaos.lanes = lambda **_: lanes[LANES]
 sys.exit(chaos.main())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_parts(tmp_path, number):
-    command = [sys.executable, "-c", SLEEP, str(tmp_path)]
+@pytest.mark.parametrize(
+    ("number", "lanes", "count"), [(signal.SIGTERM, "beside", 3), (signal.SIGINT, "alone", 1)]
+)
+def test_a_signal_ends_all_parts(tmp_path, number, lanes, count):
+    """Also what a part has started in a session of its own; the next parts of a lane never begin."""
+    script = SLEEP.replace("LANES", repr(lanes))
+    command = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             watched = psutil.Process(process.pid)
-            wait_until(lambda: len(watched.children()) == 2)
-            parts = watched.children()
+            wait_until(lambda: len(watched.children(recursive=True)) == count)
+            parts = watched.children(recursive=True)
             process.send_signal(number)
             assert process.wait(120) == 128 + number
         finally:

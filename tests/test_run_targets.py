@@ -13,6 +13,7 @@ import uvicorn
 from benchlib import ClosedLoop, Workload, run_load
 from benchlib.load.bearer import KEY_VARIABLE
 from benchlib.report import write_report
+from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.server import serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
 
@@ -166,3 +167,27 @@ def test_a_server_of_ours_speaks_https(certificate, tmp_path):
     assert "certificate" in refused.requests["error"].iloc[0].lower()
     assert taken.summary()["ok"] == 2
     assert taken.spec["target"]["url"].startswith("https://127.0.0.1:")
+
+
+def test_more_users_than_connections_are_told_before_and_named_after(tmp_path):
+    """Each row that failed says which limit it met."""
+    small = ConnectionLimits(max_connections=2)
+    with serve(FakePipeline(), name="crowded", limits=small, sizes=[(64, 64)]) as server:
+        with pytest.warns(RuntimeWarning, match="6 users need as many .* max_connections is 2"):
+            run = run_load(server, ClosedLoop(6), SMALL, requests=30, results=tmp_path)
+        few = run_load(server, ClosedLoop(2), SMALL, requests=2, results=tmp_path)
+    errors = run.requests["error"].dropna()
+    assert len(errors)
+    assert all("this server's max_connections is 2" in error for error in errors)
+    assert few.summary()["ok"] == 2
+
+
+def test_the_record_says_what_was_in_force_at_the_door(tmp_path):
+    limits = ConnectionLimits(max_connections=50, headers_s=7)
+    options = {"deadline_s": 9.0, "max_per_client": 3, "max_queue_s": 70, "on_nonfinite": "allow"}
+    with serve(FakePipeline(), name="door", limits=limits, **options) as server:
+        run = run_load(server, ClosedLoop(1), SMALL, requests=1, results=tmp_path)
+    target = json.loads((run.path / "run.json").read_text())["spec"]["target"]
+    assert {name: target[name] for name in options} == options
+    assert target["max_pixel_steps"] == 60 * 1024 * 1024
+    assert target["limits"] == limits.model_dump()

@@ -43,8 +43,8 @@ MIXTURES = 20
 """So many simulations show how much less images vary than calls."""
 MOST_UNMIXED = 3.0
 _ALIKE = (
-    "model", "unet", "scheduler", "device", "dtype", "recipe", "batching", "max_batch_size",
-    "max_wait_ms",
+    "model", "unet", "vae", "scheduler", "device", "dtype", "recipe", "batching",
+    "max_batch_size", "max_wait_ms",
 )  # fmt: skip
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]

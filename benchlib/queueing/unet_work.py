@@ -29,7 +29,7 @@ def with_unet_work(asked: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame
     missing. Servers of other people, and older specs, count as most models.
     """
     rows = _rows(asked, spec.get("guided_rows") or 2)
-    calls = _calls(asked, spec.get("scheduler_class"))
+    calls = _calls(asked, spec)
     return asked.assign(rows=rows, calls=calls)
 
 
@@ -44,7 +44,7 @@ def _rows(asked: pd.DataFrame, guided_rows: int) -> Integers:
     return rows
 
 
-def _calls(asked: pd.DataFrame, own_class: str | None) -> Integers:
+def _calls(asked: pd.DataFrame, spec: Mapping[str, Any]) -> Integers:
     """Calls: some samplers take two for a step."""
     # 1) The sampler of each request
     names = pd.Series(pd.NA, index=asked.index)
@@ -52,13 +52,14 @@ def _calls(asked: pd.DataFrame, own_class: str | None) -> Integers:
         names = asked["scheduler"]
     steps = asked["num_inference_steps"].fillna(1)
 
-    # 2) Its calls
+    # 2) Its calls; older specs do not say whether PNDM takes its first steps
+    skips_prk_steps = spec.get("skips_prk_steps") is not False
     calls = []
     for name, count in zip(names, steps, strict=True):
-        class_name = own_class
+        class_name = spec.get("scheduler_class")
         if name in SCHEDULERS:
             class_name = SCHEDULERS[name].class_name
-        of_request = count_unet_calls(int(count), class_name)
+        of_request = count_unet_calls(int(count), class_name, skips_prk_steps=skips_prk_steps)
         calls.append(of_request)
     return np.array(calls, dtype=np.int64)
 

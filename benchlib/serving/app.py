@@ -46,6 +46,7 @@ def create_app(
     entered once the requests have been answered, and left once the engine has stopped.
     """
     door = door or DoorOptions()
+    limits = limits or ConnectionLimits()
     links = links or ImageLinks()
     handoff = HandOff(engine, door, links)
 
@@ -54,10 +55,11 @@ def create_app(
         handoff.last_call.end_all()
 
     connections = Connections(
-        limits or ConnectionLimits(),
+        limits,
         on_listening=engine.start,
         refuse_rest=refuse_rest,
         on_refused=handoff.metrics.count_connection_error,
+        on_closed=handoff.metrics.count_closed,
     )
 
     @asynccontextmanager
@@ -87,7 +89,7 @@ def create_app(
     add_docs_pages(app, needs_key=door.key is not None)
     app.include_router(openai_images.make_router(handoff))
     app.include_router(image_links.make_links_router(links))
-    app.include_router(make_status_router(engine, door, handoff.metrics))
+    app.include_router(make_status_router(engine, door, limits, handoff.metrics))
 
     @app.post(
         "/benchmark/generate",

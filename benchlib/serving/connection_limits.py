@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,6 +29,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from benchlib.serving.half_closed import FIRST_LOOK_S, PROBE, has_left, may_wait
+from benchlib.serving.handshakes import limit_handshakes
+from benchlib.serving.seldom_log import SeldomLine
 from benchlib.telemetry import GIB
 
 MAX_HEADERS = 100
@@ -47,7 +51,8 @@ LAST_WORDS_S = 0.25
 # uvicorn's own limit of its stop must not come first: it would answer 500.
 UVICORNS_LIMIT_LATER_S = 5
 UVICORNS_KEEP_ALIVE_S = 5
-FULL_LOG_EVERY_S = 60.0
+# So many connections that were refused may linger beside the others, if there are files enough.
+MOST_LINGERING = 64
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -90,10 +95,27 @@ class ConnectionLimits(BaseModel):
         """The most connections. One more closes the one that has been idle for longest."""
         if self.max_connections is not None:
             return self.max_connections
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if files == resource.RLIM_INFINITY:
-            return MOST_CONNECTIONS
-        return max(1, min(MOST_CONNECTIONS, files // 2))
+        return max(1, min(MOST_CONNECTIONS, _most_files() // 2))
+
+    @property
+    def may_linger(self) -> int:
+        """The most connections that were refused, or have to leave, and have not closed yet."""
+        return max(1, min(MOST_LINGERING, _most_files() // 8))
+
+    def in_force(self) -> dict[str, float]:
+        """The limits as numbers, for the spec; also the one that follows from the files."""
+        numbers = {name: getattr(self, name) for name in ConnectionLimits.model_fields}
+        return numbers | {"max_connections": self.connections}
+
+    @property
+    def too_many(self) -> str:
+        """What a client is told who comes when there are as many connections as may be."""
+        return f"too many connections: this server's max_connections is {self.connections}"
+
+
+def _most_files() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2 * MOST_CONNECTIONS if files == resource.RLIM_INFINITY else files
 
 
 class Connections:
@@ -101,7 +123,8 @@ class Connections:
 
     `on_listening` is called once uvicorn listens, and may be called again. `refuse_rest` is called
     once `drain_s` is over: it must answer the requests inside at once. `on_refused` is called with
-    the status of each answer that the app itself has no part in.
+    the status and the reason of each answer that the app itself has no part in. `on_closed` is
+    called with the limit for which an idle connection is closed.
     """
 
     def __init__(
@@ -110,7 +133,8 @@ class Connections:
         *,
         on_listening: Callable[[], None],
         refuse_rest: Callable[[], None],
-        on_refused: Callable[[int], None],
+        on_refused: Callable[[int, str], None],
+        on_closed: Callable[[str], None],
     ) -> None:
         self.limits = limits
         self.drain_s = limits.drain_s
@@ -123,16 +147,29 @@ class Connections:
         self.busy: set[Connection] = set()
         # The connections whose answers wait to be read, the longest wait first.
         self.unread: OrderedDict[Connection, None] = OrderedDict()
+        # The connections that were refused, or have to leave, the first one first.
+        self.leaving: OrderedDict[Connection, None] = OrderedDict()
         self._on_listening = on_listening
         self._refuse_rest = refuse_rest
         self.on_refused = on_refused
+        self._on_closed = on_closed
         self._max_bytes = limits.unread_gib * GIB
         self._loop: asyncio.AbstractEventLoop
         self._sweep_timer: asyncio.TimerHandle | None = None
         waits_s = (limits.headers_s, limits.body_s, limits.unread_s)
         self._sweep_s = min(SWEEP_S, min(waits_s) / 4)
-        self._shed_s = -FULL_LOG_EVERY_S
-        self._told_s = -FULL_LOG_EVERY_S
+        self._shed_s = -SWEEP_S
+        self._full_line = SeldomLine(
+            f"Connections closed or refused, as {limits.connections} are the most "
+            "(max_connections). Since the last such line: %d"
+        )
+        self._files_line = SeldomLine(
+            "The oldest idle connections are closed, as no more files may be open (ulimit -n). "
+            "Since the last such line, so often: %d"
+        )
+        self._broken_line = SeldomLine(
+            "Requests that are no HTTP got 400. Since the last such line: %d"
+        )
 
     # -- start and end -----------------------------------------------------------------------------
 
@@ -164,6 +201,7 @@ class Connections:
         self._loop = asyncio.get_running_loop()
         self._former_handler = self._loop.get_exception_handler()
         self._loop.set_exception_handler(self._on_loop_error)
+        self._undo_handshakes = limit_handshakes(self._loop, self.limits.headers_s)
         self._sweep()
         self.attached = True
 
@@ -171,6 +209,7 @@ class Connections:
         """Stop to look after connections."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
+            self._undo_handshakes()
             self._loop.set_exception_handler(self._former_handler)
 
     def begin_stop(self) -> None:
@@ -184,7 +223,7 @@ class Connections:
 
     def _close_quiet(self) -> None:
         for connection in tuple(self.quiet):
-            connection.give_up(503, "the server is stopping")
+            connection.give_up(503, "the server is stopping", "stopping")
         if self.open:
             self._loop.call_later(STOP_TICK_S, self._close_quiet)
 
@@ -195,11 +234,28 @@ class Connections:
     # -- limits ------------------------------------------------------------------------------------
 
     def admit(self, connection: Connection) -> None:
-        """Note a new connection. If there are too many, the one that is idle for longest closes."""
+        """Note a new connection. If there are too many, the one that is idle for longest leaves."""
+        # 1) One of those that may stay
         self.open.add(connection)
-        if len(self.open) > self.limits.connections:
-            self._shed(1)
+        staying = len(self.open) - len(self.leaving)
+        if staying > self.limits.connections and self.quiet:
+            self.note_too_many()
+            self._on_closed("max_connections")
+            next(iter(self.quiet)).leave()
         self.quiet[connection] = None
+
+        # 2) Those that leave may take some time, if they are few
+        while len(self.leaving) > self.limits.may_linger:
+            first, _ = self.leaving.popitem(last=False)
+            first.transport.abort()
+
+    def note_too_many(self) -> None:
+        """A connection is closed, or a request refused, as there are too many connections."""
+        self._full_line.note()
+
+    def note_broken(self) -> None:
+        """A client has sent what is no HTTP."""
+        self._broken_line.note()
 
     def forget(self, connection: Connection) -> None:
         """A connection has closed."""
@@ -207,6 +263,7 @@ class Connections:
         self.busy.discard(connection)
         self.quiet.pop(connection, None)
         self.unread.pop(connection, None)
+        self.leaving.pop(connection, None)
 
     @property
     def too_busy(self) -> bool:
@@ -231,9 +288,11 @@ class Connections:
             connection.check(now_s)
         self._sweep_timer = self._loop.call_later(self._sweep_s, self._sweep)
 
-    def _shed(self, count: int) -> None:
-        for connection in tuple(self.quiet)[:count]:
-            connection.give_up(503, "too many connections")
+    def _free_files(self) -> None:
+        """Close a quarter of all connections, those that have been idle for longest."""
+        for connection in tuple(self.quiet)[: len(self.open) // 4 + 1]:
+            self._on_closed("open_files")
+            connection.give_up(503, "too many open files", "too_many_connections")
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Make room where no more files may be open.
@@ -250,10 +309,8 @@ class Connections:
         now_s = loop.time()
         if now_s - self._shed_s >= SWEEP_S / 2:
             self._shed_s = now_s
-            self._shed(len(self.open) // 4 + 1)
-        if now_s - self._told_s >= FULL_LOG_EVERY_S:
-            self._told_s = now_s
-            log.warning("The oldest idle connections are closed (%s).", error.strerror)
+            self._files_line.note()
+            self._free_files()
 
 
 class Connection(HttpToolsProtocol):
@@ -268,6 +325,8 @@ class Connection(HttpToolsProtocol):
         self._began = False  # the first byte of the unfinished request is there
         self._inside = 0  # requests that are whole and unanswered
         self._refused_s: float | None = None
+        self._leaves_s: float | None = None  # since then it may have one more request, and then go
+        self._half_closed = False  # the client sends no more, and may wait for its answer
         # The unfinished request
         self._header_count = 0
         self._header_bytes = 0
@@ -304,14 +363,48 @@ class Connection(HttpToolsProtocol):
         self._received_bytes += len(data)
         if self._sends != "body":
             data = _without_upgrade(data)
-        super().data_received(data)
+        if not self._read(data):
+            return
         if self._sends == "nothing":
             if not self._inside:  # empty lines before a request
                 self._wait_for("headers")
             return
         frame_bytes = self._received_bytes - self._body_bytes
         if frame_bytes > MAX_HEADER_BYTES + FRAME_BYTES_PER_BODY_BYTE * self._body_bytes:
-            self._refuse(431, f"the headers have more than {MAX_HEADER_BYTES} bytes")
+            words = f"the headers have more than {MAX_HEADER_BYTES} bytes"
+            self._refuse(431, words, "headers_too_large")
+
+    def _read(self, data: bytes) -> bool:
+        """Read on, and return whether it is HTTP.
+
+        uvicorn's own `data_received` does the same, and logs a line or two for each broken request.
+        """
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._all.note_broken()
+            self._refuse(400, "this is no HTTP", "not_http")
+            return False
+        except httptools.HttpParserUpgrade:
+            pass  # the app answers as if no other protocol had been asked for
+        return True
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more. True keeps the connection open for the answer to one request."""
+        waits = self._inside == 1 and not self._began and not self.cycle.response_started
+        is_known = self.scope is not None and self.scope["http_version"] == "1.1"
+        if not (waits and is_known and may_wait(self.transport)):
+            return None
+        self._half_closed = True
+        self.cycle.keep_alive = False
+        self.transport.write(PROBE)
+        self.loop.call_later(FIRST_LOOK_S, self._drop_if_left)
+        return True
+
+    def _drop_if_left(self) -> None:
+        if not self.transport.is_closing() and has_left(self.transport):
+            self.transport.abort()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -343,12 +436,14 @@ class Connection(HttpToolsProtocol):
         if self._has_too_many_headers:
             words = f"at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes are read"
             self.app = _answer(431, words)
-            self._all.on_refused(431)
+            self._all.on_refused(431, "headers_too_large")
         elif self._all.too_busy:
-            self.app = _answer(503, "too many connections")
+            self.app = _answer(503, self._all.limits.too_many)
+            self._all.on_refused(503, "too_many_connections")
+            self._all.note_too_many()
         super().on_headers_complete()
         self.app = app
-        if self._all.stopping:
+        if self._all.stopping or self._leaves_s is not None:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -374,7 +469,7 @@ class Connection(HttpToolsProtocol):
         self._all.note_unread(self)
 
     def timeout_keep_alive_handler(self) -> None:
-        self.give_up(408, "the connection was idle")
+        self.give_up(408, "the connection was idle", "too_slow")
 
     def shutdown(self) -> None:
         """uvicorn stops."""
@@ -388,9 +483,14 @@ class Connection(HttpToolsProtocol):
         """Give up on a client that is too late."""
         # 1) It reads, or has been refused
         self._check_reading(now_s)
+        if self._half_closed:
+            self._drop_if_left()
         if self._refused_s is not None and now_s - self._refused_s > LINGER_S:
             self.transport.abort()
         if self.transport.is_closing() or self._refused_s is not None or self._inside:
+            return
+        if self._leaves_s is not None and now_s - self._leaves_s > LINGER_S and not self._began:
+            self.transport.close()
             return
 
         # 2) It sends
@@ -402,7 +502,8 @@ class Connection(HttpToolsProtocol):
         }
         longest_s = limit_s[self._sends]
         if now_s - self._since_s > longest_s:
-            self.give_up(408, f"the {self._sends} took longer than {longest_s:g} s")
+            words = f"the {self._sends} took longer than {longest_s:g} s"
+            self.give_up(408, words, "too_slow")
 
     def _check_reading(self, now_s: float) -> None:
         unread = self.unread_bytes
@@ -422,22 +523,37 @@ class Connection(HttpToolsProtocol):
         """Wait for what the client sends, unless it waits for an answer."""
         self._sends = what
         self._since_s = self.loop.time()
-        if not self._inside and not self.transport.is_closing():
+        if self._inside or self._refused_s is not None or self._leaves_s is not None:
+            return
+        if not self.transport.is_closing():
             self._all.busy.discard(self)
             self._all.quiet[self] = None
             self._all.quiet.move_to_end(self)
 
-    def give_up(self, status: int, words: str) -> None:
+    def leave(self) -> None:
+        """Make room soon. A client that is idle may just be sending its next request.
+
+        So that request is answered, if it comes within LINGER_S, and the connection closes then. A
+        word of our own would do harm: some clients take it for a part of the answer before.
+        """
+        if self._began:
+            self.give_up(503, self._all.limits.too_many, "too_many_connections")
+            return
+        self._all.quiet.pop(self, None)
+        self._all.leaving[self] = None
+        self._leaves_s = self.loop.time()
+
+    def give_up(self, status: int, words: str, reason: str) -> None:
         """Close. A client that has begun a request is told why."""
         self._all.quiet.pop(self, None)
         if self._began and self._refused_s is None:
-            self._refuse(status, words)
+            self._refuse(status, words, reason)
         elif self.unread_bytes > 0:
             self.transport.abort()
         else:
             self.transport.close()
 
-    def _refuse(self, status: int, words: str) -> None:
+    def _refuse(self, status: int, words: str, reason: str) -> None:
         """Answer the unfinished request, unless another answer comes first, and close."""
         # 1) The app learns that its client has gone
         cycle = self.cycle
@@ -449,7 +565,8 @@ class Connection(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self._refused_s = self.loop.time()
-        self._all.on_refused(status)
+        self._all.leaving[self] = None
+        self._all.on_refused(status, reason)
         self._unset_keepalive_if_required()
 
         # 2) The client learns why

@@ -187,9 +187,17 @@ class DoorOptions(BaseModel):
             max_per_client=self.max_per_client,
         )
 
-    def add_to(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """A server's spec with the bounds, and whether a key is needed; {} before it is ready."""
+    def add_to(self, spec: Mapping[str, Any], limits: Mapping[str, float]) -> dict[str, Any]:
+        """A server's spec with what is in force at its door; {} before it is ready.
+
+        That is the bounds, the deadline, whether a key is needed, and the `limits` of connections.
+        """
         if not spec:
             return {}
-        needs_key = self.api_key is not None
-        return {**spec, **asdict(self.bounds_on(spec["device"])), "needs_key": needs_key}
+        return {
+            **spec,
+            **asdict(self.bounds_on(spec["device"])),
+            "deadline_s": self.deadline_s,
+            "needs_key": self.api_key is not None,
+            "limits": dict(limits),
+        }

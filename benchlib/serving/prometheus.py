@@ -25,9 +25,12 @@ from benchlib.serving.replica_metrics import (
 )
 from benchlib.telemetry import GIB, cuda_memory_gib, process_memory_gib
 
-REFUSALS = ("queue_full", "wait_too_long", "client_share", "too_large", "loading", "stopping")
+REFUSALS = (
+    "queue_full", "wait_too_long", "client_share", "too_large", "loading", "stopping",
+    "too_many_connections",
+)  # fmt: skip
 CLIENT_ERRORS = ((401, "missing_api_key"), (401, "invalid_api_key"), (404, "not_found"))
-CONNECTION_ERRORS = {408: "too_slow", 431: "headers_too_large"}
+CLOSED_FOR = ("max_connections", "open_files")
 CANCELLATIONS = ("deadline", "client_gone")
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
@@ -75,7 +78,18 @@ class Metrics:
         )
         for status, reason in CLIENT_ERRORS:
             self.client_errors.labels(status, reason)
-        for counter, reasons in ((self.refusals, REFUSALS), (self.cancellations, CANCELLATIONS)):
+        self.closed_connections = Counter(
+            "benchlib_closed_connections_total",
+            "Idle connections that were closed to make room, by the limit",
+            ["limit"],
+            registry=registry,
+        )
+        by_reason = (
+            (self.refusals, REFUSALS),
+            (self.cancellations, CANCELLATIONS),
+            (self.closed_connections, CLOSED_FOR),
+        )
+        for counter, reasons in by_reason:
             for reason in reasons:
                 # A rate needs the counter's first value, which is 0.
                 counter.labels(reason)
@@ -104,9 +118,15 @@ class Metrics:
         if 400 <= status < 499:
             self.client_errors.labels(status, reason).inc()
 
-    def count_connection_error(self, status: int) -> None:
-        """Count an answer to a client that was too slow (408) or sent too many headers (431)."""
-        self.count_client_error(status, CONNECTION_ERRORS.get(status, "other"))
+    def count_connection_error(self, status: int, reason: str) -> None:
+        """Count an answer that the app had no part in: a refusal (503), or the client's error."""
+        if status == 503:
+            self.count_unserved(reason)
+        self.count_client_error(status, reason)
+
+    def count_closed(self, limit: str) -> None:
+        """Count an idle connection that was closed to make room."""
+        self.closed_connections.labels(limit).inc()
 
     def page(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -74,15 +74,16 @@ _TWO_CALLS = (
 """The second-order ones, which call the UNet twice in each step but the last."""
 
 
-def count_unet_calls(steps: int, class_name: str | None) -> int:
+def count_unet_calls(steps: int, class_name: str | None, *, skips_prk_steps: bool = True) -> int:
     """The calls of the UNet that a scheduler of diffusers takes for `steps` steps, 1 or more.
 
-    An unknown class counts as one call a step. PNDM is counted as SDXL's files set it.
+    An unknown class counts as one call a step. PNDM may begin with three Runge-Kutta steps of four
+    calls each; SDXL's files skip these.
     """
     if class_name in _TWO_CALLS:
         return 2 * steps - 1
     if class_name == "PNDMScheduler":
-        return steps + 1
+        return steps + 1 if skips_prk_steps else steps + 9
     return steps
 
 

@@ -85,7 +85,7 @@ class Server(ShownInCell):
         self._make_engine = make_engine
         self._door = door
         self._links = links
-        self._limits = limits
+        self._limits = limits or ConnectionLimits()
         self._host = host
         self._port = port
         self._log_level = log_level
@@ -152,7 +152,9 @@ class Server(ShownInCell):
     @property
     def spec(self) -> dict[str, Any]:
         """The model, device, dtype, recipe, batching, weights_gib and so on; empty before ready."""
-        return {} if self._engine is None else self._door.add_to(self._engine.spec)
+        if self._engine is None:
+            return {}
+        return self._door.add_to(self._engine.spec, self._limits.in_force())
 
     def start(self) -> Server:
         """Bind, load and warm up; return this server when the model is ready.
@@ -232,7 +234,7 @@ class Server(ShownInCell):
             return 0.0
         longest_s = 0.0
         if engine.state != "loading":
-            longest_s = (self._limits or ConnectionLimits()).drain_s
+            longest_s = self._limits.drain_s
         if engine.replicas:
             longest_s += REPLICAS_END_S
         return longest_s
@@ -272,7 +274,7 @@ def serve(
     """Serve a pipeline, or a model by name, over HTTP from this process; return when it is ready.
 
     A pipeline stays the caller's. A model given by name is loaded with `load_options`: `device`,
-    `dtype`, `recipe`, `scheduler`, `loras`, `fuse`, `seed`, `torch_threads`, `unet` (see
+    `dtype`, `recipe`, `scheduler`, `loras`, `fuse`, `seed`, `torch_threads`, `unet`, `vae` (see
     `load_pipeline`). The server owns that model and frees it at `stop()`. `port=0` takes a free
     port. A server that runs under the same `name` is stopped first, so that a notebook cell can be
     run again; other servers go on.

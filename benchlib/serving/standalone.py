@@ -66,6 +66,7 @@ LOAD_OPTIONS = {
     "seed",
     "torch_threads",
     "unet",
+    "vae",
 }
 
 
@@ -103,6 +104,9 @@ class Settings(BaseSettings, EngineOptions, DoorOptions, ConnectionLimits):
     )
     unet: str | None = Field(
         default=None, description="a UNet in place of the model's: file, folder or hub id"
+    )
+    vae: str | None = Field(
+        default=None, description="a VAE in place of the model's: file, folder or hub id"
     )
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None,
@@ -173,6 +177,8 @@ def engine_from(settings: Settings) -> Backend[Any]:
             log.info("It predicts %(predicts)s.", pipe.spec)
         if pipe.spec["unet"] is not None:
             log.info("Its UNet is %(unet)s.", pipe.spec)
+        if pipe.spec["vae"] is not None:
+            log.info("Its VAE is %(vae)s.", pipe.spec)
         _log_cost(pipe)
         log.info(settings.door_options().bounds_on(pipe.spec["device"]).in_words())
         if pipe.adapters.names:

@@ -12,12 +12,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse
 
 from benchlib.serving.backend import Backend
+from benchlib.serving.connection_limits import ConnectionLimits
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.prometheus import Metrics
 from benchlib.serving.schemas import Health, Readiness
 
 
-def make_status_router(engine: Backend[Any], door: DoorOptions, metrics: Metrics) -> APIRouter:
+def make_status_router(
+    engine: Backend[Any], door: DoorOptions, limits: ConnectionLimits, metrics: Metrics
+) -> APIRouter:
     """The three routes. /health says no more than a word where a key guards the others."""
     router = APIRouter()
 
@@ -48,7 +51,7 @@ def make_status_router(engine: Backend[Any], door: DoorOptions, metrics: Metrics
             replicas=len(replicas) or None,
             ready_replicas=ready_replicas if replicas else None,
             detail=engine.trouble,
-            spec=door.add_to(engine.spec) or None,
+            spec=door.add_to(engine.spec, limits.in_force()) or None,
         )
 
     @router.get("/metrics", response_class=PlainTextResponse)

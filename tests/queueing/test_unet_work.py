@@ -34,6 +34,13 @@ def test_the_servers_own_sampler_counts_where_a_request_names_none():
     assert work(heun) == ([2, 1, 2, 1], [19, 10, 19, 1])
 
 
+def test_the_first_steps_of_pndm_count_unless_the_server_skips_them():
+    pndm = {"scheduler_class": "PNDMScheduler"}
+    assert work(pndm)[1] == [19, 10, 11, 2]
+    assert work(pndm | {"skips_prk_steps": True})[1] == [19, 10, 11, 2]
+    assert work(pndm | {"skips_prk_steps": False})[1] == [19, 10, 19, 10]
+
+
 def test_requests_may_lack_guidance_and_samplers():
     found = with_unet_work(ASKED[["num_inference_steps"]], {})
     assert list(found["rows"]) == [2, 2, 2, 2]

@@ -1,5 +1,6 @@
 """Clients that send half, send nothing, read nothing or are too many: real sockets, real uvicorn."""
 
+import http.client
 import os
 import socket
 import threading
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from benchlib.serving import connection_limits, seldom_log
 from benchlib.serving.connection_limits import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
@@ -17,6 +19,7 @@ from benchlib.serving.connection_limits import (
 )
 from benchlib.serving.server import serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
+from tests.load.conftest import wait_until
 
 SMALL = b'{"prompt": "a", "num_inference_steps": 1, "width": 64, "height": 64}'
 HEAD = b"POST /benchmark/generate HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
@@ -289,6 +292,60 @@ def test_one_connection_too_many_closes_the_one_that_is_idle_for_longest():
             client.close()
 
 
+@pytest.fixture
+def log_lines(monkeypatch):
+    """The lines of uvicorn's log, which it keeps from pytest's own handler."""
+    lines = []
+    monkeypatch.setattr(seldom_log.log, "handle", lambda record: lines.append(record.getMessage()))
+    return lines
+
+
+def told_of_the_limit(received, count):
+    words = f"too many connections: this server's max_connections is {count}"
+    return b"HTTP/1.1 503 Service Unavailable" in received and words.encode() in received
+
+
+def metric(server, line):
+    """A figure of /metrics, such as `benchlib_images_total{route="/v1"}`."""
+    page = httpx.get(f"{server.url}/metrics", timeout=60).text
+    [found] = [one for one in page.splitlines() if one.startswith(f"{line} ")]
+    return float(found.split()[-1])
+
+
+def test_an_idle_client_that_has_to_leave_may_have_one_more_answer(log_lines):
+    """It may just be sending its next request."""
+    with serving(max_connections=2) as server:
+        clients = [connect(server, HEALTH) for _ in range(2)]
+        for client in clients:
+            read_answer(client)
+        for _ in range(5):
+            clients.append(connect(server, HEALTH))
+            read_answer(clients[-1])
+        for client in clients[:5]:
+            client.sendall(HEALTH)
+            assert read_all(client).endswith(b'{"status":"alive"}')
+        closed = metric(server, 'benchlib_closed_connections_total{limit="max_connections"}')
+        for client in clients[5:]:
+            client.close()
+    assert closed >= 5
+    assert log_lines == [
+        "Connections closed or refused, as 2 are the most (max_connections). "
+        "Since the last such line: 1"
+    ]
+
+
+def test_clients_that_have_to_leave_and_stay_are_few(monkeypatch):
+    monkeypatch.setattr(connection_limits, "MOST_LINGERING", 2)
+    with serving(max_connections=4) as server:
+        clients = []
+        for _ in range(20):
+            clients.append(connect(server, HEALTH))
+            read_answer(clients[-1])
+        wait_for_close(server, 4 + 2)
+        for client in clients:
+            client.close()
+
+
 def test_requests_inside_are_never_closed_for_others():
     pipeline = FakePipeline()
     with serving(pipeline, max_connections=2) as server:
@@ -298,7 +355,7 @@ def test_requests_inside_are_never_closed_for_others():
         assert pipeline.stepping.wait(30)
         refused = connect(server, HEALTH)
         received = read_all(refused)
-        assert received.startswith(b"HTTP/1.1 503 Service Unavailable")
+        assert told_of_the_limit(received, 2)
         assert b"retry-after: 1" in received
         pipeline.gate.set()
         for client in inside:
@@ -313,6 +370,92 @@ def test_bad_limits_are_named():
         ConnectionLimits(max_connections=0)
     assert ConnectionLimits(max_connections=7).connections == 7
     assert 1 <= ConnectionLimits().connections <= 4096
+
+
+# -- broken requests -------------------------------------------------------------------------------
+
+
+def test_broken_requests_are_counted_and_logged_once(log_lines):
+    with serving() as server:
+        for sent in [b"\x16\x03\x01 hello\r\n\r\n", b"GET\r\n\r\n", b"\0" * 100] * 2:
+            received = read_all(connect(server, sent))
+            assert received.startswith(b"HTTP/1.1 400 Bad Request")
+            assert b"this is no HTTP" in received
+        count = metric(server, 'benchlib_client_errors_total{reason="not_http",status="400"}')
+    assert count == 6
+    assert log_lines == ["Requests that are no HTTP got 400. Since the last such line: 1"]
+
+
+def test_a_line_tells_of_what_came_since_the_last(log_lines, monkeypatch):
+    line = seldom_log.SeldomLine("so many: %d")
+    for _ in range(3):
+        line.note()
+    monkeypatch.setattr(seldom_log, "EVERY_S", 0.0)
+    line.note()
+    assert log_lines == ["so many: 1", "so many: 3"]
+
+
+# -- clients that close their side -----------------------------------------------------------------
+
+
+def test_a_client_that_sends_no_more_gets_its_answer():
+    pipeline = FakePipeline()
+    with serving(pipeline) as server:
+        pipeline.gate.clear()
+        pipeline.stepping.clear()
+        client = connect(server, WHOLE)
+        assert pipeline.stepping.wait(30)
+        client.shutdown(socket.SHUT_WR)
+        # What an HTTP client passes over; asyncio has seen the end by now.
+        assert client.recv(2**16) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        pipeline.gate.set()
+        received = read_all(client)
+    assert received.startswith(b"HTTP/1.1 200 OK")
+    assert b"connection: close" in received.lower()
+    assert b'"time_s"' in received
+
+
+def test_python_s_own_client_passes_over_the_probe():
+    pipeline = FakePipeline()
+    with serving(pipeline) as server:
+        pipeline.gate.clear()
+        pipeline.stepping.clear()
+        client = http.client.HTTPConnection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        client.request("POST", "/benchmark/generate", SMALL, {"Content-Type": "application/json"})
+        assert pipeline.stepping.wait(30)
+        client.sock.shutdown(socket.SHUT_WR)
+        pipeline.gate.set()
+        answer = client.getresponse()
+        assert answer.status == 200
+        assert answer.read()
+        client.close()
+
+
+def test_a_client_that_has_left_loses_its_work():
+    """The same FIN comes; the reset that follows tells them apart."""
+    pipeline = FakePipeline()
+    with serving(pipeline) as server:
+        pipeline.gate.clear()
+        pipeline.stepping.clear()
+        connect(server, WHOLE).close()
+        assert pipeline.stepping.wait(30)
+        wait_for_close(server, 0)
+        pipeline.gate.set()
+        wait_until(
+            lambda: metric(server, 'benchlib_cancellations_total{reason="client_gone"}') == 1
+        )
+
+
+@pytest.mark.parametrize("sent", [b"", HEALTH, WHOLE[:-1], WHOLE.replace(b"1.1", b"1.0")])
+def test_a_client_that_closes_its_side_without_a_wait_is_closed(sent):
+    pipeline = FakePipeline()
+    with serving(pipeline) as server:
+        client = connect(server, sent)
+        if sent == HEALTH:
+            read_answer(client)
+        client.shutdown(socket.SHUT_WR)
+        assert b"100 Continue" not in read_all(client)
+        check_alive(server)
 
 
 # -- other protocols -------------------------------------------------------------------------------

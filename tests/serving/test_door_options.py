@@ -88,7 +88,7 @@ def test_a_key_is_in_no_text(key):
     door = DoorOptions(api_key=key)
     assert door.key == key
     shown = [repr(door), str(door), door.model_dump_json(), repr(Settings(api_key=key))]
-    shown.append(str(door.add_to({"device": "cpu"})))
+    shown.append(str(door.add_to({"device": "cpu"}, {})))
     for bad in (key + " and a space", key + "\n"):
         with pytest.raises(ValidationError) as caught:
             DoorOptions(api_key=bad)

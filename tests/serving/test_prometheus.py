@@ -58,6 +58,7 @@ def test_images_latency_batches_busy_time_and_memory_are_counted():
     ]
     assert {reason for _, reason in reasons} == {
         "queue_full", "wait_too_long", "client_share", "too_large", "loading", "stopping", "deadline", "client_gone",
+        "too_many_connections",
     }  # fmt: skip
     assert all(after[key] == 0 for key in reasons)
 

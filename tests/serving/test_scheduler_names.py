@@ -45,6 +45,14 @@ def test_calls_of_the_unet_are_counted_as_the_scheduler_lays_them_out(name):
     assert count_unet_calls(20, None) == 20
 
 
+def test_the_first_steps_of_pndm_take_four_calls_unless_they_are_skipped():
+    scheduler = build_scheduler("pndm", diffusers.EulerDiscreteScheduler().config)
+    for steps in (4, 5, 20):
+        scheduler.set_timesteps(steps)
+        counted = count_unet_calls(steps, "PNDMScheduler", skips_prk_steps=False)
+        assert counted == len(scheduler.timesteps) == steps + 9
+
+
 def test_an_unknown_name_is_answered_with_all_names():
     with pytest.raises(ValueError, match="'Euler' is not known; use one of euler, ") as raised:
         check_scheduler("Euler")

@@ -1,5 +1,6 @@
 """HTTPS by uvicorn, with a certificate that is made for the test."""
 
+import asyncio
 import ssl
 
 import httpx
@@ -8,6 +9,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from benchlib.__main__ import main
+from benchlib.serving.handshakes import limit_handshakes
 from benchlib.serving.server import serve
 from benchlib.serving.standalone import Settings, app_from
 from benchmarks.fakes.fake_pipeline import FakePipeline
@@ -16,6 +18,7 @@ from tests.serving.test_connection_limits import (
     LargePipeline,
     connect,
     limits,
+    read_all,
     wait_for_close,
 )
 from tests.serving.test_server import SMALL
@@ -68,6 +71,28 @@ def test_a_client_that_reads_nothing_over_https_is_cut_off(tmp_path, authority, 
         client.recv(1)  # the answer has begun
         wait_for_close(server, 0)
         client.close()
+
+
+@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01"])
+def test_a_handshake_that_does_not_end_is_closed(tmp_path, hello):
+    """asyncio's own limit of 60 s is longer than the socket's patience here."""
+    options = certificate_in(tmp_path)
+    with serve(FakePipeline(), name="tls", limits=limits(headers_s=0.3), **options) as server:
+        client = connect(server, hello)
+        client.settimeout(45)
+        assert read_all(client) == b""
+
+
+def test_a_loop_makes_other_servers_as_before():
+    async def look():
+        loop = asyncio.get_running_loop()
+        undo = limit_handshakes(loop, 1.0)
+        plain = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        plain.close()
+        undo()
+        return loop.create_server
+
+    assert asyncio.run(look()).__name__ == "create_server"
 
 
 def test_a_certificate_that_cannot_be_used_is_named(tmp_path, capsys):

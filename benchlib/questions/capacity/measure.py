@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchlib.budget import Budget, Part, PlannedPart, budget_of_cell
+from benchlib.budget import INTERRUPTED, Budget, Part, PlannedPart, budget_of_cell
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.load.arrivals import MOST_IN_FLIGHT, Arrivals, ClosedLoop, OpenLoop
 from benchlib.load.bounds import check_number
@@ -68,6 +68,7 @@ more minutes, and the other five confirm the answer by a few hundred images.
 ALONE = 6
 ALONE_S = 15.0
 """So many images are made alone, or as many as these seconds allow, two at least."""
+NO_PLAN = "interrupted before the plan was ready; run this cell again"
 PAUSE = 1.3
 """An image alone that takes so many times the median was held up by something else."""
 CURVE_SHARES = (0.05, 0.2, 0.35, 0.5, 0.6, 0.68, 0.75, 0.81, 0.86, 0.9, 0.935, 0.96, 0.98)
@@ -143,6 +144,7 @@ def plan_capacity(
     Without `slo` the promise is that 95 % of the images come within 4 times that time. Without
     `budget_min` the plan takes the profile's minutes (see MINUTES).
 
+    An interrupt ends the measuring where a time is known already; else it is raised, in words.
     Raises ValueError, naming the argument, before an image is made.
     """
     from benchlib.serving.schemas import GenerateRequest
@@ -161,9 +163,14 @@ def plan_capacity(
     fields = showcase | {"num_inference_steps": steps}
     request = GenerateRequest(prompt="a lighthouse at dusk", seed=1, **fields)
     times_s: list[float] = []
-    while len(times_s) < 2 or (len(times_s) < ALONE and sum(times_s[1:]) < ALONE_S):
-        timings = pipe.generate(request).timings
-        times_s.append(timings.total_s)
+    try:
+        while len(times_s) < 2 or (len(times_s) < ALONE and sum(times_s[1:]) < ALONE_S):
+            timings = pipe.generate(request).timings
+            times_s.append(timings.total_s)
+    except KeyboardInterrupt:
+        if len(times_s) < 2:
+            raise KeyboardInterrupt(NO_PLAN) from None
+        print(f"the time of one image: {INTERRUPTED}", flush=True)
 
     # 2) The promise, and the plan
     alone_s = tuple(times_s[1:])  # the first image warms the model up
@@ -214,9 +221,12 @@ class LoadTest(ShownInCell):
         if self.rates is not None:
             _check_list("rates", self.rates, low=0, above=True)
         usual_s = _without_pauses(self.plan.alone_s)
-        self.calibration = foretell(self.server.spec, usual_s, self.plan.workload)
-        with np.errstate(invalid="ignore"):
-            self.capacity = self.calibration.capacity(self.plan.slo)
+        try:
+            self.calibration = foretell(self.server.spec, usual_s, self.plan.workload)
+            with np.errstate(invalid="ignore"):
+                self.capacity = self.calibration.capacity(self.plan.slo)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(NO_PLAN) from None
 
     def __str__(self) -> str:
         """What is foretold before any load, and the plan of all parts."""

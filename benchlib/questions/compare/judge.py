@@ -72,8 +72,8 @@ _CAUSES = {
 
 _MACHINE = ("cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib")
 _SETTINGS = (
-    "model", "unet", "scheduler", "device", "dtype", "recipe", "batching", "max_batch_size",
-    "max_wait_ms",
+    "model", "unet", "vae", "scheduler", "device", "dtype", "recipe", "batching",
+    "max_batch_size", "max_wait_ms",
 )  # fmt: skip
 _NO_SUSPECTS = ("url", "load", "memory_before", "step_times")
 """Fields that begin like this differ from run to run by nature."""

@@ -261,7 +261,7 @@ class Engine:
             self._step_times[size] = on_torch_thread(self._calls.warm_up, size)
 
         # 3) Publish the spec
-        recorded = {*RECORDED_OPTIONS, "batch_buckets"}
+        recorded = {*RECORDED_OPTIONS, "batch_buckets", "on_nonfinite"}
         options = self.options.model_dump(mode="json", include=recorded)
         warm_up_s = time.monotonic() - began_s
         step_times = self._step_times.to_spec()

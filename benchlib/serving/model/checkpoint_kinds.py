@@ -46,13 +46,15 @@ class CheckpointKind:
     """What a file is.
 
     `words`: what it is, as in "a LoRA".
-    `holds`: what of it can be loaded: a whole model, a UNet, or nothing.
+    `holds`: what of it can be loaded: a whole model, a UNet, a VAE, or nothing.
     `remedy`: what to do with it where a whole model is asked for.
+    `lacks_vae`: with a VAE of the user's own, it is a whole model.
     """
 
     words: str
     remedy: str = ""
-    holds: Literal["model", "unet", "nothing"] = "nothing"
+    holds: Literal["model", "unet", "vae", "nothing"] = "nothing"
+    lacks_vae: bool = False
 
 
 _TAKE_SDXL = "give an SDXL text-to-image model"
@@ -66,7 +68,7 @@ _UNET = CheckpointKind(
 _ADAPTER_KIND = CheckpointKind(
     "a LoRA or another adapter", "name a whole model and give this file in loras={'name': file}"
 )
-_VAE = CheckpointKind("a VAE alone", "give a whole model; a VAE is a part of one")
+_VAE = CheckpointKind("a VAE alone", "name a whole model and give this file as vae=", holds="vae")
 _TEXT_ENCODER = CheckpointKind("a text encoder alone", "give a whole model that has it")
 _EMBEDDING = CheckpointKind("a textual inversion", "give a whole model; embeddings are not served")
 _CONTROLNET = CheckpointKind("a ControlNet", f"{_TAKE_SDXL}; ControlNets are not served")
@@ -85,6 +87,12 @@ _OLDER_UNET = CheckpointKind("the UNet of another model than SDXL", _TAKE_SDXL)
 _SAVE_WHOLE = (
     "load it in diffusers by from_single_file with the missing part, "
     "call save_pretrained, and give the folder"
+)
+_WITHOUT_VAE = CheckpointKind(
+    "an SDXL checkpoint without its VAE",
+    "give one as vae=, such as vae='madebyollin/sdxl-vae-fp16-fix'",
+    holds="unet",
+    lacks_vae=True,
 )
 
 
@@ -125,14 +133,23 @@ def find_kind(header: Header) -> CheckpointKind:
     return _other_model(header)
 
 
-def require_kind(header: Header, needed: Literal["model", "unet"], *, field: str) -> CheckpointKind:
-    """What the file is. Raises `ModelError`, in the words of `field`, if `needed` isn't in it."""
+def require_kind(
+    header: Header, needed: Literal["model", "unet", "vae"], *, field: str, has_vae: bool = False
+) -> CheckpointKind:
+    """What the file is. Raises `ModelError`, in the words of `field`, if `needed` isn't in it.
+
+    With `has_vae` a model may lack its own VAE.
+    """
     kind = find_kind(header)
     path = header.path
-    fits = kind.holds == needed or (needed == "unet" and kind.holds == "model")
-    if not fits:
-        remedy = kind.remedy if needed == "model" else "give the UNet of an SDXL model"
-        raise ModelError(f"{field}: {path} is {kind.words}; {remedy}")
+    is_completed = needed == "model" and has_vae and kind.lacks_vae
+    if kind.holds not in ("model", needed) and not is_completed:
+        remedies = {
+            "model": kind.remedy,
+            "unet": "give the UNet of an SDXL model",
+            "vae": "give the VAE of an SDXL model",
+        }
+        raise ModelError(f"{field}: {path} is {kind.words}; {remedies[needed]}")
     quantised = _quantised_words(header)
     if quantised is not None:
         raise ModelError(
@@ -206,6 +223,8 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
         missing.append("VAE")
     if len(missing) == 3:
         return _UNET
+    if missing == ["VAE"]:
+        return _WITHOUT_VAE
     if missing:
         words = f"an SDXL checkpoint without its {' and '.join(missing)}"
         return CheckpointKind(words, _SAVE_WHOLE, holds="unet")

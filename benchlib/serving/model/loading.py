@@ -44,6 +44,7 @@ def load_pipeline(
     seed: int = 0,
     torch_threads: int | None = None,
     unet: str | None = None,
+    vae: str | None = None,
 ) -> SDXLPipeline:
     """Load a model and return its pipeline.
 
@@ -53,8 +54,8 @@ def load_pipeline(
     dtype, else float16 on CUDA and float32 elsewhere. `recipe` names optimisations, joined with "+"
     (recipes.py). `scheduler` is a sampler's name (docs/samplers.md), or None for the model's own.
     `seed` is the seed of the random models' weights. `torch_threads` sets torch's CPU threads for
-    the whole process. None is torch's own number, but one thread for "tiny". `unet` replaces the
-    model's UNet by one from a .safetensors file, a folder, or the hub (unets.py).
+    the whole process. None is torch's own number, but one thread for "tiny". `unet` and `vae`
+    replace the model's own by one from a .safetensors file, a folder, or the hub (docs/models.md).
 
     `loras` are LoRA adapters by name, each a .safetensors file, a folder, a hub id, or "random" to
     try one out. A request names its adapter. `fuse="style:0.8"` adds an adapter to the weights
@@ -85,7 +86,9 @@ def load_pipeline(
 
     def load() -> SDXLPipeline:
         with warned_of_traces():
-            loaded = load_model(model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet)
+            loaded = load_model(
+                model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet, vae=vae
+            )
         fuse_adapters(loaded.pipe, plan)
         require_finite_weights(loaded.pipe, model)
         spec = {

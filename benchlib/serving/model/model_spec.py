@@ -54,6 +54,7 @@ def describe_model(
         "size_multiple": size_multiple(pipe),
         "guided_rows": guided_rows(pipe.unet),
         "scheduler_class": type(pipe.scheduler).__name__,
+        "skips_prk_steps": bool(pipe.scheduler.config.get("skip_prk_steps", False)),
         "showcase": _usual_image(pipe, spec["model"], few_steps),
         "few_steps": None if few_steps is None else asdict(few_steps),
     }

@@ -5,19 +5,21 @@ Knows which of these a name means, and the hub. Ignorant of recipes, requests, e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline
 
 from benchlib.serving.model.checkpoint_kinds import require_kind
 from benchlib.serving.model.hub_files import hub_file, is_hub_file
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.model_errors import ModelError, require_memory
 from benchlib.serving.model.model_folders import (
+    NETWORKS,
     Plan,
     by_preference,
     load_folder,
@@ -26,6 +28,7 @@ from benchlib.serving.model.model_folders import (
     variants_of,
 )
 from benchlib.serving.model.network_checks import require_fitting_networks
+from benchlib.serving.model.network_sources import NetworkSource, find_network
 from benchlib.serving.model.predictions import scheduler_of_unet
 from benchlib.serving.model.random_models import (
     SDXL,
@@ -39,9 +42,12 @@ from benchlib.serving.model.single_files import (
     SDXL_HUB_ID,
     configuration_of,
     load_single_file,
-    require_whole,
+    require_whole_unet,
+    require_whole_vae,
 )
-from benchlib.serving.model.unets import UNetSource, find_unet, load_unet
+from benchlib.serving.model.unet_layouts import laid_out
+from benchlib.serving.model.unets import UNET, load_unet
+from benchlib.serving.model.vaes import VAE, load_vae
 from benchlib.serving.model.weights_files import read_header
 
 __all__ = [
@@ -69,7 +75,7 @@ class LoadedModel:
     `variant`: the variant of the weights, as in "fp16"; None is the plain one.
     `checkpoint`: what a single file is; None for others.
     `predicts`: what a file predicts if not noise, and how that is known.
-    `unet`: what replaced the model's own UNet; None if nothing did.
+    `unet`, `vae`: what replaced the model's own network; None if nothing did.
     """
 
     pipe: StableDiffusionXLPipeline
@@ -78,21 +84,24 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where weights go, and the UNet that takes the place of the model's own."""
+    """Where weights go, and the networks that take the place of the model's own, by their names."""
 
     device: torch.device
     dtype: torch.dtype
-    unet: UNetSource | None
+    replaced: Mapping[str, NetworkSource]
 
     def require_memory(self, params: int) -> None:
-        own_unet = self.unet.params if self.unet is not None else 0
-        require_memory(params + own_unet, self.device, self.dtype)
+        more = sum(source.params for source in self.replaced.values())
+        require_memory(params + more, self.device, self.dtype)
 
-    def components(self, unet_config: Mapping[str, Any]) -> dict[str, UNet2DConditionModel]:
-        """The networks to pass to diffusers in place of the model's own."""
-        if self.unet is None:
-            return {}
-        return {"unet": load_unet(self.unet, unet_config, self.dtype)}
+    def components(self, config_of: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+        """The networks to pass to diffusers. `config_of(name)` is the configuration of the model's."""
+        loaded: dict[str, Any] = {}
+        if "unet" in self.replaced:
+            loaded["unet"] = load_unet(self.replaced["unet"], config_of("unet"), self.dtype)
+        if "vae" in self.replaced:
+            loaded["vae"] = load_vae(self.replaced["vae"], config_of("vae"), self.dtype)
+        return loaded
 
 
 def choose_model(model: str, device: torch.device) -> tuple[str, str]:
@@ -118,20 +127,24 @@ def load_model(
     dtype: torch.dtype,
     seed: int = 0,
     unet: str | None = None,
+    vae: str | None = None,
 ) -> LoadedModel:
     """Return a stock pipeline on `device` in `dtype`, loaded or with random weights.
 
     `model` is `"tiny"`, `"sdxl"`, `"sdxl-random"`, a hub id, a diffusers folder or a single
     `.safetensors` file, which may be on the hub (`owner/name/file.safetensors`). `seed` is the seed
-    of the two random models' weights. `unet` takes the place of the model's UNet (see unets.py).
-    Raises `ModelError`, which names the remedy, if the model can't be loaded or does not fit.
-    Memory is checked before anything large is read.
+    of the two random models' weights. `unet` and `vae` take the place of the model's own (see
+    unets.py and vaes.py). Raises `ModelError`, which names the remedy, if the model can't be loaded
+    or does not fit. Memory is checked before anything large is read.
     """
-    source = None if unet is None else find_unet(unet, dtype, ask_hub)
-    target = _Target(device, dtype, source)
-    loaded = _load(model, target, seed)
+    replaced: dict[str, NetworkSource] = {}
+    for part, name in ((UNET, unet), (VAE, vae)):
+        if name is not None:
+            replaced[part.field] = find_network(part, name, dtype, ask_hub)
+    loaded = _load(model, _Target(device, dtype, replaced), seed)
     unknown: dict[str, str | None] = dict.fromkeys(("variant", "checkpoint", "predicts"))
-    loaded.facts = unknown | loaded.facts | {"unet": unet}
+    loaded.facts = unknown | loaded.facts | {"unet": unet, "vae": vae}
+    source = replaced.get("unet")
     if source is not None:
         pipe = loaded.pipe
         marks = (source.name, source.header, source.folder)
@@ -154,9 +167,8 @@ def _load(model: str, target: _Target, seed: int) -> LoadedModel:
     if model == "sdxl-random":
         require_memory(SDXL_PARAMS, target.device, target.dtype)
         pipe = assemble(SDXL, target.device, target.dtype, seed)
-        for name, network in target.components(SDXL["unet"]).items():
-            setattr(pipe, name, network)
-        return LoadedModel(pipe, {})
+        others = target.components(SDXL.__getitem__)
+        return LoadedModel(StableDiffusionXLPipeline(**pipe.components | others), {})
     if "://" in model:
         raise ModelError(
             f"model: {model!r} is an address; give the path of a downloaded file, "
@@ -184,15 +196,12 @@ def _load(model: str, target: _Target, seed: int) -> LoadedModel:
 
 def _from_folder(folder: Path, target: _Target) -> LoadedModel:
     """Load a diffusers folder. Raises `ModelError` if it is not one, or does not fit."""
-    without = [] if target.unet is None else ["unet"]
-    return _from_plan(plan_folder(folder, target.dtype, without=without), target)
+    return _from_plan(plan_folder(folder, target.dtype, without=list(target.replaced)), target)
 
 
 def _from_plan(plan: Plan, target: _Target) -> LoadedModel:
     target.require_memory(plan.params)
-    components = {}
-    if target.unet is not None:
-        components = target.components(network_config(plan.folder, "unet"))
+    components = target.components(partial(network_config, plan.folder))
     pipe = load_folder(plan, target.dtype, components)
     return LoadedModel(pipe, {"variant": plan.variant})
 
@@ -216,16 +225,22 @@ def _from_single_file(path: Path, target: _Target) -> LoadedModel:
             f"{path.suffix or path.name!r} are not read; give the model's .safetensors file"
         )
     header = read_header(path)
-    kind = require_kind(header, "model", field="model")
+    has_vae = "vae" in target.replaced
+    kind = require_kind(header, "model", field="model", has_vae=has_vae)
 
     # 2) Load it
     with configuration_of(kind, header, ask_hub) as configuration:
-        components = {}
-        if target.unet is None:
-            require_whole(header, configuration)
+        config = network_config(configuration, "unet")
+        own_config = laid_out(header, config)
+        if "unet" not in target.replaced:
+            require_whole_unet(header, own_config)
+        if not has_vae:
+            require_whole_vae(header, configuration)
         require_memory(header.params(), target.device, target.dtype)
-        if target.unet is not None:
-            components = target.components(network_config(configuration, "unet"))
+        components = target.components(partial(network_config, configuration))
+        if "unet" not in target.replaced and own_config != config:
+            own = NetworkSource(UNET, str(path), header, plan=None)
+            components["unet"] = load_unet(own, config, target.dtype)
         pipe, predicts = load_single_file(header, configuration, target.dtype, components)
     return LoadedModel(pipe, {"checkpoint": kind.words, "predicts": predicts})
 
@@ -235,7 +250,7 @@ def _from_hub(hub_id: str, target: _Target) -> LoadedModel:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    without = [] if target.unet is None else ["unet"]
+    without = list(target.replaced)
 
     def fetch(*, variant: str | None, local: bool) -> Path:
         return Path(
@@ -261,10 +276,10 @@ def _from_hub(hub_id: str, target: _Target) -> LoadedModel:
     files = ask_hub(hub_id)
     if "model_index.json" not in files:
         raise ModelError(f"model: {hub_id} on the hub {_not_a_pipeline(hub_id, files)}")
-    leading = "vae" if without else "unet"
+    leading = next(name for name in NETWORKS if name not in without)
     variant = _variant_on_hub(files, leading, target.dtype)
     folder = fetch(variant=variant, local=False)
-    for name in without:  # a UNet from a file takes over this configuration
+    for name in without:  # a network from a file takes over this configuration
         hf_hub_download(hub_id, f"{name}/config.json")
     return _from_folder(folder, target)
 

@@ -75,21 +75,24 @@ def load_single_file(
     return pipe, prediction
 
 
-def require_whole(header: Header, configuration: Path) -> None:
-    """Raises `ModelError` if UNet or VAE have other weights than their configuration says."""
-    # 1) The UNet: diffusers would pass over the weights that it has no place for
+def require_whole_unet(header: Header, config: Mapping[str, Any]) -> None:
+    """Raises `ModelError` if the UNet has other weights than its configuration says.
+
+    diffusers would pass over the weights that it has no place for.
+    """
     own = header.params(UNET_PREFIX)
-    usual = count_params_of(UNet2DConditionModel, network_config(configuration, "unet"))
+    usual = count_params_of(UNet2DConditionModel, config)
     if own != usual:
         raise ModelError(
             f"model: {header.path} is an SDXL checkpoint whose UNet has {own:,} parameters in place "
-            f"of {usual:,}: another kind, such as the smaller SSD-1B and Vega, or a damaged file. "
-            "One file does not say how its layers are laid out; give the model's folder or hub id, "
+            f"of {usual:,}: another kind, or a damaged file. Give the model's folder or hub id, "
             "or load the file in diffusers by from_single_file(file, config=hub id of its kind), "
             "call save_pretrained, and give that folder"
         )
 
-    # 2) The VAE
+
+def require_whole_vae(header: Header, configuration: Path) -> None:
+    """Raises `ModelError` if the VAE lacks weights that its configuration names."""
     own = max(header.params(prefix) for prefix in VAE_PREFIXES)
     usual = count_params_of(AutoencoderKL, network_config(configuration, "vae"))
     if own < usual:

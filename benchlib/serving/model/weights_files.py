@@ -1,6 +1,6 @@
 """Weights files: what the header of a .safetensors file says, and why a file is none.
 
-Knows the format safetensors. Reads headers alone, never weights. Ignorant of what the weights mean.
+Knows the format safetensors. Ignorant of what the weights mean.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -50,6 +51,12 @@ def read_header(path: Path) -> Header:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"model: {path} {_damage(path, error)}") from error
     return Header(path, shapes, dtypes, metadata)
+
+
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The tensors of a .safetensors file that have these names, on the CPU. Reads no others."""
+    with safe_open(path, framework="pt") as tensors:
+        return {name: tensors.get_tensor(name) for name in names}
 
 
 def count_params(files: Iterable[Path]) -> int:

@@ -65,6 +65,38 @@ def test_slow_images_are_made_less_often() -> None:
     assert alone_s == (9.0, 9.0), "what the first image compiled does not count"
 
 
+class StoppedPipe(Pipe):
+    """The user stops the cell while the last of these images is made."""
+
+    def generate(self, request: Any) -> SimpleNamespace:
+        try:
+            return super().generate(request)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+
+def test_an_interrupt_ends_the_plan_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    late: Any = StoppedPipe(0.9, 0.3, 0.2)
+    assert plan_capacity(late, profile="full").alone_s == (0.3, 0.2)
+    assert "interrupted: the answer uses what was measured" in capsys.readouterr().out
+    early: Any = StoppedPipe(0.9)
+    with pytest.raises(KeyboardInterrupt, match="run this cell again") as stopped:
+        plan_capacity(early, profile="full")
+    assert stopped.value.__suppress_context__, "the pipeline's own frames would fill the screen"
+
+
+def test_an_interrupt_while_the_load_test_foretells_is_short(
+    bench: "Bench", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchlib.queueing.estimates.foretell", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="run this cell again") as stopped:
+        bench.load_test(8)
+    assert stopped.value.__suppress_context__
+
+
 def test_an_image_that_was_held_up_does_not_foretell_anything(bench: "Bench") -> None:
     usual = bench.load_test(8).capacity.rate
     bench.plan = replace(PLAN, alone_s=(0.79, 0.8, 5.0))

@@ -204,14 +204,33 @@ def test_weights_in_fewer_bits_are_rounded_as_by_stock(base, weights, tmp_path, 
     np.testing.assert_array_equal(our_pixels(load(path)), stock_pixels(theirs))
 
 
+@pytest.mark.parametrize(
+    "unet",
+    [
+        {
+            "mid_block_type": "UNetMidBlock2D",
+            "transformer_layers_per_block": [1, [1, 2], [2, 2]],
+            "reverse_transformer_layers_per_block": [[2, 1, 3], [1, 1, 2], 1],
+        },
+        {"mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": [1, 1, 2]},
+        {"transformer_layers_per_block": [1, 2, 1]},
+    ],
+    ids=["as SSD-1B", "as Vega", "other layers"],
+)
+def test_a_unet_with_other_layers_is_laid_out_by_the_names_in_its_file(tmp_path, unet):
+    model = small_pipeline(seed=4, unet=unet)
+    path = save(original_weights(model), tmp_path / "smaller.safetensors")
+    np.testing.assert_array_equal(our_pixels(load(path)), stock_pixels(model))
+
+
 # -- refused ---------------------------------------------------------------------------------------
 
 
-def test_a_smaller_unet_in_one_file_is_refused_with_both_sizes(weights, tmp_path):
-    """SSD-1B and Vega lack the attention of the middle block, and more."""
-    attention = "model.diffusion_model.middle_block.1."
-    weights = {key: value for key, value in weights.items() if not key.startswith(attention)}
-    with pytest.raises(ModelError, match=r"whose UNet has [\d,]+ parameters in place of .* SSD-1B"):
+def test_a_unet_with_other_resnets_in_one_file_is_refused_with_both_sizes(weights, tmp_path):
+    """Koala, for example, has fewer of them: their names do not say in which block they are."""
+    last = "model.diffusion_model.output_blocks.8."
+    weights = {key: value for key, value in weights.items() if not key.startswith(last)}
+    with pytest.raises(ModelError, match=r"whose UNet has [\d,]+ parameters in place of"):
         load(save(weights, tmp_path / "small.safetensors"))
 
 
