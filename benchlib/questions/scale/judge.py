@@ -135,7 +135,8 @@ class ScaleAnswer(ShownInCell):
         images = counted(outlook.images, "image")
         requests = counted(round(outlook.requests, -3) or round(outlook.requests), "request")
         simulated = f"{counted(days, 'simulated day')} of about {requests}"
-        return f"Foretold from {images} ({outlook.source}) and {simulated}: {outlook.day}."
+        day = outlook.day[0].lower() + outlook.day[1:]
+        return f"Foretold from {images} ({outlook.source}) and {simulated}: {day}."
 
     def _failure_lines(self) -> list[str]:
         """What one failure at the peak does, and whether failures are in the days."""
@@ -167,7 +168,7 @@ class ScaleAnswer(ShownInCell):
             spread = (
                 f"The easiest simulated day needs {counted(fewest, 'card')}, the hardest {most}"
             )
-            lines.append(f"{spread}: a longer calibrating run narrows what is due to the card.")
+            lines.append(f"{spread}: a longer calibrating run brings them closer.")
         if outlook.remarks:
             lines.append(f"The estimate is widened: {'; '.join(outlook.remarks[:MOST_REASONS])}.")
         start = f"A card that is asked for is ready after {number(outlook.startup_s)} s"

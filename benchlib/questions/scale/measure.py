@@ -288,8 +288,11 @@ def _run_at(
     seed: int,
 ) -> Run | None:
     """A run at `rate` requests/s, as long as the budget carries; None if there is no time for it."""
-    parts = [_part(one, rate, budget) for one in IMAGES if one == name or name == CALIBRATE]
-    reserve_s = budget.cost("simulated days", COSTS_S["simulated days"])
+    parts = [_part(name, rate, budget)]
+    reserve_s = 0.0
+    if name == CALIBRATE:
+        parts.append(_part(CONFIRM, rate, budget))
+        reserve_s = budget.cost("simulated days", COSTS_S["simulated days"])
     plan = budget.plan(parts, reserve_s=reserve_s, keep_one=name == CALIBRATE)
     if name == CALIBRATE:
         print(plan, flush=True)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from benchlib import calibrate
+from benchlib.budget import Budget
+from benchlib.questions.scale import measure
 from benchlib.questions.scale.measure import confirm_at_peak
 from benchlib.questions.scale.peak import judge_peak
+from benchlib.queueing.day import DayCurve
 from tests.questions.scale.made_days import FIXED, make_outlook
 from tests.queueing.simulated_runs import simulated_run
 
@@ -46,3 +49,36 @@ def test_nothing_is_run_where_nothing_can_be_confirmed():
     assert confirm_at_peak(earlier, make_outlook(fixed=FIXED[:1]), None) is None
     with pytest.raises(ValueError, match=r"^replicas"):
         confirm_at_peak(earlier, make_outlook(), None, replicas=0)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_each_real_card_gets_its_share_of_the_peak(calibration, replicas, monkeypatch, tmp_path):
+    day = DayCurve(1.6, peak_factor=2.0)
+    sent = {}
+
+    def run_at(name, rate, server, *_, **__):
+        sent.update(name=name, rate=rate, server=server.name)
+        batching = getattr(calibration.lane, "batching", "serial")
+        return simulated_run(batching, rate=rate, requests=40)
+
+    def server_named(name, **options):
+        return SimpleNamespace(name=name, stop=lambda: stopped.append(name), options=options)
+
+    stopped: list[str] = []
+    monkeypatch.setattr(measure, "_run_at", run_at)
+    monkeypatch.setattr("benchlib.serving.server.serve", server_named)
+    card = SimpleNamespace(
+        calibration=calibration,
+        slo="p95 < 3 s",
+        steps=20,
+        record={"spec": {"target": {"model": "sdxl", "recipe": "bf16", "batching": "serial"}}},
+        server=server_named("one card"),
+        pipe="a pipe",
+        budget=Budget(None, results=tmp_path),
+    )
+    peak = confirm_at_peak(card, make_outlook(), day, replicas=replicas)
+    assert (peak.replicas, peak.images) == (replicas, 40)
+    assert sent["name"] == measure.CONFIRM
+    assert sent["rate"] == pytest.approx(replicas * 3.2 / 4), "four cards are enough"
+    assert sent["server"] == ("one card" if replicas == 1 else "sdxl")
+    assert set(stopped) == {"one card", sent["server"]}
