@@ -14,7 +14,9 @@ import pandas as pd
 
 from benchlib.cell_view import ShownInCell
 from benchlib.questions.scale.outcomes import DayOutlook, FleetDays, next_day, saved
+from benchlib.study.busy import busy_words
 from benchlib.study.intervals import Interval
+from benchlib.study.latency import Record
 from benchlib.study.wording import agreeing, counted, number, span, words
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 HOURS = 24.0
 MOST_REASONS = 2
+NOT_CONFIRMED = "not confirmed"
+"""The verdict on a real run that did not go as foretold (peak.py)."""
 UNSURE = 2.0
 """Where the hardest day needs so many times the cards of the easiest, the answer is not known."""
 COLUMNS = [
@@ -39,10 +43,12 @@ COLUMNS = [
 
 
 class Measured(Protocol):
-    """Where the runs of a measured card are (measure.py)."""
+    """Where the runs of a measured card are, and the record of the calibrating one (measure.py)."""
 
     @property
     def folder(self) -> Path: ...
+    @property
+    def record(self) -> Record: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,12 +56,14 @@ class ScaleAnswer(ShownInCell):
     """How many cards, and what a day costs; `str()` has it in words.
 
     `outlook` is what was simulated, `peak` a real run beside it (None: none was made), and `folder`
-    where runs and figures are.
+    where runs and figures are. `busy` is what other work took beside the calibrating run, in a
+    sentence; None: too little to matter.
     """
 
     outlook: DayOutlook
     peak: PeakRun | None
     folder: Path
+    busy: str | None = None
 
     def __str__(self) -> str:
         outlook = self.outlook
@@ -64,6 +72,8 @@ class ScaleAnswer(ShownInCell):
             subject = f"How many cards keep {outlook.slo} is not known"
             return f"{self._for_model(subject)}: {outlook.refusal}.\n{where}"
         lines = [f"{self._for_model(self._headline())}.", self._source()]
+        if self.busy is not None:
+            lines.append(self.busy)
         lines += self._failure_lines()
         lines += self._peak_lines()
         lines += self._limits()
@@ -96,7 +106,11 @@ class ScaleAnswer(ShownInCell):
         if outlook.autoscaled is not None:
             parts.append(self._autoscaled(enough, outlook.autoscaled))
         parts.append(self._for_money(outlook.autoscaled or enough))
-        return "; ".join(parts)
+        foretold = "; ".join(parts)
+        if self.peak is None or self.peak.verdict != NOT_CONFIRMED:
+            return foretold
+        contradicted = f"a real run contradicts that {foretold}"
+        return f"how many cards keep {outlook.slo} all day is not shown: {contradicted}"
 
     def _not_kept(self) -> str:
         """That no number of cards that was tried keeps it on every day."""
@@ -233,4 +247,4 @@ def judge_scale(card: Measured, outlook: DayOutlook, peak: PeakRun | None) -> Sc
     `card` is what measure_card returned, `outlook` what simulate_fleets did, and `peak` what
     confirm_at_peak did.
     """
-    return ScaleAnswer(outlook, peak, card.folder)
+    return ScaleAnswer(outlook, peak, card.folder, busy_words(card.record))

@@ -7,13 +7,15 @@ import pytest
 
 from benchlib.questions.scale.judge import fleets_table, judge_scale
 from benchlib.questions.scale.outcomes import next_day
+from benchlib.questions.scale.peak import PeakRun
+from tests.made_runs import make_record
 from tests.questions.scale.made_days import FIXED, SCALED, make_fleet, make_outlook
 
-CARD = SimpleNamespace(folder=Path("results/scale"))
+CARD = SimpleNamespace(folder=Path("results/scale"), record=make_record())
 
 
-def said(**changes):
-    return str(judge_scale(CARD, make_outlook(**changes), None))
+def said(*, peak=None, **changes):
+    return str(judge_scale(CARD, make_outlook(**changes), peak))
 
 
 def test_the_first_sentence_is_one_to_act_on():
@@ -76,6 +78,23 @@ def test_where_days_need_very_different_numbers_the_answer_is_not_known():
     ) in text
     assert "The easiest simulated day needs 2 cards, the hardest 4: a longer" in text
     assert "not known whether" not in said()
+
+
+def test_a_real_run_confirms_it_or_leaves_nothing_shown():
+    confirmed = PeakRun(1, 1.4, 40, "confirmed", 8.0, (7.0, 9.0), 0.975, (0.9, 1.0))
+    text = said(peak=confirmed)
+    assert "1 real card made 40 images at 1.4/s: confirmed (98 % in time, 90 to 100 %" in text
+    assert "4 cards keep p95 < 10 s all day (3 break" in text.split("\n")[0]
+    contradicting = PeakRun(2, 2.8, 40, "not confirmed", 12.0, (7.0, 9.0), 0.5, (0.9, 1.0))
+    first, *_ = said(peak=contradicting).split("\n")
+    assert "how many cards keep p95 < 10 s all day is not shown: a real run contradicts" in first
+
+
+def test_other_work_beside_the_calibrating_run_is_told():
+    outcome = {"others_cpu_cores": 1.31, "steal_cores": 0.0}
+    busy = SimpleNamespace(folder=CARD.folder, record=make_record(outcome=outcome))
+    lines = str(judge_scale(busy, make_outlook(), None)).split("\n")
+    assert lines[2].startswith("The machine was busy: other processes took 1.31 of 2 cores")
 
 
 def test_the_table_has_a_row_for_each_fleet():
