@@ -1,6 +1,7 @@
 """Simulated cards behind one queue: formulas of queueing theory, one lane, failures, an autoscaler."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 from benchlib.queueing.cards import TICK_S, Autoscaler, Failure, ServedByCards, serve_by_cards
 from benchlib.queueing.lanes import BatchLane, Draws, SerialLane
 from benchlib.queueing.work import AskedWork
+from benchlib.serving.engine.step_times import StepTimesBySize
+from benchlib.serving.replicas.routing import router_named
 from benchlib.study.services import Floats
-from benchmarks.planted_lanes import ACTUAL, MAX_BATCH_SIZE, PLANNED, SIZE
+from benchmarks.planted_lanes import ACTUAL, MAX_BATCH_SIZE, PLANNED, SIZE, TIMES
+from benchmarks.simulated_fleet import Asked, open_loop
 
 NUMBER = 300_000
 MOST = {"serial": 1.243, "dynamic": 2.285, "continuous": 2.235}
@@ -133,6 +137,30 @@ def test_an_overload_is_worked_off_at_the_highest_throughput_of_all_cards() -> N
     begin, end = 2000, 5500
     throughput = (end - begin) / (done_s[end] - done_s[begin])
     assert throughput == pytest.approx(3 * most, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("cards", "load", "steps"), [(2, 0.8, (10, 20, 50)), (4, 0.7, (20,))], ids=["mixed", "equal"]
+)
+def test_several_cards_wait_as_behind_the_real_router(
+    cards: int, load: float, steps: tuple[int, ...]
+) -> None:
+    """The front and its router, simulated call by call, with the time of handing a request over."""
+    lane = replace(batch_lane("continuous", steps), actual=PLANNED, ratios=np.ones(1), gap_s=0.0)
+    draws = Draws.of(800, seed=5)
+    arrived_s = draws.arrived_s(cards * load * MOST["continuous"] * 20 / float(np.mean(steps)))
+    ours_s = serve_by_cards(lane, arrived_s, draws, cards=cards).latency_s
+    asked_steps = lane.drawn_work(draws).steps
+    requests = [
+        Asked(SIZE, 2, int(number), float(at_s))
+        for number, at_s in zip(asked_steps, arrived_s, strict=True)
+    ]
+    spec = {"batching": "continuous", "max_batch_size": MAX_BATCH_SIZE, "max_wait_ms": 50}
+    spec |= {"step_times": StepTimesBySize({SIZE: TIMES}).to_spec()}
+    open_loop(cards, spec, router_named("foretold"), requests, seed=1)
+    real_s = np.array([asked.latency_s for asked in requests])
+    assert ours_s.mean() == pytest.approx(real_s.mean(), rel=0.08)
+    assert np.quantile(ours_s, 0.95) == pytest.approx(np.quantile(real_s, 0.95), rel=0.08)
 
 
 def test_a_fixed_number_of_cards_is_paid_for_all_the_time() -> None:
