@@ -28,18 +28,6 @@ NOT_CONFIRMED = "not confirmed"
 """The verdict on a real run that did not go as foretold (peak.py)."""
 UNSURE = 2.0
 """Where the hardest day needs so many times the cards of the easiest, the answer is not known."""
-COLUMNS = [
-    "cards",
-    "target_ongoing",
-    "broken_h",
-    "broken_h_interval",
-    "broken_days",
-    "late",
-    "card_hours",
-    "card_hours_interval",
-    "images_per_card_hour",
-    "images_per_money",
-]
 
 
 class Measured(Protocol):
@@ -165,7 +153,9 @@ class ScaleAnswer(ShownInCell):
                 effect = f"the promise is broken for {hours}"
             lines.append(f"If one card fails at the peak, {ready}, {effect}.")
         if outlook.mtbf_h is not None:
-            lines.append(f"On each day every card fails once in {number(outlook.mtbf_h)} h.")
+            lines.append(
+                f"Each card fails at random, once in {number(outlook.mtbf_h)} h in the mean."
+            )
         return lines
 
     def _peak_lines(self) -> list[str]:
@@ -219,26 +209,27 @@ def fleets_table(outlook: DayOutlook) -> pd.DataFrame:
     """A row for each fleet: the means of its days, with the interval of one more day.
 
     `broken_h` are the hours in which the promise is broken, `broken_days` on how many of the days
-    that happened, `late` the share of images beyond the limit. `images_per_money` is None without a
-    price.
+    that happened, `late` the share of images beyond the limit. `images_per_dollar` is left out without
+    a price.
     """
     rows = []
     for fleet in outlook.fleets:
-        per_money = outlook.images_for_one(fleet).mean() if outlook.price_per_hour else None
+        target = "" if fleet.target_ongoing is None else number(fleet.target_ongoing)
         row = {
             "cards": outlook.cards_words(fleet),
-            "target_ongoing": fleet.target_ongoing,
+            "target_ongoing": target,
             "broken_h": fleet.broken_h.mean(),
             "broken_h_interval": _ends(_hours(fleet)),
             "broken_days": f"{fleet.broken_days} of {fleet.days}",
             "late": fleet.late.mean(),
             "card_hours": fleet.card_hours.mean(),
             "card_hours_interval": _ends(next_day(fleet.card_hours)),
-            "images_per_card_hour": fleet.images_per_card_hour.mean(),
-            "images_per_money": per_money,
+            "images_per_card_hour": round(fleet.images_per_card_hour.mean()),
         }
+        if outlook.price_per_hour is not None:
+            row["images_per_dollar"] = round(outlook.images_for_one(fleet).mean())
         rows.append(row)
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows)
 
 
 def judge_scale(card: Measured, outlook: DayOutlook, peak: PeakRun | None) -> ScaleAnswer:

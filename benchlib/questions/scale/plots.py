@@ -64,7 +64,8 @@ def promise_over_day(*, outlook: DayOutlook, record: Record, ax: Axes | None = N
     strips.set_yticks(range(len(fleets)), names)
     strips.set_ylim(len(fleets) - 0.5, -0.5)
     strips.grid(visible=False, axis="y")
-    strips.set_xlabel("hour of the day")
+    target = "; target: ongoing requests for each card" if outlook.scaled else ""
+    strips.set_xlabel(f"hour of the day{target}")
     strips.text(1.01, 1.0, "broken for", transform=strips.transAxes, fontsize="small", va="bottom")
     pad = _strip_legend(ax, outlook)
 

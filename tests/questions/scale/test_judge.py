@@ -56,7 +56,7 @@ def test_a_failure_at_the_peak_is_told():
     )
     kept = said(failing=make_fleet(4), mtbf_h=500.0)
     assert "the promise is kept all the same." in kept
-    assert "On each day every card fails once in 500 h." in kept
+    assert "Each card fails at random, once in 500 h in the mean." in kept
 
 
 def test_what_is_not_known_is_said():
@@ -101,10 +101,10 @@ def test_the_table_has_a_row_for_each_fleet():
     table = fleets_table(make_outlook(price_per_hour=2.0))
     assert table["cards"].tolist() == ["2 cards", "3 cards", "4 cards"] + 3 * ["2 to 4 cards"]
     assert table["broken_days"].tolist()[:3] == ["6 of 6", "6 of 6", "0 of 6"]
-    assert table["images_per_money"].tolist()[2] == pytest.approx(
-        table["images_per_card_hour"].tolist()[2] / 2
-    )
-    assert fleets_table(make_outlook())["images_per_money"].isna().all()
+    assert table["target_ongoing"].tolist() == ["", "", "", "1", "2", "4"]
+    per_dollar = table["images_per_dollar"].tolist()[2]
+    assert per_dollar == pytest.approx(table["images_per_card_hour"].tolist()[2] / 2, abs=1)
+    assert "images_per_dollar" not in fleets_table(make_outlook())
 
 
 def test_the_interval_of_one_more_day_by_hand():
