@@ -21,6 +21,7 @@ from benchlib.serving.replicas.ray_replica import RayReplica
 from benchlib.serving.standalone import Settings, app_before
 
 FRONT_CPUS = 1
+REPLICA_CPUS = 1
 MOST_REQUESTS = 4096  # at the front; what is too much, our app itself refuses in words
 
 
@@ -68,7 +69,7 @@ def build(arguments: dict[str, Any]) -> Application:
         raise ValueError(f"replicas: {count!r} is no number; the config must give one")
     on_gpu = settings.device != "cpu"
     plan = ReplicaPlan(settings.model, settings.engine_options(), settings.load_options())
-    actor_options = {"num_cpus": 1, "num_gpus": int(on_gpu)}
+    actor_options = {"num_cpus": REPLICA_CPUS, "num_gpus": int(on_gpu)}
     replicas = [
         make_deployment(actor_options, deployment_name(number)).bind(plan)
         for number in range(count)

@@ -6,12 +6,15 @@ replicas.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from benchlib.serving.replicas.ray_private import (
@@ -123,8 +126,9 @@ class RaySession:
     def _open(self) -> None:
         # 1) Ray reads its variables when it is imported
         own_ray = self.address is None and not is_ray_running()
-        if own_ray:
-            self._set_variables(private_variables())
+        self._has_joined = own_ray or self.address is not None
+        if self._has_joined:
+            self._set_variables(private_variables() if own_ray else {})
         import ray
         from ray import serve
 
@@ -138,10 +142,11 @@ class RaySession:
             logging.getLogger("ray").setLevel(logging.ERROR)
             read_variables_anew()
             self._private = PrivateRay()
-            ray.init(address=self._private.address, **join)
+            with sigterm_kept():
+                ray.init(address=self._private.address, **join)
         elif self.address is not None:
-            ray.init(address=self.address, **join)
-        self._has_joined = own_ray or self.address is not None
+            with sigterm_kept():
+                ray.init(address=self.address, **join)
 
         # 3) Ray Serve, without a server for HTTP
         self._has_begun_serve = not is_serve_running()
@@ -163,12 +168,13 @@ class RaySession:
         finally:
             if self._private is not None:
                 self._private.end()
-            self._restore_variables()
-            if self._private is not None:
+            if self._has_joined:
+                self._restore_variables()
                 read_variables_anew()
 
     def _set_variables(self, variables: Mapping[str, str]) -> None:
-        self._environment = {name: os.environ.get(name) for name in variables}
+        names = [*variables, "PYTHONBREAKPOINT"]  # Ray sets this one for its own debugger
+        self._environment = {name: os.environ.get(name) for name in names}
         os.environ.update(variables)
 
     def _restore_variables(self) -> None:
@@ -177,6 +183,24 @@ class RaySession:
             if value is not None:
                 os.environ[name] = value
         self._environment = {}
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Keep who answers SIGTERM: Ray's library takes it, prints a trace and aborts the process.
+
+    Python itself could set its own answer again in the main thread alone.
+    """
+    ask = ctypes.pythonapi.PyOS_getsig
+    ask.restype = ctypes.c_void_p
+    answer = ctypes.pythonapi.PyOS_setsig
+    answer.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    answer.restype = ctypes.c_void_p
+    before = ask(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        answer(signal.SIGTERM, before)
 
 
 def is_ray_running() -> bool:
