@@ -27,7 +27,8 @@ MOST_REASONS = 2
 NOT_CONFIRMED = "not confirmed"
 """The verdict on a real run that did not go as foretold (peak.py)."""
 UNSURE = 2.0
-"""Where the hardest day needs so many times the cards of the easiest, the answer is not known."""
+"""Where the hardest day needs so many times the cards of the easiest, and two more at least, the
+answer is not known."""
 
 
 class Measured(Protocol):
@@ -84,7 +85,7 @@ class ScaleAnswer(ShownInCell):
         verb = agreeing(enough.most, "keeps", "keep")
         kept = f"{outlook.cards_words(enough)} {verb} {outlook.slo} all day"
         fewest, most = outlook.needed or (enough.most, enough.most)
-        if most >= UNSURE * fewest:
+        if most >= UNSURE * fewest and most - fewest > 1:
             open_words = f"whether {fewest} or {most} cards keep {outlook.slo} all day"
             kept = f"it is not known {open_words}: what was measured leaves both possible"
             kept += f"; {most} do on every simulated day"

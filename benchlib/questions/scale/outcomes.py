@@ -176,7 +176,7 @@ class DayOutlook:
 
 
 def next_day(values: Sequence[float] | Floats, most: float = math.inf) -> Interval:
-    """The interval that holds the value of one more day with 95 %; None for fewer than two days.
+    """The interval that holds the value of one more day with 95 %; None where no two days differ.
 
     Its ends lie within 0 and `most`. It is Student's interval for one more value. Source: Hahn &
     Meeker, "Statistical Intervals" (1991), section 4.7.
@@ -186,6 +186,8 @@ def next_day(values: Sequence[float] | Floats, most: float = math.inf) -> Interv
         return None
     spread = float(days.std(ddof=1)) * math.sqrt(1 + 1 / len(days))
     half = t_quantile(0.975, len(days) - 1) * spread
+    if not half:
+        return None  # all days were alike: another one that is not would be a surprise
     mean = float(days.mean())
     return max(0.0, mean - half), min(most, mean + half)
 

@@ -87,7 +87,7 @@ def test_an_uncertain_card_makes_uncertain_days(card, day, outlook):
     for found in (wide, outlook):
         of_three = next(fleet for fleet in found.fixed if fleet.most == 3)
         ends_h.append(next_day(of_three.broken_h))
-    (low_h, high_h), (least_h, most_h) = ends_h
+    (low_h, high_h), (least_h, most_h) = [ends or (0.0, 0.0) for ends in ends_h]
     assert high_h - low_h > 2 * (most_h - least_h)
     assert wide.enough.most >= outlook.enough.most
 

@@ -112,3 +112,4 @@ def test_the_interval_of_one_more_day_by_hand():
     assert next_day([1.0, 2.0, 3.0]) == pytest.approx((0, 2 + 4.30265 * 1.154701))
     assert next_day([1.0, 2.0, 3.0], most=5.0)[1] == 5.0
     assert next_day([1.0]) is None
+    assert next_day([2.0, 2.0, 2.0]) is None
