@@ -212,6 +212,58 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
                 writer.writerow([row.case, row.cards, row.routing, row.figure, seed, value])
 
 
+def read_csv(path: Path) -> list[Row]:
+    """The rows that `write_csv` wrote."""
+    values: dict[tuple[str, int, str, str], list[float]] = {}
+    with path.open(encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            key = (line["case"], int(line["cards"]), line["routing"], line["figure"])
+            values.setdefault(key, []).append(float(line["value"]))
+    return [Row(*key, found) for key, found in values.items()]
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Three panels over the number of cards, a line for each router with intervals of the mean."""
+    from matplotlib.figure import Figure
+
+    panels = {
+        "linear share": "equal requests: images/s,\nas a share of linear",
+        "slowest tenth": "equal requests: slowest tenth\nover the median",
+        "p95 ratio": "mixed steps: p95 over\nround robin's",
+    }
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    for ax, (name, title) in zip(axes, panels.items(), strict=True):
+        for number, routing in enumerate(ROUTINGS):
+            found = [row for row in rows if (row.figure, row.routing) == (name, routing)]
+            if not found:
+                continue
+            means = [row.mean for row in found]
+            spans = [row.interval or (row.mean, row.mean) for row in found]
+            below = [mean - low for mean, (low, _) in zip(means, spans, strict=True)]
+            above = [high - mean for mean, (_, high) in zip(means, spans, strict=True)]
+            cards = [row.cards * 1.03 ** (number - 1) for row in found]
+            ax.errorbar(
+                cards, means, (below, above), marker="osD"[number], label=routing, capsize=3
+            )
+        for limit in LIMITS[name]:
+            if limit is not None:
+                ax.axhline(limit, color="0.5", linestyle="--")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(CARDS, [str(n) for n in CARDS])
+        ax.set(title=title, xlabel="cards")
+    axes[0].legend()
+    words = "Simulated routers over the number of cards; dashed: the limit for foretold finish"
+    figure.suptitle(words, fontsize="medium")
+    figure.savefig(path, dpi=120, metadata={"Title": "routing", "Description": alt_text(rows)})
+
+
+def alt_text(rows: Iterable[Row]) -> str:
+    """The means of the picture in words."""
+    parts = [f"{row.figure}, {row.cards} cards, {row.routing}: {row.mean:.3g}" for row in rows]
+    return "Three panels over the number of cards. " + "; ".join(parts)
+
+
 def decision_ms(step_times: dict[str, Any], inside: int, cards: int = 8, count: int = 500) -> float:
     """The mean milliseconds of a decision for one more request, and of one that leaves."""
     random = np.random.default_rng(0)
@@ -256,9 +308,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=400, help="for each card and seed")
     parser.add_argument("--cards", type=int, nargs="+", default=CARDS)
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--draw", action="store_true", help="draw the CSV in --results again")
     options = parser.parse_args(arguments)
     if options.speed:
         print_speed()
+        return 0
+    if options.draw:
+        draw(read_csv(options.results / "routing.csv"), options.results / "routing.png")
         return 0
     run: Callable[[], list[Row]] = partial(measure, options.cards, options.seeds, options.images)
     if options.quick:
@@ -267,6 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.results:
         options.results.mkdir(parents=True, exist_ok=True)
         write_csv(rows, options.results / "routing.csv")
+        draw(rows, options.results / "routing.png")
     passed = all(row.passed is not False for row in rows)
     print(json.dumps({"passed": passed, "rows": [asdict(row) for row in rows]}))
     return 0 if passed else 1
