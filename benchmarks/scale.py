@@ -33,7 +33,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -64,6 +64,8 @@ SLOWEST_TENTH = (None, 1.15)
 OVER_ROUND_ROBIN = (None, 0.75)
 FILES_ON = (1, 4)  # cards
 NEEDED = (("mixed", "linear", "images_per_s"), ("kill", "bytes", "digests"))
+GAP_S = 0.1
+FEWEST = 8  # rows that have a percentile
 KILL_AFTER = 0.25  # of a pass over the seeds
 
 
@@ -84,8 +86,8 @@ class Lengths:
 
 QUICK = Lengths(
     warmup_s=0.5,
-    equal_s=3.0,
-    mixed_s=3.0,
+    equal_s=5.0,
+    mixed_s=4.0,
     files_s=1.0,
     seeds=8,
     back_s=60.0,
@@ -202,15 +204,16 @@ def is_replica(command: str) -> bool:
     return "ServeReplica" in command
 
 
-def replica_processes() -> list[psutil.Process]:
-    """The processes of all replicas that this process has started."""
-    found = []
+def replica_processes() -> dict[int, str]:
+    """The processes of all replicas that this process has started: their command lines."""
+    found = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            if is_replica(" ".join(process.cmdline())):
-                found.append(process)
+            command = " ".join(process.cmdline())
         except psutil.Error:
             continue
+        if is_replica(command):
+            found[process.pid] = command
     return found
 
 
@@ -256,7 +259,7 @@ class Bench:
         self.notes.write(part, self.gpus, "failed", failed, case=case, of=len(run.requests))
         return run
 
-    def equal(self) -> None:
+    def equal(self) -> bool:
         """Equal requests in a closed loop: images/s and the slowest tenth."""
         lengths = self.lengths
         run = self.run(
@@ -268,8 +271,12 @@ class Bench:
             warmup_s=lengths.warmup_s,
         )
         rows = answered(run.requests)
-        self.notes.write("linear", self.gpus, "images_per_s", rate_of(rows, lengths.warmup_s))
-        latency_s = rows[rows["phase"] == "measure"]["latency_s"].to_numpy()
+        latency_s = measured_latencies(rows)
+        rate = rate_of(rows, lengths.warmup_s)
+        if rate == 0.0 or len(latency_s) < FEWEST:
+            self.notes.write("linear", self.gpus, "too few", len(latency_s))
+            return False
+        self.notes.write("linear", self.gpus, "images_per_s", rate)
         tails = {
             "median_s": float(np.median(latency_s)),
             "p90_s": float(np.quantile(latency_s, 0.9)),
@@ -280,10 +287,15 @@ class Bench:
         if "replica" in rows:
             counts = rows["replica"].astype(str).value_counts().to_dict()
             self.notes.write("linear", self.gpus, "images_by_replica", counts)
+        return True
 
-    def mixed(self) -> None:
+    def mixed(self) -> bool:
         """Mixed steps in an open loop under both routers, with the same arrivals."""
-        rate = self._mixed_rate()
+        measured = self.notes.value("linear", self.gpus, "images_per_s")
+        if measured is None:
+            self.notes.write("mixed", self.gpus, "left out", "the capacity is unknown")
+            return False
+        rate = self._mixed_rate(measured)
         self.notes.write("mixed", self.gpus, "rate_per_s", rate)
         p95_s = {}
         for routing in self.routings:
@@ -296,8 +308,10 @@ class Bench:
                 duration_s=self.lengths.mixed_s,
                 warmup_s=self.lengths.warmup_s,
             )
-            rows = answered(run.requests)
-            latency_s = rows[rows["phase"] == "measure"]["latency_s"].to_numpy()
+            latency_s = measured_latencies(answered(run.requests))
+            if len(latency_s) < FEWEST:
+                self.notes.write("mixed", self.gpus, "too few", len(latency_s), case=routing)
+                continue
             p95_s[routing] = float(np.quantile(latency_s, 0.95))
             self.notes.write(
                 "mixed",
@@ -312,14 +326,14 @@ class Bench:
         if {"foretold", "round-robin"} <= p95_s.keys():
             ratio = p95_s["foretold"] / p95_s["round-robin"]
             self.notes.write("mixed", self.gpus, "p95_over_round_robin", ratio)
+        return len(p95_s) == len(self.routings)
 
-    def _mixed_rate(self) -> float:
+    def _mixed_rate(self, measured: float) -> float:
         """LOAD of what the cards make of mixed requests, from what they made of equal ones.
 
         A batch of eight with the mean of the mixed steps takes so many times as long, by the
         server's own step times.
         """
-        measured = self.notes.value("linear", self.gpus, "images_per_s")
         times = next(iter(self.server.spec["step_times"].values()))
         step_s = list(times["step_s"].values())[-1]
         calls_s = list(times["encode_s"].values())[-1] + list(times["decode_s"].values())[-1]
@@ -327,15 +341,16 @@ class Bench:
         mixed_s = calls_s + statistics.mean(self.lengths.mixed_steps) * step_s
         return float(LOAD * measured * equal_s / mixed_s)
 
-    def bytes(self) -> None:
+    def bytes(self) -> bool:
         """The files of some seeds, one request a card at a time."""
         fetched = self._fetch("bytes", workers=self.gpus)
         digests = {str(one.seed): one.digest for one in fetched}
         self.notes.write("bytes", self.gpus, "digests", digests)
         batches = sorted({one.batch_size for one in fetched if one.batch_size is not None})
         self.notes.write("bytes", self.gpus, "batch_sizes", batches)
+        return all(one.status == 200 for one in fetched)
 
-    def files(self) -> None:
+    def files(self) -> bool:
         """Equal requests in a closed loop, whose images are written as files and sent."""
         run = self.run(
             "files",
@@ -345,45 +360,46 @@ class Bench:
             duration_s=self.lengths.files_s,
             api="openai",
         )
-        rows = answered(run.requests)
-        if len(rows):
-            self.notes.write("files", self.gpus, "images_per_s", rate_of(rows, 0.0))
+        rate = rate_of(answered(run.requests), 0.0)
+        if rate:
+            self.notes.write("files", self.gpus, "images_per_s", rate)
+        return bool(rate)
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
         """The same seeds again, and a replica is killed on the way."""
         # 1) Kill one while all are busy
         killed: list[int] = []
-        processes = replica_processes()
+        victim = min(replica_processes())
 
         def after(done: int, count: int) -> None:
             if not killed and done >= KILL_AFTER * count:
-                killed.append(processes[0].pid)
-                os.kill(processes[0].pid, signal.SIGKILL)
-                print(f"killed replica process {processes[0].pid}", flush=True)
+                killed.append(victim)
+                os.kill(victim, signal.SIGKILL)
+                print(f"killed replica process {victim}", flush=True)
 
-        before = self.notes.value("bytes", self.gpus, "digests")
+        before = self.notes.value("bytes", self.gpus, "digests") or {}
         fetched = self._fetch("kill", workers=2 * self.gpus, on_done=after)
         killed_s = time.monotonic()
 
-        # 2) What came of it
+        # 2) What came of it. Arithmetic in a batch may round otherwise than alone.
         lost = [one for one in fetched if one.status != 200]
-        retried = sum(one.retries > 0 for one in fetched)
+        alone = [one for one in fetched if one.batch_size == 1]
+        other = [one for one in alone if before.get(str(one.seed)) != one.digest]
+        retried = [one.seed for one in fetched if one.retries]
         self.notes.write("kill", self.gpus, "killed", len(killed))
         self.notes.write("kill", self.gpus, "lost", len(lost), of=len(fetched))
-        self.notes.write("kill", self.gpus, "retried", retried)
-        if before is not None:
-            other = [one for one in fetched if before.get(str(one.seed)) != one.digest]
-            batches = [one.batch_size for one in other]
-            self.notes.write("kill", self.gpus, "other_bytes", len(other), batch_sizes=batches)
+        self.notes.write("kill", self.gpus, "retried", len(retried), seeds=retried)
+        self.notes.write("kill", self.gpus, "other_bytes", len(other), of=len(alone))
 
         # 3) How long until it is back
         while time.monotonic() < killed_s + self.lengths.back_s:
             if self._ready_replicas() == self.gpus:
                 seconds = time.monotonic() - killed_s
                 self.notes.write("kill", self.gpus, "back_after_s", seconds)
-                return
+                return True
             time.sleep(0.5)
         self.notes.write("kill", self.gpus, "not_back_after_s", self.lengths.back_s)
+        return True
 
     def _fetch(
         self, part: str, *, workers: int, on_done: Callable[[int, int], None] | None = None
@@ -423,12 +439,17 @@ def answered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["http_status"] == 200].sort_values("done_s")
 
 
+def measured_latencies(rows: pd.DataFrame) -> Any:
+    """The latencies of the rows after the warm-up."""
+    return rows[rows["phase"] == "measure"]["latency_s"].to_numpy()
+
+
 def rate_of(rows: pd.DataFrame, warmup_s: float) -> float:
     """Images/s, card by card and summed.
 
     A card answers a batch at once, so a window's edges may hold one batch more or less. So each
     card's rate is taken from the end of its first batch after the warm-up to the end of its last
-    before the users stop. A batch's answers are less than GAP_S apart.
+    before the users stop. A batch's answers are less than GAP_S apart. 0 if there are too few.
     """
     total = 0.0
     last_sent_s = rows["scheduled_s"].max()
@@ -443,12 +464,9 @@ def rate_of(rows: pd.DataFrame, warmup_s: float) -> float:
         first = int(batch_ends[0]) if len(batch_ends) else 0
         images = len(done_s) - 1 - first
         seconds = done_s[-1] - done_s[first]
-        if images and seconds > 0:
+        if images and seconds > GAP_S:
             total += images / seconds
     return float(total)
-
-
-GAP_S = 0.1
 
 
 def route_by(server: bl.Server, routing: str) -> None:
@@ -462,8 +480,9 @@ def route_by(server: bl.Server, routing: str) -> None:
 def measure(notes: Notes, options: argparse.Namespace) -> None:
     """Measure the chosen parts on each number of cards."""
     lengths = QUICK if options.quick else Lengths()
+    most = max(options.gpus)
     for together in rounds(options.gpus):
-        due = {count: due_parts(notes, options.part, count) for count in together}
+        due = {count: due_parts(notes, options.part, count, most) for count in together}
         due = {count: parts for count, parts in due.items() if parts}
         if not due or not notes.has_time("start", max(due), lengths.start_s):
             continue
@@ -474,23 +493,29 @@ def measure(notes: Notes, options: argparse.Namespace) -> None:
                     run_part(part, Bench(notes, lengths, server, count, options.routings, results))
 
 
-def rounds(counts: Iterable[int]) -> list[list[int]]:
-    """The numbers of cards whose servers run beside each other, in the order of `counts`."""
+def rounds(counts: Sequence[int]) -> list[list[int]]:
+    """The numbers of cards whose servers run beside each other, in the order of `counts`.
+
+    The largest is alone: it may take all cards, and there a replica is killed.
+    """
+    small = [count for count in counts if count < max(counts)]
     found: list[list[int]] = []
     for count in counts:
-        if count <= 2 and found and max(found[-1]) <= 2:
-            found[-1].append(count)
-        else:
+        if count not in small:
             found.append([count])
+        elif small not in found:
+            found.append(small)
     return found
 
 
-def due_parts(notes: Notes, chosen: Sequence[str], gpus: int) -> list[str]:
-    """The parts that are still to be measured on so many cards, in their order."""
+def due_parts(notes: Notes, chosen: Sequence[str], gpus: int, most: int) -> list[str]:
+    """The parts that are still to be measured on `gpus` of `most` cards, in their order."""
     due = []
     for part in PARTS:
         is_chosen = part in chosen or (part == "linear" and "tails" in chosen)
-        if part in ("mixed", "kill") and gpus == 1:
+        if part == "mixed" and gpus == 1:
+            is_chosen = False
+        if part == "kill" and (gpus == 1 or gpus < most):
             is_chosen = False
         if part == "files" and gpus not in FILES_ON:
             is_chosen = False
@@ -522,8 +547,8 @@ def run_part(part: str, bench: Bench) -> None:
     }
     if bench.notes.has_time(part, bench.gpus, needed_s[part]):
         began_s = time.monotonic()
-        actions[part]()
-        bench.notes.write(part, bench.gpus, "ended", time.monotonic() - began_s)
+        if actions[part]():
+            bench.notes.write(part, bench.gpus, "ended", time.monotonic() - began_s)
 
 
 @contextmanager

@@ -32,18 +32,20 @@ def test_a_cards_rate_is_from_the_end_of_a_batch_to_the_end_of_another():
 
 def test_small_numbers_of_cards_run_beside_each_other():
     assert rounds([4, 1, 2]) == [[4], [1, 2]]
-    assert rounds([1, 2, 4, 8]) == [[1, 2], [4], [8]]
+    assert rounds([1, 2, 4]) == [[1, 2], [4]]
+    assert rounds([1, 2]) == [[1], [2]]
 
 
 def test_a_part_that_has_ended_is_not_due_and_brings_what_it_needs(tmp_path):
     notes = Notes(tmp_path, None)
-    assert due_parts(notes, ["tails"], 2) == ["linear"]
-    assert due_parts(notes, ["mixed", "kill"], 2) == ["bytes", "linear", "mixed", "kill"]
-    assert due_parts(notes, ["mixed", "kill"], 1) == []
+    assert due_parts(notes, ["tails"], 2, 4) == ["linear"]
+    assert due_parts(notes, ["mixed", "kill"], 2, 2) == ["bytes", "linear", "mixed", "kill"]
+    assert due_parts(notes, ["mixed", "kill"], 1, 1) == []
     notes.write("linear", 2, "images_per_s", 1.0)
     notes.write("bytes", 2, "digests", {"0": "a"})
     notes.write("kill", 2, "ended", 3.0)
-    assert due_parts(Notes(tmp_path, None), ["mixed", "kill"], 2) == ["mixed"]
+    assert due_parts(Notes(tmp_path, None), ["mixed", "kill"], 2, 2) == ["mixed"]
+    assert due_parts(Notes(tmp_path, None), ["kill"], 2, 4) == []
 
 
 def test_a_part_without_time_says_so(tmp_path):
@@ -62,7 +64,8 @@ def test_the_table_by_hand(tmp_path):
     notes.write("bytes", 1, "digests", {"0": "a", "1": "b"})
     notes.write("bytes", 4, "digests", {"0": "a", "1": "c"})
     notes.write("kill", 4, "lost", 0)
-    (tmp_path / "scale.jsonl").open("a").write('{"part": "cut o')
+    with (tmp_path / "scale.jsonl").open("a") as file:
+        file.write('{"part": "cut o')
     found = {(one.case, one.name): one for one in figures(Notes(tmp_path, None))}
     expected = {
         ("1 cards", "images/s, equal requests"): (1.0, None),

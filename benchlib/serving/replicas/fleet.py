@@ -39,7 +39,7 @@ from benchlib.serving.replicas.replica import (
     ReplicaLost,
     ReplicaStatus,
 )
-from benchlib.serving.replicas.routing import ForetoldFinish
+from benchlib.serving.replicas.routing import router_named
 from benchlib.serving.replicas.slots import Slot, add_up
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest
 
@@ -72,7 +72,7 @@ class Fleet:
         self.spec: dict[str, Any] = {}
         self._slots = [Slot(replica) for replica in replicas]
         self._counts = CallCounts(self._any_replica)
-        self._router = ForetoldFinish()
+        self._router = router_named("foretold")
         self._waiting: list[FleetJob] = []  # in the order of arrival
         self._numbers = count(1)
         # When the full queue should have a place; None if there is no valid estimate.
@@ -216,6 +216,13 @@ class Fleet:
             raise Refused(words, retry_after_s=self._until_place_s(now_s))
         self._decide()
         return job
+
+    def route_by(self, routing: str) -> None:
+        """Decide by another router from now on, to compare them. Raises ValueError for its name."""
+        router = router_named(routing)
+        with self._change:
+            self._router = router
+        self._decide()
 
     def work_s(self) -> float:
         """Seconds that all jobs would take one by one, shared by the replicas that are ready."""

@@ -54,6 +54,18 @@ def test_requests_that_no_replica_can_begin_soon_wait_in_the_front(start):
     assert jobs[0].arrived_s <= jobs[0].admitted_s
 
 
+def test_another_router_decides_from_now_on(start):
+    fleet, (one, two) = start()
+    jobs = [fleet.submit(ask(name)) for name in "abcd"]
+    assert fleet.waiting == 2
+    fleet.route_by("round-robin")
+    assert fleet.waiting == 0
+    assert len(prompts(one)) == len(prompts(two)) == 2
+    assert all(job.begun for job in jobs)
+    with pytest.raises(ValueError, match="routing: 'random' is not known"):
+        fleet.route_by("random")
+
+
 def test_a_request_without_a_seed_gets_one_and_keeps_it(start):
     fleet, (one, two) = start()
     job = fleet.submit(ask())
