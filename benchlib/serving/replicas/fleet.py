@@ -220,7 +220,7 @@ class Fleet:
     def route_by(self, routing: str) -> None:
         """Decide by another router from now on, to compare them. Raises ValueError for its name."""
         router = router_named(routing)
-        with self._change:
+        with self._lock:
             self._router = router
         self._decide()
 
