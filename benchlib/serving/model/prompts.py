@@ -67,10 +67,12 @@ def _embed_texts(pipe: Any, requests: Sequence[GenerateRequest]) -> dict[str, Em
     # same bits. Recorded encoders have one recording, of one text.
     together = len(requests) > 1 and not isinstance(pipe.text_encoder_2, RecordedEncoder)
     groups = [texts] if together else [[text] for text in texts]
+    # diffusers' own `unet.device` asks each module for hooks: milliseconds for SDXL's UNet.
+    device = next(pipe.unet.parameters()).device
     embeddings: dict[str, Embedding] = {}
     for group in groups:
         embedded, _, pooled, _ = pipe.encode_prompt(
-            prompt=group, device=pipe.unet.device, do_classifier_free_guidance=False
+            prompt=group, device=device, do_classifier_free_guidance=False
         )
         for number, text in enumerate(group):
             row = slice(number, number + 1)

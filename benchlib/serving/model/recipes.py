@@ -289,7 +289,7 @@ _ALL = (
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 """By name, in the order of application: another VAE first, compiling and recording last."""
 
-_FASTEST_EXACT = "bf16+channels-last+fused-qkv+compile-regional+cudnn-tuned+cuda-graphs"
+_FASTEST_EXACT = "bf16+channels-last+fused-qkv+compile-regional+cudnn-tuned+text-graphs+cuda-graphs"
 COMBINATIONS = {
     "fastest-exact": _FASTEST_EXACT,
     "fastest": f"{_FASTEST_EXACT}+fp8",

@@ -162,11 +162,14 @@ class _Encoded:
 
 
 class RecordedEncoder(torch.nn.Module):
-    """A text encoder of CLIP as CUDA graphs, one for each number of prompts."""
+    """A text encoder of CLIP as CUDA graphs, one for each number of prompts.
+
+    It hides its modules: diffusers asks each of them for hooks at each call.
+    """
 
     def __init__(self, network: Any, recorder: Recorder | None = None) -> None:
         super().__init__()
-        self.network = network
+        self._hidden = (network,)
         self.device = network.device
         self.dtype = network.dtype
         self.config = network.config
@@ -185,8 +188,10 @@ class RecordedEncoder(torch.nn.Module):
         return _Encoded(first, last_but_one)
 
     def _record(self, place: Tensor) -> tuple[Any, Tensor, tuple[Tensor, Tensor]]:
+        (network,) = self._hidden
+
         def call() -> tuple[Tensor, Tensor]:
-            answer = self.network(place, output_hidden_states=True)
+            answer = network(place, output_hidden_states=True)
             return answer[0], answer.hidden_states[-2]
 
         graph, answer = self._recorder.record(call)
