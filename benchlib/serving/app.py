@@ -38,7 +38,7 @@ def create_app(
     links: ImageLinks | None = None,
     limits: ConnectionLimits | None = None,
     stopping: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> FastAPI:
+) -> ServedApp:
     """Return an app that starts `engine` when it starts, and stops `engine` when it ends.
 
     `door` says which requests and clients come in. `links`: how long and how many images are kept

@@ -25,7 +25,7 @@ import httptools
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -591,6 +591,8 @@ class ServedApp(FastAPI):
 
     connections: Connections
     look_at_host: Callable[[str], None]
+    # Called where uvicorn ends without its own end of the app's life: after a second Ctrl+C.
+    cut_short: Callable[[], None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -598,7 +600,21 @@ class ServedApp(FastAPI):
             if isinstance(lifespan, LifespanOn):
                 self.connections.attach(lifespan.config)
                 self.look_at_host(lifespan.config.host)
+            receive = self._watched(receive)
         await super().__call__(scope, receive, send)
+
+    def _watched(self, receive: Receive) -> Receive:
+        """`receive` of the app's life. Starlette would log a traceback where it is cut short."""
+
+        async def watched() -> Message:
+            try:
+                return await receive()
+            except asyncio.CancelledError:
+                if self.cut_short is not None:
+                    self.cut_short()
+                raise
+
+        return watched
 
 
 def _without_upgrade(data: bytes) -> bytes:

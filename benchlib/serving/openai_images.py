@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PREFIX = "/v1"
+# zlib's fastest. Pillow's default takes three times as long, and its files are an eighth smaller.
+PNG_OPTIONS = {"compress_level": 1}
 _SIZE = re.compile(r"([0-9]{2,4})x([0-9]{2,4})")
 _SAME = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "lora")
 
@@ -142,7 +144,7 @@ class ImagesRequest(BaseModel):
         file = io.BytesIO()
         kind = self.output_format or "png"
         quality = 100 if self.output_compression is None else self.output_compression
-        options = {} if kind == "png" else {"quality": quality}
+        options = PNG_OPTIONS if kind == "png" else {"quality": quality}
         image.save(file, kind, **options)
         content = file.getvalue()
         in_base64 = "" if self.response_format == "url" else base64.b64encode(content).decode()

@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from benchlib.lora import split_loras
 from benchlib.serving.app import create_app
 from benchlib.serving.backend import Backend
-from benchlib.serving.connection_limits import ConnectionLimits
+from benchlib.serving.connection_limits import ConnectionLimits, ServedApp
 from benchlib.serving.door_options import DoorOptions
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.faults import EngineEnded
@@ -43,6 +43,7 @@ from benchlib.serving.process_end import (
     NOT_STARTED,
     REPLICAS_END_S,
     UNFINISHED_S,
+    end_at_once,
     in_time,
 )
 from benchlib.serving.replicas.replica_arguments import check_replicas
@@ -218,10 +219,13 @@ def app_from(settings: Settings) -> FastAPI:
         raise ValueError("ssl_certfile: give uvicorn itself --ssl-certfile and --ssl-keyfile")
     engine = engine_from(settings)
     leave_with(engine, not_loaded=NOT_STARTED)
-    return app_before(engine, settings)
+    app = app_before(engine, settings)
+    if not engine.replicas:  # Ray's processes need Python's own end
+        app.cut_short = end_at_once
+    return app
 
 
-def app_before(engine: Backend[Any], settings: Settings) -> FastAPI:
+def app_before(engine: Backend[Any], settings: Settings) -> ServedApp:
     """The app in front of an engine or a fleet, as `settings` say."""
     longest_s = UNFINISHED_S
     if engine.replicas:

@@ -64,7 +64,8 @@ BODY = '{"prompt": "endless", "num_inference_steps": 1, "width": 64, "height": 6
 @contextmanager
 def started(way, port="0", **environment):
     """A process that serves in one of three ways. Yields it with its errors as a file of lines."""
-    environment |= {"PORT": port, "BENCHLIB_BATCHING": "serial", "BENCHLIB_DRAIN_S": "0.5"}
+    usual = {"PORT": port, "BENCHLIB_BATCHING": "serial", "BENCHLIB_DRAIN_S": "0.5"}
+    environment = usual | environment
     process = subprocess.Popen(
         [sys.executable, "-c", MODEL + WAYS[way]],
         env=os.environ | environment,
@@ -132,6 +133,22 @@ def test_a_stop_answers_everybody_though_a_step_can_not_be_interrupted(way):
             assert "the server is stopping" in answer
         assert read_all(stranger) == ""
         check_end(way, process)
+
+
+def test_a_second_interrupt_of_uvicorn_ends_the_process_at_once():
+    """Python's own end would wait for the step, or crash in it."""
+    with started("uvicorn", BENCHLIB_DRAIN_S="600") as process:
+        port = int(wait_for(process, "running on http://").split("127.0.0.1:")[1].split()[0])
+        wait_until_ready(port)
+        inside = post(port)
+        wait_for(process, "it steps")
+        process.send_signal(signal.SIGINT)
+        wait_for(process, "Shutting down")
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait() == 128 + signal.SIGINT, said
+        assert "Traceback" not in said
+        inside.close()
 
 
 def health(port, path="/health"):
