@@ -281,7 +281,7 @@ def test_an_error_inside_ends_the_other_images_too():
 
 
 class Unwritable:
-    def save(self, *_):
+    def save(self, *_, **__):
         raise OSError(f"no room on {threading.current_thread().name}")
 
 
