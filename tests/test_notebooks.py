@@ -59,7 +59,7 @@ RUNS = {
     ),
     "06_compare": ({"budget_min": 0.1}, {"forest", "nights"}),
     "07_scale": (
-        {"budget_min": 0.4, "mean_rate": 1.0, "peak_factor": 3, "target_ongoing": [2]},
+        {"budget_min": 0.4, "mean_rate": 0.2, "max_cards": 2, "target_ongoing": [2]},
         {"promise_over_day", "cost_against_promise"},
     ),
 }
