@@ -445,16 +445,6 @@ def faint_words(figure: Figure) -> dict[str, float]:
     return faint
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_all_words_of_a_picture_stand_out_from_what_is_behind_them(
-    name: str, made: SimpleNamespace
-) -> None:
-    plot, data, options = PICTURES[name]
-    figure = plot(**data(made), **options).figure
-    assert isinstance(figure, Figure)
-    assert faint_words(figure) == {}
-
-
 def title_ends(figure: Figure) -> list[float]:
     """Where each title ends, as a share of the figure's width."""
     FigureCanvasAgg(figure).draw()
@@ -467,7 +457,9 @@ def is_title(ax: Axes, artist: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_each_title_ends_within_its_figure(name: str, made: SimpleNamespace) -> None:
+def test_each_title_ends_within_its_figure_and_all_words_stand_out(
+    name: str, made: SimpleNamespace
+) -> None:
     plot, data, options = PICTURES[name]
     figure = plot(**data(made), **options).figure
     assert isinstance(figure, Figure)
@@ -475,6 +467,7 @@ def test_each_title_ends_within_its_figure(name: str, made: SimpleNamespace) -> 
     ends = title_ends(figure)
     assert ends
     assert max(ends) <= 1
+    assert faint_words(figure) == {}
 
 
 def test_a_title_beside_a_wide_legend_is_wrapped_sooner(made: SimpleNamespace) -> None:
