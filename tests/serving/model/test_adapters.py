@@ -145,7 +145,13 @@ def stock_image(pipe, asked):
 
 
 def fresh_image(path, scale, asked):
-    """The image of a stock pipeline that has done nothing else."""
+    """The image of a stock pipeline that has done nothing else; each is made once."""
+    return _fresh_image(path, scale, asked.model_dump_json(exclude={"lora"}))
+
+
+@cache
+def _fresh_image(path, scale, written):
+    asked = GenerateRequest.model_validate_json(written)
     pipe = stock()
     if path is not None:
         pipe.load_lora_weights(path, adapter_name="only")

@@ -150,35 +150,33 @@ def hub_cache(tmp_path):
 LOAD = """
 import time, torch
 from benchlib.serving.model.models import ModelError, load_diffusers
-started = time.monotonic()
-try:
-    pipe = load_diffusers(MODEL, device=torch.device("cpu"), dtype=torch.DTYPE)
-    print("loaded", type(pipe).__name__)
-except ModelError as error:
-    print("ModelError", time.monotonic() - started, error)
+for model, dtype in MODELS:
+    started = time.monotonic()
+    try:
+        pipe = load_diffusers(model, device=torch.device("cpu"), dtype=getattr(torch, dtype))
+        print("loaded", type(pipe).__name__)
+    except ModelError as error:
+        print("ModelError", time.monotonic() - started, error)
 """
 
 
-def load_elsewhere(model, dtype="float32", **environment):
-    code = LOAD.replace("MODEL", repr(model)).replace("DTYPE", dtype)
+def load_elsewhere(*models, **environment):
+    """What a process says of each model and dtype, a line each: it reads the hub's address once."""
+    code = LOAD.replace("MODELS", repr(models))
     out, err = python(code, **{"HF_HUB_OFFLINE": "0"} | environment).communicate(timeout=120)
-    assert out, err
-    return out.strip()
+    lines = out.splitlines()
+    assert len(lines) == len(models), err
+    return lines
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_cached_hub_model_loads_without_a_request_to_the_hub(hub_cache, dtype):
-    out = load_elsewhere(
-        "someone/small-sdxl", dtype, HF_HUB_CACHE=str(hub_cache), HF_ENDPOINT="http://127.0.0.1:9"
-    )
-    assert out == "loaded StableDiffusionXLPipeline"
-
-
-def test_a_hub_that_refuses_connections_is_reported_at_once(tmp_path):
-    out = load_elsewhere(
-        "someone/other", "bfloat16", HF_HUB_CACHE=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9"
-    )
-    kind, seconds, message = out.split(" ", 2)
+def test_with_a_hub_that_refuses_connections_cached_models_load_and_others_are_reported(hub_cache):
+    cached = "someone/small-sdxl"
+    *loaded, refused = load_elsewhere(
+        (cached, "float32"), (cached, "float16"), ("someone/other", "bfloat16"),
+        HF_HUB_CACHE=str(hub_cache), HF_ENDPOINT="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert loaded == ["loaded StableDiffusionXLPipeline"] * 2
+    kind, seconds, message = refused.split(" ", 2)
     assert kind == "ModelError"
     assert float(seconds) < 5
     assert "someone/other" in message
@@ -188,8 +186,8 @@ def test_a_hub_that_refuses_connections_is_reported_at_once(tmp_path):
 def test_a_hub_that_never_answers_is_given_five_seconds(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        out = load_elsewhere(
-            "someone/other", "bfloat16", HF_HUB_CACHE=str(tmp_path), HF_ENDPOINT=endpoint
+        [out] = load_elsewhere(
+            ("someone/other", "bfloat16"), HF_HUB_CACHE=str(tmp_path), HF_ENDPOINT=endpoint
         )
     kind, seconds, message = out.split(" ", 2)
     assert kind == "ModelError"
