@@ -55,6 +55,7 @@ class Front:
             for number in range(count)
         ]
         fleet = Fleet(replicas, self.settings.engine_options())
+        fleet.start()  # the app would begin once uvicorn listens, and there is none here
         return app_before(fleet, self.settings)
 
 
