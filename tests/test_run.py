@@ -19,6 +19,8 @@ from benchlib import ClosedLoop, Workload, load_run, load_study, machine, run_lo
 from benchlib.load.runner import GeneratorError, Progress
 from benchlib.progress import progress_line
 from benchlib.rows import ROW_DTYPES
+from benchlib.serving.connection_limits import ConnectionLimits
+from benchlib.serving.door_options import DoorOptions
 from benchlib.telemetry import COLUMNS
 
 from .load.conftest import FakeServerProcess, is_gone, read_rows, wait_until
@@ -93,6 +95,12 @@ def test_a_run_of_a_server_says_all_of_it(run, tiny):
     assert target.pop("warm_up_s") > 0
     (measured,) = target.pop("step_times").values()
     assert measured["step_s"]["2"] > 0
+    # What is in force at the server's door is no part of the pipeline's own spec.
+    assert target.pop("on_nonfinite") == "error"
+    assert target.pop("limits") == ConnectionLimits().in_force()
+    bounds = DoorOptions().bounds_on("cpu")
+    for name in ("max_pixel_steps", "max_queue_s", "max_per_client"):
+        assert target.pop(name) == getattr(bounds, name)
     assert target == {key: tiny.spec.get(key) for key in target}
     assert target.keys() >= {
         "model",
