@@ -60,6 +60,13 @@ def make_ray_fleet(
             "or device='cpu'"
         )
 
+    recipe = str(load_options.get("recipe"))
+    if on_gpu and count > 1 and ("cudnn-tuned" in recipe or recipe.startswith("fastest")):
+        log.warning(
+            "recipe: with cudnn-tuned each replica chooses its own kernels, so a seed's bytes may "
+            "differ between replicas; leave it out for equal bytes"
+        )
+
     # 2) What each is
     threads = None
     if address is None:

@@ -30,6 +30,23 @@ def test_auto_without_a_gpu_is_one_replica_and_says_so(monkeypatch, caplog):
     assert "there is no GPU" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "is_warned"),
+    [
+        ("bf16+cudnn-tuned", 2, True),
+        ("fastest-exact", 2, True),
+        ("bf16+cuda-graphs", 2, False),
+        ("fastest-exact", 1, False),
+    ],
+)
+def test_replicas_that_choose_their_own_kernels_are_told_of(
+    monkeypatch, caplog, recipe, gpus, is_warned
+):
+    with caplog.at_level(logging.WARNING):
+        make(monkeypatch, gpus=gpus, replicas="auto", recipe=recipe)
+    assert ("a seed's bytes may differ between replicas" in caplog.text) == is_warned
+
+
 def test_too_few_gpus_are_named(monkeypatch):
     with pytest.raises(ValueError, match=r"replicas: 3 need a GPU each, and there are 2"):
         make(monkeypatch, gpus=2, replicas=3)
