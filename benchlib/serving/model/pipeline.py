@@ -86,7 +86,6 @@ class SDXLPipeline(ShownInCell):
         if self._upcast:
             self._vae.float()
             pipe.vae = None
-        self._vae_dtype = self._vae.dtype  # diffusers takes half a millisecond to find it
         networks_in_use = {"unet": self._unet, "vae": self._vae}
         self.spec = spec | describe_model(pipe, spec, networks_in_use, self._stock_vae)
         if self._compiles:
@@ -199,7 +198,7 @@ class SDXLPipeline(ShownInCell):
     def decode(self, works: Sequence[Work]) -> list[Image]:
         """Turn the latents of finished works, all of one size, into PIL images."""
         started_s = self._clock.now()
-        latents = torch.cat([work.latents for work in works]).to(self._vae_dtype)
+        latents = torch.cat([work.latents for work in works]).to(self._vae.dtype)
         latents = self._unscale(latents)
         pixels = self._vae.decode(latents, return_dict=False)[0]
         sums = sums_of(latents, pixels)
