@@ -1,5 +1,6 @@
 """How a process that serves ends: on each of three ways to start, in a step, a load, or before."""
 
+import asyncio.constants
 import os
 import resource
 import signal
@@ -55,7 +56,8 @@ sys.exit(main(["serve", "--batching", "serial", "--drain-s", "0.5", "--port", os
 UVICORN = """
 import uvicorn.main
 
-uvicorn.main.main(["benchlib.serving.app:app", "--port", os.environ["PORT"]])
+options = ["--loop", "asyncio", "--port", os.environ["PORT"]]
+uvicorn.main.main(["benchlib.serving.app:app", *options])
 """
 WAYS = {"script": SCRIPT, "command": COMMAND, "uvicorn": UVICORN}
 BODY = '{"prompt": "endless", "num_inference_steps": 1, "width": 64, "height": 64}'
@@ -111,7 +113,7 @@ def check_end(way, process):
     """The process has ended by SIGTERM, or has its number as status, and is quiet."""
     said = process.stderr.read()
     assert process.wait() == (128 + signal.SIGTERM if way == "script" else -signal.SIGTERM), said
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -147,7 +149,7 @@ def test_a_second_interrupt_of_uvicorn_ends_the_process_at_once():
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
         assert process.wait() == 128 + signal.SIGINT, said
-        assert "Traceback" not in said
+        assert "Traceback" not in said, said
         inside.close()
 
 
@@ -180,7 +182,7 @@ def test_a_taken_port_ends_the_process_before_the_model_loads(way, status):
             assert process.wait() == status, said
     assert "in use" in said
     assert "it loads" not in said
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
 
 
 def test_uvicorn_ends_with_the_reason_where_the_model_can_not_be_had():
@@ -214,9 +216,11 @@ def test_many_idle_connections_at_few_open_files_leave_a_way_in_and_a_short_log(
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
         for _ in range(3):
             assert "200 OK" in health(port)
+        for client in idle:
+            client.close()
+        # asyncio accepts again after this time, and logs an error if the socket is closed by then.
+        time.sleep(1.5 * asyncio.constants.ACCEPT_RETRY_DELAY)
         process.send_signal(signal.SIGTERM)
         said = process.stderr.read()
         process.wait()
-        for client in idle:
-            client.close()
     assert len(said) < 2000, said
