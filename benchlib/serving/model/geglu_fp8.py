@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from diffusers.models.attention import FeedForward
-from torch import Tensor
+from torch import Tensor, library
 
 LEAST = 1e-6  # of a row's largest number: the scale of a row of zeros must not be 0
 LARGEST = 448.0  # in float8_e4m3fn
@@ -76,7 +76,7 @@ def _geglu_into(projected: Tensor, rounded: Tensor, scales: Tensor) -> None:
     )
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "benchlib::geglu_fp8",
     mutates_args=(),
     schema="(Tensor projected) -> (Tensor, Tensor)",
