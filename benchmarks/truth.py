@@ -223,9 +223,11 @@ def unmatched(run: Measured) -> int:
 
 
 def draw_stall(open_: Measured, closed: Measured, path: Path) -> None:
-    import matplotlib.pyplot as plt
+    import matplotlib.figure
 
-    figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    # Without pyplot, which would keep the figure open.
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
+    ax = figure.subplots()
     for run, name, style in (
         (
             open_,

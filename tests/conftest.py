@@ -6,6 +6,7 @@ threads that wait for each other's core are many times slower than one.
 
 import os
 import signal
+import sys
 from collections import Counter
 
 import pytest
@@ -78,6 +79,17 @@ def _quick_warm_up():
     patch.setattr("benchlib.serving.engine.step_times.REPEATS", 1)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_stays_open():
+    """The test that leaves a figure in pyplot fails, and not a later one of the same worker."""
+    yield
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        left = pyplot.get_fignums()
+        pyplot.close("all")
+        assert not left
 
 
 @pytest.fixture(scope="session")

@@ -593,15 +593,21 @@ class ServedApp(FastAPI):
     look_at_host: Callable[[str], None]
     # Called where uvicorn ends without its own end of the app's life: after a second Ctrl+C.
     cut_short: Callable[[], None] | None = None
+    _life: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            self._life = asyncio.current_task()
             lifespan = getattr(receive, "__self__", None)
             if isinstance(lifespan, LifespanOn):
                 self.connections.attach(lifespan.config)
                 self.look_at_host(lifespan.config.host)
             receive = self._watched(receive)
-        await super().__call__(scope, receive, send)
+        try:
+            await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            self._end_if_cut_short()
+            raise
 
     def _watched(self, receive: Receive) -> Receive:
         """`receive` of the app's life. Starlette would log a traceback where it is cut short."""
@@ -610,11 +616,18 @@ class ServedApp(FastAPI):
             try:
                 return await receive()
             except asyncio.CancelledError:
-                if self.cut_short is not None:
-                    self.cut_short()
+                self._end_if_cut_short()
                 raise
 
         return watched
+
+    def _end_if_cut_short(self) -> None:
+        """Call `cut_short` if asyncio cancels everything, the app's life too, in any order.
+
+        uvicorn would log a traceback for each request that is cancelled before the life is.
+        """
+        if self.cut_short is not None and self._life is not None and self._life.cancelling():
+            self.cut_short()
 
 
 def _without_upgrade(data: bytes) -> bytes:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -137,20 +137,23 @@ def test_a_stop_answers_everybody_though_a_step_can_not_be_interrupted(way):
         check_end(way, process)
 
 
-def test_a_second_interrupt_of_uvicorn_ends_the_process_at_once():
-    """Python's own end would wait for the step, or crash in it."""
-    with started("uvicorn", BENCHLIB_DRAIN_S="600") as process:
+@pytest.mark.parametrize("others", [0, 7])
+def test_a_second_interrupt_of_uvicorn_ends_the_process_at_once(others):
+    """Python's own end would wait for the step, or crash in it. asyncio cancels in any order."""
+    with started("uvicorn", BENCHLIB_DRAIN_S="600") as process, ExitStack() as clients:
         port = int(wait_for(process, "running on http://").split("127.0.0.1:")[1].split()[0])
         wait_until_ready(port)
-        inside = post(port)
+        clients.enter_context(post(port))
         wait_for(process, "it steps")
+        for _ in range(others):
+            clients.enter_context(post(port))
+        health(port)  # by now the others have been read
         process.send_signal(signal.SIGINT)
         wait_for(process, "Shutting down")
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
         assert process.wait() == 128 + signal.SIGINT, said
         assert "Traceback" not in said, said
-        inside.close()
 
 
 def health(port, path="/health"):
