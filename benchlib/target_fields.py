@@ -11,10 +11,12 @@ _MODEL_FIELDS = (
     "model", "device", "dtype", "recipe", "torch_threads", "seed",
     "model_params", "weights_gib", "showcase",
 )  # fmt: skip
-_MEASURED_FIELDS = ("memory_before_load_gib", "step_times")
+_MEASURED_FIELDS = ("memory_before_load_gib", "step_times", "step_times_by_replica")
 REQUESTED_FIELDS = (*_MODEL_FIELDS, *RECORDED_OPTIONS)
 # Older records lack these, so only a value that is given makes another case of a point.
-LATER_FIELDS = ("unet", "vae", "scheduler", "loras", "fused_loras", "lora_files")
+LATER_FIELDS = (
+    "unet", "vae", "scheduler", "loras", "fused_loras", "lora_files", "replicas",
+)  # fmt: skip
 # Older records lack these, too; they are no part of what makes two points one case.
 _NOTED_FIELDS = (
     "batch_buckets", "variant", "checkpoint", "predicts", "guided_rows", "scheduler_class",

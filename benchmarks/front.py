@@ -1,16 +1,22 @@
-"""What the front itself takes of a request: the app over a fleet beside the app over one engine.
+"""What the front itself takes of a request, beside one engine and beside a plain Ray Serve.
 
-    python -m benchmarks.front                       # two minutes
+    python -m benchmarks.front                       # three minutes
     python -m benchmarks.front --rounds 1 --duration 1   # shows that every part works
+    python -m benchmarks.front --results results/reference-scale   # keeps a record
 
-No model runs: replicas and the engine answer at once. Each side is a process of its own, and the
-client is this process, so two cores are enough. The sides take turns in each round, back and forth.
+No model runs: replicas and the engine answer at once. Each side has processes of its own, and the
+client is this process. The sides take turns in each round, back and forth:
+
+- *engine*: our app over one engine. *fleet*: our app over four replicas in the same process.
+- *replicas*: our app over two processes of Ray. *bare*: a plain application of Ray Serve with
+  FastAPI and two processes, behind Ray Serve's own proxy.
 
 - *requests/s*: 16 connections that send the next request when they have the last one's answer.
 - *one at a time*: milliseconds of a request when there is no other, median and p99.
-- *server CPU*: milliseconds of the server's process for each of its requests, at 16 connections.
+- *server CPU*: milliseconds of the side's processes for each of its requests, at 16 connections.
 
-Knows processes and plain HTTP/1.1. Ignorant of how a side is made (fakes/instant_engine.py).
+Knows processes and plain HTTP/1.1. Ignorant of how a side is made (fakes/instant_engine.py and
+fakes/instant_ray.py).
 """
 
 from __future__ import annotations
@@ -27,18 +33,24 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.error import URLError
 
 import psutil
 
+from benchlib.other_work import OtherWork
 from benchmarks.figures import Figure, percentile, print_table
+from benchmarks.held_lines import report
 
 CONNECTIONS = 16
 START_S = 60.0
 SIDES = {
     "engine": ["benchmarks.fakes.instant_engine", "engine"],
     "fleet": ["benchmarks.fakes.instant_engine", "fleet"],
+    "replicas": ["benchmarks.fakes.instant_ray", "replicas"],
+    "bare": ["benchmarks.fakes.instant_ray", "bare"],
 }
+OURS = ("fleet", "replicas")
 BODY = json.dumps({"prompt": "a", "width": 64, "height": 64, "num_inference_steps": 1}).encode()
 REQUEST = (
     b"POST /benchmark/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -52,15 +64,19 @@ MOST_MS = 3.0
 
 @dataclass(frozen=True)
 class Side:
-    """A server that runs, by its port and its process."""
+    """A server that runs, by its port and its first process."""
 
     port: int
     process: psutil.Process
 
     def cpu_s(self) -> float:
-        """CPU seconds of the server's process since its start."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        """CPU seconds of the server's processes that live, since their start."""
+        times = [process.cpu_times() for process in self.processes()]
+        return float(sum(one.user + one.system for one in times))
+
+    def processes(self) -> list[psutil.Process]:
+        """All its processes that live."""
+        return [self.process, *self.process.children(recursive=True)]
 
 
 @contextmanager
@@ -83,7 +99,7 @@ def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5):
                 return
-        except URLError:
+        except (URLError, ConnectionError):
             time.sleep(0.1)
     raise RuntimeError(f"the side at port {port} did not start")
 
@@ -137,40 +153,51 @@ def measure(rounds: int, duration_s: float) -> Found:
         sides = {name: stack.enter_context(start(module)) for name, module in SIDES.items()}
         for side in sides.values():
             asyncio.run(latencies_s(side.port, CONNECTIONS, 0.5))
+        ours = [one.pid for side in sides.values() for one in side.processes()]
+        other_work = OtherWork()
         for number in range(rounds):
+            other_work.read(ours)
             names = list(sides) if number % 2 == 0 else list(reversed(sides))
             for name in names:
                 for figure, value in measure_side(sides[name], duration_s).items():
                     found.setdefault((name, figure), []).append(value)
+            others = other_work.read(ours).others_cpu_cores
+            if others is not None:
+                found.setdefault(("machine", "cores that others took"), []).append(others)
     return found
 
 
 def figures_of(found: Found) -> list[Figure]:
-    """The figures with their limits, and the other sides' over the engine's."""
+    """The figures with their limits, and the ratios of sides, round by round."""
     figures = []
     for (name, figure), values in found.items():
         low = high = None
-        if name == "fleet" and figure == "requests/s":
+        if name in OURS and figure == "requests/s":
             low = LEAST_PER_S
-        if name == "fleet" and figure == "one at a time, median ms":
+        if name in OURS and figure == "one at a time, median ms":
             high = MOST_MS
         figures.append(Figure(name, figure, values, low, high))
-    for (name, figure), values in found.items():
-        if name != "engine":
-            pairs = zip(values, found["engine", figure], strict=True)
-            ratios = [value / engine for value, engine in pairs]
-            figures.append(Figure(f"{name} / engine", figure, ratios))
+    for name, other in (("fleet", "engine"), ("replicas", "bare")):
+        for (side, figure), values in found.items():
+            if side == name and (other, figure) in found:
+                pairs = zip(values, found[other, figure], strict=True)
+                ratios = [value / beside for value, beside in pairs]
+                figures.append(Figure(f"{name} / {other}", figure, ratios))
     return figures
 
 
 def main() -> int:
-    """Prints the table; returns 1 if a limit is broken."""
+    """Prints the table, and keeps a record if wanted; returns 1 if a limit is broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--duration", type=float, default=4.0, help="seconds of a side in a round")
+    parser.add_argument("--results", type=Path, help="folder that gets front.json")
     wanted = parser.parse_args()
     figures = figures_of(measure(wanted.rounds, wanted.duration))
     print_table(figures)
+    if wanted.results is not None:
+        notes = {"rounds": wanted.rounds, "duration_s": wanted.duration}
+        return report("front", figures, wanted.results, notes)
     return int(any(figure.passed is False for figure in figures))
 
 

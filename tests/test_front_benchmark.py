@@ -33,6 +33,8 @@ def test_the_fleet_has_limits_and_ratios_round_by_round():
         ("fleet", "requests/s"): [500.0, 450.0],
         ("engine", "one at a time, median ms"): [1.0, 2.0],
         ("fleet", "one at a time, median ms"): [2.0, 2.0],
+        ("replicas", "requests/s"): [600.0, 600.0],
+        ("bare", "requests/s"): [300.0, 400.0],
     }
     figures = {(one.case, one.name): one for one in figures_of(found)}
     assert figures["fleet", "requests/s"].passed is False
@@ -40,3 +42,6 @@ def test_the_fleet_has_limits_and_ratios_round_by_round():
     assert figures["engine", "requests/s"].passed is None
     assert figures["fleet / engine", "requests/s"].values == [0.5, 0.9]
     assert figures["fleet / engine", "one at a time, median ms"].values == [2.0, 1.0]
+    assert figures["replicas", "requests/s"].passed is True
+    assert figures["bare", "requests/s"].passed is None
+    assert figures["replicas / bare", "requests/s"].values == [2.0, 1.5]

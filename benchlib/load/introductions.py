@@ -62,7 +62,8 @@ def _ask(address: Address, headers: Mapping[str, str], *, verify: bool) -> Intro
                 why = answer.get("detail") or answer["status"]
                 raise ValueError(f"target {url} is not ready: {why}; wait until its /ready is 200")
             spec = dict(answer["spec"] or {})
-            spec.pop("step_times", None)
+            for name in ("step_times", "step_times_by_replica"):
+                spec.pop(name, None)
             return Introduction(url, spec.get("model"), spec)
 
         # 2) Any other has OpenAI's list of models, or says nothing of its model.

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from benchlib.queueing.gaps import fit_gap, joined
+from benchlib.queueing.given import check_one_card
 from benchlib.queueing.lanes import BatchLane, Lane, SerialLane
 from benchlib.queueing.unet_work import images_of, with_unet_work
 from benchlib.queueing.work import AskedWork, Integers, Size, population, sizes_of, work_of
@@ -44,7 +45,7 @@ MIXTURES = 20
 MOST_UNMIXED = 3.0
 _ALIKE = (
     "model", "unet", "vae", "scheduler", "device", "dtype", "recipe", "batching",
-    "max_batch_size", "max_wait_ms",
+    "max_batch_size", "max_wait_ms", "replicas",
 )  # fmt: skip
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
@@ -133,6 +134,7 @@ def _setting(runs: Sequence[Run], frames: Sequence[pd.DataFrame]) -> Setting:
             raise ValueError(f"runs: their servers differ in {differing[0]}; calibrate them apart")
         if _mix(run.spec.get("workload")) != _mix(first.get("workload")):
             raise ValueError("runs: their workloads differ; calibrate them apart")
+    check_one_card("runs", target)
     wait_ms = target.get("max_wait_ms") or 0.0
     step_times = target.get("step_times") or {}
     is_timed = all(are_timed(images) for images in frames)

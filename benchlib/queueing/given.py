@@ -55,6 +55,7 @@ def check_spec(spec: Any) -> None:
     batching = spec["batching"]
     if batching not in BATCHINGS:
         raise ValueError(f"spec: batching {batching!r} must be one of {', '.join(BATCHINGS)}")
+    check_one_card("spec", spec)
     if batching == "serial":
         return
 
@@ -69,6 +70,16 @@ def check_spec(spec: Any) -> None:
         if name not in showcase:
             raise ValueError(f"spec: its showcase has no {name}; {_IS_SPEC}")
         check_number(f"spec: showcase: {name}", showcase[name], 1, whole=True)
+
+
+def check_one_card(name: str, spec: Mapping[str, Any]) -> None:
+    """Raises ValueError for the spec of a server with several replicas: one card is simulated."""
+    replicas = spec.get("replicas")
+    if replicas is not None and replicas > 1:
+        raise ValueError(
+            f"{name}: its server has {replicas} replicas, and one card is simulated; give that of a "
+            "server with one, and see notebook 07 for several"
+        )
 
 
 def check_workload(workload: Any) -> None:

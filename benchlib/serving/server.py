@@ -29,6 +29,7 @@ from benchlib.serving.engine.options import Batching, EngineOptions, OnNotFinite
 from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLinks
 from benchlib.serving.lock import warn_of_open_door
 from benchlib.serving.process_end import REPLICAS_END_S, SigtermEndsScript
+from benchlib.serving.replicas.fleet_spec import step_span_in_words
 from benchlib.serving.replicas.replica_arguments import check_replicas
 
 if TYPE_CHECKING:
@@ -98,11 +99,13 @@ class Server(ShownInCell):
         if self._failure is not None:
             return CellView(f"{self.name}: {self._failure}")
         spec = self.spec
+        span = step_span_in_words(spec)
         answer = f"{self.name}: {spec['model']} on {spec['device']} at {self.url}"
         rows = [
             ("batching", f"{spec['batching']}, at most {spec['max_batch_size']} together"),
             ("recipe", str(spec.get("recipe"))),
             ("replicas", str(spec.get("replicas", "none, the engine is in this process"))),
+            *([] if span is None else [("a step of one image", span)]),
             ("more", "bl.run_load(server, bl.ClosedLoop(users=4)), server.spec, server.stop()"),
         ]
         return CellView(answer, rows, link=f"{self.url}/docs")

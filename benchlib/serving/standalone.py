@@ -46,6 +46,7 @@ from benchlib.serving.process_end import (
     end_at_once,
     in_time,
 )
+from benchlib.serving.replicas.fleet_spec import step_span_in_words
 from benchlib.serving.replicas.replica_arguments import check_replicas
 from benchlib.serving.scheduler_names import SchedulerName
 from benchlib.serving.schemas import GenerateRequest
@@ -275,6 +276,7 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
         elif engine.replicas:
             words = "Serving %(model)s on %(device)s in %(dtype)s by %(replicas)d replicas."
             log.info(words, engine.spec)
+            log.info("A step of one image of %s.", step_span_in_words(engine.spec))
 
     threading.Thread(target=give_up_if_failed, name="benchlib-watch", daemon=True).start()
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped in order

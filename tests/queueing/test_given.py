@@ -73,6 +73,7 @@ def test_what_is_no_spec_is_refused(spec, words):
         ({"max_batch_size": None}, "spec has no max_batch_size"),
         ({"max_batch_size": 0}, "max_batch_size must be a whole number of 1 or more, got 0"),
         ({"max_wait_ms": -1}, "max_wait_ms must be a finite number of 0 or more, got -1"),
+        ({"replicas": 2}, "spec: its server has 2 replicas, and one card is simulated"),
     ],
 )
 def test_a_field_of_a_spec_that_can_not_be_is_named(shared, changes, words):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchlib.queueing.given import check_one_card
 from benchlib.queueing.unet_work import with_unet_work
 from benchlib.serving.engine.compiled import Requests, cost_tables, simulate_requests
 from benchlib.serving.engine.step_times import StepTimesBySize
@@ -34,11 +35,13 @@ def predict_latency(
 
     `batching` names another policy than the server's own. The server must then have measured
     batches. Where more than `longest_queue` requests wait, the simulation stops, and the latencies
-    of those that are not done are NaN. Raises ValueError for a size without step times.
+    of those that are not done are NaN. Raises ValueError for a size without step times, and for a
+    server of several replicas.
     """
     import pandas as pd
 
     # 1) Find the step times of each size.
+    check_one_card("spec", spec)
     step_times = StepTimesBySize.from_spec(spec.get("step_times") or {})
     pairs = zip(requests["width"].astype(int), requests["height"].astype(int), strict=True)
     size_of_each = list(pairs)

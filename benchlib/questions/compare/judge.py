@@ -73,7 +73,7 @@ _CAUSES = {
 _MACHINE = ("cpu", "cores", "memory_gib", "gpu", "gpu_memory_gib")
 _SETTINGS = (
     "model", "unet", "vae", "scheduler", "device", "dtype", "recipe", "batching",
-    "max_batch_size", "max_wait_ms",
+    "max_batch_size", "max_wait_ms", "replicas",
 )  # fmt: skip
 _NO_SUSPECTS = ("url", "load", "memory_before", "step_times")
 """Fields that begin like this differ from run to run by nature."""

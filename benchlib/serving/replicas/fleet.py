@@ -31,6 +31,7 @@ from benchlib.serving.engine.policies import Task
 from benchlib.serving.engine.simulate import Finished, SimulatedTask, one_by_one_s
 from benchlib.serving.replicas.call_counts import CallCounts
 from benchlib.serving.replicas.fleet_job import FleetJob
+from benchlib.serving.replicas.fleet_spec import describe_fleet
 from benchlib.serving.replicas.foretelling import foretell_fleet
 from benchlib.serving.replicas.replica import (
     LosesReplicas,
@@ -301,8 +302,8 @@ class Fleet:
                     for number in slot.numbers_of(slot.life, others=True):
                         self._take_back(slot, number, ReplicaLost("it has started again"))
             ready = [slot for slot in self._slots if slot.ready]
-            if ready and not self.spec:
-                self.spec = self._describe(ready[0])
+            if ready:
+                self.spec = self._describe(ready)
 
             # 2) Whether the fleet is complete, or has come to its end
             failures = [slot.replica.failure for slot in self._slots if not slot.ready]
@@ -315,11 +316,11 @@ class Fleet:
                 self.settled.set()
         self._decide()
 
-    def _describe(self, slot: Slot) -> dict[str, Any]:
-        """The fleet's spec: a replica's own, with the options of the whole."""
-        assert slot.spec is not None
+    def _describe(self, ready: Sequence[Slot]) -> dict[str, Any]:
+        """The fleet's spec: what its replicas have in common, with the options of the whole."""
+        specs = {slot.name: slot.spec for slot in ready if slot.spec is not None}
         return {
-            **slot.spec,
+            **describe_fleet(specs),
             "max_queue": self.options.max_queue,
             "replicas": len(self._slots),
         }

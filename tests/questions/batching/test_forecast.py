@@ -65,3 +65,6 @@ def test_what_was_not_measured_is_not_guessed():
         ValueError, match=r"of \[\(128, 64\)\] pixels; serve\(sizes=...\) measures them"
     ):
         predict_latency(asked([5], [0.0], width=128), SPEC)
+    assert predict_latency(asked([5], [0.0]), SPEC | {"replicas": 1})[0] == pytest.approx(0.6)
+    with pytest.raises(ValueError, match="its server has 2 replicas"):
+        predict_latency(asked([5], [0.0]), SPEC | {"replicas": 2})

@@ -248,6 +248,7 @@ def test_states_tell_how_many_replicas_serve(start):
     assert fleet.settled.is_set()
     assert fleet.trouble is None
     assert fleet.spec["replicas"] == 2
+    assert list(fleet.spec["step_times_by_replica"]) == ["0", "1"]
     two.change(trouble="30 calls have failed")
     assert fleet.state == "degraded"
     assert fleet.trouble == "replica 1: 30 calls have failed"

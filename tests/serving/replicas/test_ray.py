@@ -108,7 +108,9 @@ def test_two_replicas_make_the_images_of_one_engine(server, tiny):
 def test_the_server_tells_of_both_replicas(server):
     ready = readiness(server.url).json()
     assert (ready["status"], ready["ready_replicas"], ready["replicas"]) == ("ready", 2, 2)
-    assert server.spec["step_times"]
+    by_replica = server.spec["step_times_by_replica"]
+    assert list(by_replica) == ["0", "1"]
+    assert server.spec["step_times"] in by_replica.values()
     assert server.spec["replicas"] == 2
     metrics = httpx.get(f"{server.url}/metrics").text
     for name in "01":
