@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from starlette.exceptions import HTTPException
 from benchlib.serving.admission import TOO_LARGE, Admission
 from benchlib.serving.backend import Backend, ImageJob
 from benchlib.serving.door_options import DoorOptions
+from benchlib.serving.engine.faults import forget_frames
 from benchlib.serving.engine.made import File, Made, WriteFile
 from benchlib.serving.image_links import ImageLinks
 from benchlib.serving.last_call import LastCall
@@ -84,6 +86,7 @@ class HandOff:
                 answer = await self.last_call.wait_for(self._run_jobs(http, wanted, write_file))
         except Unserved as error:
             self.metrics.count_unserved(error.reason)
+            forget_frames(error)
             raise
         except RequestValidationError as error:
             if error.errors()[0]["type"] == TOO_LARGE:
@@ -139,13 +142,20 @@ class HandOff:
             if not ended.done():
                 ended.set_result(error)
 
-        def check_jobs() -> None:
-            finished = [job for job in jobs if job.future.done()]
-            errors = [job.outcome for job in finished if isinstance(job.outcome, Exception)]
-            if errors:
-                end(errors[0])
-            elif len(finished) == len(jobs):
-                end()
+        left = len(jobs)
+
+        def note(error: Exception | None) -> None:
+            nonlocal left
+            left -= 1
+            if error is not None or not left:
+                end(error)
+
+        def job_ended(future: Future[Any]) -> None:
+            # A future keeps this function. So it must not know the jobs, or their images would stay
+            # until Python looks for cycles, which takes minutes.
+            error = future.exception()
+            assert error is None or isinstance(error, Exception)
+            loop.call_soon_threadsafe(note, error)
 
         async def watch_client() -> None:
             # The body has been read, so nothing but the end of the connection can arrive.
@@ -166,7 +176,7 @@ class HandOff:
             late = Unserved(504, "deadline", words, headers=NO_RETRY)
             timers.append(loop.call_later(left_s, end, late))
         for job in jobs:
-            job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(check_jobs))
+            job.future.add_done_callback(job_ended)
 
         # 3) Wait
         try:

@@ -11,11 +11,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
-from typing import ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class QueuedCall(Generic[T]):
+    """A call to be made, and the future of its result."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.future: Future[T] = Future()
+        self._function = function
+
+    def carry_out(self) -> None:
+        """Make the call, unless its future has been cancelled."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self._function()
+        except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
+            self.future.set_exception(error)
+            # The error's traceback holds this frame: it must not lead back to the error.
+            del self
+        else:
+            self.future.set_result(result)
 
 
 class WorkerThreads:
@@ -27,7 +49,7 @@ class WorkerThreads:
     def __init__(self, name: str, count: int = 1) -> None:
         self.name = name
         self.count = count
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # None ends a thread
+        self._calls: SimpleQueue[QueuedCall[Any] | None] = SimpleQueue()  # None ends a thread
         self._threads: list[threading.Thread] = []
         self._closed = False
         self._change = threading.Lock()
@@ -43,25 +65,14 @@ class WorkerThreads:
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a call and return its future. Raises RuntimeError after `close`."""
-        future: Future[T] = Future()
-
-        def call() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
+        call = QueuedCall(partial(function, *args, **kwargs))
         with self._change:
             if self._closed:
                 raise RuntimeError(f"the threads {self.name!r} have ended")
             self._calls.put(call)
             if len(self._threads) < self.count:
                 self._start_one()
-        return future
+        return call.future
 
     def close(self) -> None:
         """End the threads once they have carried out the waiting calls."""
@@ -80,5 +91,5 @@ class WorkerThreads:
 
     def _main_loop(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            call.carry_out()
             del call  # a thread that waits for the next call must not keep the last one's results

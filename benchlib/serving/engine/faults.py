@@ -104,3 +104,14 @@ def reason_of(error: BaseException) -> str:
     kind = type(error).__name__
     reason = f"{kind}: {words}" if words else kind
     return reason[:MOST_WORDS]
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Forget where `error` and its causes were raised, once it has been logged.
+
+    A traceback holds frames, and frames hold tensors, images and often the error itself. Such a
+    circle stays until Python looks for circles, which takes minutes.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

@@ -7,13 +7,19 @@ jobs should run together. Every call is made on the torch thread.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from benchlib.serving.engine.faults import Faults, NotFinite, Part, ShortOfMemory, reason_of
+from benchlib.serving.engine.faults import (
+    Faults,
+    NotFinite,
+    Part,
+    ShortOfMemory,
+    forget_frames,
+    reason_of,
+)
 from benchlib.serving.engine.jobs import DoesNotFit, Job
 from benchlib.serving.engine.memory_limits import MemoryLimits
 from benchlib.serving.engine.step_times import Size
@@ -48,7 +54,7 @@ class GuardedCalls:
     a call changes the last bits of an image. If several jobs are at fault, each is tried by itself.
     A job that fails alone ends with its error.
 
-    An error is logged where it ends a job. The frames that it has passed are cleared, because they
+    An error is logged where it ends a job. The frames that it has passed are forgotten, because they
     hold tensors. What is no `Exception`, and an error of the pipeline's memory figures, is not
     caught: it ends the engine.
     """
@@ -86,7 +92,7 @@ class GuardedCalls:
                 continue
             else:
                 log.warning("%d requests failed together: %s", len(batch), reason_of(error))
-                traceback.clear_frames(error.__traceback__)
+                forget_frames(error)
                 for job in self._left_over(part, batch, function, results):
                     results += self.call(part, [job], function)
             waiting = waiting[len(batch) :]
@@ -95,7 +101,7 @@ class GuardedCalls:
     def fail(self, job: Job, error: Exception) -> None:
         """End one job. Its client gets a 500, and the log has the reason."""
         log.error("request %s failed", job.request_id, exc_info=error)
-        traceback.clear_frames(error.__traceback__)
+        forget_frames(error)
         job.outcome = error
 
     def end_without_memory(self, job: Job) -> None:
@@ -132,11 +138,12 @@ class GuardedCalls:
         except Exception as error:  # noqa: BLE001 - returned
             if not is_out_of_memory(error):
                 return error
+            forget_frames(error)
         else:
             results.append(result)
             self._note_success(part, jobs)
             return None
-        # The error is gone by now, and with it the frames that held the call's tensors.
+        # The error is gone by now, and so are the frames that held the call's tensors.
         self.faults.out_of_memory[part] += 1
         log.warning("%s of %d requests ran out of memory", part, len(jobs))
         torch.cuda.empty_cache()

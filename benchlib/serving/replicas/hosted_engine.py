@@ -62,7 +62,8 @@ class HostedEngine:
         self._jobs[order.number] = job
 
         def finish(_: object) -> None:
-            self._jobs.pop(order.number, None)
+            # The job's future keeps this function, so the function must not keep the job.
+            job = self._jobs.pop(order.number)
             if isinstance(job.outcome, Exception):
                 made.set_exception(job.outcome)
             elif order.write_file is None:
