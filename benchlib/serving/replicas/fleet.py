@@ -396,14 +396,16 @@ class Fleet:
         chosen: list[tuple[Slot, FleetJob]] = []
 
         # 2) A suspect waits until a replica is empty, and nobody joins it there
-        suspects = [job for job in self._waiting if job.losses >= SUSPECT_LOSSES]
-        if suspects and open_slots:
+        for job in self._waiting:
+            if job.losses < SUSPECT_LOSSES or not open_slots:
+                continue
             emptiest = min(open_slots, key=lambda slot: len(slot.inside))
             open_slots.remove(emptiest)
-            if not emptiest.inside:
-                assert emptiest.foretold is not None
-                emptiest.foretold.enter(suspects[0], now_s)
-                chosen.append((emptiest, suspects[0]))
+            if emptiest.inside:
+                break  # it is kept free for this one; the others need not wait for more
+            assert emptiest.foretold is not None
+            emptiest.foretold.enter(job, now_s)
+            chosen.append((emptiest, job))
 
         # 3) The others go by the router
         others = [job for job in self._waiting if job.losses < SUSPECT_LOSSES]

@@ -56,9 +56,10 @@ def router_named(name: str, *, seed: int = 0) -> Router:
 class ForetoldFinish:
     """A request goes where it is foretold to be done first, as soon as it can begin there soon.
 
-    **Held back**: a replica takes as many requests as its batch holds. The others stay in the front,
-    where a late short one may overtake them, and go to whichever replica has room first. A replica
-    has room `HAND_OVER_S` before a request leaves its batch, so that it never idles.
+    **Held back**: a replica takes as many requests as two of its batches hold. The others stay in the
+    front, where a late short one may overtake them, and go to whichever replica has room first. A
+    replica has room `HAND_OVER_S` before a request leaves its batch, so that it never idles. With one
+    batch inside, its policy would take the queue for short, and run small batches in an overload.
 
     **The order** is that of continuous batching: by arrival, but short requests get a head start of
     `patience` times their own seconds. So a request that needs T alone is never sent after one that

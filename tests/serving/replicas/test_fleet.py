@@ -9,7 +9,7 @@ from benchlib.serving.engine.faults import EngineEnded, NotFinite, ShortOfMemory
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Refused
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.engine.simulate import SimulatedTask
-from benchlib.serving.replicas.fleet import MOST_LOSSES, Fleet
+from benchlib.serving.replicas.fleet import MOST_LOSSES, SUSPECT_LOSSES, Fleet
 from benchlib.serving.replicas.replica import LosesReplicas, Order, ReplicaLost
 from benchlib.serving.schemas import BadField, GenerateRequest
 from benchmarks.fakes.replicas import InstantReplica, ScriptedReplica, fake_spec, made_for
@@ -106,7 +106,7 @@ def test_a_cancelled_request_is_not_made_again_when_its_replica_dies(start):
 
 
 def test_a_lost_replicas_requests_go_before_those_that_came_later(start):
-    spec = fake_spec(batching="continuous", max_batch_size=2)
+    spec = fake_spec(batching="continuous", max_batch_size=1)
     fleet, (one, two) = start(spec=spec)
     jobs = {name: fleet.submit(ask(name)) for name in "abcdef"}
     of_one, of_two = prompts(one), prompts(two)
@@ -148,6 +148,23 @@ def test_a_request_is_the_likely_cause_after_several_losses_the_last_one_alone(s
     assert innocent.future.result(0)
     one.end_all()
     assert newcomer.future.result(0)
+
+
+def test_two_suspects_get_a_replica_each_at_once(start):
+    spec = fake_spec(batching="continuous", max_batch_size=2)
+    fleet, (one, two) = start(spec=spec)
+    two.die()
+    for name in "ab":
+        fleet.submit(ask(name))
+    for _ in range(SUSPECT_LOSSES - 1):
+        one.die()
+        one.rise()
+    two.rise()
+    assert (prompts(one), prompts(two)) == (["a", "b"], [])
+    one.die()
+    assert (prompts(one), prompts(two)) == ([], ["a"])
+    one.rise()
+    assert (prompts(one), prompts(two)) == (["b"], ["a"])
 
 
 def test_a_suspect_gets_a_replica_although_others_keep_coming(start):

@@ -82,8 +82,8 @@ def test_a_request_counts_as_not_begun_when_it_enters():
     assert replica.ready_s(0.1) == 0.5 + STEP_S
 
 
-@pytest.mark.parametrize(("batching", "places"), [("serial", 1), ("dynamic", 4), ("continuous", 4)])
-def test_it_has_as_many_places_as_its_batch(batching, places):
+@pytest.mark.parametrize(("batching", "places"), [("serial", 1), ("dynamic", 4), ("continuous", 8)])
+def test_it_has_the_places_of_its_batch_or_of_two_if_requests_join_between_steps(batching, places):
     replica = ForetoldReplica("0", spec(batching))
     for _ in range(places):
         assert replica.has_room(0.0)
