@@ -125,8 +125,11 @@ class FaultyPipeline:
 
     def _raise_if_armed(self, *_: object) -> None:
         armed, self._armed = self._armed, None
-        if armed is not None:
-            raise armed
+        try:
+            if armed is not None:
+                raise armed
+        finally:
+            del armed  # the error's traceback holds this frame
 
     def _compare(self, work: Work, image: Image) -> None:
         if work.not_finite is not None:  # the engine must refuse it

@@ -191,7 +191,7 @@ class ThreadReplica:
         except Refused as error:
             self._end(order.number, ReplicaLost(str(error), inside=False))
         else:
-            inner.add_done_callback(lambda _: self._end(order.number, outcome_of(inner)))
+            inner.add_done_callback(lambda ended: self._end(order.number, outcome_of(ended)))
         return outer
 
     def _end(self, number, outcome):

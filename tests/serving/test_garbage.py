@@ -17,6 +17,7 @@ from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import serve
 from benchmarks.fakes.faulty_pipeline import FaultyPipeline, smallest_pipeline
+from tests.serving.replicas.test_app_over_fleet import served, with_engines
 
 HEAVY = (Job, GenerateRequest, Work, Image, torch.Tensor, Future, BaseException)
 BODY = {"num_inference_steps": 2, "width": 64, "height": 64}
@@ -67,6 +68,27 @@ def test_an_image_leaves_nothing_behind(pipeline, batching):
             answer = client.post(server.url + path, json=body)
             assert answer.status_code == 200, answer.text
         assert not heavy_garbage()
+
+
+@pytest.mark.usefixtures("no_search")
+def test_a_fleet_leaves_nothing_behind(pipeline):
+    with served(with_engines(pipeline, pipeline)) as at:
+        heavy_garbage()
+        for path, body in BODIES.items():
+            assert at.client.post(path, json=body).status_code == 200
+        failed = at.client.post("/benchmark/generate", json=BODY | {"prompt": "step-error here"})
+        assert failed.status_code == 500
+        assert not heavy_garbage()
+
+
+@pytest.mark.usefixtures("no_search")
+def test_generate_leaves_nothing_behind(pipeline):
+    heavy_garbage()
+    pipeline.generate(GenerateRequest(prompt="a cat", **BODY))
+    pipeline._armed = RuntimeError("planted")
+    with pytest.raises(RuntimeError, match="planted"):
+        pipeline.generate(GenerateRequest(prompt="a cat", **BODY))
+    assert not heavy_garbage()
 
 
 @pytest.mark.usefixtures("no_search")
