@@ -11,7 +11,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
-from benchlib.serving.engine.policies import PATIENCE, Continuous, Dynamic, Policy, Task, Turn
+from benchlib.serving.engine.policies import PATIENCE, Continuous, Dynamic, Task, Turn
 from benchlib.serving.engine.policy_names import make_policy
 from benchlib.serving.engine.simulate import SimulatedTask, step_until
 from benchlib.serving.engine.step_times import Size, StepTimes, StepTimesBySize
@@ -20,9 +20,9 @@ HAND_OVER_S = 0.02
 """From the front to a replica, or back. A call through Ray takes 2 to 5 ms, more on a busy host."""
 FILES_S = 5.0
 """An image's file takes 0.4 s of a core after the model's work, and a batch's are written in turn."""
-BATCHES_INSIDE = 2
+MOST_BATCHES = 2
 """So many batches are inside at most, where requests join between steps. A policy that sees just one
-batch takes the queue for short, and runs small batches even in an overload."""
+batch takes a long queue for short, and runs small batches even in an overload."""
 
 
 class ForetoldReplica:
@@ -45,7 +45,7 @@ class ForetoldReplica:
             max_batch_size=most_in_batch,
             max_wait_s=spec["max_wait_ms"] / 1000,
         )
-        self.places = _most_inside(self.policy, most_in_batch)
+        self.places = 1 if spec["batching"] == "serial" else most_in_batch
         # All that have entered and not left, in their order of entering.
         self.inside: dict[Task, SimulatedTask] = {}
         # Those of them that are foretold to be done, and when.
@@ -134,13 +134,17 @@ class ForetoldReplica:
             latest_s = max(latest_s, self._late_s(task, now_s))
         return max(self._ready_s, now_s) + latest_s
 
-    def has_room(self, now_s: float) -> bool:
-        """Whether one more request could begin at a turn that is near.
+    def has_room(self, now_s: float, share: int = 0) -> bool:
+        """Whether one more request could begin at a turn that is near, or is part of a long queue.
 
-        A request that should be done, and is late, keeps its place until it leaves.
+        `share` is how many of all requests there are for each replica. A request that should be done,
+        and is late, keeps its place until it leaves.
         """
         late = [task for task in self._done_s if self._late_s(task, now_s) > 0]
-        if len(self._present) + len(late) >= self.places:
+        places = self.places
+        if isinstance(self.policy, Continuous):
+            places = max(places, min(share, MOST_BATCHES * places))
+        if len(self._present) + len(late) >= places:
             return False
         if isinstance(self.policy, Dynamic):
             return not any(copy.begun for copy in self._present.values())
@@ -212,13 +216,6 @@ class ForetoldReplica:
             return 0.0
         allowed_s = FILES_S if task in self._writers else HAND_OVER_S
         return now_s - self._done_s[task] - allowed_s
-
-
-def _most_inside(policy: Policy, most_in_batch: int) -> int:
-    """How many requests a replica with `policy` gets before the others are held back."""
-    if isinstance(policy, Continuous):
-        return BATCHES_INSIDE * most_in_batch
-    return most_in_batch if isinstance(policy, Dynamic) else 1
 
 
 class _EveryBatch(dict[Size, StepTimes]):

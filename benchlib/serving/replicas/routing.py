@@ -56,10 +56,13 @@ def router_named(name: str, *, seed: int = 0) -> Router:
 class ForetoldFinish:
     """A request goes where it is foretold to be done first, as soon as it can begin there soon.
 
-    **Held back**: a replica takes as many requests as two of its batches hold. The others stay in the
-    front, where a late short one may overtake them, and go to whichever replica has room first. A
-    replica has room `HAND_OVER_S` before a request leaves its batch, so that it never idles. With one
-    batch inside, its policy would take the queue for short, and run small batches in an overload.
+    **Held back**: a replica takes as many requests as its batch holds. The others stay in the front,
+    where a late short one may overtake them, and go to whichever replica has room first. A replica
+    has room `HAND_OVER_S` before a request leaves its batch, so that it never idles.
+
+    **A long queue**: a replica's policy sees only what is inside, and runs large batches only where
+    many are. So with continuous batching a replica takes more than one batch, up to two, as long as
+    it has less than its share of all requests.
 
     **The order** is that of continuous batching: by arrival, but short requests get a head start of
     `patience` times their own seconds. So a request that needs T alone is never sent after one that
@@ -78,10 +81,13 @@ class ForetoldFinish:
         sent: list[tuple[AnyTask, ForetoldReplica]] = []
         for replica in replicas:
             replica.advance(now_s + HAND_OVER_S)
-        if not any(replica.has_room(now_s) for replica in replicas):
+        if not replicas:
+            return Routes()
+        share = _present(waiting, replicas) // len(replicas)
+        if not any(replica.has_room(now_s, share) for replica in replicas):
             return Routes(again_s=_again_s(replicas, now_s) if waiting else None)
         for task in _in_order(waiting, replicas):
-            open_replicas = [replica for replica in replicas if replica.has_room(now_s)]
+            open_replicas = [replica for replica in replicas if replica.has_room(now_s, share)]
             if not open_replicas:
                 break
             replica = _first_to_finish(task, open_replicas, now_s)
@@ -96,8 +102,7 @@ def _in_order(waiting: Sequence[AnyTask], replicas: Sequence[ForetoldReplica]) -
     first = replicas[0]
     if len(waiting) < 2 or not first.patience:
         return waiting
-    present = len(waiting) + sum(len(replica.inside) for replica in replicas)
-    patience = min(present / len(replicas) / 3, first.patience)
+    patience = min(_present(waiting, replicas) / len(replicas) / 3, first.patience)
     alone_s: dict[tuple[object, ...], float] = {}
 
     def key_s(task: Task) -> float:
@@ -107,6 +112,11 @@ def _in_order(waiting: Sequence[AnyTask], replicas: Sequence[ForetoldReplica]) -
         return task.arrived_s + patience * alone_s[kind]
 
     return sorted(waiting, key=key_s)
+
+
+def _present(waiting: Sequence[Task], replicas: Sequence[ForetoldReplica]) -> int:
+    """How many requests there are, waiting or inside."""
+    return len(waiting) + sum(len(replica.inside) for replica in replicas)
 
 
 def _first_to_finish(

@@ -82,13 +82,22 @@ def test_a_request_counts_as_not_begun_when_it_enters():
     assert replica.ready_s(0.1) == 0.5 + STEP_S
 
 
-@pytest.mark.parametrize(("batching", "places"), [("serial", 1), ("dynamic", 4), ("continuous", 8)])
-def test_it_has_the_places_of_its_batch_or_of_two_if_requests_join_between_steps(batching, places):
+@pytest.mark.parametrize(
+    ("batching", "share", "places"),
+    [
+        ("serial", 9, 1),
+        ("dynamic", 9, 4),
+        ("continuous", 0, 4),
+        ("continuous", 5, 5),
+        ("continuous", 9, 8),
+    ],
+)
+def test_it_has_the_places_of_its_batch_and_of_two_in_a_long_queue(batching, share, places):
     replica = ForetoldReplica("0", spec(batching))
     for _ in range(places):
-        assert replica.has_room(0.0)
+        assert replica.has_room(0.0, share)
         replica.enter(task(), 0.0)
-    assert not replica.has_room(0.0)
+    assert not replica.has_room(0.0, share)
 
 
 def test_nobody_joins_a_dynamic_batch_that_has_begun():

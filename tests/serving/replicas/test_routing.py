@@ -38,6 +38,15 @@ def test_equal_requests_spread_evenly(router):
     assert routes.again_s is None
 
 
+@pytest.mark.parametrize(("number", "inside"), [(19, 4), (21, 5), (30, 7), (50, 8)])
+def test_a_long_queue_is_shared_out_up_to_two_batches(router, number, inside):
+    """Of 21 requests each of four replicas has five, and one waits in the front."""
+    four = replicas(*[spec(most=4)] * 4)
+    routes = router.route([task() for _ in range(number)], four, 0.0)
+    assert [len(replica.inside) for replica in four] == [inside] * 4
+    assert len(routes.sent) == 4 * inside
+
+
 def test_a_faster_replica_gets_the_next_one_though_it_has_more_inside(router):
     curves = {"step_s": {"2": 0.1}, "encode_s": {"1": 0.1}, "decode_s": {"1": 0.1}}
     slow, fast = replicas(spec(), spec(**curves))
