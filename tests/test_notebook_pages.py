@@ -1,15 +1,21 @@
 """The page of an executed notebook: its answer first, long logs folded, no network, no code on request."""
 
 import re
+from itertools import product
+from pathlib import Path
 
 import nbformat
 import pytest
+from matplotlib.colors import to_rgb
 
+import benchlib
 from benchlib.__main__ import main
 from benchlib.notebook_pages import LONGEST_LOG, write_pages
+from tests.test_pictures import contrast
 
 EVIL = "<script>alert(1)</script> & more"
 new = nbformat.v4
+REPORT = Path(benchlib.__file__).with_name("report.html")
 
 
 def stream(text):
@@ -89,6 +95,23 @@ def test_wide_things_scroll_in_their_own_box_and_the_dark_is_meant(pages):
     for page in pages:
         assert ".jp-OutputArea-output { overflow-x: auto; }" in page
         assert "prefers-color-scheme: dark" in page
+
+
+def test_the_letters_of_both_pages_stand_out_by_day_and_by_night(pages):
+    code = r"(--jp-(?:mirror-editor-\w+|content-link|inputprompt-font)-color\w*): (#\w+)"
+    light, _, dark = pages[0].partition("/* our page")[2].partition("prefers-color-scheme: dark")
+    for page, fill in ((light, "#f5f5f5"), (dark, "#242424")):
+        colours = dict(re.findall(code, page))
+        assert "--jp-mirror-editor-comment-color" in colours
+        for name, colour in colours.items():
+            assert contrast(to_rgb(colour), to_rgb(fill)) >= 4.5, name
+    assert ".jp-InputPrompt, .jp-OutputPrompt { opacity: 1; }" in light
+
+    light, _, dark = REPORT.read_text().partition("prefers-color-scheme: dark")
+    for page in (light, dark):
+        colours = dict(re.findall(r"--(\w+): (#\w+)", page))
+        for letters, fill in product(("text", "quiet", "bad"), ("page", "card")):
+            assert contrast(to_rgb(colours[letters]), to_rgb(colours[fill])) >= 4.5, letters
 
 
 def test_a_notebook_that_stopped_says_why_in_place_of_the_answer(tmp_path):

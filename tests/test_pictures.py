@@ -7,6 +7,7 @@ look.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -445,6 +446,33 @@ def faint_words(figure: Figure) -> dict[str, float]:
     return faint
 
 
+def overlapping_words(figure: Figure) -> list[tuple[str, str]]:
+    """The pairs of words that cover each other by more than a sixth of a small letter's height."""
+    FigureCanvasAgg(figure).draw()
+    beyond = ticks_beyond(figure)
+    words = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    words = [text for text in words if text not in beyond]
+    places = [Text.get_window_extent(text).padded(-0.012 * figure.dpi) for text in words]
+    return [
+        (one.get_text(), other.get_text())
+        for (one, place), (other, there) in combinations(zip(words, places, strict=True), 2)
+        if place.overlaps(there) and one is not other
+    ]
+
+
+def ticks_beyond(figure: Figure) -> set[Any]:
+    """The names of ticks that are not drawn: their axis has ended before, or is off."""
+    beyond = set()
+    for ax in panels(figure):
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            air = 1e-6 * (high - low)
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not ax.axison or not low - air <= tick.get_loc() <= high + air:
+                    beyond |= {tick.label1, tick.label2}
+    return beyond
+
+
 def title_ends(figure: Figure) -> list[float]:
     """Where each title ends, as a share of the figure's width."""
     FigureCanvasAgg(figure).draw()
@@ -457,7 +485,7 @@ def is_title(ax: Axes, artist: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_each_title_ends_within_its_figure_and_all_words_stand_out(
+def test_each_title_ends_within_its_figure_and_all_words_stand_out_and_apart(
     name: str, made: SimpleNamespace
 ) -> None:
     plot, data, options = PICTURES[name]
@@ -467,6 +495,7 @@ def test_each_title_ends_within_its_figure_and_all_words_stand_out(
     ends = title_ends(figure)
     assert ends
     assert max(ends) <= 1
+    assert overlapping_words(figure) == []
     assert faint_words(figure) == {}
 
 
@@ -510,6 +539,21 @@ def test_an_identical_picture_stands_past_the_end_of_its_axis(made: SimpleNamesp
     assert last > 1.05 * before
     marks = [float(line.get_xdata()[0]) for line in likeness.lines if line.get_marker() == "o"]
     assert max(marks) == last
+
+
+def test_every_plot_has_a_picture() -> None:
+    """So the tests of faint words, of overlaps and of titles see each plot."""
+    drawn = {plot for plot, _, _ in PICTURES.values()}
+    others = {"Picture", "picture", "save", "show"}
+    assert {name for name in plots.__all__ if getattr(plots, name) not in drawn} == others
+
+
+def test_words_that_cover_each_other_are_found() -> None:
+    figure = Figure(figsize=(4, 2))
+    figure.text(0.1, 0.5, "one")
+    figure.text(0.12, 0.5, "on another")
+    figure.text(0.1, 0.9, "far from both")
+    assert overlapping_words(figure) == [("one", "on another")]
 
 
 def test_faint_words_are_found() -> None:

@@ -275,7 +275,10 @@ def _finding(telemetry: pd.DataFrame, requests: pd.DataFrame, record: Record) ->
         cores = values[SERVER_CORES].mean()
         noun = agreeing(round(cores, 2), "core", "cores")
         said.append(f"the server's process took {number(cores)} {noun} on average")
-    if not said:
+    if said:
+        fewest = min(len(measured) for measured in values.values())
+        said[-1] += f" ({counted(fewest, 'sample')})"
+    else:
         sent = counted(len(requests), "request")
         said.append(f"{sent}; the machine was hardly sampled")
     return ", ".join(said)

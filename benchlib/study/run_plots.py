@@ -70,7 +70,9 @@ def latency_over_time(*, requests: pd.DataFrame, record: Record, ax: Axes | None
         figure.label_at_right(ax, [(median_s, words, "black")])
 
     # 3) The words
-    took = f"each image took {span(latency_s.dropna().tolist())} s"
+    images = int(latency_s.notna().sum())
+    each = "one image" if images == 1 else f"each of {images:,} images"
+    took = f"{each} took {span(latency_s.dropna().tolist())} s"
     if unsettled == DRIFTED:
         took = f"{DRIFTED} ({took})"
     elif warmup_s:
@@ -332,10 +334,12 @@ def memory_over_time(
     figure.label_at_right(ax, labels)
 
     # 2) The words
+    samples = counted(int(telemetry["rss_gib"].notna().sum()), "sample")
     finding = f"the server's process held at most {number(telemetry['rss_gib'].max())} GiB"
     if telemetry["cuda_reserved_gib"].notna().any():
         reserved_gib = telemetry["cuda_reserved_gib"].max()
         finding += f" of main memory and {number(reserved_gib)} GiB of the GPU's"
+    finding += f" ({samples})"
     if target["weights_gib"] is not None:
         finding += f"; the model's weights are {number(target['weights_gib'])} GiB"
     listed = "; ".join(text for _, text, _ in labels)

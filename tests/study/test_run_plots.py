@@ -240,7 +240,7 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
     assert "99 % took at most 0.99 s" in texts(distribution)
     assert "99.9 %" not in texts(distribution)
     over_time = plots.latency_over_time(requests=requests, record=record)
-    assert texts(over_time).startswith("After warm-up, each image took 0.01 to 1 s\n")
+    assert texts(over_time).startswith("After warm-up, each of 100 images took 0.01 to 1 s\n")
     assert "half took at most\n0.5 s (median)" in texts(over_time)
     assert "warm-up, not counted" in texts(over_time)
     alike = made.requests([made.row(i) for i in range(5)])
@@ -401,7 +401,9 @@ def test_alt_text_reaches_png_svg_and_the_web_page(made: SimpleNamespace, tmp_pa
     picture = plots.show(ax, tmp_path / "figures" / "memory")
     assert not pyplot.fignum_exists(figure.number)
     alt = picture.alt
-    assert alt.startswith("tiny model, not SDXL: the server's process held at most 1.01 GiB; ")
+    assert alt.startswith(
+        "tiny model, not SDXL: the server's process held at most 1.01 GiB (120 samples); "
+    )
     assert "process before the model, 0.61 GiB" in alt
     with Image.open(tmp_path / "figures/memory.png") as png:
         assert png.info["Description"] == alt

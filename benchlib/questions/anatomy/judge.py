@@ -164,15 +164,15 @@ def memory_parts(
     """Returns a row for each known part of the memory, with its `kind`, `part` and `gib`.
 
     A network also has its `params`. The kinds are "network" (weights), "activations" (what a stage
-    adds while it lasts) and "held" (MEMORIES, by the last sample).
+    adds while it lasts, from so many `images`) and "held" (MEMORIES, by the last sample).
     """
     parts = [
         *_networks(record),
         *_activations(requests, telemetry),
         *_held(telemetry),
     ]
-    frame = pd.DataFrame(parts, columns=["kind", "part", "gib", "params"])
-    frame = frame.astype({"gib": float, "params": "Int64"})
+    frame = pd.DataFrame(parts, columns=["kind", "part", "gib", "params", "images"])
+    frame = frame.astype({"gib": float, "params": "Int64", "images": "Int64"})
     return frame[frame["gib"].notna()].reset_index(drop=True)
 
 
@@ -197,7 +197,8 @@ def _activations(requests: pd.DataFrame, telemetry: pd.DataFrame) -> list[dict[s
     for stage in STAGES:
         rise_gib = cases[f"{stage}_peak_gib"].median().max() - idle_gib
         known_gib = rise_gib if rise_gib > 0 else None
-        rows.append({"kind": "activations", "part": stage, "gib": known_gib})
+        images = int(cases.size().sum())
+        rows.append({"kind": "activations", "part": stage, "gib": known_gib, "images": images})
     return rows
 
 

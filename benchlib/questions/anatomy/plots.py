@@ -232,7 +232,8 @@ def cost_line(
             cost_words = judge.cost_words(cost)
         if size in python_limits:
             cost_words += ", Python is the limit"
-        cost_words += f", {counted(len(group), 'image')}"
+        if cost is None or cost["per_step_s_interval"]:  # else its words have the images
+            cost_words += f", {counted(len(group), 'image')}"
         name = size_name(*size)
         lines = cost_words.replace(", ", "\n")
         labels.append((end_s, f"{name}:\n{lines}", style[0]))
@@ -430,9 +431,14 @@ def memory_bars(
     """Draws the GiB of the networks, of each stage's activations, and of what process and GPU hold.
 
     `parts` is from judge.memory_parts. The networks are stacked, because they add up. The other
-    bars contain one another, so each stands alone. Unknown parts are not drawn.
+    bars contain one another, so each stands alone. Unknown parts are not drawn, and neither are
+    activations of fewer than MIN_RUNS images.
     """
     ax = figure.axes(ax)
+    activations = parts[parts["kind"] == "activations"]
+    images = int(activations["images"].max()) if len(activations) else 0
+    if images < MIN_RUNS:
+        parts = parts.drop(activations.index)
     ax.set_xlabel("memory, GiB (1 GiB = 2³⁰ bytes)")
     if not len(parts):
         return figure.no_data(ax, record, "parts of memory", "no memory is known")
@@ -468,10 +474,15 @@ def memory_bars(
     findings = []
     if len(networks):
         findings.append(f"the model's networks take {number(networks_gib)} GiB")
-    activations = parts[parts["kind"] == "activations"]
-    if len(activations):
+    if images >= MIN_RUNS:
         most = activations.sort_values("gib").iloc[-1]
-        findings.append(f"{STAGE_NAMES[most['part']]} adds the most, {number(most['gib'])} GiB")
+        added = f"{STAGE_NAMES[most['part']]} adds the most, {number(most['gib'])} GiB"
+        findings.append(f"{added} ({counted(images, 'image')})")
+    elif images:
+        are = agreeing(images, "is", "are")
+        findings.append(
+            f"what a stage adds is not shown: it takes {MIN_RUNS} images, there {are} {images}"
+        )
     return _finish(ax, record, "; ".join(findings) or all_bars, f"Bars in GiB: {all_bars}.")
 
 

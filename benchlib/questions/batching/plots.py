@@ -16,6 +16,7 @@ from benchlib.questions.batching.disturbance import disturbance, measured_curves
 from benchlib.questions.batching.judge import NOT_SHOWN, ForetoldGains, gain_words
 from benchlib.rows import PARTS_IN_TIME
 from benchlib.study import figure, latency
+from benchlib.study.intervals import MIN_RUNS
 from benchlib.study.wording import counted, number, per_second
 
 POLICY_STYLES: dict[str, dict[str, Any]] = {
@@ -202,8 +203,9 @@ def gantts(
     request in all panels. All panels have one time scale. `record` is that of any of the runs.
 
     A server says how long each part took, but not when it began. So waiting between the steps is
-    drawn after the steps. The lane of a request without an image is empty. The Axes around the
-    panels is returned. A given `ax` must belong to a grid, as pyplot.subplots makes it.
+    drawn after the steps. The lane of a request without an image is empty. Fewer than MIN_RUNS
+    images have no mean. The Axes around the panels is returned. A given `ax` must belong to a grid,
+    as pyplot.subplots makes it.
     """
     ax = figure.axes(ax, height=7.6)
     drawn = _from_first_request({name: first_lanes(one, lanes) for name, one in requests.items()})
@@ -243,10 +245,15 @@ def gantts(
     # 3) What was found.
     n = max(one.lanes for one in drawn.values())
     means = _sorted_means(drawn)
+    finding = f"{counted(n, 'request')} took on average {means}"
+    if not means:
+        finding = (
+            f"how long {counted(n, 'request')} took is not shown: a mean takes {MIN_RUNS} images"
+        )
     return figure.finish(
         ax,
         record,
-        f"{counted(n, 'request')} took on average {means}",
+        finding,
         f"A panel each for {', '.join(requests)}: "
         f"a bar for each of {counted(n, 'request')} over time, coloured by part.",
         source=f"study {record['study']}, a run of each",
@@ -301,8 +308,11 @@ def _draw_lanes(ax: Axes, one: Lanes) -> float:
 
 def _waiting_words(one: Lanes) -> str:
     """Returns the mean latency of the requests drawn, and how much of it was waiting."""
-    if not len(one.requests):
+    images = len(one.requests)
+    if not images:
         return "no image"
+    if images < MIN_RUNS:
+        return f"{counted(images, 'image')}, too few for a mean"
     latency_s = one.requests["latency_s"]
     waited_s = one.parts["queue"] + one.parts["wait"]
     waited = 100 * waited_s.sum() / latency_s.sum()
@@ -310,10 +320,10 @@ def _waiting_words(one: Lanes) -> str:
 
 
 def _sorted_means(drawn: Mapping[str, Lanes]) -> str:
-    """Returns the mean latency under each policy, the shortest first."""
+    """Returns the mean latency under each policy that has MIN_RUNS images, the shortest first."""
     means_s = []
     for name, one in drawn.items():
-        if len(one.requests):
+        if len(one.requests) >= MIN_RUNS:
             means_s.append((one.requests["latency_s"].mean(), name))
     return ", ".join(f"{number(mean_s)} s {name}" for mean_s, name in sorted(means_s))
 

@@ -59,6 +59,19 @@ def valid_runs(summary: pd.DataFrame, by: str, known: str = "valid") -> tuple[pd
     return runs, f"; {left_out} of {counted(len(at_load), 'run')} left out as not valid"
 
 
+def carried_loads(runs: pd.DataFrame, by: str) -> tuple[pd.DataFrame, str]:
+    """Returns the runs at loads that have MIN_RUNS images, which carry a mean.
+
+    The second value says in words how many loads are left out.
+    """
+    images = runs.groupby(by)["ok"].transform("sum")
+    carried = runs[images >= MIN_RUNS]
+    few = runs[by].nunique() - carried[by].nunique()
+    if not few:
+        return carried, ""
+    return carried, f"; {counted(few, 'load')} with fewer than {MIN_RUNS} images left out"
+
+
 def known_floats(runs: pd.DataFrame, column: str) -> pd.Series:
     """A column as floats; empty where there is no run."""
     return runs[column].astype(float) if len(runs) else pd.Series(dtype=float)
@@ -166,6 +179,7 @@ def finish_load_plot(
 ) -> Axes:
     """Returns figure.finish with the legend between plot and title, three entries a line."""
     pad = figure.legend_above(ax, columnspacing=1.2)
-    source = figure.study_of(record, len(runs), "run")
+    images = counted(known_floats(runs, "ok").sum(), "image")
+    source = f"{figure.study_of(record, len(runs), 'run')}, {images}"
     busy = busy_sentence(runs.to_dict("records"))
     return figure.finish(ax, record, finding, alt, source=source, pad=pad, busy=busy)

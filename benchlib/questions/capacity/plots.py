@@ -26,6 +26,7 @@ from benchlib.questions.capacity.load_marks import (
     USERS,
     Ends,
     Record,
+    carried_loads,
     draw_capacity,
     draw_run_marks,
     draw_verdicts,
@@ -43,6 +44,7 @@ from benchlib.study.wording import counted, number, per_second
 
 FEW_ROWS = "too few requests for an interval"
 FEW_RUNS = "an interval takes 5 runs at a load"
+NO_LOAD = f"no load has {MIN_RUNS} images"
 Means = dict[float, float]  # by load
 
 
@@ -267,7 +269,8 @@ def goodput_curve(
 ) -> Axes:
     """Draws the images/s that came within what `slo` promises, against the images/s offered.
 
-    By chance, an open loop offers more or fewer images than its rate says. `summary` is from
+    By chance, an open loop offers more or fewer images than its rate says. Rates with fewer than
+    MIN_RUNS images are left out. `summary` is from
     `Study.judge(slo)`. `predicted` is a Calibration's curve: the line is then what is foretold, and
     each run is a mark. On the dashed line every image comes in time.
     """
@@ -281,6 +284,9 @@ def goodput_curve(
     runs, left_out = valid_runs(summary, "rate")
     if not len(runs):
         return figure.no_data(ax, record, f"images {within}", "no valid run of an open loop")
+    runs, few = carried_loads(runs, "rate")
+    if not len(runs):
+        return figure.no_data(ax, record, f"images {within}", NO_LOAD)
 
     # 1) Reduce to a curve over the rates that were in fact offered.
     offered = runs["offered_images_per_s"].astype(float)
@@ -311,7 +317,7 @@ def goodput_curve(
         finding += f"; of {number(last)} asked for, {number(means[last])} came in time"
     points = [f"{number(mean)} of {number(rate)}" for rate, mean in means.items()]
     alt = f"Images/s {within}: {'; '.join(points)}/s."
-    return finish_load_plot(ax, record, runs, finding + left_out, alt)
+    return finish_load_plot(ax, record, runs, finding + few + left_out, alt)
 
 
 @figure.styled
@@ -323,7 +329,8 @@ def queue_share(
 ) -> Axes:
     """Draws how much of all latency was waiting in the server's queue, against the users.
 
-    The share is in percent. The users are those of closed loops.
+    The share is in percent. The users are those of closed loops. Loads with fewer than MIN_RUNS
+    images are left out.
     """
     ax = figure.axes(ax)
     ax.set_xlabel(USERS)
@@ -332,6 +339,9 @@ def queue_share(
     if not len(runs):
         no_run = "no valid run of users whose server reports its queue"
         return figure.no_data(ax, record, "waiting in the queue", no_run)
+    runs, few = carried_loads(runs, "users")
+    if not len(runs):
+        return figure.no_data(ax, record, "waiting in the queue", NO_LOAD)
 
     # 1) Reduce to a curve.
     runs = runs.assign(percent=100 * runs["queue_share"].astype(float))
@@ -357,7 +367,8 @@ def queue_share(
     shares = [f"{share:.0f} % of latency with {_users(load)}" for load, share in means.items()]
     ends = shares if len(shares) == 1 else [shares[0], shares[-1]]
     finding = f"waiting in the queue is {' and '.join(ends)}"
-    return finish_load_plot(ax, record, runs, finding + left_out, f"By load: {'; '.join(shares)}.")
+    alt = f"By load: {'; '.join(shares)}."
+    return finish_load_plot(ax, record, runs, finding + few + left_out, alt)
 
 
 def _users(count: float) -> str:

@@ -194,23 +194,23 @@ def _forest_finding(
     worse, and the time in the model is known, only that time is spoken of.
     """
     # 1) The lines that are spoken of.
-    studies = [str(study) for study in shown["study"].unique()]
-    who = " and ".join(studies) if len(studies) < 3 else "all"
     lines = shown.assign(name=names, distance=_distances(shown))
     lines["kind"] = [_kind(line) for line in shown.to_dict("records")]
     of_service = lines[lines["figure"] == SERVICE]
     if len(of_service) and _WORSE not in lines["kind"].tolist():
         lines = of_service
 
-    # 2) The gravest kind, and how many lines are of it.
+    # 2) The gravest kind, how many lines are of it, and whose.
     kinds = lines["kind"].tolist()
     gravest = next(kind for kind in _GRAVEST_FIRST if kind in kinds)
+    is_gravest = [kind is gravest for kind in kinds]
+    studies = [str(study) for study in lines[is_gravest]["study"].unique()]
+    who = " and ".join(studies) if len(studies) < 3 else f"{len(studies)} studies"
     count = f"{kinds.count(gravest)} of {counted(len(kinds), 'figure')}"
     if gravest is _SAME and lines is not of_service:
         return f"{who} {_PHRASES[gravest]} {against} in {count}"
 
     # 3) The line furthest from 1.
-    is_gravest = [kind is gravest for kind in kinds]
     furthest = lines[is_gravest].nlargest(1, "distance").to_dict("records")[0]
     ratio = f"{furthest['name']}: {_ratio_words(furthest)}"
     if len(lines) == 1:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 import pandas as pd
 
 from benchlib.cell_view import ShownInCell
-from benchlib.questions.scale.outcomes import DayOutlook, FleetDays, next_day, saved
+from benchlib.questions.scale.outcomes import (
+    HOURS,
+    DayOutlook,
+    FleetDays,
+    lasting,
+    next_day,
+    saved,
+    saved_percent,
+)
 from benchlib.study.busy import busy_words
 from benchlib.study.intervals import Interval
 from benchlib.study.latency import Record
@@ -22,13 +30,9 @@ from benchlib.study.wording import agreeing, counted, number, span, words
 if TYPE_CHECKING:
     from benchlib.questions.scale.peak import PeakRun
 
-HOURS = 24.0
 MOST_REASONS = 2
 NOT_CONFIRMED = "not confirmed"
 """The verdict on a real run that did not go as foretold (peak.py)."""
-UNSURE = 2.0
-"""Where the hardest day needs so many times the cards of the easiest, and two more at least, the
-answer is not known."""
 
 
 class Measured(Protocol):
@@ -84,11 +88,11 @@ class ScaleAnswer(ShownInCell):
             return self._not_kept()
         verb = agreeing(enough.most, "keeps", "keep")
         kept = f"{outlook.cards_words(enough)} {verb} {outlook.slo} all day"
-        fewest, most = outlook.needed or (enough.most, enough.most)
-        if most >= UNSURE * fewest and most - fewest > 1:
-            open_words = f"whether {fewest} or {most} cards keep {outlook.slo} all day"
-            kept = f"it is not known {open_words}: what was measured leaves both possible"
-            kept += f"; {most} do on every simulated day"
+        if outlook.open_question is not None:
+            kept = (
+                f"it is not known {outlook.open_question}: what was measured leaves both possible"
+            )
+            kept += f"; {enough.most} do on every simulated day"
         if outlook.too_few is not None:
             kept += f" ({_breaks(outlook.too_few, str(outlook.too_few.most))})"
         parts = [kept]
@@ -111,16 +115,13 @@ class ScaleAnswer(ShownInCell):
 
     def _autoscaled(self, enough: FleetDays, scaled: FleetDays) -> str:
         """What autoscaling saves beside the fixed cards, and how long it breaks the promise."""
-        share = saved(enough, scaled)
-        ends = next_day(100 * share, most=100.0)
-        costs = "costs the same"
-        if share.mean() >= 0.005:
-            costs = f"costs {_per_cent(float(share.mean()), ends)} less"
+        percent = saved_percent(enough, scaled)
+        ends = next_day(100 * saved(enough, scaled), most=100.0)
+        costs = "costs no less" if percent is None else f"costs {_per_cent(percent, ends)} less"
         name = f"autoscaling {scaled.least} to {scaled.most}"
         if scaled.keeps:
             return f"{name} {costs} and keeps it, too"
-        hours = words(float(scaled.broken_h.mean()), _hours(scaled), "h")
-        return f"{name} {costs} and breaks it for {hours}"
+        return f"{name} {costs} and breaks it for {lasting(scaled.broken_h)}"
 
     def _for_money(self, fleet: FleetDays) -> str:
         outlook = self.outlook
@@ -150,8 +151,7 @@ class ScaleAnswer(ShownInCell):
             fleet = outlook.failing
             effect = "the promise is kept all the same"
             if not fleet.keeps:
-                hours = words(float(fleet.broken_h.mean()), _hours(fleet), "h")
-                effect = f"the promise is broken for {hours}"
+                effect = f"the promise is broken for {lasting(fleet.broken_h)}"
             lines.append(f"If one card fails at the peak, {ready}, {effect}.")
         if outlook.mtbf_h is not None:
             lines.append(
@@ -186,8 +186,7 @@ class ScaleAnswer(ShownInCell):
 def _breaks(fleet: FleetDays, name: str) -> str:
     """How long a fleet breaks the promise: "3 break it for 2.1 h (1.8 to 2.4)"."""
     verb = agreeing(fleet.most, "breaks", "break")
-    hours = words(float(fleet.broken_h.mean()), _hours(fleet), "h")
-    return f"{name} {verb} it for {hours}"
+    return f"{name} {verb} it for {lasting(fleet.broken_h)}"
 
 
 def _hours(fleet: FleetDays) -> Interval:
@@ -199,11 +198,11 @@ def _ends(interval: Interval) -> str:
     return "" if interval is None else span(interval)
 
 
-def _per_cent(share: float, ends: Interval) -> str:
+def _per_cent(percent: float, ends: Interval) -> str:
     if ends is None:
-        return f"{100 * share:.0f} %"
+        return f"{percent:.0f} %"
     low, high = ends
-    return f"{100 * share:.0f} % ({low:.0f} to {high:.0f})"
+    return f"{percent:.0f} % ({low:.0f} to {high:.0f})"
 
 
 def fleets_table(outlook: DayOutlook) -> pd.DataFrame:

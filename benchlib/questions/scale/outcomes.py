@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 
 from benchlib.study.intervals import Interval, t_quantile
-from benchlib.study.wording import counted
+from benchlib.study.wording import counted, words
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 TOLERATED_H = 0.5
 """Of several autoscalers the cheapest is named that breaks the promise for at most so many hours."""
+
+HOURS = 24.0
+UNSURE = 2.0
+"""Where the hardest day needs so many times the cards of the easiest, and two more at least, the
+answer is not known."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,14 @@ class DayOutlook:
         return min(of_days), max(of_days)
 
     @property
+    def open_question(self) -> str | None:
+        """Which numbers of cards the measurement leaves possible, in words; None: one is known."""
+        fewest, most = self.needed or (0, 0)
+        if most < UNSURE * fewest or most - fewest < 2:
+            return None
+        return f"whether {fewest} or {most} cards keep {self.slo} all day"
+
+    @property
     def autoscaled(self) -> FleetDays | None:
         """The cheapest autoscaling that breaks the promise for TOLERATED_H at most, or the one that
         breaks it least; None: none was simulated."""
@@ -190,6 +203,21 @@ def next_day(values: Sequence[float] | Floats, most: float = math.inf) -> Interv
         return None  # all days were alike: another one that is not would be a surprise
     mean = float(days.mean())
     return max(0.0, mean - half), min(most, mean + half)
+
+
+def lasting(hours: Floats) -> str:
+    """A mean of days with its interval: "2.1 h (1.8 to 2.4)"; below an hour in minutes."""
+    mean = float(hours.mean())
+    ends = next_day(hours, most=HOURS)
+    if mean >= 1 or not mean:
+        return words(mean, ends, "h")
+    return words(60 * mean, ends and (60 * ends[0], 60 * ends[1]), "min")
+
+
+def saved_percent(dear: FleetDays, cheap: FleetDays) -> float | None:
+    """Which share of the card hours the cheaper fleet saves, in percent; None: less than half of 1."""
+    percent = 100 * float(saved(dear, cheap).mean())
+    return percent if percent >= 0.5 else None
 
 
 def saved(dear: FleetDays, cheap: FleetDays) -> Floats:

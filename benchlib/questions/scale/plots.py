@@ -13,11 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from benchlib.questions.scale.outcomes import DayOutlook, FleetDays, next_day, saved
+from benchlib.questions.scale.outcomes import (
+    HOURS,
+    DayOutlook,
+    FleetDays,
+    lasting,
+    next_day,
+    saved_percent,
+)
 from benchlib.study import figure
 from benchlib.study.intervals import Interval
 from benchlib.study.latency import Record
-from benchlib.study.wording import number, words
+from benchlib.study.wording import agreeing, counted, number
 
 KEPT = "#CFE5F2"
 """A pale blue, on which black words stand out."""
@@ -25,7 +32,6 @@ SOMETIMES = figure.YELLOW
 BROKEN = figure.RED
 STRIP = 0.72
 """The height of a fleet's strip, of the room that it has."""
-HOURS = 24.0
 
 
 class Spell(NamedTuple):
@@ -111,7 +117,7 @@ def _draw_strip(ax: Axes, row: int, fleet: FleetDays, outlook: DayOutlook) -> No
     """Draws the strip of one fleet, and its hours beside it."""
     for spell in spells(fleet, outlook.window_s):
         ax.barh(row, spell.hours, STRIP, left=spell.begin_h, color=spell.colour)
-    text = "0 h" if fleet.keeps else f"{number(float(fleet.broken_h.mean()))} h"
+    text, _, _ = lasting(fleet.broken_h).partition(" (")
     ax.text(HOURS * 1.01, row, text, va="center", fontsize="small", clip_on=False)
 
 
@@ -119,7 +125,7 @@ def _strip_legend(ax: Axes, outlook: DayOutlook) -> float:
     """Says what the colours mean, over the arrivals; returns the room that it takes."""
     days = outlook.fleets[0].days
     meanings = (
-        (KEPT, f"{outlook.slo} is kept on all {days} simulated days"),
+        (KEPT, f"{outlook.slo} is kept on {_all_days(days)}"),
         (SOMETIMES, "broken on some"),
         (BROKEN, "broken on most"),
     )
@@ -140,23 +146,30 @@ def _kept_finding(outlook: DayOutlook) -> str:
     enough = outlook.enough
     if enough is None:
         fleet = outlook.fixed[-1]
-        hours = words(float(fleet.broken_h.mean()), next_day(fleet.broken_h, most=HOURS), "h")
-        return f"not even {outlook.cards_words(fleet)} keep {outlook.slo} all day: {hours} broken"
-    verb = "keeps" if enough.most == 1 else "keep"
-    finding = f"{outlook.cards_words(enough)} {verb} {outlook.slo} all day"
+        return f"not even {_keep(fleet, outlook)}: broken for {lasting(fleet.broken_h)}"
+    finding = _keep(enough, outlook)
+    if outlook.open_question is not None:
+        finding = f"not known {outlook.open_question}"
     fewer = outlook.too_few
     if fewer is None:
         return finding
-    hours = words(float(fewer.broken_h.mean()), next_day(fewer.broken_h, most=HOURS), "h")
-    breaks = "breaks" if fewer.most == 1 else "break"
-    return f"{finding}; {fewer.most} {breaks} it for {hours}"
+    breaks = agreeing(fewer.most, "breaks", "break")
+    return f"{finding}; {fewer.most} {breaks} it for {lasting(fewer.broken_h)}"
+
+
+def _keep(fleet: FleetDays, outlook: DayOutlook) -> str:
+    verb = agreeing(fleet.most, "keeps", "keep")
+    return f"{outlook.cards_words(fleet)} {verb} {outlook.slo} on {_all_days(fleet.days)}"
+
+
+def _all_days(days: int) -> str:
+    return "one simulated day" if days == 1 else f"all {days} simulated days"
 
 
 def _strips_words(outlook: DayOutlook) -> str:
-    listed = []
-    for fleet in outlook.fleets:
-        hours = number(float(fleet.broken_h.mean()))
-        listed.append(f"{_name(fleet, outlook)}: broken for {hours} h")
+    listed = [
+        f"{_name(fleet, outlook)}: broken for {lasting(fleet.broken_h)}" for fleet in outlook.fleets
+    ]
     busiest = float(outlook.rates.argmax()) * outlook.window_s / 3600
     peak = f"Most requests come at {busiest:02.0f}:00, {number(float(outlook.rates.max()))}/s"
     return f"{'; '.join(listed)}. {peak}"
@@ -167,8 +180,10 @@ def _why_nothing(outlook: DayOutlook) -> str:
 
 
 def _source(record: Record, outlook: DayOutlook) -> str:
-    days = f"{outlook.fleets[0].days} simulated days"
-    return f"study {record['study']}, run {record['run']}, {days}"
+    """The runs are those of one card; their images are what the days are foretold from."""
+    images = counted(outlook.images, "image")
+    days = counted(outlook.fleets[0].days, "simulated day")
+    return f"study {record['study']}, run {record['run']}, {days} foretold from {images}"
 
 
 # ---- cost against promise
@@ -197,9 +212,10 @@ def cost_against_promise(*, outlook: DayOutlook, record: Record, ax: Axes | None
     ax.set_xlim(0, 1.12 * ax.get_xlim()[1])
 
     # 2) Words
-    ax.set_ylabel(f"hours a day in which {outlook.slo} is broken")
+    cut = "\n(lines cut at the edge)" if _is_cut(ax, fleets) else ""
+    ax.set_ylabel(f"hours a day in which {outlook.slo} is broken{cut}")
     unit = "dollars a day" if outlook.price_per_hour is not None else "hours of cards a day"
-    ax.set_xlabel(f"cost: {unit}")
+    ax.set_xlabel(f"cost: {unit} (left and down is better; lines: 95 % of the days)")
     figure.label_at_right(ax, [(0.0, "kept\nall day", figure.GREEN)])
     pad = figure.legend_above(ax)
     listed = []
@@ -232,9 +248,17 @@ def _draw_fleets(
     ax.plot(cost, hours, marker=marker, label=label, **style)
     figure.whiskers(ax, cost, hours, of_hours, colour=colour)
     figure.whiskers(ax, cost, hours, of_cost, horizontal=True, colour=colour)
+    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
     for x, y, fleet in zip(cost, hours, fleets, strict=True):
         offset, side = ((8, 6), "left") if fleet.is_fixed else ((-8, 6), "right")
-        figure.label_point(ax, (x, y), _short_name(fleet, outlook), offset, ha=side)
+        figure.label_point(ax, (x, y), _short_name(fleet, outlook), offset, ha=side, bbox=box)
+
+
+def _is_cut(ax: Axes, fleets: tuple[FleetDays, ...]) -> bool:
+    """Whether an interval of the hours leaves the axes at their top."""
+    _, top = ax.get_ylim()
+    found = [next_day(fleet.broken_h, most=HOURS) for fleet in fleets]
+    return any(ends is not None and ends[1] > top for ends in found)
 
 
 def _short_name(fleet: FleetDays, outlook: DayOutlook) -> str:
@@ -248,15 +272,18 @@ def _cost_finding(outlook: DayOutlook) -> str:
     enough = outlook.enough
     scaled = outlook.autoscaled
     if enough is None:
-        return f"no fixed number of cards keeps {outlook.slo} all day"
+        days = _all_days(outlook.fleets[0].days)
+        return f"no fixed number of cards keeps {outlook.slo} on {days}"
     cost = number(float(outlook.money(enough).mean()))
     unit = "dollars" if outlook.price_per_hour is not None else "card hours"
-    kept = f"{outlook.cards_words(enough)} keep {outlook.slo} all day for {cost} {unit}"
+    kept = f"{_keep(enough, outlook)}, for {cost} {unit} a day"
+    if outlook.open_question is not None:
+        kept = f"not known {outlook.open_question}; {enough.most} do for {cost} {unit} a day"
     if scaled is None:
         return kept
-    share = 100 * float(saved(enough, scaled).mean())
-    name = f"autoscaling {scaled.least} to {scaled.most}"
+    percent = saved_percent(enough, scaled)
+    saves = "saves nothing" if percent is None else f"saves {percent:.0f} %"
+    does = f"autoscaling {scaled.least} to {scaled.most} {saves}"
     if scaled.keeps:
-        return f"{kept}; {name} saves {share:.0f} % and keeps it, too"
-    hours = words(float(scaled.broken_h.mean()), next_day(scaled.broken_h, most=HOURS), "h")
-    return f"{kept}; {name} saves {share:.0f} % and breaks it for {hours}"
+        return f"{kept}; {does} and keeps it, too"
+    return f"{kept}; {does} and breaks it for {lasting(scaled.broken_h)}"

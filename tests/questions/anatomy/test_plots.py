@@ -153,3 +153,15 @@ def test_disturbed_arithmetic_is_drawn_as_measured_and_not_claimed(made: SimpleN
         "cores (limit: 0.5) while it was timed"
     )
     assert ax.patches[0].get_width() == pytest.approx(2)
+
+
+def test_what_a_stage_adds_takes_five_images_and_says_how_many(made: SimpleNamespace) -> None:
+    record = made.record(networks=made.networks)
+    images, samples = made.images(), made.samples([0.9, 0.9])
+    all_parts = judge.memory_parts(record, images, samples)
+    enough = plots.memory_bars(parts=all_parts, record=record)
+    assert f"GiB ({len(images)} images)" in title(enough)
+    few_parts = judge.memory_parts(record, images[:4], samples)
+    few = plots.memory_bars(parts=few_parts, record=record)
+    assert "what a stage adds is not shown: it takes 5 images, there are 4" in title(few)
+    assert not any("added while" in name.get_text() for name in few.get_yticklabels())

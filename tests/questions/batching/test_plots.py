@@ -94,7 +94,7 @@ def policies(made: SimpleNamespace, n: int) -> dict[str, pd.DataFrame]:
     return frames
 
 
-@pytest.mark.parametrize("n", [1, 2, 60, 10_000])
+@pytest.mark.parametrize("n", [5, 60, 10_000])
 def test_gantts_hold_the_same_requests_on_one_scale(
     made: SimpleNamespace, n: int, tmp_path: Path
 ) -> None:
@@ -123,6 +123,15 @@ def test_gantts_hold_the_same_requests_on_one_scale(
     png, svg = plots.save(ax, tmp_path / "figure")
     assert png.stat().st_size > 10_000
     assert svg.stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_gantts_of_fewer_than_five_images_have_no_mean(made: SimpleNamespace, n: int) -> None:
+    ax = plots.gantts(requests=policies(made, n), record=made.record())
+    finding = f"how long {counted(n, 'request')} took is not shown: a mean takes 5 images"
+    assert finding in texts(ax)
+    for panel in ax.figure.axes[1:]:
+        assert panel.get_title("left").endswith(f"{counted(n, 'image')}, too few for a mean")
 
 
 def test_bars_stand_one_after_the_other_from_the_moment_of_the_request(

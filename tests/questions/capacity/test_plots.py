@@ -1,5 +1,6 @@
 """Plots of many loads: what is drawn, what the titles dare to say, and no data."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,6 +198,19 @@ def test_the_queue_s_share_grows_with_the_users(made: SimpleNamespace) -> None:
     assert title(one) == "waiting in the queue is 75 % of latency with 8 users"
     silent = summary.assign(queue_share=None)
     assert "no data" in texts(plots.queue_share(summary=silent, record=made.record()))
+
+
+@pytest.mark.parametrize("by", ["users", "rate"])
+def test_loads_with_fewer_than_five_images_have_no_share_and_no_goodput(
+    by: str, made: SimpleNamespace
+) -> None:
+    summary = stick(made).rename(columns={"rate": by}).assign(queue_share=0.5)
+    plot: Any = plots.queue_share if by == "users" else partial(plots.goodput_curve, slo=SLO)
+    none = plot(summary=summary.assign(ok=4), record=made.record())
+    assert "no data: no load has 5 images" in texts(none)
+    some = plot(summary=summary.assign(ok=[4, *[5] * (len(summary) - 1)]), record=made.record())
+    assert "1 load with fewer than 5 images left out" in title(some)
+    assert f"{len(summary) - 1} runs, {5 * (len(summary) - 1)} images" in texts(some)
 
 
 def foretold() -> pd.DataFrame:

@@ -248,3 +248,10 @@ def test_nights_say_which_side_is_better(made: SimpleNamespace) -> None:
             table=drawn, record=made.record(), studies=["night-1", "night-2"], metric=figure
         )
         assert f"↑ {above}" in texts(ax)
+
+
+def test_a_forest_of_many_studies_names_only_the_worse_ones(made: SimpleNamespace) -> None:
+    lines = [line("same", study="night-1"), line("same", study="night-2")]
+    worse = line("worse", study="night-3")
+    ax = plots.forest(table=table(*lines, worse), record=made.record(), against="night-0")
+    assert "night-3 worse than night-0 in 1 of 3 figures" in texts(ax).replace("\n", " ")

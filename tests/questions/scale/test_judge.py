@@ -23,7 +23,7 @@ def test_the_first_sentence_is_one_to_act_on():
     assert first == (
         "SDXL (tiny; baseline, continuous): 4 H100 keep p95 < 10 s all day "
         "(3 break it for 2.17 h (1.03 to 3.3)); "
-        "autoscaling 2 to 4 costs 29 % (26 to 32) less and breaks it for 0.167 h (0 to 1.3); "
+        "autoscaling 2 to 4 costs 29 % (26 to 32) less and breaks it for 10 min (0 to 78); "
         "1,525 images a dollar (1,462 to 1,588)."
     )
 
@@ -74,7 +74,7 @@ def test_where_days_need_very_different_numbers_the_answer_is_not_known():
     text = said(fixed=fixed)
     assert (
         "it is not known whether 2 or 4 cards keep p95 < 10 s all day: what was measured leaves "
-        "both possible; 4 do on every simulated day (3 break it for 0.167 h (0 to 1.3))"
+        "both possible; 4 do on every simulated day (3 break it for 10 min (0 to 78))"
     ) in text
     assert "The easiest simulated day needs 2 cards, the hardest 4: a longer" in text
     assert "not known whether" not in said()
