@@ -14,11 +14,12 @@ is not as it should be.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,12 +29,14 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     EDMEulerScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from benchlib.serving.model import single_files
@@ -179,6 +182,43 @@ def with_unet(
     return write, stock
 
 
+def with_vae(
+    vae: AutoencoderKL | AutoencoderTiny,
+    name: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    usual: Mapping[str, Any] | None = None,
+    upcast: bool | None = None,
+) -> tuple[Callable[[Path], dict[str, str]], Stock]:
+    """The plain model with another VAE, in a file or a folder by its name, and stock with that VAE.
+
+    `config` changes the folder's configuration, and `usual` that of the model's own VAE. `upcast`
+    is what stock must be told of a file.
+    """
+
+    def write(folder: Path) -> dict[str, str]:
+        plain().save_pretrained(folder / "model")
+        small.change_json(folder / "model/vae/config.json", **usual or {})
+        if name.endswith(".safetensors"):
+            small.save(vae.state_dict(), folder / name)
+        else:
+            vae.save_pretrained(folder / name)
+            small.change_json(folder / name / "config.json", **config or {})
+        return {"model": str(folder / "model"), "vae": str(folder / name)}
+
+    def stock(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+        changes = dict(usual or {}) | dict(config or {})
+        if upcast is not None:
+            changes["force_upcast"] = upcast
+        own = type(vae).from_config(dict(vae.config) | changes)
+        own.load_state_dict(vae.state_dict())
+        return StableDiffusionXLPipeline.from_pretrained(
+            folder / "model", vae=own.to(dtype).eval(), dtype=dtype, local_files_only=True
+        )
+
+    return write, stock
+
+
 def with_scheduler(name: str, **config: Any) -> Callable[[Path], None]:
     """Changes a folder's scheduler, as its author would."""
 
@@ -215,6 +255,50 @@ def stale_index(folder: Path) -> None:
     (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(
         '{"metadata": {}, "weight_map": {"conv_in.weight": "gone-00001-of-00002.safetensors"}}'
     )
+
+
+def with_weights(
+    part: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> Callable[[Path], None]:
+    """Changes the weights of one network of a folder."""
+
+    def rewrite(folder: Path) -> None:
+        [path] = (folder / part).glob("*.safetensors")
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def in_fp8(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        key: value.to(torch.float8_e4m3fn) if value.ndim > 1 else value
+        for key, value in weights.items()
+    }
+
+
+def in_scaled_fp8(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return in_fp8(weights) | {"conv_in.scale_weight": torch.tensor([0.5])}
+
+
+def compiled_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"_orig_mod.{key}": value for key, value in weights.items()}
+
+
+def in_4_bits(folder: Path) -> None:
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    small.change_json(folder / "unet/config.json", quantization_config=method)
+
+
+def fewer_layers_in_config(folder: Path) -> None:
+    deeper = small.small_pipeline(unet={"transformer_layers_per_block": [1, 1, 2]})
+    shutil.rmtree(folder / "unet")
+    deeper.unet.save_pretrained(folder / "unet")
+    small.change_json(folder / "unet/config.json", transformer_layers_per_block=[1, 1, 1])
+
+
+def without_merges(folder: Path) -> None:
+    (folder / "tokenizer/tokenizer.json").unlink()
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(plain().tokenizer.get_vocab()))
 
 
 def another_class(name: str) -> Callable[[Path], None]:
@@ -274,8 +358,16 @@ def base_folder() -> Path:
 def models() -> dict[str, Model]:
     """Every kind of model by its name in the table."""
     other_unet = small.small_pipeline(seed=1).unet
+    other_vae = small.small_pipeline(seed=1).vae
+    wide_vae = small.small_pipeline(seed=1, vae={"latent_channels": 16}).vae
+    tiny_vae = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
+    ).eval()
     lcm = small.small_pipeline(seed=2, unet={"time_cond_proj_dim": 32}).unet
     smaller = small.small_pipeline(seed=3, unet={"transformer_layers_per_block": [1, 1, 2]})
+    positions = {"max_position_embeddings": 248}
+    long = small.small_pipeline(text_encoder=positions, text_encoder_2=positions)
+    long.tokenizer.model_max_length = long.tokenizer_2.model_max_length = 248
     v_options = {"prediction_type": "v_prediction"}
     zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     two_levels = {
@@ -326,6 +418,18 @@ def models() -> dict[str, Model]:
             ),
             stock_folder(),
         ),
+        "texts of 248 tokens (Long-CLIP)": Model(folder_of(long), stock_folder()),
+        "UNet of a folder in fp8": Model(
+            changed_folder(with_weights("unet", in_fp8)), stock_folder()
+        ),
+        "force_zeros_for_empty_prompt: false": Model(
+            changed_folder(
+                lambda folder: small.change_json(
+                    folder / "model_index.json", force_zeros_for_empty_prompt=False
+                )
+            ),
+            stock_folder(),
+        ),
         # 2) Single files
         "file": Model(single_file(), stock_file()),
         "file in float16": Model(single_file(dtype=torch.float16), stock_file()),
@@ -337,7 +441,33 @@ def models() -> dict[str, Model]:
         # 3) Another UNet
         "UNet in a file": Model(*with_unet(other_unet, "unet.safetensors")),
         "UNet of an LCM": Model(*with_unet(lcm, "lcm.safetensors")),
-        # 4) What is no SDXL text-to-image model
+        # 4) Another VAE
+        "VAE in a file": Model(*with_vae(other_vae, "vae.safetensors")),
+        "VAE in a folder": Model(*with_vae(other_vae, "alone")),
+        "VAE fp16-fix in a file": Model(
+            *with_vae(other_vae, "sdxl-vae-fp16-fix.safetensors", upcast=False)
+        ),
+        "VAE fp16-fix in a folder": Model(
+            *with_vae(other_vae, "alone", config={"force_upcast": False})
+        ),
+        "own VAE of 2 levels": Model(*with_vae(AutoencoderKL(**two_levels).eval(), "alone")),
+        "own VAE of 5 levels": Model(*with_vae(AutoencoderKL(**five_levels).eval(), "alone")),
+        "tiny autoencoder in a folder": Model(*with_vae(tiny_vae, "alone")),
+        "VAE and model of one other scaling_factor": Model(
+            *with_vae(
+                other_vae, "alone", config={"scaling_factor": 0.5}, usual={"scaling_factor": 0.5}
+            )
+        ),
+        "VAE of another scaling_factor": Model(
+            with_vae(other_vae, "alone", config={"scaling_factor": 0.18215})[0]
+        ),
+        "VAE of other latents_mean": Model(
+            with_vae(other_vae, "alone", config={"latents_mean": [1.0] * 4})[0]
+        ),
+        "VAE of 16 channels in a file": Model(with_vae(wide_vae, "vae.safetensors")[0]),
+        "VAE of 16 channels in a folder": Model(with_vae(wide_vae, "alone")[0]),
+        "tiny autoencoder in a file": Model(with_vae(tiny_vae, "taesdxl.safetensors")[0]),
+        # 5) What is no SDXL text-to-image model
         "refiner's folder": Model(
             changed_folder(another_class("StableDiffusionXLImg2ImgPipeline"))
         ),
@@ -347,6 +477,13 @@ def models() -> dict[str, Model]:
         "Stable Diffusion 1's folder": Model(
             changed_folder(another_class("StableDiffusionPipeline"))
         ),
+        "folder in scaled fp8": Model(changed_folder(with_weights("unet", in_scaled_fp8))),
+        "folder in 4 bits (bitsandbytes)": Model(changed_folder(in_4_bits)),
+        "folder with torch.compile's names": Model(
+            changed_folder(with_weights("text_encoder", compiled_names))
+        ),
+        "folder with more layers than its config": Model(changed_folder(fewer_layers_in_config)),
+        "tokenizer without merges.txt": Model(changed_folder(without_merges)),
         "inpainting file": Model(single_file(nine_channels)),
         "file of a UNet alone": Model(single_file(only(UNET_KEY))),
         "file of a VAE alone": Model(single_file(only("first_stage_model."))),

@@ -17,6 +17,12 @@ from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.weights_files import Header
 
 UNET_PREFIX = "model.diffusion_model."
+# What the names of a UNet's weights begin with: the original ones, then those of diffusers.
+UNET_WORDS = frozenset([
+    "input_blocks", "middle_block", "output_blocks", "out", "time_embed", "label_emb",
+    "conv_in", "conv_out", "conv_norm_out", "down_blocks", "mid_block", "up_blocks",
+    "time_embedding", "add_embedding",
+])  # fmt: skip
 MARKS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
 )  # fmt: skip
@@ -38,6 +44,7 @@ _TEXT_WORDS = {
     "logit_scale", "token_embedding", "positional_embedding", "transformer", "ln_final",
     "shared", "encoder",
 }  # fmt: skip
+IN_16_BITS = "give the file in 16 bits, and let recipe='int8' or 'fp8' quantise it"
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -80,6 +87,10 @@ _RENAMED_ENCODERS = CheckpointKind(
     f"an SDXL checkpoint whose text encoders are named {OLDER_ENCODER}, as Stable Diffusion 1's",
     f"rename them to {FIRST_ENCODER} and {SECOND_ENCODER}, as SDXL's are named",
     holds="unet",
+)
+_MIXED_NAMES = CheckpointKind(
+    f"an SDXL checkpoint whose UNet has diffusers' names behind {UNET_PREFIX}",
+    f"save its UNet without {UNET_PREFIX} and give that file as unet=",
 )
 _NO_UNET = CheckpointKind("a VAE and text encoders without a UNet", "give a whole model")
 _VIDEO = CheckpointKind("a Stable Video Diffusion checkpoint", _TAKE_SDXL)
@@ -150,16 +161,13 @@ def require_kind(
             "vae": "give the VAE of an SDXL model",
         }
         raise ModelError(f"{field}: {path} is {kind.words}; {remedies[needed]}")
-    quantised = _quantised_words(header)
+    quantised = quantised_words(header)
     if quantised is not None:
-        raise ModelError(
-            f"{field}: {path} holds {quantised}; give the file in 16 bits, "
-            "and let recipe='int8' or 'fp8' quantise it"
-        )
+        raise ModelError(f"{field}: {path} holds {quantised}; {IN_16_BITS}")
     return kind
 
 
-def _quantised_words(header: Header) -> str | None:
+def quantised_words(header: Header) -> str | None:
     """How the weights are packed, if they are no plain numbers; else None."""
     if any(_QUANTISED.search(key) for key in header.shapes):
         return "quantised weights with scales of their own"
@@ -205,6 +213,8 @@ def _kind_of_unet(header: Header, unet: dict[str, tuple[int, ...]]) -> Checkpoin
         return _OLDER_UNET
     if any(".time_stack." in key for key in unet):
         return _VIDEO
+    if f"{UNET_PREFIX}conv_in.weight" in keys:
+        return _MIXED_NAMES
     if in_channels != LATENT_CHANNELS:
         purposes = {9: "for inpainting", 8: "that edits pictures (instruct-pix2pix)"}
         purpose = purposes.get(in_channels, "of another kind")

@@ -119,7 +119,8 @@ class Batch:
         given = [embedding for embedding in embeddings if embedding is not None]
         self.guidance_embedding = torch.cat(given) if given else None
         scales = [work.request.guidance_scale for work in guided_works]
-        self._guidance = torch.tensor(scales, device=device)[:, None, None, None]
+        guidance = torch.tensor(scales, device=device, dtype=torch.float32)
+        self._guidance = guidance[:, None, None, None]
 
         # 3) Lay out how the works will move
         self._movers = make_movers(self._works, device)

@@ -181,7 +181,7 @@ def read_weights(name: str, source: str, path: Path | None, pipe: Any) -> LoraWe
             "give one for SDXL, in kohya's, diffusers' or peft's format"
         ) from error
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():  # 8 bits have no such function
             raise ModelError(
                 f"loras: {name}: {path} has weights that are NaN or infinite ({key}); "
                 "download the file again, or train it anew"
@@ -303,8 +303,8 @@ def _random_weights(name: str, source: str, pipe: Any) -> LoraWeights:
         if not module_name.endswith((".to_q", ".to_k", ".to_v", ".to_out.0")):
             continue
         out, into = layer.weight.shape
-        down = torch.randn(rank, into, generator=generator) / into**0.5
-        up = torch.randn(out, rank, generator=generator) * 0.3 / rank**0.5
-        tensors[f"unet.{module_name}.lora_A.weight"] = down
-        tensors[f"unet.{module_name}.lora_B.weight"] = up
+        down = torch.randn(rank, into, generator=generator, dtype=torch.float32)
+        up = torch.randn(out, rank, generator=generator, dtype=torch.float32)
+        tensors[f"unet.{module_name}.lora_A.weight"] = down / into**0.5
+        tensors[f"unet.{module_name}.lora_B.weight"] = up * 0.3 / rank**0.5
     return LoraWeights(name, source, tensors)

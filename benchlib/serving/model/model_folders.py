@@ -13,17 +13,23 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import is_invisible_watermark_available
 
-from benchlib.serving.model.checkpoint_kinds import find_kind
+from benchlib.serving.model.checkpoint_kinds import IN_16_BITS, find_kind, quantised_words
+from benchlib.serving.model.filled_networks import is_packed, load_network
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.weights_files import count_params, read_header
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_PARTS = (
+    *NETWORKS, "tokenizer", "tokenizer_2", "scheduler", "image_encoder", "feature_extractor",
+)  # fmt: skip
 LOAD_ERRORS = (
     AttributeError, ImportError, KeyError, NameError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
@@ -32,7 +38,7 @@ LOAD_ERRORS = (
 # model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00004.safetensors, and the older
 # model-00001-of-00004.fp16.safetensors
 _WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?"
+    r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?"
     r"(?P<shard>-\d{5}-of-\d{5})?(?:\.(?P<older>[\w-]+))?\.safetensors"
 )
 _INDEX = re.compile(
@@ -84,20 +90,73 @@ def plan_folder(folder: Path, dtype: torch.dtype, *, without: Sequence[str] = ()
     is no such pipeline, or lacks weights.
     """
     index = _read_index(folder)
-    present = [name for name in NETWORKS if index.get(name, [None])[0] is not None]
-    needed = [name for name in present if name not in without]
-    for name in ("tokenizer", "tokenizer_2"):
-        if index.get(name, [None])[0] is not None:
-            _require_tokenizer(folder / name)
+    if index.get("add_watermarker") and not is_invisible_watermark_available():
+        raise ModelError(
+            f"model: {folder / 'model_index.json'} asks for a watermark; "
+            "run `pip install invisible-watermark`, or set add_watermarker to false there"
+        )
+    _require_parts(folder, index, without)
+    present = _present_parts(index)
+    needed = [name for name in NETWORKS if name in present and name not in without]
+    configurations = [folder / name / "config.json" for name in needed]
+    for path in [*configurations, folder / "scheduler/scheduler_config.json"]:
+        if not path.is_file():
+            raise ModelError(f"model: there is no file {path}; download it again")
     return _plan(folder, {name: folder / name for name in needed}, dtype)
 
 
-def _require_tokenizer(folder: Path) -> None:
-    """Raises `ModelError` if a tokenizer has no vocabulary: transformers would make an empty one."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise ModelError(
-            f"model: {folder} holds neither tokenizer.json nor vocab.json; download it again"
-        )
+def _require_parts(folder: Path, index: Mapping[str, Any], without: Sequence[str]) -> None:
+    """Raises `ModelError` unless the parts in model_index.json are there, and are libraries' own."""
+    file = folder / "model_index.json"
+    present = _present_parts(index)
+    for name in ("unet", "vae", "scheduler"):
+        if name not in present and name not in without:
+            remedy = "give a whole model" if name == "scheduler" else f"give one as {name}="
+            raise ModelError(f"model: {file} names no {name}; {remedy}")
+    for name in _PARTS:
+        if name in index and index[name] is None:
+            raise ModelError(f"model: {file} has null for {name}; write [null, null]")
+        if name not in present or name in without:
+            continue
+        library, kind = index[name]
+        if not (folder / name).is_dir():
+            raise ModelError(
+                f"model: {file} names the {kind} of the folder {name}, which is not there; "
+                "download it, or write [null, null] if the model does without"
+            )
+        if library not in ("diffusers", "transformers"):
+            raise ModelError(
+                f"model: {file} names for {name} the {kind} of its own code {library!r}, which is "
+                "not run; where it is as in SDXL, name diffusers' or transformers' class"
+            )
+    for name in ("tokenizer", "tokenizer_2"):
+        lack = vocabulary_lack(folder / name) if name in present else None
+        if lack is not None:
+            raise ModelError(f"model: {folder / name} {lack}; download it again")
+
+
+def _present_parts(index: Mapping[str, Any]) -> set[str]:
+    """The parts that a model_index.json names: neither null nor [null, null]."""
+    lists = {name: part for name, part in index.items() if isinstance(part, list) and part}
+    return {name for name, part in lists.items() if part[0] is not None}
+
+
+def vocabulary_lack(folder: Path) -> str | None:
+    """What a tokenizer's folder lacks and transformers goes on without, in words; else None.
+
+    It would make an empty vocabulary. Without merges.txt it would spell each text letter by letter.
+    """
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        path = folder / name
+        if path.is_file() and path.read_bytes()[:100].startswith(b"version https://git-lfs"):
+            return f"holds a Git LFS pointer as its {name}: run `git lfs pull` there"
+    if (folder / "tokenizer.json").is_file():
+        return None
+    if not (folder / "vocab.json").is_file():
+        return "holds neither tokenizer.json nor vocab.json"
+    if not (folder / "merges.txt").is_file():
+        return "holds vocab.json without merges.txt, so texts would be spelt letter by letter"
+    return None
 
 
 def plan_network(folder: Path, dtype: torch.dtype) -> Plan:
@@ -115,7 +174,22 @@ def _plan(folder: Path, networks: Mapping[str, Path], dtype: torch.dtype) -> Pla
         used = variant if variant in usable[name] else None
         files[name] = stored[name][used].files
         stale_indexes += stored[name][used].stale_indexes
+    for name, path in networks.items():
+        _require_plain_numbers(path, files[name])
     return Plan(folder, variant, files, stale_indexes)
+
+
+def _require_plain_numbers(folder: Path, files: Iterable[Path]) -> None:
+    """Raises `ModelError` if weights are packed, and no configuration says how to unpack them.
+
+    diffusers would take them as they are, without their scales.
+    """
+    if is_packed(folder):
+        return
+    for file in files:
+        words = quantised_words(read_header(file))
+        if words is not None:
+            raise ModelError(f"model: {file} holds {words}; {IN_16_BITS}")
 
 
 def load_folder(plan: Plan, dtype: torch.dtype, components: Mapping[str, Any]) -> Any:
@@ -123,33 +197,27 @@ def load_folder(plan: Plan, dtype: torch.dtype, components: Mapping[str, Any]) -
 
     Raises `ModelError` if diffusers can't load it.
     """
+    index = _read_index(plan.folder)
+    made = dict(components)
     with without_files(plan.folder, plan.stale_indexes) as folder:
         try:
-            pipe = StableDiffusionXLPipeline.from_pretrained(
-                folder, dtype=dtype, variant=plan.variant, local_files_only=True, **components
+            for name, files in plan.files.items():
+                library, kind = index[name]
+                own = getattr(import_module(library), kind)
+                network = load_network(own, plan.folder / name, files, dtype)
+                if network is not None:
+                    made[name] = network
+            return StableDiffusionXLPipeline.from_pretrained(
+                folder, dtype=dtype, variant=plan.variant, local_files_only=True, **made
             )
         except LOAD_ERRORS as error:
+            if isinstance(error, ModelError):
+                raise
             words = f"{error}".replace(str(folder), str(plan.folder))
+            packed = [name for name in plan.files if is_packed(plan.folder / name)]
+            if packed:
+                words += f". Its {packed[0]} is quantised: {IN_16_BITS}"
             raise ModelError(f"model: {plan.folder} can't be loaded: {words}") from error
-    for name, files in plan.files.items():
-        _require_all_weights(getattr(pipe, name), files, plan.folder / name)
-    return pipe
-
-
-def _require_all_weights(network: Any, files: Sequence[Path], place: Path) -> None:
-    """Raises `ModelError` if the files have fewer weights than the network.
-
-    transformers draws missing weights at random, and only a line in its log says so.
-    """
-    if getattr(network, "hf_quantizer", None) is not None:  # several numbers lie in one
-        return
-    found = count_params(files)
-    needed = sum(parameter.numel() for parameter in network.parameters())
-    if found < needed:
-        raise ModelError(
-            f"model: {place} has {found:,} of the {needed:,} weights of its configuration; "
-            "download it again, or give the configuration that belongs to it"
-        )
 
 
 def network_config(folder: Path, name: str) -> dict[str, Any]:
@@ -222,7 +290,7 @@ def find_weights(folder: Path) -> dict[str | None, Stored]:
     indexes: dict[str | None, Path] = {}
     for file in sorted(folder.glob("*")):
         if match := _WEIGHTS.fullmatch(file.name):
-            if match["shard"] is None:
+            if match["shard"] is None and match["stem"] == _stem(folder):
                 whole[match["variant"]] = file
         elif match := _INDEX.fullmatch(file.name):
             indexes[match["variant"] or match["older"]] = file
@@ -242,6 +310,11 @@ def find_weights(folder: Path) -> dict[str | None, Stored]:
         if not stored[variant].files:
             stored[variant].files = [file]
     return dict(stored)
+
+
+def _stem(folder: Path) -> str:
+    """How the names of a network's weights files begin: transformers' networks have another one."""
+    return "model" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def _shards(index: Path) -> list[str]:
@@ -310,6 +383,12 @@ def _usable(folder: Path, of_network: Mapping[str | None, Stored]) -> list[str |
             f"model: {folder} has only {pickles[0].name}, a pickle, which can run code when it is "
             "read; if you trust it, load the model in diffusers, call save_pretrained, and give "
             "the new folder"
+        )
+    others = sorted(folder.glob("*.safetensors"))
+    if others:
+        raise ModelError(
+            f"model: {folder} holds {others[0].name}, and diffusers reads only "
+            f"{_stem(folder)}.safetensors and its variants; rename the file"
         )
     raise ModelError(
         f"model: {folder} holds no .safetensors weights; download them, or save the model again"

@@ -201,7 +201,12 @@ def _from_folder(folder: Path, target: _Target) -> LoadedModel:
 
 def _from_plan(plan: Plan, target: _Target) -> LoadedModel:
     target.require_memory(plan.params)
-    components = target.components(partial(network_config, plan.folder))
+
+    def config_of(name: str) -> Mapping[str, Any]:
+        has_own = (plan.folder / name).is_dir()
+        return network_config(plan.folder, name) if has_own else SDXL[name]
+
+    components = target.components(config_of)
     pipe = load_folder(plan, target.dtype, components)
     return LoadedModel(pipe, {"variant": plan.variant})
 

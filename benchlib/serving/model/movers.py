@@ -85,7 +85,8 @@ class SharedMover:
             # Drawn before the UNet is called, so that a GPU need not wait for the CPU after it.
             for work in self._works:
                 if work.noise is None:
-                    work.noise = torch.randn(work.latents.shape, generator=work.generator)
+                    shape = work.latents.shape
+                    work.noise = torch.randn(shape, generator=work.generator, dtype=torch.float32)
             noises = [work.noise for work in self._works if work.noise is not None]
             self._noise = torch.cat(noises).to(self._device)
         timesteps, divisor, *_ = self._tables[self._step].unbind(0)

@@ -72,7 +72,12 @@ def _unfit_texts(pipe: Any) -> str | None:
             "give a model whose second text encoder has a tokenizer"
         )
     for tokenizer, encoder in pairs:
-        most = encoder.config.max_position_embeddings
+        most = getattr(encoder.config, "max_position_embeddings", None)
+        if most is None or not hasattr(encoder.config, "projection_dim"):
+            return (
+                f"it has a {type(encoder).__name__}, and SDXL's text encoders are CLIP's; "
+                "give an SDXL model"
+            )
         if tokenizer.model_max_length > most:
             return (
                 f"a tokenizer fills texts up to {tokenizer.model_max_length:,} tokens, and its "

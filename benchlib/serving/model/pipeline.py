@@ -132,7 +132,7 @@ class SDXLPipeline(ShownInCell):
         channels = self._pipe.unet.config.in_channels
         scale = self._pipe.vae_scale_factor
         shape = (1, channels, request.height // scale, request.width // scale)
-        noise = torch.randn(shape, generator=generator).to(self.device, text.dtype)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         sampler = (request.scheduler, request.num_inference_steps)
         schedule = self.schedules.find(*sampler)
         scheduler = self.schedules.make_scheduler(*sampler, seed)
@@ -144,7 +144,7 @@ class SDXLPipeline(ShownInCell):
             scheduler=scheduler,
             step_options=step_options(scheduler, generator),
             generator=generator,
-            latents=noise * schedule.init_noise_sigma,
+            latents=noise.to(self.device, text.dtype) * schedule.init_noise_sigma,
             text=text,
             pooled=pooled,
             time_ids=torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=self.device),

@@ -45,7 +45,7 @@ def embed_guidance(pipe: Any, request: GenerateRequest, dtype: torch.dtype) -> T
     features = pipe.unet.config.time_cond_proj_dim
     if features is None:
         return None
-    scale = torch.tensor([request.guidance_scale - 1])
+    scale = torch.tensor([request.guidance_scale - 1], dtype=torch.float32)
     embedding: Tensor = pipe.get_guidance_scale_embedding(scale, embedding_dim=features)
     return embedding.to(device=pipe.unet.device, dtype=dtype)
 

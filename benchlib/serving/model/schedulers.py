@@ -155,7 +155,7 @@ class Schedules:
         """
         if getattr(scheduler, "noise_sampler_seed", 0) is None:
             scheduler.noise_sampler_seed = 0
-        sample = torch.ones((1, 4, 8, 8), device=self._device)
+        sample = torch.ones((1, 4, 8, 8), device=self._device, dtype=torch.float32)
         options = step_options(scheduler, torch.Generator("cpu").manual_seed(0))
         timestep = scheduler.timesteps[0]
         try:

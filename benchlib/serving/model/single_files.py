@@ -32,7 +32,7 @@ from benchlib.serving.model.checkpoint_kinds import (
     CheckpointKind,
 )
 from benchlib.serving.model.model_errors import ModelError
-from benchlib.serving.model.model_folders import LOAD_ERRORS, network_config
+from benchlib.serving.model.model_folders import LOAD_ERRORS, network_config, vocabulary_lack
 from benchlib.serving.model.predictions import scheduler_by_marks
 from benchlib.serving.model.random_models import SDXL
 from benchlib.serving.model.unets import count_params_of
@@ -152,8 +152,9 @@ def _cached_configuration(hub_id: str) -> Path | None:
     needed = [f"{network}/config.json" for network in networks]
     needed += ["model_index.json", "scheduler/scheduler_config.json"]
     needed += ["tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer_config.json"]
-    complete = all((folder / name).is_file() for name in needed)
-    return folder if complete else None
+    whole = all((folder / name).is_file() for name in needed)
+    texts = all(vocabulary_lack(folder / name) is None for name in ("tokenizer", "tokenizer_2"))
+    return folder if whole and texts else None
 
 
 def _find_vocabulary(beside: Path) -> Path | None:
@@ -162,8 +163,7 @@ def _find_vocabulary(beside: Path) -> Path | None:
     places = [beside / "tokenizer", *cache.glob("models--*/snapshots/*/tokenizer")]
     places += cache.glob("models--*clip*/snapshots/*")
     for folder in places:
-        # transformers 5 writes one file where transformers 4 wrote two.
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        if vocabulary_lack(folder) is not None:
             continue
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -150,9 +150,9 @@ class MultistepSolver:
 
     def _lay_out_step(self, scheduler: Any, number: int) -> list[Tensor]:
         # 1) From here to the next noise level
-        one = torch.ones(())
-        zero = torch.zeros(())
         alpha, sigma, log_snr = _noise_level(scheduler.sigmas[number])
+        one = torch.ones_like(sigma)
+        zero = torch.zeros_like(sigma)
         next_alpha, next_sigma, next_log_snr = _noise_level(scheduler.sigmas[number + 1])
         h = next_log_snr - log_snr
         keep = next_sigma / sigma
@@ -250,7 +250,7 @@ class ConsistencySolver:
 
     def lay_out(self, scheduler: Any) -> list[Tensor]:
         alpha, next_alpha = _alphas(scheduler)
-        times = scheduler.timesteps.cpu()
+        times = scheduler.timesteps.cpu().float()
         scalings = [scheduler.get_scalings_for_boundary_condition_discrete(t) for t in times]
         skip, out = (torch.stack(numbers) for numbers in zip(*scalings, strict=True))
         signal = next_alpha.sqrt()

@@ -15,20 +15,15 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from benchlib.serving.model.checkpoint_kinds import UNET_PREFIX
+from benchlib.serving.model.checkpoint_kinds import UNET_PREFIX, UNET_WORDS
+from benchlib.serving.model.filled_networks import load_network
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, without_files
 from benchlib.serving.model.network_sources import NetworkPart, NetworkSource
 from benchlib.serving.model.unet_layouts import laid_out
 from benchlib.serving.model.weights_files import Header, read_tensors
 
-# What the names of a UNet's weights begin with: the original ones, then those of diffusers.
-_UNET_WORDS = {
-    "input_blocks", "middle_block", "output_blocks", "out", "time_embed", "label_emb",
-    "conv_in", "conv_out", "conv_norm_out", "down_blocks", "mid_block", "up_blocks",
-    "time_embedding", "add_embedding",
-}  # fmt: skip
-UNET = NetworkPart("unet", "UNet", ["UNet2DConditionModel"], (UNET_PREFIX,), frozenset(_UNET_WORDS))
+UNET = NetworkPart("unet", "UNet", ["UNet2DConditionModel"], (UNET_PREFIX,), UNET_WORDS)
 _LCM_KEY = "time_embedding.cond_proj.weight"
 
 
@@ -41,6 +36,10 @@ def load_unet(
     """
     try:
         if source.plan is not None:
+            [files] = source.plan.files.values()
+            made = load_network(UNet2DConditionModel, source.plan.folder, files, dtype)
+            if made is not None:
+                return made
             with without_files(source.plan.folder, source.plan.stale_indexes) as folder:
                 return UNet2DConditionModel.from_pretrained(
                     folder, dtype=dtype, variant=source.plan.variant, local_files_only=True

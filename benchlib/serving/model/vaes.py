@@ -18,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from benchlib.serving.model.checkpoint_kinds import VAE_PREFIXES
+from benchlib.serving.model.filled_networks import load_network
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, network_config, without_files
 from benchlib.serving.model.network_sources import NetworkPart, NetworkSource
@@ -48,6 +49,10 @@ def load_vae(source: NetworkSource, model_config: Mapping[str, Any], dtype: torc
     try:
         if source.plan is not None:
             kind = getattr(diffusers, config["_class_name"])
+            [files] = source.plan.files.values()
+            made = load_network(kind, source.plan.folder, files, dtype)
+            if made is not None:
+                return made
             with without_files(source.plan.folder, source.plan.stale_indexes) as folder:
                 return kind.from_pretrained(
                     folder, dtype=dtype, variant=source.plan.variant, local_files_only=True

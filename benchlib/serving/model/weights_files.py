@@ -49,7 +49,8 @@ def read_header(path: Path) -> Header:
                 shapes[name] = tuple(tensor.get_shape())
                 dtypes[name] = tensor.get_dtype()
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"model: {path} {_damage(path, error)}") from error
+        words = _obstacle(path) or _damage(path, error)
+        raise ModelError(f"model: {path} {words}") from error
     return Header(path, shapes, dtypes, metadata)
 
 
@@ -62,6 +63,17 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Any]:
 def count_params(files: Iterable[Path]) -> int:
     """The number of parameters in .safetensors files."""
     return sum(read_header(file).params() for file in files)
+
+
+def _obstacle(path: Path) -> str | None:
+    """Why a file can't be opened, and the remedy; None if it can."""
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {path.readlink()}, which is not there; download the file again"
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return f"can't be opened ({error.strerror}); give a file that this user may read"
+    return None
 
 
 def _damage(path: Path, error: Exception) -> str:
