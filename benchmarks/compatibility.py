@@ -370,6 +370,7 @@ def models() -> dict[str, Model]:
     long.tokenizer.model_max_length = long.tokenizer_2.model_max_length = 248
     v_options = {"prediction_type": "v_prediction"}
     zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scale = {"scaling_factor": plain().vae.config.scaling_factor}
     two_levels = {
         "block_out_channels": (32, 64),
         "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -450,8 +451,12 @@ def models() -> dict[str, Model]:
         "VAE fp16-fix in a folder": Model(
             *with_vae(other_vae, "alone", config={"force_upcast": False})
         ),
-        "own VAE of 2 levels": Model(*with_vae(AutoencoderKL(**two_levels).eval(), "alone")),
-        "own VAE of 5 levels": Model(*with_vae(AutoencoderKL(**five_levels).eval(), "alone")),
+        "own VAE of 2 levels": Model(
+            *with_vae(AutoencoderKL(**two_levels, **scale).eval(), "alone")
+        ),
+        "own VAE of 5 levels": Model(
+            *with_vae(AutoencoderKL(**five_levels, **scale).eval(), "alone")
+        ),
         "tiny autoencoder in a folder": Model(*with_vae(tiny_vae, "alone")),
         "VAE and model of one other scaling_factor": Model(
             *with_vae(

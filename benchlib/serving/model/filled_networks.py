@@ -40,9 +40,7 @@ def load_network(
     if issubclass(kind, ModelMixin):
         network = lay_out(kind.from_config, kind.load_config(folder))
     else:
-        config = kind.config_class.from_pretrained(folder, local_files_only=True)
-        config.dtype = None  # else transformers sets torch's default dtype for the layers within
-        network = lay_out(kind, config)
+        network = lay_out_encoder(kind, folder)
     if network is None:
         return None
     strange = []
@@ -73,6 +71,13 @@ def lay_out(build: Any, config: Any) -> torch.nn.Module | None:
     return network.eval()
 
 
+def lay_out_encoder(kind: Any, folder: Path) -> torch.nn.Module | None:
+    """As `lay_out`, a text encoder of CLIP by the configuration in its folder."""
+    config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    config.dtype = None  # else transformers sets torch's default dtype for the layers within
+    return lay_out(kind, config)
+
+
 def put_in(
     network: torch.nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> list[str]:
@@ -94,6 +99,18 @@ def put_in(
                 network, place, "cpu", value=tensor, dtype=dtype, clear_cache=False
             )
     return strange
+
+
+def fill(network: Any, weights: Mapping[str, Tensor], dtype: torch.dtype, path: Path) -> Any:
+    """Put all weights of a network in a single file into it, and return it.
+
+    Raises ValueError, which names the file, if some are missing.
+    """
+    put_in(network, weights, dtype)
+    missing = missing_weights(network)
+    if missing:
+        raise ValueError(f"{path} lacks the weights {missing[0]!r} of a {type(network).__name__}")
+    return network
 
 
 def missing_weights(network: torch.nn.Module) -> list[str]:

@@ -243,7 +243,7 @@ def _from_single_file(path: Path, target: _Target) -> LoadedModel:
             require_whole_vae(header, configuration)
         require_memory(header.params(), target.device, target.dtype)
         components = target.components(partial(network_config, configuration))
-        if "unet" not in target.replaced and own_config != config:
+        if "unet" not in target.replaced:
             own = NetworkSource(UNET, str(path), header, plan=None)
             components["unet"] = load_unet(own, config, target.dtype)
         pipe, predicts = load_single_file(header, configuration, target.dtype, components)

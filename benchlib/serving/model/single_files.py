@@ -21,22 +21,32 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from transformers import CLIPTextConfig, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from benchlib.serving.model.checkpoint_kinds import (
+    FIRST_ENCODER,
     PLAYGROUND,
+    SECOND_ENCODER,
     UNET_PREFIX,
     VAE_PREFIXES,
     CheckpointKind,
 )
+from benchlib.serving.model.filled_networks import fill, lay_out_encoder
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, network_config, vocabulary_lack
 from benchlib.serving.model.predictions import scheduler_by_marks
 from benchlib.serving.model.random_models import SDXL
 from benchlib.serving.model.unets import count_params_of
-from benchlib.serving.model.weights_files import Header
+from benchlib.serving.model.vaes import vae_of
+from benchlib.serving.model.weights_files import Header, read_tensors
 
 SDXL_HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 PLAYGROUND_HUB_ID = "playgroundai/playground-v2.5-1024px-aesthetic"
@@ -60,19 +70,38 @@ def load_single_file(
     Raises `ModelError` if diffusers can't load it, or if the file lacks weights.
     """
     path = header.path
+    made = dict(components)
     try:
+        if "vae" not in made:
+            made["vae"] = vae_of(header, network_config(configuration, "vae"), dtype)
+        made |= _text_encoders(header, configuration, dtype)
         pipe = StableDiffusionXLPipeline.from_single_file(
-            path, config=str(configuration), dtype=dtype, local_files_only=True, **components
+            path, config=str(configuration), dtype=dtype, local_files_only=True, **made
         )
     except LOAD_ERRORS as error:
         first_line = str(error).strip().partition("\n")[0]
-        if "meta tensor" in first_line:
-            first_line = "a network lacks weights"
         raise ModelError(
             f"model: {path} can't be read as an SDXL checkpoint: {first_line}; download it again"
         ) from error
     pipe.scheduler, prediction = scheduler_by_marks(header, pipe.scheduler)
     return pipe, prediction
+
+
+def _text_encoders(header: Header, configuration: Path, dtype: Any) -> dict[str, Any]:
+    """Both text encoders of a whole model's file. Raises ValueError if weights are missing."""
+    encoders = {}
+    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    prefixes = {"text_encoder": FIRST_ENCODER, "text_encoder_2": SECOND_ENCODER}
+    for name, kind in kinds.items():
+        prefix = prefixes[name]
+        own = read_tensors(header.path, [key for key in header.shapes if key.startswith(prefix)])
+        encoder = lay_out_encoder(kind, configuration / name)
+        if name == "text_encoder":
+            weights = {key.removeprefix(prefix): weight for key, weight in own.items()}
+        else:
+            weights = convert_open_clip_checkpoint(encoder, own, prefix=prefix)
+        encoders[name] = fill(encoder, weights, dtype, header.path)
+    return encoders
 
 
 def require_whole_unet(header: Header, config: Mapping[str, Any]) -> None:

@@ -6,17 +6,15 @@ Ignorant of the model around the UNet, but for the configuration that a file wit
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from benchlib.serving.model.checkpoint_kinds import UNET_PREFIX, UNET_WORDS
-from benchlib.serving.model.filled_networks import load_network
+from benchlib.serving.model.filled_networks import fill, lay_out, load_network
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, without_files
 from benchlib.serving.model.network_sources import NetworkPart, NetworkSource
@@ -79,15 +77,10 @@ def _load_file(header: Header, config: dict[str, Any], dtype: torch.dtype) -> UN
             "give a UNet that was made for this model, or a folder with its config.json"
         )
 
-    # 3) Load. diffusers knows original keys by their prefix, which some files lack, and its own
-    # keys only where nothing lies beside them
-    loaded = read_tensors(header.path, UNET.keys(header))
-    prefix = UNET_PREFIX if "input_blocks.0.0.weight" in header.shapes else ""
-    weights = {prefix + key: weight for key, weight in loaded.items()}
-    with tempfile.TemporaryDirectory(prefix="benchlib-") as made:
-        place = Path(made) / "unet/config.json"
-        place.parent.mkdir()
-        place.write_text(json.dumps(config))
-        return UNet2DConditionModel.from_single_file(
-            weights, config=made, subfolder="unet", dtype=dtype, local_files_only=True
-        )
+    # 3) Load. diffusers knows original keys by their prefix, which some files lack
+    weights = read_tensors(header.path, UNET.keys(header))
+    if any(key.endswith("input_blocks.0.0.weight") for key in weights):
+        prefixed = {UNET_PREFIX + key.removeprefix(UNET_PREFIX): weights[key] for key in weights}
+        weights = convert_ldm_unet_checkpoint(prefixed, config)
+    made = lay_out(UNet2DConditionModel.from_config, config)
+    return fill(made, weights, dtype, header.path)

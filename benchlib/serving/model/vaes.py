@@ -6,24 +6,22 @@ float16. Ignorant of the model around the VAE, but for the configuration that a 
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 from benchlib.serving.model.checkpoint_kinds import VAE_PREFIXES
-from benchlib.serving.model.filled_networks import load_network
+from benchlib.serving.model.filled_networks import fill, lay_out, load_network
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.model_folders import LOAD_ERRORS, network_config, without_files
 from benchlib.serving.model.network_sources import NetworkPart, NetworkSource
 from benchlib.serving.model.unets import count_params_of
-from benchlib.serving.model.weights_files import read_tensors
+from benchlib.serving.model.weights_files import Header, read_tensors
 
 _CLASSES = ["AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny"]
 _WORDS = frozenset(["encoder", "decoder", "quant_conv", "post_quant_conv"])
@@ -108,15 +106,19 @@ def _load_file(source: NetworkSource, config: dict[str, Any], dtype: torch.dtype
             "give a VAE that was made for this model, or a folder with its config.json"
         )
 
-    # 3) Load it, without the prefix that a whole model's file has
+    # 3) Load it
+    return vae_of(header, config, dtype)
+
+
+def vae_of(header: Header, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """The VAE with this configuration, with the weights of a file of its own or of a whole model.
+
+    Raises ValueError if weights are missing.
+    """
     weights = {}
     for key, weight in read_tensors(header.path, VAE.keys(header)).items():
         prefix = next((one for one in VAE_PREFIXES if key.startswith(one)), "")
         weights[key.removeprefix(prefix)] = weight
-    with tempfile.TemporaryDirectory(prefix="benchlib-") as made:
-        place = Path(made) / "vae/config.json"
-        place.parent.mkdir()
-        place.write_text(json.dumps(config))
-        return AutoencoderKL.from_single_file(
-            weights, config=made, subfolder="vae", dtype=dtype, local_files_only=True
-        )
+    if any(".mid.block_1." in key for key in weights):
+        weights = convert_ldm_vae_checkpoint(weights, config)
+    return fill(lay_out(AutoencoderKL.from_config, config), weights, dtype, header.path)
