@@ -20,7 +20,7 @@ cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check ray==2.60.0
 python3 -m venv without
-RAY_USAGE_STATS_ENABLED=0 timeout 120 venv/bin/python - "$folder" 2> log <<'PY' || { cat log; exit 1; }
+RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 timeout 120 venv/bin/python - "$folder" 2> log <<'PY' || { cat log; exit 1; }
 import os
 import subprocess
 import sys

@@ -50,7 +50,7 @@ PY
 holds=yes
 expect() { # case, words of the case, expected words
   local status=0 called="not called" trace="no trace"
-  RAY_USAGE_STATS_ENABLED=0 timeout 120 venv/bin/python script.py "$1" "$folder" > out 2> log ||
+  RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 timeout 120 venv/bin/python script.py "$1" "$folder" > out 2> log ||
     status=$?
   ! grep -q saved out || called=called
   ! grep -q 'SIGTERM received' log || trace="a trace"

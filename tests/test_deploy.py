@@ -14,10 +14,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchlib.__main__ import main
 from benchlib.serving.connection_limits import UVICORNS_LIMIT_LATER_S, ConnectionLimits
 from benchlib.serving.last_words import ENGINE_ENDED
+from benchlib.serving.standalone import Settings
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -246,3 +248,34 @@ def test_the_unit_and_the_container_start_the_server_by_options_that_exist(monke
     for words in (command.split(), json.loads(last_of("CMD"))):
         assert words[1:4] == ["-m", "benchlib", "serve"]
         assert main(words[3:]) == 0
+
+
+# ---- Kubernetes
+
+
+def test_the_probes_of_kubernetes_need_no_tool_of_the_image():
+    service = yaml.safe_load((ROOT / "deploy/kuberay.yaml").read_text())
+    cluster = service["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    containers = [one for group in groups for one in group["template"]["spec"]["containers"]]
+    assert len(containers) == 2
+    for container in containers:
+        # Without these the operator adds its own, which call wget.
+        for name in ("livenessProbe", "readinessProbe"):
+            assert container[name]["httpGet"] == {"path": "/api/healthz", "port": 52365}
+            assert "exec" not in container[name]
+    pinned = f"ray[serve]=={cluster['rayVersion']}"
+    assert pinned in (ROOT / "requirements.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("file", ["deploy/ray-serve.yaml", "deploy/kuberay.yaml"])
+def test_ray_serve_takes_its_config(file):
+    schema = pytest.importorskip("ray.serve.schema")
+    config = yaml.safe_load((ROOT / file).read_text())
+    if "spec" in config:
+        config = yaml.safe_load(config["spec"]["serveConfigV2"])
+    [application] = schema.ServeDeploySchema.model_validate(config).applications
+    assert application.import_path == "benchlib.serving.replicas.ray_ingress:build"
+    settings = Settings(**application.args)
+    assert (settings.model, settings.replicas, settings.device) == ("sdxl", 4, "cuda")
+    assert set(application.args) <= set(Settings.model_fields)

@@ -59,6 +59,12 @@ def make_ray_fleet(
             f"replicas: {count} need a GPU each, and there are {gpus}; give {gpus} or 'auto', "
             "or device='cpu'"
         )
+    if on_gpu and address is not None and count > gpus:
+        log.warning(
+            "replicas: %d need a GPU each, and the cluster has %d; the others wait until it grows",
+            count,
+            gpus,
+        )
 
     recipe = str(load_options.get("recipe"))
     if on_gpu and count > 1 and ("cudnn-tuned" in recipe or recipe.startswith("fastest")):

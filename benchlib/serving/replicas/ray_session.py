@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from benchlib.serving.worker_threads import WorkerThreads
 P = ParamSpec("P")
 T = TypeVar("T")
 
+DOOR_S = 10.0  # until a machine of a cluster must have taken a connection
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 
 _lock = threading.Lock()
@@ -145,7 +147,7 @@ class RaySession:
             with sigterm_kept():
                 ray.init(address=self._private.address, **join)
         elif self.address is not None:
-            with sigterm_kept():
+            with sigterm_kept(), told_in_words(self.address, ray.__version__):
                 ray.init(address=self.address, **join)
 
         # 3) Ray Serve, without a server for HTTP
@@ -201,6 +203,34 @@ def sigterm_kept() -> Iterator[None]:
         yield
     finally:
         answer(signal.SIGTERM, before)
+
+
+@contextmanager
+def told_in_words(address: str, version: str) -> Iterator[None]:
+    """Turn what joining the Ray at `address` raises into a ConnectionError that says what to do.
+
+    Ray raises a RuntimeError where the versions of Ray or Python differ. It says nothing of a wrong
+    token but in its log.
+    """
+    from ray.exceptions import RayError
+
+    try:
+        check_door(address)
+        yield
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        words = " ".join(str(error).split()).rstrip(".")
+        raise ConnectionError(
+            f"address: no Ray could be joined at {address!r} ({words}); it must run there, be of "
+            f"version {version}, and know this process by RAY_AUTH_MODE and RAY_AUTH_TOKEN"
+        ) from error
+
+
+def check_door(address: str) -> None:
+    """Raise OSError if nobody listens at `address`: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=DOOR_S):
+            return
 
 
 def is_ray_running() -> bool:

@@ -25,6 +25,8 @@ def check_replicas(model: object, replicas: object, address: str | None) -> None
         return
     if replicas is None:
         raise ValueError("address: it is for replicas; give replicas, too")
+    if address == "local":
+        raise ValueError("address: 'local' would begin another Ray; leave address out for that")
     if "://" in address:
         raise ValueError(
             f"address: {address!r} is for Ray's client, which is not enough; run on a machine of "

@@ -47,12 +47,14 @@ def test_replicas_that_choose_their_own_kernels_are_told_of(
     assert ("a seed's bytes may differ between replicas" in caplog.text) == is_warned
 
 
-def test_too_few_gpus_are_named(monkeypatch):
+def test_too_few_gpus_are_named(monkeypatch, caplog):
     with pytest.raises(ValueError, match=r"replicas: 3 need a GPU each, and there are 2"):
         make(monkeypatch, gpus=2, replicas=3)
     assert len(make(monkeypatch, gpus=2, replicas=3, device="cpu").replicas) == 3
+    assert not caplog.text
     # A cluster may grow.
     assert len(make(monkeypatch, gpus=2, replicas=3, address="auto").replicas) == 3
+    assert "3 need a GPU each, and the cluster has 2; the others wait" in caplog.text
 
 
 def test_a_single_gpu_can_not_be_chosen(monkeypatch):

@@ -17,6 +17,7 @@ from benchlib.serving.server import serve
         ({"replicas": 1.5}, "replicas: 1.5 is no number"),
         ({"address": "auto"}, "address: it is for replicas"),
         ({"replicas": 2, "address": "ray://head:10001"}, "address: 'ray://head:10001'"),
+        ({"replicas": 2, "address": "local"}, "address: 'local' would begin another Ray"),
     ],
 )
 def test_a_bad_argument_is_named(given, words):

@@ -1,0 +1,31 @@
+"""A Ray that can't be joined, in words. No Ray is started."""
+
+import socket
+
+import pytest
+
+pytest.importorskip("ray")
+
+from benchlib.serving.replicas.ray_session import told_in_words
+
+
+def test_nobody_at_the_address_is_told_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        words = rf"no Ray could be joined at '{address}' \(.*refused\); it must run there"
+        with pytest.raises(ConnectionError, match=words), told_in_words(address, "2.60.0"):
+            pytest.fail("Ray would have tried for minutes")
+
+
+def test_another_version_of_ray_is_told():
+    words = r"'auto' \(Version mismatch: Ray: 2.9.0\); .* of version 2.60.0"
+    with pytest.raises(ConnectionError, match=words), told_in_words("auto", "2.60.0"):
+        raise RuntimeError("Version mismatch:\n    Ray: 2.9.0\n")
+
+
+def test_who_listens_is_left_to_ray():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        with told_in_words(f"{host}:{port}", "2.60.0"):
+            pass
