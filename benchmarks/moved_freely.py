@@ -1,8 +1,9 @@
-"""What would requests wait if they could move between cards at no cost? A bound for routers.
+"""What would requests wait if they could move between cards at no cost? A mark for routers.
 
 Cards run one request or two. As long as no more requests are there than cards, each is alone. Else
 the oldest are alone, and the youngest share cards in pairs. Any request may be paused or moved to
-another card at any time, which no real card can do. Where all cards run pairs, the others wait.
+another card at any time, which no real card can do. Where all cards run pairs, the others wait. This
+is no strict bound: a pair gains little, so with few requests an order without pairs may be better.
 
 Knows seconds of requests alone, and the speed of a pair. Ignorant of routers, policies and steps.
 """

@@ -1,4 +1,4 @@
-"""The bound for routers, by hand: the oldest are alone, the youngest in pairs, and all may move."""
+"""The mark for routers, by hand: the oldest are alone, the youngest in pairs, and all may move."""
 
 import pytest
 
