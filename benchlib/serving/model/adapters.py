@@ -327,15 +327,31 @@ def _load(pipe: Any, weights: LoraWeights, key: str, into: Iterable[str]) -> lis
             }
             tensors = dict(weights.tensors)
             module = getattr(pipe, network)
-            if network == "unet":
-                pipe.load_lora_into_unet(tensors, unet=module, **options)
-            else:
-                pipe.load_lora_into_text_encoder(
-                    tensors, text_encoder=module, prefix=network, **options
-                )
+            try:
+                if network == "unet":
+                    pipe.load_lora_into_unet(tensors, unet=module, **options)
+                else:
+                    pipe.load_lora_into_text_encoder(
+                        tensors, text_encoder=module, prefix=network, **options
+                    )
+            except RuntimeError as error:
+                if "meta" not in str(error):
+                    raise
+                raise _lost(weights) from error
+            if any(parameter.is_meta for parameter in module.parameters()):
+                raise _lost(weights)
             module.eval()  # peft's layers come in training, where an adapter's dropout is on
             own_memory(module)
     return networks
+
+
+def _lost(weights: LoraWeights) -> ModelError:
+    """peft's layers get no memory while another thread's load has patched torch's modules."""
+    return ModelError(
+        f"loras: {weights.name}: {weights.source} was loaded without its numbers, as if another "
+        "thread loaded a model at the same time; load one after the other, in a new process if it "
+        "happens again"
+    )
 
 
 @contextmanager

@@ -85,10 +85,9 @@ def load_pipeline(
     on_torch_thread(torch.set_num_threads, torch_threads or usual_threads)
 
     def load() -> SDXLPipeline:
-        with warned_of_traces():
-            loaded = load_model(
-                model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet, vae=vae
-            )
+        loaded = load_model(
+            model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet, vae=vae
+        )
         fuse_adapters(loaded.pipe, plan)
         require_finite_weights(loaded.pipe, model)
         spec = {
@@ -110,7 +109,11 @@ def load_pipeline(
             loaded.pipe, spec=spec, recipes=recipes, scheduler=scheduler, loras=plan
         )
 
-    pipeline = on_torch_thread(load)
+    def load_and_look() -> SDXLPipeline:
+        with warned_of_traces():
+            return load()
+
+    pipeline = on_torch_thread(load_and_look)
     pipeline.spec["load_s"] = time.monotonic() - began_s
     return pipeline
 

@@ -26,7 +26,13 @@ _CAUSE = "as if another thread had loaded a model at the same time; load one aft
 def warned_of_traces() -> Iterator[None]:
     """Warns after the block if it left torch's defaults changed. Call it on the loading thread."""
     before = torch.get_default_dtype()
-    yield
+    try:
+        yield
+    finally:
+        _warn(before)
+
+
+def _warn(before: torch.dtype) -> None:
     left = _traces(before)
     settled_s = time.monotonic() + SETTLE_S
     while left and time.monotonic() < settled_s:
@@ -34,7 +40,7 @@ def warned_of_traces() -> Iterator[None]:
         now = _traces(before)
         left = {kind: words for kind, words in left.items() if kind in now}
     for words in left.values():
-        warnings.warn(words, RuntimeWarning, stacklevel=3)
+        warnings.warn(words, RuntimeWarning, stacklevel=5)
 
 
 def _traces(before: torch.dtype) -> dict[str, str]:

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from benchlib.serving.model import loading, whole_process
 from benchlib.serving.model.loading import load_pipeline
+from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.torch_thread import on_torch_thread
 
 from .small_models import load, our_pixels, small_pipeline
@@ -113,5 +114,20 @@ def test_modules_that_get_no_memory_any_more_are_told(monkeypatch):
     try:
         with pytest.warns(RuntimeWarning, match="makes new modules without memory"):
             load_pipeline("tiny", device="cpu").close()
+    finally:
+        patched.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_lora_that_lost_its_numbers_is_told():
+    """peft's layers are torch's modules, and another load has patched those."""
+    patched = init_empty_weights()
+    patched.__enter__()
+    try:
+        with (
+            pytest.warns(RuntimeWarning, match="makes new modules without memory"),
+            pytest.raises(ModelError, match=r"^loras: a: .* without its numbers, as if another"),
+        ):
+            load_pipeline("tiny", device="cpu", torch_threads=1, loras={"a": "random"})
     finally:
         patched.__exit__(None, None, None)
