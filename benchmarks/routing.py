@@ -48,6 +48,7 @@ from benchlib.serving.engine.policies import Task
 from benchlib.serving.engine.step_times import StepTimesBySize
 from benchlib.serving.replicas.foretold_replica import ForetoldReplica
 from benchlib.serving.replicas.routing import ROUTINGS, Router, router_named
+from benchlib.study import figure as style
 from benchlib.study.intervals import runs_interval
 from benchmarks.moved_freely import latencies_s, pair_speed
 from benchmarks.simulated_fleet import Asked, closed_loop, open_loop
@@ -287,6 +288,12 @@ def read_csv(path: Path) -> list[Row]:
     return [Row(*key, found) for key, found in values.items()]
 
 
+STYLES = {  # colour and marker of each router
+    "foretold": (style.BLUE, "o"),
+    "round-robin": (style.RED, "s"),
+    "two-choices": (style.GREEN, "D"),
+    MOVED: (style.PURPLE, "^"),
+}
 PANELS = (  # the figure, its cases, and words
     ("linear share", ("equal",), "equal requests: images/s,\nas a share of linear"),
     ("slowest tenth", ("equal",), "equal requests: slowest tenth\nover the median"),
@@ -295,14 +302,23 @@ PANELS = (  # the figure, its cases, and words
 )
 
 
+@style.styled
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Panels over the number of cards, a line for each router with intervals of the mean."""
+    """Panels over the number of cards, a line for each router with intervals of the mean.
+
+    A figure without a row has no panel.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 4), layout="constrained")
-    axes = figure.subplots(1, len(PANELS))
-    for ax, (name, cases, title) in zip(axes, PANELS, strict=True):
-        drawn = [row for row in rows if row.figure == name and row.case in cases]
+    # 1) A panel for each figure.
+    of_panels = [
+        [row for row in rows if row.figure == name and row.case in cases]
+        for name, cases, _ in PANELS
+    ]
+    shown = [pair for pair in zip(of_panels, PANELS, strict=True) if pair[0]]
+    figure = Figure(figsize=(3.7 * len(shown), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, (drawn, (name, cases, title)) in zip(axes, shown, strict=True):
         for number, routing in enumerate((*ROUTINGS, MOVED)):
             found = [row for row in drawn if row.routing == routing]
             if not found:
@@ -312,23 +328,31 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             below = [mean - low for mean, (low, _) in zip(means, spans, strict=True)]
             above = [high - mean for mean, (_, high) in zip(means, spans, strict=True)]
             cards = [row.cards * 1.03 ** (number - 1) for row in found]
+            colour, marker = STYLES[routing]
             ax.errorbar(
                 cards,
                 means,
                 (below, above),
-                marker="osD_"[number],
-                color=f"C{number}",
+                marker=marker,
+                color=colour,
                 label=routing,
                 capsize=3,
             )
         for limit in LIMITS.get((cases[0], name), NO_WORSE):
             if limit is not None:
-                ax.axhline(limit, color="0.5", linestyle="--")
+                ax.axhline(limit, color=style.GREY, linestyle="--")
         ax.set_xscale("log", base=2)
         ax.set_xticks(CARDS, [str(n) for n in CARDS])
         ax.set(title=title, xlabel="cards")
-    axes[0].legend()
-    axes[2].legend()
+        ends = ("worse", "better") if name == "linear share" else ("better", "worse")
+        style.ratio_axis(ax, "y", *ends)
+
+    # 2) One legend for all, and words.
+    routers = {}
+    for ax in axes:
+        handles, names = ax.get_legend_handles_labels()
+        routers |= dict(zip(names, handles, strict=True))
+    figure.legend(routers.values(), routers, loc="outside lower center", ncols=len(routers))
     words = "Simulated routers over the number of cards; dashed: the limit for foretold finish"
     figure.suptitle(words, fontsize="medium")
     figure.savefig(path, dpi=120, metadata={"Title": "routing", "Description": alt_text(rows)})
@@ -342,7 +366,7 @@ def alt_text(rows: Iterable[Row]) -> str:
         for row in rows
         if (row.case, row.figure) in shown
     ]
-    return "Four panels over the number of cards. " + "; ".join(parts)
+    return "Panels over the number of cards. " + "; ".join(parts)
 
 
 def decision_ms(step_times: dict[str, Any], inside: int, cards: int = 8, count: int = 500) -> float:

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from benchlib.serving.engine.policy_names import make_policy
 from benchlib.serving.engine.simulate import SimulatedTask, simulate
@@ -103,3 +104,26 @@ def test_a_long_queue_is_worked_off_as_soon_as_by_round_robin():
         open_loop(1, routing.SPECS["h200"], router_named(name), requests, seed=0)
         last_s[name] = max(asked.done_s for asked in requests)
     assert last_s["foretold"] <= 1.01 * last_s["round-robin"]
+
+
+def test_a_router_has_one_look_in_all_panels_and_an_empty_panel_is_left_out(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_args, **_options: drawn.append(figure))
+    rows = [
+        Row("equal", cards, name, "slowest tenth", [1.0, 1.1, 1.2, 1.1, 1.0])
+        for cards in (1, 2)
+        for name in ("foretold", "two-choices")
+    ]
+    rows += [Row("mixed 80%", 2, "two-choices", "p95 ratio", [1.0, 1.1, 1.2, 1.1, 1.0])]
+    routing.draw(rows, tmp_path / "routing.png")
+    (figure,) = drawn
+    both, alone = figure.axes
+    colours = [
+        container.lines[0].get_color() for container in (*both.containers, *alone.containers)
+    ]
+    assert colours[1] == colours[2] != colours[0]
+    for ax in (both, alone):
+        assert ax.get_yscale() == "log"
+        assert [text.get_text() for text in ax.texts] == ["↑ worse", "↓ better"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["foretold", "two-choices"]

@@ -153,7 +153,7 @@ def summary_of(
         (
             [(1, 9), (2, 9.1)],
             "users",
-            "throughput was at most 9.1 images/s, with 2 users",
+            "throughput hardly grows from 1 user to 2 users: 9.05 images/s, within 5 %",
         ),
         ([(1, 5), (2, 9), (4, 7)], "users", "throughput was at most 9 images/s, with 2 users"),
         # loads that are too close to each other

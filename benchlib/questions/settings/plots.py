@@ -41,7 +41,7 @@ GRID_PROMPTS = 6
 GRID_RECIPES = 9
 """How many prompts and recipes of the grid of pictures fit a page."""
 
-CELL_HEIGHT = 1.12
+CELL_HEIGHT = 1.2
 """The height of a picture and the words below it, in widths of a picture."""
 
 TO_THE_LEFT = 0.55
@@ -368,14 +368,15 @@ def _draw_picture(
     if not pair.identical:
         text = f"SSIM {pair.ssim:.3f}"
         if pair.flip is not None:
-            text += f", FLIP {pair.flip:.3f}"
+            text += f"\nFLIP {pair.flip:.3f}"
     ax.text(
         left + wide / 2,
         top + high + 0.01,
         text,
         ha="center",
         va="top",
-        fontsize=6,
+        fontsize=7.5,
+        linespacing=1.05,
     )
 
 
@@ -486,8 +487,8 @@ def _draw_setting(
         markersize=8,
         label=label,
     )
-    # Neighbours in rank may stand in one place, so their numbers stand on different sides.
-    beside = (6, 5) if rank % 2 else (-13, -10)
+    # Neighbours may stand in one place, so four in a row have their numbers on four sides.
+    beside = ((6, 5), (-13, -10), (-13, 5), (6, -10))[(rank - 1) % 4]
     figure.label_point(ax, spot, str(rank), beside, color=figure.ink(colour))
 
 
