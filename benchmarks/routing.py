@@ -344,6 +344,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         ax.set_xscale("log", base=2)
         ax.set_xticks(CARDS, [str(n) for n in CARDS])
         ax.set(title=title, xlabel="cards")
+        ax.margins(y=0.16)  # room for the words at both ends
         ends = ("worse", "better") if name == "linear share" else ("better", "worse")
         style.ratio_axis(ax, "y", *ends)
 
