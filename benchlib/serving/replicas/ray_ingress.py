@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from benchlib.serving.engine.faults import reason_of
 from benchlib.serving.replicas.fleet import Fleet
 from benchlib.serving.replicas.ray_deployment import ReplicaPlan
 from benchlib.serving.replicas.ray_launcher import make_deployment
@@ -44,9 +45,18 @@ class Front:
 
     def __init__(self, arguments: dict[str, Any], *_replicas: object) -> None:
         self.settings = Settings(**arguments)
+        self.fleet: Fleet | None = None
+
+    def check_health(self) -> None:
+        """Raise if the fleet has ended: Ray Serve must not call it healthy, and makes another."""
+        if self.fleet is not None and self.fleet.failure is not None:
+            raise RuntimeError(reason_of(self.fleet.failure))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The app, which Ray Serve asks for by this name."""
+        """The app, which Ray Serve asks for by this name, once the model is loaded and warm.
+
+        Raises what loading has raised, so that `serve status` tells it and the deployment fails.
+        """
         application = serve.get_replica_context().app_name
         count = self.settings.replicas
         assert isinstance(count, int)
@@ -54,8 +64,11 @@ class Front:
             RayReplica(str(number), application, deployment_name(number), Deployed())
             for number in range(count)
         ]
-        fleet = Fleet(replicas, self.settings.engine_options())
+        fleet = self.fleet = Fleet(replicas, self.settings.engine_options())
         fleet.start()  # the app would begin once uvicorn listens, and there is none here
+        fleet.settled.wait()
+        if fleet.failure is not None:
+            raise fleet.failure
         return app_before(fleet, self.settings)
 
 
