@@ -396,8 +396,7 @@ def best_batch(candidates: Ints, tasks: Tasks, planned: CallSeconds, present: in
     decode_s = 0.0
     step_alone_s = 0.0
     steps_alone_s = 0.0
-    least_cost = math.inf
-    best = 1
+    slownesses = np.empty(len(candidates))
     for place in range(len(candidates)):
         # 1) One more member
         b = place + 1
@@ -429,10 +428,71 @@ def best_batch(candidates: Ints, tasks: Tasks, planned: CallSeconds, present: in
         slowness = 1.0
         if one_by_one_s:
             slowness = together_s / one_by_one_s
+        slownesses[place] = slowness
 
-        # 3) Its cost
+    # 3) The batch of least cost
+    if are_equal(candidates, tasks):
+        return best_of_equals(slownesses, present)
+    return best_of_mix(slownesses, present)
+
+
+@machine_code
+def are_equal(candidates: Ints, tasks: Tasks) -> bool:
+    """Whether all have the same rows and steps left, and all have begun or none."""
+    first = candidates[0]
+    first_waits = math.isnan(tasks.begun_s[first])
+    for task in candidates[1:]:
+        if tasks.rows[task] != tasks.rows[first]:
+            return False
+        if tasks.steps_left[task] != tasks.steps_left[first]:
+            return False
+        if math.isnan(tasks.begun_s[task]) != first_waits:
+            return False
+    return True
+
+
+@machine_code
+def best_of_mix(slownesses: Floats, present: int) -> int:
+    """`cheapest_of_mix` of `batch_costs.py` says why."""
+    least_cost = math.inf
+    best = 1
+    for place in range(len(slownesses)):
+        b = place + 1
+        slowness = slownesses[place]
         cost = (1 + b / present) * slowness + present / 2 * (slowness * slowness)
         if cost < least_cost:
             least_cost = cost
             best = b
     return best
+
+
+@machine_code
+def best_of_equals(slownesses: Floats, present: int) -> int:
+    """`cheapest_of_equals` of `batch_costs.py` says why."""
+    # 1) The fastest even split
+    most = len(slownesses)
+    least_slowness = math.inf
+    for b in range(1, most + 1):
+        if is_even_split(b, most):
+            least_slowness = min(least_slowness, slownesses[b - 1])
+
+    # 2) The batch of least cost
+    least_cost = math.inf
+    best = 1
+    for b in range(1, most + 1):
+        slowness = slownesses[b - 1]
+        spare = present * least_slowness - (present - 1) * slowness
+        if spare <= 0 or not is_even_split(b, most):
+            continue
+        cost = (1 + b / present) * slowness / spare
+        if cost < least_cost:
+            least_cost = cost
+            best = b
+    return best
+
+
+@machine_code
+def is_even_split(b: int, most: int) -> bool:
+    """Whether b is the largest batch of an even split of `most` requests."""
+    batches = -(-most // b)
+    return -(-most // batches) == b

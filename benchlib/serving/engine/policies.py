@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Generic, Protocol, TypeVar
 
+from benchlib.serving.engine.batch_costs import cheapest_of_equals, cheapest_of_mix
 from benchlib.serving.engine.step_times import Size, Times
 
 Lora = str | None  # an adapter with its scale; None is the model without any
@@ -127,7 +128,8 @@ class Continuous:
 
     **The batch**: requests of the same size and adapter join the first, short ones before long ones.
     `_best_batch` lets them join as long as that lowers the estimated mean time of all requests.
-    It weighs encoding and decoding, too, which dominate where steps are few.
+    It weighs encoding and decoding, too, which dominate where steps are few. If all that could join
+    are alike, a long queue takes the batch of most images per second.
     """
 
     times: Times
@@ -171,18 +173,12 @@ class Continuous:
     def _best_batch(
         self, candidates: list[AnyTask], alone_s: dict[Kind, float], present: int
     ) -> list[AnyTask]:
-        """The first b of `candidates`: the b of least cost for the n requests that are `present`.
+        """The first b of `candidates`: the b of least cost for all requests that are `present`.
 
-        A batch of b takes `slowness` times as long as running its b members one by one. The mean
-        finishing time of the n requests is then proportional to (1 + b / n) * slowness: sharing
-        delays the requests at the front. Requests that come later wait for the rest of the queue,
-        so their time is proportional to slowness ** 2. It is weighted by their number, which is
-        unknown; n/2 stands for it. So without any gain the best batch is one request. A small gain
-        is taken only in a long queue.
-
-        Both times are those of all that the members still need. Newcomers are encoded together, and
-        members that have equally many steps left are decoded together. With few steps these calls
-        may decide.
+        A batch of b takes `slowness` times as long as running its b members one by one. Both times
+        are those of all that the members still need. Newcomers are encoded together, and members
+        that have equally many steps left are decoded together. With few steps these calls may
+        decide. `batch_costs.py` says what a slowness costs.
         """
         size, lora = candidates[0].size, candidates[0].lora
         times = self.times(size)
@@ -192,8 +188,7 @@ class Continuous:
         encode_s = decode_s = 0.0  # of the batch
         step_alone_s = steps_alone_s = 0.0  # of its members: one step each, and all steps
         leave_together: dict[int, int] = {}  # how many members have so many steps left
-        least_cost = inf
-        best = 1
+        slownesses: list[float] = []
         for b, task in enumerate(candidates, 1):
             # 1) One more member
             rows += task.rows
@@ -214,10 +209,10 @@ class Continuous:
             together_s = encode_s + steps_alone_s * step_slowness + decode_s
             one_by_one_s = newcomers * encode_alone_s + steps_alone_s + b * decode_alone_s
             slowness = together_s / one_by_one_s if one_by_one_s else 1.0
+            slownesses.append(slowness)
 
-            # 3) Its cost. A product rounds as it does in machine code (lane.py); a power does not
-            cost = (1 + b / present) * slowness + present / 2 * (slowness * slowness)
-            if cost < least_cost:
-                least_cost = cost
-                best = b
+        # 3) The batch of least cost
+        phases = {(task.rows, task.steps_left, task.begun) for task in candidates}
+        cheapest = cheapest_of_equals if len(phases) == 1 else cheapest_of_mix
+        best = cheapest(slownesses, present)
         return candidates[:best]

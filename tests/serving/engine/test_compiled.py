@@ -133,6 +133,31 @@ def test_it_equals_the_simulation_in_python(kinds, planned, actual, rules):
     assert not simulated.overflowed
 
 
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 20), st.integers(1, 12), pairs, st.integers(1, MOST))
+def test_a_queue_of_equals_is_the_same_in_python(number, steps, pair, max_batch_size):
+    rules = {"batching": "continuous", "max_batch_size": max_batch_size, "max_wait_s": 0.0}
+    requests = equal_requests([0.0] * number, steps)
+    costs = cost_tables(pair, MOST)
+    simulated = simulate_requests(requests=requests, planned=costs, actual=costs, **rules)
+    begun_s, done_s = one_by_one(requests, pair, pair, **rules)
+    np.testing.assert_allclose(simulated.begun_s, begun_s, rtol=1e-9)
+    np.testing.assert_allclose(simulated.done_s, done_s, rtol=1e-9)
+
+
+def test_a_closed_loop_of_eight_equals_runs_eight_at_once():
+    # One H100, SDXL: 27 ms to encode eight, 20 steps of 294 ms, and 330 ms to decode.
+    times = StepTimes(
+        {2: 0.044, 4: 0.079, 8: 0.153, 16: 0.294},
+        {1: 0.010, 2: 0.012, 4: 0.017, 8: 0.027},
+        {1: 0.045, 2: 0.086, 4: 0.168, 8: 0.330},
+    )
+    requests = made([(0, 20, 2, 0, 0)] * 24)
+    simulated = run("continuous", requests, times, max_batch_size=8, users=8)
+    round_s = 0.027 + 20 * 0.294 + 0.330
+    np.testing.assert_allclose(simulated.done_s, np.repeat([1, 2, 3], 8) * round_s)
+
+
 @settings(deadline=None)
 @given(kinds, pairs, rules, st.integers(1, 6), st.one_of(halves, any_seconds))
 def test_a_closed_loop_equals_an_open_one_with_its_arrivals(kinds, pair, rules, users, think_s):

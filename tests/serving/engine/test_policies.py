@@ -94,6 +94,50 @@ def test_a_small_gain_is_taken_in_a_long_queue_only():
     ] == [1, 1, 1, 3, 8]
 
 
+# A large batch gains little per image: one H100, SDXL of 1024x1024 pixels, two rows a request.
+LITTLE_GAIN = StepTimes({2: 0.044, 4: 0.079, 8: 0.153, 16: 0.294}, {1: 0.0}, {1: 0.0})
+
+
+def shared(tasks: Sequence[SimulatedTask], times: StepTimes) -> int:
+    """How many of `tasks` step together, of at most eight."""
+    policy = make_policy("continuous", lambda _: times, max_batch_size=8, max_wait_s=0)
+    return len(policy.turn(tasks, 0.0).step)
+
+
+def test_a_long_queue_of_equals_takes_the_fastest_batch_and_a_short_one_the_soonest_answers():
+    # Slownesses: 294/352 = 0.835 (8), 153/176 = 0.869 (4), 0.879 (3), 79/88 = 0.898 (2), 1 (1).
+    # Eight of eight cost 2 * 0.835 / 0.835 = 2, and four 1.5 * 0.869 / (6.68 - 6.09) = 2.19.
+    # Four of four cost 2, and two 1.5 * 0.898 / (3.48 - 2.69) = 1.72.
+    # Two of two cost 2, and one 1.5 / (1.80 - 1) = 1.89.
+    chosen = [shared([task(0, 20, rows=2) for _ in range(n)], LITTLE_GAIN) for n in (1, 2, 4, 8)]
+    assert chosen == [1, 1, 2, 8]
+
+
+def test_a_pair_must_gain_a_seventh():
+    # The pair costs 2, and one alone 1.5 * r / (2 - r), where r is the gain. They are equal at 8/7.
+    for gain, together_ in ((1.14, 1), (1.145, 2)):
+        times = StepTimes({1: 1.0, 2: 2 / gain}, {1: 0.0}, {1: 0.0})
+        assert shared([task(0, 9), task(0, 9)], times) == together_
+
+
+def test_equals_are_split_evenly():
+    # Six of eight would cost 1.75 * 6.6 / 6 / (8 * 1.09 - 7 * 1.1) = 1.887: less than eight, which
+    # cost 2, and less than four, which cost 1.5 * 1.25 / (8 * 1.09 - 7 * 1.25) = infinitely much.
+    step_s = {1: 1.5, 2: 2.8, 3: 4.0, 4: 5.0, 5: 5.9, 6: 6.6, 7: 7.68, 8: 8.72}
+    times = StepTimes(step_s, {1: 0.0}, {1: 0.0})
+    assert shared([task(0, 9) for _ in range(8)], times) == 8
+
+
+def test_requests_of_other_phases_or_lengths_are_weighed_as_a_mix():
+    # Three cost (1 + 3/8) * 0.879 + 4 * 0.879 ** 2 = 4.30, four 4.32, and eight 4.46.
+    def some(n: int, steps: int, begun: bool = False) -> list[SimulatedTask]:
+        return [SimulatedTask(SMALL, 2, steps, 0.0, begun) for _ in range(n)]
+
+    assert shared([*some(4, 20), *some(4, 20, begun=True)], LITTLE_GAIN) == 3
+    assert shared([*some(4, 20), *some(4, 21)], LITTLE_GAIN) == 3
+    assert shared(some(8, 20, begun=True), LITTLE_GAIN) == 8
+
+
 def test_few_steps_are_shared_for_the_sake_of_one_encoding_or_decoding():
     no_gain = {1: 1.0, 2: 2.0}
     for times in (
