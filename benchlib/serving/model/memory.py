@@ -144,4 +144,6 @@ def decode_peak_gib(vae: Any, width: int, height: int, images: int) -> float:
         height = min(height, vae.tile_sample_min_size)
     widest = vae.config.block_out_channels[:2][-1]
     values = 4 * widest * images * width * height
-    return float(values * vae.dtype.itemsize / GIB)
+    # `vae.dtype` would look at all parameters, which takes as long as a small image's answer.
+    itemsize = next(vae.parameters()).dtype.itemsize
+    return float(values * itemsize / GIB)
