@@ -168,7 +168,7 @@ class Decision(ShownInCell):
                     f"It is not shown to differ from {self.runner_up}: {ratio} its capacity."
                 )
             elif self.shown is None:
-                why = _why_open(best, second)
+                why = why_open(best, second)
                 lines.append(f"It is not shown to differ from {self.runner_up}: {why}.")
             if self.reason is not None:
                 lines.append(f"{self.best} is recommended, as it {self.reason}.")
@@ -238,7 +238,7 @@ def _confirmed_words(row: Mapping[Any, Any]) -> str:
     return f"{foretold}. It is not confirmed under load: {reason}."
 
 
-def _why_open(best: Mapping[Any, Any], second: Mapping[Any, Any]) -> str:
+def why_open(best: Mapping[Any, Any], second: Mapping[Any, Any]) -> str:
     """Why two settings could not be compared."""
     open_ones = [row["setting"] for row in (best, second) if not row["confirmed"]]
     if len(open_ones) == FINALISTS:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from benchlib.questions.settings.judge import BASELINE, Decision, capacity_words
+from benchlib.questions.settings.judge import BASELINE, Decision, capacity_words, why_open
 from benchlib.study import figure
 from benchlib.study.picture_quality import CHANGED, NOT_SHOWN, Pair, visibly_differs
 from benchlib.study.wording import counted, number, span, words
@@ -546,4 +546,7 @@ def _decision_finding(decision: Decision) -> str:
         finding += f"; {ratio} the capacity of the next"
     elif decision.runner_up:
         finding += f"; not shown to beat {decision.runner_up}"
+        if decision.shown is None:
+            why = why_open(best, decision.row(decision.runner_up))
+            finding += f": {why}"
     return finding

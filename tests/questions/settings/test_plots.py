@@ -195,7 +195,7 @@ def test_a_limit_is_drawn_where_it_is_near_and_told_where_it_is_far(three, made)
 def test_the_decision_says_what_is_not_shown(setting, made):
     ax = draw(setting.frame(setting.row("a", 5.0), setting.row("b", 4.0)), made)
     assert "it should keep p95 < 2 s up to 5 images/s (4.5 to 5.5) with 2 GiB" in title(ax)
-    assert "not shown to beat b, serial" in title(ax)
+    assert "not shown to beat b, serial: neither is confirmed under load" in title(ax)
     assert "no setting is left" in title(draw(setting.frame(setting.row("a", 5.0)), made, 1.0))
 
 
