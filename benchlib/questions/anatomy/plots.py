@@ -60,6 +60,7 @@ MOST_WIDE_NAMES = 6
 """Names such as 1024x1024 of more sizes than these take two lines, or they would meet."""
 LEAST_GAP = 0.13
 """Two names of sizes need so much of the axis between them."""
+NEAR_LIMIT = 75  # per cent: beside a longer bar, the words would cross the limit
 MANY_DOTS = 2000  # more of them are stored in an SVG as one image
 NO_IMAGE = "no image was measured"
 Record = dict[str, Any]
@@ -539,7 +540,9 @@ def arithmetic_bars(
         gflop_per_s = number(1000 * row["tflop_per_s"])
         limit = number(1000 * row["limit_tflop_per_s"])
         rates = f"{gflop_per_s} of {limit} GFLOP/s"
-        figure.label_point(ax, (end, place), rates, (5, 0), va="center")
+        crosses = NEAR_LIMIT < end < 100
+        beside = 100 if crosses else end
+        figure.label_point(ax, (beside, place), rates, (5, 0), va="center")
     ax.axvline(100, color=figure.RED, linestyle="--", linewidth=1.5)
     ax.text(
         100,

@@ -155,6 +155,23 @@ def test_disturbed_arithmetic_is_drawn_as_measured_and_not_claimed(made: SimpleN
     assert ax.patches[0].get_width() == pytest.approx(2)
 
 
+@pytest.mark.parametrize(("share", "beside"), [(0.3, 30), (0.9, 100), (1.1, 110)])
+def test_the_words_beside_a_bar_do_not_cross_the_limit(
+    made: SimpleNamespace, share: float, beside: float
+) -> None:
+    row = {
+        "part": "VAE decode",
+        "dtype": "float32",
+        "tflop_per_s": 0.1 * share,
+        "limit_tflop_per_s": 0.1,
+        "share": share,
+        "share_interval": None,
+    }
+    ax = plots.arithmetic_bars(shares=pd.DataFrame([row]), record=made.record())
+    [rates] = [text for text in ax.texts if "GFLOP/s" in text.get_text()]
+    assert rates.xy[0] == pytest.approx(beside)
+
+
 def test_what_a_stage_adds_takes_five_images_and_says_how_many(made: SimpleNamespace) -> None:
     record = made.record(networks=made.networks)
     images, samples = made.images(), made.samples([0.9, 0.9])
