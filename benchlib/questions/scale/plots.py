@@ -204,6 +204,9 @@ def cost_against_promise(*, outlook: DayOutlook, record: Record, ax: Axes | None
     # 1) Draw
     fixed = "a fixed number of cards"
     scaled = "autoscaled; target: ongoing requests a card"
+    if outlook.scaled:
+        first = outlook.scaled[0]  # all have the same bounds
+        scaled = f"autoscaled {first.least} to {first.most}; target: ongoing requests a card"
     _draw_fleets(ax, outlook.fixed, outlook, figure.BLUE, "o", fixed)
     _draw_fleets(ax, outlook.scaled, outlook, figure.ORANGE, "D", scaled)
     ax.axhline(0, color=figure.GREEN, linewidth=1.2, zorder=0)
@@ -264,7 +267,7 @@ def _is_cut(ax: Axes, fleets: tuple[FleetDays, ...]) -> bool:
 def _short_name(fleet: FleetDays, outlook: DayOutlook) -> str:
     if fleet.target_ongoing is None:
         return outlook.cards_words(fleet)
-    return f"{fleet.least} to {fleet.most}, target {number(fleet.target_ongoing)}"
+    return f"target {number(fleet.target_ongoing)}"
 
 
 def _cost_finding(outlook: DayOutlook) -> str:
