@@ -29,7 +29,8 @@ class Figure:
     """A figure's value in each repetition, and the limits, both included, of their median.
 
     With `by_interval` a limit is broken only if the whole interval is beyond the limit.
-    `not_measured` is the reason why there are no values.
+    `not_measured` is the reason why there are no values. `own_interval` is one that does not come
+    from the repetitions.
     """
 
     case: str
@@ -39,6 +40,7 @@ class Figure:
     high: float | None = None
     by_interval: bool = False
     not_measured: str | None = None
+    own_interval: tuple[float, float] | None = None
 
     @classmethod
     def once(
@@ -48,9 +50,10 @@ class Figure:
         value: float,
         low: float | None = None,
         high: float | None = None,
+        own_interval: tuple[float, float] | None = None,
     ) -> Figure:
         """A figure that is measured a single time."""
-        return cls(case, name, [value], low, high)
+        return cls(case, name, [value], low, high, own_interval=own_interval)
 
     @property
     def value(self) -> float | None:
@@ -62,6 +65,8 @@ class Figure:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The median's interval of at least 95 % for any distribution; None below six values."""
+        if self.own_interval is not None:
+            return self.own_interval
         low, high = order_ranks(len(self.values), 0.5)
         if low < 1:
             return None

@@ -2,24 +2,33 @@
 
     python -m benchmarks.scale --gpus 1,2,4 --model sdxl-random --results results/reference-scale
     python -m benchmarks.scale --part mixed --gpus 4 --results results/reference-scale
-    python -m benchmarks.scale --quick                    # two replicas of `tiny` on the CPU
+    python -m benchmarks.scale --quick --results folder   # two replicas of `tiny` on the CPU
     python -m benchmarks.scale --table --results results/reference-scale
 
 | part   | load                                                       | shows                          |
 |--------|------------------------------------------------------------|--------------------------------|
 | linear | closed loop, eight users a card, equal requests            | images/s over one card's       |
 | tails  | the same run                                               | slowest tenth over the median  |
-| mixed  | Poisson at 80 % of capacity, 10 to 50 steps, same arrivals | p95 over round robin's         |
 | bytes  | the same seeds, one request a card at a time               | equal files on 1, 2 and 4      |
-| files  | as linear, but the images are sent as PNG                  | what encoding takes of the host |
 | kill   | the same seeds, two a card, and a replica is killed on the way | nothing lost, equal files  |
+| mixed  | Poisson at 80 % of capacity, 10 to 50 steps, same arrivals | p95 over round robin's         |
+| files  | as linear, but the images are sent as PNG                  | what encoding takes of the host |
+
+Kill and files are measured on the largest number of cards alone.
 
 Figures go to <results>/scale.jsonl as soon as they are measured, and the rows of all requests to
-<results>/rows.jsonl. A part that has ended for a number of GPUs is not measured again. With
-`--budget` no part begins that would take longer than what is left of those seconds.
+<results>/rows.jsonl, from which the table makes its intervals of 95 %. A part that has ended for a
+number of GPUs is not measured again. With `--budget` no part begins that would take longer than what
+is left of those seconds.
 
-One card's images/s are those of a server with one replica, started by the same call. A server with
-one card and one with two run beside each other, and are loaded one after the other.
+| interval of       | method                                                                         |
+|-------------------|--------------------------------------------------------------------------------|
+| share of linear   | images/s by windows of WINDOW_S, taken as independent; delta method, Student's t |
+| slowest tenth     | bootstrap of blocks of eight images, in order of their ends                    |
+| mixed p95 ratio   | bootstrap of blocks of MIXED_BLOCK arrivals, the same ones under both routers  |
+
+One card's images/s are those of a server with one replica, started by the same call. On GPUs,
+servers with fewer cards than the largest run and are measured beside each other, on cards of their own.
 
 Knows servers and load from outside; ignorant of how requests are routed.
 """
@@ -29,32 +38,43 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import statistics
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import httpx
 import numpy as np
+import pandas as pd
 import psutil
 
 import benchlib as bl
 from benchlib.machine import describe_git, describe_machine, describe_packages
 from benchlib.serving.replicas.routing import ROUTINGS
+from benchlib.study.intervals import runs_interval
 from benchmarks.figures import Figure, print_table
+from benchmarks.run_intervals import (
+    FEWEST_WINDOWS,
+    Floats,
+    Whole,
+    block_interval,
+    made_by_window,
+    ratio_of_means,
+)
 from benchmarks.seeded_images import Fetched, fetch_all
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-PARTS = ("linear", "tails", "bytes", "mixed", "files", "kill")
+PARTS = ("linear", "tails", "bytes", "kill", "mixed", "files")
+ON_MOST = ("kill", "files")  # on the largest number of cards alone
 USERS = 8  # a card
 EQUAL_STEPS = 20
 MIXED_STEPS = tuple(range(10, 51, 5))
@@ -62,22 +82,26 @@ LOAD = 0.8
 LINEAR = (0.97, None)
 SLOWEST_TENTH = (None, 1.15)
 OVER_ROUND_ROBIN = (None, 0.75)
-FILES_ON = (1, 4)  # cards
+WINDOW_S = 6.0
+MIXED_BLOCK = 22  # arrivals: those of some 8 s with four cards
 NEEDED = (("mixed", "linear", "images_per_s"), ("kill", "bytes", "digests"))
-GAP_S = 0.1
 FEWEST = 8  # rows that have a percentile
 KILL_AFTER = 0.25  # of a pass over the seeds
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Seconds and numbers of the parts. `start_s` is how long a server may take to start."""
+    """Seconds and numbers of the parts. `start_s` is how long a server may take to start.
+
+    A router gets `mixed_images`, but no more than come in `mixed_s`.
+    """
 
     warmup_s: float = 6.0
-    equal_s: float = 30.0
-    mixed_s: float = 45.0
+    equal_s: float = 60.0
+    mixed_images: int = 112
+    mixed_s: float = 60.0
     files_s: float = 12.0
-    seeds: int = 24
+    seeds: int = 16
     back_s: float = 60.0
     start_s: float = 60.0
     equal_steps: int = EQUAL_STEPS
@@ -87,6 +111,7 @@ class Lengths:
 QUICK = Lengths(
     warmup_s=0.5,
     equal_s=5.0,
+    mixed_images=40,
     mixed_s=4.0,
     files_s=1.0,
     seeds=8,
@@ -105,22 +130,32 @@ class Notes:
         folder.mkdir(parents=True, exist_ok=True)
         self.end_s = None if budget_s is None else time.monotonic() + budget_s
         self.lines = read_lines(folder / "scale.jsonl")
+        self._lock = threading.Lock()
 
     def write(self, part: str, gpus: int, what: str, value: Any, **more: Any) -> None:
         """Keep a figure, and print it."""
         line = {"part": part, "gpus": gpus, "what": what, "value": value, **more}
-        self.lines.append(line)
-        with (self.folder / "scale.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._lock:
+            self.lines.append(line)
+            with (self.folder / "scale.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         if what != "machine":
             print(f"{part} on {gpus}: {what} {value} {more or ''}", flush=True)
 
-    def write_rows(self, part: str, gpus: int, case: str, rows: pd.DataFrame) -> None:
-        """Keep the rows of a run."""
-        with (self.folder / "rows.jsonl").open("a", encoding="utf-8") as file:
+    def write_rows(self, part: str, gpus: int, case: str, run: str, rows: pd.DataFrame) -> None:
+        """Keep the rows of a run, whose name is `run`."""
+        mark = {"part": part, "gpus": gpus, "case": case, "run": run}
+        with self._lock, (self.folder / "rows.jsonl").open("a", encoding="utf-8") as file:
             for row in json.loads(rows.to_json(orient="records")):
-                mark = {"part": part, "gpus": gpus, "case": case}
                 file.write(json.dumps(mark | row) + "\n")
+
+    def read_rows(self, part: str, gpus: int, case: str) -> pd.DataFrame:
+        """The answered rows of the latest run of a case, in the order of their ends."""
+        mark = {"part": part, "gpus": gpus, "case": case}
+        every = read_lines(self.folder / "rows.jsonl")
+        rows = [row for row in every if mark.items() <= row.items()]
+        latest = rows[-1].get("run") if rows else None
+        return answered(pd.DataFrame([row for row in rows if row.get("run") == latest]))
 
     def has_ended(self, part: str, gpus: int) -> bool:
         """Whether `part` has been measured on so many cards."""
@@ -140,11 +175,12 @@ class Notes:
         self.write(part, gpus, "left out", words)
         return False
 
-    def value(self, part: str, gpus: int, what: str) -> Any:
+    def value(self, part: str, gpus: int, what: str, case: str | None = None) -> Any:
         """The latest value of a figure, or None."""
         found = None
         for line in self.lines:
-            if (line["part"], line["gpus"], line["what"]) == (part, gpus, what):
+            names = (line["part"], line["gpus"], line["what"], line.get("case"))
+            if names == (part, gpus, what, case):
                 found = line["value"]
         return found
 
@@ -221,7 +257,10 @@ def replica_processes() -> dict[int, str]:
 
 
 class Bench:
-    """One server with some replicas, and what is measured on it."""
+    """One server with some replicas, and what is measured on it.
+
+    `beside` are the cards of the servers that are measured at the same time.
+    """
 
     def __init__(
         self,
@@ -231,6 +270,7 @@ class Bench:
         gpus: int,
         routings: Sequence[str],
         results: str,
+        beside: Sequence[int] = (),
     ) -> None:
         self.notes = notes
         self.lengths = lengths
@@ -238,6 +278,7 @@ class Bench:
         self.gpus = gpus
         self.routings = routings
         self.results = results  # of whole runs
+        self.beside = list(beside)
 
     def run(self, part: str, case: str, arrivals: Any, workload: bl.Workload, **more: Any) -> Any:
         """Make a run; keep its rows, and what the host did meanwhile."""
@@ -253,8 +294,9 @@ class Bench:
             **more,
         )
         cores = share.cores()
-        self.notes.write_rows(part, self.gpus, case, kept_columns(run.requests))
-        self.notes.write(part, self.gpus, "host_cores", cores, case=case)
+        rows = kept_columns(run.requests)
+        self.notes.write_rows(part, self.gpus, case, run.path.name, rows)
+        self.notes.write(part, self.gpus, "host_cores", cores, case=case, beside=self.beside)
         failed = int((run.requests["http_status"] != 200).sum())
         self.notes.write(part, self.gpus, "failed", failed, case=case, of=len(run.requests))
         return run
@@ -272,11 +314,12 @@ class Bench:
         )
         rows = answered(run.requests)
         latency_s = measured_latencies(rows)
-        rate = rate_of(rows, lengths.warmup_s)
-        if rate == 0.0 or len(latency_s) < FEWEST:
+        if len(latency_s) < FEWEST:
             self.notes.write("linear", self.gpus, "too few", len(latency_s))
             return False
-        self.notes.write("linear", self.gpus, "images_per_s", rate)
+        batch = float(rows["batch_size"].mean())
+        rate = float(images_by_window(rows).mean())
+        self.notes.write("linear", self.gpus, "images_per_s", rate, mean_batch=batch)
         tails = {
             "median_s": float(np.median(latency_s)),
             "p90_s": float(np.quantile(latency_s, 0.9)),
@@ -290,43 +333,50 @@ class Bench:
         return True
 
     def mixed(self) -> bool:
-        """Mixed steps in an open loop under both routers, with the same arrivals."""
+        """Mixed steps in an open loop under each router, with the same arrivals."""
         measured = self.notes.value("linear", self.gpus, "images_per_s")
         if measured is None:
             self.notes.write("mixed", self.gpus, "left out", "the capacity is unknown")
             return False
-        rate = self._mixed_rate(measured)
-        self.notes.write("mixed", self.gpus, "rate_per_s", rate)
-        p95_s = {}
+        rate = self.notes.value("mixed", self.gpus, "rate_per_s")
+        if rate is None:
+            rate = self._mixed_rate(measured)
+            self.notes.write("mixed", self.gpus, "rate_per_s", rate)
         for routing in self.routings:
-            route_by(self.server, routing)
-            run = self.run(
-                "mixed",
-                routing,
-                bl.OpenLoop(rate),
-                bl.Workload(num_inference_steps=list(self.lengths.mixed_steps)),
-                duration_s=self.lengths.mixed_s,
-                warmup_s=self.lengths.warmup_s,
-            )
-            latency_s = measured_latencies(answered(run.requests))
-            if len(latency_s) < FEWEST:
-                self.notes.write("mixed", self.gpus, "too few", len(latency_s), case=routing)
-                continue
-            p95_s[routing] = float(np.quantile(latency_s, 0.95))
-            self.notes.write(
-                "mixed",
-                self.gpus,
-                "p95_s",
-                p95_s[routing],
-                case=routing,
-                mean_s=float(latency_s.mean()),
-                n=len(latency_s),
-            )
+            if self.notes.value("mixed", self.gpus, "p95_s", routing) is None:
+                self._mixed(routing, rate)
         route_by(self.server, "foretold")
-        if {"foretold", "round-robin"} <= p95_s.keys():
-            ratio = p95_s["foretold"] / p95_s["round-robin"]
-            self.notes.write("mixed", self.gpus, "p95_over_round_robin", ratio)
-        return len(p95_s) == len(self.routings)
+        found = [self.notes.value("mixed", self.gpus, "p95_s", one) for one in self.routings]
+        return None not in found
+
+    def _mixed(self, routing: str, rate: float) -> None:
+        """Mixed steps under one router, if there is time."""
+        lengths = self.lengths
+        duration_s = min(lengths.mixed_images / rate, lengths.mixed_s)
+        if not self.notes.has_time("mixed", self.gpus, lengths.warmup_s + duration_s + 8.0):
+            return
+        route_by(self.server, routing)
+        run = self.run(
+            "mixed",
+            routing,
+            bl.OpenLoop(rate),
+            bl.Workload(num_inference_steps=list(lengths.mixed_steps)),
+            duration_s=duration_s,
+            warmup_s=lengths.warmup_s,
+        )
+        latency_s = measured_latencies(answered(run.requests))
+        if len(latency_s) < FEWEST:
+            self.notes.write("mixed", self.gpus, "too few", len(latency_s), case=routing)
+            return
+        self.notes.write(
+            "mixed",
+            self.gpus,
+            "p95_s",
+            float(np.quantile(latency_s, 0.95)),
+            case=routing,
+            mean_s=float(latency_s.mean()),
+            n=len(latency_s),
+        )
 
     def _mixed_rate(self, measured: float) -> float:
         """LOAD of what the cards make of mixed requests, from what they made of equal ones.
@@ -344,8 +394,7 @@ class Bench:
     def bytes(self) -> bool:
         """The files of some seeds, one request a card at a time."""
         fetched = self._fetch("bytes", workers=self.gpus)
-        digests = {str(one.seed): one.digest for one in fetched}
-        self.notes.write("bytes", self.gpus, "digests", digests)
+        self.notes.write("bytes", self.gpus, "digests", digests_alone(fetched))
         batches = sorted({one.batch_size for one in fetched if one.batch_size is not None})
         self.notes.write("bytes", self.gpus, "batch_sizes", batches)
         return all(one.status == 200 for one in fetched)
@@ -360,10 +409,12 @@ class Bench:
             duration_s=self.lengths.files_s,
             api="openai",
         )
-        rate = rate_of(answered(run.requests), 0.0)
-        if rate:
-            self.notes.write("files", self.gpus, "images_per_s", rate)
-        return bool(rate)
+        rows = answered(run.requests)
+        if len(rows) < FEWEST:
+            self.notes.write("files", self.gpus, "too few", len(rows))
+            return False
+        self.notes.write("files", self.gpus, "images_per_s", float(images_by_window(rows).mean()))
+        return True
 
     def kill(self) -> bool:
         """The same seeds again, and a replica is killed on the way."""
@@ -383,23 +434,32 @@ class Bench:
 
         # 2) What came of it. Arithmetic in a batch may round otherwise than alone.
         lost = [one for one in fetched if one.status != 200]
-        alone = [one for one in fetched if one.batch_size == 1]
-        other = [one for one in alone if before.get(str(one.seed)) != one.digest]
+        other, of = count_others(before, digests_alone(fetched))
         retried = [one.seed for one in fetched if one.retries]
         self.notes.write("kill", self.gpus, "killed", len(killed))
         self.notes.write("kill", self.gpus, "lost", len(lost), of=len(fetched))
         self.notes.write("kill", self.gpus, "retried", len(retried), seeds=retried)
-        self.notes.write("kill", self.gpus, "other_bytes", len(other), of=len(alone))
+        self.notes.write("kill", self.gpus, "other_bytes", other, of=of)
 
         # 3) How long until it is back
         while time.monotonic() < killed_s + self.lengths.back_s:
-            if self._ready_replicas() == self.gpus:
+            if self.is_whole():
                 seconds = time.monotonic() - killed_s
                 self.notes.write("kill", self.gpus, "back_after_s", seconds)
+                self._fetch_again(before)
                 return True
             time.sleep(0.5)
         self.notes.write("kill", self.gpus, "not_back_after_s", self.lengths.back_s)
         return True
+
+    def _fetch_again(self, before: Mapping[str, str]) -> None:
+        """The seeds once more, each alone: a new process should make the same bytes, too."""
+        again = self._fetch("kill", workers=self.gpus)
+        other, of = count_others(before, digests_alone(again))
+        replicas = sorted({str(one.replica) for one in again})
+        self.notes.write(
+            "kill", self.gpus, "other_bytes_when_back", other, of=of, replicas=replicas
+        )
 
     def _fetch(
         self, part: str, *, workers: int, on_done: Callable[[int, int], None] | None = None
@@ -413,15 +473,30 @@ class Bench:
         seeds = range(self.lengths.seeds)
         share = HostShare()
         fetched = fetch_all(self.server.url, body, seeds, workers=workers, on_done=on_done)
-        self.notes.write(part, self.gpus, "host_cores", share.cores(), case="seeds")
+        self.notes.write(
+            part, self.gpus, "host_cores", share.cores(), case="seeds", beside=self.beside
+        )
         return fetched
 
-    def _ready_replicas(self) -> int | None:
-        import httpx
-
+    def is_whole(self) -> bool:
+        """Whether all replicas serve."""
         answer = httpx.get(f"{self.server.url}/ready", timeout=10.0)
-        found: int | None = answer.json().get("ready_replicas")
-        return found
+        return bool(answer.json().get("ready_replicas") == self.gpus)
+
+
+def digests_alone(fetched: Iterable[Fetched]) -> dict[str, str]:
+    """The digests of the images that were made alone: beside others arithmetic rounds otherwise."""
+    return {
+        str(one.seed): one.digest
+        for one in fetched
+        if one.batch_size == 1 and one.digest is not None
+    }
+
+
+def count_others(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[int, int]:
+    """How many seeds have other digests, and how many are in both."""
+    both = before.keys() & after.keys()
+    return sum(before[seed] != after[seed] for seed in both), len(both)
 
 
 def kept_columns(rows: pd.DataFrame) -> pd.DataFrame:
@@ -436,6 +511,8 @@ def kept_columns(rows: pd.DataFrame) -> pd.DataFrame:
 
 def answered(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that have an image."""
+    if not len(rows):
+        return rows
     return rows[rows["http_status"] == 200].sort_values("done_s")
 
 
@@ -444,29 +521,53 @@ def measured_latencies(rows: pd.DataFrame) -> Any:
     return rows[rows["phase"] == "measure"]["latency_s"].to_numpy()
 
 
-def rate_of(rows: pd.DataFrame, warmup_s: float) -> float:
-    """Images/s, card by card and summed.
+def images_by_window(rows: pd.DataFrame) -> Floats:
+    """The images/s of each window, from the end of the warm-up until the users stop."""
+    measured = rows[rows["phase"] == "measure"]
+    begin_s = float(measured["scheduled_s"].min())
+    end_s = float(rows["scheduled_s"].max())
+    windows = max(FEWEST_WINDOWS, int((end_s - begin_s) / WINDOW_S))
+    done_s = rows["done_s"].to_numpy()
+    begun_s = done_s - rows["total_s"].to_numpy() + rows["queue_s"].to_numpy()
+    return made_by_window(begun_s, done_s, np.linspace(begin_s, end_s, windows + 1).tolist())
 
-    A card answers a batch at once, so a window's edges may hold one batch more or less. So each
-    card's rate is taken from the end of its first batch after the warm-up to the end of its last
-    before the users stop. A batch's answers are less than GAP_S apart. 0 if there are too few.
+
+def slowest_tenth(latency_s: Floats) -> float:
+    """The 90th percentile over the median."""
+    return float(np.quantile(latency_s, 0.9) / np.median(latency_s))
+
+
+def over_the_other(
+    statistic: Callable[[Floats], Floats], top: pd.DataFrame, bottom: pd.DataFrame
+) -> tuple[float, tuple[float, float] | None]:
+    """A statistic of a run's latencies over that of another with the same arrivals; its interval.
+
+    `statistic` gets one column for each run, and gives one number for each.
     """
-    total = 0.0
-    last_sent_s = rows["scheduled_s"].max()
-    cards = rows.groupby("replica") if "replica" in rows and rows["replica"].notna().any() else None
-    groups = [rows] if cards is None else [group for _, group in cards]
-    for group in groups:
-        done_s = group["done_s"].to_numpy()
-        done_s = np.sort(done_s[(done_s >= warmup_s) & (done_s <= last_sent_s + GAP_S)])
-        if len(done_s) < 2:
-            continue
-        batch_ends = np.flatnonzero(np.diff(done_s) > GAP_S)
-        first = int(batch_ends[0]) if len(batch_ends) else 0
-        images = len(done_s) - 1 - first
-        seconds = done_s[-1] - done_s[first]
-        if images and seconds > GAP_S:
-            total += images / seconds
-    return float(total)
+    both = []
+    for rows in (top, bottom):
+        measured = rows[rows["phase"] == "measure"]
+        both.append(measured.set_index("index")["latency_s"])
+    pairs = pd.concat(both, axis=1, join="inner").sort_index().to_numpy()
+
+    def ratio(places: Whole) -> float:
+        of_top, of_bottom = statistic(pairs[places])
+        return float(of_top / of_bottom)
+
+    whole = ratio(np.arange(len(pairs)))
+    return whole, block_interval(ratio, len(pairs), MIXED_BLOCK)
+
+
+def p95_of_columns(latency_s: Floats) -> Floats:
+    """The 95th percentile of each column."""
+    found: Floats = np.quantile(latency_s, 0.95, axis=0)
+    return found
+
+
+def mean_of_columns(latency_s: Floats) -> Floats:
+    """The mean of each column."""
+    found: Floats = latency_s.mean(axis=0)
+    return found
 
 
 def route_by(server: bl.Server, routing: str) -> None:
@@ -487,10 +588,33 @@ def measure(notes: Notes, options: argparse.Namespace) -> None:
         if not due or not notes.has_time("start", max(due), lengths.start_s):
             continue
         with serving(notes, options, list(due)) as servers, TemporaryDirectory() as results:
-            for part, count in product(PARTS, due):
-                if part in due[count]:
-                    server = servers[count]
-                    run_part(part, Bench(notes, lengths, server, count, options.routings, results))
+            measure_all(notes, lengths, options.routings, servers, due, results)
+
+
+def measure_all(
+    notes: Notes,
+    lengths: Lengths,
+    routings: Sequence[str],
+    servers: Mapping[int, bl.Server],
+    due: Mapping[int, Sequence[str]],
+    results: str,
+) -> None:
+    """Measure the due parts of each server: beside each other on GPUs, else one after the other."""
+    on_gpus = are_on_gpus(servers.values())
+
+    def measure_one(count: int) -> None:
+        beside = [other for other in due if on_gpus and other != count]
+        bench = Bench(notes, lengths, servers[count], count, routings, results, beside)
+        for part in due[count]:
+            run_part(part, bench)
+
+    with ThreadPoolExecutor(len(due) if on_gpus else 1) as pool:
+        list(pool.map(measure_one, due))
+
+
+def are_on_gpus(servers: Iterable[bl.Server]) -> bool:
+    """Whether each replica of `servers` has a GPU of its own."""
+    return all(str(server.spec["device"]).startswith("cuda") for server in servers)
 
 
 def rounds(counts: Sequence[int]) -> list[list[int]]:
@@ -515,9 +639,7 @@ def due_parts(notes: Notes, chosen: Sequence[str], gpus: int, most: int) -> list
         is_chosen = part in chosen or (part == "linear" and "tails" in chosen)
         if part == "mixed" and gpus == 1:
             is_chosen = False
-        if part == "kill" and (gpus == 1 or gpus < most):
-            is_chosen = False
-        if part == "files" and gpus not in FILES_ON:
+        if part in ON_MOST and (gpus == 1 or gpus < most):
             is_chosen = False
         if part != "tails" and is_chosen and not notes.has_ended(part, gpus):
             due.append(part)
@@ -529,12 +651,15 @@ def due_parts(notes: Notes, chosen: Sequence[str], gpus: int, most: int) -> list
 
 
 def run_part(part: str, bench: Bench) -> None:
-    """Measure a part on one server, if there is time."""
+    """Measure a part on one server, if all replicas are there and there is time."""
     lengths = bench.lengths
+    if not bench.is_whole():
+        bench.notes.write(part, bench.gpus, "left out", "a replica is missing")
+        return
     needed_s = {
         "linear": lengths.warmup_s + lengths.equal_s + 12.0,
-        "mixed": len(bench.routings) * (lengths.warmup_s + lengths.mixed_s + 15.0),
-        "bytes": lengths.seeds * 1.0 / bench.gpus,
+        "mixed": 0.0,  # each router asks for its own time
+        "bytes": lengths.seeds * 1.5 / bench.gpus,
         "files": lengths.files_s + 10.0,
         "kill": 30.0,
     }
@@ -580,6 +705,7 @@ def serving(
         spec = servers[counts[0]].spec
         about = {
             "machine": describe_machine(spec["device"]),
+            "gpus": gpu_words(),
             "packages": describe_packages(),
             "git": describe_git(Path(__file__).parent),
             "spec": {name: spec.get(name) for name in ("model", "recipe", "dtype", "step_times")},
@@ -589,34 +715,98 @@ def serving(
         yield servers
 
 
+def gpu_words() -> list[str]:
+    """A line for each GPU of this machine. The replicas use them, and not this process."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    question = "--query-gpu=name,driver_version,power.limit,temperature.gpu,clocks.sm"
+    command = ["nvidia-smi", question, "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.splitlines()
+
+
 # -- what came out ---------------------------------------------------------------------------------
 
 
 def figures(notes: Notes) -> list[Figure]:
-    """The figures of all parts with their limits."""
+    """The figures of all parts with their limits and intervals."""
+    found: list[Figure] = []
+    alone = notes.read_rows("linear", 1, "equal")
+    for gpus in sorted({line["gpus"] for line in notes.lines}):
+        equal = notes.read_rows("linear", gpus, "equal")
+        if len(equal):
+            found += equal_figures(gpus, equal, alone)
+        found += mixed_figures(notes, gpus)
+        found += other_figures(notes, gpus)
+    return found
+
+
+def equal_figures(gpus: int, rows: pd.DataFrame, alone: pd.DataFrame) -> list[Figure]:
+    """Images/s, the share of linear, and the slowest tenth."""
+    # 1) Images/s
+    case = f"{gpus} cards"
+    rates = images_by_window(rows)
+    interval = runs_interval(rates.tolist())
+    rate = float(rates.mean())
+    found = [Figure.once(case, "images/s, equal requests", rate, own_interval=interval)]
+    if gpus > 1 and len(alone):
+        share, interval = ratio_of_means(rates, gpus * images_by_window(alone))
+        found.append(Figure.once(case, "share of linear", share, *LINEAR, interval))
+
+    # 2) The slowest tenth
+    latency_s = measured_latencies(rows)
+
+    def statistic(places: Whole) -> float:
+        return slowest_tenth(latency_s[places])
+
+    interval = block_interval(statistic, len(latency_s), USERS)
+    limits = SLOWEST_TENTH if gpus > 1 else (None, None)
+    name = "slowest tenth / median"
+    found.append(Figure.once(case, name, slowest_tenth(latency_s), *limits, interval))
+    return found
+
+
+def mixed_figures(notes: Notes, gpus: int) -> list[Figure]:
+    """The p95 and the mean of mixed requests under each router over round robin's."""
+    found: list[Figure] = []
+    bottom = notes.read_rows("mixed", gpus, "round-robin")
+    for routing in ROUTINGS:
+        top = notes.read_rows("mixed", gpus, routing)
+        if routing == "round-robin" or not len(top) or not len(bottom):
+            continue
+        limits = OVER_ROUND_ROBIN if routing == "foretold" else (None, None)
+        ratio, interval = over_the_other(p95_of_columns, top, bottom)
+        name = f"mixed: p95 / round robin's, {routing}"
+        found.append(Figure.once(f"{gpus} cards", name, ratio, *limits, interval))
+        ratio, interval = over_the_other(mean_of_columns, top, bottom)
+        name = f"mixed: mean / round robin's, {routing}"
+        found.append(Figure.once(f"{gpus} cards", name, ratio, own_interval=interval))
+    return found
+
+
+def other_figures(notes: Notes, gpus: int) -> list[Figure]:
+    """The figures of bytes, kill and files."""
+    case = f"{gpus} cards"
     found: list[Figure] = []
 
-    def add(case: str, name: str, value: Any, low: Any = None, high: Any = None) -> None:
+    def add(name: str, value: Any, low: Any = None, high: Any = None) -> None:
         if value is not None:
             found.append(Figure.once(case, name, float(value), low, high))
 
-    alone = notes.value("linear", 1, "images_per_s")
-    for gpus in sorted({line["gpus"] for line in notes.lines}):
-        case = f"{gpus} cards"
-        rate = notes.value("linear", gpus, "images_per_s")
-        add(case, "images/s, equal requests", rate)
-        if alone and rate and gpus > 1:
-            add(case, "share of linear", rate / (gpus * alone), *LINEAR)
-        tails = SLOWEST_TENTH if gpus > 1 else (None, None)
-        add(case, "slowest tenth / median", notes.value("tails", gpus, "slowest_tenth"), *tails)
-        ratio = notes.value("mixed", gpus, "p95_over_round_robin")
-        add(case, "mixed: p95 / round robin's", ratio, *OVER_ROUND_ROBIN)
-        add(case, "images/s, with files", notes.value("files", gpus, "images_per_s"))
-        add(case, "seeds with other bytes than on one card", other_bytes(notes, gpus), 0, 0)
-        add(case, "kill: requests lost", notes.value("kill", gpus, "lost"), 0, 0)
-        add(case, "kill: requests made again", notes.value("kill", gpus, "retried"))
-        add(case, "kill: seeds with other bytes", notes.value("kill", gpus, "other_bytes"), 0, 0)
-        add(case, "kill: seconds until it is back", notes.value("kill", gpus, "back_after_s"))
+    add("seeds with other bytes than on one card", other_bytes(notes, gpus), 0, 0)
+    add("kill: requests lost", notes.value("kill", gpus, "lost"), 0, 0)
+    add("kill: requests made again", notes.value("kill", gpus, "retried"))
+    add("kill: seeds with other bytes", notes.value("kill", gpus, "other_bytes"), 0, 0)
+    again = notes.value("kill", gpus, "other_bytes_when_back")
+    add("kill: seeds with other bytes once it is back", again, 0, 0)
+    add("kill: seconds until it is back", notes.value("kill", gpus, "back_after_s"))
+    rows = notes.read_rows("files", gpus, "files")
+    if len(rows):
+        rates = images_by_window(rows)
+        interval = runs_interval(rates.tolist())
+        found.append(
+            Figure.once(case, "images/s, with files", float(rates.mean()), own_interval=interval)
+        )
     return found
 
 
@@ -626,7 +816,8 @@ def other_bytes(notes: Notes, gpus: int) -> int | None:
     here = notes.value("bytes", gpus, "digests")
     if gpus == 1 or alone is None or here is None:
         return None
-    return sum(here.get(seed) != digest for seed, digest in alone.items())
+    other, _ = count_others(alone, here)
+    return other
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -645,7 +836,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--buckets", type=whole_numbers, help="batch_buckets, such as 2,4,8,16")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--routings", nargs="+", choices=ROUTINGS, default=ROUTINGS[:2])
+    parser.add_argument("--routings", nargs="+", choices=ROUTINGS, default=ROUTINGS)
     parser.add_argument("--budget", type=float, help="seconds for all parts together")
     parser.add_argument("--quick", action="store_true", help="tiny on the CPU, two replicas")
     parser.add_argument("--table", action="store_true", help="print what was measured")
