@@ -8,6 +8,8 @@ eight guided images of 1024x1024 has 60 calls of 16,384 rows of 5,120 and 10 of 
 
     60 x 0.42 GB + 10 x 0.84 GB = 34 GB, so 11 ms at the 3.0 TB/s that an H100 copies
 
+The instructions must stay below that. By the machine code there are 36 for each number, so 8 ms.
+
 Knows Triton and torchao's scales. Ignorant of the products around it.
 """
 
@@ -25,6 +27,40 @@ LEAST = 1e-6  # of a row's largest number: the scale of a row of zeros must not 
 LARGEST = 448.0  # in float8_e4m3fn
 
 
+@triton.jit
+def normal_share(gate):  # type: ignore[no-untyped-def]
+    """The share of a normal distribution below `gate`, which GELU multiplies by.
+
+    Within 1e-7, with half the instructions of Triton's `erf`: that one would take longer than the
+    bytes. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, 7.1.26.
+    """
+    t = 1.0 / (1.0 + 0.23164189 * tl.abs(gate))
+    tail = 0.5307027145 * t - 0.7265760135
+    tail = tail * t + 0.7107068705
+    tail = tail * t - 0.142248368
+    tail = tail * t + 0.127414796
+    tail = tail * t * tl.math.exp2(gate * gate * -0.7213475204444817)
+    return tl.where(gate < 0.0, tail, 1.0 - tail)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gated(  # type: ignore[no-untyped-def]
+    values,
+    columns,
+    inside,
+    WIDTH: tl.constexpr,  # noqa: N803 - as Triton writes its constants
+):
+    value = tl.load(values + columns, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(values + WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    return value * gate * normal_share(gate)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _round(product, per_scale, largest, kind: tl.constexpr):  # type: ignore[no-untyped-def]
+    scaled = tl.maximum(product * per_scale, -largest)
+    return tl.minimum(scaled, largest).to(kind)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _row(  # type: ignore[no-untyped-def]
     projected,
@@ -32,38 +68,36 @@ def _row(  # type: ignore[no-untyped-def]
     scales,
     least,
     largest,
-    WIDTH: tl.constexpr,  # noqa: N803 - as Triton writes its constants
-    BLOCK: tl.constexpr,  # noqa: N803
+    WIDTH: tl.constexpr,  # noqa: N803
+    MOST: tl.constexpr,  # noqa: N803
+    REST: tl.constexpr,  # noqa: N803
 ):
-    # 1) Read a row: the values, and the gates after them
+    # 1) Compute a row in two parts, since a part is a power of two: 5,120 are 4,096 and 1,024
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < WIDTH
-    values = projected + row * 2 * WIDTH + columns
-    gates = values + WIDTH
-    value = tl.load(values, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(gates, mask=inside, other=0.0).to(tl.float32)
+    values = projected + row * 2 * WIDTH
+    places = rounded + row * WIDTH
+    first = tl.arange(0, MOST)
+    rest = MOST + tl.arange(0, REST)
+    one = _gated(values, first, first < WIDTH, WIDTH)
+    other = _gated(values, rest, rest < WIDTH, WIDTH)
 
-    # 2) Compute it
-    share = 0.5 * (1.0 + tl.math.erf(gate * 0.7071067811865476))
-    product = value * gate * share
-    most = tl.max(tl.abs(product), axis=0)
+    # 2) Find its scale
+    most = tl.maximum(tl.max(tl.abs(one), axis=0), tl.max(tl.abs(other), axis=0))
     scale = tl.maximum(most, least) / largest
+    per_scale = 1.0 / scale
+    tl.store(scales + row, scale)
 
     # 3) Round it
-    scaled = product / scale
-    scaled = tl.maximum(scaled, -largest)
-    scaled = tl.minimum(scaled, largest)
-    kind = rounded.dtype.element_ty
-    places = rounded + row * WIDTH + columns
-    tl.store(places, scaled.to(kind), mask=inside)
-    tl.store(scales + row, scale)
+    kind: tl.constexpr = rounded.dtype.element_ty
+    tl.store(places + first, _round(one, per_scale, largest, kind), mask=first < WIDTH)
+    tl.store(places + rest, _round(other, per_scale, largest, kind), mask=rest < WIDTH)
 
 
 def _geglu_into(projected: Tensor, rounded: Tensor, scales: Tensor) -> None:
     rows, width = rounded.shape
-    block = triton.next_power_of_2(width)
-    warps = 8 if block >= 4096 else 4
+    most = 1 << (width.bit_length() - 1)
+    rest = triton.next_power_of_2(max(width - most, 1))
+    warps = 8 if most >= 4096 else 4
     _row[(rows,)](
         projected,
         rounded,
@@ -71,7 +105,8 @@ def _geglu_into(projected: Tensor, rounded: Tensor, scales: Tensor) -> None:
         LEAST,
         LARGEST,
         WIDTH=width,
-        BLOCK=block,
+        MOST=most,
+        REST=rest,
         num_warps=warps,
     )
 
