@@ -1,0 +1,736 @@
+"""Times single kernels on the shapes of full-size SDXL: what could be quicker, beside what runs now.
+
+    python -m benchmarks.kernel_tries tries.jsonl              # on a GPU: below 150 seconds
+    python -m benchmarks.kernel_tries tries.jsonl --quick      # on a CPU: small shapes, plain torch
+
+| section | question |
+|---|---|
+| geglu-fp8 | our kernel of GELU, gate and rounding, beside inductor's |
+| geglu-product | a product that computes GELU and gate by itself, beside cuBLAS and inductor's pass |
+| convolution | 3x3 in fp8 by cuDNN, beside cuDNN's in bf16 |
+| own-convolution | the same by our kernel |
+| attention | cuDNN's in fp8 beside its bf16 |
+| scaled-mm | fp8 linears with a scale for each row, and with one scale, beside bf16 |
+
+The variants of a shape run in turns, as CUDA graphs. A graph calls its variant with several sets of
+inputs, which together exceed the cache. Each variant is compared with plain float32 on the same
+rounded inputs first; its answer is NaN before. Each figure is a line of JSON as soon as it is
+measured. A variant that fails leaves a line that says why, and the others go on. Each section has
+a process of its own, since a bad address ends a process's use of the card.
+
+cuDNN's fp8 needs `pip install nvidia-cudnn-frontend`. Knows the shapes. Ignorant of the pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import conv2d, gelu, linear, scaled_dot_product_attention
+
+FP8 = torch.float8_e4m3fn
+LARGEST = 448.0
+CACHE_BYTES = 200e6  # four times an H100's L2
+FLAGS = {"conv_1x1_as_mm": True, "epilogue_fusion": False}  # as our pipeline compiles
+Inputs = dict[str, Tensor]
+Call = Callable[[Inputs], Any]
+
+
+class Tries:
+    """The file of the figures, and the time that is left."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.path: Path = options.lines
+        self.quick: bool = options.quick
+        self.device = "cpu" if self.quick else "cuda"
+        self.rounds = 2 if self.quick else options.rounds
+        self.end_s = time.monotonic() + options.budget
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, section: str, case: str, variant: str, **figures: Any) -> None:
+        line = {"section": section, "case": case, "variant": variant} | figures
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        words = [f"{name} {_short(value)}" for name, value in figures.items()]
+        print(f"{section}, {case}, {variant}: {', '.join(words)}", flush=True)
+
+    @contextmanager
+    def trying(self, section: str, case: str, variant: str) -> Iterator[None]:
+        """Leaves out what fails, with a line that says why."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever a compiler or a kernel raises
+            words = f"{type(error).__name__}: {str(error).strip()[:400]}"
+            self.write(section, case, variant, left_out=words)
+
+    def random(self, *shape: int, std: float = 1.0) -> Tensor:
+        return torch.randn(*shape, device=self.device) * std
+
+    def full(self, *shape: int, kind: torch.dtype = torch.bfloat16) -> Tensor:
+        """A tensor for an answer, poisoned with NaN."""
+        return torch.full(shape, torch.nan, device=self.device).to(kind)
+
+
+def race(
+    tries: Tries,
+    section: str,
+    case: str,
+    make: Callable[[], Inputs],
+    variants: dict[str, Call],
+    *,
+    reference: Call,
+    flops: float = 0.0,
+    moved_bytes: float = 0.0,
+) -> None:
+    """Checks each variant against `reference`, and times them in turns.
+
+    `make` draws a set of inputs. A variant returns its answer, or numbers and the scales of their
+    rows. The reference may return fewer rows. `flops` and `moved_bytes` are those of one call.
+    """
+    # 1) Draw the inputs
+    if time.monotonic() > tries.end_s:
+        tries.write(section, case, "all", left_out="no time is left")
+        return
+    sets = [make()]
+    of_a_set = sum(tensor.nbytes for tensor in sets[0].values())
+    more = 1 if tries.quick else min(7, max(1, round(CACHE_BYTES / of_a_set)))
+    sets += [make() for _ in range(more)]
+    wanted = reference(sets[0])
+
+    # 2) Check and record each variant
+    replays: dict[str, Callable[[], None]] = {}
+    errors: dict[str, float] = {}
+    for name, call in variants.items():
+        with tries.trying(section, case, name):
+            errors[name] = _error(call(sets[0]), wanted)
+            replays[name] = _recorded([partial(call, inputs) for inputs in sets], tries)
+
+    # 3) Time them in turns
+    times_us: dict[str, list[float]] = {name: [] for name in replays}
+    for number in range(tries.rounds):
+        order = list(replays) if number % 2 == 0 else list(reversed(replays))
+        for name in order:
+            times_us[name].append(_timed_us(replays[name], tries) / len(sets))
+
+    # 4) Write
+    for name, found in times_us.items():
+        median_us = statistics.median(found)
+        figures = {"median_us": median_us, "least_us": min(found), "most_us": max(found)}
+        figures["error"] = errors[name]
+        if flops:
+            figures["tflops"] = flops / median_us / 1e6
+        if moved_bytes:
+            figures["gb_s"] = moved_bytes / median_us / 1e3
+        tries.write(section, case, name, **figures)
+
+
+def _error(answer: Any, wanted: Tensor) -> float:
+    """The norm of the difference over the norm of what is wanted; NaN if a number is missing."""
+    if isinstance(answer, tuple):
+        numbers, scales = answer
+        answer = numbers.float() * scales
+    part = answer[: len(wanted)].float()
+    return float((part - wanted).norm() / wanted.norm())
+
+
+def _recorded(calls: Sequence[Callable[[], Any]], tries: Tries) -> Callable[[], None]:
+    """One launch of all calls."""
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    if tries.device == "cpu":
+        return run
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        run()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph.replay
+
+
+def _timed_us(replay: Callable[[], None], tries: Tries) -> float:
+    if tries.device == "cpu":
+        began_s = time.perf_counter()
+        replay()
+        return (time.perf_counter() - began_s) * 1e6
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    replay()
+    ended.record()
+    ended.synchronize()
+    return began.elapsed_time(ended) * 1e3
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# -- GELU and gate ---------------------------------------------------------------------------------
+
+
+def _gate(projected: Tensor) -> Tensor:
+    value, gate = projected.chunk(2, dim=-1)
+    return value * gelu(gate)
+
+
+def _gate_and_round(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """GEGLU, and torchao's rounding with a scale for each row."""
+    product = _gate(inputs["projected"])
+    most = product.abs().amax(1, keepdim=True).float().clamp(min=1e-6)
+    scales = most / LARGEST
+    rounded = (product.float() / scales).clamp(-LARGEST, LARGEST).to(FP8)
+    return rounded, scales
+
+
+def geglu_fp8(tries: Tries) -> None:
+    """Our kernel that rounds, beside inductor's. Bound: 4 bytes read and 1 written a number."""
+    shapes = ((65536, 2560), (16384, 5120), (8192, 2560), (2048, 5120))
+    if tries.quick:
+        shapes = ((16, 640),)
+    variants: dict[str, Call] = {"plain": _gate_and_round}
+    if not tries.quick:
+        from benchlib.serving.model.geglu_fp8 import _geglu_into
+
+        def ours(inputs: Inputs) -> tuple[Tensor, Tensor]:
+            _geglu_into(inputs["projected"], inputs["rounded"], inputs["scales"])
+            return inputs["rounded"], inputs["scales"]
+
+        compiled = torch.compile(_gate_and_round, dynamic=False, options=FLAGS)
+        variants = {"inductor": compiled, "ours": ours}
+    for rows, width in shapes:
+
+        def make(rows: int = rows, width: int = width) -> Inputs:
+            return {
+                "projected": tries.random(rows, 2 * width).bfloat16(),
+                "rounded": tries.full(rows, width, kind=FP8),
+                "scales": tries.full(rows, 1, kind=torch.float32),
+            }
+
+        race(
+            tries,
+            "geglu-fp8",
+            f"{rows}x{width}",
+            make,
+            variants,
+            reference=lambda inputs: _gate(inputs["projected"].float()),
+            moved_bytes=rows * (5.0 * width + 4),
+        )
+
+
+def geglu_product(tries: Tries) -> None:
+    """A product with GEGLU in its own kernel, beside cuBLAS and a pass of inductor's."""
+    shapes = ((65536, 640, 2560), (16384, 1280, 5120), (8192, 640, 2560), (2048, 1280, 5120))
+    if tries.quick:
+        shapes = ((16, 64, 64),)
+
+    def product(inputs: Inputs) -> Tensor:
+        return linear(inputs["tokens"], inputs["weight"], inputs["bias"])
+
+    def both(inputs: Inputs) -> Tensor:
+        return _gate(product(inputs))
+
+    def make(rows: int, depth: int, width: int) -> Inputs:
+        inputs = {
+            "tokens": tries.random(rows, depth).bfloat16(),
+            "weight": tries.random(2 * width, depth, std=depth**-0.5).bfloat16(),
+            "bias": tries.random(2 * width).bfloat16(),
+            "gated": tries.full(rows, width),
+        }
+        if not tries.quick:
+            from benchmarks.tried_kernels import interleaved
+
+            inputs["by_turns"] = interleaved(inputs["weight"])
+            inputs["bias_by_turns"] = interleaved(inputs["bias"])
+        return inputs
+
+    def plain(inputs: Inputs) -> Tensor:
+        tokens, weight, bias = (inputs[name].float() for name in ("tokens", "weight", "bias"))
+        return _gate(linear(tokens[:4096], weight, bias))
+
+    variants: dict[str, Call] = {"plain": both}
+    if not tries.quick:
+        compiled = torch.compile(both, dynamic=False, options=FLAGS)
+        variants = {"cuBLAS and inductor": compiled}
+        # The shape of a tile: columns, depth, warps, stages, and programs on a processor
+        for tile in ((256, 64, 8, 3, 1), (256, 64, 8, 4, 1), (128, 64, 4, 3, 2)):
+            variants[f"ours {tile}"] = partial(_own_product, tile)
+    for rows, depth, width in shapes:
+        race(
+            tries,
+            "geglu-product",
+            f"{rows}x{depth}x{width}",
+            partial(make, rows, depth, width),
+            variants,
+            reference=plain,
+            flops=4.0 * rows * depth * width,
+        )
+        if not tries.quick:
+            _product_alone(tries, f"{rows}x{depth}x{width}", partial(make, rows, depth, width))
+
+
+def _own_product(tile: tuple[int, ...], inputs: Inputs) -> Tensor:
+    from benchmarks.tried_kernels import geglu_product_into
+
+    names = ("wide", "deep", "warps", "stages", "per_processor")
+    geglu_product_into(
+        inputs["gated"],
+        inputs["tokens"],
+        inputs["by_turns"],
+        inputs["bias_by_turns"],
+        **dict(zip(names, tile, strict=True)),
+    )
+    return inputs["gated"]
+
+
+def _product_alone(tries: Tries, case: str, make: Callable[[], Inputs]) -> None:
+    """cuBLAS's product without the gate: what a fused kernel has to come near."""
+
+    def product(inputs: Inputs) -> Tensor:
+        return linear(inputs["tokens"], inputs["weight"], inputs["bias"])
+
+    def plain(inputs: Inputs) -> Tensor:
+        tokens, weight, bias = (inputs[name].float() for name in ("tokens", "weight", "bias"))
+        return linear(tokens[:4096], weight, bias)
+
+    rows, depth, width = (int(number) for number in case.split("x"))
+    flops = 4.0 * rows * depth * width
+    variants: dict[str, Call] = {"cuBLAS": product}
+    race(tries, "product", case, make, variants, reference=plain, flops=flops)
+
+
+# -- convolutions ----------------------------------------------------------------------------------
+
+
+def convolution(section: str, tries: Tries) -> None:
+    """Padded 3x3 convolutions of the UNet, in fp8 and in bf16: cuDNN's, or ours beside cuDNN's."""
+    # Rows, pixels of a side, channels of the input and of the answer
+    shapes = (
+        (16, 128, 320, 320),
+        (16, 64, 640, 640),
+        (16, 32, 1280, 1280),
+        (16, 32, 2560, 1280),
+        (16, 64, 1920, 640),
+        (2, 32, 1280, 1280),
+    )
+    if tries.quick:
+        shapes = ((2, 8, 16, 16),)
+    for rows, side, channels, columns in shapes:
+        case = f"{rows}x{side}x{side}x{channels} to {columns}"
+        make = partial(_image, tries, rows, side, channels, columns)
+        variants: dict[str, Call] = {"cuDNN bf16": _cudnn_bf16}
+        if section == "own-convolution" and not tries.quick:
+            deep = 128 if channels % 128 == 0 else 64
+            for tile in ((256, deep, 8, 3, 1), (128, 64, 4, 4, 2)):
+                variants[f"ours fp8 {tile}"] = partial(_own_convolution, "", tile)
+            tile = (256, 64, 8, 3, 1)
+            variants[f"ours bf16 {tile}"] = partial(_own_convolution, "_bf16", tile)
+        elif not tries.quick:
+            with tries.trying(section, case, "cuDNN fp8"):
+                variants |= _cudnn_fp8_plans(make())
+        race(
+            tries,
+            section,
+            case,
+            make,
+            variants,
+            reference=_plain_convolution,
+            flops=18.0 * rows * side**2 * channels * columns,
+        )
+
+
+def _image(tries: Tries, rows: int, side: int, channels: int, columns: int) -> Inputs:
+    """Channels lie innermost. One scale, a power of two, makes both formats compute the same."""
+    image = tries.random(rows, side, side, channels).to(FP8)
+    weight = tries.random(columns, 3, 3, channels).to(FP8)
+    scale = 2.0 ** -round(0.5 * (9 * channels)).bit_length()
+    return {
+        "image": image,
+        "weight": weight,
+        "scale": torch.full((1, 1, 1, 1), scale, device=tries.device),
+        "scales": torch.full((columns,), scale, device=tries.device),
+        "ones": torch.ones(columns, device=tries.device),
+        "bias": torch.zeros(columns, device=tries.device).bfloat16(),
+        "image_bf16": image.bfloat16(),
+        "weight_bf16": weight.bfloat16() * scale,
+        "answer": tries.full(rows, side, side, columns),
+    }
+
+
+def _as_image(tensor: Tensor) -> Tensor:
+    """(n, h, w, channels) as torch's (n, channels, h, w) in channels-last."""
+    return tensor.permute(0, 3, 1, 2)
+
+
+def _plain_convolution(inputs: Inputs) -> Tensor:
+    image, weight = (_as_image(inputs[name].float()) for name in ("image_bf16", "weight_bf16"))
+    return conv2d(image[:1], weight, padding=1).permute(0, 2, 3, 1)
+
+
+def _cudnn_bf16(inputs: Inputs) -> Tensor:
+    image, weight = (_as_image(inputs[name]) for name in ("image_bf16", "weight_bf16"))
+    return conv2d(image, weight, inputs["bias"], padding=1).permute(0, 2, 3, 1)
+
+
+def _own_convolution(kind: str, tile: tuple[int, ...], inputs: Inputs) -> Tensor:
+    from benchmarks.tried_kernels import convolution_into
+
+    names = ("wide", "deep", "warps", "stages", "per_processor")
+    convolution_into(
+        inputs["answer"],
+        inputs[f"image{kind}"],
+        inputs[f"weight{kind}"].flatten(1),
+        inputs["ones" if kind else "scales"],
+        inputs["bias"],
+        **dict(zip(names, tile, strict=True)),
+    )
+    return inputs["answer"]
+
+
+# -- cuDNN's graphs --------------------------------------------------------------------------------
+
+_HANDLES: list[Any] = []
+
+
+def _cudnn() -> tuple[Any, Any]:
+    """cuDNN's frontend, and a handle that follows torch's stream."""
+    import cudnn
+
+    if not _HANDLES:
+        _HANDLES.append(cudnn.create_handle())
+    cudnn.set_stream(handle=_HANDLES[0], stream=torch.cuda.current_stream().cuda_stream)
+    return cudnn, _HANDLES[0]
+
+
+def _graph() -> Any:
+    cudnn, handle = _cudnn()
+    kinds = cudnn.data_type
+    return cudnn.pygraph(
+        io_data_type=kinds.FP8_E4M3,
+        intermediate_data_type=kinds.FLOAT,
+        compute_data_type=kinds.FLOAT,
+        handle=handle,
+    )
+
+
+def _operand(graph: Any, tensor: Tensor) -> Any:
+    """A graph's tensor with the shape, strides and format of a torch tensor."""
+    kinds = _cudnn()[0].data_type
+    of = {FP8: kinds.FP8_E4M3, torch.bfloat16: kinds.BFLOAT16, torch.float32: kinds.FLOAT}
+    return graph.tensor(
+        dim=list(tensor.shape), stride=list(tensor.stride()), data_type=of[tensor.dtype]
+    )
+
+
+def _planned(graph: Any) -> None:
+    modes = _cudnn()[0].heur_mode
+    graph.validate()
+    graph.build_operation_graph()
+    graph.create_execution_plans([modes.A, modes.FALLBACK])
+    graph.check_support()
+
+
+def _cudnn_fp8_plans(inputs: Inputs, most: int = 3) -> dict[str, Call]:
+    """The first plans of cuDNN's heuristics, each as a variant."""
+    # 1) The graph
+    kinds = _cudnn()[0].data_type
+    graph = _graph()
+    image, weight = (_operand(graph, _as_image(inputs[name])) for name in ("image", "weight"))
+    scale = _operand(graph, inputs["scale"])
+    sums = graph.conv_fprop(
+        image=image, weight=weight, padding=[1, 1], stride=[1, 1], dilation=[1, 1]
+    )
+    sums.set_data_type(kinds.FLOAT)
+    answer = graph.mul(sums, scale)
+    answer.set_output(True).set_data_type(kinds.BFLOAT16)
+    answer.set_dim(list(_as_image(inputs["answer"]).shape))
+    answer.set_stride(list(_as_image(inputs["answer"]).stride()))
+    _planned(graph)
+
+    # 2) Its plans
+    def call(number: int, workspace: Tensor, inputs: Inputs) -> Tensor:
+        handle = _cudnn()[1]
+        pack = {image: _as_bytes(inputs["image"]), weight: _as_bytes(inputs["weight"])}
+        pack |= {scale: inputs["scale"], answer: inputs["answer"]}
+        graph.execute_plan_at_index(pack, workspace, number, handle)
+        return inputs["answer"]
+
+    variants: dict[str, Call] = {}
+    for number in range(graph.get_execution_plan_count()):
+        try:
+            graph.build_plan_at_index(number)
+        except Exception as error:  # noqa: BLE001 - a plan may not suit the card
+            print("cuDNN's plan", number, str(error)[:200], flush=True)
+            continue
+        needed = max(1, graph.get_workspace_size_plan_at_index(number))
+        workspace = torch.empty(needed, device="cuda", dtype=torch.uint8)
+        name = f"cuDNN fp8 {graph.get_plan_name_at_index(number)}"
+        variants[name] = partial(call, number, workspace)
+        if len(variants) == most:
+            break
+    return variants
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """The same memory: the frontend asks for an address, and not each version knows fp8."""
+    return tensor.view(torch.uint8)
+
+
+def attention(tries: Tries) -> None:
+    """Attention of heads of 64 in fp8 and in bf16."""
+    shapes = ((16, 4096, 10), (16, 1024, 20), (2, 4096, 10), (2, 1024, 20))
+    if tries.quick:
+        shapes = ((2, 16, 2),)
+    for rows, tokens, heads in shapes:
+        case = f"{rows}x{tokens}x{heads}"
+        make = partial(_heads, tries, rows, tokens, heads)
+        variants: dict[str, Call] = {"cuDNN bf16": _attention_bf16}
+        if not tries.quick:
+            for kind in (torch.bfloat16, FP8):
+                name = f"cuDNN fp8, answer {str(kind).removeprefix('torch.')}"
+                with tries.trying("attention", case, name):
+                    variants[name] = _attention_fp8(make(), kind)
+        race(
+            tries,
+            "attention",
+            case,
+            make,
+            variants,
+            reference=_plain_attention,
+            flops=4.0 * rows * heads * tokens**2 * 64,
+        )
+
+
+def _heads(tries: Tries, rows: int, tokens: int, heads: int) -> Inputs:
+    """Q, K and V are (rows, tokens, heads * 64), as products leave them."""
+    inputs = {}
+    for name in ("query", "key", "value"):
+        inputs[name] = tries.random(rows, tokens, heads * 64).to(FP8)
+        inputs[f"{name}_bf16"] = inputs[name].bfloat16()
+    inputs["answer_bf16"] = tries.full(rows, tokens, heads * 64)
+    inputs["answer_fp8"] = tries.full(rows, tokens, heads * 64, kind=FP8)
+    one = torch.ones(1, 1, 1, 1, device=tries.device)
+    # Shares are at most 1, so 256 of them fit below fp8's 448
+    for name, size in (("one", 1.0), ("shares_up", 256.0), ("shares_down", 1 / 256)):
+        inputs[name] = one * size
+    inputs["most_share"] = torch.zeros_like(one)
+    inputs["most_answer"] = torch.zeros_like(one)
+    return inputs
+
+
+def _by_head(tensor: Tensor) -> Tensor:
+    return tensor.unflatten(-1, (-1, 64)).transpose(1, 2)
+
+
+def _attention_bf16(inputs: Inputs) -> Tensor:
+    names = ("query_bf16", "key_bf16", "value_bf16")
+    query, key, value = (_by_head(inputs[name]) for name in names)
+    if not query.is_cuda:
+        return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _plain_attention(inputs: Inputs) -> Tensor:
+    names = ("query", "key", "value")
+    query, key, value = (_by_head(inputs[name][:1].float()) for name in names)
+    scores = query @ key.transpose(2, 3) / 8.0
+    return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+def _attention_fp8(inputs: Inputs, kind: torch.dtype) -> Call:
+    """cuDNN's attention with scales of one, since the inputs are drawn in fp8."""
+    # 1) The graph
+    graph = _graph()
+    kinds = _cudnn()[0].data_type
+    place = "answer_fp8" if kind == FP8 else "answer_bf16"
+    names = ("query", "key", "value")
+    operands = [_operand(graph, _by_head(inputs[name])) for name in names]
+    scalars = ("one", "one", "one", "shares_down", "shares_up", "one")
+    scales = [_operand(graph, inputs[name]) for name in scalars]
+    arguments = ("descale_q", "descale_k", "descale_v", "descale_s", "scale_s", "scale_o")
+    answer, _, most_share, most_answer = graph.sdpa_fp8(
+        **dict(zip(("q", "k", "v"), operands, strict=True)),
+        **dict(zip(arguments, scales, strict=True)),
+        attn_scale=0.125,
+        generate_stats=False,
+    )
+    like = _by_head(inputs[place])
+    answer.set_output(True).set_dim(list(like.shape)).set_stride(list(like.stride()))
+    answer.set_data_type(kinds.FP8_E4M3 if kind == FP8 else kinds.BFLOAT16)
+    for most in (most_share, most_answer):
+        most.set_output(True).set_dim([1, 1, 1, 1]).set_stride([1, 1, 1, 1])
+        most.set_data_type(kinds.FLOAT)
+    _planned(graph)
+    graph.build_plans()
+    workspace = torch.empty(max(1, graph.get_workspace_size()), device="cuda", dtype=torch.uint8)
+
+    # 2) A call
+    def call(inputs: Inputs) -> Tensor:
+        handle = _cudnn()[1]
+        pack = {
+            operand: _as_bytes(inputs[name]) for operand, name in zip(operands, names, strict=True)
+        }
+        pack |= {scale: inputs[name] for scale, name in zip(scales, scalars, strict=True)}
+        pack |= {most_share: inputs["most_share"], most_answer: inputs["most_answer"]}
+        pack[answer] = _as_bytes(inputs[place])
+        graph.execute(pack, workspace, handle)
+        return inputs[place]
+
+    return call
+
+
+# -- linears ---------------------------------------------------------------------------------------
+
+
+def scaled_mm(tries: Tries) -> None:
+    """fp8 linears of the UNet by the form of their scales."""
+    shapes = (
+        (16384, 1280, 10240),
+        (16384, 1280, 1280),
+        (16384, 5120, 1280),
+        (65536, 640, 5120),
+        (65536, 640, 640),
+        (65536, 2560, 640),
+        (2048, 1280, 10240),
+        (2048, 1280, 1280),
+    )
+    if tries.quick:
+        shapes = ((16, 64, 64),)
+    bf16: dict[str, Call] = {
+        "bf16": lambda inputs: linear(inputs["tokens_bf16"], inputs["weight_bf16"], inputs["bias"])
+    }
+    fp8: dict[str, Call] = {
+        "fp8, rows": partial(_scaled, "rows", True),
+        "fp8, one scale": partial(_scaled, "one", True),
+        "fp8, one scale, exact sums": partial(_scaled, "one", False),
+    }
+    for rows, depth, columns in shapes:
+        race(
+            tries,
+            "scaled-mm",
+            f"{rows}x{depth}x{columns}",
+            partial(_linear, tries, rows, depth, columns),
+            bf16 if tries.quick else bf16 | fp8,
+            reference=lambda inputs: linear(
+                inputs["tokens_bf16"][:4096].float(),
+                inputs["weight_bf16"].float(),
+                inputs["bias"].float(),
+            ),
+            flops=2.0 * rows * depth * columns,
+        )
+
+
+def _linear(tries: Tries, rows: int, depth: int, columns: int) -> Inputs:
+    """A linear whose numbers both formats hold; its scale is a power of two."""
+    tokens = tries.random(rows, depth).to(FP8)
+    weight = tries.random(columns, depth).to(FP8)
+    scale = 2.0 ** -round(0.5 * depth).bit_length()
+    return {
+        "tokens": tokens,
+        "weight": weight,
+        "bias": tries.random(columns).bfloat16(),
+        "tokens_bf16": tokens.bfloat16(),
+        "weight_bf16": weight.bfloat16() * scale,
+        "rows_left": torch.ones(rows, 1, device=tries.device),
+        "rows_right": torch.full((1, columns), scale, device=tries.device),
+        "one_left": torch.tensor(1.0, device=tries.device),
+        "one_right": torch.tensor(scale, device=tries.device),
+    }
+
+
+def _scaled(form: str, fast: bool, inputs: Inputs) -> Tensor:
+    return torch._scaled_mm(
+        inputs["tokens"],
+        inputs["weight"].t(),
+        scale_a=inputs[f"{form}_left"],
+        scale_b=inputs[f"{form}_right"],
+        bias=inputs["bias"],
+        out_dtype=torch.bfloat16,
+        use_fast_accum=fast,
+    )
+
+
+SECTIONS: dict[str, Callable[[Tries], None]] = {
+    "geglu-fp8": geglu_fp8,
+    "convolution": partial(convolution, "convolution"),
+    "own-convolution": partial(convolution, "own-convolution"),
+    "attention": attention,
+    "scaled-mm": scaled_mm,
+    "geglu-product": geglu_product,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    # 1) Read the options
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("lines", type=Path, help="the file that gets a line for each figure")
+    parser.add_argument("--section", action="append", choices=SECTIONS, help="all if not given")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--budget", type=float, default=140.0, help="seconds")
+    parser.add_argument("--quick", action="store_true", help="small shapes, on a CPU")
+    parser.add_argument("--at-word", action="store_true", help="measure when a line comes in")
+    options = parser.parse_args(arguments)
+    sections = options.section or list(SECTIONS)
+    if len(sections) > 1:
+        return in_processes(sections, options)
+
+    # 2) Measure the one section
+    if options.at_word:
+        options.budget = float(sys.stdin.readline())
+    tries = Tries(options)
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    if tries.device == "cuda":
+        tries.write(sections[0], "machine", torch.cuda.get_device_name(), torch=torch.__version__)
+    with tries.trying(sections[0], "all", "all"), torch.no_grad():
+        SECTIONS[sections[0]](tries)
+    return 0
+
+
+def in_processes(sections: Sequence[str], options: argparse.Namespace) -> int:
+    """Runs each section in a process. All of them import at once, and measure one by one."""
+    end_s = time.monotonic() + options.budget
+    command = [sys.executable, "-m", "benchmarks.kernel_tries", str(options.lines), "--at-word"]
+    command += [f"--rounds={options.rounds}", *(["--quick"] if options.quick else [])]
+    with ExitStack() as stack:
+        processes = {}
+        for name in sections:
+            process = subprocess.Popen(
+                [*command, f"--section={name}"], stdin=subprocess.PIPE, text=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes[name] = process
+        for name, process in processes.items():
+            left_s = max(1.0, end_s - time.monotonic())
+            try:
+                process.communicate(f"{left_s}\n", timeout=left_s + 10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            print(f"{name}: ended with {process.wait()}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
