@@ -36,7 +36,6 @@ from typing import Any, Protocol
 import numpy as np
 
 HERE = Path(__file__).parent
-WARM = 3  # calls of a shape that are not counted
 
 
 @dataclass(frozen=True)
@@ -227,8 +226,8 @@ def warmed(
         def warm(name: str) -> dict[str, Any]:
             began_s = time.perf_counter()
             asked = shape.asked(options.size)
-            for number in range(WARM):
-                last = {"save": f"{folder}/{name}.npy"} if number == WARM - 1 else {}
+            for number in range(options.warm):
+                last = {"save": f"{folder}/{name}.npy"} if number == options.warm - 1 else {}
                 answer = peers[name].ask(asked | last)
                 if "error" in answer:
                     return answer
@@ -325,6 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--kernels", action="append", default=[], help="a side; its step's kernels")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--warm", type=int, default=3, help="calls of a shape that are not counted")
     parser.add_argument("--budget", type=float, default=500.0, help="seconds, after the starts")
     parser.add_argument("--model", default="sdxl-random")
     parser.add_argument("--device", default="auto")
