@@ -13,8 +13,10 @@
 | kill   | the same seeds, two a card, and a replica is killed on the way | nothing lost, equal files  |
 | mixed  | Poisson at 80 % of capacity, 10 to 50 steps, same arrivals | p95 over round robin's         |
 | files  | as linear, but the images are sent as PNG                  | what encoding takes of the host |
+| poisson | equal requests, Poisson at 95 % of the images/s of linear | p99, as MLPerf's server scenario |
 
-Kill and files are measured on the largest number of cards alone.
+Kill, files and poisson are measured on the largest number of cards alone. 20 s are MLPerf's own
+limit for SDXL (github.com/mlcommons/inference_policies, inference_rules.adoc, v5.1).
 
 Figures go to <results>/scale.jsonl as soon as they are measured, and the rows of all requests to
 <results>/rows.jsonl, from which the table makes its intervals of 95 %. A part that has ended for a
@@ -26,6 +28,7 @@ is left of those seconds.
 | share of linear   | images/s by windows of WINDOW_S, taken as independent; delta method, Student's t |
 | slowest tenth     | bootstrap of blocks of eight images, in order of their ends                    |
 | mixed p95 ratio   | bootstrap of blocks of MIXED_BLOCK arrivals, the same ones under both routers  |
+| poisson p99       | none: so near the capacity, one run does not show what others would            |
 
 One card's images/s are those of a server with one replica, started by the same call. On GPUs,
 servers with fewer cards than the largest run and are measured beside each other, on cards of their own.
@@ -73,18 +76,24 @@ from benchmarks.run_intervals import (
 )
 from benchmarks.seeded_images import Fetched, fetch_all
 
-PARTS = ("linear", "tails", "bytes", "kill", "mixed", "files")
-ON_MOST = ("kill", "files")  # on the largest number of cards alone
+PARTS = ("linear", "tails", "bytes", "kill", "mixed", "files", "poisson")
+ON_MOST = ("kill", "files", "poisson")  # on the largest number of cards alone
 USERS = 8  # a card
 EQUAL_STEPS = 20
 MIXED_STEPS = tuple(range(10, 51, 5))
 LOAD = 0.8
+POISSON_LOAD = 0.95
+P99_S = (None, 20.0)
 LINEAR = (0.97, None)
 SLOWEST_TENTH = (None, 1.15)
 OVER_ROUND_ROBIN = (None, 0.75)
 WINDOW_S = 6.0
 MIXED_BLOCK = 22  # arrivals: those of some 8 s with four cards
-NEEDED = (("mixed", "linear", "images_per_s"), ("kill", "bytes", "digests"))
+NEEDED = (
+    ("mixed", "linear", "images_per_s"),
+    ("poisson", "linear", "images_per_s"),
+    ("kill", "bytes", "digests"),
+)
 FEWEST = 8  # rows that have a percentile
 KILL_AFTER = 0.25  # of a pass over the seeds
 
@@ -101,6 +110,7 @@ class Lengths:
     mixed_images: int = 112
     mixed_s: float = 60.0
     files_s: float = 12.0
+    poisson_s: float = 180.0
     seeds: int = 16
     back_s: float = 60.0
     start_s: float = 60.0
@@ -114,6 +124,7 @@ QUICK = Lengths(
     mixed_images=40,
     mixed_s=4.0,
     files_s=1.0,
+    poisson_s=4.0,
     seeds=8,
     back_s=60.0,
     start_s=0.0,
@@ -416,6 +427,37 @@ class Bench:
         self.notes.write("files", self.gpus, "images_per_s", float(images_by_window(rows).mean()))
         return True
 
+    def poisson(self) -> bool:
+        """Equal requests in an open loop near the capacity: the 99th percentile."""
+        measured = self.notes.value("linear", self.gpus, "images_per_s")
+        if measured is None:
+            self.notes.write("poisson", self.gpus, "left out", "the capacity is unknown")
+            return False
+        run = self.run(
+            "poisson",
+            "poisson",
+            bl.OpenLoop(POISSON_LOAD * measured),
+            bl.Workload(num_inference_steps=self.lengths.equal_steps),
+            duration_s=self.lengths.poisson_s,
+            warmup_s=self.lengths.warmup_s,
+        )
+        rows = answered(run.requests)
+        latency_s = measured_latencies(rows)
+        if len(latency_s) < FEWEST:
+            self.notes.write("poisson", self.gpus, "too few", len(latency_s))
+            return False
+        self.notes.write(
+            "poisson",
+            self.gpus,
+            "p99_s",
+            float(np.quantile(latency_s, 0.99)),
+            median_s=float(np.median(latency_s)),
+            n=len(latency_s),
+            sent_per_s=len(latency_s) / self.lengths.poisson_s,
+            mean_batch=float(rows["batch_size"].mean()),
+        )
+        return True
+
     def kill(self) -> bool:
         """The same seeds again, and a replica is killed on the way."""
         # 1) Kill one while all are busy
@@ -662,6 +704,7 @@ def run_part(part: str, bench: Bench) -> None:
         "bytes": lengths.seeds * 1.5 / bench.gpus,
         "files": lengths.files_s + 10.0,
         "kill": 30.0,
+        "poisson": lengths.warmup_s + lengths.poisson_s + 25.0,
     }
     actions = {
         "linear": bench.equal,
@@ -669,6 +712,7 @@ def run_part(part: str, bench: Bench) -> None:
         "bytes": bench.bytes,
         "files": bench.files,
         "kill": bench.kill,
+        "poisson": bench.poisson,
     }
     if bench.notes.has_time(part, bench.gpus, needed_s[part]):
         began_s = time.monotonic()
@@ -737,6 +781,7 @@ def figures(notes: Notes) -> list[Figure]:
         if len(equal):
             found += equal_figures(gpus, equal, alone)
         found += mixed_figures(notes, gpus)
+        found += poisson_figures(notes, gpus)
         found += other_figures(notes, gpus)
     return found
 
@@ -782,6 +827,15 @@ def mixed_figures(notes: Notes, gpus: int) -> list[Figure]:
         name = f"mixed: mean / round robin's, {routing}"
         found.append(Figure.once(f"{gpus} cards", name, ratio, own_interval=interval))
     return found
+
+
+def poisson_figures(notes: Notes, gpus: int) -> list[Figure]:
+    """The 99th percentile of equal requests near the capacity."""
+    p99_s = notes.value("poisson", gpus, "p99_s")
+    if p99_s is None:
+        return []
+    name = f"Poisson at {POISSON_LOAD:.0%} of linear: p99, s"
+    return [Figure.once(f"{gpus} cards", name, p99_s, *P99_S)]
 
 
 def other_figures(notes: Notes, gpus: int) -> list[Figure]:

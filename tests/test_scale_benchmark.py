@@ -106,6 +106,7 @@ def planted(folder):
     notes.write("bytes", 1, "digests", {"0": "a", "1": "b", "2": "c"})
     notes.write("bytes", 4, "digests", {"0": "a", "1": "c"})
     notes.write("kill", 4, "lost", 0)
+    notes.write("poisson", 4, "p99_s", 21.0, n=500)
     with (folder / "scale.jsonl").open("a") as file:
         file.write('{"part": "cut o')
     return Notes(folder, None)
@@ -118,6 +119,7 @@ def test_the_table_by_hand(tmp_path):
         ("1 cards", "slowest tenth / median"): (1.0, None),
         ("2 cards", "share of linear"): (1.0, True),
         ("4 cards", "share of linear"): (0.8, False),
+        ("4 cards", "Poisson at 95% of linear: p99, s"): (21.0, False),
         ("4 cards", "slowest tenth / median"): (1.0, True),
         ("4 cards", "mixed: p95 / round robin's, foretold"): (0.7, True),
         ("4 cards", "mixed: mean / round robin's, foretold"): (0.7, None),
