@@ -155,6 +155,8 @@ class SimulatedCard:
 
     def _end_call(self, turn: Turn[SimulatedTask]) -> None:
         self._busy = False
+        if turn.once:
+            self._turn = None
         for task in turn.decode:
             self._turn = None
             self._answer(self._tasks.pop(task))

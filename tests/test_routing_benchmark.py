@@ -127,3 +127,13 @@ def test_a_router_has_one_look_in_all_panels_and_an_empty_panel_is_left_out(tmp_
         assert [text.get_text() for text in ax.texts] == ["↑ worse", "↓ better"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["foretold", "two-choices"]
+
+
+@pytest.mark.parametrize("gpu", routing.SPECS)
+def test_equal_users_of_a_card_stay_in_batches_of_eight(gpu):
+    """The first begins alone. Without a step to catch up, ones, twos and fours took turns: 8 % slower."""
+    rate, slowest = routing.closed_figures(gpu, 1, "foretold", images=80, seed=0)
+    times = StepTimesBySize.from_spec(routing.SPECS[gpu]["step_times"])[routing.SIZE]
+    batch_s = times.encode(8) + routing.EQUAL_STEPS * times.step(16) + times.decode(8)
+    assert rate == pytest.approx(8 / batch_s, rel=0.02)
+    assert slowest < 1.05

@@ -331,6 +331,8 @@ class Engine:
                     self._end(job, job.outcome)
                 elif job.steps_left == 0:
                     self._turn = None
+            if turn.once:
+                self._turn = None
         if step_s is not None:
             self.adapter_switches += turn.step[0].lora != self._lora
             self._lora = turn.step[0].lora

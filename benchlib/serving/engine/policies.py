@@ -46,12 +46,14 @@ class Turn(Generic[AnyTask]):
 
     All requests of one part have one size, and those in `step` one adapter. Those in `step` that
     have not begun are encoded first, in one call. Until `wait_until_s` there is nothing to do,
-    unless a request comes. Without any request, all parts are empty.
+    unless a request comes. Without any request, all parts are empty. A turn that is for `once` is
+    not repeated.
     """
 
     step: tuple[AnyTask, ...] = ()
     decode: tuple[AnyTask, ...] = ()
     wait_until_s: float | None = None
+    once: bool = False
 
 
 class Policy(Protocol):

@@ -18,6 +18,7 @@ from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.faults import MOST_FAILED_CALLS, EngineEnded
 from benchlib.serving.engine.jobs import Cancelled, DoesNotFit, Refused
 from benchlib.serving.engine.options import EngineOptions, in_words
+from benchlib.serving.engine.policies import Turn
 from benchlib.serving.engine.step_times import StepTimes
 from benchlib.serving.model.torch_thread import on_torch_thread, others_wait
 from benchlib.serving.schemas import GenerateRequest
@@ -259,6 +260,24 @@ def test_continuous_lets_requests_join_and_leave_between_steps(start, pipeline):
     assert first.work.service_s == pytest.approx(0.001 + 5 * 0.001 + 0.001)
     assert pipeline.calls.index(("decode", "short")) < pipeline.calls.index(("decode", "first"))
     assert engine.waiting == 0
+
+
+@pytest.mark.parametrize(("once", "decisions"), [(False, 2), (True, 4)])
+def test_a_turn_for_once_is_not_repeated(start, once, decisions):
+    engine = start(batching="continuous")
+    asked = []
+
+    class OneByOne:
+        def turn(self, tasks, _now_s, _lora=None):
+            if not tasks:
+                return Turn()
+            asked.append(len(tasks))
+            first = tasks[0]
+            return Turn(step=(first,), once=once) if first.steps_left else Turn(decode=(first,))
+
+    engine._turns = OneByOne()
+    engine.submit(ask("three", steps=3)).future.result(10)
+    assert asked == decisions * [1]
 
 
 def test_dynamic_answers_a_batch_together_and_latecomers_after_it(start, pipeline):
