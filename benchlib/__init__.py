@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from benchlib.collector import collector_paused
+
 if TYPE_CHECKING:
     from benchlib import plots
     from benchlib.budget import Budget, Part
@@ -154,7 +156,9 @@ def __getattr__(name: str) -> object:
             f"module 'benchlib' has no attribute {name!r}; it has {', '.join(__all__)}"
         )
     home = _HOMES[name]
-    value: object = import_module(home) if name == "plots" else getattr(import_module(home), name)
+    with collector_paused():
+        module = import_module(home)
+    value: object = module if name == "plots" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -20,6 +20,7 @@ import time
 BEGAN_S = time.perf_counter()
 
 import argparse  # noqa: E402 - the imports are part of a start
+import cProfile  # noqa: E402
 import gc  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
@@ -27,6 +28,10 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
+
+import benchlib as bl  # noqa: E402
+
+load_pipeline = bl.load_pipeline  # as a notebook: all that it needs is imported here
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -96,8 +101,6 @@ def compile_as_guided(pipe: Any) -> None:
 
 def load(options: argparse.Namespace) -> tuple[Make, Any]:
     """Returns what makes images, and our pipeline."""
-    from benchlib.serving.model.loading import load_pipeline
-
     pipe = load_pipeline(options.model, device=options.device, recipe=options.recipe)
     if options.kind == "ours":
         return ours(pipe), pipe
@@ -125,7 +128,48 @@ def answer(asked: dict[str, Any], make: Make, pipe: Any) -> dict[str, Any]:
     if torch.cuda.is_available():
         peak_gib = torch.cuda.max_memory_allocated() / 2**30
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:12]
-    return {"seconds": took_s, "allocated_gib": peak_gib, "digest": digest, "parts": PARTS}
+    return {
+        "seconds": took_s,
+        "allocated_gib": peak_gib,
+        "digest": digest,
+        "parts": PARTS,
+        "compile_s": compile_times(),
+    }
+
+
+def compile_times() -> dict[str, float]:
+    """The seconds that torch's compiler has taken so far, by its own names; the longest first.
+
+    They overlap: `_compile.compile_inner` is the whole, and `bytecode_tracing` dynamo's part.
+    """
+    if "torch._dynamo.utils" not in sys.modules:  # its import takes seconds
+        return {}
+    metrics = torch._dynamo.utils.compilation_time_metrics
+    times_s = {name: sum(times) for name, times in metrics.items()}
+    longest = sorted(times_s.items(), key=lambda one: -one[1])
+    return {name: round(seconds, 3) for name, seconds in longest[:12]}
+
+
+class Profile:
+    """A profile of the torch thread, from the load to the end of the first image."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._profile = cProfile.Profile()
+
+    def begin(self) -> None:
+        from benchlib.serving.model.torch_thread import on_torch_thread
+
+        if self._path is not None:
+            on_torch_thread(self._profile.enable)
+
+    def end(self) -> None:
+        from benchlib.serving.model.torch_thread import on_torch_thread
+
+        if self._path is not None:
+            on_torch_thread(self._profile.disable)
+            self._profile.dump_stats(self._path)
+            self._path = None
 
 
 def kernels(pipe: Any, asked: dict[str, Any]) -> list[tuple[str, int, float]]:
@@ -160,7 +204,9 @@ def main() -> int:
     parser.add_argument("--recipe", default="fastest-exact")
     parser.add_argument("--model", default="sdxl-random")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--profile", help="a file for a profile of the load and the first image")
     options = parser.parse_args()
+    profile = Profile(options.profile)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to standard error
 
@@ -170,12 +216,14 @@ def main() -> int:
     from benchlib.machine import describe_packages
 
     imported_s = time.perf_counter() - BEGAN_S
+    profile.begin()
     make, pipe = load(options)
     loaded_s = time.perf_counter() - BEGAN_S
     tell(
         {
             "import_s": imported_s,
             "load_s": loaded_s - imported_s,
+            "load_parts_s": pipe.spec.get("load_parts_s"),
             "artefacts": pipe.spec.get("artefacts"),
             "packages": describe_packages(),
         }
@@ -184,7 +232,9 @@ def main() -> int:
     # 2) Do what is asked, until there is no more
     for line in sys.stdin:
         try:
-            tell(answer(json.loads(line), make, pipe))
+            answered = answer(json.loads(line), make, pipe)
+            profile.end()
+            tell(answered)
         except Exception as error:  # noqa: BLE001 - the other sides go on
             tell({"error": f"{type(error).__name__}: {str(error).strip()[:300]}"})
     return 0

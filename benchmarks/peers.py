@@ -10,7 +10,8 @@ SGLang's. A shape is IMAGESxSTEPS, with `g0` for no guidance, and `@NAME,NAME` f
 
 All sides are loaded and warmed at once. Then each round goes through them, every second round
 backwards. Each figure is a line of JSON as soon as it is measured. `--start` times a first start with
-nothing kept, and a second one in which only BENCHLIB_CACHE is the same.
+nothing kept, and a second one in which only BENCHLIB_CACHE is the same. Its parts are the imports,
+the load (`load_parts_s`, loading.py), the stages of the first image, and what of it was compiling.
 
 Knows processes and rounds. Ignorant of what makes a side fast.
 """
@@ -36,6 +37,8 @@ from typing import Any, Protocol
 import numpy as np
 
 HERE = Path(__file__).parent
+OF_A_LOAD = ("import_s", "load_s", "load_parts_s", "artefacts")
+OF_AN_IMAGE = ("parts", "compile_s", "digest", "error")
 
 
 @dataclass(frozen=True)
@@ -147,15 +150,21 @@ class UrlPeer:
 
 @contextmanager
 def started(
-    side: Side, options: argparse.Namespace, changes: dict[str, str] | None = None
+    side: Side,
+    options: argparse.Namespace,
+    changes: dict[str, str] | None = None,
+    *more: str,
 ) -> Iterator[Peer]:
-    """Loads a side, and ends it after the block. `changes` are changes of the environment."""
+    """Loads a side, and ends it after the block.
+
+    `changes` are changes of the environment, and `more` are further arguments of its process.
+    """
     if side.kind == "url":
         yield UrlPeer(side.recipe)
         return
     command = [sys.executable, str(HERE / "peer_process.py")]
     command += ["--kind", side.kind, "--recipe", side.recipe]
-    command += ["--model", options.model, "--device", options.device]
+    command += ["--model", options.model, "--device", options.device, *more]
     rest = os.environ.get("PYTHONPATH", "")
     environment = os.environ | {"PYTHONPATH": f"{side.folder}:{rest}"} | (changes or {})
     with subprocess.Popen(
@@ -281,21 +290,28 @@ def rounds(
 
 
 def time_starts(side: Side, options: argparse.Namespace, lines: Lines) -> None:
-    """Times two starts up to the first image: a cold one, and one with what it has kept."""
+    """Times starts up to the first image: a cold one, and one with what it has kept.
+
+    With `--profile` a third one, as warm, writes what its time went to.
+    """
     with tempfile.TemporaryDirectory() as unkept:
         kept = options.kept or unkept
-        for case in ("cold", "warm"):
+        cases: dict[str, list[str]] = {"cold": [], "warm": []}
+        if options.profile:
+            Path(options.profile).mkdir(parents=True, exist_ok=True)
+            cases["profiled"] = ["--profile", f"{options.profile}/{side.name}.prof"]
+        for case, more in cases.items():
             with tempfile.TemporaryDirectory() as temporary:
                 changes = {"TMPDIR": temporary, "BENCHLIB_CACHE": kept}
                 began_s = time.monotonic()
-                with started(side, options, changes) as peer:
+                with started(side, options, changes, *more) as peer:
                     facts = peer.facts
                     answer = peer.ask(options.shape[0].asked(options.size))
                     took_s = time.monotonic() - began_s
                     second = peer.ask(options.shape[0].asked(options.size))
-            parts = {key: facts.get(key) for key in ("import_s", "load_s", "artefacts")}
+            parts = {key: facts.get(key) for key in OF_A_LOAD}
             parts |= {"first_s": answer.get("seconds"), "second_s": second.get("seconds")}
-            parts |= {"digest": answer.get("digest"), "error": answer.get("error")}
+            parts |= {key: answer.get(key) for key in OF_AN_IMAGE}
             lines.write("starts", f"{side.name}, {case}", "ready_s", took_s, **parts)
 
 
@@ -322,6 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--kept", help="the BENCHLIB_CACHE of the starts; one of their own if not given"
     )
+    parser.add_argument("--profile", help="a folder for a profile of each side's third start")
     parser.add_argument("--kernels", action="append", default=[], help="a side; its step's kernels")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--warm", type=int, default=3, help="calls of a shape that are not counted")

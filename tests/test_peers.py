@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pstats
 from contextlib import contextmanager
 
 import numpy as np
@@ -91,13 +92,18 @@ def test_sides_take_turns_and_an_error_leaves_out_one_side(tmp_path, monkeypatch
 def test_a_real_process_makes_an_image_and_tells_an_error(tmp_path):
     options = argparse.Namespace(model="tiny", device="cpu")
     changes = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    with peers.started(Side.parse("stock=stock:baseline"), options, changes) as peer:
-        assert peer.facts["load_s"] > 0
+    stock = Side.parse("stock=stock:baseline")
+    profile = tmp_path / "stock.prof"
+    with peers.started(stock, options, changes, "--profile", str(profile)) as peer:
+        parts_s = peer.facts["load_parts_s"]
+        assert list(parts_s) == ["check", "networks", "finite", "recipes"]
+        assert peer.facts["load_s"] >= sum(parts_s.values())
         assert peer.facts["packages"]["torch"]
         asked = Shape(2, 2, 7.5).asked(64)
         answer = peer.ask(asked | {"save": str(tmp_path / "image.npy")})
         assert answer["seconds"] > 0
         assert np.load(tmp_path / "image.npy").shape == (2, 64, 64, 3)
+        assert any("load_model" in name for *_, name in pstats.Stats(str(profile)).stats)
         assert "divisible" in peer.ask(asked | {"side": 65})["error"]
 
 

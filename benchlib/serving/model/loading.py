@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from benchlib.collector import collector_paused
 from benchlib.serving.model.adapters import LoraPlan, fuse_adapters
 from benchlib.serving.model.finite import require_finite_weights
 from benchlib.serving.model.models import choose_model, load_model
@@ -64,9 +65,11 @@ def load_pipeline(
     Raises ValueError for a bad argument and `ModelError` if the model can't be loaded. Both name
     the remedy.
     """
-    began_s = time.monotonic()
+    parts = _Parts()
     memory_before_gib = process_memory_gib()
-    recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
+    with collector_paused():
+        recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
+    parts.ends("check")
     if scheduler is not None:
         try:
             check_scheduler(scheduler)
@@ -89,7 +92,9 @@ def load_pipeline(
             model, device=target, dtype=DTYPES[dtype], seed=seed, unet=unet, vae=vae
         )
         fuse_adapters(loaded.pipe, plan)
+        parts.ends("networks")
         require_finite_weights(loaded.pipe, model)
+        parts.ends("finite")
         spec = {
             "model": model,
             "model_reason": reason,
@@ -110,12 +115,30 @@ def load_pipeline(
         )
 
     def load_and_look() -> SDXLPipeline:
-        with warned_of_traces():
+        with warned_of_traces(), collector_paused():
             return load()
 
     pipeline = on_torch_thread(load_and_look)
-    pipeline.spec["load_s"] = time.monotonic() - began_s
+    parts.ends("recipes")
+    pipeline.spec["load_parts_s"] = parts.seconds
+    pipeline.spec["load_s"] = sum(parts.seconds.values())
     return pipeline
+
+
+class _Parts:
+    """The seconds of each part of a load: checks, networks, the look at their weights, recipes.
+
+    A GPU is waited for where the weights are looked at, so drawing them counts there.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began_s = time.monotonic()
+
+    def ends(self, name: str) -> None:
+        now_s = time.monotonic()
+        self.seconds[name] = now_s - self._began_s
+        self._began_s = now_s
 
 
 def resolve(

@@ -13,10 +13,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -235,17 +237,24 @@ _FLAGS = {
 # The most graphs of one function: its layers' shapes times batches times image sizes. torch's own
 # limit is 8.
 _SHAPES = 1024
-# These few kinds of blocks do nearly all of the work.
-_BLOCKS = (
+# These few kinds of modules do nearly all of the work.
+TRANSFORMERS = (
     Transformer2DModel,
+    ResnetBlock2D,
+    Downsample2D,
+    Upsample2D,
+)
+# A transformer of SDXL has up to ten like blocks. torch traces one of them, and not ten.
+BLOCKS = (
+    BasicTransformerBlock,
     ResnetBlock2D,
     Downsample2D,
     Upsample2D,
 )
 
 
-def compiled(networks: Networks, *, regional: bool = False) -> None:
-    """Compile the UNet, or only its blocks where `regional`, and the VAE's decoder.
+def compiled(networks: Networks, *, regions: tuple[type, ...] | None = None) -> None:
+    """Compile the UNet, or only its modules of the kinds `regions`, and the VAE's decoder.
 
     Compiles each shape by itself: with dynamic shapes, inductor took over four minutes for the UNet
     on an H200. The decoder gets one image at a time, so it needs one shape. At full size that costs
@@ -262,12 +271,28 @@ def compiled(networks: Networks, *, regional: bool = False) -> None:
     for module in decoder.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.__class__ = _ChannelwiseGroupNorm
-    regions = [networks.unet]
-    if regional:
-        regions = [module for module in networks.unet.modules() if isinstance(module, _BLOCKS)]
-    for module in [*regions, decoder]:
+    modules = [networks.unet]
+    if regions is not None:
+        modules = [module for module in networks.unet.modules() if isinstance(module, regions)]
+    for module in [*modules, decoder]:
         module.compile(dynamic=False, options=dict(_FLAGS))
+    if regions is BLOCKS:
+        for module in networks.unet.modules():
+            if isinstance(module, Transformer2DModel):
+                kind: Any = type(module)
+                module.__class__ = _with_compiled_ends(kind)
     networks.vae.enable_slicing()
+
+
+@cache
+def _with_compiled_ends(kind: Any) -> type:
+    """A class of transformers like `kind` that compiles what comes before and after its blocks."""
+    ends = ("_operate_on_continuous_inputs", "_get_output_for_continuous_inputs")
+    compiled_ends = {
+        name: torch.compile(getattr(kind, name), dynamic=False, options=dict(_FLAGS))
+        for name in ends
+    }
+    return type(kind.__name__, (kind,), compiled_ends)
 
 
 class _ChannelwiseGroupNorm(torch.nn.GroupNorm):

@@ -14,6 +14,7 @@ import gc
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,7 @@ from PIL.Image import Image, fromarray
 from torch import Tensor
 
 from benchlib.cell_view import CellView, ShownInCell
+from benchlib.collector import collector_paused
 from benchlib.machine import available_memory_gib
 from benchlib.serving.model.adapters import Adapters, LoraPlan
 from benchlib.serving.model.denoise import Batch, Work
@@ -72,6 +74,7 @@ class SDXLPipeline(ShownInCell):
         self.compiled = any(recipe.sets in ("compiler", "launches") for recipe in recipes)
         self._compiles = any(recipe.sets == "compiler" for recipe in recipes)
         self._graphs_kept = 0
+        self._computed: set[tuple[str, torch.Size]] = set()
 
         networks = apply_recipes(pipe, recipes, apart=bool(loras and loras.by_request))
         self._unet = networks.unet
@@ -180,19 +183,28 @@ class SDXLPipeline(ShownInCell):
         if batch.guidance_embedding is not None:
             options["timestep_cond"] = batch.guidance_embedding
         called_s = time.monotonic()
-        noise = self._unet(
-            latents,
-            timesteps,
-            encoder_hidden_states=batch.text,
-            added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
-            return_dict=False,
-            **options,
-        )[0]
+        with self._patience("unet", latents):
+            noise = self._unet(
+                latents,
+                timesteps,
+                encoder_hidden_states=batch.text,
+                added_cond_kwargs={"text_embeds": batch.pooled, "time_ids": batch.time_ids},
+                return_dict=False,
+                **options,
+            )[0]
         launch_s = time.monotonic() - called_s
         batch.advance(noise)
         if not any(work.failure for work in works):
             self._batch = batch
         return launch_s
+
+    def _patience(self, network: str, latents: Tensor) -> AbstractContextManager[None]:
+        """A block for a network's call: the first one with a shape may compile for a long time."""
+        call = (network, latents.shape)
+        if not self.compiled or call in self._computed:
+            return nullcontext()
+        self._computed.add(call)
+        return collector_paused()
 
     @torch.inference_mode()
     def decode(self, works: Sequence[Work]) -> list[Image]:
@@ -200,7 +212,8 @@ class SDXLPipeline(ShownInCell):
         started_s = self._clock.now()
         latents = torch.cat([work.latents for work in works]).to(self._vae.dtype)
         latents = self._unscale(latents)
-        pixels = self._vae.decode(latents, return_dict=False)[0]
+        with self._patience("vae", latents):
+            pixels = self._vae.decode(latents, return_dict=False)[0]
         sums = sums_of(latents, pixels)
         if self._pipe.watermark is not None:
             pixels = self._pipe.watermark.apply_watermark(pixels)

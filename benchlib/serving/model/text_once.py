@@ -95,7 +95,10 @@ def read_texts_once(network: torch.nn.Module) -> TextOnce:
         transformer.__class__ = _with_share(kind)
         transformer.text_share = number
         for place, block in enumerate(transformer.transformer_blocks):
-            block.attn2.processor = _GivenText(place)
+            kind = type(block)
+            block.__class__ = _with_share(kind)
+            block.text_share = place
+            block.attn2.processor = _GIVEN_TEXT
     unet.get_aug_embed = _embedded  # unbound, since a method of its own would be a reference cycle
     return TextOnce(network)
 
@@ -109,40 +112,37 @@ def _embedded(
 
 
 class _TakesItsShare(torch.nn.Module):
-    """A transformer that takes its own share of a UNet's conditions.
+    """A transformer that takes its share of a UNet's conditions, or a block that takes its own of it.
 
-    It does so before the call that is compiled. Else like transformers, which differ in their
-    number, would each be compiled.
+    It does so before the call that is compiled. Else like modules, which differ in their number,
+    would each be compiled.
     """
 
     text_share: int
 
-    def __call__(self, hidden_states: Tensor, encoder_hidden_states: Any, **options: Any) -> Any:
+    def __call__(self, hidden_states: Tensor, *, encoder_hidden_states: Any, **options: Any) -> Any:
         share = encoder_hidden_states[self.text_share]
         return super().__call__(hidden_states, encoder_hidden_states=share, **options)
 
 
 @cache
 def _with_share(kind: type) -> type:
-    """A class of transformers like `kind` that takes its share."""
+    """A class of modules like `kind` that take their share."""
     return type(kind.__name__, (_TakesItsShare, kind), {})
 
 
 class _GivenText:
-    """Attention to a text that is projected already. `place` is the block's in its transformer."""
-
-    def __init__(self, place: int) -> None:
-        self.place = place
+    """Attention to a text that is projected already."""
 
     def __call__(
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: tuple[Projected, ...],
+        encoder_hidden_states: Projected,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """`hidden_states` is (rows, tokens, features), and so is the answer."""
-        projected = encoder_hidden_states[self.place]
+        projected = encoder_hidden_states
         if len(projected) == 1:
             projected = projected[0].chunk(2, dim=-1)
         query, key, value = (
@@ -155,6 +155,9 @@ class _GivenText:
         joined = seen.transpose(1, 2).flatten(2)
         dropped: Tensor = attn.to_out[1](attn.to_out[0](joined))
         return dropped
+
+
+_GIVEN_TEXT = _GivenText()  # one for all, so that like blocks are compiled once
 
 
 def _project(attn: Any, text: Tensor) -> Projected:

@@ -17,13 +17,22 @@ from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.optimisations import (
+    BLOCKS,
     Networks,
     _group_norm,
+    _with_compiled_ends,
     compiled,
     graphs_made,
 )
 from benchlib.serving.model.pipeline import SDXLPipeline
-from benchlib.serving.model.recipes import COMBINATIONS, RECIPES, Recipe, parse_recipes
+from benchlib.serving.model.recipes import (
+    COMBINATIONS,
+    RECIPES,
+    Recipe,
+    apply_recipes,
+    parse_recipes,
+)
+from benchlib.serving.model.text_once import read_texts_once
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
@@ -132,7 +141,7 @@ def test_the_compilers_group_norm_frees_its_weights(tiny):
 def test_the_recipes_called_exact_are_exact():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
         "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn", "compile",
-        "compile-regional", "cudnn-tuned", "text-once",
+        "compile-regional", "compile-blocks", "cudnn-tuned", "text-once",
         "text-graphs", "cuda-graphs",
     ]  # fmt: skip
     assert all(
@@ -473,10 +482,53 @@ def test_without_a_compiler_compile_says_so(tmp_path):
     assert "install a C++ compiler" in ran.stdout
 
 
+def noise_of(unet):
+    """The answer of a UNet of `small_pipeline` to one text, of its own or as conditions."""
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        return unet(
+            torch.randn(2, 4, 8, 8),
+            torch.ones(2),
+            encoder_hidden_states=torch.randn(2, 77, 160),
+            added_cond_kwargs={"text_embeds": torch.randn(2, 96), "time_ids": torch.ones(2, 6)},
+            return_dict=False,
+        )[0]
+
+
+def test_like_blocks_are_traced_once_and_compute_the_same(monkeypatch):
+    """The graphs that torch gets run as they are, so the answer keeps its bits."""
+    operators = []
+
+    def count(graph, _):
+        operators.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compiles = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda call, **_: compiles(call, backend=count, dynamic=False)
+    )
+    traced = []
+    for layers in (1, 3):
+        pipe = small_pipeline(unet={"transformer_layers_per_block": [1, 1, layers]})
+        recipes = parse_recipes("channels-last+fused-qkv")
+        expected = noise_of(apply_recipes(pipe, recipes).unet)
+        _with_compiled_ends.cache_clear()
+        torch.compiler.reset()
+        operators.clear()
+        networks = apply_recipes(pipe, recipes)
+        compiled(networks, regions=BLOCKS)
+        networks.unet = read_texts_once(networks.unet)
+        assert torch.equal(noise_of(networks.unet), expected)
+        traced.append(list(operators))
+    _with_compiled_ends.cache_clear()
+    torch.compiler.reset()
+    assert traced[0] == traced[1] != []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-@pytest.mark.parametrize("recipe", ["compile-regional", "compile"])
+@pytest.mark.parametrize("recipe", ["compile-regional", "compile-blocks", "compile"])
 def test_compiled_images_agree_and_a_server_that_is_ready_compiles_nothing(tiny, recipe):
     torch.compiler.reset()  # drops a decoder that another test compiled
     pipe = load_pipeline("tiny", device="cpu", recipe=recipe)
