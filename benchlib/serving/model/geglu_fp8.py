@@ -56,7 +56,7 @@ def _gated(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _round(product, per_scale, largest, kind: tl.constexpr):  # type: ignore[no-untyped-def]
+def round_to(product, per_scale, largest, kind: tl.constexpr):  # type: ignore[no-untyped-def]
     scaled = tl.maximum(product * per_scale, -largest)
     return tl.minimum(scaled, largest).to(kind)
 
@@ -89,14 +89,13 @@ def _row(  # type: ignore[no-untyped-def]
 
     # 3) Round it
     kind: tl.constexpr = rounded.dtype.element_ty
-    tl.store(places + first, _round(one, per_scale, largest, kind), mask=first < WIDTH)
-    tl.store(places + rest, _round(other, per_scale, largest, kind), mask=rest < WIDTH)
+    tl.store(places + first, round_to(one, per_scale, largest, kind), mask=first < WIDTH)
+    tl.store(places + rest, round_to(other, per_scale, largest, kind), mask=rest < WIDTH)
 
 
 def _geglu_into(projected: Tensor, rounded: Tensor, scales: Tensor) -> None:
     rows, width = rounded.shape
-    most = 1 << (width.bit_length() - 1)
-    rest = triton.next_power_of_2(max(width - most, 1))
+    most, rest = parts_of(width)
     warps = 8 if most >= 4096 else 4
     _row[(rows,)](
         projected,
@@ -141,17 +140,32 @@ class QuantisedFeedForward(FeedForward):  # type: ignore[misc] # diffusers is no
         """`hidden_states` is (rows, tokens, features), and so is the answer."""
         projected = self.net[0].proj(hidden_states)
         rounded, scales = geglu_fp8(projected.flatten(0, -2))
-        last = self.net[2]
-        product = torch._scaled_mm(
-            rounded,
-            last.weight.qdata.t(),
-            scale_a=scales,
-            scale_b=last.weight.scale.t(),
-            bias=last.bias,
-            out_dtype=projected.dtype,
-            use_fast_accum=True,
-        )
+        product = product_fp8(self.net[2], rounded, scales)
         return product.view(*hidden_states.shape[:-1], -1)
+
+
+def product_fp8(linear: Any, rounded: Tensor, scales: Tensor) -> Tensor:
+    """A linear of torchao's with a scale for each row, of numbers (rows, features) in fp8."""
+    return torch._scaled_mm(
+        rounded,
+        linear.weight.qdata.t(),
+        scale_a=scales,
+        scale_b=linear.weight.scale.t(),
+        bias=linear.bias,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+
+
+def is_fp8(linear: Any) -> bool:
+    """Whether torchao has quantised `linear` to fp8."""
+    return getattr(getattr(linear.weight, "qdata", None), "dtype", None) == torch.float8_e4m3fn
+
+
+def parts_of(width: int) -> tuple[int, int]:
+    """Two powers of two that hold a row: the largest one within it, and one for the rest."""
+    most = 1 << (width.bit_length() - 1)
+    return most, int(triton.next_power_of_2(max(width - most, 1)))
 
 
 def use_in(unet: torch.nn.Module) -> None:
@@ -160,7 +174,6 @@ def use_in(unet: torch.nn.Module) -> None:
     for module in modules:
         if type(module) is not FeedForward:
             continue
-        weight = module.net[2].weight
-        if getattr(getattr(weight, "qdata", None), "dtype", None) != torch.float8_e4m3fn:
+        if not is_fp8(module.net[2]):
             raise ValueError("recipe: 'fp8-geglu' rounds for products in fp8; add 'fp8'")
         module.__class__ = QuantisedFeedForward

@@ -225,6 +225,13 @@ def fp8_geglu(networks: Networks) -> None:
     use_in(networks.unet)
 
 
+def fp8_rows(networks: Networks) -> None:
+    """Let our kernels add, norm, gate and round what lies between products in fp8."""
+    from benchlib.serving.model.rows_fp8 import use_in_blocks  # needs Triton
+
+    use_in_blocks(networks.unet)
+
+
 # -- compiling -------------------------------------------------------------------------------------
 
 # The flags of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast). The last one

@@ -232,6 +232,16 @@ _ALL = (
         exact=False,
         start="A second.",
         apply=optimisations.fp8_geglu,
+        sets="kernels between products in fp8",
+        why_not=optimisations.no_fp8_geglu,
+    ),
+    Recipe(
+        name="fp8-rows",
+        changes="Kernels of ours add, norm, gate and round all that lies between products in fp8.",
+        exact=False,
+        start="A second.",
+        apply=optimisations.fp8_rows,
+        sets="kernels between products in fp8",
         why_not=optimisations.no_fp8_geglu,
     ),
     Recipe(

@@ -1,0 +1,132 @@
+"""The kernel that adds, norms and rounds rows to fp8, and the blocks that use it, beside plain torch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed; the kernel is tried on a GPU")
+
+# As in test_geglu_fp8.py, the kernel writes float32, and the last rounding is torch's. The interpreter
+# cuts numbers off to bf16, so 16 bits are float16 here.
+KERNEL = """
+import torch
+from benchlib.serving.model import rows_fp8
+from benchlib.serving.model.geglu_fp8 import LARGEST, LEAST
+
+generator = torch.Generator().manual_seed(0)
+
+def draw(*shape):
+    return torch.randn(*shape, generator=generator).half()
+
+for rows, width in ((3, 8), (5, 20), (4, 640), (3, 1280)):
+    x, more, weight, bias = draw(rows, width), draw(rows, width), draw(width), draw(width)
+    x[0] = 0.0
+    x[1] += 300.0  # a mean far from 0
+    sum_of_two = (x.float() + more.float()).half()
+
+    def normed(x, eps=1e-5):
+        parts = (part.double() for part in (weight, bias))
+        return torch.nn.functional.layer_norm(x.double(), (width,), *parts, eps)
+
+    norm = (weight, bias, 1e-5)
+    for options, wanted in (
+        ({}, x.double()),
+        ({"norm": norm}, normed(x)),
+        ({"norm": norm, "more": more}, normed(sum_of_two)),
+    ):
+        total = torch.full((rows, width), torch.nan).half()
+        scaled = torch.full((rows, width), torch.nan)
+        scales = torch.full((rows, 1), torch.nan)
+        if "more" in options:
+            options = options | {"total": total}
+        rows_fp8._rows_into(x, scaled, scales, **options)
+        least = wanted.abs().amax(1, keepdim=True).clamp(min=LEAST) / LARGEST
+        assert (scales.double() / least - 1).abs().max() < 1e-3, (options, scales, least)
+        assert (scaled.double() * scales - wanted).abs().max() < 1e-3 * wanted.abs().max()
+        assert scaled.abs().max() <= LARGEST
+        if "more" in options:
+            assert torch.equal(total, sum_of_two)
+print("all rows are right")
+"""
+
+# A block whose weights are in fp8, on a CPU: torch stands in for the kernels.
+BLOCK = """
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from benchlib.serving.model import geglu_fp8, rows_fp8
+from benchlib.serving.model.text_once import _GivenText, _project
+
+def rounded_into(wide, rounded, scales):
+    scales.copy_(wide.abs().amax(1, keepdim=True).clamp(min=1e-6) / 448)
+    rounded.copy_((wide / scales).clamp(-448, 448).to(rounded.dtype))
+
+def rows_into(x, rounded, scales, *, norm=None, more=None, total=None):
+    if more is not None:
+        x = total.copy_(x + more)
+    wide = x.float()
+    if norm is not None:
+        weight, bias, eps = norm
+        wide = torch.nn.functional.layer_norm(wide, wide.shape[1:], weight.float(), bias.float(), eps)
+    rounded_into(wide, rounded, scales)
+
+def geglu_into(projected, rounded, scales):
+    value, gate = projected.float().chunk(2, dim=1)
+    rounded_into(value * torch.nn.functional.gelu(gate), rounded, scales)
+
+rows_fp8._rows_into = rows_into
+geglu_fp8._geglu_into = geglu_into
+
+class Weight(torch.nn.Parameter):
+    pass
+
+def quantise(linear):
+    weight = linear.weight
+    scale = weight.abs().amax(1, keepdim=True).float() / 448
+    linear.weight = Weight(weight.data, requires_grad=False)
+    linear.weight.qdata = (weight / scale).to(torch.float8_e4m3fn)
+    linear.weight.scale = scale
+
+torch.manual_seed(0)
+torch.set_grad_enabled(False)
+for fused in (False, True):
+    block = BasicTransformerBlock(64, 4, 16, cross_attention_dim=32, activation_fn="geglu").bfloat16()
+    for attn in (block.attn1, block.attn2):
+        if fused:
+            attn.fuse_projections()
+    if fused:
+        from diffusers.models.attention_processor import FusedAttnProcessor2_0
+        block.attn1.processor = block.attn2.processor = FusedAttnProcessor2_0()
+    x, text = torch.randn(2, 24, 64).bfloat16(), torch.randn(2, 7, 32).bfloat16()
+    plain = block(x, encoder_hidden_states=text)
+    try:
+        rows_fp8.use_in_blocks(block)
+    except ValueError as error:
+        assert "add 'fp8'" in str(error)
+    for module in block.modules():
+        if isinstance(module, torch.nn.Linear):
+            quantise(module)
+    rows_fp8.use_in_blocks(block)
+    assert type(block) is rows_fp8.QuantisedBlock
+    ours = block(x, encoder_hidden_states=text)
+    error = float((ours - plain).norm() / (plain - x).norm())
+    assert 0.001 < error < 0.06, error
+    block.attn2.processor = _GivenText(1)
+    again = block(x, encoder_hidden_states=((), _project(block.attn2, text)))
+    assert torch.equal(again, ours)
+print("all blocks are right")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(KERNEL, "all rows are right"), (BLOCK, "all blocks are right")]
+)
+def test_rows_agree_with_plain_torch_on_poisoned_outputs(code, says):
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout.strip() == says, ran.stderr[-2000:]
