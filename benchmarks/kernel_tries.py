@@ -6,6 +6,7 @@
 | section | question |
 |---|---|
 | geglu-fp8 | our kernel of GELU, gate and rounding, beside inductor's |
+| rows-fp8 | our kernel of add, layer norm and rounding, beside inductor's |
 | geglu-product | a product that computes GELU and gate by itself, beside cuBLAS and inductor's pass |
 | convolution | 3x3 in fp8 by cuDNN, beside cuDNN's in bf16 |
 | own-convolution | the same by our kernel |
@@ -38,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import conv2d, gelu, linear, scaled_dot_product_attention
+from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -139,7 +140,7 @@ def race(
 def _error(answer: Any, wanted: Tensor) -> float:
     """The norm of the difference over the norm of what is wanted; NaN if a number is missing."""
     if isinstance(answer, tuple):
-        numbers, scales = answer
+        numbers, scales, *_ = answer
         answer = numbers.float() * scales
     part = answer[: len(wanted)].float()
     return float((part - wanted).norm() / wanted.norm())
@@ -194,11 +195,7 @@ def _gate(projected: Tensor) -> Tensor:
 
 def _gate_and_round(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """GEGLU, and torchao's rounding with a scale for each row."""
-    product = _gate(inputs["projected"])
-    most = product.abs().amax(1, keepdim=True).float().clamp(min=1e-6)
-    scales = most / LARGEST
-    rounded = (product.float() / scales).clamp(-LARGEST, LARGEST).to(FP8)
-    return rounded, scales
+    return _rounded(_gate(inputs["projected"]))
 
 
 def geglu_fp8(tries: Tries) -> None:
@@ -210,12 +207,14 @@ def geglu_fp8(tries: Tries) -> None:
     if not tries.quick:
         from benchlib.serving.model.geglu_fp8 import _geglu_into
 
-        def ours(inputs: Inputs) -> tuple[Tensor, Tensor]:
-            _geglu_into(inputs["projected"], inputs["rounded"], inputs["scales"])
-            return inputs["rounded"], inputs["scales"]
+        def ours(warps: int | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
+            places = inputs["rounded"], inputs["scales"]
+            _geglu_into(inputs["projected"], *places, warps=warps)
+            return places
 
         compiled = torch.compile(_gate_and_round, dynamic=False, options=FLAGS)
-        variants = {"inductor": compiled, "ours": ours}
+        variants = {"inductor": compiled, "ours": partial(ours, None)}
+        variants |= {f"ours, {warps} warps": partial(ours, warps) for warps in (2, 4, 8, 16)}
     for rows, width in shapes:
 
         def make(rows: int = rows, width: int = width) -> Inputs:
@@ -234,6 +233,74 @@ def geglu_fp8(tries: Tries) -> None:
             reference=lambda inputs: _gate(inputs["projected"].float()),
             moved_bytes=rows * (5.0 * width + 4),
         )
+
+
+def _norm_and_round(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """A residual's sum, and its layer norm as torchao rounds it."""
+    total = inputs["x"] + inputs["more"]
+    normed = layer_norm(total, total.shape[1:], inputs["weight"], inputs["bias"])
+    return (*_rounded(normed), total)
+
+
+def _rounded(product: Tensor) -> tuple[Tensor, Tensor]:
+    """torchao's rounding with a scale for each row."""
+    most = product.abs().amax(1, keepdim=True).float().clamp(min=1e-6)
+    scales = most / LARGEST
+    return (product.float() / scales).clamp(-LARGEST, LARGEST).to(FP8), scales
+
+
+def rows_fp8(tries: Tries) -> None:
+    """Add, norm and round: 4 bytes read and 3 written a number. And rounding alone: 2 and 1."""
+    shapes = ((65536, 640), (16384, 1280), (2048, 1280))
+    if tries.quick:
+        shapes = ((16, 640),)
+    normed: dict[str, Call] = {"plain": _norm_and_round}
+    rounded: dict[str, Call] = {"plain": lambda inputs: _rounded(inputs["x"])}
+    if not tries.quick:
+        from benchlib.serving.model.rows_fp8 import _rows_into
+
+        def ours_normed(inputs: Inputs) -> tuple[Tensor, Tensor]:
+            places = inputs["rounded"], inputs["scales"]
+            norm = inputs["weight"], inputs["bias"], 1e-5
+            more = {"more": inputs["more"], "total": inputs["total"]}
+            _rows_into(inputs["x"], *places, norm=norm, **more)
+            return places
+
+        def ours_rounded(inputs: Inputs) -> tuple[Tensor, Tensor]:
+            places = inputs["rounded"], inputs["scales"]
+            _rows_into(inputs["x"], *places)
+            return places
+
+        compiled = torch.compile(_norm_and_round, dynamic=False, options=FLAGS)
+        normed = {"inductor": compiled, "ours": ours_normed}
+        plain = torch.compile(rounded["plain"], dynamic=False, options=FLAGS)
+        rounded = {"inductor": plain, "ours": ours_rounded}
+
+    def wanted(inputs: Inputs) -> Tensor:
+        total = (inputs["x"] + inputs["more"]).float()
+        affine = inputs["weight"].float(), inputs["bias"].float()
+        return layer_norm(total, total.shape[1:], *affine)
+
+    for rows, width in shapes:
+        numbers = float(rows * width)
+        make = partial(_rows, tries, rows, width)
+        case = f"{rows}x{width}"
+        add = {"reference": wanted, "moved_bytes": 7 * numbers}
+        race(tries, "rows-fp8", f"add, norm, round {case}", make, normed, **add)
+        alone = {"reference": lambda inputs: inputs["x"].float(), "moved_bytes": 3 * numbers}
+        race(tries, "rows-fp8", f"round {case}", make, rounded, **alone)
+
+
+def _rows(tries: Tries, rows: int, width: int) -> Inputs:
+    return {
+        "x": tries.random(rows, width).bfloat16(),
+        "more": tries.random(rows, width).bfloat16(),
+        "weight": tries.random(width).bfloat16(),
+        "bias": tries.random(width).bfloat16(),
+        "total": tries.full(rows, width),
+        "rounded": tries.full(rows, width, kind=FP8),
+        "scales": tries.full(rows, 1, kind=torch.float32),
+    }
 
 
 def geglu_product(tries: Tries) -> None:
@@ -671,6 +738,7 @@ def _scaled(form: str, fast: bool, inputs: Inputs) -> Tensor:
 
 SECTIONS: dict[str, Callable[[Tries], None]] = {
     "geglu-fp8": geglu_fp8,
+    "rows-fp8": rows_fp8,
     "convolution": partial(convolution, "convolution"),
     "own-convolution": partial(convolution, "own-convolution"),
     "attention": attention,

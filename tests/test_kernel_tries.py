@@ -71,7 +71,7 @@ def test_every_section_measures_plain_torch_on_a_cpu(tmp_path):
     assert {line["section"] for line in found} == set(kernel_tries.SECTIONS)
     for line in found:
         assert line["median_us"] > 0, line
-        assert line["error"] < (0.04 if line["section"] == "geglu-fp8" else 0.005), line
+        assert line["error"] < (0.04 if "fp8" in line["section"] else 0.005), line
 
 
 def test_a_variant_that_fails_or_leaves_a_number_out_costs_itself_alone(tmp_path):

@@ -93,10 +93,12 @@ def _row(  # type: ignore[no-untyped-def]
     tl.store(places + rest, round_to(other, per_scale, largest, kind), mask=rest < WIDTH)
 
 
-def _geglu_into(projected: Tensor, rounded: Tensor, scales: Tensor) -> None:
+def _geglu_into(
+    projected: Tensor, rounded: Tensor, scales: Tensor, *, warps: int | None = None
+) -> None:
     rows, width = rounded.shape
     most, rest = parts_of(width)
-    warps = 8 if most >= 4096 else 4
+    warps = warps or (8 if most >= 4096 else 4)
     _row[(rows,)](
         projected,
         rounded,
