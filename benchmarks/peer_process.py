@@ -20,12 +20,13 @@ import time
 BEGAN_S = time.perf_counter()
 
 import argparse  # noqa: E402 - the imports are part of a start
-import cProfile  # noqa: E402
 import gc  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
+from collections import Counter  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -35,6 +36,8 @@ load_pipeline = bl.load_pipeline  # as a notebook: all that it needs is imported
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+
+from benchlib.serving.model.torch_thread import on_torch_thread  # noqa: E402
 
 Make = Callable[[dict[str, Any]], list[Any]]
 PROMPT = "a lighthouse at dusk"
@@ -150,31 +153,51 @@ def compile_times() -> dict[str, float]:
     return {name: round(seconds, 3) for name, seconds in longest[:12]}
 
 
-class Profile:
-    """A profile of the torch thread, from the load to the end of the first image."""
+class Samples:
+    """Where the torch thread is, from the load to the end of the first image.
 
-    def __init__(self, path: str | None) -> None:
+    Its stack is looked at a hundred times a second. Under cProfile a first image took twice as long,
+    and Python's share of it grew.
+    """
+
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._profile = cProfile.Profile()
+        self._total_s: Counter[str] = Counter()  # by function, with all that it calls
+        self._own_s: Counter[str] = Counter()
+        self._looked = on_torch_thread(threading.get_ident)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._main_loop, daemon=True)
+        self._thread.start()
 
-    def begin(self) -> None:
-        from benchlib.serving.model.torch_thread import on_torch_thread
+    def _main_loop(self) -> None:
+        last_s = time.perf_counter()
+        while not self._ended.wait(0.01):
+            now_s = time.perf_counter()
+            self._look(now_s - last_s)
+            last_s = now_s
 
-        if self._path is not None:
-            on_torch_thread(self._profile.enable)
+    def _look(self, seconds: float) -> None:
+        frame = sys._current_frames().get(self._looked)
+        names = []
+        while frame is not None:
+            code = frame.f_code
+            names.append(f"{code.co_filename}:{code.co_firstlineno} {code.co_qualname}")
+            frame = frame.f_back
+        for name in set(names):
+            self._total_s[name] += seconds
+        self._own_s[names[0]] += seconds
 
-    def end(self) -> None:
-        from benchlib.serving.model.torch_thread import on_torch_thread
-
-        if self._path is not None:
-            on_torch_thread(self._profile.disable)
-            self._profile.dump_stats(self._path)
-            self._path = None
+    def write(self) -> None:
+        """End, and write a line for each function: total and own seconds, the longest first."""
+        self._ended.set()
+        self._thread.join()
+        with open(self._path, "w") as file:
+            for name, total_s in self._total_s.most_common():
+                print(f"{total_s:8.2f} {self._own_s[name]:8.2f} {name}", file=file)
 
 
 def kernels(pipe: Any, asked: dict[str, Any]) -> list[tuple[str, int, float]]:
     """The kernels of a step of ours: shortened name, calls and milliseconds, the longest first."""
-    from benchlib.serving.model.torch_thread import on_torch_thread
     from benchlib.serving.schemas import GenerateRequest
 
     side = asked["side"]
@@ -204,9 +227,8 @@ def main() -> int:
     parser.add_argument("--recipe", default="fastest-exact")
     parser.add_argument("--model", default="sdxl-random")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--profile", help="a file for a profile of the load and the first image")
+    parser.add_argument("--profile", help="a file for samples of the load and the first image")
     options = parser.parse_args()
-    profile = Profile(options.profile)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to standard error
 
@@ -216,7 +238,7 @@ def main() -> int:
     from benchlib.machine import describe_packages
 
     imported_s = time.perf_counter() - BEGAN_S
-    profile.begin()
+    samples = Samples(options.profile) if options.profile else None
     make, pipe = load(options)
     loaded_s = time.perf_counter() - BEGAN_S
     tell(
@@ -233,7 +255,9 @@ def main() -> int:
     for line in sys.stdin:
         try:
             answered = answer(json.loads(line), make, pipe)
-            profile.end()
+            if samples is not None:
+                samples.write()
+                samples = None
             tell(answered)
         except Exception as error:  # noqa: BLE001 - the other sides go on
             tell({"error": f"{type(error).__name__}: {str(error).strip()[:300]}"})

@@ -292,14 +292,14 @@ def rounds(
 def time_starts(side: Side, options: argparse.Namespace, lines: Lines) -> None:
     """Times starts up to the first image: a cold one, and one with what it has kept.
 
-    With `--profile` a third one, as warm, writes what its time went to.
+    With `--profile` a third one, as warm, writes where its time went, by function.
     """
     with tempfile.TemporaryDirectory() as unkept:
         kept = options.kept or unkept
         cases: dict[str, list[str]] = {"cold": [], "warm": []}
         if options.profile:
             Path(options.profile).mkdir(parents=True, exist_ok=True)
-            cases["profiled"] = ["--profile", f"{options.profile}/{side.name}.prof"]
+            cases["profiled"] = ["--profile", f"{options.profile}/{side.name}.txt"]
         for case, more in cases.items():
             with tempfile.TemporaryDirectory() as temporary:
                 changes = {"TMPDIR": temporary, "BENCHLIB_CACHE": kept}

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchlib.collector import collector_paused
 from benchlib.serving.engine.cohort import KeptTogether
 from benchlib.serving.engine.faults import EngineEnded, Faults, reason_of
 from benchlib.serving.engine.jobs import Cancelled, Job, Refused
@@ -251,7 +252,8 @@ class Engine:
     def _startup(self) -> None:
         # 1) Load
         source = self._source
-        pipeline = on_torch_thread(source) if callable(source) else source
+        with collector_paused():  # a source may import torch and diffusers
+            pipeline = on_torch_thread(source) if callable(source) else source
         self._calls = ModelCalls(pipeline, self.options, self.faults)
 
         # 2) Measure the cost of each size
