@@ -34,7 +34,18 @@ class _Pauses:
         with self._lock:
             self._running -= 1
             if self._running == 0 and self._was_on:
+                _call_all_old()
                 gc.enable()
+
+
+def _call_all_old() -> None:
+    """Move all objects to the oldest generation: the next full collection walks them, and no other.
+
+    It would undo a `gc.freeze` of others, and then leaves it.
+    """
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
+        gc.unfreeze()
 
 
 _PAUSES = _Pauses()

@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -29,6 +30,29 @@ def test_the_last_block_lets_it_go_on():
     leave.set()
     other.join()
     assert gc.isenabled()
+
+
+def test_what_was_made_is_old_and_is_freed_by_a_full_collection():
+    class Cycle:
+        def __init__(self):
+            self.me = self
+
+    with collector_paused():
+        found = weakref.ref(Cycle())
+    gc.collect(1)
+    assert found() is not None
+    gc.collect()
+    assert found() is None
+
+
+def test_what_others_have_frozen_stays_frozen():
+    gc.freeze()
+    try:
+        with collector_paused():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_an_error_lets_it_go_on():
