@@ -15,8 +15,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from benchlib.serving.replicas.ray_private import (
     PrivateRay,
@@ -60,6 +61,7 @@ class RaySession:
         self._private: PrivateRay | None = None
         self._has_joined = False
         self._has_begun_serve = False
+        self._guard = ExitStack()
         self._serve_level = logging.NOTSET
 
     @classmethod
@@ -150,12 +152,15 @@ class RaySession:
             with sigterm_kept(), told_in_words(self.address, ray.__version__):
                 ray.init(address=self.address, **join)
 
+        self._guard.enter_context(shutdown_refused())
+
         # 3) Ray Serve, without a server for HTTP
         self._has_begun_serve = not is_serve_running()
         if self._has_begun_serve:
             serve.start(proxy_location="Disabled")
 
     def _close(self) -> None:
+        self._guard.close()
         try:
             import ray
             from ray import serve
@@ -203,6 +208,29 @@ def sigterm_kept() -> Iterator[None]:
         yield
     finally:
         answer(signal.SIGTERM, before)
+
+
+@contextmanager
+def shutdown_refused() -> Iterator[None]:
+    """Make `ray.shutdown()` raise RuntimeError: Ray would end this process and not just the servers.
+
+    Ray's library exits where any thread calls it after that, and replicas are called all the time.
+    """
+    import ray
+
+    original = ray.shutdown
+
+    @wraps(original)
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            "ray.shutdown(): servers with replicas use this Ray; call stop() of each server first"
+        )
+
+    ray.shutdown = refuse
+    try:
+        yield
+    finally:
+        ray.shutdown = original
 
 
 @contextmanager

@@ -150,6 +150,12 @@ def test_a_start_that_fails_raises_its_own_reason_and_harms_no_other(server):
     assert readiness(server.url).json()["ready_replicas"] == 2
 
 
+def test_ray_is_not_shut_down_under_a_server(server):
+    with pytest.raises(RuntimeError, match="servers with replicas use this Ray; call stop"):
+        ray.shutdown()
+    images_of([ask(server.url, 1)])
+
+
 def test_nothing_stays_after_a_stop(server, before):
     processes = psutil.Process().children(recursive=True)
     assert len(processes) > 5

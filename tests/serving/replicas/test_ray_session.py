@@ -6,7 +6,9 @@ import pytest
 
 pytest.importorskip("ray")
 
-from benchlib.serving.replicas.ray_session import told_in_words
+import ray
+
+from benchlib.serving.replicas.ray_session import shutdown_refused, told_in_words
 
 
 def test_nobody_at_the_address_is_told_at_once():
@@ -29,3 +31,10 @@ def test_who_listens_is_left_to_ray():
         host, port = server.getsockname()
         with told_in_words(f"{host}:{port}", "2.60.0"):
             pass
+
+
+def test_only_while_there_are_servers_ray_may_not_be_shut_down():
+    with shutdown_refused(), pytest.raises(RuntimeError, match=r"^ray.shutdown\(\): servers"):
+        ray.shutdown()
+    assert not ray.is_initialized()
+    ray.shutdown()
