@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from benchlib.serving.engine.faults import EngineEnded, reason_of
 from benchlib.serving.engine.jobs import Cancelled
 from benchlib.serving.engine.made import Made
+from benchlib.serving.replicas.ray_session import NAMESPACE
 from benchlib.serving.replicas.replica import Order, ReplicaLost, ReplicaStatus
 from benchlib.serving.schemas import GenerateRequest
 
@@ -32,7 +33,6 @@ LOOK_S = 0.1  # how often a replica without a process looks for one
 STATUS_S = 1.0  # how often a status is asked for, which also finds an idle replica dead
 WORD_S = 30.0  # how often it asks Ray Serve why there is no process
 MOST_DEATHS = 3  # of processes that were never ready
-NAMESPACE = "serve"
 
 
 class Launcher(Protocol):

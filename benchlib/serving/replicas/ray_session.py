@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 DOOR_S = 10.0  # until a machine of a cluster must have taken a connection
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+NAMESPACE = "serve"
+SERVE_ENDS_S = 30.0
 
 _lock = threading.Lock()
 _current: RaySession | None = None
@@ -168,7 +171,7 @@ class RaySession:
             if ray.is_initialized():
                 ends_serve = self._has_begun_serve and not self.is_private
                 if ends_serve and not serve.status().applications:
-                    serve.shutdown()
+                    end_serve()
                 if self._has_joined:
                     ray.shutdown()
             logging.getLogger("ray.serve").setLevel(self._serve_level)
@@ -265,6 +268,23 @@ def is_ray_running() -> bool:
     """Whether this process is in a Ray already."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
+
+
+def end_serve() -> None:
+    """End Ray Serve; return once its controller has ended.
+
+    `serve.shutdown()` waits in a call of the controller until that is killed, and Ray then prints
+    that the call has failed and will be tried again. This one does not wait within the call.
+    """
+    import ray
+    from ray.serve import context
+
+    controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    ray.get(controller.graceful_shutdown.remote(wait=False))
+    latest_s = time.monotonic() + SERVE_ENDS_S
+    while is_serve_running() and time.monotonic() < latest_s:
+        time.sleep(0.05)
+    context._set_global_client(None)
 
 
 def is_serve_running() -> bool:

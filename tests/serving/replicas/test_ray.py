@@ -212,6 +212,29 @@ def test_nothing_stays_after_a_script(ending, status):
         assert not list(FOLDERS.glob(f"benchlib-ray-{script.pid}-*"))
 
 
+OWN_RAY = """
+import ray
+from benchlib.serving.server import serve
+
+ray.init(num_cpus=1, include_dashboard=False)
+with serve("tiny", replicas=1, device="cpu"):
+    pass
+print("Ray goes on:", ray.is_initialized(), flush=True)
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_in_the_users_own_ray_nothing_is_printed_that_looks_like_a_failure():
+    script = subprocess.run(
+        [sys.executable, "-c", OWN_RAY], capture_output=True, text=True, check=True
+    )
+    said = script.stdout + script.stderr
+    assert "Ray goes on: True" in said
+    assert not re.search("Traceback|ERROR|failed", said), said
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_kills_at_random_moments_lose_nothing():
