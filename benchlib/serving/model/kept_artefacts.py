@@ -9,6 +9,11 @@ Knows files and processes. Ignorant of recipes and shapes: torch looks a graph u
 shapes, dtypes and flags, and recompiles what differs (torch/_inductor/codecache.py, FxGraphCache).
 Triton's own cache is left out, since its files name folders. torch keeps the kernels beside each
 graph (torch/_inductor/triton_bundler.py).
+
+With a kernel that it has tuned, torch keeps the full path of the kernel's source, and looks for the
+configuration it chose beside it (torch/_inductor/runtime/autotune_cache.py). That path is in the
+folder of the process that compiled. So a pack names its folder, and a link leads from there to the
+folder of the process that unpacks it. Without the link torch tunes each kernel again.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import shutil
 import tarfile
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +44,7 @@ TORCHS_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 _TRITONS_FOLDER = "TRITON_CACHE_DIR"
 _PREFIX = "benchlib-artefacts-"
 _LEFT_OUT = ("triton", "locks")
+_MADE_IN = "comment"  # the field of an archive that names the folder it was made in
 MODEL = "model"
 MOST_PACKS = 64
 
@@ -114,6 +121,7 @@ class KeptArtefacts:
         for pack in sorted(folder.glob("*.tar")):
             try:
                 self._known |= unpack(pack, self._work)
+                _link(made_in(pack), self._work)
                 packs += pack.name.startswith(MODEL)
             except (OSError, ValueError, tarfile.TarError) as error:
                 log.warning("compiled artefacts are thrown away: %s: %s", pack.name, error)
@@ -150,7 +158,8 @@ def packs_folder(device: torch.device) -> Path:
 def write_pack(work: Path, names: list[str], folder: Path, *, of: str = MODEL) -> None:
     """Archive the files `names` of `work` into `folder`, and drop packs beyond MOST_PACKS."""
     archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
+    made = {_MADE_IN: str(work)}
+    with tarfile.open(fileobj=archive, mode="w", pax_headers=made) as tar:
         for name in names:
             try:
                 tar.add(work / name, arcname=name, recursive=False)
@@ -186,6 +195,24 @@ def unpack(pack: Path, work: Path) -> set[str]:
     return names
 
 
+def made_in(pack: Path) -> Path | None:
+    """The folder of the process that compiled what is in a pack; None if the pack does not say."""
+    with tarfile.open(pack) as tar:
+        folder = tar.pax_headers.get(_MADE_IN)
+    return None if folder is None else Path(folder)
+
+
+def _link(made: Path | None, work: Path) -> None:
+    """Let the folder `made` of an ended process lead to `work`, unless it leads somewhere already.
+
+    A link that can't be made costs the time of tuning alone.
+    """
+    if made is None or made.parent != _temporary() or not made.name.startswith(_PREFIX):
+        return
+    with suppress(OSError):
+        made.symlink_to(work)
+
+
 def _files_of(work: Path) -> set[str]:
     """The files that may be kept, relative to `work`."""
     names = set()
@@ -208,15 +235,19 @@ def _users_own_folder() -> bool:
 
 
 def _remove_abandoned() -> None:
-    """Remove the folders of processes that ended without removing theirs."""
+    """Remove the folders of processes that ended without removing theirs, and links to nowhere."""
     for folder in _temporary().glob(f"{_PREFIX}*"):
+        if folder.is_symlink():
+            if not folder.exists():
+                folder.unlink(missing_ok=True)
+            continue
         try:
             descriptor = os.open(folder, os.O_RDONLY)
         except OSError:
             continue  # another user's, or just gone
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         except OSError:
             continue  # in use
         finally:
@@ -226,7 +257,16 @@ def _remove_abandoned() -> None:
 def _remove_own(work: Path, owner: int) -> None:
     """Remove the folder of this process. A forked child leaves it."""
     if os.getpid() == owner:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
+
+
+def _remove(work: Path) -> None:
+    """Remove a folder, and before it the links to it: torch can't write through a link to nowhere."""
+    for link in _temporary().glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if link.readlink() == work:
+                link.unlink()
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _temporary() -> Path:

@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._inductor.runtime.autotune_cache import AutotuneCache
 
 from benchlib.serving.model.kept_artefacts import (
     MOST_PACKS,
     TORCHS_FOLDER,
     KeptArtefacts,
+    _remove_own,
     describe,
     packs_folder,
     unpack,
@@ -142,6 +145,60 @@ def test_a_cache_that_can_not_be_written_costs_a_warning_alone(places, caplog, m
     monkeypatch.setenv("BENCHLIB_CACHE", str(places / "file"))
     artefacts.keep(CPU)
     assert "compiled artefacts are not kept" in caplog.text
+
+
+def tune(source):
+    """torch's own store of the configuration that it chose for the kernel in the file `source`."""
+    return AutotuneCache.create({"autotune_local_cache": True}, str(source), "configurations")
+
+
+def test_the_next_process_finds_the_configurations_that_torch_chose(places):
+    chosen = SimpleNamespace(kwargs={"XBLOCK": 64}, num_warps=4, num_stages=1)  # as Triton's Config
+    other = SimpleNamespace(kwargs={"XBLOCK": 128}, num_warps=4, num_stages=1)
+    first = KeptArtefacts()
+    compile_into(first, ab__kernel="source")
+    tuned = first._work
+    kernel = tuned / "ab" / "kernel.py"
+    tune(kernel).save(chosen, 5)
+    first.keep(CPU)
+    _remove_own(tuned, os.getpid())
+
+    second, third = KeptArtefacts(), KeptArtefacts()
+    second.restore(CPU)
+    assert tuned.readlink() == second._work
+    assert tune(kernel).read_best({}, [other, chosen]) is chosen
+    tune(kernel.with_name("later.py")).save(other, 5)
+    second.keep(CPU)
+    assert len(packs()) == 2, "what is chosen later is kept, too"
+    third.restore(CPU)
+    assert tuned.readlink() == second._work, "a link in use stays"
+    _remove_own(second._work, os.getpid())
+    assert not tuned.is_symlink(), "torch makes a folder in its place"
+    tune(kernel).save(chosen, 5)
+    assert not [path for path in places.iterdir() if path.is_symlink() and not path.exists()]
+
+
+def test_a_link_of_a_killed_process_is_removed_with_its_folder(places):
+    abandoned = places / "benchlib-artefacts-abandoned"
+    abandoned.mkdir()
+    link, lost = places / "benchlib-artefacts-before", places / "benchlib-artefacts-lost"
+    link.symlink_to(abandoned)
+    lost.symlink_to(places / "nowhere")
+    KeptArtefacts().restore(CPU)
+    assert not any(path.is_symlink() for path in (link, lost))
+    assert not abandoned.exists()
+
+
+def test_a_pack_makes_no_link_elsewhere(places, tmp_path):
+    work = tmp_path / "benchlib-artefacts-elsewhere"
+    work.mkdir()
+    (work / "a").write_text("graph")
+    write_pack(work, ["a"], packs_folder(CPU))
+    (work / "a").unlink()
+    work.rmdir()
+    assert describe(KeptArtefacts().restore(CPU)) == {"packs": 1, "spoiled": 0}
+    assert places.exists()
+    assert not work.is_symlink()
 
 
 COMPILES = """
