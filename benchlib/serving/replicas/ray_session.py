@@ -31,6 +31,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DOOR_S = 10.0  # until a machine of a cluster must have taken a connection
+LONG_S = 10**6
+JOINED = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(LONG_S)}
+"""The variables of a process in a cluster. Ray would end it 60 s after the cluster's head has died, and a
+notebook's kernel with it. The replicas find that out by themselves, and the server fails."""
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 NAMESPACE = "serve"
 SERVE_ENDS_S = 30.0
@@ -63,6 +67,8 @@ class RaySession:
         self._environment: dict[str, str | None] = {}  # the variables as they were before
         self._private: PrivateRay | None = None
         self._has_joined = False
+        self._gcs_address = ""  # of the Ray's head
+        self._is_lost = False
         self._has_begun_serve = False
         self._guard = ExitStack()
         self._serve_level = logging.NOTSET
@@ -104,7 +110,7 @@ class RaySession:
             self.users -= 1
             is_last = self.users == 0
             try:
-                if not (is_last and self.is_private):
+                if not (is_last and self.is_private) and self.call(self._serves):
                     self.call(clean_up)
             finally:
                 if is_last:
@@ -135,7 +141,7 @@ class RaySession:
         own_ray = self.address is None and not is_ray_running()
         self._has_joined = own_ray or self.address is not None
         if self._has_joined:
-            self._set_variables(private_variables() if own_ray else {})
+            self._set_variables(private_variables() if own_ray else JOINED)
         import ray
         from ray import serve
 
@@ -152,8 +158,10 @@ class RaySession:
             with sigterm_kept():
                 ray.init(address=self._private.address, **join)
         elif self.address is not None:
+            read_variables_anew()
             with sigterm_kept(), told_in_words(self.address, ray.__version__):
                 ray.init(address=self.address, **join)
+        self._gcs_address = ray.get_runtime_context().gcs_address
 
         self._guard.enter_context(shutdown_refused())
 
@@ -170,7 +178,7 @@ class RaySession:
 
             if ray.is_initialized():
                 ends_serve = self._has_begun_serve and not self.is_private
-                if ends_serve and not serve.status().applications:
+                if ends_serve and self._serves() and not serve.status().applications:
                     end_serve()
                 if self._has_joined:
                     ray.shutdown()
@@ -181,6 +189,22 @@ class RaySession:
             if self._has_joined:
                 self._restore_variables()
                 read_variables_anew()
+
+    def _serves(self) -> bool:
+        """Whether Ray Serve runs, and can be called: a call never ends if the Ray's head has died.
+
+        A head that was started anew refuses this process.
+        """
+        from ray.exceptions import RayError
+
+        if self._is_lost:
+            return False
+        try:
+            check_door(self._gcs_address)
+            return is_serve_running()
+        except (OSError, RayError):
+            self._is_lost = True
+            return False
 
     def _set_variables(self, variables: Mapping[str, str]) -> None:
         names = [*variables, "PYTHONBREAKPOINT"]  # Ray sets this one for its own debugger

@@ -8,7 +8,7 @@ pytest.importorskip("ray")
 
 import ray
 
-from benchlib.serving.replicas.ray_session import shutdown_refused, told_in_words
+from benchlib.serving.replicas.ray_session import RaySession, shutdown_refused, told_in_words
 
 
 def test_nobody_at_the_address_is_told_at_once():
@@ -38,3 +38,14 @@ def test_only_while_there_are_servers_ray_may_not_be_shut_down():
         ray.shutdown()
     assert not ray.is_initialized()
     ray.shutdown()
+
+
+def test_a_head_that_has_died_is_not_called():
+    session = RaySession("auto")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        session._gcs_address = f"127.0.0.1:{free.getsockname()[1]}"
+        assert not session._serves()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        session._gcs_address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert not session._serves()  # whoever comes in its place knows nothing of this process
