@@ -28,7 +28,7 @@ PEAK_TFLOP_PER_S = 790.0  # of a dense bf16 product, as measured on such GPUs
 KINDS = {  # the kinds of kernels, by parts of their names
     "attention": ("sdpa", "fmha", "flash"),
     "convolutions": ("fprop", "conv2d", "implicit_gemm"),
-    "linears": ("nvjet", "gemm", "cutlass", "cublas"),
+    "linears": ("nvjet", "gemm", "cutlass", "cublas", "geglu_product"),
     "fused norms and the like": ("triton",),
 }
 REST = "the rest, and gaps"

@@ -305,7 +305,14 @@ def _rows(tries: Tries, rows: int, width: int) -> Inputs:
 
 def geglu_product(tries: Tries) -> None:
     """A product with GEGLU in its own kernel, beside cuBLAS and a pass of inductor's."""
-    shapes = ((65536, 640, 2560), (16384, 1280, 5120), (8192, 640, 2560), (2048, 1280, 5120))
+    shapes = (
+        (65536, 640, 2560),
+        (16384, 1280, 5120),
+        (8192, 640, 2560),
+        (2048, 1280, 5120),
+        (2048, 640, 2560),
+        (512, 1280, 5120),
+    )
     if tries.quick:
         shapes = ((16, 64, 64),)
 
@@ -316,18 +323,12 @@ def geglu_product(tries: Tries) -> None:
         return _gate(product(inputs))
 
     def make(rows: int, depth: int, width: int) -> Inputs:
-        inputs = {
+        return {
             "tokens": tries.random(rows, depth).bfloat16(),
             "weight": tries.random(2 * width, depth, std=depth**-0.5).bfloat16(),
             "bias": tries.random(2 * width).bfloat16(),
             "gated": tries.full(rows, width),
         }
-        if not tries.quick:
-            from benchmarks.tried_kernels import interleaved
-
-            inputs["by_turns"] = interleaved(inputs["weight"])
-            inputs["bias_by_turns"] = interleaved(inputs["bias"])
-        return inputs
 
     def plain(inputs: Inputs) -> Tensor:
         tokens, weight, bias = (inputs[name].float() for name in ("tokens", "weight", "bias"))
@@ -338,7 +339,7 @@ def geglu_product(tries: Tries) -> None:
         compiled = torch.compile(both, dynamic=False, options=FLAGS)
         variants = {"cuBLAS and inductor": compiled}
         # The shape of a tile: columns, depth, warps, stages, and programs on a processor
-        for tile in ((256, 64, 8, 3, 1), (256, 64, 8, 4, 1), (128, 64, 4, 3, 2)):
+        for tile in ((128, 64, 8, 3, 1), (128, 64, 8, 4, 1), (64, 64, 4, 3, 2)):
             variants[f"ours {tile}"] = partial(_own_product, tile)
     for rows, depth, width in shapes:
         race(
@@ -355,14 +356,14 @@ def geglu_product(tries: Tries) -> None:
 
 
 def _own_product(tile: tuple[int, ...], inputs: Inputs) -> Tensor:
-    from benchmarks.tried_kernels import geglu_product_into
+    from benchlib.serving.model.geglu_product import geglu_product_into
 
     names = ("wide", "deep", "warps", "stages", "per_processor")
     geglu_product_into(
         inputs["gated"],
         inputs["tokens"],
-        inputs["by_turns"],
-        inputs["bias_by_turns"],
+        inputs["weight"],
+        inputs["bias"],
         **dict(zip(names, tile, strict=True)),
     )
     return inputs["gated"]

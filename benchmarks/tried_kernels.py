@@ -8,108 +8,14 @@ Knows Triton. Ignorant of the model and of what else computes the same.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from benchlib.serving.model.geglu_fp8 import normal_share
+from benchlib.serving.model.geglu_product import GROUP, programs_for, tile_of
 
-GROUP = 8  # so many rows of tiles share the columns that L2 holds
 TALL = 128  # rows of a tile
-INTERPRETED_PROGRAMS = 3
-
-
-@triton.jit
-def _tile_of(
-    number,
-    down,
-    across,
-    GROUP: tl.constexpr,  # noqa: N803 - as Triton writes its constants
-):
-    """The row and column, in tiles, of the tile that comes as `number`."""
-    first = number // (GROUP * across) * GROUP
-    height = tl.minimum(down - first, GROUP)
-    inside = number % (GROUP * across)
-    return first + inside % height, inside // height
-
-
-@triton.jit
-def _geglu_product(
-    tokens,
-    weight,
-    bias,
-    gated,
-    rows,
-    columns,
-    DEPTH: tl.constexpr,  # noqa: N803
-    TALL: tl.constexpr,  # noqa: N803
-    WIDE: tl.constexpr,  # noqa: N803
-    DEEP: tl.constexpr,  # noqa: N803
-    GROUP: tl.constexpr,  # noqa: N803
-):
-    down = tl.cdiv(rows, TALL)
-    across = tl.cdiv(columns, WIDE)
-    for number in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=True):
-        # 1) Multiply
-        high, broad = _tile_of(number, down, across, GROUP)
-        row = high * TALL
-        column = broad * WIDE
-        sums = tl.zeros((TALL, WIDE), dtype=tl.float32)
-        for depth in range(0, DEPTH, DEEP):
-            left = tokens.load([row, depth])
-            right = weight.load([column, depth])
-            sums = tl.dot(left, right.T, sums)
-
-        # 2) Gate
-        places = column + tl.arange(0, WIDE)
-        sums += tl.load(bias + places, mask=places < columns, other=0.0).to(tl.float32)[None, :]
-        value, gate = tl.split(tl.reshape(sums, (TALL, WIDE // 2, 2)))
-        product = value * gate * normal_share(gate)
-        gated.store([row, column // 2], product.to(gated.dtype))
-
-
-def interleaved(weight: Tensor) -> Tensor:
-    """Rows (values, then gates) of a projection, as value and gate by turns."""
-    values, gates = weight.chunk(2)
-    return torch.stack([values, gates], dim=1).flatten(0, 1).contiguous()
-
-
-def geglu_product_into(
-    gated: Tensor,
-    tokens: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    wide: int = 256,
-    deep: int = 64,
-    warps: int = 8,
-    stages: int = 3,
-    per_processor: int = 1,
-) -> None:
-    """Writes GEGLU of `tokens` (rows, depth) to `gated` (rows, width), all in bf16.
-
-    `weight` (2 * width, depth) and `bias` are `interleaved`.
-    """
-    rows, depth = tokens.shape
-    columns = len(weight)
-    tiles = triton.cdiv(rows, TALL) * triton.cdiv(columns, wide)
-    _geglu_product[(_programs(tokens, tiles, per_processor),)](
-        TensorDescriptor.from_tensor(tokens, [TALL, deep]),
-        TensorDescriptor.from_tensor(weight, [wide, deep]),
-        bias,
-        TensorDescriptor.from_tensor(gated, [TALL, wide // 2]),
-        rows,
-        columns,
-        DEPTH=depth,
-        TALL=TALL,
-        WIDE=wide,
-        DEEP=deep,
-        GROUP=GROUP,
-        num_warps=warps,
-        num_stages=stages,
-    )
 
 
 @triton.jit
@@ -137,7 +43,7 @@ def _convolution(
     chunks: tl.constexpr = (DEPTH + DEEP - 1) // DEEP
     for number in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=True):
         # 1) Find the tile: some lines of one image, and some of the answer's channels
-        place, broad = _tile_of(number, down, across, GROUP)
+        place, broad = tile_of(number, down, across, GROUP)
         column = broad * WIDE
         x = place % spans * SPAN
         y = place // spans % lines * LINES
@@ -187,7 +93,7 @@ def convolution_into(
     lines = TALL // span
     down = images * triton.cdiv(height, lines) * triton.cdiv(width, span)
     tiles = down * triton.cdiv(columns, wide)
-    _convolution[(_programs(image, tiles, per_processor),)](
+    _convolution[(programs_for(tiles, per_processor, image),)](
         TensorDescriptor.from_tensor(image, [1, lines, span, deep]),
         TensorDescriptor.from_tensor(weight, [wide, deep]),
         scales,
@@ -206,10 +112,3 @@ def convolution_into(
         num_warps=warps,
         num_stages=stages,
     )
-
-
-def _programs(operand: Tensor, tiles: int, per_processor: int) -> int:
-    if operand.device.type != "cuda":
-        return min(tiles, INTERPRETED_PROGRAMS)
-    processors = torch.cuda.get_device_properties(operand.device).multi_processor_count
-    return min(tiles, processors * per_processor)

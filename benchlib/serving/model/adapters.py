@@ -34,10 +34,13 @@ from benchlib.serving.model.recipes import Recipe, same_tensors
 from benchlib.serving.model.recorded import RecordedEncoder
 
 SWITCHES = 10
+_QUANTISES = "quantises the layers that an adapter would change"
 _NO_ADAPTERS = {
-    "linears": "quantises the layers that an adapter would change",
+    "int8": _QUANTISES,
+    "fp8": _QUANTISES,
+    "fused-qkv": "joins projections that then ignore adapters",
 }
-"""By what a recipe sets: why the UNet can't have adapters by request."""
+"""By recipe: why the UNet can't have adapters by request."""
 
 
 class LoraPlan:
@@ -106,9 +109,7 @@ def _check_recipes(by_request: Sequence[str], recipes: Sequence[Recipe]) -> None
     if not by_request:
         return
     for recipe in recipes:
-        reason = _NO_ADAPTERS.get(recipe.sets or "")
-        if recipe.name == "fused-qkv":
-            reason = "joins projections that then ignore adapters"
+        reason = _NO_ADAPTERS.get(recipe.name)
         if reason is not None:
             names = "+".join(by_request)
             raise ValueError(

@@ -232,6 +232,13 @@ def fp8_rows(networks: Networks) -> None:
     use_in_blocks(networks.unet)
 
 
+def geglu_product_kernel(networks: Networks) -> None:
+    """Let the feed-forwards' first product compute GELU and gate."""
+    from benchlib.serving.model.gated_products import gate_in_products
+
+    gate_in_products(networks.unet)
+
+
 # -- compiling -------------------------------------------------------------------------------------
 
 # The flags of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast). The last one
@@ -481,7 +488,24 @@ def no_fp8(device: torch.device, dtype: str) -> str | None:
     return no_torchao(device, dtype)
 
 
-def no_fp8_geglu(device: torch.device, dtype: str) -> str | None:
+def _no_triton() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton, or leave it out"
-    return no_fp8(device, dtype)
+    return None
+
+
+def no_fp8_geglu(device: torch.device, dtype: str) -> str | None:
+    return _no_triton() or no_fp8(device, dtype)
+
+
+def no_geglu_product(device: torch.device, dtype: str) -> str | None:
+    """The kernel's tiles are made for a Hopper's shared memory and its fetches."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return (
+            "its kernel needs a CUDA GPU of compute capability 9.0, such as an H100; leave it out"
+        )
+    if dtype not in ("bfloat16", "float16"):
+        return "its kernel computes in 16 bits; add 'bf16'"
+    if _no_triton() is None and importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
+        return "this Triton has no tensor descriptors; install Triton 3.6, or leave it out"
+    return _no_triton()

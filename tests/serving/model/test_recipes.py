@@ -140,8 +140,8 @@ def test_the_compilers_group_norm_frees_its_weights(tiny):
 
 def test_the_recipes_called_exact_are_exact():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
-        "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn", "compile",
-        "compile-regional", "compile-blocks", "cudnn-tuned", "text-once",
+        "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn",
+        "geglu-product", "compile", "compile-regional", "compile-blocks", "cudnn-tuned", "text-once",
         "text-graphs", "cuda-graphs",
     ]  # fmt: skip
     assert all(
@@ -425,6 +425,10 @@ def test_each_says_what_it_is():
         (
             {"recipe": "bf16+fp8"},
             "recipe: 'fp8' can't be used: fp8 needs a CUDA GPU of compute capability 8.9",
+        ),
+        (
+            {"recipe": "bf16+geglu-product"},
+            "recipe: 'geglu-product' can't be used: its kernel needs a CUDA GPU of compute",
         ),
         (
             {"recipe": "fastest-exact"},

@@ -1,0 +1,79 @@
+"""Feed-forwards whose first product computes GELU and gate by itself (geglu_product.py).
+
+The weights stay as they are, so all that reads, saves, fuses or swaps them goes on as before. A layer
+that has an adapter by request on computes as it does without the recipe: its sums get the adapter's
+share before the gate.
+
+Knows diffusers' feed-forwards. Ignorant of Triton until the first call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import FeedForward
+from torch import Tensor, library
+
+HALVES = (torch.bfloat16, torch.float16)  # of 16 bits
+
+
+@library.custom_op(
+    "benchlib::geglu_product",
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor tokens, Tensor weight, Tensor bias) -> Tensor",
+)
+def geglu_product(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GEGLU (rows, width) of `tokens` (rows, depth); float32 sums, rounded once to their dtype.
+
+    `weight` (2 * width, depth) and `bias` have the values first, and then the gates.
+    """
+    from benchlib.serving.model.geglu_product import geglu_product_into  # needs Triton
+
+    gated = tokens.new_empty((len(tokens), len(weight) // 2))
+    geglu_product_into(gated, tokens, weight, bias)
+    return gated
+
+
+@geglu_product.register_fake
+def _gated_like(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG001
+    return tokens.new_empty((len(tokens), len(weight) // 2))
+
+
+class GatedFeedForward(FeedForward):  # type: ignore[misc] # diffusers is not typed
+    """A feed-forward whose first product is `geglu_product`, unless an adapter is on there."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """`hidden_states` is (rows, tokens, features), and so is the answer."""
+        first, *others = self.net
+        proj = first.proj
+        if getattr(proj, "disable_adapters", False):
+            proj = proj.base_layer
+        if type(proj) is not torch.nn.Linear:
+            plain: Tensor = super().forward(hidden_states)
+            return plain
+        tokens = hidden_states.flatten(0, -2)
+        gated = geglu_product(tokens, proj.weight, proj.bias)
+        answer: Tensor = gated.view(*hidden_states.shape[:-1], -1)
+        for module in others:
+            answer = module(answer)
+        return answer
+
+
+def gate_in_products(unet: torch.nn.Module) -> None:
+    """Let the feed-forwards of `unet` use the kernel. Raises ValueError if one of them can't."""
+    modules: list[Any] = list(unet.modules())
+    for module in modules:
+        if type(module) is not FeedForward or type(module.net[0]) is not GEGLU:
+            continue
+        proj = module.net[0].proj
+        columns, depth = proj.weight.shape
+        fits = depth % 8 == 0 and columns % 16 == 0 and proj.bias is not None
+        if not fits or proj.weight.dtype not in HALVES:
+            raise ValueError(
+                "recipe: 'geglu-product' computes feed-forwards in 16 bits, with a bias, whose "
+                f"sides are multiples of 8, and not {proj}; leave it out"
+            )
+        module.__class__ = GatedFeedForward
