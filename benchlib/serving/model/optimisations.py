@@ -239,6 +239,13 @@ def geglu_product_kernel(networks: Networks) -> None:
     gate_in_products(networks.unet)
 
 
+def norm_rows_kernel(networks: Networks) -> None:
+    """Let a kernel add and norm the rows of the UNet's transformer blocks."""
+    from benchlib.serving.model.normed_blocks import norm_in_one_pass
+
+    norm_in_one_pass(networks.unet)
+
+
 # -- compiling -------------------------------------------------------------------------------------
 
 # The flags of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast). The last one
@@ -508,4 +515,12 @@ def no_geglu_product(device: torch.device, dtype: str) -> str | None:
         return "its kernel computes in 16 bits; add 'bf16'"
     if _no_triton() is None and importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
         return "this Triton has no tensor descriptors; install Triton 3.6, or leave it out"
+    return _no_triton()
+
+
+def no_norm_rows(device: torch.device, dtype: str) -> str | None:
+    if device.type != "cuda":
+        return "its kernel needs a CUDA GPU; leave it out"
+    if dtype not in ("bfloat16", "float16"):
+        return "its kernel computes in 16 bits; add 'bf16'"
     return _no_triton()

@@ -232,7 +232,7 @@ _ALL = (
         exact=False,
         start="A second.",
         apply=optimisations.fp8_geglu,
-        sets="kernels between products in fp8",
+        sets="kernels between products",
         why_not=optimisations.no_fp8_geglu,
     ),
     Recipe(
@@ -241,7 +241,7 @@ _ALL = (
         exact=False,
         start="A second.",
         apply=optimisations.fp8_rows,
-        sets="kernels between products in fp8",
+        sets="kernels between products",
         why_not=optimisations.no_fp8_geglu,
     ),
     Recipe(
@@ -252,6 +252,15 @@ _ALL = (
         apply=optimisations.geglu_product_kernel,
         sets="linears",
         why_not=optimisations.no_geglu_product,
+    ),
+    Recipe(
+        name="norm-rows",
+        changes="A kernel adds residuals and norms rows of the UNet in one pass, in 16 bits.",
+        exact=True,
+        start="Seconds.",
+        apply=optimisations.norm_rows_kernel,
+        sets="kernels between products",
+        why_not=optimisations.no_norm_rows,
     ),
     Recipe(
         name="compile",

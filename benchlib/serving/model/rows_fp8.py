@@ -36,7 +36,7 @@ Rounded = tuple[Tensor, Tensor]  # numbers (rows, width) in fp8, and their scale
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _added(  # type: ignore[no-untyped-def]
+def added_part(  # type: ignore[no-untyped-def]
     x,
     more,
     total,
@@ -55,7 +55,7 @@ def _added(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _affine(numbers, weight, bias, columns, inside):  # type: ignore[no-untyped-def]
+def affine_part(numbers, weight, bias, columns, inside):  # type: ignore[no-untyped-def]
     factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     return numbers * factor + shift
@@ -85,8 +85,8 @@ def _rounded_row(  # type: ignore[no-untyped-def]
     rest = MOST + tl.arange(0, REST)
     there = first < WIDTH
     left = rest < WIDTH
-    one = _added(x + start, more + start, total + start, first, there, ADDS)
-    other = _added(x + start, more + start, total + start, rest, left, ADDS)
+    one = added_part(x + start, more + start, total + start, first, there, ADDS)
+    other = added_part(x + start, more + start, total + start, rest, left, ADDS)
 
     # 2) Norm it
     if NORMS:
@@ -95,8 +95,8 @@ def _rounded_row(  # type: ignore[no-untyped-def]
         other = tl.where(left, other - mean, 0.0)
         variance = (tl.sum(one * one, axis=0) + tl.sum(other * other, axis=0)) / WIDTH
         spread = tl.rsqrt(variance + eps)
-        one = _affine(one * spread, weight, bias, first, there)
-        other = _affine(other * spread, weight, bias, rest, left)
+        one = affine_part(one * spread, weight, bias, first, there)
+        other = affine_part(other * spread, weight, bias, rest, left)
 
     # 3) Round it
     most = tl.maximum(tl.max(tl.abs(one), axis=0), tl.max(tl.abs(other), axis=0))
@@ -271,9 +271,8 @@ def _of_norm(norm: Any) -> tuple[Tensor, Tensor, float]:
 
 def _text_of(attn: Any, text: Any) -> tuple[Tensor, ...]:
     """The keys and values of a text; the recipe `text-once` has projected them already."""
-    place = getattr(attn.processor, "place", None)
-    if place is not None:
-        projected = text[place]
+    if isinstance(text, tuple):
+        projected = text
     elif attn.fused_projections:
         projected = (attn.to_kv(text),)
     else:

@@ -56,7 +56,7 @@ BLOCK = """
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from benchlib.serving.model import geglu_fp8, rows_fp8
-from benchlib.serving.model.text_once import _GivenText, _project
+from benchlib.serving.model.text_once import _GIVEN_TEXT, _project
 
 def rounded_into(wide, rounded, scales):
     scales.copy_(wide.abs().amax(1, keepdim=True).clamp(min=1e-6) / 448)
@@ -112,8 +112,8 @@ for fused in (False, True):
     ours = block(x, encoder_hidden_states=text)
     error = float((ours - plain).norm() / (plain - x).norm())
     assert 0.001 < error < 0.06, error
-    block.attn2.processor = _GivenText(1)
-    again = block(x, encoder_hidden_states=((), _project(block.attn2, text)))
+    block.attn2.processor = _GIVEN_TEXT
+    again = block(x, encoder_hidden_states=_project(block.attn2, text))
     assert torch.equal(again, ours)
 print("all blocks are right")
 """
