@@ -10,7 +10,8 @@ SGLang's. A shape is IMAGESxSTEPS, with `g0` for no guidance, and `@NAME,NAME` f
 
 All sides are loaded and warmed at once. Then each round goes through them, every second round
 backwards. Each figure is a line of JSON as soon as it is measured. `--start` times a first start with
-nothing kept, and a second one in which only BENCHLIB_CACHE is the same. Its parts are the imports,
+nothing kept, and a second one in which only BENCHLIB_CACHE is the same. Both have the packages'
+bytecode, as pip writes it at an install. Its parts are the imports,
 the load (`load_parts_s`, loading.py), the stages of the first image, and what of it was compiling.
 
 Knows processes and rounds. Ignorant of what makes a side fast.
@@ -22,6 +23,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +40,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 OF_A_LOAD = ("import_s", "load_s", "load_parts_s", "artefacts")
+IMPORTS = "import benchlib, torch._inductor.compile_fx; benchlib.load_pipeline"
+WRITES_BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 OF_AN_IMAGE = ("parts", "compile_s", "digest", "error")
 
 
@@ -165,8 +169,7 @@ def started(
     command = [sys.executable, str(HERE / "peer_process.py")]
     command += ["--kind", side.kind, "--recipe", side.recipe]
     command += ["--model", options.model, "--device", options.device, *more]
-    rest = os.environ.get("PYTHONPATH", "")
-    environment = os.environ | {"PYTHONPATH": f"{side.folder}:{rest}"} | (changes or {})
+    environment = environment_of(side) | (changes or {})
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -174,6 +177,18 @@ def started(
             yield ProcessPeer(process)
         finally:
             process.kill()
+
+
+def environment_of(side: Side) -> dict[str, str]:
+    """The environment in which Python imports the code of a side."""
+    rest = os.environ.get("PYTHONPATH", "")
+    return os.environ | {"PYTHONPATH": f"{side.folder}:{rest}"}
+
+
+def write_bytecode(side: Side) -> None:
+    """Let Python write the bytecode of what a start imports. Raises CalledProcessError."""
+    environment = environment_of(side) | WRITES_BYTECODE
+    subprocess.run([sys.executable, "-c", IMPORTS], env=environment, check=True)
 
 
 class Lines:
@@ -292,23 +307,27 @@ def rounds(
 def time_starts(side: Side, options: argparse.Namespace, lines: Lines) -> None:
     """Times starts up to the first image: a cold one, and one with what it has kept.
 
-    With `--profile` a third one, as warm, writes where its time went, by function.
+    With `--profile` a third one, as warm, writes where its time went, by function. The folder for
+    temporary files has one path, as on a machine, and is emptied for each.
     """
-    with tempfile.TemporaryDirectory() as unkept:
+    write_bytecode(side)
+    with tempfile.TemporaryDirectory() as unkept, tempfile.TemporaryDirectory() as place:
         kept = options.kept or unkept
+        temporary = Path(place) / "temporary"
         cases: dict[str, list[str]] = {"cold": [], "warm": []}
         if options.profile:
             Path(options.profile).mkdir(parents=True, exist_ok=True)
             cases["profiled"] = ["--profile", f"{options.profile}/{side.name}.txt"]
         for case, more in cases.items():
-            with tempfile.TemporaryDirectory() as temporary:
-                changes = {"TMPDIR": temporary, "BENCHLIB_CACHE": kept}
-                began_s = time.monotonic()
-                with started(side, options, changes, *more) as peer:
-                    facts = peer.facts
-                    answer = peer.ask(options.shape[0].asked(options.size))
-                    took_s = time.monotonic() - began_s
-                    second = peer.ask(options.shape[0].asked(options.size))
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            changes = {"TMPDIR": str(temporary), "BENCHLIB_CACHE": kept} | WRITES_BYTECODE
+            began_s = time.monotonic()
+            with started(side, options, changes, *more) as peer:
+                facts = peer.facts
+                answer = peer.ask(options.shape[0].asked(options.size))
+                took_s = time.monotonic() - began_s
+                second = peer.ask(options.shape[0].asked(options.size))
             parts = {key: facts.get(key) for key in OF_A_LOAD}
             parts |= {"first_s": answer.get("seconds"), "second_s": second.get("seconds")}
             parts |= {key: answer.get(key) for key in OF_AN_IMAGE}

@@ -3,6 +3,7 @@
 import argparse
 import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,36 @@ def test_sides_take_turns_and_an_error_leaves_out_one_side(tmp_path, monkeypatch
     assert (psnr["case"], psnr["to"]) == ("small", "one")
     assert psnr["value"] == pytest.approx(10 * np.log10(255**2 / 4))
     assert any(line["what"] == "kernels" and line["value"] for line in lines)
+
+
+def test_each_start_has_the_same_empty_folder_and_bytecode(tmp_path, monkeypatch):
+    folders, written = [], []
+
+    @contextmanager
+    def started(_side, _options, changes, *_more):
+        folder = Path(changes["TMPDIR"])
+        assert not list(folder.iterdir())
+        assert changes["PYTHONDONTWRITEBYTECODE"] == ""
+        (folder / "left behind").touch()
+        folders.append(folder)
+        yield FakePeer("one", [])
+
+    monkeypatch.setattr(peers, "started", started)
+    monkeypatch.setattr(peers, "write_bytecode", lambda side: written.append(side.name))
+    path = tmp_path / "lines.jsonl"
+    assert peers.main([str(path), "--start=one=ours:a"]) == 0
+    assert len(folders) == 2
+    assert folders[0] == folders[1]
+    assert written == ["one"], "before the first start"
+    assert [line["case"] for line in read(path)] == ["one, cold", "one, warm"]
+
+
+def test_bytecode_is_written_even_where_the_environment_forbids_it(tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text("")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(peers, "IMPORTS", "import plain")
+    peers.write_bytecode(Side.parse(f"one=ours:a@{tmp_path}"))
+    assert list((tmp_path / "__pycache__").glob("plain.*.pyc"))
 
 
 def test_a_real_process_makes_an_image_and_tells_an_error(tmp_path):
