@@ -7,6 +7,7 @@
 |---|---|
 | geglu-fp8 | our kernel of GELU, gate and rounding, beside inductor's |
 | rows-fp8 | our kernel of add, layer norm and rounding, beside inductor's |
+| norm-rows | our kernel of add and layer norm in bf16, beside inductor's |
 | geglu-product | a product that computes GELU and gate by itself, beside cuBLAS and inductor's pass |
 | convolution | 3x3 in fp8 by cuDNN, beside cuDNN's in bf16 |
 | own-convolution | the same by our kernel |
@@ -249,6 +250,13 @@ def _rounded(product: Tensor) -> tuple[Tensor, Tensor]:
     return (product.float() / scales).clamp(-LARGEST, LARGEST).to(FP8), scales
 
 
+def _normed_sum(inputs: Inputs) -> Tensor:
+    """What the kernels that add and norm should compute, in float32."""
+    total = (inputs["x"] + inputs["more"]).float()
+    affine = inputs["weight"].float(), inputs["bias"].float()
+    return layer_norm(total, total.shape[1:], *affine)
+
+
 def rows_fp8(tries: Tries) -> None:
     """Add, norm and round: 4 bytes read and 3 written a number. And rounding alone: 2 and 1."""
     shapes = ((65536, 640), (16384, 1280), (2048, 1280))
@@ -276,16 +284,11 @@ def rows_fp8(tries: Tries) -> None:
         plain = torch.compile(rounded["plain"], dynamic=False, options=FLAGS)
         rounded = {"inductor": plain, "ours": ours_rounded}
 
-    def wanted(inputs: Inputs) -> Tensor:
-        total = (inputs["x"] + inputs["more"]).float()
-        affine = inputs["weight"].float(), inputs["bias"].float()
-        return layer_norm(total, total.shape[1:], *affine)
-
     for rows, width in shapes:
         numbers = float(rows * width)
         make = partial(_rows, tries, rows, width)
         case = f"{rows}x{width}"
-        add = {"reference": wanted, "moved_bytes": 7 * numbers}
+        add = {"reference": _normed_sum, "moved_bytes": 7 * numbers}
         race(tries, "rows-fp8", f"add, norm, round {case}", make, normed, **add)
         alone = {"reference": lambda inputs: inputs["x"].float(), "moved_bytes": 3 * numbers}
         race(tries, "rows-fp8", f"round {case}", make, rounded, **alone)
@@ -301,6 +304,38 @@ def _rows(tries: Tries, rows: int, width: int) -> Inputs:
         "rounded": tries.full(rows, width, kind=FP8),
         "scales": tries.full(rows, 1, kind=torch.float32),
     }
+
+
+def norm_rows(tries: Tries) -> None:
+    """Add and norm in bf16: 4 bytes read and 4 written a number."""
+    shapes = ((65536, 640), (16384, 1280), (8192, 640), (2048, 1280))
+    if tries.quick:
+        shapes = ((16, 640),)
+
+    def plain(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        total = inputs["x"] + inputs["more"]
+        return layer_norm(total, total.shape[1:], inputs["weight"], inputs["bias"]), total
+
+    variants: dict[str, Call] = {"plain": lambda inputs: plain(inputs)[0]}
+    if not tries.quick:
+        from benchlib.serving.model.norm_rows import norm_rows_into
+
+        def ours(inputs: Inputs) -> Tensor:
+            norm = inputs["weight"], inputs["bias"], 1e-5
+            more = {"more": inputs["more"], "total": inputs["total"]}
+            norm_rows_into(inputs["normed"], inputs["x"], norm, **more)
+            return inputs["normed"]
+
+        compiled = torch.compile(plain, dynamic=False, options=FLAGS)
+        variants = {"inductor": lambda inputs: compiled(inputs)[0], "ours": ours}
+    for rows, width in shapes:
+
+        def make(rows: int = rows, width: int = width) -> Inputs:
+            return _rows(tries, rows, width) | {"normed": tries.full(rows, width)}
+
+        case = f"add, norm {rows}x{width}"
+        add = {"reference": _normed_sum, "moved_bytes": 8.0 * rows * width}
+        race(tries, "norm-rows", case, make, variants, **add)
 
 
 def geglu_product(tries: Tries) -> None:
@@ -740,6 +775,7 @@ def _scaled(form: str, fast: bool, inputs: Inputs) -> Tensor:
 SECTIONS: dict[str, Callable[[Tries], None]] = {
     "geglu-fp8": geglu_fp8,
     "rows-fp8": rows_fp8,
+    "norm-rows": norm_rows,
     "convolution": partial(convolution, "convolution"),
     "own-convolution": partial(convolution, "own-convolution"),
     "attention": attention,
