@@ -494,16 +494,15 @@ def _cudnn_bf16(inputs: Inputs) -> Tensor:
 
 
 def _own_convolution(kind: str, tile: tuple[int, ...], inputs: Inputs) -> Tensor:
-    from benchmarks.tried_kernels import convolution_into
+    from benchlib.serving.model.convolution_kernel import convolution_into
 
-    names = ("wide", "deep", "warps", "stages", "per_processor")
     convolution_into(
         inputs["answer"],
         inputs[f"image{kind}"],
         inputs[f"weight{kind}"].flatten(1),
         inputs["ones" if kind else "scales"],
         inputs["bias"],
-        **dict(zip(names, tile, strict=True)),
+        tile=tile,
     )
     return inputs["answer"]
 

@@ -38,6 +38,7 @@ _QUANTISES = "quantises the layers that an adapter would change"
 _NO_ADAPTERS = {
     "int8": _QUANTISES,
     "fp8": _QUANTISES,
+    "fp8-convolutions": _QUANTISES,
     "fused-qkv": "joins projections that then ignore adapters",
 }
 """By recipe: why the UNet can't have adapters by request."""

@@ -106,8 +106,8 @@ def geglu_product_into(
     width = gated.shape[1]
     tiles = triton.cdiv(rows, TALL) * triton.cdiv(width, wide)
     _geglu_product[(programs_for(tiles, per_processor, tokens),)](
-        _tiles_of(tokens, [TALL, deep]),
-        _tiles_of(weight.reshape(2, width, depth), [2, wide, deep]),
+        tiles_of(tokens, [TALL, deep]),
+        tiles_of(weight.reshape(2, width, depth), [2, wide, deep]),
         bias,
         TensorDescriptor.from_tensor(gated, [TALL, wide]),
         rows,
@@ -122,7 +122,7 @@ def geglu_product_into(
     )
 
 
-def _tiles_of(operand: Tensor, block: list[int]) -> TensorDescriptor:
+def tiles_of(operand: Tensor, block: list[int]) -> TensorDescriptor:
     """A descriptor that fetches tiles of the size `block`; of a copy, if the address is odd.
 
     torch calls a single row contiguous whatever its stride is, so the strides are computed.

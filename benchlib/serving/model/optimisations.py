@@ -27,6 +27,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchlib.serving.model.convolutions_fp8 import use_in_resnets
 from benchlib.serving.model.kept_artefacts import ARTEFACTS
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.models import ModelError, ask_hub
@@ -244,6 +245,11 @@ def norm_rows_kernel(networks: Networks) -> None:
     from benchlib.serving.model.normed_blocks import norm_in_one_pass
 
     norm_in_one_pass(networks.unet)
+
+
+def fp8_convolutions(networks: Networks) -> None:
+    """Let our kernel compute the convolutions of the UNet's residual blocks in fp8."""
+    use_in_resnets(networks.unet)
 
 
 # -- compiling -------------------------------------------------------------------------------------
@@ -501,6 +507,12 @@ def _no_triton() -> str | None:
     return None
 
 
+def _no_descriptors() -> str | None:
+    if _no_triton() is None and importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
+        return "this Triton has no tensor descriptors; install Triton 3.6, or leave it out"
+    return _no_triton()
+
+
 def no_fp8_geglu(device: torch.device, dtype: str) -> str | None:
     return _no_triton() or no_fp8(device, dtype)
 
@@ -513,9 +525,7 @@ def no_geglu_product(device: torch.device, dtype: str) -> str | None:
         )
     if dtype not in ("bfloat16", "float16"):
         return "its kernel computes in 16 bits; add 'bf16'"
-    if _no_triton() is None and importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
-        return "this Triton has no tensor descriptors; install Triton 3.6, or leave it out"
-    return _no_triton()
+    return _no_descriptors()
 
 
 def no_norm_rows(device: torch.device, dtype: str) -> str | None:
@@ -524,3 +534,12 @@ def no_norm_rows(device: torch.device, dtype: str) -> str | None:
     if dtype not in ("bfloat16", "float16"):
         return "its kernel computes in 16 bits; add 'bf16'"
     return _no_triton()
+
+
+def no_fp8_convolutions(device: torch.device, dtype: str) -> str | None:
+    """The kernel's tiles take the shared memory that Hopper has, and its tensor descriptors."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return "its kernel needs an H100 or H200 (compute capability 9.0); leave it out"
+    if dtype != "bfloat16":
+        return "its convolutions come out in bfloat16; add 'bf16'"
+    return _no_descriptors()

@@ -263,6 +263,15 @@ _ALL = (
         why_not=optimisations.no_norm_rows,
     ),
     Recipe(
+        name="fp8-convolutions",
+        changes="The 3x3 convolutions of the UNet's residual blocks multiply in fp8.",
+        exact=False,
+        start="A second; slow unless compiled and in channels-last.",
+        apply=optimisations.fp8_convolutions,
+        sets="convolutions",
+        why_not=optimisations.no_fp8_convolutions,
+    ),
+    Recipe(
         name="compile",
         changes="Inductor compiles UNet and decoder.",
         exact=True,
