@@ -174,5 +174,5 @@ def test_it_says_what_is_missing(monkeypatch, card, dtype, lacks, words):
 
 def test_adapters_by_request_are_refused():
     recipes = parse_recipes("bf16+fp8-convolutions")
-    with pytest.raises(ValueError, match="quantises layers that an adapter may change"):
+    with pytest.raises(ValueError, match="quantises the layers that an adapter would change"):
         LoraPlan({"a": "a.safetensors"}, None, recipes)
