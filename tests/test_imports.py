@@ -51,23 +51,6 @@ def test_importing_the_hall_leaves_the_heavy_ones_out(module, absent):
     assert not absent & set(json.loads(printed))
 
 
-IMAGE = """
-import json, sys
-import benchlib as bl
-bl.serve
-pipe = bl.load_pipeline("tiny", device="cpu")
-pipe.generate(bl.GenerateRequest(prompt="a", num_inference_steps=1, width=64, height=64))
-print(json.dumps([*sys.modules]))
-"""
-
-
-def test_an_image_without_an_adapter_imports_no_peft():
-    ran = subprocess.run([sys.executable, "-c", IMAGE], capture_output=True, check=True)
-    modules = set(json.loads(ran.stdout))
-    assert "diffusers.loaders.lora_base" in modules
-    assert not modules & {"peft", "sklearn", "transformers.generation.utils"}
-
-
 def where(file):
     """The parts of a file's path in the package: ("questions", "anatomy", "judge.py")."""
     return file.relative_to(PACKAGE).parts

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from benchlib.serving.model.lora_files import LoraWeights
 from benchlib.serving.model.model_errors import ModelError
-from benchlib.serving.model.peft_later import PeftLayer
 
 SLOT = "slot"
 
@@ -86,7 +86,7 @@ def _pairs(network: torch.nn.Module, adapter: LoraWeights, key: str) -> dict[str
     """The matrices of each layer that an adapter changes, with its factor in the second one."""
     pairs = {}
     for name, layer in network.named_modules():
-        if not isinstance(layer, PeftLayer):
+        if not isinstance(layer, BaseTunerLayer):
             continue
         parts: Any = layer
         if key in parts.lora_magnitude_vector:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import logging as transformers_logging
 
 from benchlib.lora import check_lora_name, split_lora, unknown_lora
@@ -29,7 +30,6 @@ from benchlib.serving.model.lora_files import (
 )
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.model_errors import ModelError
-from benchlib.serving.model.peft_later import PeftLayer
 from benchlib.serving.model.recipes import Recipe, same_tensors
 from benchlib.serving.model.recorded import RecordedEncoder
 
@@ -272,7 +272,7 @@ class _Adapted:
         network.requires_grad_(True)
         self._layers: list[Any] = []
         for module in network.modules():
-            if isinstance(module, PeftLayer):
+            if isinstance(module, BaseTunerLayer):
                 self._layers.append(module)
         self._base = base
         self._frozen: bool | None = None  # whether `base` is as with an adapter
