@@ -18,7 +18,7 @@ from benchlib.serving.model.finite import require_finite_weights
 from benchlib.serving.model.models import choose_model, load_model
 from benchlib.serving.model.network_checks import require_runnable_scheduler
 from benchlib.serving.model.pipeline import SDXLPipeline
-from benchlib.serving.model.recipes import Recipe, parse_recipes
+from benchlib.serving.model.recipes import Recipe, parse_recipes, with_extras
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.model.whole_process import warned_of_traces
 from benchlib.serving.scheduler_names import check_scheduler
@@ -101,6 +101,7 @@ def load_pipeline(
             "device": str(target),
             "dtype": dtype,
             "recipe": recipe,
+            "recipes": [one.name for one in recipes],
             "scheduler": scheduler,
             "seed": seed,
             "torch_threads": torch.get_num_threads(),
@@ -155,6 +156,7 @@ def resolve(
     if dtype not in DTYPES:
         dtypes = ", ".join(repr(name) for name in DTYPES)
         raise ValueError(f"dtype: {dtype!r} is not known; use 'auto', {dtypes}")
+    recipes = on_torch_thread(with_extras, recipe, recipes, target, dtype)
 
     def compiles(one: Recipe) -> bool:
         return one.sets == "compiler"

@@ -341,3 +341,26 @@ COMBINATIONS = {
     "fastest": f"{_FASTEST_EXACT}+fp8",
 }
 """Joined recipes: the fastest that keeps bf16's image, and the fastest that may change it."""
+
+EXTRAS = {
+    "fastest-exact": ("geglu-product", "norm-rows"),
+    "fastest": ("fp8-rows", "fp8-convolutions"),
+}
+"""What a combination has besides on a machine that can do all of it, as they were measured together."""
+
+
+def with_extras(
+    text: str, recipes: tuple[Recipe, ...], device: torch.device, dtype: str
+) -> tuple[Recipe, ...]:
+    """The recipes of `text`, with the extras of its combination if all of them can be used.
+
+    Without them where the device or dtype lacks what one needs, or another recipe excludes one.
+    """
+    chosen = {recipe.name for recipe in recipes}
+    taken = {recipe.sets for recipe in recipes} - {None}
+    for part in text.split("+"):
+        extras = [RECIPES[name] for name in EXTRAS.get(part.strip(), ())]
+        are_free = all(extra.sets not in taken for extra in extras)
+        if are_free and all(extra.why_not(device, dtype) is None for extra in extras):
+            chosen.update(extra.name for extra in extras)
+    return tuple(recipe for name, recipe in RECIPES.items() if name in chosen)

@@ -1,6 +1,7 @@
 """Recipes on the tiny model: their effect, the untouched stock pipeline, and their refusals."""
 
 import copy
+import dataclasses
 import gc
 import math
 import os
@@ -15,6 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
+from benchlib.serving.model import recipes as recipes_module
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.optimisations import (
     BLOCKS,
@@ -27,10 +29,12 @@ from benchlib.serving.model.optimisations import (
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.recipes import (
     COMBINATIONS,
+    EXTRAS,
     RECIPES,
     Recipe,
     apply_recipes,
     parse_recipes,
+    with_extras,
 )
 from benchlib.serving.model.text_once import read_texts_once
 from benchlib.serving.schemas import GenerateRequest
@@ -154,6 +158,47 @@ def test_the_recipes_called_exact_are_exact():
     )
     assert all(one.exact for one in parse_recipes(COMBINATIONS["fastest-exact"]))
     assert not all(one.exact for one in parse_recipes(COMBINATIONS["fastest"]))
+
+
+def names_of(recipes):
+    return [recipe.name for recipe in recipes]
+
+
+@pytest.mark.parametrize(
+    ("text", "extras"),
+    [
+        ("fastest-exact", ["geglu-product", "norm-rows"]),
+        ("fastest-exact+text-once", ["geglu-product", "norm-rows", "text-once"]),
+        ("fastest-exact+fp8", ["fp8"]),  # as geglu-product, it sets the linears
+        ("fastest-exact+fp8-geglu+fp8", ["fp8", "fp8-geglu"]),
+        ("fastest", ["fp8", "fp8-rows", "fp8-convolutions"]),
+        ("fastest+text-once", ["fp8", "fp8-rows", "fp8-convolutions", "text-once"]),
+        ("fastest+fp8-geglu", ["fp8", "fp8-geglu"]),  # excludes fp8-rows
+        ("bf16+channels-last", []),
+    ],
+)
+def test_a_combination_takes_extras_that_nothing_excludes(monkeypatch, text, extras):
+    everywhere = {
+        name: dataclasses.replace(recipe, why_not=recipes_module._never)
+        for name, recipe in RECIPES.items()
+    }
+    monkeypatch.setattr(recipes_module, "RECIPES", everywhere)
+    hopper = torch.device("cuda")
+    chosen = with_extras(text, parse_recipes(text), hopper, "bfloat16")
+    usual = parse_recipes("bf16+channels-last" if text.startswith("bf16") else "fastest-exact")
+    assert set(names_of(chosen)) == {*names_of(usual), *extras}
+    assert names_of(chosen) == [name for name in RECIPES if name in names_of(chosen)]
+
+
+def test_a_machine_that_lacks_what_an_extra_needs_goes_without_it():
+    text = "fastest-exact"
+    chosen = with_extras(text, parse_recipes(text), torch.device("cpu"), "bfloat16")
+    assert chosen == parse_recipes(text)
+
+
+def test_the_extras_of_the_exact_combination_are_exact():
+    assert all(RECIPES[name].exact for name in EXTRAS["fastest-exact"])
+    assert set(EXTRAS) <= set(COMBINATIONS)
 
 
 def calls(monkeypatch, module, name):
