@@ -23,6 +23,8 @@ import triton.language as tl
 from diffusers.models.attention import FeedForward
 from torch import Tensor, library
 
+from benchlib.serving.model.row_parts import parts_of
+
 LEAST = 1e-6  # of a row's largest number: the scale of a row of zeros must not be 0
 LARGEST = 448.0  # in float8_e4m3fn
 
@@ -162,12 +164,6 @@ def product_fp8(linear: Any, rounded: Tensor, scales: Tensor) -> Tensor:
 def is_fp8(linear: Any) -> bool:
     """Whether torchao has quantised `linear` to fp8."""
     return getattr(getattr(linear.weight, "qdata", None), "dtype", None) == torch.float8_e4m3fn
-
-
-def parts_of(width: int) -> tuple[int, int]:
-    """Two powers of two that hold a row: the largest one within it, and one for the rest."""
-    most = 1 << (width.bit_length() - 1)
-    return most, int(triton.next_power_of_2(max(width - most, 1)))
 
 
 def use_in(unet: torch.nn.Module) -> None:

@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchlib.serving.model.geglu_fp8 import parts_of
-from benchlib.serving.model.rows_fp8 import added_part, affine_part
+from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, warps_for
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -44,13 +43,7 @@ def _normed_row(  # type: ignore[no-untyped-def]
     other = added_part(x + start, more + start, total + start, rest, left, ADDS)
 
     # 2) Norm it
-    mean = (tl.sum(one, axis=0) + tl.sum(other, axis=0)) / WIDTH
-    one = tl.where(there, one - mean, 0.0)
-    other = tl.where(left, other - mean, 0.0)
-    variance = (tl.sum(one * one, axis=0) + tl.sum(other * other, axis=0)) / WIDTH
-    spread = tl.rsqrt(variance + eps)
-    one = affine_part(one * spread, weight, bias, first, there)
-    other = affine_part(other * spread, weight, bias, rest, left)
+    one, other = normed_parts(one, other, weight, bias, eps, WIDTH, MOST, REST)
     kind: tl.constexpr = normed.dtype.element_ty
     tl.store(normed + start + first, one.to(kind), mask=there)
     tl.store(normed + start + rest, other.to(kind), mask=left)
@@ -83,5 +76,5 @@ def norm_rows_into(
         MOST=most,
         REST=rest,
         ADDS=more is not None,
-        num_warps=4 if most >= 1024 else 2,
+        num_warps=warps_for(most),
     )

@@ -88,9 +88,9 @@ class NormedBlock(BasicTransformerBlock):  # type: ignore[misc] # diffusers is n
         x = hidden_states.flatten(0, 1)
 
         # 1) Attention to the image itself
-        normed = norm_rows(x, *_affine_of(self.norm1))
+        normed = norm_rows(x, *affine_of(self.norm1))
         seen = self.attn1(normed.view(shape), attention_mask=attention_mask, **options)
-        x, normed = add_norm_rows(x, seen.flatten(0, 1), *_affine_of(self.norm2))
+        x, normed = add_norm_rows(x, seen.flatten(0, 1), *affine_of(self.norm2))
 
         # 2) Attention to the text
         seen = self.attn2(
@@ -99,15 +99,22 @@ class NormedBlock(BasicTransformerBlock):  # type: ignore[misc] # diffusers is n
             attention_mask=encoder_attention_mask,
             **options,
         )
-        x, normed = add_norm_rows(x, seen.flatten(0, 1), *_affine_of(self.norm3))
+        x, normed = add_norm_rows(x, seen.flatten(0, 1), *affine_of(self.norm3))
 
         # 3) Feed-forward
         answer: Tensor = self.ff(normed.view(shape)) + x.view(shape)
         return answer
 
 
-def _affine_of(norm: Any) -> tuple[Tensor, Tensor, float]:
+def affine_of(norm: Any) -> tuple[Tensor, Tensor, float]:
+    """A layer norm's weight, bias and epsilon."""
     return norm.weight, norm.bias, norm.eps
+
+
+def is_plain_block(block: Any) -> bool:
+    """Whether a block is as SDXL's: plain layer norms, and attention to the image and to the text."""
+    attends = not block.only_cross_attention and None not in (block.attn1, block.attn2)
+    return attends and block.norm_type == "layer_norm" and block.pos_embed is None
 
 
 def norm_in_one_pass(unet: torch.nn.Module) -> None:
@@ -116,9 +123,7 @@ def norm_in_one_pass(unet: torch.nn.Module) -> None:
     for module in modules:
         if type(module) is not BasicTransformerBlock:
             continue
-        plain = module.norm_type == "layer_norm" and module.pos_embed is None
-        plain &= not module.only_cross_attention and None not in (module.attn1, module.attn2)
-        plain &= not hasattr(module, "fuser")
+        plain = is_plain_block(module) and not hasattr(module, "fuser")
         if not plain or module.norm1.weight is None or module.norm1.weight.dtype not in HALVES:
             raise ValueError(
                 "recipe: 'norm-rows' knows SDXL's transformers in 16 bits only; leave it out"

@@ -501,6 +501,16 @@ def no_fp8(device: torch.device, dtype: str) -> str | None:
     return no_torchao(device, dtype)
 
 
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def _no_16_bits(dtype: str) -> str | None:
+    if dtype not in ("bfloat16", "float16"):
+        return "its kernel computes in 16 bits; add 'bf16'"
+    return None
+
+
 def _no_triton() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton, or leave it out"
@@ -519,26 +529,22 @@ def no_fp8_geglu(device: torch.device, dtype: str) -> str | None:
 
 def no_geglu_product(device: torch.device, dtype: str) -> str | None:
     """The kernel's tiles are made for a Hopper's shared memory and its fetches."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+    if not _is_hopper(device):
         return (
             "its kernel needs a CUDA GPU of compute capability 9.0, such as an H100; leave it out"
         )
-    if dtype not in ("bfloat16", "float16"):
-        return "its kernel computes in 16 bits; add 'bf16'"
-    return _no_descriptors()
+    return _no_16_bits(dtype) or _no_descriptors()
 
 
 def no_norm_rows(device: torch.device, dtype: str) -> str | None:
     if device.type != "cuda":
         return "its kernel needs a CUDA GPU; leave it out"
-    if dtype not in ("bfloat16", "float16"):
-        return "its kernel computes in 16 bits; add 'bf16'"
-    return _no_triton()
+    return _no_16_bits(dtype) or _no_triton()
 
 
 def no_fp8_convolutions(device: torch.device, dtype: str) -> str | None:
     """The kernel's tiles take the shared memory that Hopper has, and its tensor descriptors."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+    if not _is_hopper(device):
         return "its kernel needs an H100 or H200 (compute capability 9.0); leave it out"
     if dtype != "bfloat16":
         return "its convolutions come out in bfloat16; add 'bf16'"

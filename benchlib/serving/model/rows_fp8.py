@@ -27,38 +27,13 @@ from benchlib.serving.model.geglu_fp8 import (
     LEAST,
     geglu_fp8,
     is_fp8,
-    parts_of,
     product_fp8,
     round_to,
 )
+from benchlib.serving.model.normed_blocks import affine_of, is_plain_block
+from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, warps_for
 
 Rounded = tuple[Tensor, Tensor]  # numbers (rows, width) in fp8, and their scales (rows, 1)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def added_part(  # type: ignore[no-untyped-def]
-    x,
-    more,
-    total,
-    columns,
-    inside,
-    ADDS: tl.constexpr,  # noqa: N803 - as Triton writes its constants
-):
-    """Part of a row. With ADDS, it is the sum of two rows, which is written as it is rounded."""
-    numbers = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
-    if ADDS:
-        numbers += tl.load(more + columns, mask=inside, other=0.0).to(tl.float32)
-        stored = numbers.to(total.dtype.element_ty)
-        tl.store(total + columns, stored, mask=inside)
-        numbers = stored.to(tl.float32)
-    return numbers
-
-
-@triton.jit
-def affine_part(numbers, weight, bias, columns, inside):  # type: ignore[no-untyped-def]
-    factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    return numbers * factor + shift
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -90,13 +65,7 @@ def _rounded_row(  # type: ignore[no-untyped-def]
 
     # 2) Norm it
     if NORMS:
-        mean = (tl.sum(one, axis=0) + tl.sum(other, axis=0)) / WIDTH
-        one = tl.where(there, one - mean, 0.0)
-        other = tl.where(left, other - mean, 0.0)
-        variance = (tl.sum(one * one, axis=0) + tl.sum(other * other, axis=0)) / WIDTH
-        spread = tl.rsqrt(variance + eps)
-        one = affine_part(one * spread, weight, bias, first, there)
-        other = affine_part(other * spread, weight, bias, rest, left)
+        one, other = normed_parts(one, other, weight, bias, eps, WIDTH, MOST, REST)
 
     # 3) Round it
     most = tl.maximum(tl.max(tl.abs(one), axis=0), tl.max(tl.abs(other), axis=0))
@@ -141,7 +110,7 @@ def _rows_into(
         REST=rest,
         ADDS=more is not None,
         NORMS=norm is not None,
-        num_warps=4 if most >= 1024 else 2,
+        num_warps=warps_for(most),
     )
 
 
@@ -246,27 +215,23 @@ class QuantisedBlock(BasicTransformerBlock):  # type: ignore[misc] # diffusers i
         # 1) Attention to the image itself
         attn = self.attn1
         names = ("to_qkv",) if attn.fused_projections else ("to_q", "to_k", "to_v")
-        rounded = norm_fp8(x, *_of_norm(self.norm1))
+        rounded = norm_fp8(x, *affine_of(self.norm1))
         products = [product_fp8(getattr(attn, name), *rounded) for name in names]
         parts = products[0].chunk(3, dim=-1) if len(products) == 1 else products
         seen = _attend(attn, images, *parts)
-        x, *rounded = add_norm_fp8(x, seen, *_of_norm(self.norm2))
+        x, *rounded = add_norm_fp8(x, seen, *affine_of(self.norm2))
 
         # 2) Attention to the text
         attn = self.attn2
         query = product_fp8(attn.to_q, *rounded)
         seen = _attend(attn, images, query, *_text_of(attn, encoder_hidden_states))
-        x, *rounded = add_norm_fp8(x, seen, *_of_norm(self.norm3))
+        x, *rounded = add_norm_fp8(x, seen, *affine_of(self.norm3))
 
         # 3) Feed-forward
         projected = product_fp8(self.ff.net[0].proj, *rounded)
         answer = x + product_fp8(self.ff.net[2], *geglu_fp8(projected))
         shaped: Tensor = answer.view(hidden_states.shape)
         return shaped
-
-
-def _of_norm(norm: Any) -> tuple[Tensor, Tensor, float]:
-    return norm.weight, norm.bias, norm.eps
 
 
 def _text_of(attn: Any, text: Any) -> tuple[Tensor, ...]:
@@ -303,9 +268,7 @@ def use_in_blocks(unet: torch.nn.Module) -> None:
         if not is_fp8(module.ff.net[2]):
             raise ValueError("recipe: 'fp8-rows' rounds for products in fp8; add 'fp8'")
         attentions = (module.attn1, module.attn2)
-        plain = module.norm_type == "layer_norm" and module.pos_embed is None
-        plain &= not module.only_cross_attention and None not in attentions
-        if not plain or not all(_is_plain(attn) for attn in attentions):
+        if not is_plain_block(module) or not all(_is_plain(attn) for attn in attentions):
             raise ValueError("recipe: 'fp8-rows' knows SDXL's transformers only; leave it out")
         module.__class__ = QuantisedBlock
 

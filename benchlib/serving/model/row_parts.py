@@ -1,0 +1,72 @@
+"""A row in two parts, as kernels over rows read, add and norm it. A part is a power of two.
+
+Knows Triton. Ignorant of what becomes of the row.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+def parts_of(width: int) -> tuple[int, int]:
+    """Two powers of two that hold a row: the largest one within it, and one for the rest."""
+    most = 1 << (width.bit_length() - 1)
+    return most, int(triton.next_power_of_2(max(width - most, 1)))
+
+
+def warps_for(most: int) -> int:
+    """The warps of a program that holds a row whose larger part is `most`."""
+    return 4 if most >= 1024 else 2
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def added_part(  # type: ignore[no-untyped-def]
+    x,
+    more,
+    total,
+    columns,
+    inside,
+    ADDS: tl.constexpr,  # noqa: N803 - as Triton writes its constants
+):
+    """Part of a row. With ADDS, it is the sum of two rows, which is written as it is rounded."""
+    numbers = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
+    if ADDS:
+        numbers += tl.load(more + columns, mask=inside, other=0.0).to(tl.float32)
+        stored = numbers.to(total.dtype.element_ty)
+        tl.store(total + columns, stored, mask=inside)
+        numbers = stored.to(tl.float32)
+    return numbers
+
+
+@triton.jit
+def affine_part(numbers, weight, bias, columns, inside):  # type: ignore[no-untyped-def]
+    factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    return numbers * factor + shift
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def normed_parts(  # type: ignore[no-untyped-def]
+    one,
+    other,
+    weight,
+    bias,
+    eps,
+    WIDTH: tl.constexpr,  # noqa: N803
+    MOST: tl.constexpr,  # noqa: N803
+    REST: tl.constexpr,  # noqa: N803
+):
+    """The layer norm of a row in two parts; beyond its width the parts are zeros."""
+    first = tl.arange(0, MOST)
+    rest = MOST + tl.arange(0, REST)
+    there = first < WIDTH
+    left = rest < WIDTH
+    mean = (tl.sum(one, axis=0) + tl.sum(other, axis=0)) / WIDTH
+    one = tl.where(there, one - mean, 0.0)
+    other = tl.where(left, other - mean, 0.0)
+    variance = (tl.sum(one * one, axis=0) + tl.sum(other * other, axis=0)) / WIDTH
+    spread = tl.rsqrt(variance + eps)
+    one = affine_part(one * spread, weight, bias, first, there)
+    other = affine_part(other * spread, weight, bias, rest, left)
+    return one, other
