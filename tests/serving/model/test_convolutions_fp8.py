@@ -1,8 +1,6 @@
 """Convolutions in fp8: the kernel on Triton's interpreter, and the recipe with plain torch for it."""
 
 import copy
-import os
-import subprocess
 import sys
 import types
 
@@ -16,6 +14,8 @@ from benchlib.serving.model.adapters import LoraPlan
 from benchlib.serving.model.convolutions_fp8 import FP8, QuantisedConvolution, can_be_fp8
 from benchlib.serving.model.optimisations import Networks
 from benchlib.serving.model.recipes import RECIPES, parse_recipes
+
+from .interpreted import run_on_interpreter
 
 # Triton 3.9.0's interpreter multiplies the bits of bf16, so 16 bits are float16 here.
 KERNEL = """
@@ -58,14 +58,7 @@ print("all numbers are right")
 
 
 def test_the_kernel_agrees_with_float32_on_poisoned_outputs():
-    pytest.importorskip("triton", reason="Triton is not installed; the kernel is tried on a GPU")
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KERNEL],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.stdout.strip() == "all numbers are right", ran.stderr[-2000:]
+    run_on_interpreter(KERNEL, "all numbers are right")
 
 
 @pytest.fixture

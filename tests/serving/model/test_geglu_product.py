@@ -1,8 +1,5 @@
 """The product that gates itself, on Triton's interpreter beside float32; and its recipe, on plain torch."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 import torch
 from diffusers.models.attention import FeedForward
 from peft import LoraConfig, inject_adapter_in_model
+from torch import library
 
 from benchlib.serving.model.gated_products import (
     GatedFeedForward,
@@ -20,6 +18,8 @@ from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.recipes import RECIPES, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
+
+from .interpreted import run_on_interpreter
 
 # Triton 3.9.0's interpreter multiplies the bits of bf16, so 16 bits are float16 here.
 KERNEL = """
@@ -50,14 +50,7 @@ print("all numbers are right")
 
 
 def test_the_kernel_agrees_with_float64_on_poisoned_outputs():
-    pytest.importorskip("triton", reason="Triton is not installed; the kernel is tried on a GPU")
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KERNEL],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.stdout.strip() == "all numbers are right", ran.stderr[-2000:]
+    run_on_interpreter(KERNEL, "all numbers are right")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +109,7 @@ def test_it_is_one_operator_of_a_whole_graph():
     assert [name for name in operators if "geglu_product" in name] == [
         "benchlib.geglu_product.default"
     ]
-    torch.library.opcheck(geglu_product, (x[0], ours.net[0].proj.weight, ours.net[0].proj.bias))
+    library.opcheck(geglu_product, (x[0], ours.net[0].proj.weight, ours.net[0].proj.bias))
 
 
 @torch.no_grad()

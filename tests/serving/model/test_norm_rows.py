@@ -1,14 +1,12 @@
 """The kernel that adds and norms rows, on Triton's interpreter beside float64; and its recipe."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from torch import library
 
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.normed_blocks import (
@@ -20,6 +18,8 @@ from benchlib.serving.model.normed_blocks import (
 from benchlib.serving.model.recipes import RECIPES, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
+
+from .interpreted import run_on_interpreter
 
 # The interpreter cuts numbers off to bf16, so 16 bits are float16 here.
 KERNEL = """
@@ -50,14 +50,7 @@ print("all rows are right")
 
 
 def test_the_kernel_agrees_with_float64_on_poisoned_outputs():
-    pytest.importorskip("triton", reason="Triton is not installed; the kernel is tried on a GPU")
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KERNEL],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.stdout.strip() == "all rows are right", ran.stderr[-2000:]
+    run_on_interpreter(KERNEL, "all rows are right")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,8 +88,8 @@ def test_a_block_keeps_its_bits_and_is_one_graph():
     assert torch.equal(whole(x, encoder_hidden_states=text), ours(x, encoder_hidden_states=text))
     torch.compiler.reset()
     affine = (ours.norm1.weight, ours.norm1.bias, 1e-5)
-    torch.library.opcheck(norm_rows, (x[0], *affine))
-    torch.library.opcheck(add_norm_rows, (x[0], x[1], *affine))
+    library.opcheck(norm_rows, (x[0], *affine))
+    library.opcheck(add_norm_rows, (x[0], x[1], *affine))
 
 
 def test_other_blocks_are_refused_in_words():

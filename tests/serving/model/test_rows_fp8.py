@@ -1,12 +1,8 @@
 """The kernel that adds, norms and rounds rows to fp8, and the blocks that use it, beside plain torch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed; the kernel is tried on a GPU")
+from .interpreted import run_on_interpreter
 
 # As in test_geglu_fp8.py, the kernel writes float32, and the last rounding is torch's. The interpreter
 # cuts numbers off to bf16, so 16 bits are float16 here.
@@ -123,10 +119,4 @@ print("all blocks are right")
     ("code", "says"), [(KERNEL, "all rows are right"), (BLOCK, "all blocks are right")]
 )
 def test_rows_agree_with_plain_torch_on_poisoned_outputs(code, says):
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.stdout.strip() == says, ran.stderr[-2000:]
+    run_on_interpreter(code, says)
