@@ -312,6 +312,13 @@ class Bench:
         self.notes.write(part, self.gpus, "failed", failed, case=case, of=len(run.requests))
         return run
 
+    def _are_enough(self, images: int, part: str, **more: Any) -> bool:
+        """Whether so many images have a percentile. If not, a line says how many there are."""
+        if images >= FEWEST:
+            return True
+        self.notes.write(part, self.gpus, "too few", images, **more)
+        return False
+
     def equal(self) -> bool:
         """Equal requests in a closed loop: images/s and the slowest tenth."""
         lengths = self.lengths
@@ -325,8 +332,7 @@ class Bench:
         )
         rows = answered(run.requests)
         latency_s = measured_latencies(rows)
-        if len(latency_s) < FEWEST:
-            self.notes.write("linear", self.gpus, "too few", len(latency_s))
+        if not self._are_enough(len(latency_s), "linear"):
             return False
         batch = float(rows["batch_size"].mean())
         rate = float(images_by_window(rows).mean())
@@ -376,8 +382,7 @@ class Bench:
             warmup_s=lengths.warmup_s,
         )
         latency_s = measured_latencies(answered(run.requests))
-        if len(latency_s) < FEWEST:
-            self.notes.write("mixed", self.gpus, "too few", len(latency_s), case=routing)
+        if not self._are_enough(len(latency_s), "mixed", case=routing):
             return
         self.notes.write(
             "mixed",
@@ -421,8 +426,7 @@ class Bench:
             api="openai",
         )
         rows = answered(run.requests)
-        if len(rows) < FEWEST:
-            self.notes.write("files", self.gpus, "too few", len(rows))
+        if not self._are_enough(len(rows), "files"):
             return False
         self.notes.write("files", self.gpus, "images_per_s", float(images_by_window(rows).mean()))
         return True
@@ -443,8 +447,7 @@ class Bench:
         )
         rows = answered(run.requests)
         latency_s = measured_latencies(rows)
-        if len(latency_s) < FEWEST:
-            self.notes.write("poisson", self.gpus, "too few", len(latency_s))
+        if not self._are_enough(len(latency_s), "poisson"):
             return False
         self.notes.write(
             "poisson",
