@@ -30,7 +30,13 @@ from benchlib.serving.model.geglu_fp8 import (
     product_fp8,
     round_to,
 )
-from benchlib.serving.model.normed_blocks import affine_of, is_plain_block
+from benchlib.serving.model.normed_blocks import (
+    Addends,
+    ChainedBlock,
+    affine_of,
+    chain_blocks,
+    is_plain_block,
+)
 from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, warps_for
 
 Rounded = tuple[Tensor, Tensor]  # numbers (rows, width) in fp8, and their scales (rows, 1)
@@ -192,18 +198,28 @@ def _like_add_norm(
     return (total, *_places(x))
 
 
-class QuantisedBlock(BasicTransformerBlock):  # type: ignore[misc] # diffusers is not typed
+class QuantisedBlock(ChainedBlock):
     """A transformer block whose products get their inputs in fp8 from our kernels."""
+
+    def first_norm(self, hidden_states: Tensor | Addends) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's input, and its layer norm (rows * tokens, features) as `norm_fp8` has it."""
+        norm = affine_of(self.norm1)
+        if isinstance(hidden_states, Tensor):
+            return hidden_states, *norm_fp8(hidden_states.flatten(0, 1), *norm)
+        x, more = hidden_states
+        total, *rounded = add_norm_fp8(x.flatten(0, 1), more.flatten(0, 1), *norm)
+        return total.view(x.shape), *rounded
 
     def forward(
         self,
-        hidden_states: Tensor,
+        normed_input: tuple[Tensor, Tensor, Tensor],
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Any = None,
         encoder_attention_mask: Tensor | None = None,
         **options: Any,
-    ) -> Tensor:
-        """`hidden_states` is (rows, tokens, features), and so is the answer."""
+    ) -> Tensor | Addends:
+        """`normed_input` is what `first_norm` returns. With a mask, the answer is the sum."""
+        hidden_states, *rounded = normed_input
         if attention_mask is not None or encoder_attention_mask is not None:
             options |= {"encoder_attention_mask": encoder_attention_mask}
             options |= {"encoder_hidden_states": encoder_hidden_states}
@@ -215,7 +231,6 @@ class QuantisedBlock(BasicTransformerBlock):  # type: ignore[misc] # diffusers i
         # 1) Attention to the image itself
         attn = self.attn1
         names = ("to_qkv",) if attn.fused_projections else ("to_q", "to_k", "to_v")
-        rounded = norm_fp8(x, *affine_of(self.norm1))
         products = [product_fp8(getattr(attn, name), *rounded) for name in names]
         parts = products[0].chunk(3, dim=-1) if len(products) == 1 else products
         seen = _attend(attn, images, *parts)
@@ -229,9 +244,9 @@ class QuantisedBlock(BasicTransformerBlock):  # type: ignore[misc] # diffusers i
 
         # 3) Feed-forward
         projected = product_fp8(self.ff.net[0].proj, *rounded)
-        answer = x + product_fp8(self.ff.net[2], *geglu_fp8(projected))
-        shaped: Tensor = answer.view(hidden_states.shape)
-        return shaped
+        fed = product_fp8(self.ff.net[2], *geglu_fp8(projected))
+        shape = hidden_states.shape
+        return x.view(shape), fed.view(shape)
 
 
 def _text_of(attn: Any, text: Any) -> tuple[Tensor, ...]:
@@ -271,6 +286,7 @@ def use_in_blocks(unet: torch.nn.Module) -> None:
         if not is_plain_block(module) or not all(_is_plain(attn) for attn in attentions):
             raise ValueError("recipe: 'fp8-rows' knows SDXL's transformers only; leave it out")
         module.__class__ = QuantisedBlock
+    chain_blocks(unet)
 
 
 def _is_plain(attn: Any) -> bool:

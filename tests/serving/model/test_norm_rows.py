@@ -1,12 +1,15 @@
 """The kernel that adds and norms rows, on Triton's interpreter beside float64; and its recipe."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import Transformer2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import library
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.normed_blocks import (
@@ -15,11 +18,20 @@ from benchlib.serving.model.normed_blocks import (
     norm_in_one_pass,
     norm_rows,
 )
-from benchlib.serving.model.recipes import RECIPES, parse_recipes
+from benchlib.serving.model.optimisations import (
+    BLOCKS,
+    TRANSFORMERS,
+    Networks,
+    _with_compiled_ends,
+    compiled,
+)
+from benchlib.serving.model.recipes import RECIPES, apply_recipes, parse_recipes
+from benchlib.serving.model.text_once import read_texts_once
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
 from .interpreted import run_on_interpreter
+from .small_models import small_pipeline
 
 # The interpreter cuts numbers off to bf16, so 16 bits are float16 here.
 KERNEL = """
@@ -45,6 +57,9 @@ for rows, width in ((3, 8), (5, 20), (4, 640), (3, 1280)):
         error = (normed.double() - wanted).abs()
         assert (error <= 2**-11 * wanted.abs() + 2e-4).all(), (rows, width, error.max())
         assert added is None or torch.equal(total, sum_of_two)
+    alone = torch.full((rows, width), torch.nan).half()
+    norm_rows_into(alone, sum_of_two, (weight, bias, 1e-5))
+    assert torch.equal(alone, normed), "a sum is normed as it is written"
 print("all rows are right")
 """
 
@@ -92,6 +107,121 @@ def test_a_block_keeps_its_bits_and_is_one_graph():
     library.opcheck(add_norm_rows, (x[0], x[1], *affine))
 
 
+def make_transformer(layers):
+    torch.manual_seed(0)
+    options = {"cross_attention_dim": 32, "norm_num_groups": 8, "use_linear_projection": True}
+    transformer = Transformer2DModel(4, 16, 64, num_layers=layers, **options)
+    return transformer.bfloat16().eval()
+
+
+class CountsPasses(TorchDispatchMode):
+    """Counts plain sums of tokens (rows, tokens, features), and the kernel's calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = Counter()
+
+    def __torch_dispatch__(self, operator, kinds, arguments=(), options=None):
+        name = operator.overloadpacket.__name__
+        if name != "add" or all(part.dim() == 3 for part in arguments[:2]):
+            self.passes[name] += 1
+        return operator(*arguments, **(options or {}))
+
+    @property
+    def found(self):
+        return tuple(self.passes[name] for name in ("norm_rows", "add_norm_rows", "add"))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@torch.no_grad()
+def test_a_block_leaves_its_last_sum_to_the_next_one(layers):
+    plain, ours = make_transformer(layers), make_transformer(layers)
+    norm_in_one_pass(ours)
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    x, text = torch.randn(2, 64, 4, 4).bfloat16(), torch.randn(2, 7, 32).bfloat16()
+    wanted = plain(x, text, return_dict=False)[0]
+    with CountsPasses() as counts:
+        found = ours(x, text, return_dict=False)[0]
+    assert torch.equal(found, wanted)
+    assert counts.found == (1, 3 * layers - 1, 1)
+
+
+@torch.no_grad()
+def test_a_transformer_with_another_kind_of_block_is_not_chained():
+    class OtherBlock(BasicTransformerBlock):
+        pass
+
+    plain, ours = make_transformer(3), make_transformer(3)
+    ours.transformer_blocks[1].__class__ = OtherBlock
+    norm_in_one_pass(ours)
+    x, text = torch.randn(2, 64, 4, 4).bfloat16(), torch.randn(2, 7, 32).bfloat16()
+    wanted = plain(x, text, return_dict=False)[0]
+    with CountsPasses() as counts:
+        found = ours(x, text, return_dict=False)[0]
+    assert torch.equal(found, wanted)
+    assert counts.found == (2, 4, 2 + 3)
+
+
+@torch.no_grad()
+def test_a_lone_block_takes_tensors_and_returns_one():
+    block = make_block()
+    norm_in_one_pass(block)
+    x, more = torch.randn(2, 2, 24, 64).bfloat16()
+    text = torch.randn(2, 7, 32).bfloat16()
+    found = block(x + more, encoder_hidden_states=text)
+    assert found.shape == x.shape
+    assert torch.equal(block((x, more), encoder_hidden_states=text), found)
+
+
+@pytest.mark.parametrize(
+    ("regions", "depths"), [(TRANSFORMERS, (3,)), (BLOCKS, (1, 3))], ids=["regional", "blocks"]
+)
+def test_like_blocks_are_still_compiled_once(monkeypatch, regions, depths):
+    """The graphs that torch gets run as they are, so the answer keeps its bits."""
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiles = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda call, **_: compiles(call, backend=count, dynamic=False)
+    )
+    made = []
+    for layers in depths:
+        pipe = small_pipeline(unet={"transformer_layers_per_block": [1, 1, layers]}).to(
+            torch.bfloat16
+        )
+        others = "bf16+channels-last+fused-qkv"
+        wanted = noise_of(apply_recipes(pipe, parse_recipes(others)))
+        _with_compiled_ends.cache_clear()
+        torch.compiler.reset()
+        graphs.clear()
+        networks = apply_recipes(pipe, parse_recipes(f"{others}+norm-rows"))
+        compiled(networks, regions=regions)
+        networks.unet = read_texts_once(networks.unet)
+        assert torch.equal(noise_of(networks), wanted)
+        made.append(len(graphs))
+    _with_compiled_ends.cache_clear()
+    torch.compiler.reset()
+    assert made[0] == made[-1] > 0
+
+
+@torch.inference_mode()
+def noise_of(networks: Networks):
+    """The answer of a UNet of `small_pipeline` to one text."""
+    torch.manual_seed(0)
+    added = {"text_embeds": torch.randn(2, 96).bfloat16(), "time_ids": torch.ones(2, 6)}
+    return networks.unet(
+        torch.randn(2, 4, 8, 8).bfloat16(),
+        torch.ones(2),
+        encoder_hidden_states=torch.randn(2, 77, 160).bfloat16(),
+        added_cond_kwargs=added,
+        return_dict=False,
+    )[0]
+
+
 def test_other_blocks_are_refused_in_words():
     others = (make_block(torch.float32), make_block(only_cross_attention=True))
     for other in others:
@@ -134,3 +264,18 @@ def test_its_images_are_the_16_bit_ones_and_the_stock_stays_stock(monkeypatch, m
         for net in (pipes[1]._unet, pipes[1].diffusers.unet)
     ]
     assert kinds == [{True}, {False}]
+
+
+def test_an_adapter_by_request_changes_chained_blocks_as_it_does_others(monkeypatch):
+    recipe = replace(RECIPES["norm-rows"], why_not=lambda *_: None)
+    monkeypatch.setitem(RECIPES, "norm-rows", recipe)
+    asked = {"prompt": "a", "num_inference_steps": 4, "width": 64, "height": 64, "seed": 1}
+    images = {}
+    for recipes in ("bf16", "bf16+norm-rows"):
+        pipe = load_pipeline("tiny", device="cpu", recipe=recipes, loras={"style": "random"})
+        for lora in (None, "style", "style:0.5"):
+            request = GenerateRequest(**asked, lora=lora)
+            images[recipes, lora] = np.asarray(pipe.generate([request]).images[0])
+    for lora in (None, "style", "style:0.5"):
+        assert psnr_db(images["bf16", lora], images["bf16+norm-rows", lora]) > 60, lora
+    assert psnr_db(images["bf16+norm-rows", None], images["bf16+norm-rows", "style"]) < 50

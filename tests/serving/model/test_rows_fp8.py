@@ -44,12 +44,16 @@ for rows, width in ((3, 8), (5, 20), (4, 640), (3, 1280)):
         assert scaled.abs().max() <= LARGEST
         if "more" in options:
             assert torch.equal(total, sum_of_two)
+            alone = torch.full((rows, width), torch.nan)
+            rows_fp8._rows_into(sum_of_two, alone, scales, norm=norm)
+            assert torch.equal(alone, scaled), "a sum is normed as it is written"
 print("all rows are right")
 """
 
 # A block whose weights are in fp8, on a CPU: torch stands in for the kernels.
 BLOCK = """
 import torch
+from diffusers import Transformer2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from benchlib.serving.model import geglu_fp8, rows_fp8
 from benchlib.serving.model.text_once import _GIVEN_TEXT, _project
@@ -111,6 +115,40 @@ for fused in (False, True):
     block.attn2.processor = _GIVEN_TEXT
     again = block(x, encoder_hidden_states=_project(block.attn2, text))
     assert torch.equal(again, ours)
+
+# Blocks in a row: each leaves its last sum to the next one, and all numbers keep their bits.
+calls = []
+
+def counted(x, *others, more=None, **options):
+    calls.append("norm" if "norm" in options else "round")
+    if more is not None:
+        calls[-1] += " of a sum"
+    rows_into(x, *others, more=more, **options)
+
+rows_fp8._rows_into = counted
+for layers in (1, 2, 3):
+    options = {"cross_attention_dim": 32, "norm_num_groups": 8, "use_linear_projection": True}
+    transformer = Transformer2DModel(4, 16, 64, num_layers=layers, **options).bfloat16().eval()
+    for module in transformer.transformer_blocks.modules():
+        if isinstance(module, torch.nn.Linear):
+            quantise(module)
+    names = list(transformer.state_dict())
+    rows_fp8.use_in_blocks(transformer)
+    assert list(transformer.state_dict()) == names
+    x, text = torch.randn(2, 64, 4, 4).bfloat16(), torch.randn(2, 7, 32).bfloat16()
+    calls.clear()
+    chained = transformer(x, text, return_dict=False)[0]
+    expected = {"norm": 1, "norm of a sum": 3 * layers - 1, "round": 2 * layers}
+    assert {name: calls.count(name) for name in expected} == expected, calls
+    whole = torch.compile(transformer, backend="eager", fullgraph=True, dynamic=False)
+    assert torch.equal(whole(x, text, return_dict=False)[0], chained)
+    mask = torch.zeros(2, 1, 7).bfloat16()
+    masked = transformer(x, text, encoder_attention_mask=mask, return_dict=False)[0]
+    for block in transformer.transformer_blocks:
+        block.hands_on = False
+    assert torch.equal(transformer(x, text, return_dict=False)[0], chained)
+    options = {"encoder_attention_mask": mask, "return_dict": False}
+    assert torch.equal(transformer(x, text, **options)[0], masked)
 print("all blocks are right")
 """
 
