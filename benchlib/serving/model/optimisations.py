@@ -12,7 +12,7 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -28,10 +28,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchlib.serving.model.convolutions_fp8 import use_in_resnets
+from benchlib.serving.model.decoder_attention import multiply_in_attention, product
 from benchlib.serving.model.kept_artefacts import ARTEFACTS
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.models import ModelError, ask_hub
-from benchlib.serving.model.recorded import RecordedUNet
+from benchlib.serving.model.recorded import RecordedUNet, Recorder
 from benchlib.serving.model.text_once import read_texts_once
 
 
@@ -42,6 +43,7 @@ class Networks:
     unet: Any
     vae: Any
     records_texts: bool = False  # whether the text encoders are to be CUDA graphs
+    recorder: Recorder = field(default_factory=Recorder)  # of all CUDA graphs
 
 
 # -- layouts, projections and attention ------------------------------------------------------------
@@ -179,6 +181,11 @@ def vae_tiling(networks: Networks) -> None:
 def vae_slicing(networks: Networks) -> None:
     """Decode a batch image by image."""
     networks.vae.enable_slicing()
+
+
+def decoder_products(networks: Networks) -> None:
+    """Compute the attention of a VAE's middle by plain products; a tiny VAE has none."""
+    multiply_in_attention(networks.vae)
 
 
 # -- quantisation ----------------------------------------------------------------------------------
@@ -395,7 +402,7 @@ def tuned(networks: Networks) -> None:
 
 def graphs(networks: Networks) -> None:
     """Replay the UNet's launches as CUDA graphs."""
-    networks.unet = RecordedUNet(networks.unet)
+    networks.unet = RecordedUNet(networks.unet, networks.recorder)
 
 
 def text_graphs(networks: Networks) -> None:
@@ -540,6 +547,18 @@ def no_norm_rows(device: torch.device, dtype: str) -> str | None:
     if device.type != "cuda":
         return "its kernel needs a CUDA GPU; leave it out"
     return _no_16_bits(dtype) or _no_triton()
+
+
+def no_decoder_products(device: torch.device, dtype: str) -> str | None:
+    """Tries a product of 16 bits with an answer in float32."""
+    missing = no_cuda("SDPA is slow for it only on", device, dtype) or _no_16_bits(dtype)
+    if missing is None:
+        halves = torch.zeros(8, 8, device=device, dtype=getattr(torch, dtype))
+        try:
+            product(halves, halves)
+        except (RuntimeError, TypeError):
+            return "this torch has no products of 16 bits in float32; install torch 2.8 or newer"
+    return missing
 
 
 def no_fp8_convolutions(device: torch.device, dtype: str) -> str | None:

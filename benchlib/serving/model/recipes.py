@@ -263,6 +263,14 @@ _ALL = (
         why_not=optimisations.no_norm_rows,
     ),
     Recipe(
+        name="decoder-products",
+        changes="The VAE's attention by plain products: its one head is too wide for flash kernels.",
+        exact=True,
+        start="Nothing.",
+        apply=optimisations.decoder_products,
+        why_not=optimisations.no_decoder_products,
+    ),
+    Recipe(
         name="fp8-convolutions",
         changes="The 3x3 convolutions of the UNet's residual blocks multiply in fp8.",
         exact=False,
