@@ -31,7 +31,7 @@ from benchlib.serving.model.lora_files import (
 from benchlib.serving.model.memory import own_memory
 from benchlib.serving.model.model_errors import ModelError
 from benchlib.serving.model.recipes import Recipe, same_tensors
-from benchlib.serving.model.recorded import RecordedEncoder
+from benchlib.serving.model.recorded import RecordedEncoder, Recorder
 
 SWITCHES = 10
 _QUANTISES = "quantises the layers that an adapter would change"
@@ -199,7 +199,7 @@ class Adapters:
             load=lambda weights, key: _load(self.pipe, weights, key, ["unet"]),
         )
 
-    def record_texts(self) -> None:
+    def record_texts(self, recorder: Recorder) -> None:
         """Replay the text encoders as CUDA graphs, but those that an adapter changes.
 
         A graph would keep the adapter that was on when it was recorded.
@@ -208,7 +208,7 @@ class Adapters:
         for name in ("text_encoder", "text_encoder_2"):
             encoder = getattr(self.pipe, name)
             if encoder is not None and encoder not in adapted:
-                setattr(self.pipe, name, RecordedEncoder(encoder))
+                setattr(self.pipe, name, RecordedEncoder(encoder, recorder))
 
     def close(self) -> None:
         """Free the adapters' memory, and forget the pipeline."""

@@ -80,7 +80,7 @@ class SDXLPipeline(ShownInCell):
         self._unet = networks.unet
         self.adapters = Adapters(pipe, networks.unet, loras)
         if networks.records_texts:
-            self.adapters.record_texts()
+            self.adapters.record_texts(networks.recorder)
         self._vae = networks.vae
         # A float16 VAE overflows, so the stock call casts the VAE to float32 and back around each
         # decode. Here the VAE is cast once, and `diffusers` gets a float16 copy.

@@ -21,23 +21,24 @@ Answer = TypeVar("Answer")
 class Recorder:
     """Records calls. Its recordings share their memory, so one of them may run at a time.
 
-    A replay may overwrite the answers of every other recording, but not its own inputs.
+    A replay may overwrite the answers of every other recording, but not its own inputs. A pipeline
+    has one recorder for all of its networks.
     """
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self.latest: Any = None
+        """What was replayed last, as far as its answers must last; None for anything else."""
 
     def record(self, call: Callable[[], Answer]) -> tuple[Any, Answer]:
         """Returns the graph of `call`, and the tensors that a replay writes."""
-        # 1) Call on another stream: the preparations of a first call can't be recorded
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(2):
-                call()
-        torch.cuda.current_stream().wait_stream(beside)
+        # 1) Call: the preparations of a first call can't be recorded. That takes no stream of its
+        # own: without gradients none is needed, and cuBLAS keeps 33 MiB for each stream on a Hopper
+        for _ in range(2):
+            call()
 
         # 2) Record
+        self.latest = None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             answer = call()
@@ -73,7 +74,7 @@ class RecordedUNet(torch.nn.Module):
         self.network = network
         self._recorder = recorder or Recorder()
         self._recorded: dict[Any, _Recording] = {}
-        self._latest: tuple[_Recording, Sequence[Tensor]] | None = None
+        self._fixed: Sequence[Tensor] = ()  # of the last call
 
     def forward(
         self,
@@ -92,7 +93,6 @@ class RecordedUNet(torch.nn.Module):
             fixed.append(timestep_cond)
         shapes = tuple(tensor.shape for tensor in changing + fixed)
         if shapes not in self._recorded:
-            self._latest = None
             self._recorded[shapes] = self._record(changing, fixed, list(added_cond_kwargs))
         recording = self._recorded[shapes]
 
@@ -106,18 +106,18 @@ class RecordedUNet(torch.nn.Module):
     def _renew(self, recording: _Recording, fixed: Sequence[Tensor]) -> None:
         """Take in the inputs of a new batch, and compute what it needs once.
 
-        That lies in the recordings' common memory. So it is lost once another shape was replayed.
+        That lies in the recordings' common memory. So it is lost once another one was replayed.
         """
-        if self._latest is not None:
-            latest, last = self._latest
-            if latest is recording and all(a is b for a, b in zip(last, fixed, strict=True)):
-                return
-        self._latest = None
+        pairs = zip(self._fixed, fixed, strict=False)
+        if self._recorder.latest is recording and all(a is b for a, b in pairs):
+            return
+        self._recorder.latest = None
         for place, tensor in zip(recording.fixed, fixed, strict=True):
             place.copy_(tensor)
         if recording.conditions is not None:
             recording.conditions.replay()
-        self._latest = recording, fixed
+        self._fixed = fixed
+        self._recorder.latest = recording
 
     def _record(
         self, changing: Sequence[Tensor], fixed: Sequence[Tensor], names: list[str]
@@ -183,6 +183,7 @@ class RecordedEncoder(torch.nn.Module):
             self._recorded[ids.shape] = self._record(ids.clone())
         graph, place, answer = self._recorded[ids.shape]
         place.copy_(ids)
+        self._recorder.latest = None
         graph.replay()
         first, last_but_one = (tensor.clone() for tensor in answer)
         return _Encoded(first, last_but_one)

@@ -1,6 +1,8 @@
 """Recordings on the CPU: a replay reads the same tensors, and overwrites the same answers."""
 
 import copy
+import dataclasses
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +11,8 @@ import torch
 from torch.utils import _pytree
 
 from benchlib.serving.model.loading import load_pipeline
+from benchlib.serving.model.recipes import RECIPES
 from benchlib.serving.model.recorded import RecordedEncoder, RecordedUNet
-from benchlib.serving.model.text_once import TextOnce
 from benchlib.serving.schemas import GenerateRequest
 
 from .small_models import small_pipeline
@@ -19,12 +21,12 @@ from .small_models import small_pipeline
 class Replayer:
     """Records the call in place of CUDA's launches.
 
-    As CUDA's graphs that share their memory, a replay spoils the answers of the other shapes. Each
-    shape has `of_shape` recordings, one after the other.
+    As CUDA's graphs that share their memory, a replay spoils the answers of the others. Only those
+    of the recording right before it last: they were still in use when it was made.
     """
 
-    def __init__(self, of_shape=1):
-        self.of_shape = of_shape
+    def __init__(self):
+        self.latest = None
         self.answers = []
         self.replays = []
 
@@ -37,7 +39,7 @@ class Replayer:
 
         def replay():
             for other, spoiled in enumerate(self.answers):
-                if other // self.of_shape != number // self.of_shape:
+                if other not in (number - 1, number):
                     for tensor in spoiled:
                         tensor.fill_(torch.nan)
             self.replays[number] += 1
@@ -67,7 +69,15 @@ def pixels(pipe, *requests):
 
 def recorded(pipe):
     other = copy.copy(pipe)
-    other._unet = RecordedUNet(pipe._unet, Replayer(2 if isinstance(pipe._unet, TextOnce) else 1))
+    other._unet = RecordedUNet(pipe._unet, Replayer())
+    return other
+
+
+def with_recorded_encoders(pipe, recorder):
+    other = copy.copy(pipe)
+    other.adapters = copy.copy(pipe.adapters)
+    other.adapters.pipe = copy.copy(pipe.adapters.pipe)
+    other.adapters.record_texts(recorder)
     return other
 
 
@@ -116,11 +126,7 @@ def test_a_recording_reads_the_guidance_of_an_lcm(tmp_path):
 
 
 def test_recorded_encoders_give_the_bits_of_a_text_by_itself(tiny):
-    pipe = load_pipeline("tiny", device="cpu")
-    pipe.adapters.pipe = copy.copy(pipe.adapters.pipe)
-    for name in ("text_encoder", "text_encoder_2"):
-        encoder = RecordedEncoder(getattr(pipe.adapters.pipe, name), Replayer())
-        setattr(pipe.adapters.pipe, name, encoder)
+    pipe = with_recorded_encoders(tiny, Replayer())
     for batch in ([request(negative_prompt="rain")], [request(), request(prompt="a harbour")]):
         works, alone = pipe.encode(batch), [tiny.encode([one])[0] for one in batch]
         for work, expected in zip(works, alone, strict=True):
@@ -128,11 +134,53 @@ def test_recorded_encoders_give_the_bits_of_a_text_by_itself(tiny):
             assert torch.equal(work.pooled, expected.pooled)
 
 
+@pytest.mark.parametrize("recipe", ["baseline", "text-once"])
+def test_prompts_between_the_steps_change_nothing_though_all_share_their_memory(tiny, recipe):
+    pipe = recorded(load_pipeline("tiny", device="cpu", recipe=recipe))
+    pipe = with_recorded_encoders(pipe, pipe._unet._recorder)
+    asked = [request(negative_prompt="rain")]
+    works = pipe.encode(asked)
+    for prompt in ("a lake", "a bridge", "a lake", "a bridge"):
+        pipe.step(works)
+        pipe.encode([request(prompt=prompt)])
+    assert (np.asarray(pipe.decode(works)[0]) == pixels(tiny, *asked)[0]).all()
+
+
+class FakeGraphs:
+    """CUDA's graphs in place of torch's. They note which pool each one was given."""
+
+    def __init__(self):
+        self.given = []
+
+    def CUDAGraph(self):  # noqa: N802 - torch's name
+        return SimpleNamespace(pool=lambda: "the first one's pool", replay=lambda: None)
+
+    @contextmanager
+    def graph(self, graph, *, pool, capture_error_mode):  # noqa: ARG002
+        self.given.append(pool)
+        yield
+
+
+def test_a_pipeline_has_one_pool_and_no_stream_for_all_of_its_graphs(monkeypatch):
+    fakes = FakeGraphs()
+    for name in ("CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(fakes, name))
+    monkeypatch.setattr(torch.cuda, "Stream", None)  # each would keep 33 MiB
+    for name in ("text-graphs", "cuda-graphs"):
+        everywhere = dataclasses.replace(RECIPES[name], why_not=lambda *_: None)
+        monkeypatch.setitem(RECIPES, name, everywhere)
+    pipe = load_pipeline("tiny", device="cpu", recipe="text-once+text-graphs+cuda-graphs")
+    pixels(pipe, request())
+    pixels(pipe, request(width=128))
+    # Two encoders; for each of two shapes, what a batch needs once and a step
+    assert fakes.given == [None] + ["the first one's pool"] * 5
+
+
 def test_an_encoder_that_an_adapter_changes_is_not_recorded():
     adapters = load_pipeline("tiny", device="cpu", loras={"style": "random"}).adapters
     changed = [one.network for one in adapters._networks]
     encoders = {name: getattr(adapters.pipe, name) for name in ("text_encoder", "text_encoder_2")}
-    adapters.record_texts()
+    adapters.record_texts(Replayer())
     for name, encoder in encoders.items():
         is_recorded = isinstance(getattr(adapters.pipe, name), RecordedEncoder)
         assert is_recorded == (encoder not in changed), name
