@@ -130,11 +130,16 @@ def describe_packages() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"python": platform.python_version()}
     names = [re.split(r"[^\w.-]", requirement)[0] for requirement in _requirements()]
     for name in ["benchlib", *names]:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+        versions[name] = version_of(name)
     return versions
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package; None for one that is missing, or runs from its source."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _requirements() -> list[str]:

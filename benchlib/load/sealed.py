@@ -11,11 +11,12 @@ import hashlib
 import hmac
 import platform
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import msgpack  # type: ignore[import-untyped]
+
+from benchlib.machine import version_of
 
 CHANNEL = "benchlib"
 """The type of all our messages, among Locust's own."""
@@ -67,10 +68,10 @@ def own_versions() -> dict[str, str]:
     """What master and worker must have in common, so that all workers send the same load."""
     major, minor, _ = platform.python_version_tuple()
     return {
-        "benchlib": metadata.version("benchlib"),
+        "benchlib": version_of("benchlib") or "from its source",
         "its code": _code_digest(),
         "Python": f"{major}.{minor}",
-        "locust": metadata.version("locust"),
+        "locust": str(version_of("locust")),
     }
 
 

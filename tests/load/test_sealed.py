@@ -56,6 +56,11 @@ def test_other_versions_are_named_with_ours():
     assert "benchlib None" in version_fault("garbage")
 
 
+def test_a_package_that_runs_from_its_source_has_a_version_too(monkeypatch):
+    monkeypatch.setattr(sealed, "version_of", lambda _: None)
+    assert own_versions.__wrapped__()["benchlib"] == "from its source"
+
+
 def test_the_code_of_the_load_generator_is_part_of_the_versions(monkeypatch, tmp_path):
     before = sealed._code_digest()
     package = tmp_path / "benchlib"

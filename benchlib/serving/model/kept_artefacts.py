@@ -31,12 +31,13 @@ import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import torch
+
+from benchlib.machine import version_of
 
 log = logging.getLogger("benchlib")
 
@@ -143,9 +144,9 @@ def packs_folder(device: torch.device) -> Path:
         card = torch.cuda.get_device_name(device)
     parts = [
         torch.__version__,
-        _version("triton"),
-        _version("torchao"),
-        _version("benchlib"),
+        version_of("triton") or "none",
+        version_of("torchao") or "none",
+        version_of("benchlib") or "none",
         platform.python_version(),
         platform.machine(),
         device.type,
@@ -271,13 +272,6 @@ def _remove(work: Path) -> None:
 
 def _temporary() -> Path:
     return Path(tempfile.gettempdir())
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def describe(restored: Restored | None) -> dict[str, Any]:
