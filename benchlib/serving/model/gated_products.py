@@ -17,9 +17,6 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, library
 
 HALVES = (torch.bfloat16, torch.float16)  # of 16 bits
-# The kernel's tiles have so many rows. Triton's interpreter says that it is right for other numbers,
-# too. No card has said so yet, so those rows take the plain path.
-WHOLE_ROWS = 128
 
 
 @library.custom_op(
@@ -48,7 +45,7 @@ def _gated_like(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa
 class GatedFeedForward(FeedForward):  # type: ignore[misc] # diffusers is not typed
     """A feed-forward whose first product is `geglu_product`.
 
-    The plain path computes where an adapter is on, or where rows do not fill the kernel's tiles.
+    The plain path computes where an adapter is on.
     """
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -59,10 +56,7 @@ class GatedFeedForward(FeedForward):  # type: ignore[misc] # diffusers is not ty
             proj = proj.base_layer
         if type(proj) is not torch.nn.Linear:
             return self._plain(hidden_states)
-        tokens = hidden_states.flatten(0, -2)
-        if len(tokens) % WHOLE_ROWS:
-            return self._plain(hidden_states)
-        gated = geglu_product(tokens, proj.weight, proj.bias)
+        gated = geglu_product(hidden_states.flatten(0, -2), proj.weight, proj.bias)
         answer: Tensor = gated.view(*hidden_states.shape[:-1], -1)
         for module in others:
             answer = module(answer)

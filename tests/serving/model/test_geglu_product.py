@@ -83,7 +83,7 @@ def test_it_is_nearer_to_float32_than_the_feed_forward_that_rounds_in_between():
     gate_in_products(ours)
     assert type(ours) is GatedFeedForward
     assert ours.state_dict().keys() == plain.state_dict().keys()
-    for shape in ((2, 64, 64), (1, 128, 64), (128, 1, 64)):
+    for shape in ((2, 64, 64), (2, 77, 64), (1, 3, 64), (128, 1, 64)):
         x = torch.randn(shape).bfloat16()
         exact = feed_forward().float()(x.float())
         before, after = ((one(x).float() - exact).norm() / exact.norm() for one in (plain, ours))
@@ -110,16 +110,6 @@ def test_it_is_one_operator_of_a_whole_graph():
         "benchlib.geglu_product.default"
     ]
     library.opcheck(geglu_product, (x[0], ours.net[0].proj.weight, ours.net[0].proj.bias))
-
-
-@torch.no_grad()
-def test_rows_that_do_not_fill_tiles_take_the_plain_path():
-    plain, ours = feed_forward(), feed_forward()
-    ours.load_state_dict(plain.state_dict())
-    gate_in_products(ours)
-    filled, ragged = torch.randn(2, 64, 64).bfloat16(), torch.randn(2, 65, 64).bfloat16()
-    assert torch.equal(ours(ragged), plain(ragged))
-    assert not torch.equal(ours(filled), plain(filled))
 
 
 @torch.no_grad()
