@@ -287,6 +287,20 @@ BLOCKS = (
 )
 
 
+def _options() -> dict[str, Any]:
+    """inductor's options: _FLAGS and, where this torch can (2.10 or newer), sums in a fixed order.
+
+    Else each process times several kernels for a sum over a row, and keeps the quickest. They add in
+    another order, so two processes on like cards made other bytes of one seed.
+    """
+    from torch._inductor import config  # takes seconds, and only compiling needs it
+
+    options: dict[str, Any] = dict(_FLAGS)
+    if hasattr(config, "deterministic"):
+        options["deterministic"] = True
+    return options
+
+
 def compiled(networks: Networks, *, regions: tuple[type, ...] | None = None) -> None:
     """Compile the UNet, or only its modules of the kinds `regions`, and the VAE's decoder.
 
@@ -309,7 +323,7 @@ def compiled(networks: Networks, *, regions: tuple[type, ...] | None = None) -> 
     if regions is not None:
         modules = [module for module in networks.unet.modules() if isinstance(module, regions)]
     for module in [*modules, decoder]:
-        module.compile(dynamic=False, options=dict(_FLAGS))
+        module.compile(dynamic=False, options=_options())
     if regions is BLOCKS:
         for module in networks.unet.modules():
             if isinstance(module, Transformer2DModel):
@@ -323,8 +337,7 @@ def _with_compiled_ends(kind: Any) -> type:
     """A class of transformers like `kind` that compiles what comes before and after its blocks."""
     ends = ("_operate_on_continuous_inputs", "_get_output_for_continuous_inputs")
     compiled_ends = {
-        name: torch.compile(getattr(kind, name), dynamic=False, options=dict(_FLAGS))
-        for name in ends
+        name: torch.compile(getattr(kind, name), dynamic=False, options=_options()) for name in ends
     }
     return type(kind.__name__, (kind,), compiled_ends)
 

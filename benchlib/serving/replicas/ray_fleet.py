@@ -67,7 +67,7 @@ def make_ray_fleet(
         )
 
     recipe = str(load_options.get("recipe"))
-    if on_gpu and count > 1 and ("cudnn-tuned" in recipe or recipe.startswith("fastest")):
+    if on_gpu and count > 1 and "cudnn-tuned" in recipe:
         log.warning(
             "recipe: with cudnn-tuned each replica chooses its own kernels, so a seed's bytes may "
             "differ between replicas; leave it out for equal bytes"

@@ -20,6 +20,7 @@ from benchlib.serving.model import recipes as recipes_module
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.optimisations import (
     BLOCKS,
+    TRANSFORMERS,
     Networks,
     _group_norm,
     _with_compiled_ends,
@@ -572,6 +573,25 @@ def test_like_blocks_are_traced_once_and_compute_the_same(monkeypatch):
     _with_compiled_ends.cache_clear()
     torch.compiler.reset()
     assert traced[0] == traced[1] != []
+
+
+def test_compiled_sums_have_a_fixed_order_so_processes_agree(monkeypatch):
+    """Without it two processes on one card made other bytes of each seed (H200, torch 2.11)."""
+    asked = []
+
+    def look(call, *, options, **_):
+        asked.append(options["deterministic"])
+        return call
+
+    monkeypatch.setattr(torch, "compile", look)
+    monkeypatch.setattr(torch.nn.Module, "compile", look)
+    for regions in (None, TRANSFORMERS, BLOCKS):
+        _with_compiled_ends.cache_clear()
+        compiled(apply_recipes(small_pipeline(), (), apart=True), regions=regions)
+        assert asked
+        assert all(asked)
+        asked.clear()
+    _with_compiled_ends.cache_clear()
 
 
 @pytest.mark.slow

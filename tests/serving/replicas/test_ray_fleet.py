@@ -34,9 +34,10 @@ def test_auto_without_a_gpu_is_one_replica_and_says_so(monkeypatch, caplog):
     ("recipe", "gpus", "is_warned"),
     [
         ("bf16+cudnn-tuned", 2, True),
-        ("fastest-exact", 2, True),
+        ("fastest-exact+cudnn-tuned", 2, True),
+        ("fastest-exact", 2, False),
         ("bf16+cuda-graphs", 2, False),
-        ("fastest-exact", 1, False),
+        ("bf16+cudnn-tuned", 1, False),
     ],
 )
 def test_replicas_that_choose_their_own_kernels_are_told_of(
