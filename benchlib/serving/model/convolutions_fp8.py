@@ -95,11 +95,8 @@ class QuantisedConvolution(torch.nn.Module):
         return answer.permute(0, 3, 1, 2)
 
 
-def can_be_fp8(convolution: Any) -> bool:
-    """Whether the kernel computes what `convolution` does: 3x3, padded by zeros, without groups.
-
-    Descriptors ask for rows of 16 bytes, so channels are a multiple of 16.
-    """
+def is_padded_3x3(convolution: Any) -> bool:
+    """Whether `convolution` is torch's own: 3x3, padded by one row of zeros, without groups."""
     if type(convolution) is not torch.nn.Conv2d:
         return False
     wanted: dict[str, Any] = {
@@ -110,9 +107,16 @@ def can_be_fp8(convolution: Any) -> bool:
         "groups": 1,
         "padding_mode": "zeros",
     }
-    for name, value in wanted.items():
-        if getattr(convolution, name) != value:
-            return False
+    return all(getattr(convolution, name) == value for name, value in wanted.items())
+
+
+def can_be_fp8(convolution: Any) -> bool:
+    """Whether the kernel computes what `convolution` does.
+
+    Descriptors ask for rows of 16 bytes, so channels are a multiple of 16.
+    """
+    if not is_padded_3x3(convolution):
+        return False
     channels = (convolution.in_channels, convolution.out_channels)
     return all(number % 16 == 0 for number in channels)
 

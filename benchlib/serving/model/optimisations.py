@@ -259,6 +259,13 @@ def fp8_convolutions(networks: Networks) -> None:
     use_in_resnets(networks.unet)
 
 
+def phased_upsampling(networks: Networks) -> None:
+    """Let the upsamplers of the UNet and the VAE compute on the small image."""
+    from benchlib.serving.model.phased_upsampling import upsample_in_phases
+
+    upsample_in_phases(networks.unet, networks.vae)
+
+
 # -- compiling -------------------------------------------------------------------------------------
 
 # The flags of Hugging Face's diffusion-fast (github.com/huggingface/diffusion-fast). The last one

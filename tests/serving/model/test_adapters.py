@@ -26,6 +26,7 @@ WITH_CONVOLUTIONS = (
     "conv1",
     "conv_shortcut",
     "downsamplers.0.conv",
+    "upsamplers.0.conv",
 )
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -284,7 +285,9 @@ def test_fused_and_by_request_go_together(files):
     assert same(pipe.generate(request("c")).images[0], stock_image(fresh, request("c")))
 
 
-@pytest.mark.parametrize("recipe", ["channels-last", "bf16", "vae-slicing+channels-last"])
+@pytest.mark.parametrize(
+    "recipe", ["channels-last", "bf16", "vae-slicing+channels-last", "phased-upsampling"]
+)
 def test_a_recipe_goes_with_adapters(files, recipe):
     """In channels-last torch sums in another order, so the image is only near the stock's."""
     pipe = load_pipeline("tiny", device="cpu", recipe=recipe, loras={"a": files["convolutions"]})

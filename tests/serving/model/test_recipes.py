@@ -45,7 +45,7 @@ from .small_models import put_into_hub_cache, small_pipeline
 
 PSNR_DB = {  # the least; images of exact recipes differ by single levels
     "fp32": math.inf, "bf16": 30, "channels-last": 60, "fused-qkv": 60, "vae-bf16": 40, "vae-tiling": 18,
-    "vae-slicing": 60,
+    "vae-slicing": 60, "phased-upsampling": 60,
 }  # fmt: skip
 
 
@@ -101,7 +101,9 @@ def without_the_collector(drop):
         gc.enable()
 
 
-@pytest.mark.parametrize("recipe", ["baseline", "channels-last", "fused-qkv", "vae-slicing"])
+@pytest.mark.parametrize(
+    "recipe", ["baseline", "channels-last", "fused-qkv", "vae-slicing", "phased-upsampling"]
+)
 def test_a_dropped_pipeline_is_freed_without_the_garbage_collector(recipe):
     pipes = [load_pipeline("tiny", device="cpu", recipe=recipe)]
     pixels(pipes[0], request(width=64, height=64))
@@ -146,8 +148,8 @@ def test_the_compilers_group_norm_frees_its_weights(tiny):
 def test_the_recipes_called_exact_are_exact():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
         "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn",
-        "geglu-product", "norm-rows", "decoder-products", "compile", "compile-regional", "compile-blocks",
-        "cudnn-tuned", "text-once", "text-graphs", "cuda-graphs",
+        "geglu-product", "norm-rows", "decoder-products", "phased-upsampling", "compile", "compile-regional",
+        "compile-blocks", "cudnn-tuned", "text-once", "text-graphs", "cuda-graphs",
     ]  # fmt: skip
     assert all(
         PSNR_DB.get(name, 60) >= PSNR_DB["bf16"] for name, recipe in RECIPES.items() if recipe.exact
@@ -374,7 +376,8 @@ def test_less_memory_is_foreseen_where_less_is_decoded_at_once(applied, tiny):
 
 
 @pytest.mark.parametrize(
-    "name", ["channels-last", "fused-qkv", "vae-bf16", "vae-tiling", "vae-slicing"]
+    "name",
+    ["channels-last", "fused-qkv", "vae-bf16", "vae-tiling", "vae-slicing", "phased-upsampling"],
 )
 def test_the_stock_pipeline_stays_stock(applied, tiny, name):
     stock = applied(name).diffusers
