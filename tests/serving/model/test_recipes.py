@@ -481,6 +481,10 @@ def test_each_says_what_it_is():
         ),
         (
             {"recipe": "fastest-exact"},
+            "recipe: 'text-graphs' can't be used: CUDA graphs need a CUDA GPU; leave it out",
+        ),
+        (
+            {"recipe": "fastest-exact+cudnn-tuned"},
             "recipe: 'cudnn-tuned' can't be used: cuDNN needs a CUDA GPU; leave it out",
         ),
         (
