@@ -27,6 +27,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchlib.serving.model.compiled_edges import join_in_resnets, norm_and_activate_at_once
 from benchlib.serving.model.convolutions_fp8 import use_in_resnets
 from benchlib.serving.model.decoder_attention import multiply_in_attention, product
 from benchlib.serving.model.kept_artefacts import ARTEFACTS
@@ -328,7 +329,9 @@ def compiled(networks: Networks, *, regions: tuple[type, ...] | None = None) -> 
             module.__class__ = _ChannelwiseGroupNorm
     modules = [networks.unet]
     if regions is not None:
+        join_in_resnets(networks.unet)
         modules = [module for module in networks.unet.modules() if isinstance(module, regions)]
+        modules += norm_and_activate_at_once(networks.unet, _ChannelwiseGroupNorm)
     for module in [*modules, decoder]:
         module.compile(dynamic=False, options=_options())
     if regions is BLOCKS:

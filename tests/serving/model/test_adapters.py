@@ -520,6 +520,7 @@ def test_a_slot_takes_adapters_in_turn_and_keeps_its_modules(files, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
 def test_a_compiled_unet_swaps_adapters_without_compiling_again(files):
     loras = {"a": files["peft"], "b": files["convolutions"]}
     pipe = load_pipeline("tiny", device="cpu", recipe="compile-regional", loras=loras)
