@@ -43,9 +43,21 @@ class JoiningResnet(ResnetBlock2D):  # type: ignore[misc] # diffusers is not typ
     def forward(self, input_tensor: Tensor | Pair, temb: Tensor) -> Tensor:
         """Tensors are (n, channels, height, width); the channels of a pair follow each other."""
         if not isinstance(input_tensor, Tensor):
-            input_tensor = torch.cat(input_tensor, dim=1)
+            input_tensor = _joined(*input_tensor)
         answer: Tensor = super().forward(input_tensor, temb)
         return answer
+
+
+def _joined(image: Tensor, skip: Tensor) -> Tensor:
+    """The channels of `image` and `skip` behind each other, in the layout of `image`.
+
+    On a GPU inductor would lay out a joint image in channels-first, to norm it, and copy it back. As
+    rows of pixels, channels-last images stay as they are.
+    """
+    if not image.is_contiguous(memory_format=torch.channels_last):
+        return torch.cat((image, skip), dim=1)
+    pixels = torch.cat((image.permute(0, 2, 3, 1), skip.permute(0, 2, 3, 1)), dim=3)
+    return pixels.permute(0, 3, 1, 2)
 
 
 class _GivesPairs(torch.nn.Module):

@@ -374,8 +374,8 @@ def _group_norm(norm: torch.nn.GroupNorm, x: Tensor) -> Tensor:
         the decoder's single image    0.3
         the UNet's 32 rows            1.0 to 1.2
 
-    The UNet's last norm has 10 channels a group, and with one image 64 groups for 132 processors.
-    This order has 640 channels for them. So the decoder and that norm alone use this function.
+    The UNet's last norm has 10 channels a group, near the decoder's 4 to 16. So the decoder and that
+    norm alone use this function.
     """
     wide = x.float()
     grouped = (x.shape[0], norm.num_groups, -1)

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchlib.serving.model.compiled_edges import (
     JoiningResnet,
+    _joined,
     join_in_resnets,
     norm_and_activate_at_once,
 )
@@ -110,8 +111,9 @@ def uncached_ends(between):
 
 @pytest.mark.parametrize("side", [8, 10])  # 10 can't be halved twice
 @pytest.mark.parametrize("freeu", [False, True])
-def test_residual_blocks_that_join_keep_every_bit(side, freeu):
-    plain, joining = networks_of().unet, networks_of().unet
+@pytest.mark.parametrize("recipe", ["channels-last+fused-qkv", "baseline"])
+def test_residual_blocks_that_join_keep_every_bit(side, freeu, recipe):
+    plain, joining = networks_of(recipe).unet, networks_of(recipe).unet
     join_in_resnets(joining)
     for unet in (plain, joining):
         if freeu:
@@ -119,6 +121,15 @@ def test_residual_blocks_that_join_keep_every_bit(side, freeu):
     assert torch.equal(noise_of(joining, side), noise_of(plain, side))
     joins = [isinstance(module, JoiningResnet) for module in joining.modules()]
     assert sum(joins) == 9, "three in each of SDXL's three up blocks"
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_joined_pair_has_the_layout_of_its_parts(layout):
+    image, skip = torch.randn(2, 6, 4, 4), torch.randn(2, 3, 4, 4)
+    pair = [tensor.to(memory_format=layout) for tensor in (image, skip)]
+    joined = _joined(*pair)
+    assert torch.equal(joined, torch.cat((image, skip), dim=1))
+    assert joined.is_contiguous(memory_format=layout)
 
 
 def test_the_changed_modules_keep_their_names_and_weights():
