@@ -258,17 +258,27 @@ class Budget(ShownInCell):
         """Remembers how long the start of `name` took: loading, compiling, warming up.
 
         A start that took more than half of the time left, when it was last made here, is announced.
+        One that took all of the time left is told afterwards.
         """
         cost = f"start of {name}"
         known_s = self.cost(cost, 0.0)
-        if known_s > self.left_s / 2:
+        left_s = self.left_s
+        if known_s > left_s / 2:
             print(
                 f"{name}: starting took {_minutes(known_s)} minutes here before, "
-                f"and {_minutes(self.left_s)} are left",
+                f"and {_minutes(left_s)} are left",
                 flush=True,
             )
+        began_s = self._clock()
         with self.timed(cost):
             yield
+        took_s = self._clock() - began_s
+        if 0 < left_s < took_s:
+            print(
+                f"{name}: starting took {_minutes(took_s)} minutes, more than the "
+                f"{_minutes(left_s)} that were left; what follows is shortened or left out",
+                flush=True,
+            )
 
     # ---- the plan
 

@@ -65,6 +65,18 @@ def test_a_start_that_took_most_of_the_time_before_is_announced(make, clock, cap
     assert later.cost("start of the server", 0.0) == 110, "the median of both"
 
 
+def test_a_start_that_took_more_than_was_left_is_told_afterwards(make, clock, capsys):
+    budget = make(3)
+    with budget.starting("the server"):
+        clock.take(252)
+    assert capsys.readouterr().out == (
+        "the server: starting took 4.2 minutes, more than the 3.0 that were left; "
+        "what follows is shortened or left out\n"
+    )
+    plan = budget.plan([Part("calibrate", 60, least_s=40)])
+    assert "calibrate" in plan, "the most telling part is measured all the same"
+
+
 def test_without_minutes_there_is_no_limit(make, clock):
     budget = make(None)
     clock.take(1e6)

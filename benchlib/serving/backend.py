@@ -110,6 +110,11 @@ class Backend(Protocol[AnyJob]):
     @property
     def trouble(self) -> str | None: ...
     @property
+    def doing(self) -> str:
+        """What a start does now, in words, such as "loading the model"."""
+        ...
+
+    @property
     def schedules(self) -> CountsCalls | None: ...
     @property
     def replicas(self) -> Sequence[ReplicaView]:

@@ -128,7 +128,9 @@ class Readiness(BaseModel):
     status: Literal["loading", "ready", "degraded", "failing", "failed", "stopped"]
     replicas: int | None = Field(default=None, description="how many there should be")
     ready_replicas: int | None = Field(default=None, description="how many of them can serve")
-    detail: str | None = Field(default=None, description="why it has failed or is failing")
+    detail: str | None = Field(
+        default=None, description="why it has failed or is failing, or what its start does now"
+    )
     spec: dict[str, Any] | None = Field(
         default=None,
         description="once ready: the model, the options and the measured step times",

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,7 @@ from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import Batching, EngineOptions, OnNotFinite, in_words
 from benchlib.serving.image_links import LINK_S, LINKS_GIB, MAX_LINKS, ImageLinks
 from benchlib.serving.lock import warn_of_open_door
+from benchlib.serving.long_start import wait_for_start
 from benchlib.serving.process_end import REPLICAS_END_S, SigtermEndsScript
 from benchlib.serving.replicas.fleet_spec import step_span_in_words
 from benchlib.serving.replicas.replica_arguments import check_replicas
@@ -66,7 +68,8 @@ class Server(ShownInCell):
     """An app that listens, and its engine; `serve` returns it.
 
     Each start calls `make_engine` for a new engine. As a context manager, the server stops at the
-    end of the block. `door`, `links` and `limits` go to `create_app`.
+    end of the block. `door`, `links` and `limits` go to `create_app`. The lines of a long start begin with
+    `model`.
     """
 
     def __init__(
@@ -80,10 +83,12 @@ class Server(ShownInCell):
         door: DoorOptions,
         links: ImageLinks,
         limits: ConnectionLimits | None,
+        model: str | None = None,
     ) -> None:
         self.name = name
         self.started = False
         self._make_engine = make_engine
+        self._model = model or name
         self._door = door
         self._links = links
         self._limits = limits or ConnectionLimits()
@@ -197,7 +202,7 @@ class Server(ShownInCell):
 
         # 3) Wait for the model
         try:
-            engine.settled.wait()
+            wait_for_start(engine, self._model, partial(print, flush=True))
             # At the script's end, Ray would end before the servers, as it has been imported since.
             atexit.unregister(_stop_all)
             atexit.register(_stop_all)
@@ -355,6 +360,7 @@ def serve(
         door=door,
         links=links,
         limits=limits,
+        model=model if isinstance(model, str) else model.spec.get("model"),
     ).start()
 
 

@@ -38,6 +38,7 @@ from benchlib.serving.image_links import (
     ImageLinks,
 )
 from benchlib.serving.last_words import ENGINE_ENDED, leave_with
+from benchlib.serving.long_start import wait_for_start
 from benchlib.serving.process_end import (
     ENDED_BY_SIGINT,
     NOT_STARTED,
@@ -270,7 +271,7 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     # 2) Serve until a signal comes or the model can't be loaded
 
     def give_up_if_failed() -> None:
-        engine.settled.wait()
+        wait_for_start(engine, settings.model, log.info)
         if engine.failure is not None:
             server.should_exit = True
         elif engine.replicas:

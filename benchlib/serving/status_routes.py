@@ -46,11 +46,12 @@ def make_status_router(
             response.status_code = 503
         replicas = engine.replicas
         ready_replicas = sum(replica.ready for replica in replicas)
+        doing = engine.doing if state == "loading" else None
         return Readiness(
             status=state,
             replicas=len(replicas) or None,
             ready_replicas=ready_replicas if replicas else None,
-            detail=engine.trouble,
+            detail=engine.trouble or doing,
             spec=door.add_to(engine.spec, limits.in_force()) or None,
         )
 

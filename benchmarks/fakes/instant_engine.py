@@ -32,6 +32,7 @@ class InstantEngine:
     replicas = ()
     failure = trouble = None
     state = "ready"
+    doing = "loading the model"
     waiting = running = adapter_switches = 0
     busy_s = 0.0
     schedules = FakeSchedules()

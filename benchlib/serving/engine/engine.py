@@ -74,6 +74,7 @@ class Engine:
         self.busy_s = 0.0  # in encode, step and decode calls
         self.faults = Faults()
         self.failure: BaseException | None = None
+        self.doing = "loading the model"  # what the start does; any thread may read it
         self.settled = threading.Event()
         self.ended = threading.Event()
         self.spec: dict[str, Any] = {}
@@ -260,7 +261,7 @@ class Engine:
         began_s = time.monotonic()
         showcase = (pipeline.spec["showcase"]["width"], pipeline.spec["showcase"]["height"])
         for size in self.options.sizes or [showcase]:
-            self._step_times[size] = on_torch_thread(self._calls.warm_up, size)
+            self._step_times[size] = on_torch_thread(self._calls.warm_up, size, self._tell)
 
         # 3) Publish the spec
         recorded = {*RECORDED_OPTIONS, "batch_buckets", "on_nonfinite"}
@@ -272,6 +273,9 @@ class Engine:
             hide_from_collector()
         self._state = "ready"
         self.settled.set()
+
+    def _tell(self, doing: str) -> None:
+        self.doing = doing
 
     def _main_loop(self) -> None:
         while self._wait_for_work():

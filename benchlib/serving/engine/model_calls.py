@@ -8,7 +8,7 @@ made on the torch thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from benchlib.serving.engine.step_times import (
     warm,
     warm_up_request,
 )
+from benchlib.serving.engine.told_rows import tell_rows_of
 
 if TYPE_CHECKING:
     from benchlib.serving.model.pipeline import SDXLPipeline
@@ -47,16 +48,23 @@ class ModelCalls:
             most_rows = self._guided_rows * self._most
             self.buckets = powers_of_two(self._guided_rows, at_least=most_rows)
 
-    def warm_up(self, size: Size) -> StepTimes:
-        """Return the measured step times of `size`. A compiled model is warmed for each bucket."""
+    def warm_up(self, size: Size, tell: Callable[[str], None]) -> StepTimes:
+        """Return the measured step times of `size`. A compiled model is warmed for each bucket.
+
+        Before each batch, `tell` gets what is done now, in words.
+        """
+        to_compile = self.buckets if self.pipeline.compiled else []
+        tell_rows = tell_rows_of(size, to_compile, tell)
         times = measure_step_times(
             self.pipeline,
             size,
             max_batch_size=self._most,
             padded=self._padded,
+            tell_rows=tell_rows,
         )
         if self.pipeline.compiled:
-            for rows in self.buckets:
+            for rows in to_compile:
+                tell_rows(rows)
                 warm(self.pipeline, size, rows)
             self.pipeline.keep_artefacts()
         self._probe_size = size

@@ -141,6 +141,7 @@ def measure_step_times(
     *,
     max_batch_size: int,
     padded: Callable[[int], int | None],
+    tell_rows: Callable[[int], None] = lambda rows: None,  # noqa: ARG005
 ) -> StepTimes:
     """Measure and return the times of 1, 2, 4, ... guided requests at once.
 
@@ -151,11 +152,12 @@ def measure_step_times(
 
     `padded(rows)` is the bucket that a batch of `rows` is padded to, or None. Every batch in a
     bucket takes as long as a full one. So each bucket that requests can reach is measured once,
-    with as many requests as fit. If a single image fails, raises what the pipeline raises.
+    with as many requests as fit. `tell_rows(rows)` is called before
+    a batch is measured. If a single image fails, raises what the pipeline raises.
     """
     import torch
 
-    curves = _Curves(pipeline, size, padded)
+    curves = _Curves(pipeline, size, padded, tell_rows)
     other_work = OtherWork()
     other_work.read()
 
@@ -202,11 +204,16 @@ class _Curves:
     """The times of one size, filled batch by batch."""
 
     def __init__(
-        self, pipeline: SDXLPipeline, size: Size, padded: Callable[[int], int | None]
+        self,
+        pipeline: SDXLPipeline,
+        size: Size,
+        padded: Callable[[int], int | None],
+        tell_rows: Callable[[int], None],
     ) -> None:
         self.pipeline = pipeline
         self.size = size
         self.padded = padded
+        self.tell_rows = tell_rows
         self.guided_rows: int = pipeline.spec.get("guided_rows", 2)
         self.step_s: dict[int, float] = {}
         self.encode_s: dict[int, float] = {}
@@ -230,12 +237,14 @@ class _Curves:
 
     def measure_single_row(self) -> None:
         """Measure the steps of one request without guidance."""
+        self.tell_rows(1)
         request = self._request(guidance_scale=0.0)
         works = self.pipeline.encode([request])
         self._measure_steps(works, rows=1)
 
     def measure_batch(self, n: int) -> None:
         """Measure `n` guided requests at once. If they were measured before, the shorter times stay."""
+        self.tell_rows(self.guided_rows * n)
         request = self._request(guidance_scale=GUIDED)
         works = self.pipeline.encode([request] * n)
 

@@ -126,6 +126,12 @@ class Fleet:
         return "; ".join(troubles) or None
 
     @property
+    def doing(self) -> str:
+        """How many replicas are ready, in words."""
+        ready = sum(slot.ready for slot in self._slots)
+        return f"{ready} of {len(self._slots)} are ready"
+
+    @property
     def replicas(self) -> Sequence[ReplicaView]:
         """A view of each replica."""
         with self._lock:
