@@ -269,6 +269,7 @@ def warmed(
         same = {"n": shape.n, "steps": shape.steps, "guidance": shape.guidance}
         lines.write("peers", name, "warm_s", answer["warm_s"], **same)
         lines.write("peers", name, "allocated_gib", answer.get("allocated_gib"), **same)
+        lines.write("peers", name, "digest", answer.get("digest"), **same)
     first = next((name for name in able if name in images), None)
     for name, pixels in images.items():
         if name != first and first is not None:
