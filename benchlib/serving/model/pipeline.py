@@ -240,7 +240,10 @@ class SDXLPipeline(ShownInCell):
     def _pictures(self, pixels: Tensor) -> list[Image]:
         # Rounding on the device gives the stock call's values and copies a quarter of the bytes.
         levels = (pixels.float() * 255).round().to(torch.uint8)
-        arrays = levels.permute(0, 2, 3, 1).cpu().numpy()
+        # Without blocking, torch copies to pinned memory: several times as fast.
+        arrays = levels.permute(0, 2, 3, 1).to("cpu", non_blocking=True).numpy()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
         return [fromarray(array) for array in arrays]
 
     def generate(self, request: GenerateRequest | Sequence[GenerateRequest]) -> GenerateResult:

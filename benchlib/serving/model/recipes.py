@@ -358,8 +358,8 @@ COMBINATIONS = {
 """Joined recipes: the fastest that keeps bf16's image, and the fastest that may change it."""
 
 EXTRAS = {
-    "fastest-exact": ("geglu-product", "norm-rows"),
-    "fastest": ("fp8-rows", "fp8-convolutions"),
+    "fastest-exact": ("geglu-product", "norm-rows", "decoder-products", "phased-upsampling"),
+    "fastest": ("fp8-rows", "fp8-convolutions", "decoder-products", "phased-upsampling"),
 }
 """What a combination has besides on a machine that can do all of it, as they were measured together."""
 

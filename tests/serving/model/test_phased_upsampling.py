@@ -5,16 +5,23 @@ import copy
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
 from peft import LoraConfig, inject_adapter_in_model
 
 from benchlib.serving.model.loading import load_pipeline
-from benchlib.serving.model.optimisations import BLOCKS, TRANSFORMERS
+from benchlib.serving.model.optimisations import (
+    BLOCKS,
+    TRANSFORMERS,
+    Networks,
+    phased_upsampling,
+)
 from benchlib.serving.model.phased_upsampling import (
     PhasedUpsample2D,
     phase_weights,
     upsample_in_phases,
 )
+from benchlib.serving.model.random_models import TINY
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
@@ -154,6 +161,18 @@ def test_upsamplers_of_another_form_stay_as_they_are():
         upsample_in_phases(*others)
 
 
+def test_the_last_upsampler_of_a_decoder_stays_since_memory_peaks_behind_it():
+    networks = Networks(UNet2DConditionModel(**TINY["unet"]), AutoencoderKL(**TINY["vae"]))
+    phased_upsampling(networks)
+    levels = len(TINY["vae"]["block_out_channels"])
+    assert set(kinds_in(networks.unet)) == {PhasedUpsample2D}
+    assert kinds_in(networks.vae) == [PhasedUpsample2D] * (levels - 2) + [Upsample2D]
+
+
+def kinds_in(network):
+    return [type(module) for module in network.modules() if isinstance(module, Upsample2D)]
+
+
 @pytest.mark.parametrize("more", ["", "+channels-last+fused-qkv+vae-tiling", "+bf16"])
 def test_its_images_are_the_plain_ones_and_the_stock_stays_stock(more):
     usual = more.removeprefix("+") or "baseline"
@@ -166,14 +185,9 @@ def test_its_images_are_the_plain_ones_and_the_stock_stays_stock(more):
         request = GenerateRequest(prompt="a", num_inference_steps=4, seed=1, **side)
         images = [np.asarray(pipe.generate([request]).images[0]) for pipe in pipes]
         assert psnr_db(*images) > (30 if "bf16" in more else 60)
-    for network, kind in (
-        (pipes[1]._unet, PhasedUpsample2D),
-        (pipes[1]._vae, PhasedUpsample2D),
-        (pipes[1].diffusers.unet, Upsample2D),
-        (pipes[1].diffusers.vae, Upsample2D),
-    ):
-        found = [type(one) for one in network.modules() if isinstance(one, Upsample2D)]
-        assert found
-        assert set(found) == {kind}
+    ours, stock = pipes[1], pipes[1].diffusers
+    assert PhasedUpsample2D in kinds_in(ours._unet)
+    assert PhasedUpsample2D in kinds_in(ours._vae)
+    assert set(kinds_in(stock.unet)) == set(kinds_in(stock.vae)) == {Upsample2D}
     assert pipes[1].spec["weights_gib"] == pytest.approx(pipes[0].spec["weights_gib"])
     assert pipes[1].spec["model_params"] == pipes[0].spec["model_params"]

@@ -169,15 +169,18 @@ def names_of(recipes):
     return [recipe.name for recipe in recipes]
 
 
+BOTH_HAVE = ["phased-upsampling", "decoder-products"]
+
+
 @pytest.mark.parametrize(
     ("text", "extras"),
     [
-        ("fastest-exact", ["geglu-product", "norm-rows"]),
-        ("fastest-exact+text-once", ["geglu-product", "norm-rows", "text-once"]),
+        ("fastest-exact", ["geglu-product", "norm-rows", *BOTH_HAVE]),
+        ("fastest-exact+text-once", ["geglu-product", "norm-rows", *BOTH_HAVE, "text-once"]),
         ("fastest-exact+fp8", ["fp8"]),  # as geglu-product, it sets the linears
         ("fastest-exact+fp8-geglu+fp8", ["fp8", "fp8-geglu"]),
-        ("fastest", ["fp8", "fp8-rows", "fp8-convolutions"]),
-        ("fastest+text-once", ["fp8", "fp8-rows", "fp8-convolutions", "text-once"]),
+        ("fastest", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE]),
+        ("fastest+text-once", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE, "text-once"]),
         ("fastest+fp8-geglu", ["fp8", "fp8-geglu"]),  # excludes fp8-rows
         ("bf16+channels-last", []),
     ],
