@@ -19,6 +19,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, library
 
 from benchlib.serving.model.gated_products import HALVES
+from benchlib.serving.model.plain_attention import leave_out_division
 
 Addends = tuple[Tensor, Tensor]  # two tensors (rows, tokens, features), whose sum is meant
 
@@ -168,6 +169,8 @@ def norm_in_one_pass(unet: torch.nn.Module) -> None:
                 "recipe: 'norm-rows' knows SDXL's transformers in 16 bits only; leave it out"
             )
         module.__class__ = NormedBlock
+        leave_out_division(module.attn1)
+        leave_out_division(module.attn2)
     chain_blocks(unet)
 
 

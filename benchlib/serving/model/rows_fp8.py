@@ -37,6 +37,7 @@ from benchlib.serving.model.normed_blocks import (
     chain_blocks,
     is_plain_block,
 )
+from benchlib.serving.model.plain_attention import is_plain
 from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, warps_for
 
 Rounded = tuple[Tensor, Tensor]  # numbers (rows, width) in fp8, and their scales (rows, 1)
@@ -283,14 +284,7 @@ def use_in_blocks(unet: torch.nn.Module) -> None:
         if not is_fp8(module.ff.net[2]):
             raise ValueError("recipe: 'fp8-rows' rounds for products in fp8; add 'fp8'")
         attentions = (module.attn1, module.attn2)
-        if not is_plain_block(module) or not all(_is_plain(attn) for attn in attentions):
+        if not is_plain_block(module) or not all(is_plain(attn) for attn in attentions):
             raise ValueError("recipe: 'fp8-rows' knows SDXL's transformers only; leave it out")
         module.__class__ = QuantisedBlock
     chain_blocks(unet)
-
-
-def _is_plain(attn: Any) -> bool:
-    """Whether an attention does nothing that `_attend` leaves out."""
-    others = (attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
-    kept = attn.residual_connection or attn.rescale_output_factor != 1.0
-    return not any(others) and not kept

@@ -18,6 +18,8 @@ import torch
 from diffusers import Transformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
+from benchlib.serving.model.plain_attention import attended
+
 Projected = tuple[Tensor, ...]  # of one attention: keys and values, joined or one by one
 
 
@@ -145,14 +147,8 @@ class _GivenText:
         projected = encoder_hidden_states
         if len(projected) == 1:
             projected = projected[0].chunk(2, dim=-1)
-        query, key, value = (
-            tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for tensor in (attn.to_q(hidden_states), *projected)
-        )
-        seen = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask
-        )
-        joined = seen.transpose(1, 2).flatten(2)
+        keys, values = projected
+        joined = attended(attn, attn.to_q(hidden_states), keys, values, attention_mask)
         dropped: Tensor = attn.to_out[1](attn.to_out[0](joined))
         return dropped
 
