@@ -16,6 +16,8 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, library
 
+from benchlib.serving.model.model_errors import UnfitModel
+
 HALVES = (torch.bfloat16, torch.float16)  # of 16 bits
 
 
@@ -68,8 +70,12 @@ class GatedFeedForward(FeedForward):  # type: ignore[misc] # diffusers is not ty
 
 
 def gate_in_products(unet: torch.nn.Module) -> None:
-    """Let the feed-forwards of `unet` use the kernel. Raises ValueError if one of them can't."""
+    """Let the feed-forwards of `unet` use the kernel.
+
+    Raises UnfitModel if one of them can't; then all stay as they are.
+    """
     modules: list[Any] = list(unet.modules())
+    gated = []
     for module in modules:
         if type(module) is not FeedForward or type(module.net[0]) is not GEGLU:
             continue
@@ -77,8 +83,10 @@ def gate_in_products(unet: torch.nn.Module) -> None:
         columns, depth = proj.weight.shape
         fits = depth % 8 == 0 and columns % 16 == 0 and proj.bias is not None
         if not fits or proj.weight.dtype not in HALVES:
-            raise ValueError(
+            raise UnfitModel(
                 "recipe: 'geglu-product' computes feed-forwards in 16 bits, with a bias, whose "
                 f"sides are multiples of 8, and not {proj}; leave it out"
             )
+        gated.append(module)
+    for module in gated:
         module.__class__ = GatedFeedForward

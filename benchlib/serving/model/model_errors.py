@@ -1,4 +1,4 @@
-"""The error of a model that can't be loaded, and the check that its weights fit.
+"""The errors of a model that can't be loaded or changed, and the check that its weights fit.
 
 Knows a device's free memory. Ignorant of files, hubs and pipelines.
 """
@@ -13,6 +13,10 @@ from benchlib.telemetry import GIB
 
 class ModelError(RuntimeError):
     """A model can't be loaded: the message says why and what to do about it."""
+
+
+class UnfitModel(ValueError):
+    """A recipe can't change a model of this form: the message has the recipe and the remedy."""
 
 
 def require_memory(params: int, device: torch.device, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, library
 
 from benchlib.serving.model.gated_products import HALVES
+from benchlib.serving.model.model_errors import UnfitModel
 from benchlib.serving.model.plain_attention import leave_out_division
 
 Addends = tuple[Tensor, Tensor]  # two tensors (rows, tokens, features), whose sum is meant
@@ -158,16 +159,19 @@ def is_plain_block(block: Any) -> bool:
 
 
 def norm_in_one_pass(unet: torch.nn.Module) -> None:
-    """Let the blocks of `unet` use the kernel. Raises ValueError if one of them can't."""
+    """Let the blocks of `unet` use the kernel.
+
+    Raises UnfitModel if one of them can't; then all stay as they are.
+    """
     modules: list[Any] = list(unet.modules())
-    for module in modules:
-        if type(module) is not BasicTransformerBlock:
-            continue
+    blocks = [module for module in modules if type(module) is BasicTransformerBlock]
+    for module in blocks:
         plain = is_plain_block(module) and not hasattr(module, "fuser")
         if not plain or module.norm1.weight is None or module.norm1.weight.dtype not in HALVES:
-            raise ValueError(
+            raise UnfitModel(
                 "recipe: 'norm-rows' knows SDXL's transformers in 16 bits only; leave it out"
             )
+    for module in blocks:
         module.__class__ = NormedBlock
         leave_out_division(module.attn1)
         leave_out_division(module.attn2)

@@ -45,6 +45,7 @@ class Networks:
     vae: Any
     records_texts: bool = False  # whether the text encoders are to be CUDA graphs
     recorder: Recorder = field(default_factory=Recorder)  # of all CUDA graphs
+    left_out: list[str] = field(default_factory=list)  # recipes that do not fit the model
 
 
 # -- layouts, projections and attention ------------------------------------------------------------

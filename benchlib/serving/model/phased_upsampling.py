@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d
 
 from benchlib.serving.model.convolutions_fp8 import is_padded_3x3
+from benchlib.serving.model.model_errors import UnfitModel
 
 
 class PhasedUpsample2D(Upsample2D):  # type: ignore[misc] # diffusers is not typed
@@ -137,12 +138,12 @@ def can_be_phased(module: Any) -> bool:
 
 
 def upsample_in_phases(*networks: torch.nn.Module) -> None:
-    """Let the upsamplers of `networks` compute in phases. Raises ValueError if none of them can."""
+    """Let the upsamplers of `networks` compute in phases. Raises UnfitModel if none of them can."""
     modules: list[Any] = []
     for network in networks:
         modules += [module for module in network.modules() if can_be_phased(module)]
     if not modules:
-        raise ValueError(
+        raise UnfitModel(
             "recipe: 'phased-upsampling' knows upsamplers that double an image and read it by a "
             "padded 3x3 convolution, and this model has none; leave it out"
         )

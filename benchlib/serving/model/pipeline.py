@@ -90,6 +90,9 @@ class SDXLPipeline(ShownInCell):
             self._vae.float()
             pipe.vae = None
         networks_in_use = {"unet": self._unet, "vae": self._vae}
+        if "recipes" in spec:
+            used = [name for name in spec["recipes"] if name not in networks.left_out]
+            spec = spec | {"recipes": used}
         self.spec = spec | describe_model(pipe, spec, networks_in_use, self._stock_vae)
         if self._compiles:
             self.spec["artefacts"] = describe(ARTEFACTS.restore(self.device))
@@ -240,9 +243,11 @@ class SDXLPipeline(ShownInCell):
     def _pictures(self, pixels: Tensor) -> list[Image]:
         # Rounding on the device gives the stock call's values and copies a quarter of the bytes.
         levels = (pixels.float() * 255).round().to(torch.uint8)
-        # Without blocking, torch copies to pinned memory: several times as fast.
-        arrays = levels.permute(0, 2, 3, 1).to("cpu", non_blocking=True).numpy()
-        if self.device.type == "cuda":
+        # Without blocking, CUDA copies to pinned memory: several times as fast. Another device might
+        # still be copying when the image is made
+        is_cuda = self.device.type == "cuda"
+        arrays = levels.permute(0, 2, 3, 1).to("cpu", non_blocking=is_cuda).numpy()
+        if is_cuda:
             torch.cuda.current_stream(self.device).synchronize()
         return [fromarray(array) for array in arrays]
 

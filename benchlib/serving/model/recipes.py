@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline
 
 from benchlib.serving.model import optimisations
+from benchlib.serving.model.model_errors import UnfitModel
 from benchlib.serving.model.optimisations import Networks
 
 
@@ -38,6 +39,7 @@ class Recipe:
     `dtype`: the dtype that it computes in; None for any.
     `sets`: the thing that it sets; two recipes that set one thing exclude each other.
     `why_not`: given a device and dtype, returns why it can't be used there and the remedy, or None.
+    `unasked`: a combination added it, so a model that it does not fit goes without it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Recipe:
     dtype: str | None = None
     sets: str | None = None
     why_not: Callable[[torch.device, str], str | None] = _never
+    unasked: bool = False
 
     def check(self, device: torch.device, dtype: str) -> None:
         """Raises ValueError, with the recipe and the remedy, if the recipe can't be used."""
@@ -101,13 +104,22 @@ def apply_recipes(
     the stock's tensors. So the stock pipeline runs nothing that a recipe switches on. Two recipes
     change how the stock's tensors are stored, but not their values: "channels-last" changes the
     layout of the weights, and "fused-qkv" makes them parts of joined matrices.
+
+    Raises ValueError, with the remedy, for a recipe that does not fit the model. One that is
+    `unasked` is left out instead, and named in `left_out`.
     """
     if not apart and not any(recipe.apply for recipe in recipes):
         return Networks(pipe.unet, pipe.vae)
     networks = Networks(same_tensors(pipe.unet), same_tensors(pipe.vae))
     for recipe in recipes:
-        if recipe.apply is not None:
+        if recipe.apply is None:
+            continue
+        try:
             recipe.apply(networks)
+        except UnfitModel:
+            if not recipe.unasked:
+                raise
+            networks.left_out.append(recipe.name)
     return networks
 
 
@@ -369,13 +381,16 @@ def with_extras(
 ) -> tuple[Recipe, ...]:
     """The recipes of `text`, with the extras of its combination if all of them can be used.
 
-    Without them where the device or dtype lacks what one needs, or another recipe excludes one.
+    Without them where the device or dtype lacks what one needs, or another recipe excludes one. An
+    extra that `text` names, too, excludes none. The others are `unasked`.
     """
-    chosen = {recipe.name for recipe in recipes}
-    taken = {recipe.sets for recipe in recipes} - {None}
+    chosen = {recipe.name: recipe for recipe in recipes}
     for part in text.split("+"):
-        extras = [RECIPES[name] for name in EXTRAS.get(part.strip(), ())]
+        names = EXTRAS.get(part.strip(), ())
+        extras = [RECIPES[name] for name in names]
+        taken = {recipe.sets for recipe in recipes if recipe.name not in names} - {None}
         are_free = all(extra.sets not in taken for extra in extras)
         if are_free and all(extra.why_not(device, dtype) is None for extra in extras):
-            chosen.update(extra.name for extra in extras)
-    return tuple(recipe for name, recipe in RECIPES.items() if name in chosen)
+            unasked = {extra.name: replace(extra, unasked=True) for extra in extras}
+            chosen = unasked | chosen
+    return tuple(chosen[name] for name in RECIPES if name in chosen)

@@ -30,6 +30,7 @@ from benchlib.serving.model.geglu_fp8 import (
     product_fp8,
     round_to,
 )
+from benchlib.serving.model.model_errors import UnfitModel
 from benchlib.serving.model.normed_blocks import (
     Addends,
     ChainedBlock,
@@ -276,15 +277,15 @@ def _attend(attn: Any, images: int, query: Tensor, key: Tensor, value: Tensor) -
 
 
 def use_in_blocks(unet: torch.nn.Module) -> None:
-    """Let the blocks of `unet` use the kernels. Raises ValueError if a block can't."""
+    """Let the blocks of `unet` use the kernels. Raises UnfitModel if a block can't: then all stay."""
     modules: list[Any] = list(unet.modules())
-    for module in modules:
-        if type(module) is not BasicTransformerBlock:
-            continue
+    blocks = [module for module in modules if type(module) is BasicTransformerBlock]
+    for module in blocks:
         if not is_fp8(module.ff.net[2]):
-            raise ValueError("recipe: 'fp8-rows' rounds for products in fp8; add 'fp8'")
+            raise UnfitModel("recipe: 'fp8-rows' rounds for products in fp8; add 'fp8'")
         attentions = (module.attn1, module.attn2)
         if not is_plain_block(module) or not all(is_plain(attn) for attn in attentions):
-            raise ValueError("recipe: 'fp8-rows' knows SDXL's transformers only; leave it out")
+            raise UnfitModel("recipe: 'fp8-rows' knows SDXL's transformers only; leave it out")
+    for module in blocks:
         module.__class__ = QuantisedBlock
     chain_blocks(unet)

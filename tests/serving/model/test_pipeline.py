@@ -288,3 +288,20 @@ def test_tiny_takes_one_thread_and_other_models_take_those_of_torch(tmp_path, mo
 def test_the_libraries_do_not_report_each_long_prompt(logger, words, shown):
     record = logging.LogRecord(logger, logging.WARNING, "", 0, words, None, None)
     assert bool(logging.getLogger(logger).filter(record)) == shown
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "xpu"])
+def test_pixels_have_arrived_before_they_are_read(monkeypatch, device):
+    """Only CUDA's copy is waited for afterwards, so each other device's must block."""
+    asked = []
+    move = torch.Tensor.to
+
+    def look(tensor, *args, non_blocking=False, **options):
+        asked.append((args, non_blocking))
+        return move(tensor, *args, non_blocking=non_blocking, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", look)
+    pipe = SimpleNamespace(device=torch.device(device))
+    images = SDXLPipeline._pictures(pipe, torch.full((2, 3, 4, 6), 0.2))
+    assert [np.asarray(image).tolist() for image in images] == [[[[51] * 3] * 6] * 4] * 2
+    assert [blocks for args, blocks in asked if args == ("cpu",)] == [False]

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.attention import BasicTransformerBlock
 
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model import recipes as recipes_module
 from benchlib.serving.model.compiled_edges import norm_and_activate_at_once
+from benchlib.serving.model.gated_products import GatedFeedForward
 from benchlib.serving.model.loading import load_pipeline
+from benchlib.serving.model.normed_blocks import NormedBlock
 from benchlib.serving.model.optimisations import (
     BLOCKS,
     TRANSFORMERS,
@@ -177,6 +180,7 @@ BOTH_HAVE = ["phased-upsampling", "decoder-products"]
     [
         ("fastest-exact", ["geglu-product", "norm-rows", *BOTH_HAVE]),
         ("fastest-exact+text-once", ["geglu-product", "norm-rows", *BOTH_HAVE, "text-once"]),
+        ("fastest-exact+geglu-product", ["geglu-product", "norm-rows", *BOTH_HAVE]),
         ("fastest-exact+fp8", ["fp8"]),  # as geglu-product, it sets the linears
         ("fastest-exact+fp8-geglu+fp8", ["fp8", "fp8-geglu"]),
         ("fastest", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE]),
@@ -202,6 +206,62 @@ def test_a_machine_that_lacks_what_an_extra_needs_goes_without_it():
     text = "fastest-exact"
     chosen = with_extras(text, parse_recipes(text), torch.device("cpu"), "bfloat16")
     assert chosen == parse_recipes(text)
+
+
+def on_a_hopper(text):
+    """The recipes that `text` means there, without those that need a GPU or a compiler to apply."""
+    hopper = torch.device("cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        everywhere = {
+            name: dataclasses.replace(recipe, why_not=recipes_module._never)
+            for name, recipe in RECIPES.items()
+        }
+        patch.setattr(recipes_module, "RECIPES", everywhere)
+        chosen = with_extras(text, parse_recipes(text), hopper, "bfloat16")
+    named = [*EXTRAS["fastest-exact"], "channels-last"]
+    return tuple(recipe for recipe in chosen if recipe.name in named)
+
+
+def of_another_form(pipe, form):
+    """Change a small model, and return the extras that do not fit it."""
+    pipe.unet.bfloat16()
+    pipe.vae.bfloat16()
+    if form == "no upsamplers":
+        for network in (pipe.unet.up_blocks, pipe.vae.decoder.up_blocks):
+            for block in network:
+                block.upsamplers = None
+        return {"phased-upsampling"}
+    blocks = [module for module in pipe.unet.modules() if type(module) is BasicTransformerBlock]
+    blocks = [module for module in pipe.unet.modules() if type(module) is BasicTransformerBlock]
+    if form == "other norms":
+        blocks[-1].norm_type = "ada_norm"
+        return {"norm-rows"}
+    if form == "no bias":
+        blocks[-1].ff.net[0].proj.bias = None
+        return {"geglu-product"}
+    return set()
+
+
+@pytest.mark.parametrize("form", ["as it is", "no upsamplers", "other norms", "no bias"])
+def test_an_extra_that_does_not_fit_a_model_is_left_out_and_changes_nothing(form):
+    pipe = small_pipeline()
+    unfit = of_another_form(pipe, form)
+    recipes = on_a_hopper("fastest-exact")
+    spec = {"model": "small", "recipes": names_of(recipes)}
+    ours = SDXLPipeline(pipe, spec=spec, recipes=recipes)
+    used = ours.spec["recipes"]
+    assert used == [name for name in names_of(recipes) if name not in unfit]
+    assert set(EXTRAS["fastest-exact"]) - unfit <= set(used)
+    kinds = {type(module) for module in ours._unet.modules()}
+    assert (NormedBlock in kinds) == ("norm-rows" in used)
+    assert (GatedFeedForward in kinds) == ("geglu-product" in used)
+
+
+def test_a_recipe_that_is_named_and_does_not_fit_is_an_error():
+    pipe = small_pipeline()
+    of_another_form(pipe, "no bias")
+    with pytest.raises(ValueError, match="recipe: 'geglu-product' computes"):
+        apply_recipes(pipe, on_a_hopper("fastest-exact+geglu-product"))
 
 
 def test_the_extras_of_the_exact_combination_are_exact():

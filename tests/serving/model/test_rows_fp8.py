@@ -56,6 +56,7 @@ import torch
 from diffusers import Transformer2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from benchlib.serving.model import geglu_fp8, rows_fp8
+from benchlib.serving.model.model_errors import UnfitModel
 from benchlib.serving.model.text_once import _GIVEN_TEXT, _project
 
 def rounded_into(wide, rounded, scales):
@@ -102,7 +103,7 @@ for fused in (False, True):
     plain = block(x, encoder_hidden_states=text)
     try:
         rows_fp8.use_in_blocks(block)
-    except ValueError as error:
+    except UnfitModel as error:
         assert "add 'fp8'" in str(error)
     for module in block.modules():
         if isinstance(module, torch.nn.Linear):
@@ -133,6 +134,14 @@ for layers in (1, 2, 3):
         if isinstance(module, torch.nn.Linear):
             quantise(module)
     names = list(transformer.state_dict())
+    last = transformer.transformer_blocks[-1]
+    last.norm_type = "ada_norm"
+    try:
+        rows_fp8.use_in_blocks(transformer)
+    except UnfitModel as error:
+        assert "leave it out" in str(error)
+    assert {type(block) for block in transformer.transformer_blocks} == {BasicTransformerBlock}
+    last.norm_type = "layer_norm"
     rows_fp8.use_in_blocks(transformer)
     assert list(transformer.state_dict()) == names
     x, text = torch.randn(2, 64, 4, 4).bfloat16(), torch.randn(2, 7, 32).bfloat16()
