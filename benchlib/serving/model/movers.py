@@ -146,8 +146,10 @@ class OwnMover:
         if work.failure is not None:
             return
         try:
+            # A scheduler may keep the output for later steps, and a recorded UNet overwrites it
+            own_output = output.clone()
             answer = work.scheduler.step(
-                output, work.timestep, latents, **work.step_options, return_dict=False
+                own_output, work.timestep, latents, **work.step_options, return_dict=False
             )
             moved.copy_(answer[0])
         except Exception as error:  # noqa: BLE001 - kept, and raised for this work alone

@@ -92,6 +92,13 @@ def test_a_recording_is_replayed_for_each_input_of_its_shape(tiny, recipe):
     assert len(pipe._unet._recorded) == 2
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_a_scheduler_may_keep_an_answer_that_the_next_call_overwrites(tiny, guidance_scale):
+    """Without guidance PNDM gets the UNet's own answer, and reads it again in later steps."""
+    asked = request(scheduler="pndm", guidance_scale=guidance_scale, num_inference_steps=6)
+    assert (pixels(recorded(tiny), asked) == pixels(tiny, asked)).all()
+
+
 def test_what_a_batch_needs_once_is_replayed_once():
     pipe = recorded(load_pipeline("tiny", device="cpu", recipe="text-once"))
     pixels(pipe, request())
