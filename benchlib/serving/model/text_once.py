@@ -18,6 +18,7 @@ import torch
 from diffusers import Transformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
+from benchlib.serving.model.model_errors import UnfitModel
 from benchlib.serving.model.plain_attention import attended
 
 Projected = tuple[Tensor, ...]  # of one attention: keys and values, joined or one by one
@@ -90,8 +91,15 @@ class TextOnce(torch.nn.Module):
 
 
 def read_texts_once(network: torch.nn.Module) -> TextOnce:
-    """The UNet `network`, changed in place so that it takes conditions in place of texts."""
+    """The UNet `network`, changed in place so that it takes conditions in place of texts.
+
+    Raises UnfitModel if a block reads the text elsewhere than in its second attention.
+    """
     unet = _inmost(network)
+    for transformer in _transformers(unet):
+        for block in transformer.transformer_blocks:
+            if block.only_cross_attention or block.attn2 is None:
+                raise UnfitModel("recipe: 'text-once' knows SDXL's transformers only; leave it out")
     for number, transformer in enumerate(_transformers(unet)):
         kind: Any = type(transformer)
         transformer.__class__ = _with_share(kind)

@@ -9,7 +9,7 @@ import torch
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model.loading import load_pipeline
-from benchlib.serving.model.text_once import TextOnce
+from benchlib.serving.model.text_once import TextOnce, read_texts_once
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 
@@ -181,3 +181,9 @@ def test_like_transformers_are_compiled_once():
         made.append(len(graphs))
         torch.compiler.reset()
     assert made[1] == made[0] > 0
+
+
+def test_blocks_that_read_the_text_in_both_attentions_are_refused_in_words():
+    unet = small_pipeline(unet={"only_cross_attention": True}).unet
+    with pytest.raises(ValueError, match="'text-once' knows SDXL's transformers only"):
+        read_texts_once(unet)
