@@ -170,9 +170,20 @@ def test_a_server_of_ours_speaks_https(certificate, tmp_path):
 
 
 def test_more_users_than_connections_are_told_before_and_named_after(tmp_path):
-    """Each row that failed says which limit it met."""
+    """Each row that failed says which limit it met. Two images last until the first row failed."""
     small = ConnectionLimits(max_connections=2)
-    with serve(FakePipeline(), name="crowded", limits=small, sizes=[(64, 64)]) as server:
+    pipe = FakePipeline()
+
+    def a_row_failed():
+        return any('"error":"' in rows.read_text() for rows in tmp_path.rglob("requests.jsonl"))
+
+    def open_then():
+        wait_until(a_row_failed)
+        pipe.gate.set()
+
+    with serve(pipe, name="crowded", limits=small, sizes=[(64, 64)]) as server:
+        pipe.gate.clear()
+        threading.Thread(target=open_then, daemon=True).start()
         with pytest.warns(RuntimeWarning, match="6 users need as many .* max_connections is 2"):
             run = run_load(server, ClosedLoop(6), SMALL, requests=30, results=tmp_path)
         few = run_load(server, ClosedLoop(2), SMALL, requests=2, results=tmp_path)
