@@ -152,8 +152,8 @@ def measure_step_times(
 
     `padded(rows)` is the bucket that a batch of `rows` is padded to, or None. Every batch in a
     bucket takes as long as a full one. So each bucket that requests can reach is measured once,
-    with as many requests as fit. `tell_rows(rows)` is called before
-    a batch is measured. If a single image fails, raises what the pipeline raises.
+    with as many requests as fit. `tell_rows(rows)` is called before a batch is measured. If a single
+    image fails, raises what the pipeline raises.
     """
     import torch
 

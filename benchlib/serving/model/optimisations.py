@@ -304,8 +304,8 @@ BLOCKS = (
 def _options() -> dict[str, Any]:
     """inductor's options: _FLAGS and, where this torch can (2.10 or newer), sums in a fixed order.
 
-    Else each process times several kernels for a sum over a row, and keeps the quickest. They add in
-    another order, so two processes on like cards made other bytes of one seed.
+    Otherwise each process times several kernels for a sum over a row, and keeps the quickest. These
+    kernels add in different orders. So two processes on one card made different bytes from one seed.
     """
     from torch._inductor import config  # takes seconds, and only compiling needs it
 

@@ -243,8 +243,8 @@ class SDXLPipeline(ShownInCell):
     def _pictures(self, pixels: Tensor) -> list[Image]:
         # Rounding on the device gives the stock call's values and copies a quarter of the bytes.
         levels = (pixels.float() * 255).round().to(torch.uint8)
-        # Without blocking, CUDA copies to pinned memory: several times as fast. Another device might
-        # still be copying when the image is made
+        # A copy that does not block goes to pinned memory, which is faster. Only CUDA is waited for
+        # below, so only CUDA may copy so.
         is_cuda = self.device.type == "cuda"
         arrays = levels.permute(0, 2, 3, 1).to("cpu", non_blocking=is_cuda).numpy()
         if is_cuda:
