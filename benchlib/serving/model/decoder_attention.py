@@ -23,6 +23,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from benchlib.serving.model.plain_attention import projected_alike
+
 WIDEST_HEAD = 256
 """The most features of a head for which SDPA has a flash kernel."""
 
@@ -64,11 +66,7 @@ class AttentionByProducts:
         assert encoder_hidden_states is None
         assert attention_mask is None
         pixels = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)
-        if attn.fused_projections:
-            projected = attn.to_qkv(pixels).chunk(3, dim=-1)
-        else:
-            projected = (attn.to_q(pixels), attn.to_k(pixels), attn.to_v(pixels))
-        images = zip(*projected, strict=True)
+        images = zip(*projected_alike(attn, pixels), strict=True)
         seen = torch.stack([attend(*image) for image in images])
         image = attn.to_out[0](seen).transpose(1, 2).reshape(hidden_states.shape)
         if attn.residual_connection:

@@ -25,6 +25,14 @@ def is_plain(attn: Any) -> bool:
     return not any(others) and not kept
 
 
+def projected_alike(attn: Any, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values of `tokens`, by one joined product or by three."""
+    if attn.fused_projections:
+        parts: tuple[Tensor, ...] = attn.to_qkv(tokens).chunk(3, dim=-1)
+        return parts
+    return attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+
+
 def attended(
     attn: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 ) -> Tensor:
@@ -53,14 +61,14 @@ class _Undivided:
     ) -> Tensor:
         """`hidden_states` is (rows, tokens, features), and so is the answer."""
         # 1) Queries, keys and values, in joined products or one by one
-        if encoder_hidden_states is None and attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        text = encoder_hidden_states
+        if text is None:
+            query, key, value = projected_alike(attn, hidden_states)
         elif attn.fused_projections:
             query = attn.to_q(hidden_states)
-            key, value = attn.to_kv(encoder_hidden_states).chunk(2, dim=-1)
+            key, value = attn.to_kv(text).chunk(2, dim=-1)
         else:
-            read = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-            query, key, value = attn.to_q(hidden_states), attn.to_k(read), attn.to_v(read)
+            query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
 
         # 2) Attention
         mask = attention_mask
