@@ -9,6 +9,7 @@
 | rows-fp8 | our kernel of add, layer norm and rounding, beside inductor's |
 | norm-rows | our kernel of add and layer norm in bf16, beside inductor's |
 | geglu-product | a product that computes GELU and gate by itself, beside cuBLAS and inductor's pass |
+| sum-product | a product that adds a residual by itself, and a norm, beside cuBLAS and a norm that adds |
 | convolution | 3x3 in fp8 by cuDNN, beside cuDNN's in bf16 |
 | own-convolution | the same by our kernel |
 | attention | cuDNN's in fp8 beside its bf16 |
@@ -420,6 +421,100 @@ def _product_alone(tries: Tries, case: str, make: Callable[[], Inputs]) -> None:
     race(tries, "product", case, make, variants, reference=plain, flops=flops)
 
 
+# A tile's rows, columns, depth, warps, stages, programs on a processor, and parts of its end
+SUM_TILES = (
+    (128, 128, 64, 4, 3, 2, 4),
+    (128, 128, 64, 4, 2, 2, 2),
+    (128, 256, 64, 8, 3, 1, 2),
+    (256, 128, 64, 8, 3, 1, 2),
+    (128, 128, 64, 8, 4, 1, 1),
+)
+
+
+def sum_product(tries: Tries) -> None:
+    """The last product of an attention or a feed-forward, the residual's sum, and the next norm."""
+    # 1) Rows, depth and width of eight guided images, and of one
+    shapes = (
+        (16384, 1280, 1280),
+        (16384, 5120, 1280),
+        (65536, 640, 640),
+        (65536, 2560, 640),
+        (2048, 1280, 1280),
+        (2048, 5120, 1280),
+        (8192, 640, 640),
+        (8192, 2560, 640),
+    )
+    if tries.quick:
+        shapes = ((16, 64, 64),)
+
+    def make(rows: int, depth: int, width: int) -> Inputs:
+        return {
+            "tokens": tries.random(rows, depth).bfloat16(),
+            "product": tries.random(width, depth, std=depth**-0.5).bfloat16(),
+            "shift": tries.random(width).bfloat16(),
+            **_rows(tries, rows, width),
+            "normed": tries.full(rows, width),
+        }
+
+    def wanted(inputs: Inputs) -> Tensor:
+        tokens, product, shift = (inputs[name].float() for name in ("tokens", "product", "shift"))
+        total = linear(tokens[:4096], product, shift) + inputs["x"][:4096].float()
+        weight, bias = inputs["weight"].float(), inputs["bias"].float()
+        return layer_norm(total, total.shape[1:], weight, bias)
+
+    # 2) What runs now, cuBLAS that adds in place without a bias, and our kernel by its tiles
+    variants: dict[str, Call] = {"plain": _plain_sum}
+    if not tries.quick:
+        variants = {"cuBLAS, add and norm": _summed_by_the_norm}
+        variants |= {f"ours {tile}": partial(_summed_by_ours, tile) for tile in SUM_TILES}
+        variants["cuBLAS in place, norm"] = _summed_in_place
+    for rows, depth, width in shapes:
+        case = f"{rows}x{depth}x{width}"
+        flops = 2.0 * rows * depth * width
+        draw = partial(make, rows, depth, width)
+        race(tries, "sum-product", case, draw, variants, reference=wanted, flops=flops)
+
+
+def _plain_sum(inputs: Inputs) -> Tensor:
+    total = linear(inputs["tokens"], inputs["product"], inputs["shift"]) + inputs["x"]
+    return layer_norm(total, total.shape[1:], inputs["weight"], inputs["bias"])
+
+
+def _summed_by_the_norm(inputs: Inputs) -> Tensor:
+    from benchlib.serving.model.norm_rows import norm_rows_into
+
+    more = linear(inputs["tokens"], inputs["product"], inputs["shift"])
+    norm = inputs["weight"], inputs["bias"], 1e-5
+    norm_rows_into(inputs["normed"], inputs["x"], norm, more=more, total=inputs["total"])
+    return inputs["normed"]
+
+
+def _summed_by_ours(tile: tuple[int, ...], inputs: Inputs) -> Tensor:
+    from benchlib.serving.model.norm_rows import norm_rows_into
+    from benchlib.serving.model.sum_product import sum_product_into
+
+    names = ("tall", "wide", "deep", "warps", "stages", "per_processor", "parts")
+    sum_product_into(
+        inputs["total"],
+        inputs["x"],
+        inputs["tokens"],
+        inputs["product"],
+        inputs["shift"],
+        **dict(zip(names, tile, strict=True)),
+    )
+    norm_rows_into(inputs["normed"], inputs["total"], (inputs["weight"], inputs["bias"], 1e-5))
+    return inputs["normed"]
+
+
+def _summed_in_place(inputs: Inputs) -> Tensor:
+    """Leaves the bias out, so its error is large: a norm would have to add the biases so far."""
+    from benchlib.serving.model.norm_rows import norm_rows_into
+
+    inputs["more"].addmm_(inputs["tokens"], inputs["product"].T)
+    norm_rows_into(inputs["normed"], inputs["more"], (inputs["weight"], inputs["bias"], 1e-5))
+    return inputs["normed"]
+
+
 # -- convolutions ----------------------------------------------------------------------------------
 
 
@@ -780,6 +875,7 @@ SECTIONS: dict[str, Callable[[Tries], None]] = {
     "attention": attention,
     "scaled-mm": scaled_mm,
     "geglu-product": geglu_product,
+    "sum-product": sum_product,
 }
 
 

@@ -52,21 +52,29 @@ class GatedFeedForward(FeedForward):  # type: ignore[misc] # diffusers is not ty
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """`hidden_states` is (rows, tokens, features), and so is the answer."""
-        first, *others = self.net
-        proj = first.proj
-        if getattr(proj, "disable_adapters", False):
-            proj = proj.base_layer
-        if type(proj) is not torch.nn.Linear:
-            return self._plain(hidden_states)
-        gated = geglu_product(hidden_states.flatten(0, -2), proj.weight, proj.bias)
-        answer: Tensor = gated.view(*hidden_states.shape[:-1], -1)
-        for module in others:
+        answer = self.gated(hidden_states)
+        for module in self.net[1:]:
             answer = module(answer)
         return answer
 
-    def _plain(self, hidden_states: Tensor) -> Tensor:
-        answer: Tensor = super().forward(hidden_states)
-        return answer
+    def gated(self, hidden_states: Tensor) -> Tensor:
+        """The first product of `hidden_states`, after GELU and gate: (rows, tokens, width)."""
+        proj = plain_linear(self.net[0].proj)
+        if proj is None:
+            plain: Tensor = self.net[0](hidden_states)
+            return plain
+        gated: Tensor = geglu_product(hidden_states.flatten(0, -2), proj.weight, proj.bias)
+        return gated.view(*hidden_states.shape[:-1], -1)
+
+
+def plain_linear(layer: Any) -> torch.nn.Linear | None:
+    """The linear layer that `layer` computes now: itself, or the base of an adapter that is off.
+
+    None if an adapter is on, or if it is another layer.
+    """
+    if getattr(layer, "disable_adapters", False):
+        layer = layer.base_layer
+    return layer if type(layer) is torch.nn.Linear else None
 
 
 def gate_in_products(unet: torch.nn.Module) -> None:

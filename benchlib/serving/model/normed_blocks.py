@@ -123,7 +123,7 @@ class NormedBlock(ChainedBlock):
         encoder_attention_mask: Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         **_: Any,
-    ) -> Addends:
+    ) -> Tensor | Addends:
         """`normed_input` is what `first_norm` returns."""
         hidden_states, normed = normed_input
         shape = hidden_states.shape

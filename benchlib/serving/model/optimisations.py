@@ -256,6 +256,13 @@ def norm_rows_kernel(networks: Networks) -> None:
     norm_in_one_pass(networks.unet)
 
 
+def summed_products(networks: Networks) -> None:
+    """Let the products that end with a residual add it, in the blocks of norm_rows_kernel."""
+    from benchlib.serving.model.summed_products import sum_in_products
+
+    sum_in_products(networks.unet)
+
+
 def fp8_convolutions(networks: Networks) -> None:
     """Let our kernel compute the convolutions of the UNet's residual blocks in fp8."""
     use_in_resnets(networks.unet)

@@ -48,6 +48,14 @@ def attended(
     return seen.transpose(1, 2).flatten(2)
 
 
+def finished(attn: Any, joined: Tensor, *, without_product: bool) -> Tensor:
+    """What `attended` returned, after the product that follows, unless the caller computes that."""
+    if without_product:
+        return joined
+    dropped: Tensor = attn.to_out[1](attn.to_out[0](joined))
+    return dropped
+
+
 class _Undivided:
     """A processor of an attention that `is_plain`: the bits of diffusers' usual ones."""
 
@@ -57,6 +65,7 @@ class _Undivided:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        without_product: bool = False,
         **_: Any,
     ) -> Tensor:
         """`hidden_states` is (rows, tokens, features), and so is the answer."""
@@ -77,8 +86,7 @@ class _Undivided:
             mask = attn.prepare_attention_mask(mask, keys, rows)
             mask = mask.view(rows, attn.heads, -1, mask.shape[-1])
         joined = attended(attn, query, key, value, mask)
-        dropped: Tensor = attn.to_out[1](attn.to_out[0](joined))
-        return dropped
+        return finished(attn, joined, without_product=without_product)
 
 
 _UNDIVIDED = _Undivided()  # one for all, so that like blocks are compiled once
@@ -88,3 +96,8 @@ def leave_out_division(attn: Any) -> None:
     """Let `attn` end with its product, if it is plain and computes as diffusers' usual ones."""
     if is_plain(attn) and type(attn.processor) in USUAL:
         attn.set_processor(_UNDIVIDED)
+
+
+def can_leave_out_product(attn: Any) -> bool:
+    """Whether `attn` takes `without_product`, and ends with that product."""
+    return type(attn.processor) is _Undivided

@@ -275,6 +275,14 @@ _ALL = (
         why_not=optimisations.no_norm_rows,
     ),
     Recipe(
+        name="summed-products",
+        changes="With norm-rows: the UNet's products that end with a residual add it by themselves.",
+        exact=True,
+        start="Seconds.",
+        apply=optimisations.summed_products,
+        why_not=optimisations.no_geglu_product,
+    ),
+    Recipe(
         name="decoder-products",
         changes="The VAE's attention by plain products: its one head is too wide for flash kernels.",
         exact=True,

@@ -19,7 +19,7 @@ from diffusers import Transformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
 from benchlib.serving.model.model_errors import UnfitModel
-from benchlib.serving.model.plain_attention import attended
+from benchlib.serving.model.plain_attention import attended, finished
 
 Projected = tuple[Tensor, ...]  # of one attention: keys and values, joined or one by one
 
@@ -150,6 +150,7 @@ class _GivenText:
         hidden_states: Tensor,
         encoder_hidden_states: Projected,
         attention_mask: Tensor | None = None,
+        without_product: bool = False,
     ) -> Tensor:
         """`hidden_states` is (rows, tokens, features), and so is the answer."""
         projected = encoder_hidden_states
@@ -157,8 +158,7 @@ class _GivenText:
             projected = projected[0].chunk(2, dim=-1)
         keys, values = projected
         joined = attended(attn, attn.to_q(hidden_states), keys, values, attention_mask)
-        dropped: Tensor = attn.to_out[1](attn.to_out[0](joined))
-        return dropped
+        return finished(attn, joined, without_product=without_product)
 
 
 _GIVEN_TEXT = _GivenText()  # one for all, so that like blocks are compiled once

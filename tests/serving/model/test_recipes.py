@@ -153,7 +153,7 @@ def test_the_compilers_group_norm_frees_its_weights(tiny):
 def test_the_recipes_called_exact_are_exact():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
         "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn",
-        "geglu-product", "norm-rows", "decoder-products", "phased-upsampling", "compile", "compile-regional",
+        "geglu-product", "norm-rows", "summed-products", "decoder-products", "phased-upsampling", "compile", "compile-regional",
         "compile-blocks", "cudnn-tuned", "text-once", "text-graphs", "cuda-graphs",
     ]  # fmt: skip
     assert all(
