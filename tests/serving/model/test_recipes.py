@@ -153,8 +153,8 @@ def test_the_compilers_group_norm_frees_its_weights(tiny):
 def test_the_recipes_called_exact_are_exact():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
         "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn",
-        "geglu-product", "norm-rows", "summed-products", "decoder-products", "phased-upsampling", "compile", "compile-regional",
-        "compile-blocks", "cudnn-tuned", "text-once", "text-graphs", "cuda-graphs",
+        "geglu-product", "norm-rows", "summed-products", "decoder-products", "phased-upsampling", "compile",
+        "compile-regional", "compile-blocks", "cudnn-tuned", "text-once", "text-graphs", "cuda-graphs",
     ]  # fmt: skip
     assert all(
         PSNR_DB.get(name, 60) >= PSNR_DB["bf16"] for name, recipe in RECIPES.items() if recipe.exact
