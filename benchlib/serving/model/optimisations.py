@@ -512,12 +512,15 @@ def no_cuda(what: str, device: torch.device, dtype: str) -> str | None:  # noqa:
 
 def no_cudnn_attention(device: torch.device, dtype: str) -> str | None:
     """Tries cuDNN's attention with heads of SDXL's size."""
+    missing = no_cuda("cuDNN's attention needs", device, dtype)
+    if missing is not None:
+        return missing
     heads = torch.zeros(1, 1, 8, 64, device=device, dtype=getattr(torch, dtype))
     try:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
     except RuntimeError:
-        return f"torch has no such attention for {dtype} on {device.type}; leave it out"
+        return f"cuDNN has no attention in {dtype} on this GPU; leave it out"
     return None
 
 
@@ -528,7 +531,8 @@ def no_hub_vae(hub_id: str, device: torch.device, dtype: str) -> str | None:  # 
         try:
             ask_hub(hub_id)
         except ModelError as error:
-            return str(error).removeprefix("model: ")
+            reason = str(error).removeprefix("model: ").partition("; ")[0]
+            return f"{reason}; load it once while the hub can be reached, or leave it out"
     return None
 
 
@@ -548,13 +552,15 @@ def no_fp8(device: torch.device, dtype: str) -> str | None:
     return no_torchao(device, dtype)
 
 
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+def _no_hopper(device: torch.device) -> str | None:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
+        return None
+    return "its kernel needs a CUDA GPU of compute capability 9.0, such as an H100; leave it out"
 
 
 def _no_16_bits(dtype: str) -> str | None:
     if dtype not in ("bfloat16", "float16"):
-        return "its kernel computes in 16 bits; add 'bf16'"
+        return "it computes in 16 bits; add 'bf16'"
     return None
 
 
@@ -571,27 +577,21 @@ def _no_descriptors() -> str | None:
 
 
 def no_fp8_geglu(device: torch.device, dtype: str) -> str | None:
-    return _no_triton() or no_fp8(device, dtype)
+    return no_fp8(device, dtype) or _no_triton()
 
 
 def no_geglu_product(device: torch.device, dtype: str) -> str | None:
     """The kernel's tiles are made for a Hopper's shared memory and its fetches."""
-    if not _is_hopper(device):
-        return (
-            "its kernel needs a CUDA GPU of compute capability 9.0, such as an H100; leave it out"
-        )
-    return _no_16_bits(dtype) or _no_descriptors()
+    return _no_hopper(device) or _no_16_bits(dtype) or _no_descriptors()
 
 
 def no_norm_rows(device: torch.device, dtype: str) -> str | None:
-    if device.type != "cuda":
-        return "its kernel needs a CUDA GPU; leave it out"
-    return _no_16_bits(dtype) or _no_triton()
+    return no_cuda("its kernel needs", device, dtype) or _no_16_bits(dtype) or _no_triton()
 
 
 def no_decoder_products(device: torch.device, dtype: str) -> str | None:
     """Tries a product of 16 bits with an answer in float32."""
-    missing = no_cuda("SDPA is slow for it only on", device, dtype) or _no_16_bits(dtype)
+    missing = no_cuda("its products need", device, dtype) or _no_16_bits(dtype)
     if missing is None:
         halves = torch.zeros(8, 8, device=device, dtype=getattr(torch, dtype))
         try:
@@ -603,8 +603,7 @@ def no_decoder_products(device: torch.device, dtype: str) -> str | None:
 
 def no_fp8_convolutions(device: torch.device, dtype: str) -> str | None:
     """The kernel's tiles take the shared memory that Hopper has, and its tensor descriptors."""
-    if not _is_hopper(device):
-        return "its kernel needs an H100 or H200 (compute capability 9.0); leave it out"
-    if dtype != "bfloat16":
-        return "its convolutions come out in bfloat16; add 'bf16'"
-    return _no_descriptors()
+    missing = _no_hopper(device)
+    if missing is None and dtype != "bfloat16":
+        missing = "its convolutions come out in bfloat16; add 'bf16'"
+    return missing or _no_descriptors()

@@ -57,7 +57,7 @@ class Recipe:
         if self.dtype not in (None, dtype):
             raise ValueError(
                 f"recipe: {self.name!r} computes in {self.dtype}, not in {dtype}; "
-                "leave one of them out"
+                "leave out the recipe or the dtype"
             )
         reason = self.why_not(device, dtype)
         if reason is not None:

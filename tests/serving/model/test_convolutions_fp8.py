@@ -150,7 +150,7 @@ def test_large_inputs_are_cut_off_and_zeros_stay_zeros():
 @pytest.mark.parametrize(
     ("card", "dtype", "lacks", "words"),
     [
-        ((8, 9), "bfloat16", (), "needs an H100 or H200"),
+        ((8, 9), "bfloat16", (), "needs a CUDA GPU of compute capability 9.0, such as an H100"),
         ((9, 0), "float16", (), "add 'bf16'"),
         ((9, 0), "bfloat16", ("triton",), "Triton is not installed"),
         ((9, 0), "bfloat16", ("triton.tools.tensor_descriptor",), "no tensor descriptors"),

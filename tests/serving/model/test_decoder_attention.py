@@ -117,8 +117,8 @@ def test_attentions_that_flash_kernels_fit_stay_and_so_does_a_vae_without():
 @pytest.mark.parametrize(
     ("device", "dtype", "words"),
     [
-        ("cpu", "bfloat16", "SDPA is slow for it only on a CUDA GPU; leave it out"),
-        ("cuda", "float32", "its kernel computes in 16 bits; add 'bf16'"),
+        ("cpu", "bfloat16", "its products need a CUDA GPU; leave it out"),
+        ("cuda", "float32", "it computes in 16 bits; add 'bf16'"),
         ("cuda", "bfloat16", "this torch has no products of 16 bits in float32; install torch 2.8"),
     ],
 )

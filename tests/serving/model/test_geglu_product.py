@@ -153,7 +153,7 @@ def test_what_does_not_go_together_is_refused_in_words(usable):  # noqa: ARG001
         (None, "bfloat16", "its kernel needs a CUDA GPU of compute capability 9.0"),
         ((8, 9), "bfloat16", "its kernel needs a CUDA GPU of compute capability 9.0"),
         ((12, 0), "bfloat16", "its kernel needs a CUDA GPU of compute capability 9.0"),
-        ((9, 0), "float32", "its kernel computes in 16 bits; add 'bf16'"),
+        ((9, 0), "float32", "it computes in 16 bits; add 'bf16'"),
         ((9, 0), "float16", "Triton is not installed; pip install triton"),
     ],
 )

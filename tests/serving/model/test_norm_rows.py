@@ -236,7 +236,7 @@ def test_other_blocks_are_refused_in_words():
     ("device", "dtype", "words"),
     [
         ("cpu", "bfloat16", "its kernel needs a CUDA GPU; leave it out"),
-        ("cuda", "float32", "its kernel computes in 16 bits; add 'bf16'"),
+        ("cuda", "float32", "it computes in 16 bits; add 'bf16'"),
         ("cuda", "float16", "Triton is not installed; pip install triton"),
     ],
 )

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import math
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -20,7 +21,7 @@ from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.model import recipes as recipes_module
 from benchlib.serving.model.compiled_edges import norm_and_activate_at_once
 from benchlib.serving.model.gated_products import GatedFeedForward
-from benchlib.serving.model.loading import load_pipeline
+from benchlib.serving.model.loading import DTYPES, load_pipeline
 from benchlib.serving.model.normed_blocks import NormedBlock
 from benchlib.serving.model.optimisations import (
     BLOCKS,
@@ -534,7 +535,7 @@ def test_each_says_what_it_is():
         ({"recipe": "int8+fp8"}, "recipe: int8 and fp8 each set the linears; keep one"),
         (
             {"recipe": "sdpa-cudnn"},
-            "recipe: 'sdpa-cudnn' can't be used: torch has no such attention for float32 on cpu",
+            "recipe: 'sdpa-cudnn' can't be used: cuDNN's attention needs a CUDA GPU",
         ),
         (
             {"recipe": "bf16+fp8"},
@@ -567,7 +568,7 @@ def test_each_says_what_it_is():
         ({"recipe": "fastest+bf16"}, "recipe: 'bf16' is there twice"),
         (
             {"recipe": "bf16", "dtype": "float32"},
-            "recipe: 'bf16' computes in bfloat16, not in float32",
+            "recipe: 'bf16' computes in bfloat16, not in float32; leave out the recipe or the",
         ),
         (
             {"recipe": "bf16+vae-bf16"},
@@ -578,6 +579,36 @@ def test_each_says_what_it_is():
 def test_a_bad_recipe_is_refused_before_anything_is_loaded(options, words):
     with pytest.raises(ValueError, match=f"^{words}"):
         load_pipeline("/no/such/model", device="cpu", **options)
+
+
+def test_each_recipe_that_needs_a_gpu_says_so_first_on_a_cpu(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)  # nor is there any library
+    needs = r"[^;]+ needs? a CUDA GPU( of compute capability \d\.\d( or newer)?, such as an H100)?"
+    for name in (
+        "sdpa-cudnn",
+        "fp8",
+        "fp8-geglu",
+        "fp8-rows",
+        "geglu-product",
+        "norm-rows",
+        "decoder-products",
+        "fp8-convolutions",
+        "cudnn-tuned",
+        "text-graphs",
+        "cuda-graphs",
+    ):
+        for dtype in DTYPES:
+            with pytest.raises(ValueError, match="can't be used") as refused:
+                RECIPES[name].check(torch.device("cpu"), dtype)
+            words = rf"recipe: '{name}' can't be used: {needs}; leave it out"
+            assert re.fullmatch(words, str(refused.value)), refused.value
+
+
+@pytest.mark.parametrize("name", ["tiny-vae", "vae-fp16-fix"])
+def test_a_vae_that_is_not_there_asks_for_no_other_model(name):
+    with pytest.raises(ValueError, match=r"; load it once while .*, or leave it out$") as refused:
+        RECIPES[name].check(torch.device("cpu"), "float32")
+    assert "model=" not in str(refused.value)
 
 
 def test_a_dtype_that_agrees_with_the_recipe_is_no_conflict():
