@@ -99,6 +99,11 @@ def test_every_part_runs_and_is_not_run_twice(tmp_path, capsys):
         "mixed: continuous over simulated", "PSNR to fp32: latency, bf16: dB",
     ):  # fmt: skip
         assert found[name] > 0, name
+    promise = {line["what"]: line for line in lines if line["case"] in ("promise", "full batches")}
+    assert promise["asked_per_s"]["value"] == pytest.approx(0.95 * promise["images_per_s"]["value"])
+    assert promise["rows_p99_s"]["value"] > 0
+    assert promise["rows_p99_s"]["images"] == promise["rows_p99_s"]["n"] > 0
+    assert "benchlib_request_latency_seconds_bucket" in (tmp_path / "metrics.txt").read_text()
     judged = {line["case"]: line for line in lines if line["what"] == "pictures"}
     assert judged.keys() == {"fp32", "VAE tiling"}
     assert judged["fp32"]["value"] != "same"
