@@ -80,6 +80,30 @@ def test_a_start_that_compiles_tells_each_bucket():
     assert re.fullmatch(r"sdxl: ready after \d+ s", lines[-1])
 
 
+def test_a_start_keeps_what_each_batch_has_compiled():
+    """A start that is killed while it compiles for four rows has kept what it compiled for two."""
+    happened = []
+
+    class Keeping(FakePipeline):
+        compiled = True
+
+        def step(self, works, *, rows=None):
+            happened.append(rows)
+            return super().step(works, rows=rows)
+
+        def keep_artefacts(self):
+            happened.append("kept")
+
+    engine = Engine(Keeping, EngineOptions(max_batch_size=2))
+    engine.start()
+    try:
+        wait_for_start(engine, "sdxl", lambda _: None)
+    finally:
+        engine.stop()
+    between = happened[happened.index(2) : happened.index(4)]
+    assert "kept" in between
+
+
 @pytest.mark.usefixtures("often")
 def test_a_fleet_tells_how_many_replicas_are_ready():
     replicas = [ScriptedReplica("0"), ScriptedReplica("1")]

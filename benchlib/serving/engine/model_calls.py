@@ -51,10 +51,17 @@ class ModelCalls:
     def warm_up(self, size: Size, tell: Callable[[str], None]) -> StepTimes:
         """Return the measured step times of `size`. A compiled model is warmed for each bucket.
 
-        Before each batch, `tell` gets what is done now, in words.
+        Before each batch, `tell` gets what is done now, in words. What the batches before it have
+        compiled is kept then: a start that is killed has not compiled for nothing.
         """
         to_compile = self.buckets if self.pipeline.compiled else []
-        tell_rows = tell_rows_of(size, to_compile, tell)
+        tell_now = tell_rows_of(size, to_compile, tell)
+
+        def tell_rows(rows: int) -> None:
+            if to_compile:
+                self.pipeline.keep_artefacts()
+            tell_now(rows)
+
         times = measure_step_times(
             self.pipeline,
             size,
