@@ -515,7 +515,7 @@ def promise(book: Book) -> None:
 
     # 2) Poisson arrivals
     with serve(engine(book, pipe, "continuous")) as server, metrics_of(server, book):
-        duration_s = min(600.0, book.left_s - 45.0)
+        duration_s = max(30.0, min(600.0, book.left_s - 45.0))  # left out if that is too long
         poisson(book, server, rate, "promise", duration_s)
 
 
