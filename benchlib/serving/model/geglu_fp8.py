@@ -8,7 +8,7 @@ eight guided images of 1024x1024 has 60 calls of 16,384 rows of 5,120 and 10 of 
 
     60 x 0.42 GB + 10 x 0.84 GB = 34 GB, so 11 ms at the 3.0 TB/s that an H100 copies
 
-The instructions must stay below that. By the machine code there are 36 for each number, so 8 ms.
+The instructions must stay below that. By the machine code there are 26 for each number, so 6 ms.
 
 Knows Triton and torchao's scales. Ignorant of the products around it.
 """
@@ -33,16 +33,21 @@ LARGEST = 448.0  # in float8_e4m3fn
 def normal_share(gate):  # type: ignore[no-untyped-def]
     """The share of a normal distribution below `gate`, which GELU multiplies by.
 
-    Within 1e-7, with half the instructions of Triton's `erf`: that one would take longer than the
-    bytes. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, 7.1.26.
+    It is 1 / (1 + 2^(-gate * q)), and q is a polynomial of gate^2. The five numbers were fitted to
+    the share's logit by least squares, weighted so that GELU's error is alike everywhere. GELU is
+    within 2.8e-4 of its size or, where it is below 1e-3, of 1e-3. bf16 rounds by up to 2e-3.
+
+    By the machine code it has ten instructions fewer than Abramowitz and Stegun's 7.1.26, which is
+    within 1e-7. A reciprocal would take five, since it minds numbers that do not occur here; a
+    reciprocal root and its square take two.
     """
-    t = 1.0 / (1.0 + 0.23164189 * tl.abs(gate))
-    tail = 0.5307027145 * t - 0.7265760135
-    tail = tail * t + 0.7107068705
-    tail = tail * t - 0.142248368
-    tail = tail * t + 0.127414796
-    tail = tail * t * tl.math.exp2(gate * gate * -0.7213475204444817)
-    return tl.where(gate < 0.0, tail, 1.0 - tail)
+    square = gate * gate
+    power = -1.103812968750173e-06 * square + 3.0367375348210088e-05
+    power = power * square + 0.0008650852102963732
+    power = power * square - 0.1068135893789579
+    power = power * square - 2.300692287593533
+    root = tl.math.rsqrt(1.0 + tl.math.exp2(power * gate))
+    return root * root
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -22,9 +22,9 @@ for rows, width in ((3, 8), (5, 20), (4, 640)):
     value, gate = projected.double().chunk(2, dim=-1)
     exact = value * torch.nn.functional.gelu(gate)
     wanted = exact.abs().amax(1, keepdim=True).clamp(min=LEAST) / LARGEST
-    assert (scales.double() / wanted - 1).abs().max() < 1e-5, (scales, wanted)
-    # float32's erf leaves 1 + erf(x) with an error of 1e-7 of 1, far below a step of fp8.
-    assert ((scaled.double() * wanted - exact).abs() <= 1e-4 * exact.abs() + 1e-3 * wanted).all()
+    assert (scales.double() / wanted - 1).abs().max() < 3e-4, (scales, wanted)
+    # GELU's error is 2.8e-4 of its size, far below a step of fp8.
+    assert ((scaled.double() * wanted - exact).abs() <= 6e-4 * exact.abs() + 1e-3 * wanted).all()
     assert scaled.abs().max() <= LARGEST
     found = scaled.to(torch.float8_e4m3fn).double() * scales.double()
     assert ((found - exact).abs() <= exact.abs() / 15 + wanted * 2**-9).all()
@@ -35,3 +35,29 @@ print("all rows are right")
 
 def test_the_kernel_agrees_with_float64_on_poisoned_outputs():
     run_on_interpreter(CODE, "all rows are right")
+
+
+SHARES = """
+import torch, triton
+import triton.language as tl
+from benchlib.serving.model.geglu_fp8 import normal_share
+
+@triton.jit
+def shares(gates, found, COUNT: tl.constexpr):
+    places = tl.arange(0, COUNT)
+    tl.store(found + places, normal_share(tl.load(gates + places)))
+
+gates = torch.linspace(-40.0, 40.0, 2**16)
+gates[:8] = torch.tensor([0.0, -0.0, 1e30, -1e30, 1e-30, -1e-30, 300.0, -300.0])
+found = torch.full_like(gates, torch.nan)
+shares[(1,)](gates, found, COUNT=2**16)
+gelu, wanted = (gates.double() * share.double() for share in (found, torch.special.ndtr(gates.double())))
+error = (gelu - wanted).abs() / wanted.abs().clamp(min=1e-3)
+assert (error <= 2.8e-4).all(), error.max()
+assert ((found >= 0) & (found <= 1)).all()
+print("all shares are right")
+"""
+
+
+def test_gelu_is_within_a_seventh_of_the_rounding_of_bf16():
+    run_on_interpreter(SHARES, "all shares are right")
