@@ -20,7 +20,6 @@ import triton
 import triton.language as tl
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, library
-from torch.nn.functional import scaled_dot_product_attention
 
 from benchlib.serving.model.geglu_fp8 import (
     LARGEST,
@@ -38,7 +37,7 @@ from benchlib.serving.model.normed_blocks import (
     chain_blocks,
     is_plain_block,
 )
-from benchlib.serving.model.plain_attention import is_plain
+from benchlib.serving.model.plain_attention import attended, is_plain
 from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, warps_for
 
 Rounded = tuple[Tensor, Tensor]  # numbers (rows, width) in fp8, and their scales (rows, 1)
@@ -267,12 +266,8 @@ def _text_of(attn: Any, text: Any) -> tuple[Tensor, ...]:
 
 def _attend(attn: Any, images: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention, and the product after it: (rows, features), as `query` is."""
-    q, k, v = (
-        tensor.reshape(images, -1, attn.heads, tensor.shape[-1] // attn.heads).transpose(1, 2)
-        for tensor in (query, key, value)
-    )
-    seen = scaled_dot_product_attention(q, k, v)
-    joined = seen.transpose(1, 2).reshape(query.shape)
+    q, k, v = (tensor.view(images, -1, tensor.shape[-1]) for tensor in (query, key, value))
+    joined = attended(attn, q, k, v).flatten(0, 1)
     return product_fp8(attn.to_out[0], *round_fp8(joined))
 
 
