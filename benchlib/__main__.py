@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from benchlib.printing import print_line
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. The exit status is 2 for bad arguments, 1 if the server could not start.
@@ -97,9 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     if command == "report":
         try:
             path = write_report(given["results"])
-            print(path)
+            print_line(path)
             for name, headline in read_headlines(path.parent).items():
-                print(f"{name}: {headline}")
+                print_line(f"{name}: {headline}")
         except (OSError, ValueError) as error:
             report.error(str(error))
         return 0

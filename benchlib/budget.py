@@ -26,6 +26,7 @@ from typing import Any
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.costs import Costs
 from benchlib.load.bounds import check_number
+from benchlib.printing import print_line
 
 TOLERANCE = 0.1
 TOLERANCE_S = 15.0
@@ -264,20 +265,18 @@ class Budget(ShownInCell):
         known_s = self.cost(cost, 0.0)
         left_s = self.left_s
         if known_s > left_s / 2:
-            print(
+            print_line(
                 f"{name}: starting took {_minutes(known_s)} minutes here before, "
                 f"and {_minutes(left_s)} are left",
-                flush=True,
             )
         began_s = self._clock()
         with self.timed(cost):
             yield
         took_s = self._clock() - began_s
         if 0 < left_s < took_s:
-            print(
+            print_line(
                 f"{name}: starting took {_minutes(took_s)} minutes, more than the "
                 f"{_minutes(left_s)} that were left; what follows is shortened or left out",
-                flush=True,
             )
 
     # ---- the plan
@@ -317,7 +316,7 @@ class Budget(ShownInCell):
         wanted = list(parts)
         as_asked = {part.name: part for part in wanted}
         plan = self.plan(wanted, reserve_s=reserve_s)
-        print(plan, flush=True)
+        print_line(plan)
         planned_s = took_s = 0.0
         while plan.parts:
             share, *later = plan.parts
@@ -331,7 +330,7 @@ class Budget(ShownInCell):
             plan = self.plan(rest, reserve_s=reserve_s, keep_one=False)
             if not self.interrupted:
                 for line in plan.left_out_lines():
-                    print(line, flush=True)
+                    print_line(line)
 
     # ---- the interrupt
 
@@ -351,7 +350,7 @@ class Budget(ShownInCell):
                 if self.interrupted or len(interrupts) > 1:
                     raise
                 self.interrupted = True
-                print(f"{name}: {INTERRUPTED}", flush=True)
+                print_line(f"{name}: {INTERRUPTED}")
             finally:
                 _in_block.reset(before)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchlib import machine
 from benchlib.load.bounds import check_number
+from benchlib.printing import print_line
 from benchlib.study.folders import results_dir, write_aside
 
 FILE_NAME = "costs.json"
@@ -74,10 +75,9 @@ class Costs:
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            print(
+            print_line(
                 f"{self.path} {reason}. Plans start from rough guesses instead. "
                 "Remove the file to have costs remembered again.",
-                flush=True,
             )
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from tqdm.auto import tqdm
 
 from benchlib.load.runner import Progress
+from benchlib.printing import print_line
 from benchlib.telemetry import Sampler
 
 LOG_LINE_EVERY_S = 5.0
@@ -48,7 +49,7 @@ def _log_lines(sampler: Sampler) -> Callable[[Progress], None]:
         nonlocal due_s
         if progress.elapsed_s >= due_s:
             due_s = progress.elapsed_s + LOG_LINE_EVERY_S
-            print(progress_line(progress, sampler), flush=True)
+            print_line(progress_line(progress, sampler))
 
     return write
 

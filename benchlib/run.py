@@ -28,6 +28,7 @@ from benchlib.load.runner import LoadInterrupted, LoadOutcome, Progress, generat
 from benchlib.load.workers import Workers
 from benchlib.load.workload import Workload
 from benchlib.lost_connections import warn_of_lost_connections
+from benchlib.printing import print_line
 from benchlib.progress import progress_shown
 from benchlib.serving.model.torch_thread import on_torch_thread
 from benchlib.study.folders import check_names, lock_study, results_dir, run_words
@@ -225,8 +226,7 @@ class Writer:
         warn_of_lost_connections(plan.arrivals, server_spec(target))
         folder = self._create(point, plan, plan.shown_url, server_spec(target))
 
-        # 2) Send the load, and watch the server's process. A bare URL's process is unknown, so
-        # nothing is watched.
+        # 2) Send the load, and watch the server's process; that of a bare URL is unknown
         device = folder.record["spec"]["target"]["device"]
         sampler = telemetry.Sampler(os.getpid() if server is None else server.pid, device=device)
         graphs_before = 0 if server is None else server.graphs_made
@@ -290,7 +290,7 @@ class Writer:
         conditions = machine.describe_load()
         said_before = self.runs and self.runs[-1].record["conditions"]["warning"]
         if conditions["warning"] and not said_before:
-            print(conditions["warning"], flush=True)
+            print_line(conditions["warning"])
         target = {"url": url} | {name: target_spec.get(name) for name in TARGET_FIELDS}
         record = {
             "spec": {**spec, "target": target},

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.budget import RUN_COST, Budget, budget_of_cell
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
+from benchlib.printing import print_line
 from benchlib.run import Point, Writer, writing
 from benchlib.study.folders import check_names, results_dir, run_words
 from benchlib.study.store import Run, Study, load_run, read_records
@@ -106,9 +107,9 @@ def _make_runs(
             if is_late:
                 left = len(todo) - number + 1
                 are_left = f"{counted(left, 'run')} {agreeing(left, 'is', 'are')} left"
-                print(f"the budget is spent and {are_left}: sweep again to go on")
+                print_line(f"the budget is spent and {are_left}: sweep again to go on")
                 break
-            print(f"run {number} of {len(todo)}: {_name(point)}", flush=True)
+            print_line(f"run {number} of {len(todo)}: {_name(point)}")
             if target is None:
                 writer.fail(point, error)
             else:
@@ -117,7 +118,7 @@ def _make_runs(
                 except GeneratorError as failure:
                     error = str(failure)
             if error:
-                print(f"passed over: {error}", flush=True)
+                print_line(f"passed over: {error}")
 
 
 # ---- which runs, in which order
@@ -285,7 +286,7 @@ def _make_plan(
         cases.setdefault(_case(point.to_dict()), point)
     least_min = sum(map(_least_run_s, todo)) / 60
     points = f"{counted(len(cases), 'point')}, {counted(len(requested), 'run')}"
-    print(
+    print_line(
         f"study {folder.name}: {points}, "
         f"{len(done)} of them done; the rest take at least {least_min:.1f} minutes"
     )
@@ -295,7 +296,7 @@ def _make_plan(
             last = load_run(by_case[case])
             images_per_s = last.summary()["throughput_images_per_s"]
         expected = _requests_expected(point, images_per_s)
-        print(f"  {_name(point)}: {_carried(expected)}", flush=True)
+        print_line(f"  {_name(point)}: {_carried(expected)}")
     return _Plan(todo, done)
 
 

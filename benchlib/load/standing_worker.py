@@ -14,6 +14,7 @@ import time
 from benchlib.load.bearer import headers_of_environment
 from benchlib.load.runner import own_environment
 from benchlib.load.workers import token_of_environment
+from benchlib.printing import print_line
 
 REFUSED, NO_MASTER = 2, 3  # of worker_process.py, which imports Locust
 STOP_S = 3.0
@@ -32,11 +33,11 @@ def work(master: str, port: int, *, once: bool = False) -> int:
         "token": token_of_environment(),
         "headers": headers_of_environment(),
     }
-    print(f"Working for the master at {master}:{port}. Ctrl+C ends it.", flush=True)
+    print_line(f"Working for the master at {master}:{port}. Ctrl+C ends it.")
     try:
         while True:
             status = _work_once(order)
-            print(_words_of(status), flush=True)
+            print_line(_words_of(status))
             if once or status == REFUSED:
                 return status
             time.sleep(1)

@@ -39,6 +39,7 @@ from benchlib.load.outbox import Outbox
 from benchlib.load.plan import LoadPlan
 from benchlib.load.sealed import CHANNEL, Seal, own_versions
 from benchlib.load.workers import Share, schedule_digest
+from benchlib.printing import print_line
 
 REFUSED, NO_MASTER = 2, 3
 FLUSH_EVERY_S = 0.1
@@ -146,12 +147,12 @@ class LoadWorker:
     def explain(self, answer: dict[str, Any] | None) -> int:
         """Says why this worker takes no part, and returns the exit status."""
         if answer is not None:
-            print(f"The run refused this worker: {answer['words']}", file=sys.stderr)
+            print_line(f"The run refused this worker: {answer['words']}", sys.stderr)
             return REFUSED
         place = f"{self.order['master']}:{self.order['port']}"
-        print(
+        print_line(
             f"The master at {place} has no place for this worker, or another BENCHLIB_LOAD_TOKEN.",
-            file=sys.stderr,
+            sys.stderr,
         )
         return NO_MASTER
 

@@ -14,6 +14,7 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchlib.load.bounds import check_number
+from benchlib.printing import print_line
 
 if TYPE_CHECKING:
     from benchlib.load.addresses import Address
@@ -87,7 +88,7 @@ def announce(workers: Workers) -> None:
     if isinstance(workers, ExternalWorkers):
         master = "127.0.0.1" if is_loopback(workers.host) else "THIS_MACHINE"
         command = f"python -m benchlib load-worker --master {master} --port {workers.port}"
-        print(f"Waiting for {workers.number} of: {command}", flush=True)
+        print_line(f"Waiting for {workers.number} of: {command}")
 
 
 def token_of_environment() -> str:

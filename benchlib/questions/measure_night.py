@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.bounds import check_number
+from benchlib.printing import print_line
 from benchlib.run import Point
 from benchlib.study.folders import results_dir
 from benchlib.study.store import Study, load_study
@@ -92,7 +93,7 @@ def make_night(options: NightOptions) -> int:
     try:
         pipe = load_pipeline(options.model)
     except ModelError as error:
-        print(f"MODEL can't be loaded: {error}", file=sys.stderr)
+        print_line(f"MODEL can't be loaded: {error}", sys.stderr)
         return BAD_INPUT
     with serve(pipe, name="night") as server:
         point = Point(
@@ -111,7 +112,7 @@ def make_night(options: NightOptions) -> int:
     fault = night_fault(study)
     if fault is None:
         return 0
-    print(fault, file=sys.stderr)
+    print_line(fault, sys.stderr)
     return 1
 
 
@@ -185,9 +186,9 @@ def nights_to_compare(options: NightOptions) -> list[Path]:
         if reasons[folder] is None:
             readable.append(folder)
         else:
-            print(f"{folder.name} is passed over: {reasons[folder]}", file=sys.stderr)
+            print_line(f"{folder.name} is passed over: {reasons[folder]}", sys.stderr)
     if len(readable) < 2:
-        print("this is the first valid night: nothing to compare with", file=sys.stderr)
+        print_line("this is the first valid night: nothing to compare with", sys.stderr)
         return []
     return readable
 
@@ -197,17 +198,17 @@ def run_command(command: str) -> int:
     try:
         options = read_night_options(os.environ)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print_line(error, sys.stderr)
         return BAD_INPUT
     if command == "measure":
         return make_night(options)
     try:
         nights = [str(folder) for folder in nights_to_compare(options)]
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print_line(error, sys.stderr)
         return 1
     if nights:
-        print(json.dumps({"studies": nights, "gate": True}))
+        print(json.dumps({"studies": nights, "gate": True}))  # noqa: T201 - it must not be lost
     return 0
 
 

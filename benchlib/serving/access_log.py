@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,9 +16,11 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from benchlib.printing import print_line
 from benchlib.server_timing import parse_server_timing, replica_of
 
 log = logging.getLogger("benchlib.access")
+servers_log = logging.getLogger("uvicorn.error")
 
 
 class AccessLog:
@@ -57,15 +58,14 @@ class AccessLog:
             log.info(json.dumps(access_line(scope, status, headers)))
 
 
-class StdoutHandler(logging.StreamHandler[Any]):
-    """Writes to what is stdout at the time: a notebook and a test have their own."""
+class StdoutHandler(logging.Handler):
+    """Writes to what is stdout at the time: a notebook and a test have their own.
 
-    def __init__(self) -> None:
-        super().__init__(sys.stdout)
+    Once nobody reads stdout, the lines go to uvicorn's log.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stdout
-        super().emit(record)
+        print_line(self.format(record), otherwise=servers_log)
 
 
 def access_line(scope: Scope, status: int, headers: Mapping[str, str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from benchlib.printing import print_line
 from benchlib.serving.engine.faults import EngineEnded
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def leave_with(engine: Backend[Any], *, not_loaded: int | None = None) -> None:
         if status is None:
             return
         time.sleep(LAST_WORDS_S)
-        print(f"benchlib: {words}", file=sys.stderr, flush=True)
+        print_line(f"benchlib: {words}", sys.stderr)
         os._exit(status)
 
     threading.Thread(target=leave, name="benchlib-last-words", daemon=True).start()

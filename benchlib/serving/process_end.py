@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from benchlib.printing import flush_or_drop
+
 NOT_STARTED = 1
 """The exit status of a server that could not start."""
 # As shells count them.
@@ -61,8 +63,8 @@ def in_time(seconds: float = UNFINISHED_S) -> Iterator[None]:
 
 def end_at_once() -> None:
     """End this process as after a second Ctrl+C. A step that goes on would crash Python's own end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_or_drop(sys.stdout)
+    flush_or_drop(sys.stderr)
     os._exit(ENDED_BY_SIGINT)
 
 

@@ -11,7 +11,6 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +20,7 @@ from pydantic import SecretStr, ValidationError
 from uvicorn.config import LOG_LEVELS
 
 from benchlib.cell_view import CellView, ShownInCell
+from benchlib.printing import print_line
 from benchlib.serving.app import create_app
 from benchlib.serving.backend import Backend
 from benchlib.serving.connection_limits import ConnectionLimits
@@ -202,7 +202,7 @@ class Server(ShownInCell):
 
         # 3) Wait for the model
         try:
-            wait_for_start(engine, self._model, partial(print, flush=True))
+            wait_for_start(engine, self._model, print_line)
             # At the script's end, Ray would end before the servers, as it has been imported since.
             atexit.unregister(_stop_all)
             atexit.register(_stop_all)

@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from benchlib.lora import split_loras
+from benchlib.printing import print_line
 from benchlib.serving.app import create_app
 from benchlib.serving.backend import Backend
 from benchlib.serving.connection_limits import ConnectionLimits, ServedApp
@@ -254,13 +255,13 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     try:
         listener = listen(host, port)
     except OSError as error:
-        print(f"benchlib: {error}", file=sys.stderr)
+        print_line(f"benchlib: {error}", sys.stderr)
         return NOT_STARTED
     try:
         engine = engine_from(settings)
     except (ImportError, OSError, ValueError) as error:  # of replicas
         listener.close()
-        print(f"benchlib: {type(error).__name__}: {error}", file=sys.stderr)
+        print_line(f"benchlib: {type(error).__name__}: {error}", sys.stderr)
         return NOT_STARTED
     leave_with(engine)
     app = app_before(engine, settings)
@@ -285,6 +286,6 @@ def serve_alone(settings: Settings, *, host: str, port: int) -> int:
     if server.force_exit:  # a second Ctrl+C: the engine may be at work
         os._exit(ENDED_BY_SIGINT)
     if engine.failure is not None:
-        print(f"benchlib: {type(engine.failure).__name__}: {engine.failure}", file=sys.stderr)
+        print_line(f"benchlib: {type(engine.failure).__name__}: {engine.failure}", sys.stderr)
         return ENGINE_ENDED if isinstance(engine.failure, EngineEnded) else NOT_STARTED
     return 0

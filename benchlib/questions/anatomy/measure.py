@@ -25,6 +25,7 @@ from benchlib.budget import Budget, Part
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.bounds import check_number
 from benchlib.other_work import OtherWork
+from benchlib.printing import print_line
 from benchlib.questions.anatomy.calls import timed_calls
 from benchlib.questions.anatomy.judge import MEMORIES, arithmetic_share, size_name, stage_means
 from benchlib.questions.anatomy.rounds import (
@@ -151,7 +152,7 @@ def dissect(
         if budget is not None:
             later = _later_parts(pipe, budget, watch_images, costs)
         plan = clock.plan([*(group.part(repeat) for group in groups), *later])
-        print(plan, flush=True)
+        print_line(plan)
 
         # 4) Make the images.
         reserve_s = sum(plan[part.name].part.needed_s for part in later if part.name in plan)
@@ -210,7 +211,7 @@ def watch_memory(
             if budget is not None:
                 free_s = budget.left_s if number >= LEAK_IMAGES else budget.cut_s
                 if not free_s:
-                    print(f"the budget is spent after {counted(number, 'image')}", flush=True)
+                    print_line(f"the budget is spent after {counted(number, 'image')}")
                     break
             made.make(request)
     return made.run
@@ -276,7 +277,7 @@ def _has_time(budget: Budget, part: Part) -> bool:
     """Whether a part fits into what is left of a budget; if not, that is printed."""
     plan = budget.plan([part], keep_one=False)
     for line in plan.left_out_lines():
-        print(line, flush=True)
+        print_line(line)
     return part.name in plan
 
 
@@ -338,7 +339,7 @@ def _try_size(pipe: SDXLPipeline, size: int) -> _SizeCost | None:
             return _SizeCost(fixed_s, timings.step_s[-1])
     except torch.OutOfMemoryError:
         pass
-    print(f"{size_name(size, size)} does not fit in memory: left out")
+    print_line(f"{size_name(size, size)} does not fit in memory: left out")
     return None
 
 
@@ -357,7 +358,7 @@ def _warm_up(
         if len(step_s) == WARM_IMAGES or time.monotonic() + cost.image_s(steps) > end_s:
             side = size_name(request.width, request.height)
             made = counted(len(step_s), "image")
-            print(f"{side}: warmed by {made}, may still get faster", flush=True)
+            print_line(f"{side}: warmed by {made}, may still get faster")
             break
         row = images.make(request, "warmup")
         step_s.append(row["denoise_s"] / steps)
@@ -403,7 +404,7 @@ class _Images:
         if now_s > self._line_due_s:
             self._line_due_s = now_s + _LINE_EVERY_S
             elapsed_s = now_s - self.began_s
-            print(f"{elapsed_s:.0f} s: {self.made} of {counted(self.total, 'image')}", flush=True)
+            print_line(f"{elapsed_s:.0f} s: {self.made} of {counted(self.total, 'image')}")
         return row
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from benchlib.printing import print_line
 from benchlib.questions.batching.judge import FORETOLD_COLUMNS, ForetoldGains, verdict_of
 from benchlib.study.services import services
 from benchlib.study.store import Run
@@ -66,7 +67,7 @@ def calibrate_policies(runs: Iterable[Run]) -> dict[str, Calibration]:
     calibrations = {}
     for name, own in by_policy.items():
         calibrations[name] = calibrate(own)
-        print(f"{name}: {calibrations[name]}", flush=True)
+        print_line(f"{name}: {calibrations[name]}")
     return calibrations
 
 

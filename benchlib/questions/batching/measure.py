@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.budget import Budget
 from benchlib.load.arrivals import ClosedLoop, OpenLoop
 from benchlib.load.workload import Workload
+from benchlib.printing import print_line
 from benchlib.questions.batching.calibrated import LOADS, calibrate_policies
 from benchlib.questions.batching.forecast import predict_latency
 from benchlib.questions.batching.parts import (
@@ -113,7 +114,7 @@ def plan_batching(
         repeat=repeat,
         policies=len(servers),
     )
-    print(plan, flush=True)
+    print_line(plan)
     return plan
 
 
@@ -146,10 +147,10 @@ def fill_serial(
     summary = run.summary()
     throughput = summary["throughput_images_per_s"]
     if throughput and summary["valid"]:
-        print(f"serial makes {per_second(throughput)}", flush=True)
+        print_line(f"serial makes {per_second(throughput)}")
         return run, plan.after(CLOSED, 1 / throughput)
     foretold = number(plan.serial_images_per_s)
-    print(f"serial makes {foretold} images/s by its step times: the run shows none", flush=True)
+    print_line(f"serial makes {foretold} images/s by its step times: the run shows none")
     return run, plan.after(CLOSED)
 
 
@@ -169,7 +170,7 @@ def send_rush(
     after it.
     """
     if budget is not None and not requests:
-        print("the rush is left out", flush=True)
+        print_line("the rush is left out")
         return {}
     runs = {}
     for name, server in servers.items():
@@ -227,7 +228,7 @@ def compare_planned(
     finished are returned.
     """
     for line in plan.planned().left_out_lines():
-        print(line, flush=True)
+        print_line(line)
     comparison = plan.comparison()
     if not comparison.rates:
         return ()

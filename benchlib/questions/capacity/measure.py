@@ -28,6 +28,7 @@ from benchlib.load.arrivals import MOST_IN_FLIGHT, Arrivals, ClosedLoop, OpenLoo
 from benchlib.load.bounds import check_number
 from benchlib.load.runner import GeneratorError, Progress
 from benchlib.load.workload import Workload
+from benchlib.printing import print_line
 from benchlib.questions.capacity.load_parts import (
     CALIBRATE,
     CALIBRATE_AT,
@@ -170,7 +171,7 @@ def plan_capacity(
     except KeyboardInterrupt:
         if len(times_s) < 2:
             raise KeyboardInterrupt(NO_PLAN) from None
-        print(f"the time of one image: {INTERRUPTED}", flush=True)
+        print_line(f"the time of one image: {INTERRUPTED}")
 
     # 2) The promise, and the plan
     alone_s = tuple(times_s[1:])  # the first image warms the model up
@@ -262,12 +263,12 @@ class LoadTest(ShownInCell):
                 self.first = self.calibration
                 break
             if not attempt:
-                print("It is measured once more, if there is time.", flush=True)
+                print_line("It is measured once more, if there is time.")
         self._done.add(CALIBRATE)
         if self.calibration.refusal is not None:
             self._search()
         elif self.first is not None:
-            print(self.calibration, self.capacity, sep="\n", flush=True)
+            print_line(f"{self.calibration}\n{self.capacity}")
         return self.calibration
 
     def confirm(self) -> pd.DataFrame:
@@ -292,7 +293,7 @@ class LoadTest(ShownInCell):
         agreeing = [one.run for one in self.confirmations if one.run is not None]
         agrees = bool(agreeing) and not self._is_contradicted
         if agrees and self._calibrate_by([*self._basis, *agreeing]):
-            print(f"All runs together: {self.capacity}", flush=True)
+            print_line(f"All runs together: {self.capacity}")
         return self.comparison()
 
     def send_users(self) -> Study:
@@ -523,7 +524,7 @@ class LoadTest(ShownInCell):
         if not self.budget.interrupted:
             for line in plan.left_out_lines():
                 if line.startswith(part.name):
-                    print(line, flush=True)
+                    print_line(line)
         return None
 
     # ---- runs
@@ -535,7 +536,7 @@ class LoadTest(ShownInCell):
         if self._measure_at(name, rate, self._confirming):
             judged = confirmation(self.calibration, self._confirming[-1], slo=self.plan.slo)
             self.confirmations.append(judged)
-            print(judged, flush=True)
+            print_line(judged)
 
     @property
     def _is_contradicted(self) -> bool:
@@ -554,7 +555,7 @@ class LoadTest(ShownInCell):
                 self.former += self.confirmations
                 self.confirmations = []
                 self._done.discard(CONFIRM)
-                print(f"A new estimate: {self.capacity}", flush=True)
+                print_line(f"A new estimate: {self.capacity}")
                 return True
         return False
 
@@ -594,13 +595,13 @@ class LoadTest(ShownInCell):
             max_s=min(longest_s, cut_s),
             **lengths,
         )
-        print(f"{share.name}:", flush=True)
+        print_line(f"{share.name}:")
         began_s = time.monotonic()
         with writing(self.results, STUDY, None) as writer, self.budget.measuring(share.name):
             try:
                 writer.measure(point, self.server)
             except GeneratorError as error:
-                print(f"passed over: {error}", flush=True)
+                print_line(f"passed over: {error}")
         runs += writer.runs
 
         # What the run took besides its arrivals
@@ -620,16 +621,16 @@ class LoadTest(ShownInCell):
         try:
             latest = calibrate(runs)
         except ValueError as error:
-            print(f"No estimate: {error}", flush=True)
+            print_line(f"No estimate: {error}")
             return False
         if latest.images < LEAST_ESTIMATE or (latest.refusal and self._basis):
-            print(latest, flush=True)
+            print_line(latest)
             return False
         self.calibration = latest
         with self.budget.timed("estimate"), np.errstate(invalid="ignore"):
             self.capacity = latest.capacity(self.plan.slo)
         if latest.refusal is not None:
-            print(latest, flush=True)
+            print_line(latest)
             return False
         self._basis = list(runs)
         return True
@@ -641,7 +642,7 @@ class LoadTest(ShownInCell):
         affordable = int(start_rate * left_s / 3.5)  # two trials at the start, two at twice that
         if affordable < 1:
             return
-        print("The time left goes to a search by the runs' own latencies.", flush=True)
+        print_line("The time left goes to a search by the runs' own latencies.")
         folder = results_dir(self.results) / STUDY
         before = set(run_folders(folder))
         self.searched = Capacity(None, (None, None), (), "it was interrupted", self.plan.slo)

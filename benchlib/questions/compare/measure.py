@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchlib.budget import Budget, Part
 from benchlib.load.arrivals import ClosedLoop
 from benchlib.load.workload import Workload
+from benchlib.printing import print_line
 from benchlib.run import run_load
 from benchlib.study.folders import results_dir
 from benchlib.study.store import Run, Study
@@ -93,7 +94,7 @@ def measure_examples(
                         duration_s=duration_s,
                     )
                 turns.append(turn)
-                print(f"{share.name} of three runs is done", flush=True)
+                print_line(f"{share.name} of three runs is done")
     finally:
         for server in servers.values():
             server.stop()

@@ -22,6 +22,7 @@ from benchlib.costs import Costs, machine_name
 from benchlib.load.arrivals import MOST_IN_FLIGHT, OpenLoop
 from benchlib.load.bounds import check_number
 from benchlib.load.workload import Workload
+from benchlib.printing import print_line
 from benchlib.questions.scale.peak import PeakRun, judge_peak
 from benchlib.run import Point, writing
 from benchlib.study.folders import results_dir, run_folders
@@ -247,7 +248,7 @@ def _card_measured_now(
     workload = Workload(num_inference_steps=steps)
     foretold = foretell(server.spec, alone_s, workload)
     rate = max(LOWEST_RATE, CALIBRATE_AT * foretold.most_images_per_s)
-    print(f"An image alone takes {number(foretold.service_s)} s.", flush=True)
+    print_line(f"An image alone takes {number(foretold.service_s)} s.")
     run = _run_at(CALIBRATE, rate, server, workload, budget, results, seed=0)
     if run is None:
         raise RuntimeError("the calibrating run was interrupted: run the cell again")
@@ -295,10 +296,10 @@ def _run_at(
         reserve_s = budget.cost("simulated days", COSTS_S["simulated days"])
     plan = budget.plan(parts, reserve_s=reserve_s, keep_one=name == CALIBRATE)
     if name == CALIBRATE:
-        print(plan, flush=True)
+        print_line(plan)
     if name not in plan:
         for line in plan.left_out_lines():
-            print(line, flush=True)
+            print_line(line)
         return None
     _, least = IMAGES[name]
     images = max(least, plan[name].images or 0)
@@ -312,7 +313,7 @@ def _run_at(
         max_s=DRAIN * planned_s + DRAIN_S,
         seed=seed,
     )
-    print(f"{name}:", flush=True)
+    print_line(f"{name}:")
     with writing(results, STUDY, None) as writer, budget.measuring(name):
         writer.measure(point, server)
     return writer.runs[-1] if writer.runs else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchlib.budget import Budget, Part, PlannedPart
 from benchlib.load.workload import Workload
+from benchlib.printing import print_line
 from benchlib.questions.settings.judge import (
     BASELINE,
     FINALISTS,
@@ -99,7 +100,7 @@ def usable_recipes(recipes: Iterable[str], device: str = "auto") -> list[str]:
         try:
             resolve(recipe, device=device)
         except ValueError as error:
-            print(f"left out: {error}")
+            print_line(f"left out: {error}")
         else:
             kept.append(recipe)
     return kept
@@ -118,12 +119,14 @@ def settings_to_try(
     recipes = usable_recipes(FULL_RECIPES if profile == "full" else QUICK_RECIPES, device)
     if profile != "full":
         others = [recipe for recipe in FULL_RECIPES if recipe not in QUICK_RECIPES]
-        print(f"left to the profile full: {', '.join(others)}")
+        print_line(f"left to the profile full: {', '.join(others)}")
     in_fewer = [str(Variant(BASELINE, steps)) for steps in fewer_steps]
     settings = [(BASELINE, batching) for batching in SIMPLICITY]
     settings += [(variant, _usual_batching(variant)) for variant in in_fewer]
     settings += [(recipe, _usual_batching(recipe)) for recipe in recipes if recipe != BASELINE]
-    print(f"{counted(len(recipes), 'recipe')} and {counted(len(settings), 'setting')} are tried")
+    print_line(
+        f"{counted(len(recipes), 'recipe')} and {counted(len(settings), 'setting')} are tried"
+    )
     return settings
 
 
@@ -239,7 +242,7 @@ def try_settings(
         case = ("settings", model, target.type, f"steps {num_inference_steps or steps_share}")
         budget = Budget(budget_min, results=results, case=case)
     learned = find_learned_metrics()
-    print("\n".join(learned.left_out), flush=True)
+    print_line("\n".join(learned.left_out))
 
     # 2) Each recipe, then the best two under load.
     with writing(results, study, None) as writer:
@@ -252,7 +255,7 @@ def try_settings(
         trials.confirm(chosen, rounds=repeat, duration_s=duration_s)
         frame = trials.frame(settings)
     minutes = budget.used_s / 60
-    print(f"measured in {minutes:.1f} minutes", flush=True)
+    print_line(f"measured in {minutes:.1f} minutes")
     return frame, tuple(writer.runs)
 
 
@@ -299,7 +302,7 @@ class _Trials:
             reserve_s = self._confirming_s(rounds)
             plan = self.budget.plan(parts, reserve_s=reserve_s, keep_one=False)
             if not plan.parts:
-                print("\n".join(plan.left_out_lines()), flush=True)
+                print_line("\n".join(plan.left_out_lines()))
                 return
             for share in self.budget.in_turn(parts, reserve_s=reserve_s):
                 self._try_share(share)
@@ -314,7 +317,7 @@ class _Trials:
                 why = f"the baseline itself has {counted(usual, 'step')}"
                 if self.asked.steps is None and self.asked.steps_share is not None:
                     why += ", a share of the model's own; the profile full has all of them"
-                print(f"left out: {recipe}, as {why}", flush=True)
+                print_line(f"left out: {recipe}, as {why}")
                 self.errors[recipe] = f"not fewer steps: {why}"
 
     def _is_done(self, recipe: str) -> bool:
@@ -327,15 +330,14 @@ class _Trials:
             try:
                 self._try(recipe, self._images_of(share), images_s=self._images_s(share))
             except Exception as error:  # noqa: BLE001 - loading raises what it likes
-                print(f"{recipe}: failed, {error}", flush=True)
+                print_line(f"{recipe}: failed, {error}")
                 self.errors[recipe] = f"{type(error).__name__}: {error}"
 
     def _try(self, recipe: str, timed: int, *, images_s: float) -> None:
         """Tries a recipe, and foretells what its servers can do."""
         budget = self.budget
-        print(
+        print_line(
             f"{recipe}: {counted(timed, 'image')}, then {', '.join(self.recipes[recipe])}",
-            flush=True,
         )
         is_exact = _is_exact(recipe) and recipe != BASELINE
         needed = pictures_needed(self.asked.prompts, exact=is_exact)

@@ -18,6 +18,7 @@ from benchlib.load.arrivals import OpenLoop
 from benchlib.load.runner import GeneratorError
 from benchlib.load.workload import Workload
 from benchlib.machine import available_memory_gib
+from benchlib.printing import print_line
 from benchlib.questions.settings.judge import NO_RUN
 from benchlib.questions.settings.variants import parse_variant
 from benchlib.queueing.breaches import LEAST_IMAGES
@@ -192,9 +193,9 @@ def confirm(
     options: dict[str, Any] = {"rounds": rounds, "duration_s": duration_s}
     plan = plan_confirmation(finalists, budget, starts_s=before_s, **options)
     if plan is None:
-        print(f"{names}: not confirmed, the budget has no room for it", flush=True)
+        print_line(f"{names}: not confirmed, the budget has no room for it")
         return {}
-    print(f"{names}: confirmed by runs in turns", flush=True)
+    print_line(f"{names}: confirmed by runs in turns")
 
     # 1) The runs; once the servers are up, it is known how many images fit.
     confirmed = {finalist.name: Confirmed(finalist.rate) for finalist in finalists}
@@ -207,7 +208,7 @@ def confirm(
                 for finalist, server, turn in _turns(together, servers, plan.rounds):
                     found = confirmed[finalist.name]
                     if plan.run_s(found.rate) > budget.cut_s:
-                        print("no time is left for the other confirming runs", flush=True)
+                        print_line("no time is left for the other confirming runs")
                         break
                     point = _point(plan, found.rate, server, finalist.steps, turn, budget)
                     _announce(finalist, found.rate, plan, turn)
@@ -235,7 +236,7 @@ def _groups(finalists: Sequence[Finalist]) -> list[Sequence[Finalist]]:
         free_gib = free_bytes / GIB
     if len(by_recipe) == 1 or sum(by_recipe.values()) < 0.9 * free_gib:
         return [finalists]
-    print("memory is too small for both settings: one is confirmed after the other", flush=True)
+    print_line("memory is too small for both settings: one is confirmed after the other")
     return [[finalist] for finalist in finalists]
 
 
@@ -297,7 +298,7 @@ def _point(
 def _announce(finalist: Finalist, rate: float, plan: ConfirmPlan, turn: int) -> None:
     images = counted(plan.images, "image")
     which = f"round {turn + 1} of {plan.rounds}"
-    print(f"{finalist.name}: {images} at {per_second(rate)}, {which}", flush=True)
+    print_line(f"{finalist.name}: {images} at {per_second(rate)}, {which}")
 
 
 def _measure(
@@ -317,7 +318,7 @@ def _measure(
     try:
         run = writer.measure(point, server)
     except GeneratorError as failure:
-        print(f"passed over: {failure}", flush=True)
+        print_line(f"passed over: {failure}")
         return
     goal = Slo.parse(promise)
     if goal.judge(latencies(run.requests)) == "missed":
@@ -325,7 +326,7 @@ def _measure(
     late = float((run.requests["latency_s"] > goal.latency_s).mean())
     if late > MOST_LATE and plan.run_s(found.rate / 2) < budget.left_s:
         found.rate /= 2
-        print(f"it can't keep up: the next run is at {per_second(found.rate)}", flush=True)
+        print_line(f"it can't keep up: the next run is at {per_second(found.rate)}")
         return
     found.runs.append(run)
     last_s = float(run.requests["scheduled_s"].max())
@@ -344,4 +345,4 @@ def _calibrate(name: str, found: Confirmed, promise: str) -> None:
         return
     found.capacity = found.calibration.capacity(promise)
     found.note = found.capacity.note
-    print(f"{name}: {found.capacity}", flush=True)
+    print_line(f"{name}: {found.capacity}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchlib.printing import print_line
 from benchlib.questions.settings.comparing import Images, compare_pairs
 from benchlib.study.picture_quality import PAIRS_NEEDED, Pair
 from benchlib.study.wording import agreeing, counted
@@ -61,9 +62,9 @@ def picture_prompts(
     if file is None and profile == "quick":
         prompts = prompts[:QUICK_PROMPTS]
     show = agreeing(len(prompts), "shows", "show")
-    print(f"{counted(len(prompts), 'prompt')} {show} whether a setting changes the picture")
+    print_line(f"{counted(len(prompts), 'prompt')} {show} whether a setting changes the picture")
     if len(prompts) < PAIRS_NEEDED:
-        print(f"too few for a verdict on pictures: it needs {PAIRS_NEEDED}")
+        print_line(f"too few for a verdict on pictures: it needs {PAIRS_NEEDED}")
     return prompts
 
 
