@@ -1,7 +1,10 @@
 """A long start tells what it does, and a quick one nothing. No test waits for the usual interval."""
 
+import gc
 import re
 import time
+import weakref
+from contextlib import closing, suppress
 
 import pytest
 
@@ -9,7 +12,12 @@ from benchlib.serving import long_start
 from benchlib.serving.engine.engine import Engine
 from benchlib.serving.engine.options import EngineOptions
 from benchlib.serving.long_start import wait_for_start
+from benchlib.serving.model import loading
+from benchlib.serving.model.models import load_model
+from benchlib.serving.model.pipeline import SDXLPipeline
+from benchlib.serving.model.torch_thread import long_torch_call, on_torch_thread
 from benchlib.serving.replicas.fleet import Fleet
+from benchlib.serving.schemas import GenerateRequest
 from benchlib.serving.server import serve
 from benchmarks.fakes.fake_pipeline import FakePipeline
 from benchmarks.fakes.replicas import ScriptedReplica
@@ -161,3 +169,68 @@ def test_serve_prints_what_a_long_start_does(capsys):
 def test_serve_prints_nothing_at_a_quick_start(capsys):
     with serve(FakePipeline(), name="quick"):
         assert capsys.readouterr().out == ""
+
+
+def test_a_load_without_a_server_prints_what_it_does_and_returns_the_same(capsys, monkeypatch):
+    said = []
+
+    def slow_load(*args, **options):
+        wait_until(lambda: said.append(capsys.readouterr().out) or "so far" in "".join(said))
+        return load_model(*args, **options)
+
+    monkeypatch.setattr(loading, "load_model", slow_load)
+    monkeypatch.setattr(long_start, "TELL_EVERY_S", 0.002)
+    with closing(loading.load_pipeline("tiny", device="cpu")) as pipe:
+        assert isinstance(pipe, SDXLPipeline)
+    lines = "".join([*said, capsys.readouterr().out]).splitlines()
+    assert in_order(lines) == ["tiny: loading the model", "tiny: loading the model took"]
+    assert re.fullmatch(r"tiny: loading the model, \d+ s so far", lines[0])
+    assert re.fullmatch(r"tiny: loading the model took \d+ s", lines[-1])
+
+
+def test_quick_loads_and_images_print_nothing(capsys):
+    request = GenerateRequest(prompt="a", num_inference_steps=1, width=64, height=64)
+    with closing(loading.load_pipeline("tiny", device="cpu")) as pipe:
+        pipe.generate(request)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("often")
+def test_a_long_call_that_fails_raises_its_error_and_keeps_nothing(capsys):
+    class Held:
+        """Stands for a model that an error's traceback holds."""
+
+    alive = []
+
+    def fail():
+        held = Held()
+        alive.append(weakref.ref(held))
+        wait_until(lambda: "so far" in capsys.readouterr().out)
+        raise ValueError("no such file")
+
+    gc.disable()  # reference counts alone must free it
+    try:
+        with suppress(ValueError):
+            long_torch_call("tiny: loading the model", fail)
+        assert [ref() for ref in alive] == [None]
+    finally:
+        gc.enable()
+    assert "took" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("often")
+def test_a_long_call_on_the_torch_thread_itself_leaves_the_words_to_who_waits(capsys):
+    def slow():
+        time.sleep(0.05)  # many intervals
+        return 7
+
+    assert on_torch_thread(long_torch_call, "tiny: loading the model", slow) == 7
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("often")
+def test_a_server_that_loads_by_name_tells_its_start_once(capsys):
+    with serve("tiny", device="cpu", name="by-name", max_batch_size=2):
+        lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"tiny: ready after \d+ s", lines[-1])
+    assert not any(" took " in line for line in lines)

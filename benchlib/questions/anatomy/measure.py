@@ -41,7 +41,7 @@ from benchlib.questions.anatomy.rounds import (
 from benchlib.rows import STAGES
 from benchlib.run import writing
 from benchlib.serving.model.pipeline import SDXLPipeline
-from benchlib.serving.model.torch_thread import on_torch_thread
+from benchlib.serving.model.torch_thread import long_torch_call, on_torch_thread
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.busy import TAKEN, suspect_reason
 from benchlib.study.store import Run, RunFolder
@@ -240,13 +240,14 @@ def arithmetic(
     side = size or pipe.spec["showcase"]["width"]
     request = _request(side, repeat + 2, seed=0)
     rows: list[Row] = []
+    what = f"{pipe.spec['model']}: timing products and the model's calls"
     other_work = OtherWork()
     other_work.read()
     if budget is None:
-        rows = on_torch_thread(timed_calls, pipe, request, repeat)
+        rows = long_torch_call(what, timed_calls, pipe, request, repeat)
     elif _has_time(budget, _arithmetic_part(budget, pipe, *_largest_image(run))):
         with budget.measuring(ARITHMETIC), budget.timed(ARITHMETIC):
-            rows = on_torch_thread(timed_calls, pipe, request, repeat)
+            rows = long_torch_call(what, timed_calls, pipe, request, repeat)
     calls = pd.DataFrame(rows, columns=["part", "dtype", "flop", "time_s"])
     taken = other_work.read()._asdict()
     calls = calls.assign(**taken)
@@ -389,7 +390,8 @@ class _Images:
 
         Every ten seconds it prints how many images are made.
         """
-        image = on_torch_thread(_image, self._pipe, request, self.began_s)
+        what = f"{self._pipe.spec['model']}: making an image"
+        image = long_torch_call(what, _image, self._pipe, request, self.began_s)
         row: Row = {"index": self.made, "phase": phase} | image
         with self._folder.rows_path.open("a", encoding="utf-8") as rows:
             rows.write(json.dumps(row) + "\n")

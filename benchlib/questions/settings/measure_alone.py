@@ -20,6 +20,7 @@ from benchlib.questions.settings.judge import PROCESS_MEMORY
 from benchlib.questions.settings.pictures import Album, take_pictures
 from benchlib.questions.settings.variants import parse_variant
 from benchlib.serving.engine.options import EngineOptions
+from benchlib.study.wording import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -208,7 +209,7 @@ def _warm_buckets(pipe: SDXLPipeline, batching: str) -> float:
     from benchlib.serving.engine.faults import Faults
     from benchlib.serving.engine.model_calls import ModelCalls
     from benchlib.serving.engine.step_times import warm
-    from benchlib.serving.model.torch_thread import on_torch_thread
+    from benchlib.serving.model.torch_thread import long_torch_call
 
     if not pipe.compiled:
         return 0.0
@@ -217,7 +218,8 @@ def _warm_buckets(pipe: SDXLPipeline, batching: str) -> float:
     showcase = pipe.spec["showcase"]
     size = showcase["width"], showcase["height"]
     for rows in ModelCalls(pipe, options, Faults()).buckets:
-        on_torch_thread(warm, pipe, size, rows)
+        what = f"{pipe.spec['model']}: compiling the UNet for {counted(rows, 'row')}"
+        long_torch_call(what, warm, pipe, size, rows)
     return time.monotonic() - began_s
 
 

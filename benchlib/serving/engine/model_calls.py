@@ -51,17 +51,10 @@ class ModelCalls:
     def warm_up(self, size: Size, tell: Callable[[str], None]) -> StepTimes:
         """Return the measured step times of `size`. A compiled model is warmed for each bucket.
 
-        Before each batch, `tell` gets what is done now, in words. What the batches before it have
-        compiled is kept then: a start that is killed has not compiled for nothing.
+        Before each batch, `tell` gets what is done now, in words, and what is compiled is kept.
         """
         to_compile = self.buckets if self.pipeline.compiled else []
-        tell_now = tell_rows_of(size, to_compile, tell)
-
-        def tell_rows(rows: int) -> None:
-            if to_compile:
-                self.pipeline.keep_artefacts()
-            tell_now(rows)
-
+        tell_rows = tell_rows_of(size, to_compile, tell, lambda: self.pipeline.keep_artefacts())
         times = measure_step_times(
             self.pipeline,
             size,

@@ -11,16 +11,22 @@ from benchlib.serving.engine.buckets import smallest_that_holds
 
 
 def tell_rows_of(
-    size: tuple[int, int], to_compile: Sequence[int], tell: Callable[[str], None]
+    size: tuple[int, int],
+    to_compile: Sequence[int],
+    tell: Callable[[str], None],
+    keep: Callable[[], None],
 ) -> Callable[[int], None]:
     """A function that gives `tell` the words for a batch of so many rows, when it begins.
 
     The first batch in each bucket of `to_compile` compiles; that is empty for a model that does not.
-    `size` is width and height in pixels.
+    `size` is width and height in pixels. First it calls `keep`, which keeps what the batches before
+    have compiled: a start that is killed has not compiled for nothing.
     """
     compiled: set[int] = set()
 
     def tell_rows(rows: int) -> None:
+        if to_compile:
+            keep()
         bucket = smallest_that_holds(rows, to_compile) or rows
         in_words = "1 row" if bucket == 1 else f"{bucket} rows"
         if bucket not in to_compile or bucket in compiled:

@@ -19,7 +19,7 @@ from benchlib.serving.model.models import choose_model, load_model
 from benchlib.serving.model.network_checks import require_runnable_scheduler
 from benchlib.serving.model.pipeline import SDXLPipeline
 from benchlib.serving.model.recipes import Recipe, parse_recipes, with_extras
-from benchlib.serving.model.torch_thread import on_torch_thread
+from benchlib.serving.model.torch_thread import long_torch_call, on_torch_thread
 from benchlib.serving.model.whole_process import warned_of_traces
 from benchlib.serving.scheduler_names import check_scheduler
 from benchlib.telemetry import process_memory_gib
@@ -62,8 +62,8 @@ def load_pipeline(
     try one out. A request names its adapter. `fuse="style:0.8"` adds an adapter to the weights
     instead, with its scale; "+" joins several. docs/lora.md has more.
 
-    Raises ValueError for a bad argument and `ModelError` if the model can't be loaded. Both name
-    the remedy.
+    A load that takes 20 s or more prints so every 20 s. Raises ValueError for a bad argument and
+    `ModelError` if the model can't be loaded. Both name the remedy.
     """
     parts = _Parts()
     memory_before_gib = process_memory_gib()
@@ -119,7 +119,7 @@ def load_pipeline(
         with warned_of_traces(), collector_paused():
             return load()
 
-    pipeline = on_torch_thread(load_and_look)
+    pipeline = long_torch_call(f"{model}: loading the model", load_and_look)
     parts.ends("recipes")
     pipeline.spec["load_parts_s"] = parts.seconds
     pipeline.spec["load_s"] = sum(parts.seconds.values())

@@ -44,7 +44,7 @@ from benchlib.serving.model.prompts import embed_guidance, embed_prompts
 from benchlib.serving.model.recipes import Recipe, apply_recipes
 from benchlib.serving.model.results import GenerateResult, Timings
 from benchlib.serving.model.schedulers import Schedules, step_options
-from benchlib.serving.model.torch_thread import on_torch_thread
+from benchlib.serving.model.torch_thread import long_torch_call
 from benchlib.serving.schemas import MAX_SEED, GenerateRequest, unfit_sides
 
 
@@ -264,7 +264,7 @@ class SDXLPipeline(ShownInCell):
                 "request: a batch needs at least one request, and all of one width, height and "
                 "lora; split it"
             )
-        return on_torch_thread(self._generate, requests)
+        return long_torch_call(f"{self.spec['model']}: making images", self._generate, requests)
 
     def _generate(self, requests: list[GenerateRequest]) -> GenerateResult:
         self.reset_peak_memory()

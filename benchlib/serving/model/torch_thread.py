@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future, wait
+from typing import Any, ParamSpec, TypeVar
 
+from benchlib.printing import print_line
+from benchlib.serving.long_start import wait_and_tell
 from benchlib.serving.worker_threads import WorkerThreads
 
 P = ParamSpec("P")
@@ -25,6 +28,35 @@ def on_torch_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     if _thread.here():
         return function(*args, **kwargs)
     return _thread.submit(function, *args, **kwargs).result()
+
+
+def long_torch_call(what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `on_torch_thread`, for a call that may take long: it prints so after 20 s, and at its end.
+
+    The lines are "sdxl: loading the model, 20 s so far" and "sdxl: loading the model took 25 s", if
+    that is `what`. A call from the torch thread itself prints nothing, because another thread waits
+    for it. So an engine that loads has the lines of its own start only.
+    """
+    if _thread.here():
+        return function(*args, **kwargs)
+    future = _thread.submit(function, *args, **kwargs)
+    took_s = _wait_for(future, what)
+    try:
+        result = future.result()
+    finally:
+        del future  # an error's traceback holds this frame, which must not lead back to the error
+    if took_s is not None:
+        print_line(f"{what} took {took_s:.0f} s")
+    return result
+
+
+def _wait_for(future: Future[Any], what: str) -> float | None:
+    """Return once `future` has ended: the seconds of a long wait, or None."""
+
+    def ends_within(seconds: float) -> bool:
+        return bool(wait([future], seconds).done)
+
+    return wait_and_tell(ends_within, lambda: what, print_line)
 
 
 def repeat_on_torch_thread(function: Callable[[], bool]) -> None:
