@@ -347,10 +347,15 @@ def _carried(requests: int | None) -> str:
     if requests is None:
         return "its first run will show how many requests it gets, and so which percentiles"
     independent = Estimates(())  # the best case: the rows that independent values need
-    carried = []
+    firm: list[str] = []
+    bare: list[str] = []
     for q in carried_percentiles(requests):
         has_interval = independent.rows_needed(q) <= requests
-        carried.append(f"p{100 * q:g}" if has_interval else f"p{100 * q:g} without interval")
+        (firm if has_interval else bare).append(f"p{100 * q:g}")
+    carried = [", ".join(firm)] if firm else []
+    if bare:
+        interval = agreeing(len(bare), "an interval", "intervals")
+        carried.append(f"{', '.join(bare)} without {interval}")
     support = agreeing(requests, "supports", "support")
-    at_best = ", ".join(carried) or "no percentile"
+    at_best = "; ".join(carried) or "no percentile"
     return f"about {counted(requests, 'request')} a run {support} at best {at_best}"

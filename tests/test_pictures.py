@@ -6,7 +6,6 @@ look.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -520,15 +519,20 @@ def _end_beside_a_wide_legend(made: SimpleNamespace) -> float:
     return end
 
 
-def test_names_on_the_line_of_a_promise_leave_each_other_free(made: SimpleNamespace) -> None:
-    run = policies_by_throughput(made)
-    close = {"serial": (2.4, (2.3, 2.5)), "continuous": (2.67, (2.5, 2.8))}
-    foretold = replace(run["foretold"], capacities=close)
-    ax = plots.frontier(foretold=foretold, record=run["record"])
-    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
-    names = [text for text in ax.texts if "images/s" in text.get_text()]
-    first, second = (Text.get_window_extent(text) for text in names)
-    assert not first.overlaps(second)
+def test_policies_are_named_outside_the_axes_where_no_name_covers_a_mark(
+    made: SimpleNamespace,
+) -> None:
+    by_throughput = plots.frontier(**policies_by_throughput(made))
+    by_latency = plots.latency_cdf(**rush(made))
+    for ax in (by_throughput, by_latency):
+        legend = ax.get_legend()
+        assert legend is not None
+        ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+        assert not legend.get_window_extent().overlaps(ax.get_window_extent().padded(-2))
+        names = [text.get_text() for text in legend.get_texts()]
+        assert any(name.startswith("continuous") for name in names)
+        inside = [text.get_text() for text in ax.texts]
+        assert not any("continuous" in words for words in inside)
 
 
 def test_an_identical_picture_stands_past_the_end_of_its_axis(made: SimpleNamespace) -> None:

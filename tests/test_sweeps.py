@@ -1,6 +1,7 @@
 """sweep and find_capacity: order, budget, failures, resuming, kills; on a server of known behaviour."""
 
 import os
+import re
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -72,8 +73,8 @@ def test_every_point_is_measured_there_and_back(fake, tmp_path, capsys):
     ]
     assert capsys.readouterr().out.splitlines() == [
         "study s: 2 points, 4 runs, 0 of them done; the rest take at least 0.0 minutes",
-        "  closed-1: about 3 requests a run support at best p50 without interval",
-        "  closed-2: about 3 requests a run support at best p50 without interval",
+        "  closed-1: about 3 requests a run support at best p50 without an interval",
+        "  closed-2: about 3 requests a run support at best p50 without an interval",
         "run 1 of 4: closed-1",
         "run 2 of 4: closed-2",
         "run 3 of 4: closed-2",
@@ -164,17 +165,26 @@ def test_a_schedule_is_counted_and_a_closed_loop_is_as_it_was(fake, tmp_path, ca
 @pytest.mark.parametrize("q", latency.PERCENTILES)
 def test_the_plan_promises_an_interval_just_where_independent_rows_carry_one(q):
     for n in (0, 1, 199, 200, 367, 368, 3687, 3688):
-        plan = sweeps._carried(n).removesuffix("no percentile").partition("at best ")[2].split(", ")
+        plan = sweeps._carried(n).removesuffix("no percentile").partition("at best ")[2].split("; ")
         values = next(
             values
             for values in (np.random.default_rng(seed).random(n) for seed in range(20))
             if intervals.Estimates(values).is_independent
         )
         if latency.percentile(values, q) is None:
-            assert not any(promise.startswith(f"p{100 * q:g}") for promise in plan)
+            assert f"p{100 * q:g}" not in re.split("[;, ]+", " ".join(plan))
         else:
             carried = intervals.Estimates(values).percentile_interval(q) is not None
-            assert f"p{100 * q:g}" + " without interval" * (not carried) in plan
+            [promise] = [
+                promise for promise in plan if f"p{100 * q:g}" in re.split("[, ]+", promise)
+            ]
+            assert ("without" in promise) is not carried
+
+
+def test_the_plan_names_percentiles_with_and_without_intervals():
+    said = "about 47 requests a run support at best p50, p90, p95 without intervals"
+    assert sweeps._carried(47) == said
+    assert sweeps._carried(200).endswith("at best p50, p90, p95; p99 without an interval")
 
 
 @pytest.fixture

@@ -310,11 +310,18 @@ class Calibration(ShownInCell):
     def curve(self, rates: Iterable[float], slo: str | None = None) -> pd.DataFrame:
         """One row for each of `rates` (requests/s): the fields of `Prediction`.
 
+        More load never makes a latency shorter. So no interval reaches below that of a lower rate,
+        or above it for the share in time, though the rate's own simulations leave more open.
+
         Raises ValueError where `predict` does, and for what is no list of rates.
         """
         if not isinstance(rates, Iterable):
             raise ValueError(f"rates: {rates!r} is no list; give [0.5, 1.0], or use predict")
-        return pd.DataFrame([vars(self.predict(rate, slo)) for rate in rates])
+        rows = [dict(vars(self.predict(rate, slo))) for rate in rates]
+        for name in (*FIGURES, "promised_s"):
+            _raise_low_ends(rows, f"{name}_interval")
+        _lower_shares(rows)
+        return pd.DataFrame(rows)
 
     def capacity(self, slo: str) -> PredictedCapacity:
         """The highest rate that keeps `slo` in the long run, with its interval.
@@ -617,6 +624,30 @@ class Calibration(ShownInCell):
             there = self._short_logit(lane, rate / (1 + lean), limit_s)
             moved.append((there - here) / -slope - math.log(1 + lean))
         return self._sampling_error(moved)
+
+
+def _raise_low_ends(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Raises each interval's low end to the highest of lower rates, but not above its own high end."""
+    highest = 0.0
+    for row in sorted(rows, key=lambda row: row["rate"]):
+        if row[name] is None:
+            continue
+        low, high = row[name]
+        highest = max(highest, low)
+        row[name] = (min(highest, high), high)
+
+
+def _lower_shares(rows: Sequence[dict[str, Any]]) -> None:
+    """Lowers each high end of the share in time to the least of lower rates, and goodput's with it."""
+    least = 1.0
+    for row in sorted(rows, key=lambda row: row["rate"]):
+        if row["in_time_interval"] is None:
+            continue
+        low, high = row["in_time_interval"]
+        least = min(least, high)
+        ends = low, max(least, low)
+        row["in_time_interval"] = ends
+        row["goodput_images_per_s_interval"] = tuple(row["rate"] * end for end in ends)
 
 
 def calibrate(runs: Run | Sequence[Run]) -> Calibration:

@@ -153,8 +153,9 @@ def busy_words(record: Record, *, one_of_many: bool = False) -> str | None:
     reason = suspect_reason(record, record.get("outcome") or {})
     if reason is None:
         return None
-    when = " during a run" if one_of_many else ""
-    return f"The machine was busy{when}: {reason}. {MEANING}"
+    if one_of_many:
+        return f"The machine was busy in at least one run: {reason} in the busiest. {MEANING}"
+    return f"The machine was busy: {reason}. {MEANING}"
 
 
 def _float_or_none(value: Any) -> float | None:

@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
@@ -28,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
 from benchlib.server_timing import PARTS
 from benchlib.study import latency
@@ -473,27 +475,37 @@ def _is_empty(ax: Axes) -> bool:
 def label_at_right(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
     """Writes each label (height, text, colour) to the right of the axes, where its line ends.
 
-    Letters are darker than their line (see ink). A label moves up where it would cover the one
-    below, and down where its line leaves the axes at their top.
+    Letters are darker than their line (see ink). Labels that would cover one another move apart, as
+    little as they must, and a label moves down where its line leaves the axes at their top.
     """
+    if not labels:
+        return
     points = 72 * ax.get_window_extent().height / ax.figure.dpi
     line_height = 14 / points  # of a small line, with air, as a share of the axes
     left, _ = ax.get_xlim()
     share_of_axes = ax.transData - ax.transAxes  # the scale may be logarithmic
-    lowest = 0.0
-    for height, text, colour in sorted(labels):
+    lowest_first = sorted(labels)
+
+    # 1) Where each should stand, and how far it must stand above the lowest
+    wanted = []
+    for height, _, _ in lowest_first:
         _, share = share_of_axes.transform((left, height))
-        lowest = max(lowest, min(share, 1.0))
+        wanted.append(min(share, 1.0))
+    halves = [line_height * len(text.split("\n")) / 2 for _, text, _ in lowest_first]
+    apart = np.cumsum([0.0, *(one + next_ for one, next_ in pairwise(halves))])
+
+    # 2) The places with the least squares of the moves, none below the axes
+    places = np.maximum(isotonic_regression(wanted - apart).x, 0) + apart
+    for place, (_, text, colour) in zip(places, lowest_first, strict=True):
         ax.text(
             1.01,
-            lowest,
+            place,
             text,
             color=ink(colour),
             transform=ax.transAxes,
             va="center",
             fontsize="small",
         )
-        lowest += line_height * len(text.split("\n"))
 
 
 def finish(
@@ -566,7 +578,7 @@ def _wrapped(title: str, ax: Axes) -> str:
     letters = int(0.18 * points)
     lines = 1 + len(unbroken) // letters
     even = len(unbroken) // lines + 8
-    return textwrap.fill(unbroken, min(letters, even))
+    return textwrap.fill(unbroken, min(letters, even), break_on_hyphens=False)
 
 
 def _caption(record: Record, source: str) -> str:
@@ -625,7 +637,8 @@ def _hardware(record: Record) -> str:
 
 def _versions(packages: dict[str, str]) -> str:
     names = ("python", "torch", "diffusers")
-    shown = [f"{name} {packages[name]}" for name in names if name in packages]
+    # A version stays beside its name where the line is wrapped.
+    shown = [f"{name}\u00a0{packages[name]}" for name in names if name in packages]
     return ", ".join(shown)
 
 

@@ -20,6 +20,8 @@ from benchlib.study.wording import agreeing, counted, number, span
 
 MOST_BINS = 60
 """The most steps of the line of images/s. Each step has MIN_RUNS images or more on average."""
+MOST_MOMENTS = 100
+"""A stair of more moments looks like a comb: its average is drawn over it."""
 MANY_POINTS = 5000
 """Above this many points, a line is drawn as an image: a path would make the SVG huge."""
 
@@ -61,6 +63,7 @@ class Panel(NamedTuple):
     unit: str
     colour: str
     is_stair: bool = False
+    behind: Curve | None = None  # a stair too fine to read, drawn faintly
 
 
 @figure.styled
@@ -138,6 +141,19 @@ def _below(telemetry: pd.DataFrame, warmup_s: float) -> str:
 
 def _draw(ax: Axes, panel: Panel) -> None:
     x, y = panel.curve
+    top = 1.15 * float(y.max())
+    if panel.behind is not None:
+        fine_x, fine_y = panel.behind
+        top = 1.15 * float(fine_y.max())
+        ax.step(
+            fine_x,
+            fine_y,
+            where="post",
+            color=panel.colour,
+            alpha=0.35,
+            linewidth=0.6,
+            rasterized=len(fine_x) > MANY_POINTS,
+        )
     ax.plot(
         x,
         y,
@@ -147,7 +163,6 @@ def _draw(ax: Axes, panel: Panel) -> None:
         linewidth=1.2,
         rasterized=len(x) > MANY_POINTS,
     )
-    top = 1.15 * float(y.max())
     ax.set_ylim(0, top or 1)
     few_ticks = MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
     ax.yaxis.set_major_locator(few_ticks)
@@ -170,9 +185,14 @@ def _of_requests(requests: pd.DataFrame, record: Record) -> list[Panel]:
         panels.append(Panel(curve, said, "images/s", figure.GREEN, is_stair=True))
     if len(requests):
         curve = under_way(requests, end_s)
-        _, counts = curve
+        moments_s, counts = curve
         said = f"requests under way, at most {number(counts.max())}"
-        panels.append(Panel(curve, said, "requests", figure.ORANGE, is_stair=True))
+        behind = None
+        if len(moments_s) > MOST_MOMENTS:
+            behind, curve = curve, average_of(curve, _stretches(len(requests)))
+            said += "; bold: their average"
+        panel = Panel(curve, said, "requests", figure.ORANGE, is_stair=True, behind=behind)
+        panels.append(panel)
     return panels
 
 
@@ -190,11 +210,22 @@ def images_per_s(done_s: Any, end_s: float) -> Curve:
 
     A stretch has MIN_RUNS images or more on average. The last height is repeated at the end.
     """
-    stretches = len(done_s) // MIN_RUNS
-    bins = int(np.clip(stretches, 1, MOST_BINS))
-    counts, edges = np.histogram(done_s, bins, range=(0, end_s))
+    counts, edges = np.histogram(done_s, _stretches(len(done_s)), range=(0, end_s))
     rates = counts / np.diff(edges)
     return edges, np.append(rates, rates[-1])
+
+
+def _stretches(images: int) -> int:
+    return int(np.clip(images // MIN_RUNS, 1, MOST_BINS))
+
+
+def average_of(stair: Curve, stretches: int) -> Curve:
+    """The average height of a stair in equal stretches of its length; the last one is repeated."""
+    x, y = stair
+    area = np.concatenate([[0.0], np.cumsum(y[:-1] * np.diff(x))])
+    edges = np.linspace(x[0], x[-1], stretches + 1)
+    heights = np.diff(np.interp(edges, x, area)) / np.diff(edges)
+    return edges, np.append(heights, heights[-1])
 
 
 def under_way(requests: pd.DataFrame, end_s: float) -> Curve:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+MOST_DECIMALS = 6
+"""A value that is smaller is written as 0.000000."""
+
 
 def number(value: float) -> str:
     """A value in three digits, none beyond the thousandths: nobody needs more. Never "-0".
@@ -35,21 +38,61 @@ def words(
 
     `unit` may be any words that follow the number: "s a step", "times serial's". An interval of
     None, or with a NaN end, leaves the brackets out; where `no_interval` has words, the brackets
-    hold them: "1.2 times (no interval)". A value of None or NaN is "not known".
+    hold them: "1.2 times (no interval)". A value of None or NaN is "not known". Ends that differ
+    are written so that they do: "0.0150 s (0.0147 to 0.0153)".
     """
     if value is None or math.isnan(value):
         return "not known"
-    text = f"{number(value)} {unit}".rstrip()
-    if text.startswith("1 times"):
-        text = f"1.00 {unit}"
-    if unit == "images/s":
-        text = per_second(value)
-    if interval is not None and not any(math.isnan(end) for end in interval):
-        low, high = interval
-        return f"{text} ({number(low)} to {number(high)})"
-    if no_interval:
-        return f"{text} ({no_interval})"
-    return text
+    if interval is None or any(math.isnan(end) for end in interval):
+        bracket = f" ({no_interval})" if no_interval else ""
+        return f"{_with_unit(number(value), unit)}{bracket}"
+    text, low, high = numbers([value, *interval])
+    if low == high and interval[0] != interval[1]:
+        text, low, high = _three_digits([value, *interval])
+    return f"{_with_unit(text, unit)} ({low} to {high})"
+
+
+def _with_unit(text: str, unit: str) -> str:
+    """A written value with its unit: one image is singular, and a ratio of 1 has decimals."""
+    if text == "1" and unit == "images/s":
+        return "1 image/s"
+    if text == "1" and unit.startswith("times"):
+        text = "1.00"
+    return f"{text} {unit}".rstrip()
+
+
+def numbers(values: Sequence[float]) -> list[str]:
+    """Values that stand together: as `number` writes each, but none with fewer decimals for a zero.
+
+    0.56 beside 0.654 is "0.560". 0.2 beside 120 stays "0.2", and 0 stays "0".
+    """
+    written = [number(value) for value in values]
+    most = max(map(_decimals, written), default=0)
+    return [_with_zeros(text, most) for text in written]
+
+
+def _decimals(text: str) -> int:
+    return len(text.partition(".")[2])
+
+
+def _with_zeros(text: str, most: int) -> str:
+    """A number with the zeros that `number` has cut, up to `most` decimals and three digits."""
+    size = abs(float(text.replace(",", "")))
+    if size == 0:
+        return text
+    own = min(3, 2 - math.floor(math.log10(size)))
+    missing = min(own, most) - _decimals(text)
+    if missing <= 0:
+        return text
+    point = "" if "." in text else "."
+    return f"{text}{point}{'0' * missing}"
+
+
+def _three_digits(values: Sequence[float]) -> list[str]:
+    """Values whose ends differ only beyond the thousandths, in three digits of the largest."""
+    largest = max(map(abs, values))
+    decimals = max(0, 2 - math.floor(math.log10(largest)))
+    return [f"{value:,.{min(decimals, MOST_DECIMALS)}f}" for value in values]
 
 
 def span(values: Sequence[float]) -> str:
@@ -59,9 +102,9 @@ def span(values: Sequence[float]) -> str:
     """
     if not values:
         return "not known"
-    low, high = number(min(values)), number(max(values))
+    low, high = numbers([min(values), max(values)])
     if low == high:
-        return low
+        return number(min(values))
     return f"{low} to {high}"
 
 

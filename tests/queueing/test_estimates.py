@@ -8,7 +8,7 @@ import pytest
 
 from benchlib.load.workload import Workload
 from benchlib.queueing.confirming import confirmation
-from benchlib.queueing.estimates import calibrate, foretell
+from benchlib.queueing.estimates import Calibration, Prediction, calibrate, foretell
 from benchmarks.planted_lanes import Fault
 from tests.queueing.simulated_runs import GAP_S, SIZE, TIMES, simulated_run
 
@@ -345,6 +345,22 @@ def test_a_run_that_failed_is_named():
     assert calibration.status == "widened"
     assert "1 run failed, and what was measured before counts" in str(calibration)
     assert calibration.service_s == calibrated("serial").service_s
+
+
+def test_more_load_leaves_no_shorter_latency_open(monkeypatch):
+    """A curve's interval near the highest rate is wide, yet its low end never falls."""
+    intervals = {1.0: (1.0, 2.0), 2.0: (1.5, 9.0), 3.0: (0.2, 99.0), 4.0: None}
+    shares = {1.0: (0.9, 1.0), 2.0: (0.2, 0.5), 3.0: (0.0, 0.8), 4.0: None}
+
+    def predict(_self, rate, _slo=None):
+        ends = {"p95_s_interval": intervals[rate], "in_time_interval": shares[rate]}
+        return Prediction(rate, True, **ends)
+
+    monkeypatch.setattr(Calibration, "predict", predict)
+    curve = calibrated("serial").curve([3.0, 1.0, 2.0, 4.0]).set_index("rate")
+    assert curve["p95_s_interval"].to_dict() == intervals | {3.0: (1.5, 99.0)}
+    assert curve["in_time_interval"].to_dict() == shares | {3.0: (0.0, 0.5)}
+    assert curve["goodput_images_per_s_interval"][3.0] == (0.0, 1.5)
 
 
 def test_a_curve_of_one_number_is_refused_in_words():

@@ -120,7 +120,7 @@ def test_a_busy_run_says_so_in_its_record_its_cell_and_its_figures(busy_run: Run
 def test_a_figure_of_many_runs_says_that_one_was_busy_or_tells_of_all(busy_run: Run) -> None:
     record = busy_run.record
     ax = figure.finish(figure.axes(None), record, "a finding", "Alt.", source="study x, 4 runs")
-    assert "The machine was busy during a run: " in ax.get_label()
+    assert "The machine was busy in at least one run: " in ax.get_label()
     told = "The machine was busy in 2 of 4 runs."
     ax = figure.finish(
         figure.axes(None), record, "a finding", "Alt.", source="study x, 4 runs", busy=told

@@ -42,6 +42,22 @@ def test_labels_make_room_for_each_other() -> None:
     figure.label_at_right(ax, [(0.5, "a", figure.RED), (0.5, "b", figure.BLUE)])
     first, second = (text.get_position()[1] for text in ax.texts)
     assert second - first > 0.03
+    assert first + second == pytest.approx(1), "each makes half of the room"
+
+
+def test_labels_at_the_bottom_stay_beside_the_axes() -> None:
+    ax = figure.axes(None)
+    figure.label_at_right(ax, [(0.0, "a", figure.RED), (0.0, "b", figure.BLUE)])
+    first, second = (text.get_position()[1] for text in ax.texts)
+    assert first == pytest.approx(0)
+    assert second > 0.03
+
+
+def test_a_title_breaks_no_name_at_its_hyphen() -> None:
+    ax = figure.axes(None)
+    title = "compare-slower is worse than compare-first in 3 of 4 figures, " * 2
+    for line in figure._wrapped(title, ax).split("\n"):
+        assert not line.endswith("-")
 
 
 @pytest.mark.parametrize("name", COLOURS)

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from benchlib import plots
-from benchlib.study.machine_over_time import MOST_BINS, images_per_s, under_way
+from benchlib.study.machine_over_time import MOST_BINS, average_of, images_per_s, under_way
 
 
 def panels(ax: Axes) -> list[str]:
@@ -84,3 +84,10 @@ def test_requests_under_way_never_exceed_the_users(made: SimpleNamespace) -> Non
     assert counts.max() == 4
     assert counts.min() == 0
     assert (np.diff(x) >= 0).all()
+
+
+def test_the_average_of_a_stair_holds_its_area() -> None:
+    stair = np.array([0.0, 1.0, 1.5, 4.0]), np.array([4.0, 0.0, 2.0, 0.0])
+    edges, heights = average_of(stair, 2)
+    assert edges.tolist() == [0.0, 2.0, 4.0]
+    assert heights.tolist() == [2.5, 2.0, 2.0], "4 x 1 + 2 x 0.5, and 2 x 2, each in 2 s"

@@ -240,7 +240,7 @@ def test_titles_state_the_finding(made: SimpleNamespace) -> None:
     assert "99 % took at most 0.99 s" in texts(distribution)
     assert "99.9 %" not in texts(distribution)
     over_time = plots.latency_over_time(requests=requests, record=record)
-    assert texts(over_time).startswith("After warm-up, each of 100 images took 0.01 to 1 s\n")
+    assert texts(over_time).startswith("After warm-up, each of 100 images took 0.01 to 1.00 s\n")
     assert "half took at most\n0.5 s (median)" in texts(over_time)
     assert "warm-up, not counted" in texts(over_time)
     alike = made.requests([made.row(i) for i in range(5)])

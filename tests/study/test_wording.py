@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchlib.study import figure
-from benchlib.study.wording import agreeing, counted, number, per_second, span, words
+from benchlib.study.wording import agreeing, counted, number, numbers, per_second, span, words
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_value_comes_with_its_unit_and_its_interval(interval, text):
 
 def test_a_missing_interval_may_be_said():
     assert words(1.2, None, "times", no_interval="no interval") == "1.2 times (no interval)"
-    assert words(1.2, (1, 2), no_interval="no interval") == "1.2 (1 to 2)"
+    assert words(1.2, (1, 2), no_interval="no interval") == "1.2 (1.0 to 2.0)"
 
 
 @pytest.mark.parametrize("value", [None, math.nan])
@@ -93,3 +93,31 @@ def test_a_rate_of_one_is_one_image(rate, text):
 def test_a_ratio_of_one_is_no_single_time() -> None:
     assert words(1.0, (0.98, 1.03), "times") == "1.00 times (0.98 to 1.03)"
     assert words(1.2, unit="times serial's") == "1.2 times serial's"
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ((0.56, 0.654), ["0.560", "0.654"]),
+        ((35, 34.3, 35.8), ["35.0", "34.3", "35.8"]),
+        ((0.2, 120), ["0.2", "120"]),
+        ((9.87, 12.3), ["9.87", "12.3"]),
+        ((0, 0.654), ["0", "0.654"]),
+        ((999.7, 1234.5, 0.25), ["1,000", "1,234", "0.25"]),
+        ((), []),
+    ],
+)
+def test_numbers_that_stand_together_keep_their_zeros(values, texts):
+    assert numbers(values) == texts
+
+
+@pytest.mark.parametrize("scale", np.geomspace(1e-3, 1e6, 40))
+def test_ends_that_differ_by_three_per_cent_are_written_so(scale):
+    said = words(scale, (0.985 * scale, 1.015 * scale), "s").replace(",", "")
+    low, high = said.partition(" s (")[2].removesuffix(")").split(" to ")
+    assert float(low) < float(high)
+
+
+def test_an_interval_within_a_thousandth_has_more_decimals():
+    assert words(0.0150, (0.0147, 0.0153), "s a step") == "0.0150 s a step (0.0147 to 0.0153)"
+    assert words(1, (1, 1), "times") == "1.00 times (1 to 1)"

@@ -6,6 +6,7 @@ the images were made (measure.py) and of drawing. Unknown is None or NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from benchlib.study import intervals
 from benchlib.study.busy import busy_sentence_of
 from benchlib.study.intervals import MIN_RUNS, Interval
 from benchlib.study.store import Run
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import counted, span, words
 
 STAGE_NAMES = {
     "encode": "encoding the prompt",
@@ -272,7 +273,7 @@ def memory_growth(telemetry: pd.DataFrame) -> pd.DataFrame:
         kib_per_image, interval = growth
         if interval is None:
             continue
-        ends = f"{number(interval[0])} to {number(interval[1])} KiB/image"
+        ends = f"{span(interval)} KiB/image"
         verdict = f"{_leak(interval)} ({ends}, of which {LEAK_KIB:g} are allowed)"
         rows.append(
             {
@@ -340,6 +341,7 @@ class Anatomy(ShownInCell):
 
     - `means_s`: from stage_means.
     - `largest_images`: how many images were made of the last row of `means_s`.
+    - `largest_s`: the mean seconds of these images; their stages leave out what lies between them.
     - `costs`: from cost_lines.
     - `launches`: from launch_shares.
     - `peak`: from peak_stage.
@@ -351,6 +353,7 @@ class Anatomy(ShownInCell):
 
     means_s: pd.DataFrame
     largest_images: int
+    largest_s: float
     costs: pd.DataFrame
     launches: pd.DataFrame
     peak: Peak | None
@@ -378,12 +381,12 @@ class Anatomy(ShownInCell):
             return "No image was made."
         largest = self.means_s.iloc[-1]
         width, height, steps = self.means_s.index[-1]
-        total_s = float(largest.sum())
+        stages_s = float(largest.sum())
         shares = [
-            f"{STAGE_NAMES[stage]} {100 * largest[stage] / total_s:.0f} %" for stage in STAGES
+            f"{STAGE_NAMES[stage]} {100 * largest[stage] / stages_s:.0f} %" for stage in STAGES
         ]
         image = f"The largest image, {size_name(width, height)} with {counted(steps, 'step')},"
-        takes = f"{image} takes {words(total_s, unit='s')}"
+        takes = f"{image} takes {words(self.largest_s, unit='s')}"
         if self.largest_images < MIN_RUNS:
             made = counted(self.largest_images, "image")
             not_shown = f"which stage takes the time is not shown, it takes {MIN_RUNS}"
@@ -426,10 +429,13 @@ def judge_images(run: Run, *, shares: pd.DataFrame, watched: Run) -> Anatomy:
     `run` is from dissect(), `shares` from arithmetic(), and `watched` from watch_memory().
     """
     means_s = stage_means(run.requests)
-    sizes = finished_images(run.requests).groupby(["width", "height", "num_inference_steps"]).size()
+    images = finished_images(run.requests)
+    times_s = images.groupby(["width", "height", "num_inference_steps"])["total_s"]
+    counts = times_s.size()
     return Anatomy(
         means_s=means_s,
-        largest_images=int(sizes.iloc[-1]) if len(sizes) else 0,
+        largest_images=int(counts.iloc[-1]) if len(counts) else 0,
+        largest_s=float(times_s.mean().iloc[-1]) if len(counts) else math.nan,
         costs=cost_lines(run.requests),
         launches=launch_shares(run.requests),
         peak=peak_stage(run.requests),

@@ -406,7 +406,7 @@ def _time_by_size(images: pd.DataFrame) -> str:
         return f"what size costs is not shown: {_too_few(counts)} of {steps} and one size"
     mean_s = [float(group["total_s"].mean()) for _, group in by_size]
     names = [size_name(*size) for size, _ in by_size]
-    n = counted(len(longest), "image")
+    n = counted(counts.iloc[-1], "image")
     text = f"an image of {most_steps} steps takes {number(mean_s[-1])} s at {names[-1]} ({n})"
     if len(names) == 1:
         return text
@@ -495,7 +495,8 @@ def _single_bars(parts: pd.DataFrame) -> list[tuple[str, float, str]]:
             colour = bar_style(row["part"])["color"]
             bars.append((f"added while {STAGE_NAMES[row['part']]}", row["gib"], colour))
         if row["kind"] == "held":
-            bars.append((MEMORIES[row["part"]], row["gib"], figure.GREY))
+            name = f"{MEMORIES[row['part']]}, at the end"
+            bars.append((name, row["gib"], figure.GREY))
     return bars
 
 

@@ -21,8 +21,6 @@ from benchlib.study.slo import Slo
 from benchlib.study.store import Run
 from benchlib.study.wording import counted, number, per_second, words
 
-LABEL_LINE = 15
-"""Points from one label to the next below it."""
 HIGHEST_LATENCY = 3.0
 """The lines rise without end; so many times the promise show where they pass it."""
 OTHER_STYLES: tuple[dict[str, Any], ...] = (
@@ -68,12 +66,12 @@ def frontier(
             labels.append((end_s, str(name), styles[str(name)]["color"]))
 
     # 2) What keeps the promise, and the runs
-    for place, name in enumerate(_most_first(foretold)):
+    for name in _most_first(foretold):
         rate, interval = foretold.capacities[name]
         assert rate is not None
-        spot = (rate, goal.latency_s)
-        _draw_capacity(ax, name, spot, interval, styles[name], below=place)
+        _draw_capacity(ax, name, (rate, goal.latency_s), interval, styles[name])
     drawn = _draw_runs(ax, runs, goal, styles)
+    pad = figure.legend_above(ax) if _most_first(foretold) else 8.0
 
     # 3) The axes
     share = f"{100 * goal.q:g} %"
@@ -92,7 +90,7 @@ def frontier(
     refused = [name for name in foretold.refusals if name not in foretold.images]
     if refused:
         finding += f"; nothing is foretold of {' and '.join(refused)}"
-    return figure.finish(ax, record, finding, _points(foretold, share), source=source)
+    return figure.finish(ax, record, finding, _points(foretold, share), pad=pad, source=source)
 
 
 def _most_first(foretold: Frontier) -> list[str]:
@@ -140,14 +138,8 @@ def _draw_capacity(
     spot: tuple[float, float],
     interval: Interval,
     style: dict[str, Any],
-    *,
-    below: int,
 ) -> None:
-    """Draws a mark with its interval on the promise's line, and names the policy below it.
-
-    The name stands `below` lines under that of the mark furthest to the right, so that none covers
-    another. A thin line leads to its mark.
-    """
+    """Draws a mark with its interval on the promise's line, and names the policy in the legend."""
     rate, latency_s = spot
     figure.whiskers(
         ax,
@@ -159,21 +151,7 @@ def _draw_capacity(
         marker=style["marker"],
         markersize=8,
     )
-    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-    figure.label_point(
-        ax,
-        spot,
-        f"{name}: {per_second(rate)}",
-        (10, -18 - LABEL_LINE * below),
-        color=figure.ink(style["color"]),
-        bbox=box,
-        arrowprops={
-            "arrowstyle": "-",
-            "color": style["color"],
-            "linewidth": 0.8,
-            "relpos": (0, 0.5),  # to the name's left, or it would cross the names above
-        },
-    )
+    ax.plot([], [], **style, markersize=8, linewidth=1.8, label=f"{name}: {per_second(rate)}")
 
 
 def _draw_runs(ax: Axes, runs: Iterable[Run], goal: Slo, styles: dict[str, dict[str, Any]]) -> int:

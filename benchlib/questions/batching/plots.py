@@ -356,9 +356,10 @@ def latency_cdf(
 
     right_s = 1.03 * max(latency_s.max() for latency_s in series.values())
     for place, (name, latency_s) in enumerate(series.items()):
-        # The slowest policy comes first, and its label stands lowest.
-        _draw_stair(ax, name, latency_s, right_s, label_percent=(25, 50, 75)[place % 3])
+        # The slowest policy comes first, and its mark stands lowest.
+        _draw_stair(ax, name, latency_s, right_s, mark_percent=(25, 50, 75)[place % 3])
     ax.set(xlim=(0, right_s), ylim=(0, 103))
+    pad = figure.legend_above(ax, reverse=True)
 
     count = sum(len(latency_s) for latency_s in series.values())
     finding = _median_finding(series)
@@ -369,6 +370,7 @@ def latency_cdf(
         record,
         finding,
         f"A stair from 0 to 100 % over latency for each of {', '.join(series)}.",
+        pad=pad,
         source=figure.study_of(record, count, "request"),
     )
 
@@ -397,10 +399,10 @@ def _draw_stair(
     name: str,
     latency_s: pd.Series,
     right_s: float,
-    label_percent: float,
+    mark_percent: float,
 ) -> None:
-    """Draws a policy's stair to `right_s`, with its name beside the upright at `label_percent`."""
-    # 1) The stair.
+    """Draws a policy's stair to `right_s`, with its mark on the upright at `mark_percent`."""
+    # 1) The stair
     style = POLICY_STYLES[name]
     n = len(latency_s)
     known_s = np.sort(latency_s.dropna())
@@ -416,26 +418,12 @@ def _draw_stair(
         **line,
     )
 
-    # 2) The label, lower where the stair ends below its place.
-    height = min(label_percent, 0.9 * percent[-1])
+    # 2) The mark, lower where the stair ends below its place, and both in the legend
+    height = min(mark_percent, 0.9 * percent[-1])
     spot = known_s[int(height * n / 100)], height
     ax.plot(*spot, style["marker"], color=style["color"])
-    box = {
-        "facecolor": "white",
-        "alpha": 0.8,
-        "linewidth": 0,
-        "pad": 1,
-    }
-    figure.label_point(
-        ax,
-        spot,
-        f"{name}, mean {number(known_s.mean())} s",
-        (8, 0),
-        va="center",
-        color=figure.ink(style["color"]),
-        bbox=box,
-        fontsize="medium",
-    )
+    label = f"{name}, mean {number(known_s.mean())} s"
+    ax.plot([], [], **style, linewidth=2, label=label)
 
 
 def _median_finding(series: Mapping[str, pd.Series]) -> str:
@@ -494,8 +482,9 @@ def gain(
     # 2) The limits: a wide interval must not press all marks onto the axis.
     foretold_top = min(MOST_FORETOLD, means["ratio"].max()) if len(means) else 0.0
     top = 1.15 * max([1.3, foretold_top, *gains["ratio"]])
-    foretold_bottom = max(LEAST_FORETOLD, means["ratio"].min()) if len(means) else 1.0
-    bottom = min([1 / 1.3, foretold_bottom, *gains["ratio"]]) / 1.15
+    ends = [height for height, _, _ in labels]
+    lowest = max(LEAST_FORETOLD, min([1.0, *means["ratio"], *ends]))
+    bottom = min([1 / 1.3, lowest, *gains["ratio"]]) / 1.15
     ax.set(xlim=(0, 1.05 * max(rates)), ylim=(bottom, top))
     figure.ratio_axis(ax, "y", "better", "worse")
     pairs = [pair for pair in [*gains["interval"], *means["interval"]] if pair is not None]

@@ -26,7 +26,7 @@ from benchlib.questions.capacity.load_marks import (
     valid_runs,
     where_it_breaks,
 )
-from benchlib.questions.capacity.outlook import CALIBRATES, LATEST, NOT_CONFIRMED
+from benchlib.questions.capacity.outlook import CALIBRATES, EARLIER, LATEST, NOT_CONFIRMED
 from benchlib.study import figure
 from benchlib.study.busy import busy_sentence
 from benchlib.study.figure import whole_ticks
@@ -42,6 +42,11 @@ FORETOLD = {
 HIGHEST_LATENCY = 2.0
 """The curve rises without end; so many times the promise show where it passes."""
 OFFERED = "offered_images_per_s"
+OWN_ARRIVALS = {
+    LATEST: (figure.PURPLE, "foretold for the run's own arrivals (99 %)"),
+    EARLIER: (figure.GREY, "the same, by an earlier estimate"),
+}
+"""The bars beside the runs' marks, by the estimate that a run judges."""
 
 
 def foretold_rates(predicted: pd.DataFrame | None) -> pd.DataFrame:
@@ -238,20 +243,22 @@ def _draw_own_arrivals(ax: Axes, comparison: pd.DataFrame | None, offered: pd.Se
     if comparison is None or not len(comparison):
         return
     has_mark = comparison[OFFERED].astype(float).isin(offered)
-    judged = comparison[comparison["foretold_s"].notna() & has_mark]
-    if not len(judged):
-        return
-    ends_s = np.array(judged["foretold_s"].tolist(), dtype=float)
-    middle_s = ends_s.mean(axis=1)
-    lengths_s = figure.whisker_lengths(middle_s, ends_s)
-    ax.errorbar(
-        judged["offered_images_per_s"],
-        middle_s,
-        yerr=lengths_s,
-        fmt="none",
-        ecolor=figure.PURPLE,
-        elinewidth=4,
-        capsize=9,
-        capthick=2,
-        label="foretold for the run's own arrivals (99 %)",
-    )
+    is_drawn = comparison["foretold_s"].notna() & has_mark
+    for estimate, (colour, label) in OWN_ARRIVALS.items():
+        judged = comparison[is_drawn & (comparison["judges"] == estimate)]
+        if not len(judged):
+            continue
+        ends_s = np.array(judged["foretold_s"].tolist(), dtype=float)
+        middle_s = ends_s.mean(axis=1)
+        lengths_s = figure.whisker_lengths(middle_s, ends_s)
+        ax.errorbar(
+            judged[OFFERED],
+            middle_s,
+            yerr=lengths_s,
+            fmt="none",
+            ecolor=colour,
+            elinewidth=4,
+            capsize=9,
+            capthick=2,
+            label=label,
+        )

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from benchlib.study import figure
 from benchlib.study.busy import busy_sentence
 from benchlib.study.intervals import MIN_RUNS
-from benchlib.study.wording import counted, number, per_second
+from benchlib.study.wording import counted, number, numbers, per_second
 
 USERS = "users, each waiting for an image before asking again"
 VERDICTS = {  # label, marker, fill and edge of a run
@@ -155,7 +155,8 @@ def where_it_breaks(
     limit = f"{number(limit_s)} s"
     low, high = capacity
     if low and high:
-        return f"{name} passes {limit} between {number(low)} and {number(high)} images/s"
+        lowest, highest = numbers([low, high])
+        return f"{name} passes {limit} between {lowest} and {highest} images/s"
     if low:
         up_to = f"{name} stays within {limit} up to {per_second(low)}"
         return f"{up_to}; where it passes is not shown"

@@ -407,7 +407,10 @@ class LoadTest(ShownInCell):
         earlier = [id(one) for one in self.former]
         if self.first is not None:
             own = confirmation(self.first, self._calibrating[-1], slo=self.plan.slo)
-            judged.insert(0, replace(own, verdict=CALIBRATES))
+            own = replace(own, verdict=CALIBRATES)
+            judged.insert(0, own)
+            if self.former:  # they contradicted the first estimate, and led to another
+                earlier.append(id(own))
         figure = f"latency_p{100 * Slo.parse(self.plan.slo).q:g}_s"
         rows = []
         for one in judged:
@@ -623,7 +626,10 @@ class LoadTest(ShownInCell):
         except ValueError as error:
             print_line(f"No estimate: {error}")
             return False
-        if latest.images < LEAST_ESTIMATE or (latest.refusal and self._basis):
+        if latest.refusal and self._basis:
+            print_line(f"{latest} So the estimate stays as it was.")
+            return False
+        if latest.images < LEAST_ESTIMATE:
             print_line(latest)
             return False
         self.calibration = latest

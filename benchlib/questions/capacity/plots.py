@@ -284,8 +284,8 @@ def goodput_curve(
     """
     ax = figure.axes(ax)
     within = f"within {number(Slo.parse(slo).latency_s)} s"
-    ax.set_xlabel("offered load: images that were in fact asked for, 1/s")
-    ax.set_ylabel(f"goodput: images {within}, 1/s")
+    ax.set_xlabel("offered load: images that were in fact asked for per second")
+    ax.set_ylabel(f"goodput: images/s {within}")
     foretold = foretold_rates(predicted)
     if len(foretold):
         return draw_foretold_goodput(ax, foretold, summary, record, within)

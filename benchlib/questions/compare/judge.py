@@ -75,8 +75,8 @@ _SETTINGS = (
     "model", "unet", "vae", "scheduler", "device", "dtype", "recipe", "batching",
     "max_batch_size", "max_wait_ms", "replicas",
 )  # fmt: skip
-_NO_SUSPECTS = ("url", "load", "memory_before", "step_times")
-"""Fields that begin like this differ from run to run by nature."""
+_NO_SUSPECTS = ("url", "load", "memory_before", "step_times", "warm_up_s")
+"""Fields that begin like this differ from run to run by nature, as what was measured does."""
 
 _NUMBERS = ["a", "b", "ratio", "low", "high"]
 _COLUMNS = ["study", "load", "figure", *_NUMBERS, "verdict", "note"]
@@ -331,7 +331,7 @@ def _judged(
     """Returns the verdict on a ratio, from its logarithm and half its interval, and a note."""
     band = math.log1p(min_effect)
     if abs(difference) + half <= band:
-        return {"verdict": f"no difference beyond {100 * min_effect:.3g}%", "note": None}
+        return {"verdict": f"no difference beyond {100 * min_effect:.3g} %", "note": None}
     if abs(difference) > max(half, band):
         verdict = rise if difference > 0 else _OPPOSITE[rise]
         return {"verdict": verdict, "note": None}

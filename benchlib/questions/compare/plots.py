@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from benchlib.questions.compare.judge import FIGURES, SERVICE, smallest_effect
 from benchlib.study import figure
-from benchlib.study.wording import counted, words
+from benchlib.study.wording import agreeing, counted, words
 
 MOST = 40
 """The most lines of a forest plot. More could not be read."""
@@ -171,7 +171,7 @@ def _draw_line(
         marker=kind.marker,
         markersize=7,
     )
-    verdict = line["verdict"].replace("%", " %")
+    verdict = line["verdict"]
     ax.text(
         1.01,
         place,
@@ -206,16 +206,17 @@ def _forest_finding(
     is_gravest = [kind is gravest for kind in kinds]
     studies = [str(study) for study in lines[is_gravest]["study"].unique()]
     who = " and ".join(studies) if len(studies) < 3 else f"{len(studies)} studies"
+    is_ = agreeing(len(studies), "is", "are")
     count = f"{kinds.count(gravest)} of {counted(len(kinds), 'figure')}"
     if gravest is _SAME and lines is not of_service:
-        return f"{who} {_PHRASES[gravest]} {against} in {count}"
+        return f"{who} {is_} {_PHRASES[gravest]} {against} in {count}"
 
     # 3) The line furthest from 1.
     furthest = lines[is_gravest].nlargest(1, "distance").to_dict("records")[0]
     ratio = f"{furthest['name']}: {_ratio_words(furthest)}"
     if len(lines) == 1:
-        return f"{who} {_PHRASES[gravest]} {against} in {ratio}"
-    return f"{who} {_PHRASES[gravest]} {against} in {count}, most in {ratio}"
+        return f"{who} {is_} {_PHRASES[gravest]} {against} in {ratio}"
+    return f"{who} {is_} {_PHRASES[gravest]} {against} in {count}, most in {ratio}"
 
 
 # -- a figure over the nights
@@ -437,7 +438,7 @@ def _ratio_words(row: Mapping[Any, Any]) -> str:
 
 
 def _line_words(row: Mapping[Any, Any]) -> str:
-    verdict = row["verdict"].replace("%", " %")
+    verdict = row["verdict"]
     if verdict == "inconclusive":
         verdict = "not shown to differ"
     return f"{_ratio_words(row)}, {verdict}"

@@ -94,7 +94,7 @@ class ScaleAnswer(ShownInCell):
             )
             kept += f"; {enough.most} do on every simulated day"
         if outlook.too_few is not None:
-            kept += f" ({_breaks(outlook.too_few, str(outlook.too_few.most))})"
+            kept += f", and {_breaks(outlook.too_few, str(outlook.too_few.most))}"
         parts = [kept]
         if outlook.autoscaled is not None:
             parts.append(self._autoscaled(enough, outlook.autoscaled))
@@ -125,7 +125,7 @@ class ScaleAnswer(ShownInCell):
 
     def _for_money(self, fleet: FleetDays) -> str:
         outlook = self.outlook
-        unit = "an hour of a card" if outlook.price_per_hour is None else "a dollar"
+        unit = "for each hour of a card" if outlook.price_per_hour is None else "a dollar"
         images = outlook.images_for_one(fleet)
         made = words(float(images.mean()), next_day(images), "")
         value, bracket, interval = made.partition(" (")

@@ -19,7 +19,7 @@ from benchlib.study.intervals import Interval
 from benchlib.study.services import as_floats
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
-from benchlib.study.wording import counted, number, words
+from benchlib.study.wording import counted, number, span, words
 
 if TYPE_CHECKING:
     from benchlib.queueing.estimates import Calibration
@@ -65,7 +65,7 @@ class PeakRun(ShownInCell):
             rows.append(("measured percentile", words(self.promised_s, None, "s")))
         if self.foretold_s is not None:
             low_s, high_s = self.foretold_s
-            rows.append(("foretold (99 %)", f"{number(low_s)} to {number(high_s)} s"))
+            rows.append(("foretold (99 %)", f"{span([low_s, high_s])} s"))
         return CellView(str(self), rows)
 
 

@@ -38,6 +38,7 @@ BROKE_PROMISE = "broke the promise under load"
 """Why a setting is ruled out that was foretold to keep the promise at the rate of its runs."""
 
 NOT_CONFIRMED = "there was no time for it"
+NO_FINALIST = "the runs went to settings that were foretold to be better"
 STOPPED_BEFORE_RUNS = "measuring was interrupted"
 """Why a setting has no run under load."""
 

@@ -18,6 +18,7 @@ from benchlib.printing import print_line
 from benchlib.questions.settings.judge import (
     BASELINE,
     FINALISTS,
+    NO_FINALIST,
     NO_RUN,
     NO_TIME,
     SIMPLICITY,
@@ -523,6 +524,8 @@ class _Trials:
         row |= _confirmed_figures(self.confirmed.get(row["setting"]), row["promise"])
         if self.budget.interrupted and row["note"] in (None, NO_RUN) and not row["confirmed"]:
             row["note"] = STOPPED_BEFORE_RUNS
+        elif self.confirmed and row["setting"] not in self.confirmed:
+            row["note"] = NO_FINALIST
         return row
 
     @property

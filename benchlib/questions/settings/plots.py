@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from benchlib.questions.settings.judge import BASELINE, Decision, capacity_words, why_open
@@ -489,7 +490,10 @@ def _draw_setting(
     )
     # Neighbours may stand in one place, so four in a row have their numbers on four sides.
     beside = ((6, 5), (-13, -10), (-13, 5), (6, -10))[(rank - 1) % 4]
-    figure.label_point(ax, spot, str(rank), beside, color=figure.ink(colour))
+    halo = [withStroke(linewidth=3, foreground="white")]  # a neighbour's bar may lie behind it
+    figure.label_point(
+        ax, spot, str(rank), beside, color=figure.ink(colour), path_effects=halo, zorder=5
+    )
 
 
 def _draw_limit(

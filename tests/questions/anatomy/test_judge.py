@@ -170,11 +170,11 @@ def test_the_answer_in_words(made: SimpleNamespace) -> None:
     assert lines == [
         "The largest image, 128x128 with 8 steps, takes 1.8 s: encoding the prompt 3 %, denoising "
         "89 %, decoding the image 8 %.",
-        "Cost at 64x64: 0.1 s a step (0.1 to 0.1), plus 0.2 s (0.199 to 0.201).",
-        "Cost at 128x128: 0.2 s a step (0.2 to 0.2), plus 0.2 s (0.199 to 0.201).",
+        "Cost at 64x64: 0.100 s a step (0.100 to 0.100), plus 0.200 s (0.199 to 0.201).",
+        "Cost at 128x128: 0.200 s a step (0.200 to 0.200), plus 0.200 s (0.199 to 0.201).",
         "Peak memory: 1.2 GiB, at 128x128, while decoding the image.",
         "UNet step: 40 % (35 to 45) of this machine's fastest matrix product.",
-        "Leak: the process (RSS) does not leak (0 to 0 KiB/image, of which 2 are allowed).",
+        "Leak: the process (RSS) does not leak (0 KiB/image, of which 2 are allowed).",
         "Numbers in brackets are 95 % intervals.",
         "Rows, records and figures are in results/time_and_memory",
     ]
@@ -192,10 +192,10 @@ def test_where_python_is_the_limit_the_answer_says_so_and_what_to_do(made: Simpl
     images = made.images(launch_shares=(0.97, 0.4))
     lines = answer(made, images, [1.0]).splitlines()
     assert lines[3:5] == [
-        "At 64x64 Python is the limit, not the GPU. Starting a step's work takes 97 % (96.9 to 97) of "
+        "At 64x64 Python is the limit, not the GPU. Starting a step's work takes 97.0 % (96.9 to 97.0) of "
         'the step. The recipe "cuda-graphs" starts it in one call: 05_settings measures what that '
         "gains.",
-        "At 128x128 the GPU is the limit, not Python. Starting a step's work takes 40 % (39.9 to 40) "
+        "At 128x128 the GPU is the limit, not Python. Starting a step's work takes 40.0 % (39.9 to 40.0) "
         "of the step.",
     ]
     between = judge.launch_shares(made.images(launch_shares=(judge.PYTHON_SHARE, 0.4)))
@@ -233,9 +233,9 @@ def test_a_cost_whose_interval_reaches_down_to_0_is_not_shown() -> None:
         "fixed_s": 0.01,
         "fixed_s_interval": (-0.01, 0.03),
     }
-    assert judge.cost_words(cost) == "0.1 s a step (0.09 to 0.11), a fixed cost is not shown"
+    assert judge.cost_words(cost) == "0.10 s a step (0.09 to 0.11), a fixed cost is not shown"
     unclear = cost | {"per_step_s_interval": (-0.1, 0.3), "fixed_s_interval": (0.005, 0.015)}
-    words = "the cost of a step is not shown, plus 0.01 s (0.005 to 0.015)"
+    words = "the cost of a step is not shown, plus 0.010 s (0.005 to 0.015)"
     assert judge.cost_words(unclear) == words
 
 

@@ -59,7 +59,7 @@ def test_titles_state_what_was_found(made: SimpleNamespace) -> None:
     assert "0.2" in title(plots.cost_line(requests=images, record=record))
     assert "denoising" in title(plots.stage_stack(requests=images, record=record)).lower()
     grown = made.samples(1 + np.arange(300) * 200 / 2**20)
-    assert "leaks (200 to 200 KiB/image, of which 2 are allowed)" in title(
+    assert "leaks (200 KiB/image, of which 2 are allowed)" in title(
         plots.memory_trend(telemetry=grown, record=record)
     )
 
@@ -104,7 +104,7 @@ def test_a_line_through_means_takes_five_images_at_each(made: SimpleNamespace) -
     assert lines(few) == []
     many = plots.against_pixels(requests=made.images(5), record=made.record())
     assert [len(line.get_xdata()) for line in lines(many)][:3] == [2, 2, 2]
-    assert "(10 images), 1.8 times as long as at 64x64" in title(many)
+    assert "(5 images), 1.8 times as long as at 64x64" in title(many)
     assert many.figure.axes[1].get_ylim()[0] == 0, "memory is read as a length"
 
 

@@ -57,7 +57,7 @@ def test_the_gate_ends_with_an_error_and_keeps_what_was_found(
     )
     assert ran.returncode == 1
     assert (
-        "RuntimeError: night-2 against night-0: worse: closed-4: median latency 1.5 times"
+        "RuntimeError: night-2 against night-0: worse: closed-4: median latency 1.50 times"
         in ran.stderr
     )
     last = nbformat.read(tmp_path / "here" / "out.ipynb", as_version=4).cells[-1]

@@ -51,7 +51,7 @@ def job(
 @pytest.mark.parametrize(
     ("factor", "verdict", "memory"),
     [
-        (1.0, "no difference beyond 5%", "no difference beyond 5%"),
+        (1.0, "no difference beyond 5 %", "no difference beyond 5 %"),
         (1.1, "slower", "more"),
         (0.9, "faster", "less"),
         (1.04, "inconclusive", "inconclusive"),
@@ -159,7 +159,7 @@ def studies(
 
 @pytest.mark.parametrize(
     ("factor", "verdict"),
-    [(1.0, "no difference beyond 5%"), (1.2, "worse"), (0.8, "better"), (1.04, "inconclusive")],
+    [(1.0, "no difference beyond 5 %"), (1.2, "worse"), (0.8, "better"), (1.04, "inconclusive")],
 )
 def test_the_last_study_is_judged_against_the_first(
     made: SimpleNamespace, factor: float, verdict: str
@@ -212,7 +212,7 @@ def test_settings_that_vary_within_a_study_are_loads_of_their_own(made: SimpleNa
         "closed-4 batching=serial",
         "closed-4 batching=dynamic",
     ]
-    assert found.verdict == "no difference beyond 5%"
+    assert found.verdict == "no difference beyond 5 %"
 
 
 def spoil(study: Study, *places: int) -> None:
@@ -257,7 +257,7 @@ def test_an_invalid_run_that_was_measured_again_does_not_count(made: SimpleNames
         run.record["point"] = {"seed": max(1, seed)}
     spoil(nights[1], 0)
     assert not study_fault(nights[1]), "its seed was measured again, by a valid run"
-    assert compare_studies(nights).verdict == "no difference beyond 5%"
+    assert compare_studies(nights).verdict == "no difference beyond 5 %"
     spoil(nights[1], 2)
     assert study_fault(nights[1]) == "closed-4: no request was scheduled"
 
@@ -267,7 +267,7 @@ def test_memory_that_is_not_known_leaves_nothing_open(made: SimpleNamespace) -> 
     for run in (*a.runs, *b.runs):
         run.summary()["rss_peak_gib"] = None
     assert compare_studies([a, b]).verdict == "worse"
-    assert compare_studies([a, a.__class__(b.path, a.runs)]).verdict == "no difference beyond 5%"
+    assert compare_studies([a, a.__class__(b.path, a.runs)]).verdict == "no difference beyond 5 %"
 
 
 def test_more_memory_is_worse(made: SimpleNamespace) -> None:
@@ -275,7 +275,7 @@ def test_more_memory_is_worse(made: SimpleNamespace) -> None:
     for run in b.runs:
         run.summary()["rss_peak_gib"] *= 1.5
     found = compare_studies([a, b])
-    assert (found.verdict, "memory 1.5 times" in found.answer) == ("worse", True)
+    assert (found.verdict, "memory 1.50 times" in found.answer) == ("worse", True)
 
 
 def test_studies_that_can_not_be_compared(made: SimpleNamespace) -> None:
@@ -305,13 +305,13 @@ def test_the_answer_names_what_got_worse_and_what_else_changed(made: SimpleNames
     worse = compare_studies(studies(made, 1, 1.3, packages={"torch": "2.14"}))
     first, *lines = str(worse).splitlines()
     assert first == "night-1 against night-0: worse"
-    assert lines[0].startswith("- closed-4: median latency 1.3 times (1.2")
-    assert lines[3].startswith("- closed-4: memory 1.3 times")
+    assert lines[0].startswith("- closed-4: median latency 1.30 times (1.2")
+    assert lines[3].startswith("- closed-4: memory 1.30 times")
     assert "Possible causes: packages.diffusers: 0.37.1 -> None" in lines[4]
     assert "packages.torch: 2.13.0+cpu -> 2.14" in lines[4]
     assert lines[-1] == "verdict.json and the figures are in results/night-1"
     same = compare_studies(studies(made, 1, 1))
-    assert str(same).splitlines()[0] == "night-1 against night-0: no difference beyond 5%"
+    assert str(same).splitlines()[0] == "night-1 against night-0: no difference beyond 5 %"
     assert "Possible causes" not in str(same)
     unclear = compare_studies(studies(made, 1, 1.04))
     assert "Measure more runs" in str(unclear)
@@ -337,7 +337,7 @@ def test_a_gate_fails_where_the_last_study_is_worse(
 @pytest.mark.parametrize(
     ("service", "verdict"),
     [
-        (1.0, "no difference beyond 2%"),
+        (1.0, "no difference beyond 2 %"),
         (1.03, "slower"),
         (0.97, "faster"),
         (1.02, "inconclusive"),
@@ -353,7 +353,7 @@ def test_the_time_in_the_model_leads_and_shows_3_percent(
     assert row["ratio"] == pytest.approx(service)
     assert (row["a"], row["b"]) == pytest.approx((0.4, 0.4 * service))
     assert found.verdict == verdict
-    assert set(found.table["verdict"][1:]) == {"no difference beyond 5%"}
+    assert set(found.table["verdict"][1:]) == {"no difference beyond 5 %"}
 
 
 def test_what_is_inconclusive_beside_the_time_in_the_model_does_not_decide(
@@ -361,26 +361,26 @@ def test_what_is_inconclusive_beside_the_time_in_the_model_does_not_decide(
 ) -> None:
     found = compare_studies(studies(made, 1.0, 1.04, services=(1.0, 1.0)))
     assert found.table["verdict"].tolist()[1:] == ["inconclusive"] * 4
-    assert found.verdict == "no difference beyond 2%"
+    assert found.verdict == "no difference beyond 2 %"
     assert "closed-4: time in the model of one image 1.00 times (0.989 to 1.01)" in found.answer
     assert "Left open by these runs: median latency, p95 latency, throughput, memory" in str(found)
     assert compare(job(made, service=1.0), job(made, 1.04, service=1.0)).verdict == (
-        "no difference beyond 2%"
+        "no difference beyond 2 %"
     )
 
 
 def test_a_queue_that_got_worse_is_worse_though_the_model_did_not(made: SimpleNamespace) -> None:
     found = compare_studies(studies(made, 1.0, 1.3, services=(1.0, 1.0)))
     assert found.verdict == "worse"
-    assert "median latency 1.3 times" in found.answer
+    assert "median latency 1.30 times" in found.answer
     assert "time in the model" not in found.answer
 
 
 def test_a_time_in_the_model_that_one_side_lacks_leaves_nothing_open(made: SimpleNamespace) -> None:
     found = compare_studies(studies(made, 1.0, 1.0, services=(1.0, None)))
     assert found.table["note"][0] == "a run does not have this figure"
-    assert found.verdict == "no difference beyond 5%"
-    assert compare(job(made, service=1.0), job(made)).verdict == "no difference beyond 5%"
+    assert found.verdict == "no difference beyond 5 %"
+    assert compare(job(made, service=1.0), job(made)).verdict == "no difference beyond 5 %"
 
 
 def test_one_run_on_each_side_says_what_its_interval_does_not_hold(made: SimpleNamespace) -> None:
@@ -415,9 +415,9 @@ def test_images_without_their_like_are_left_out_in_words(made: SimpleNamespace) 
 
 def test_a_given_min_effect_is_for_all_figures(made: SimpleNamespace) -> None:
     found = compare(job(made, service=1.0), job(made, service=1.03), min_effect=0.1)
-    assert set(found.table["verdict"]) == {"no difference beyond 10%"}
+    assert set(found.table["verdict"]) == {"no difference beyond 10 %"}
     fine = compare(job(made, service=1.0), job(made, service=1.0), min_effect=0.025)
-    assert fine.table["verdict"].iloc[0] == "no difference beyond 2.5%"
+    assert fine.table["verdict"].iloc[0] == "no difference beyond 2.5 %"
 
 
 def test_runs_in_turns_cancel_what_changes_from_turn_to_turn(made: SimpleNamespace) -> None:
@@ -434,8 +434,8 @@ def test_runs_in_turns_cancel_what_changes_from_turn_to_turn(made: SimpleNamespa
 
 def test_the_verdicts_of_earlier_studies_are_told(made: SimpleNamespace) -> None:
     found = compare_studies(studies(made, 1, 1, 1, services=(1, 1, 1.1)))
-    assert found.verdicts == {"night-1": "no difference beyond 2%", "night-2": "worse"}
-    assert "Earlier, against night-0: night-1: no difference beyond 2%" in str(found)
+    assert found.verdicts == {"night-1": "no difference beyond 2 %", "night-2": "worse"}
+    assert "Earlier, against night-0: night-1: no difference beyond 2 %" in str(found)
 
 
 def test_a_cpu_that_computes_beside_a_gpu_has_the_memory_of_its_process(
@@ -444,7 +444,7 @@ def test_a_cpu_that_computes_beside_a_gpu_has_the_memory_of_its_process(
     runs = job(made)
     for run in runs:
         run.summary()["cuda_allocated_peak_gib"] = 0.0
-    assert compare(runs, job(made)).table.loc["memory", "verdict"] == "no difference beyond 5%"
+    assert compare(runs, job(made)).table.loc["memory", "verdict"] == "no difference beyond 5 %"
 
 
 def test_a_comparison_says_that_the_machine_was_busy(made: SimpleNamespace) -> None:
@@ -458,7 +458,7 @@ def test_a_comparison_says_that_the_machine_was_busy(made: SimpleNamespace) -> N
     assert found.busy in str(found)
     assert json.loads(found.to_json())["busy"] == found.busy
     said = (
-        r"1\.5 times.*The machine was busy.*Possible causes: .*measure both again.*figures are in "
+        r"1\.50 times.*The machine was busy.*Possible causes: .*measure both again.*figures are in "
     )
     with pytest.raises(RuntimeError, match=said):
         found.raise_if_worse()

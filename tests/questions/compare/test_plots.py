@@ -15,7 +15,7 @@ from benchlib.questions.compare.plots import MOST
 COLUMNS = ["study", "load", "figure", "a", "b", "ratio", "low", "high", "verdict", "note"]
 VERDICTS = {
     "worse": (1.3, "slower"),
-    "same": (1.0, "no difference beyond 5%"),
+    "same": (1.0, "no difference beyond 5 %"),
     "open": (1.04, "inconclusive"),
 }
 
@@ -80,9 +80,9 @@ def test_a_forest_has_a_line_per_figure_with_its_interval_and_verdict(
     assert "1.3 times: slower" in texts(ax)
     assert "no difference beyond 5 %" in texts(ax)
     assert " ".join(texts(ax).split()).startswith(
-        "tiny model, not SDXL: night-2 worse than night-1 in 1 of 3"
+        "tiny model, not SDXL: night-2 is worse than night-1 in 1 of 3"
     )
-    assert "p95 latency 1.3 times (1.28 to 1.33), slower" in ax.get_label()
+    assert "p95 latency 1.30 times (1.28 to 1.33), slower" in ax.get_label()
     assert "against night-1" in str(ax.get_label())
 
 
@@ -116,7 +116,7 @@ def test_nights_are_a_line_per_load_from_one_on(made: SimpleNamespace) -> None:
     ]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
     assert "torch: 2.12 -> 2.13 and 1 more" in texts(ax)
-    assert "p95 latency of c against a: 1.3 times (1.28 to 1.33), slower" in " ".join(
+    assert "p95 latency of c against a: 1.30 times (1.28 to 1.33), slower" in " ".join(
         texts(ax).split()
     )
     assert "Packages changed before c." in str(ax.get_label())
@@ -126,7 +126,7 @@ def test_nights_show_the_median_where_no_study_has_a_95th_percentile(made: Simpl
     unknown = line(study="b", ratio=None, low=None, high=None)
     drawn = table(unknown, line(study="b", figure="latency_p50_s"))
     ax = plots.nights(table=drawn, record=made.record(), studies=["a", "b"])
-    assert "median latency of b against a: 1.3 times" in " ".join(texts(ax).split())
+    assert "median latency of b against a: 1.30 times" in " ".join(texts(ax).split())
     assert ax.get_ylabel() == "median latency,\ntimes that of a"
 
 
@@ -150,7 +150,9 @@ def test_the_last_night_may_lack_the_figure(made: SimpleNamespace) -> None:
         table=table(line()), record=made.record(), studies=["night-1", "night-2", "night-3"]
     )
     said = " ".join(texts(ax).split())
-    assert "night-3 against night-1: not known; of night-2, the last that has it: 1.3 times" in said
+    assert (
+        "night-3 against night-1: not known; of night-2, the last that has it: 1.30 times" in said
+    )
 
 
 @pytest.mark.parametrize("rows", [[], [line(ratio=None, low=None, high=None)]])
@@ -181,14 +183,14 @@ def test_each_figure_of_a_forest_has_its_own_band(made: SimpleNamespace) -> None
 def test_where_nothing_is_worse_a_forest_speaks_of_the_time_in_the_model(
     made: SimpleNamespace,
 ) -> None:
-    service = line("same", figure="service_s", verdict="no difference beyond 2%")
+    service = line("same", figure="service_s", verdict="no difference beyond 2 %")
     ax = plots.forest(table=table(service, line("open")), record=made.record(), against="night-1")
     assert (
-        "night-2 no different from night-1 in time in the model of one image: 1.00 times (0.98 to 1.03)"
+        "night-2 is no different from night-1 in time in the model of one image: 1.00 times (0.98 to 1.03)"
         in " ".join(texts(ax).split())
     )
     ax = plots.forest(table=table(service, line()), record=made.record(), against="night-1")
-    assert "night-2 worse than night-1 in 1 of 2 figures, most in p95" in " ".join(
+    assert "night-2 is worse than night-1 in 1 of 2 figures, most in p95" in " ".join(
         texts(ax).split()
     )
     both = table(service, service | {"load": "closed-8", "ratio": 1.04, "verdict": "inconclusive"})
@@ -254,4 +256,4 @@ def test_a_forest_of_many_studies_names_only_the_worse_ones(made: SimpleNamespac
     lines = [line("same", study="night-1"), line("same", study="night-2")]
     worse = line("worse", study="night-3")
     ax = plots.forest(table=table(*lines, worse), record=made.record(), against="night-0")
-    assert "night-3 worse than night-0 in 1 of 3 figures" in texts(ax).replace("\n", " ")
+    assert "night-3 is worse than night-0 in 1 of 3 figures" in texts(ax).replace("\n", " ")

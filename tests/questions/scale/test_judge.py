@@ -21,8 +21,8 @@ def said(*, peak=None, **changes):
 def test_the_first_sentence_is_one_to_act_on():
     first = said(card="H100", is_tiny=False, price_per_hour=2.5).split("\n")[0]
     assert first == (
-        "SDXL (tiny; baseline, continuous): 4 H100 keep p95 < 10 s all day "
-        "(3 break it for 2.17 h (1.03 to 3.3)); "
+        "SDXL (tiny; baseline, continuous): 4 H100 keep p95 < 10 s all day, "
+        "and 3 break it for 2.17 h (1.03 to 3.30); "
         "autoscaling 2 to 4 costs 29 % (26 to 32) less and breaks it for 10 min (0 to 78); "
         "1,525 images a dollar (1,462 to 1,588)."
     )
@@ -32,7 +32,7 @@ def test_without_a_price_and_a_gpu_it_speaks_of_cards_and_hours():
     text = said()
     first = text.split("\n")[0]
     assert first.startswith("The tiny model, not SDXL (tiny; baseline, continuous): 4 cards keep")
-    assert " images an hour of a card (" in first
+    assert " images for each hour of a card (" in first
     assert text.endswith("Runs and figures are in results/scale")
     assert "No real run confirms it." in text
 
@@ -74,7 +74,7 @@ def test_where_days_need_very_different_numbers_the_answer_is_not_known():
     text = said(fixed=fixed)
     assert (
         "it is not known whether 2 or 4 cards keep p95 < 10 s all day: what was measured leaves "
-        "both possible; 4 do on every simulated day (3 break it for 10 min (0 to 78))"
+        "both possible; 4 do on every simulated day, and 3 break it for 10 min (0 to 78)"
     ) in text
     assert "The easiest simulated day needs 2 cards, the hardest 4: a longer" in text
     assert "not known whether" not in said()
@@ -84,7 +84,7 @@ def test_a_real_run_confirms_it_or_leaves_nothing_shown():
     confirmed = PeakRun(1, 1.4, 40, "confirmed", 8.0, (7.0, 9.0), 0.975, (0.9, 1.0))
     text = said(peak=confirmed)
     assert "1 real card made 40 images at 1.4/s: confirmed (98 % in time, 90 to 100 %" in text
-    assert "4 cards keep p95 < 10 s all day (3 break" in text.split("\n")[0]
+    assert "4 cards keep p95 < 10 s all day, and 3 break" in text.split("\n")[0]
     contradicting = PeakRun(2, 2.8, 40, "not confirmed", 12.0, (7.0, 9.0), 0.5, (0.9, 1.0))
     first, *_ = said(peak=contradicting).split("\n")
     assert "how many cards keep p95 < 10 s all day is not shown: a real run contradicts" in first

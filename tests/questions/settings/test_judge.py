@@ -38,11 +38,11 @@ def test_a_winner_is_shown_in_one_sentence(setting):
     assert decision.times == pytest.approx(8 / 6)
     first, second, third, *_ = str(decision).split("\n")
     assert first == (
-        "Run bf16, serial: it keeps p95 < 2 s up to 8 images/s (7.76 to 8.24) with 3 GiB; "
+        "Run bf16, serial: it keeps p95 < 2 s up to 8.00 images/s (7.76 to 8.24) with 3 GiB; "
         "its pictures can't be told from the baseline's; "
         "1.33 times (1.28 to 1.39) the capacity of the next, channels-last, serial."
     )
-    assert second == "channels-last, serial keeps p95 < 2 s up to 6 images/s (5.82 to 6.18)."
+    assert second == "channels-last, serial keeps p95 < 2 s up to 6.00 images/s (5.82 to 6.18)."
     assert third == "bf16, serial is confirmed under load, by 60 images in 2 runs at 4.75 images/s."
 
 
@@ -92,7 +92,9 @@ def test_what_is_only_foretold_is_not_called_shown(setting):
     decision = judged(setting, setting.row("a", 9.0), setting.row("b", 5.0))
     assert (decision.best, decision.runner_up, decision.shown) == ("a, serial", "b, serial", None)
     said = str(decision)
-    assert said.startswith("Run a, serial: it should keep p95 < 2 s up to 9 images/s (8.1 to 9.9)")
+    assert said.startswith(
+        "Run a, serial: it should keep p95 < 2 s up to 9.0 images/s (8.1 to 9.9)"
+    )
     assert "It is not shown to differ from b, serial: neither is confirmed under load." in said
     assert "It is not confirmed under load: there was no time for it." in said
     assert "recommended" not in said, "the forecasts lie apart"
@@ -139,7 +141,7 @@ def test_a_setting_whose_runs_broke_the_promise_is_not_recommended(setting):
 def test_one_setting_alone_is_chosen(setting):
     decision = judged(setting, setting.row("a", 5.0, **CONFIRMED))
     assert (decision.best, decision.runner_up, decision.shown) == ("a, serial", None, None)
-    assert str(decision).startswith("Run a, serial: it keeps p95 < 2 s up to 5 images/s")
+    assert str(decision).startswith("Run a, serial: it keeps p95 < 2 s up to 5.00 images/s")
 
 
 def test_a_confirmed_setting_without_an_interval_shows_no_difference(setting):

@@ -85,7 +85,7 @@ def test_the_ladder_draws_the_highest_capacity_first_and_its_likeness(three, mad
         "same",
     ]
     assert title(ax) == (
-        "tiny model, not SDXL: bf16, serial keeps p95 < 2 s up to 8 images/s (7.76 to 8.24), "
+        "tiny model, not SDXL: bf16, serial keeps p95 < 2 s up to 8.00 images/s (7.76 to 8.24), "
         "the most of all"
     )
     wide = three.assign(capacity_images_per_s_interval=[(1.0, 20.0)] * len(three))
@@ -152,7 +152,7 @@ def test_the_grid_says_what_is_not_shown_or_that_there_is_nothing(setting, made)
 def test_the_ladder_says_that_a_capacity_is_only_foretold(setting, made):
     frame = setting.frame(setting.row("a", 5.0), setting.row("b", 9.0))
     ax = plots.ladder(settings=frame, record=made.record())
-    assert "b, serial should keep p95 < 2 s up to 9 images/s" in title(ax)
+    assert "b, serial should keep p95 < 2 s up to 9.0 images/s" in title(ax)
     assert "0 of them confirmed under load" in ax.get_label()
 
 
@@ -169,8 +169,8 @@ def test_the_decision_draws_each_setting_where_it_is(three, made, tmp_path):
     assert "1  bf16, serial\n(pictures changed)" in words(ax)
     assert "nan" not in words(ax)
     assert title(ax) == (
-        "tiny model, not SDXL: run bf16, serial: it keeps p95 < 2 s up to 8 images/s (7.76 to 8.24) "
-        "with 2 GiB; 1.14 times (1.1 to 1.19) the capacity of the next"
+        "tiny model, not SDXL: run bf16, serial: it keeps p95 < 2 s up to 8.00 images/s (7.76 to 8.24) "
+        "with 2 GiB; 1.14 times (1.10 to 1.19) the capacity of the next"
     )
     assert ax.get_ylabel() == "images/s that keep p95 < 2 s"
     assert ax.get_xlabel() == "peak memory (process RSS), GiB"
@@ -194,7 +194,7 @@ def test_a_limit_is_drawn_where_it_is_near_and_told_where_it_is_far(three, made)
 
 def test_the_decision_says_what_is_not_shown(setting, made):
     ax = draw(setting.frame(setting.row("a", 5.0), setting.row("b", 4.0)), made)
-    assert "it should keep p95 < 2 s up to 5 images/s (4.5 to 5.5) with 2 GiB" in title(ax)
+    assert "it should keep p95 < 2 s up to 5.0 images/s (4.5 to 5.5) with 2 GiB" in title(ax)
     assert "not shown to beat b, serial: neither is confirmed under load" in title(ax)
     assert "no setting is left" in title(draw(setting.frame(setting.row("a", 5.0)), made, 1.0))
 
