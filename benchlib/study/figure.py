@@ -631,8 +631,10 @@ def _short(value: Any) -> Any:
 
 def _hardware(record: Record) -> str:
     machine = record["machine"]
-    memory = f"{number(machine['memory_gib'])} GiB"
-    return f"{machine['cpu']}, {counted(machine['cores'], 'core')}, {memory}"
+    memory_gib = machine["memory_gib"]
+    memory = None if memory_gib is None else f"{number(memory_gib)} GiB"
+    parts = (machine["cpu"], counted(machine["cores"], "core"), memory)
+    return ", ".join(filter(None, parts))
 
 
 def _versions(packages: dict[str, str]) -> str:

@@ -47,7 +47,7 @@ def words(
         bracket = f" ({no_interval})" if no_interval else ""
         return f"{_with_unit(number(value), unit)}{bracket}"
     text, low, high = numbers([value, *interval])
-    if low == high and interval[0] != interval[1]:
+    if low == high and interval[0] != interval[1] and not math.isinf(value):
         text, low, high = _three_digits([value, *interval])
     return f"{_with_unit(text, unit)} ({low} to {high})"
 
@@ -78,7 +78,7 @@ def _decimals(text: str) -> int:
 def _with_zeros(text: str, most: int) -> str:
     """A number with the zeros that `number` has cut, up to `most` decimals and three digits."""
     size = abs(float(text.replace(",", "")))
-    if size == 0:
+    if size == 0 or math.isinf(size):
         return text
     own = min(3, 2 - math.floor(math.log10(size)))
     missing = min(own, most) - _decimals(text)

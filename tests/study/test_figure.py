@@ -1,6 +1,7 @@
 """How a figure looks: the axis of ratios, and labels beside it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.colors import to_rgb
@@ -125,3 +126,9 @@ def test_a_server_known_by_its_url_alone_is_said_to_be_unwatched(made) -> None:
     assert said in run._repr_html_().replace("&#x27;", "'")
     ours = plots.latency_over_time(requests=run.requests, record=made.record())
     assert not any(said in text.get_text() for text in ours.texts)
+
+
+def test_a_machine_of_unknown_memory_is_named_without_it(made: SimpleNamespace) -> None:
+    record = made.record()
+    record["machine"] |= {"cpu": None, "memory_gib": None}
+    assert figure._hardware(record) == "2 cores"

@@ -28,7 +28,7 @@ def test_an_interval_stands_beside_its_value():
     assert list(shown) == ["rate", "requests", "ratio", "ends_s", "verdict", "valid"]
     assert list(shown.index) == ["a", "b", "c"]
     assert list(shown["rate"]) == ["6.62 (6.41 to 6.85)", "1,235", ""]
-    assert list(shown["ratio"]) == ["1.23 (1.1 to inf)", "", "0.5 (0.457 to 0.512)"]
+    assert list(shown["ratio"]) == ["1.23 (1.10 to inf)", "", "0.500 (0.457 to 0.512)"]
     assert list(shown["ends_s"])[:2] == ["0.123 to 0.457", "2"]
     assert list(shown["requests"]) == [10, 20, 30]
     assert list(shown["verdict"]) == ["faster", "", "slower"]
@@ -44,7 +44,7 @@ def test_the_table_itself_stays_unrounded():
 def test_a_summary_is_a_column_of_words():
     figures = {"requests": 20, "p50_s": 0.123456, "p50_s_interval": (0.1, 0.2), "reason": None}
     shown = bl.readable(pd.Series(figures, dtype=object, name="value"))
-    assert dict(shown) == {"requests": 20, "p50_s": "0.123 (0.1 to 0.2)", "reason": ""}
+    assert dict(shown) == {"requests": 20, "p50_s": "0.123 (0.100 to 0.200)", "reason": ""}
     assert shown.name == "value"
 
 
