@@ -218,12 +218,16 @@ def make_router(handoff: HandOff) -> APIRouter:
         )
 
     # 2) The model
-    @router.get("/models")
+    @router.get("/models", summary="The model that is served, and its adapters")
     async def list_models() -> ModelList:
         return ModelList(data=models_of(handoff.engine.spec, started))
 
     # A model's id may hold slashes: a hub id, or a path.
-    @router.get("/models/{model:path}", responses={404: {"model": OpenAIError}})
+    @router.get(
+        "/models/{model:path}",
+        summary="One of these models",
+        responses={404: {"model": OpenAIError}},
+    )
     async def retrieve_model(model: str) -> Model:
         spec = handoff.engine.spec
         if not spec:

@@ -26,6 +26,7 @@ def make_status_router(
 
     @router.get(
         "/health",
+        summary="Whether the process works",
         responses={503: {"model": Health}},
         response_model_exclude_none=True,
     )
@@ -38,6 +39,7 @@ def make_status_router(
 
     @router.get(
         "/ready",
+        summary="Whether the model is loaded and warm, and what is served",
         responses={503: {"model": Readiness}},
     )
     async def ready(response: Response) -> Readiness:
@@ -55,7 +57,7 @@ def make_status_router(
             spec=door.add_to(engine.spec, limits.in_force()) or None,
         )
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """The server's metrics in Prometheus' text format."""
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)

@@ -84,3 +84,13 @@ def test_the_schema_says_what_needs_the_key():
                     assert bool(refused) == (path != "/health"), path
     with serve(FakePipeline(), name="docs") as server:
         assert "security" not in httpx.get(f"{server.url}/openapi.json").json()
+
+
+def test_each_route_says_what_it_is_for():
+    """Without words of its own, a route is shown by the name of its function."""
+    with serve(FakePipeline(), name="docs") as server:
+        paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    for path, routes in paths.items():
+        for route in routes.values():
+            assert " " in route["summary"], path
+            assert not route["summary"].istitle(), f"{path}: {route['summary']}"

@@ -278,6 +278,7 @@ def test_a_server_that_became_slower_gets_a_new_estimate(bench: Bench) -> None:
         bench.faults[number] = {"slower": 1.3}
     table = load.confirm()
     assert table["verdict"].tolist()[:3] == ["calibrates", "not confirmed", "confirmed"]
+    assert table["judges"].tolist()[:3] == ["earlier", "earlier", "latest"]
     assert load.capacity.rate is not None
     assert before is not None
     assert load.capacity.rate < 0.85 * before

@@ -279,6 +279,8 @@ def test_a_title_says_that_runs_contradict_what_is_foretold(made: SimpleNamespac
         summary=stick(made), comparison=earlier, capacity=(2.4, 2.6), **options
     )
     assert "contradict" not in title(stick_ax), "that run made the estimate a better one"
+    assert "the same, by an earlier estimate" in texts(stick_ax), "its bar has a colour of its own"
+    assert "own arrivals" not in texts(stick_ax), "the other run has no bar"
     high = foretold().assign(goodput_images_per_s_interval=[(90.0, 99.0)] * 7)
     goodput_ax = plots.goodput_curve(summary=stick(made), **options | {"predicted": high})
     assert "runs made less than was foretold" in title(goodput_ax)

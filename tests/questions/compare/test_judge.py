@@ -124,12 +124,13 @@ def test_suspects_are_listed(made: SimpleNamespace) -> None:
     changes = {
         "packages": {"torch": "2.6.0"},
         "git": {"commit": "abc", "dirty": None},
-        "target": {"recipe": "fast"},
+        "target": {"recipe": "fast", "warm_up_s": 0.26122163},
     }
     suspects = compare(job(made), job(made, **changes)).suspects
     assert "packages.torch: 2.13.0+cpu -> 2.6.0" in suspects
     assert "git.commit: None -> abc" in suspects
     assert "target.recipe: baseline -> fast" in suspects
+    assert "warm_up_s" not in "".join(suspects), "it is measured, and no cause"
     with pytest.raises(ValueError, match="at least one run"):
         compare([], job(made))
     for no_share in (0, 5, math.nan):

@@ -35,7 +35,7 @@ def test_the_sums_are_those_by_hand(two):
 def test_the_least_is_said_with_what_it_rests_on(two, made):
     ax = plots.costs(settings=two, record=made.record(), price_per_hour=3.6)
     assert title(ax) == (
-        "tiny model, not SDXL: 1,000 images cost 0.1 (0.097 to 0.103) with bf16, serial, "
+        "tiny model, not SDXL: 1,000 images cost 0.100 (0.097 to 0.103) with bf16, serial, "
         "the least of 2 settings; the GPU takes 0.5 kWh (1 setting)"
     )
     assert ax.child_axes[0].get_xlabel().startswith("cost of 1,000 images, at 3.6 an hour,\nwithin")
@@ -48,7 +48,7 @@ def test_the_least_is_said_with_what_it_rests_on(two, made):
 def test_without_a_price_and_a_gpu_it_is_machine_time_alone(setting, made):
     alone = setting.frame(setting.row("baseline", 5.0))
     ax = plots.costs(settings=alone, record=made.record())
-    said = "take 3.33 (3.03 to 3.7) minutes of the machine with baseline, serial (foretold); "
+    said = "take 3.33 (3.03 to 3.70) minutes of the machine with baseline, serial (foretold); "
     assert f"{said}energy is not known" in title(ax)
     assert len(ax.child_axes) == 1
 
