@@ -570,10 +570,11 @@ def _small_print(ax: Axes, text: str, down: float, **style: Any) -> None:
 
 def _wrapped(title: str, ax: Axes) -> str:
     """The title in lines of similar length that fit the axes: no last word stands alone."""
-    # A number keeps its unit, and a bracket its word.
+    # A number keeps its unit, a bracket its word, and an interval its ends.
     unbroken = re.sub(
         r"(?<=[\d)]) (?=s\b|GiB|%|users?\b|images|W\b|°C|MHz|cores?\b)", "\u00a0", title
     )
+    unbroken = re.sub(r"\((\S+) to (\S+)\)", "(\\1\u00a0to\u00a0\\2)", unbroken)
     points = 72 * ax.get_window_extent().width / ax.figure.dpi
     letters = int(0.18 * points)
     lines = 1 + len(unbroken) // letters

@@ -61,6 +61,15 @@ def test_a_title_breaks_no_name_at_its_hyphen() -> None:
         assert not line.endswith("-")
 
 
+@pytest.mark.parametrize("before", range(0, 90, 7))
+def test_a_title_breaks_no_interval(before: int) -> None:
+    title = (
+        f"{'word ' * (before // 5)}cost at 256x256: 0.033 s a step (0.032 to 0.034), plus 0.08 s"
+    )
+    lines = figure._wrapped(title, figure.axes(None)).replace("\u00a0", " ").split("\n")
+    assert any("(0.032 to 0.034)" in line for line in lines)
+
+
 @pytest.mark.parametrize("name", COLOURS)
 def test_words_of_a_colour_and_words_on_it_can_be_read(name: str) -> None:
     colour = getattr(figure, name)

@@ -331,8 +331,11 @@ def against_pixels(
     on_gpu = str(record["spec"]["target"]["device"]).startswith("cuda")
     memory = "torch on the GPU" if on_gpu else "the whole process"
     upper.set_ylabel("time of an image, s")
-    upper.set_ylim(0, None)
-    lower.set_ylim(0, None)
+    for ax in (upper, lower):
+        _, top = ax.get_ylim()
+        ax.set_ylim(
+            0, 1.04 * top
+        )  # the margin over the highest mark shrinks as the axes begin at 0
     lower.set_ylabel(f"peak memory of\n{memory}, GiB")
     _name_sizes(lower, images)
     figure.label_at_right(upper, times)
@@ -464,7 +467,7 @@ def memory_bars(
     names = [name for name, _ in bars]
     ax.set_yticks(range(len(bars)), names)
     widest_gib = max(gib for _, gib in bars)
-    ax.set_xlim(0, 1.15 * widest_gib)
+    ax.set_xlim(0, 1.25 * widest_gib)
     ax.set_ylim(len(bars) - 0.5, -0.6)
     ax.grid(visible=False, axis="y")
     if len(networks):
