@@ -71,6 +71,9 @@ def frontier(
         assert rate is not None
         _draw_capacity(ax, name, (rate, goal.latency_s), interval, styles[name])
     drawn = _draw_runs(ax, runs, goal, styles)
+    if drawn:
+        hollow: dict[str, Any] = {"color": "black", "markerfacecolor": "white", "markersize": 5}
+        ax.plot([], [], "o", **hollow, label=f"hollow: a run of {MIN_TREND} requests or more")
     pad = figure.legend_above(ax) if _most_first(foretold) else 8.0
 
     # 3) The axes

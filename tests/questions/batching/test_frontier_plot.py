@@ -78,3 +78,7 @@ def test_a_run_is_a_mark_if_it_carries_the_percentile(
     run = Run(*frames, Path("results/batching/run"))
     ax = plots.frontier(foretold=frontier("serial"), record=made.record(), runs=[run])
     assert ("small marks: 1 run" in "".join(words(ax))) == bool(marks)
+    legend = ax.get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert ("hollow: a run of 40 requests or more" in names) == bool(marks)
