@@ -30,7 +30,7 @@ from benchlib.study.services import Floats, as_floats
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
 from benchlib.study.validity import how_it_ended
-from benchlib.study.wording import counted, number, span
+from benchlib.study.wording import counted, number, numbers_apart
 
 if TYPE_CHECKING:
     from benchlib.queueing.estimates import Calibration
@@ -194,8 +194,9 @@ def _verdict(
     mean_s, (shortest_s, longest_s) = mean
     in_time, (least, most) = share
     if not shortest_s <= mean_s <= longest_s:
-        foretold = f"{span([shortest_s, longest_s])} s were foretold"
-        return "not confirmed", f"images took {number(mean_s)} s in the mean, and {foretold}"
+        took, low, high = numbers_apart(mean_s, (shortest_s, longest_s))
+        foretold = f"{low} to {high} s were foretold"
+        return "not confirmed", f"images took {took} s in the mean, and {foretold}"
     if not least <= in_time <= most:
         foretold = f"{100 * least:.0f} % to {100 * most:.0f} % were foretold"
         return "not confirmed", f"{100 * in_time:.0f} % of the images came in time, and {foretold}"

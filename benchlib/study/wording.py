@@ -71,6 +71,17 @@ def numbers(values: Sequence[float]) -> list[str]:
     return [_with_zeros(text, most) for text in written]
 
 
+def numbers_apart(value: float, ends: Sequence[float]) -> list[str]:
+    """A value outside an interval, and the ends, in as many decimals as show that it is outside."""
+    group = [value, *ends]
+    written = numbers(group)
+    decimals = max(map(_decimals, written))
+    while written[0] in written[1:] and decimals < MOST_DECIMALS:
+        decimals += 1
+        written = [f"{one:,.{decimals}f}" for one in group]
+    return written
+
+
 def _decimals(text: str) -> int:
     return len(text.partition(".")[2])
 

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from benchlib.study import figure
-from benchlib.study.wording import agreeing, counted, number, numbers, per_second, span, words
+from benchlib.study.wording import (
+    agreeing,
+    counted,
+    number,
+    numbers,
+    numbers_apart,
+    per_second,
+    span,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +131,8 @@ def test_ends_that_differ_by_three_per_cent_are_written_so(scale):
 def test_an_interval_within_a_thousandth_has_more_decimals():
     assert words(0.0150, (0.0147, 0.0153), "s a step") == "0.0150 s a step (0.0147 to 0.0153)"
     assert words(1, (1, 1), "times") == "1.00 times (1 to 1)"
+
+
+def test_a_value_outside_an_interval_is_not_written_as_its_end():
+    assert numbers_apart(0.1036, (0.1041, 0.124)) == ["0.1036", "0.1041", "0.1240"]
+    assert numbers_apart(0.139, (0.096, 0.117)) == ["0.139", "0.096", "0.117"]
