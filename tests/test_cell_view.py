@@ -239,7 +239,7 @@ def test_a_decision_shows_the_settings_and_not_its_frame(setting: SimpleNamespac
     )
     assert_short(decision)
     shown = Shown(decision)
-    assert shown.words[0].startswith("Run bf16, serial: it keeps p95 < 2 s up to 8 images/s")
+    assert shown.words[0].startswith("Run bf16, serial: it keeps p95 < 2 s up to 8.00 images/s")
     assert [row[0] for row in shown.rows[1:]] == ["bf16, serial", "baseline, serial"]
     nothing = decide(setting.frame(setting.row("baseline", None, error=EVIL)), memory_limit_gib=4.0)
     assert_short(nothing)
