@@ -43,7 +43,7 @@ from benchlib.serving.model.recipes import (
     parse_recipes,
     with_extras,
 )
-from benchlib.serving.model.text_once import read_texts_once
+from benchlib.serving.model.text_once import TextOnce, read_texts_once
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
@@ -173,19 +173,19 @@ def names_of(recipes):
     return [recipe.name for recipe in recipes]
 
 
-BOTH_HAVE = ["phased-upsampling", "decoder-products"]
+BOTH_HAVE = ["phased-upsampling", "decoder-products", "text-once"]
 
 
 @pytest.mark.parametrize(
     ("text", "extras"),
     [
         ("fastest-exact", ["geglu-product", "norm-rows", *BOTH_HAVE]),
-        ("fastest-exact+text-once", ["geglu-product", "norm-rows", *BOTH_HAVE, "text-once"]),
+        ("fastest-exact+text-once", ["geglu-product", "norm-rows", *BOTH_HAVE]),
         ("fastest-exact+geglu-product", ["geglu-product", "norm-rows", *BOTH_HAVE]),
         ("fastest-exact+fp8", ["fp8"]),  # as geglu-product, it sets the linears
         ("fastest-exact+fp8-geglu+fp8", ["fp8", "fp8-geglu"]),
         ("fastest", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE]),
-        ("fastest+text-once", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE, "text-once"]),
+        ("fastest+text-once", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE]),
         ("fastest+fp8-geglu", ["fp8", "fp8-geglu"]),  # excludes fp8-rows
         ("bf16+channels-last", []),
     ],
@@ -233,17 +233,21 @@ def of_another_form(pipe, form):
                 block.upsamplers = None
         return {"phased-upsampling"}
     blocks = [module for module in pipe.unet.modules() if type(module) is BasicTransformerBlock]
-    blocks = [module for module in pipe.unet.modules() if type(module) is BasicTransformerBlock]
     if form == "other norms":
         blocks[-1].norm_type = "ada_norm"
         return {"norm-rows"}
+    if form == "text in the first attention":
+        blocks[-1].only_cross_attention = True
+        return {"norm-rows", "text-once"}
     if form == "no bias":
         blocks[-1].ff.net[0].proj.bias = None
         return {"geglu-product"}
     return set()
 
 
-@pytest.mark.parametrize("form", ["as it is", "no upsamplers", "other norms", "no bias"])
+@pytest.mark.parametrize(
+    "form", ["as it is", "no upsamplers", "other norms", "text in the first attention", "no bias"]
+)
 def test_an_extra_that_does_not_fit_a_model_is_left_out_and_changes_nothing(form):
     pipe = small_pipeline()
     unfit = of_another_form(pipe, form)
@@ -253,9 +257,9 @@ def test_an_extra_that_does_not_fit_a_model_is_left_out_and_changes_nothing(form
     used = ours.spec["recipes"]
     assert used == [name for name in names_of(recipes) if name not in unfit]
     assert set(EXTRAS["fastest-exact"]) - unfit <= set(used)
-    kinds = {type(module) for module in ours._unet.modules()}
-    assert (NormedBlock in kinds) == ("norm-rows" in used)
-    assert (GatedFeedForward in kinds) == ("geglu-product" in used)
+    kinds = (NormedBlock, GatedFeedForward, TextOnce)
+    found = [any(isinstance(one, kind) for one in ours._unet.modules()) for kind in kinds]
+    assert found == [name in used for name in ("norm-rows", "geglu-product", "text-once")]
 
 
 def test_a_recipe_that_is_named_and_does_not_fit_is_an_error():
