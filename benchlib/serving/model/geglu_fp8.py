@@ -38,8 +38,8 @@ def normal_share(gate):  # type: ignore[no-untyped-def]
     within 2.8e-4 of its size or, where it is below 1e-3, of 1e-3. bf16 rounds by up to 2e-3.
 
     By the machine code it has ten instructions fewer than Abramowitz and Stegun's 7.1.26, which is
-    within 1e-7. A reciprocal would take five, since it minds numbers that do not occur here; a
-    reciprocal root and its square take two.
+    within 1e-7. A reciprocal root and its square stand for the reciprocal, which would take three
+    more: it minds numbers that do not occur here.
     """
     square = gate * gate
     power = -1.103812968750173e-06 * square + 3.0367375348210088e-05
