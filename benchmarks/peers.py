@@ -56,11 +56,14 @@ class Side:
 
     @classmethod
     def parse(cls, text: str) -> Side:
-        """Reads NAME=KIND:RECIPE@FOLDER. Raises ValueError."""
+        """Reads NAME=KIND:RECIPE@FOLDER. Raises ValueError, also for a folder without our code."""
         found = re.fullmatch(r"([^=]+)=(ours|stock|hf|url):([^@]+)(?:@(.+))?", text)
         if found is None:
             raise ValueError(f"side: {text!r} is not NAME=KIND:RECIPE, or NAME=KIND:RECIPE@FOLDER")
         name, kind, recipe, folder = found.groups()
+        # Python would import the code of today instead, and nobody would notice
+        if folder and not Path(folder, "benchlib").is_dir():
+            raise ValueError(f"side: {text!r} has no folder benchlib in {folder}")
         return cls(name, kind, recipe, folder or str(HERE.parent))
 
 

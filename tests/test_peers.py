@@ -22,13 +22,20 @@ def test_a_side_without_a_kind_or_a_recipe_is_refused(text):
         Side.parse(text)
 
 
-def test_sides_and_shapes_are_read():
-    side = Side.parse("today=ours:bf16+fp8@/some/folder")
+def test_a_folder_without_our_code_is_refused(tmp_path):
+    """Python would find the code of today instead: the side would be compared with itself."""
+    with pytest.raises(ValueError, match="has no folder benchlib"):
+        Side.parse(f"old=ours:bf16@{tmp_path}")
+
+
+def test_sides_and_shapes_are_read(tmp_path):
+    (tmp_path / "benchlib").mkdir()
+    side = Side.parse(f"today=ours:bf16+fp8@{tmp_path}")
     assert (side.name, side.kind, side.recipe, side.folder) == (
         "today",
         "ours",
         "bf16+fp8",
-        "/some/folder",
+        str(tmp_path),
     )
     assert Side.parse("url=url:http://host:8000/v1").recipe == "http://host:8000/v1"
     assert Shape.parse("8x20") == Shape(8, 20, 7.5)
@@ -112,6 +119,7 @@ def test_each_start_has_the_same_empty_folder_and_bytecode(tmp_path, monkeypatch
 
 
 def test_bytecode_is_written_even_where_the_environment_forbids_it(tmp_path, monkeypatch):
+    (tmp_path / "benchlib").mkdir()
     (tmp_path / "plain.py").write_text("")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setattr(peers, "IMPORTS", "import plain")
