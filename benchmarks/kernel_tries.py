@@ -9,7 +9,7 @@
 | rows-fp8 | our kernel of add, layer norm and rounding, beside inductor's |
 | norm-rows | our kernel of add and layer norm in bf16, beside inductor's |
 | geglu-product | a product that computes GELU and gate by itself, beside cuBLAS and inductor's pass |
-| sum-product | a product that adds a residual by itself, and a norm, beside cuBLAS and a norm that adds |
+| sum-product | a product that adds to the residual in place, and a norm, beside a norm that adds |
 | convolution | 3x3 in fp8 by cuDNN, beside cuDNN's in bf16 |
 | own-convolution | the same by our kernel |
 | attention | cuDNN's in fp8 beside its bf16 |
@@ -421,18 +421,6 @@ def _product_alone(tries: Tries, case: str, make: Callable[[], Inputs]) -> None:
     race(tries, "product", case, make, variants, reference=plain, flops=flops)
 
 
-# A tile's rows, columns, depth, warps, stages, programs on a processor, and parts of its end
-SUM_TILES = (
-    (128, 128, 64, 4, 3, 2, 4),
-    (128, 128, 64, 4, 2, 2, 2),
-    (128, 256, 64, 8, 3, 1, 2),
-    (256, 128, 64, 8, 3, 1, 2),
-    (128, 128, 64, 8, 4, 1, 1),
-    (128, 64, 64, 4, 3, 2, 1),
-    (64, 128, 64, 4, 3, 2, 1),
-)
-
-
 def sum_product(tries: Tries) -> None:
     """The last product of an attention or a feed-forward, the residual's sum, and the next norm."""
     # 1) Rows, depth and width of eight guided images, and of one
@@ -450,12 +438,16 @@ def sum_product(tries: Tries) -> None:
         shapes = ((16, 64, 64),)
 
     def make(rows: int, depth: int, width: int) -> Inputs:
+        shift = tries.random(width).bfloat16()
+        parts = _rows(tries, rows, width)
         return {
             "tokens": tries.random(rows, depth).bfloat16(),
             "product": tries.random(width, depth, std=depth**-0.5).bfloat16(),
-            "shift": tries.random(width).bfloat16(),
-            **_rows(tries, rows, width),
+            "shift": shift,
+            **parts,
             "normed": tries.full(rows, width),
+            "stream": parts["x"].clone(),
+            "owed": shift.float(),
         }
 
     def wanted(inputs: Inputs) -> Tensor:
@@ -464,11 +456,10 @@ def sum_product(tries: Tries) -> None:
         weight, bias = inputs["weight"].float(), inputs["bias"].float()
         return layer_norm(total, total.shape[1:], weight, bias)
 
-    # 2) What runs now, cuBLAS that adds in place without a bias, and our kernel by its tiles
+    # 2) A norm that adds, and cuBLAS that adds in place before a norm that adds the bias for itself
     variants: dict[str, Call] = {"plain": _plain_sum}
     if not tries.quick:
         variants = {"cuBLAS, add and norm": _summed_by_the_norm}
-        variants |= {f"ours {tile}": partial(_summed_by_ours, tile) for tile in SUM_TILES}
         variants["cuBLAS in place, norm"] = _summed_in_place
     for rows, depth, width in shapes:
         case = f"{rows}x{depth}x{width}"
@@ -491,29 +482,14 @@ def _summed_by_the_norm(inputs: Inputs) -> Tensor:
     return inputs["normed"]
 
 
-def _summed_by_ours(tile: tuple[int, ...], inputs: Inputs) -> Tensor:
-    from benchlib.serving.model.norm_rows import norm_rows_into
-    from benchlib.serving.model.sum_product import sum_product_into
-
-    names = ("tall", "wide", "deep", "warps", "stages", "per_processor", "parts")
-    sum_product_into(
-        inputs["total"],
-        inputs["x"],
-        inputs["tokens"],
-        inputs["product"],
-        inputs["shift"],
-        **dict(zip(names, tile, strict=True)),
-    )
-    norm_rows_into(inputs["normed"], inputs["total"], (inputs["weight"], inputs["bias"], 1e-5))
-    return inputs["normed"]
-
-
 def _summed_in_place(inputs: Inputs) -> Tensor:
-    """Leaves the bias out, so its error is large: a norm would have to add the biases so far."""
+    """The first call has the other variants' answer; each one adds to the same stream."""
     from benchlib.serving.model.norm_rows import norm_rows_into
+    from benchlib.serving.model.summed_products import add_product_
 
-    inputs["more"].addmm_(inputs["tokens"], inputs["product"].T)
-    norm_rows_into(inputs["normed"], inputs["more"], (inputs["weight"], inputs["bias"], 1e-5))
+    add_product_(inputs["stream"], inputs["tokens"], inputs["product"])
+    norm = inputs["weight"], inputs["bias"], 1e-5
+    norm_rows_into(inputs["normed"], inputs["stream"], norm, owed=inputs["owed"])
     return inputs["normed"]
 
 

@@ -1,5 +1,7 @@
 """A kernel: the layer norm of rows of 16 bits; if asked, of the sum of two, which it writes as well.
 
+Where rows lack a vector that is the same for all, the kernel norms them as if they had it.
+
 inductor adds a residual again in each kernel that reads it, and reads a row of 1,280 twice. Here a
 row is read once. The bound is the bytes: with the sum, 8 of each number; without it, 4. A step of
 eight guided images of 1024x1024 has 174 such sums of 16,384 x 1,280 and 25 of 65,536 x 640. Only the
@@ -26,12 +28,14 @@ def _normed_row(  # type: ignore[no-untyped-def]
     weight,
     bias,
     total,
+    owed,
     normed,
     eps,
     WIDTH: tl.constexpr,  # noqa: N803 - as Triton writes its constants
     MOST: tl.constexpr,  # noqa: N803
     REST: tl.constexpr,  # noqa: N803
     ADDS: tl.constexpr,  # noqa: N803
+    OWES: tl.constexpr,  # noqa: N803
 ):
     # 1) Read a row in two parts, since a part is a power of two: 1,280 are 1,024 and 256
     start = tl.program_id(0).to(tl.int64) * WIDTH
@@ -41,6 +45,9 @@ def _normed_row(  # type: ignore[no-untyped-def]
     left = rest < WIDTH
     one = added_part(x + start, more + start, total + start, first, there, ADDS)
     other = added_part(x + start, more + start, total + start, rest, left, ADDS)
+    if OWES:
+        one += tl.load(owed + first, mask=there, other=0.0)
+        other += tl.load(owed + rest, mask=left, other=0.0)
 
     # 2) Norm it
     one, other = normed_parts(one, other, weight, bias, eps, WIDTH, MOST, REST)
@@ -56,10 +63,12 @@ def norm_rows_into(
     *,
     more: Tensor | None = None,
     total: Tensor | None = None,
+    owed: Tensor | None = None,
 ) -> None:
     """Norm `x` (rows, width). With `more`, add it first and write the sum to `total`.
 
-    `norm` is a layer norm's weight, bias and epsilon. All tensors are contiguous.
+    `norm` is a layer norm's weight, bias and epsilon. `owed` (width,), in float32, is what each row
+    lacks: it is added before the norm alone, and is not rounded. All tensors are contiguous.
     """
     rows, width = x.shape
     weight, bias, eps = norm
@@ -70,11 +79,13 @@ def norm_rows_into(
         weight,
         bias,
         x if total is None else total,
+        x if owed is None else owed,
         normed,
         eps,
         WIDTH=width,
         MOST=most,
         REST=rest,
         ADDS=more is not None,
+        OWES=owed is not None,
         num_warps=warps_for(most),
     )

@@ -22,21 +22,23 @@ from benchlib.serving.model.gated_products import HALVES
 from benchlib.serving.model.model_errors import UnfitModel
 from benchlib.serving.model.plain_attention import leave_out_division
 
-Addends = tuple[Tensor, Tensor]  # two tensors (rows, tokens, features), whose sum is meant
+Addends = tuple[Tensor, Tensor]  # of (rows, tokens, features); the second may be one row of all
 
 
 @library.custom_op(
     "benchlib::norm_rows",
     mutates_args=(),
     device_types="cuda",
-    schema="(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? owed=None) -> Tensor",
 )
-def norm_rows(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The layer norm of `x` (rows, width)."""
+def norm_rows(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, owed: Tensor | None = None
+) -> Tensor:
+    """The layer norm of `x` (rows, width), and of `owed` (width,) float32, which each row lacks."""
     from benchlib.serving.model.norm_rows import norm_rows_into  # needs Triton
 
     normed = _whole_like(x)
-    norm_rows_into(normed, x.contiguous(), (weight, bias, eps))
+    norm_rows_into(normed, x.contiguous(), (weight, bias, eps), owed=owed)
     return normed
 
 
@@ -63,7 +65,13 @@ def _whole_like(x: Tensor) -> Tensor:
 
 
 @norm_rows.register_fake
-def _fake_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:  # noqa: ARG001
+def _fake_norm(
+    x: Tensor,
+    weight: Tensor,  # noqa: ARG001
+    bias: Tensor,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+    owed: Tensor | None = None,  # noqa: ARG001
+) -> Tensor:
     return _whole_like(x)
 
 
@@ -95,12 +103,15 @@ class ChainedBlock(BasicTransformerBlock):  # type: ignore[misc] # diffusers is 
         answer = super().__call__(self.first_norm(hidden_states), *others, **options)
         if self.hands_on or isinstance(answer, Tensor):
             return answer
-        x, more = answer
-        return more + x
+        return self.last_sum(*answer)
 
     def first_norm(self, hidden_states: Tensor | Addends) -> tuple[Tensor, ...]:
         """The block's input (rows, tokens, features), and what its kernel makes of its rows."""
         raise NotImplementedError
+
+    def last_sum(self, x: Tensor, more: Tensor) -> Tensor:
+        """The block's answer, where the next block does not take addends."""
+        return more + x
 
 
 class NormedBlock(ChainedBlock):
@@ -187,7 +198,11 @@ def chain_blocks(unet: torch.nn.Module) -> None:
         if not isinstance(module, Transformer2DModel):
             continue
         blocks: list[Any] = list(module.transformer_blocks)
-        passes_on = type(module).forward is Transformer2DModel.forward
-        if passes_on and all(isinstance(block, ChainedBlock) for block in blocks):
+        if passes_on(module) and all(isinstance(block, ChainedBlock) for block in blocks):
             for block in blocks[:-1]:
                 block.hands_on = True
+
+
+def passes_on(transformer: Transformer2DModel) -> bool:
+    """Whether diffusers' own code calls the blocks, which reads neither their inputs nor answers."""
+    return type(transformer).forward is Transformer2DModel.forward

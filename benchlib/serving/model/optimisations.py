@@ -257,7 +257,7 @@ def norm_rows_kernel(networks: Networks) -> None:
 
 
 def summed_products(networks: Networks) -> None:
-    """Let the products that end with a residual add it, in the blocks of norm_rows_kernel."""
+    """Let the products that end with a residual add to it, in the blocks of norm_rows_kernel."""
     from benchlib.serving.model.summed_products import sum_in_products
 
     sum_in_products(networks.unet)

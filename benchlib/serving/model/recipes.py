@@ -276,11 +276,11 @@ _ALL = (
     ),
     Recipe(
         name="summed-products",
-        changes="With norm-rows: the UNet's products that end with a residual add it by themselves.",
+        changes="With norm-rows: the UNet's products that end with a residual add to it in place.",
         exact=True,
-        start="Seconds.",
+        start="Nothing.",
         apply=optimisations.summed_products,
-        why_not=optimisations.no_geglu_product,
+        why_not=optimisations.no_norm_rows,
     ),
     Recipe(
         name="decoder-products",

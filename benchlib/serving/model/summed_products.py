@@ -1,10 +1,13 @@
-"""Transformer blocks whose products add the residual by themselves (sum_product.py).
+"""Transformer blocks whose products add to the residual in place, by cuBLAS.
 
-Two products of attention and one of the feed-forward end with a residual in each block. Here each
-writes the sum, rounded once, and the next norm reads one tensor in place of two. A layer that has an
-adapter by request on computes as it does without the recipe.
+Two products of attention and one of the feed-forward end with a residual in each block. Here cuBLAS
+adds each to the residual where it lies, and the next norm reads one tensor in place of two. cuBLAS
+adds a residual or a bias, but not both. So the residual lacks the biases of the products so far. What
+it is owed is one vector for all rows: each norm adds it for itself, and the last block pays it.
 
-Knows the blocks of `norm-rows`. Ignorant of Triton until the first call.
+A layer that has an adapter by request on computes as it does without the recipe, less its bias.
+
+Knows the blocks of `norm-rows`. Ignorant of kernels.
 """
 
 from __future__ import annotations
@@ -12,50 +15,70 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import Transformer2DModel
 from torch import Tensor, library
 
 from benchlib.serving.model.gated_products import HALVES, GatedFeedForward, plain_linear
 from benchlib.serving.model.model_errors import UnfitModel
-from benchlib.serving.model.normed_blocks import NormedBlock, affine_of, norm_rows
+from benchlib.serving.model.normed_blocks import (
+    Addends,
+    NormedBlock,
+    affine_of,
+    norm_rows,
+    passes_on,
+)
 from benchlib.serving.model.plain_attention import can_leave_out_product
 
 
 @library.custom_op(
-    "benchlib::sum_product",
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor more, Tensor tokens, Tensor weight, Tensor bias) -> Tensor",
+    "benchlib::add_product_",
+    mutates_args=("total",),
+    schema="(Tensor(a!) total, Tensor tokens, Tensor weight) -> ()",
 )
-def sum_product(more: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`more` (rows, width) and the product of `tokens` (rows, depth) with a linear layer.
+def add_product_(total: Tensor, tokens: Tensor, weight: Tensor) -> None:
+    """Add the product of `tokens` (rows, depth) and `weight` (width, depth) to `total` (rows, width).
 
-    The sums are float32, rounded once to the dtype of `more`. `weight` is (width, depth).
+    On a GPU the sums are float32, and are rounded once. Compiled, torch's own `addmm_` would copy
+    `total` first.
     """
-    from benchlib.serving.model.sum_product import sum_product_into  # needs Triton
-
-    total = torch.empty(more.shape, dtype=more.dtype, device=more.device)
-    sum_product_into(total, more, tokens, weight, bias)
-    return total
+    total.addmm_(tokens, weight.t())
 
 
-@sum_product.register_fake
-def _sum_like(more: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG001
-    return torch.empty(more.shape, dtype=more.dtype, device=more.device)
+@add_product_.register_fake
+def _adds_nothing(total: Tensor, tokens: Tensor, weight: Tensor) -> None:
+    pass
 
 
-def summed(residual: Tensor, layer: torch.nn.Module, tokens: Tensor) -> Tensor:
-    """`residual` and what `layer` makes of `tokens`, all (rows, tokens, features)."""
+def add_in_place(total: Tensor, layer: Any, tokens: Tensor) -> None:
+    """Add what `layer` makes of `tokens` (rows, tokens, depth), less its bias, to `total`."""
     linear = plain_linear(layer)
-    if linear is None:
-        product: Tensor = layer(tokens)
-        return product + residual
-    more = residual.flatten(0, -2)
-    total: Tensor = sum_product(more, tokens.flatten(0, -2), linear.weight, linear.bias)
-    return total.view(residual.shape)
+    if linear is None:  # an adapter is on
+        total += layer(tokens).flatten(0, -2) - layer.base_layer.bias
+    else:
+        add_product_(total, tokens.flatten(0, -2), linear.weight)
 
 
 class SummedBlock(NormedBlock):
-    """A transformer block whose products add. It leaves no sum to the next block."""
+    """A transformer block whose products add to its input. It hands that on with what it is owed.
+
+    A block that is alone adds to a copy, since its input is its caller's.
+    """
+
+    owns_input = False  # whether nobody else reads an input that no block has handed on
+
+    # In float32 (features,): the biases that the residual lacks, from the start of the chain
+    owed_attn1: Tensor
+    owed_attn2: Tensor
+    owed: Tensor
+
+    def first_norm(self, hidden_states: Tensor | Addends) -> tuple[Tensor, Tensor]:
+        """The residual, and the layer norm (rows * tokens, features) of the block's input."""
+        norm = affine_of(self.norm1)
+        if isinstance(hidden_states, Tensor):
+            x = hidden_states if self.owns_input else hidden_states.clone()
+            return x, norm_rows(x.flatten(0, 1), *norm)
+        x, owed = hidden_states
+        return x, norm_rows(x.flatten(0, 1), *norm, owed)
 
     def forward(
         self,
@@ -65,18 +88,19 @@ class SummedBlock(NormedBlock):
         encoder_attention_mask: Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         **_: Any,
-    ) -> Tensor:
-        """`normed_input` is what `first_norm` returns. The answer is (rows, tokens, features)."""
+    ) -> Addends:
+        """`normed_input` is what `first_norm` returns. Answers the residual, and what it is owed."""
         x, normed = normed_input
         shape = x.shape
+        total = x.flatten(0, 1)
         options = cross_attention_kwargs or {}
 
         # 1) Attention to the image itself
         seen = self.attn1(
             normed.view(shape), attention_mask=attention_mask, without_product=True, **options
         )
-        x = summed(x, self.attn1.to_out[0], seen)
-        normed = norm_rows(x.flatten(0, 1), *affine_of(self.norm2))
+        add_in_place(total, self.attn1.to_out[0], seen)
+        normed = norm_rows(total, *affine_of(self.norm2), self.owed_attn1)
 
         # 2) Attention to the text
         seen = self.attn2(
@@ -86,31 +110,54 @@ class SummedBlock(NormedBlock):
             without_product=True,
             **options,
         )
-        x = summed(x, self.attn2.to_out[0], seen)
-        normed = norm_rows(x.flatten(0, 1), *affine_of(self.norm3))
+        add_in_place(total, self.attn2.to_out[0], seen)
+        normed = norm_rows(total, *affine_of(self.norm3), self.owed_attn2)
 
         # 3) Feed-forward
         first, _dropout, last = self.ff.net
         gate = self.ff.gated if isinstance(self.ff, GatedFeedForward) else first
-        return summed(x, last, gate(normed.view(shape)))
+        add_in_place(total, last, gate(normed.view(shape)))
+        return total.view(shape), self.owed
+
+    def last_sum(self, x: Tensor, more: Tensor) -> Tensor:
+        """The residual with what it is owed, in place; `x` is the block's own by now."""
+        return x.add_(more)
 
 
 def sum_in_products(unet: torch.nn.Module) -> None:
-    """Let the blocks of `unet`, which has `norm-rows`, use the kernel.
+    """Let the blocks of `unet`, which has `norm-rows`, add in place.
 
     Raises UnfitModel if one of them can't; then all stay as they are.
     """
-    blocks: list[Any] = [module for module in unet.modules() if type(module) is NormedBlock]
+    # 1) Check all blocks
+    modules: list[Any] = list(unet.modules())
+    blocks = [module for module in modules if type(module) is NormedBlock]
     if not blocks:
         raise UnfitModel("recipe: 'summed-products' changes blocks of 'norm-rows'; add 'norm-rows'")
     for block in blocks:
         if not all(_fits(layer) for layer in _last_layers(block)):
             raise UnfitModel(
-                "recipe: 'summed-products' adds to products in 16 bits, with a bias, whose sides "
-                "are multiples of 8, in SDXL's transformers; leave it out"
+                "recipe: 'summed-products' adds products in 16 bits, with a bias, in SDXL's "
+                "transformers; leave it out"
             )
+
+    # 2) Change them, and sum the biases along each chain
+    handed_on: Tensor | None = None
     for block in blocks:
         block.__class__ = SummedBlock
+        attn1, attn2, last = (layer.bias.detach().float() for layer in _last_layers(block))
+        owed_attn1 = attn1 if handed_on is None else handed_on + attn1
+        owed_attn2 = owed_attn1 + attn2
+        owed = owed_attn2 + last
+        for name, sums in (("owed_attn1", owed_attn1), ("owed_attn2", owed_attn2), ("owed", owed)):
+            block.register_buffer(name, sums, persistent=False)
+        handed_on = owed if block.hands_on else None
+
+    # 3) The first block of a chain gets what the transformer's first product has just made
+    for module in modules:
+        if isinstance(module, Transformer2DModel) and module.is_input_continuous:
+            first = module.transformer_blocks[0]
+            first.owns_input = isinstance(first, SummedBlock) and passes_on(module)
 
 
 def _last_layers(block: Any) -> list[Any]:
@@ -122,9 +169,8 @@ def _last_layers(block: Any) -> list[Any]:
 
 
 def _fits(layer: Any) -> bool:
-    """Whether the kernel takes this layer. An integer or fp8 weight is a tensor of another class."""
+    """Whether a layer's product can be added. An integer or fp8 weight is a tensor of another class."""
     linear = None if layer is None else plain_linear(layer)
     if linear is None or linear.bias is None:
         return False
-    is_half = type(linear.weight) is torch.nn.Parameter and linear.weight.dtype in HALVES
-    return is_half and all(side % 8 == 0 for side in linear.weight.shape)
+    return type(linear.weight) is torch.nn.Parameter and linear.weight.dtype in HALVES

@@ -60,6 +60,17 @@ for rows, width in ((3, 8), (5, 20), (4, 640), (3, 1280)):
     alone = torch.full((rows, width), torch.nan).half()
     norm_rows_into(alone, sum_of_two, (weight, bias, 1e-5))
     assert torch.equal(alone, normed), "a sum is normed as it is written"
+
+    # What a row lacks is added in float32, and x stays as it is
+    owed = torch.randn(width, generator=generator) + 0.1
+    before = x.clone()
+    normed = torch.full((rows, width), torch.nan).half()
+    norm_rows_into(normed, x, (weight, bias, 1e-5), owed=owed)
+    parts = (part.double() for part in (weight, bias))
+    wanted = torch.nn.functional.layer_norm(x.double() + owed, (width,), *parts, 1e-5)
+    error = (normed.double() - wanted).abs()
+    assert (error <= 2**-11 * wanted.abs() + 2e-4).all(), (rows, width, error.max())
+    assert torch.equal(x, before)
 print("all rows are right")
 """
 

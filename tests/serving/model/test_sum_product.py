@@ -1,13 +1,16 @@
-"""The product that adds a residual, on Triton's interpreter beside float64; and its recipe."""
+"""Products that add to the residual in place, and what it is owed; their recipe."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import Transformer2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from peft import LoraConfig, inject_adapter_in_model
 from torch import library
+from torch._inductor.utils import run_and_get_code
 from torch.nn.functional import gelu, layer_norm, linear
 
 from benchlib.serving.model.gated_products import gate_in_products, geglu_product
@@ -18,60 +21,24 @@ from benchlib.serving.model.normed_blocks import (
     norm_in_one_pass,
     norm_rows,
 )
-from benchlib.serving.model.optimisations import TRANSFORMERS, compiled
-from benchlib.serving.model.recipes import RECIPES, apply_recipes, parse_recipes
-from benchlib.serving.model.summed_products import (
-    SummedBlock,
-    sum_in_products,
-    sum_product,
-    summed,
+from benchlib.serving.model.optimisations import (
+    BLOCKS,
+    TRANSFORMERS,
+    _with_compiled_ends,
+    compiled,
 )
+from benchlib.serving.model.recipes import RECIPES, apply_recipes, parse_recipes
+from benchlib.serving.model.summed_products import SummedBlock, add_product_, sum_in_products
 from benchlib.serving.model.text_once import read_texts_once
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
-from .interpreted import run_on_interpreter
 from .small_models import small_pipeline
-
-# The interpreter cuts numbers off to bf16, so 16 bits are float16 here.
-KERNEL = """
-import torch
-from benchlib.serving.model.sum_product import sum_product_into
-
-generator = torch.Generator().manual_seed(0)
-
-def draw(*shape):
-    return torch.randn(*shape, generator=generator).half()
-
-shapes = ((64, 64, 32), (70, 48, 40), (1, 32, 16), (5, 8, 8), (200, 40, 72))
-for rows, depth, width in shapes:
-    for parts in (1, 2, 4):
-        # A row of more numbers makes the tokens neither contiguous nor aligned
-        tokens, weight, bias = draw(rows, depth + 1)[:, 1:], draw(width, depth), draw(width)
-        more = 30 * draw(rows, width)
-        total = torch.full((rows + 2, width), torch.nan, dtype=torch.float16)
-        options = dict(tall=32, wide=32, deep=32, warps=4, stages=2, parts=parts)
-        sum_product_into(total[:rows], more, tokens, weight, bias, **options)
-        wanted = more.double() + tokens.double() @ weight.double().T + bias.double()
-        error = (total[:rows].double() - wanted).abs()
-        assert (error <= 2**-11 * wanted.abs() + 1e-4).all(), (rows, depth, width, error.max())
-        assert total[rows:].isnan().all(), "nothing is written beyond the rows"
-print("all numbers are right")
-"""
-
-
-def test_the_kernel_agrees_with_float64_on_poisoned_outputs():
-    run_on_interpreter(KERNEL, "all numbers are right")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _on_a_cpu():
-    """Plain torch stands in for the kernels: float32 sums, rounded once."""
-
-    @sum_product.register_kernel("cpu")
-    def _sum(more, tokens, weight, bias):
-        total = more.float() + linear(tokens.float(), weight.float(), bias.float())
-        return total.to(more.dtype)
+    """Plain torch stands in for the kernels. torch's product in place is that of its CPU."""
 
     @geglu_product.register_kernel("cpu")
     def _gate(tokens, weight, bias):
@@ -79,8 +46,11 @@ def _on_a_cpu():
         return (value * gelu(gate)).to(tokens.dtype)
 
     @norm_rows.register_kernel("cpu")
-    def _norm(x, weight, bias, eps):
-        return layer_norm(x, x.shape[1:], weight, bias, eps)
+    def _norm(x, weight, bias, eps, owed=None):
+        if owed is None:
+            return layer_norm(x, x.shape[1:], weight, bias, eps)
+        numbers = layer_norm(x + owed, x.shape[1:], weight.float(), bias.float(), eps)
+        return numbers.to(x.dtype)
 
     @add_norm_rows.register_kernel("cpu")
     def _add_norm(x, more, weight, bias, eps):
@@ -116,6 +86,17 @@ def drawn():
     return torch.randn(2, 24, 64).bfloat16(), torch.randn(2, 7, 32).bfloat16(), mask
 
 
+def error_of(found, wanted):
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+def widened(make, plain, **options):
+    """`plain` in float32."""
+    exact = make(dtype=torch.float32, **options)
+    exact.load_state_dict({name: part.float() for name, part in plain.state_dict().items()})
+    return exact
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("gates", [False, True])
 def test_a_block_is_as_near_to_float32_as_one_that_rounds_in_between(gates):
@@ -127,33 +108,101 @@ def test_a_block_is_as_near_to_float32_as_one_that_rounds_in_between(gates):
     x, text, mask = drawn()
     for more in ({}, {"encoder_attention_mask": mask}):
         wide = {name: tensor.float() for name, tensor in more.items()}
-        exact = make_block(torch.float32)
-        exact.load_state_dict({name: part.float() for name, part in plain.state_dict().items()})
-        wanted = exact(x.float(), encoder_hidden_states=text.float(), **wide)
+        wanted = widened(make_block, plain)(x.float(), encoder_hidden_states=text.float(), **wide)
         before, after = (
-            ((one(x, encoder_hidden_states=text, **more).float() - wanted).norm() / wanted.norm())
-            for one in (plain, ours)
+            error_of(one(x, encoder_hidden_states=text, **more), wanted) for one in (plain, ours)
         )
-        assert after < 1.1 * before < 0.01
+        assert after < 1.2 * before < 0.012, "what is owed is paid by a rounding more"
 
 
-@torch.no_grad()
-def test_a_sum_that_is_rounded_once_is_nearer_to_float32():
+def make_transformer(layers=3, dtype=torch.bfloat16, **options):
+    """A transformer whose biases are as large as its products."""
     torch.manual_seed(0)
-    layer = torch.nn.Linear(256, 64)
-    x, tokens = torch.randn(2, 24, 64), torch.randn(2, 24, 256)
-    half = torch.nn.Linear(256, 64).bfloat16()
-    half.load_state_dict(layer.state_dict())
-    x, tokens = x.bfloat16(), tokens.bfloat16()
-    wanted = x.float() + linear(tokens.float(), half.weight.float(), half.bias.float())
-    before, after = (
-        (found.float() - wanted).norm() for found in (x + half(tokens), summed(x, half, tokens))
+    options = {"cross_attention_dim": 32, "norm_num_groups": 8} | options
+    transformer = Transformer2DModel(4, 16, 64, num_layers=layers, **options)
+    for name, part in transformer.named_parameters():
+        if name.endswith(("to_out.0.bias", "net.2.bias")):
+            torch.nn.init.normal_(part)
+    return transformer.to(dtype).eval()
+
+
+def summed_transformer(**options):
+    ours = make_transformer(**options)
+    norm_in_one_pass(ours)
+    sum_in_products(ours)
+    return ours
+
+
+def drawn_image():
+    torch.manual_seed(1)
+    return torch.randn(2, 64, 4, 4).bfloat16(), torch.randn(2, 7, 32).bfloat16()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("by_linear", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.no_grad()
+def test_a_chain_is_as_near_to_float32_and_changes_no_input(layers, by_linear, layout):
+    options = {"layers": layers, "use_linear_projection": by_linear}
+    plain, ours = make_transformer(**options), summed_transformer(**options)
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    exact = widened(make_transformer, plain, **options)
+    image, text = drawn_image()
+    image = image.contiguous(memory_format=layout)
+    kept = image.clone()
+    for net in (plain, ours):
+        net.to(memory_format=layout)
+    wanted = exact(image.float(), text.float(), return_dict=False)[0]
+    before, after, again = (
+        error_of(net(image, text, return_dict=False)[0], wanted) for net in (plain, ours, ours)
     )
-    assert after < 0.9 * before
+    assert after == again
+    assert after < 1.1 * before < 0.02
+    assert torch.equal(image, kept)
 
 
 @torch.no_grad()
-def test_a_block_is_one_graph_with_three_sums_and_no_pass_that_adds():
+def test_what_each_norm_is_owed_is_the_sum_of_the_biases_so_far():
+    ours = summed_transformer()
+    owed = torch.zeros(64)
+    for block in ours.transformer_blocks:
+        layers = (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2])
+        sums = (block.owed_attn1, block.owed_attn2, block.owed)
+        for layer, found in zip(layers, sums, strict=True):
+            owed = owed + layer.bias.float()
+            assert torch.equal(found, owed)
+    assert [block.owns_input for block in ours.transformer_blocks] == [True, False, False]
+
+
+@torch.no_grad()
+def test_a_block_that_is_alone_leaves_its_input_as_it_was():
+    ours = summed_block()
+    x, text, _ = drawn()
+    kept = x.clone()
+    found = ours(x, encoder_hidden_states=text)
+    assert torch.equal(x, kept)
+    assert torch.equal(ours(x, encoder_hidden_states=text), found)
+
+
+@torch.no_grad()
+def test_blocks_beside_another_kind_are_not_chained():
+    class OtherBlock(BasicTransformerBlock):
+        pass
+
+    plain, ours = make_transformer(), make_transformer()
+    ours.transformer_blocks[1].__class__ = OtherBlock
+    norm_in_one_pass(ours)
+    sum_in_products(ours)
+    image, text = drawn_image()
+    wanted = widened(make_transformer, plain)(image.float(), text.float(), return_dict=False)[0]
+    before, after = (
+        error_of(net(image, text, return_dict=False)[0], wanted) for net in (plain, ours)
+    )
+    assert after < 1.1 * before
+
+
+@torch.no_grad()
+def test_a_block_is_one_graph_with_three_products_in_place_and_no_pass_that_adds():
     ours = summed_block()
     x, text, _ = drawn()
     operators = []
@@ -162,58 +211,89 @@ def test_a_block_is_one_graph_with_three_sums_and_no_pass_that_adds():
         operators.extend(str(node.target) for node in graph.graph.nodes)
         return graph.forward
 
+    wanted = ours(x, encoder_hidden_states=text)
     torch.compiler.reset()
-    found = torch.compile(ours, backend=look, fullgraph=True, dynamic=False)(
-        x, encoder_hidden_states=text
-    )
+    ours.compile(backend=look, fullgraph=True, dynamic=False)
+    assert torch.equal(ours(x, encoder_hidden_states=text), wanted)
     torch.compiler.reset()
-    assert torch.equal(found, ours(x, encoder_hidden_states=text))
-    assert operators.count("benchlib.sum_product.default") == 3
-    assert not [name for name in operators if "add" in name]
-    layer = ours.ff.net[2]
-    tokens = torch.randn(24, 256).bfloat16()
-    library.opcheck(sum_product, (x[0], tokens, layer.weight, layer.bias))
+    assert [name for name in operators if "add" in name] == ["benchlib.add_product_.default"] * 3
+    tokens, weight = torch.randn(24, 256).bfloat16(), ours.ff.net[2].weight.detach()
+    library.opcheck(add_product_, (x[0].clone(), tokens, weight))
+
+
+@pytest.mark.parametrize("regions", [BLOCKS, TRANSFORMERS], ids=["blocks", "regional"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
+@torch.inference_mode()
+def test_inductor_adds_to_the_residual_itself(regions):
+    """A copy would be another buffer of its code."""
+    ours = summed_transformer(use_linear_projection=True)
+    image, text = drawn_image()
+    wanted = ours(image, text, return_dict=False)[0]
+    torch.compiler.reset()
+    for module in ours.modules():
+        if isinstance(module, regions):
+            module.compile(dynamic=False, options={"epilogue_fusion": False})
+    found, codes = run_and_get_code(ours, image, text, return_dict=False)
+    torch.compiler.reset()
+    assert error_of(found[0], wanted.float()) < 0.01
+    added = r"benchlib\.add_product_\.default\((?:reinterpret_tensor\()?(\w+)"
+    (to,) = (re.findall(added, code) for code in codes)
+    assert len(to) == (3 if regions is BLOCKS else 9)
+    assert len(set(to)) == 1
+    assert to[0].startswith("arg" if regions is BLOCKS else "buf")
 
 
 @pytest.mark.parametrize("layer", ["attn1.to_out.0", "attn2.to_out.0", "ff.net.2"])
+@pytest.mark.parametrize("dora", [False, True])
 @torch.no_grad()
-def test_a_layer_with_an_adapter_computes_as_before(layer):
-    plain, ours = (torch.nn.ModuleDict({"block": make_block()}) for _ in range(2))
-    norm_in_one_pass(ours)
-    sum_in_products(ours)
-    x, text, _ = drawn()
-    alone = ours["block"](x, encoder_hidden_states=text)
+def test_a_layer_with_an_adapter_computes_as_before(layer, dora):
+    plain, ours = make_transformer(), summed_transformer()
+    image, text = drawn_image()
+    alone = ours(image, text, return_dict=False)[0]
     for model in (plain, ours):
         torch.manual_seed(1)
-        config = LoraConfig(r=4, target_modules=[layer], init_lora_weights=False)
+        options = {"init_lora_weights": False, "use_dora": dora}
+        config = LoraConfig(r=4, target_modules=f".*{layer}", **options)
         inject_adapter_in_model(config, model)
-    found, wanted = (one["block"](x, encoder_hidden_states=text) for one in (ours, plain))
-    assert (found.float() - wanted.float()).norm() < 0.01 * wanted.float().norm()
-    assert not torch.allclose(found, alone, atol=0.05)
-    adapted = ours["block"].get_submodule(layer)
-    adapted.enable_adapters(False)
-    assert torch.equal(ours["block"](x, encoder_hidden_states=text), alone)
+    found, wanted = (net(image, text, return_dict=False)[0] for net in (ours, plain))
+    assert error_of(found, wanted.float()) < 0.01
+    assert error_of(alone, wanted.float()) > 0.05
+    for block in ours.transformer_blocks:
+        block.get_submodule(layer).enable_adapters(False)
+    assert torch.equal(ours(image, text, return_dict=False)[0], alone)
 
 
-def test_a_transformer_compiled_as_a_whole_is_that_of_its_blocks(usable, monkeypatch):  # noqa: ARG001
+@pytest.mark.parametrize(
+    ("regions", "depths"), [(TRANSFORMERS, (3,)), (BLOCKS, (1, 3))], ids=["regional", "blocks"]
+)
+def test_a_compiled_transformer_is_that_of_its_blocks(usable, monkeypatch, regions, depths):  # noqa: ARG001
     """The graphs that torch gets run as they are, so the answer keeps its bits."""
-    pipe = small_pipeline(unet={"transformer_layers_per_block": [1, 1, 3]}).to(torch.bfloat16)
-    recipes = "bf16+channels-last+fused-qkv+geglu-product+norm-rows+summed-products"
-    one = apply_recipes(pipe, parse_recipes(recipes))
-    wanted = noise_of(one)
-    compiles = torch.compile
+    graphs = []
 
-    def as_they_are(graph, _):
+    def count(graph, _):
+        graphs.append(graph)
         return graph.forward
 
+    compiles = torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda call, **_: compiles(call, backend=as_they_are, dynamic=False)
+        torch, "compile", lambda call, **_: compiles(call, backend=count, dynamic=False)
     )
+    made = []
+    recipes = "bf16+channels-last+fused-qkv+geglu-product+norm-rows+summed-products"
+    for layers in depths:
+        pipe = small_pipeline(unet={"transformer_layers_per_block": [1, 1, layers]})
+        one = apply_recipes(pipe.to(torch.bfloat16), parse_recipes(recipes))
+        wanted = noise_of(one)
+        _with_compiled_ends.cache_clear()
+        torch.compiler.reset()
+        graphs.clear()
+        compiled(one, regions=regions)
+        one.unet = read_texts_once(one.unet)
+        assert torch.equal(noise_of(one), wanted)
+        made.append(len(graphs))
+    _with_compiled_ends.cache_clear()
     torch.compiler.reset()
-    compiled(one, regions=TRANSFORMERS)
-    one.unet = read_texts_once(one.unet)
-    assert torch.equal(noise_of(one), wanted)
-    torch.compiler.reset()
+    assert made[0] == made[-1] > 0
 
 
 @torch.inference_mode()
@@ -233,35 +313,35 @@ def noise_of(networks):
 def test_what_it_can_not_change_is_refused_in_words():
     with pytest.raises(ValueError, match="recipe: 'summed-products' changes blocks of 'norm-rows'"):
         sum_in_products(make_block())
-    integers, without_bias, odd = make_block(), make_block(), make_block()
-    other_attention = make_block()
-    norm_in_one_pass(integers)
-    norm_in_one_pass(without_bias)
-    norm_in_one_pass(odd)
-    norm_in_one_pass(other_attention)
+    integers, without_bias, other_attention = make_block(), make_block(), make_block()
+    for block in (integers, without_bias, other_attention):
+        norm_in_one_pass(block)
     weight = integers.ff.net[2].weight
     integers.ff.net[2].weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
     without_bias.attn1.to_out[0].bias = None
-    odd.ff.net[2] = torch.nn.Linear(250, 64).bfloat16()
     other_attention.attn2.set_processor(lambda *_: None)
-    for block in (integers, without_bias, odd, other_attention):
-        with pytest.raises(ValueError, match="recipe: 'summed-products' adds to products in 16"):
+    for block in (integers, without_bias, other_attention):
+        with pytest.raises(ValueError, match="recipe: 'summed-products' adds products in 16 bits"):
             sum_in_products(block)
         assert type(block) is NormedBlock
 
 
 @pytest.mark.parametrize(
-    ("card", "dtype", "words"),
+    ("device", "dtype", "words"),
     [
-        (None, "bfloat16", "its kernel needs a CUDA GPU of compute capability 9.0"),
-        ((8, 9), "bfloat16", "its kernel needs a CUDA GPU of compute capability 9.0"),
-        ((9, 0), "float32", "its kernel computes in 16 bits; add 'bf16'"),
+        ("cpu", "bfloat16", "its kernel needs a CUDA GPU"),
+        ("cuda", "float32", "it computes in 16 bits; add 'bf16'"),
+        ("cuda", "float16", None),
     ],
 )
-def test_a_card_without_the_kernel_is_told_in_words(monkeypatch, card, dtype, words):
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: card)
+def test_any_cuda_card_can_and_others_are_told_in_words(monkeypatch, device, dtype, words):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    recipe = RECIPES["summed-products"]
+    if words is None:
+        recipe.check(torch.device(device), dtype)
+        return
     with pytest.raises(ValueError, match=f"recipe: 'summed-products' can't be used: {words}"):
-        RECIPES["summed-products"].check(torch.device("cuda" if card else "cpu"), dtype)
+        recipe.check(torch.device(device), dtype)
 
 
 @pytest.mark.parametrize("more", ["", "+geglu-product+channels-last+text-once"])
