@@ -5,9 +5,10 @@ adds each to the residual where it lies, and the next norm reads one tensor in p
 adds a residual or a bias, but not both. So the residual lacks the biases of the products so far. What
 it is owed is one vector for all rows: each norm adds it for itself, and the last block pays it.
 
-A layer that has an adapter by request on computes as it does without the recipe, less its bias.
+The products of an adapter by request are added in place, too. Where its layer is more than two
+products, as a DoRA's is, the layer computes as it does without the recipe, and its bias is taken off.
 
-Knows the blocks of `norm-rows`. Ignorant of kernels.
+Knows the blocks of `norm-rows`, and peft's layers. Ignorant of kernels.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import Transformer2DModel
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, library
 
 from benchlib.serving.model.gated_products import HALVES, GatedFeedForward, plain_linear
@@ -51,11 +53,30 @@ def _adds_nothing(total: Tensor, tokens: Tensor, weight: Tensor) -> None:
 
 def add_in_place(total: Tensor, layer: Any, tokens: Tensor) -> None:
     """Add what `layer` makes of `tokens` (rows, tokens, depth), less its bias, to `total`."""
+    tokens = tokens.flatten(0, -2)
     linear = plain_linear(layer)
-    if linear is None:  # an adapter is on
-        total += layer(tokens).flatten(0, -2) - layer.base_layer.bias
-    else:
-        add_product_(total, tokens.flatten(0, -2), linear.weight)
+    names = _plain_adapters(layer, total.dtype) if linear is None else []
+    if names is None:
+        total += layer(tokens) - layer.base_layer.bias
+        return
+    base = layer.base_layer if linear is None else linear
+    add_product_(total, tokens, base.weight)
+    for name in names:
+        down, up = layer.lora_A[name], layer.lora_B[name]
+        fewer = down(layer.lora_dropout[name](tokens)) * layer.scaling[name]
+        add_product_(total, fewer, up.weight)
+
+
+def _plain_adapters(layer: Any, dtype: torch.dtype) -> list[str] | None:
+    """The adapters that are on in `layer`, if each is two products in `dtype` and no more."""
+    if not isinstance(layer, LoraLinear) or layer.merged:
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    for name in names:
+        up: Any = layer.lora_B[name]
+        if name in layer.lora_variant or up.bias is not None or up.weight.dtype != dtype:
+            return None
+    return names
 
 
 class SummedBlock(NormedBlock):

@@ -243,24 +243,57 @@ def test_inductor_adds_to_the_residual_itself(regions):
     assert to[0].startswith("arg" if regions is BLOCKS else "buf")
 
 
+KINDS = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "biased": {"lora_bias": True},
+    "float32": {},
+}
+
+
 @pytest.mark.parametrize("layer", ["attn1.to_out.0", "attn2.to_out.0", "ff.net.2"])
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # peft says it of its own
 @torch.no_grad()
-def test_a_layer_with_an_adapter_computes_as_before(layer, dora):
+def test_a_layer_with_an_adapter_computes_as_before(layer, kind):
     plain, ours = make_transformer(), summed_transformer()
     image, text = drawn_image()
     alone = ours(image, text, return_dict=False)[0]
     for model in (plain, ours):
         torch.manual_seed(1)
-        options = {"init_lora_weights": False, "use_dora": dora}
+        options = {"init_lora_weights": False, "lora_alpha": 6} | KINDS[kind]
         config = LoraConfig(r=4, target_modules=f".*{layer}", **options)
         inject_adapter_in_model(config, model)
+        if kind != "float32":  # as diffusers' loader does
+            for block in model.transformer_blocks:
+                block.get_submodule(layer).bfloat16()
     found, wanted = (net(image, text, return_dict=False)[0] for net in (ours, plain))
     assert error_of(found, wanted.float()) < 0.01
-    assert error_of(alone, wanted.float()) > 0.05
+    assert error_of(alone, wanted.float()) > 0.04
     for block in ours.transformer_blocks:
         block.get_submodule(layer).enable_adapters(False)
     assert torch.equal(ours(image, text, return_dict=False)[0], alone)
+
+
+@torch.no_grad()
+def test_the_products_of_an_adapter_are_added_in_place_and_in_one_graph():
+    ours = summed_block()
+    x, text, _ = drawn()
+    config = LoraConfig(r=4, target_modules=r"ff\.net\.2", init_lora_weights=False)
+    inject_adapter_in_model(config, ours)
+    ours.ff.net[2].bfloat16()
+    operators = []
+
+    def look(graph, _):
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    wanted = ours(x, encoder_hidden_states=text)
+    torch.compiler.reset()
+    ours.compile(backend=look, fullgraph=True, dynamic=False)
+    assert torch.equal(ours(x, encoder_hidden_states=text), wanted)
+    torch.compiler.reset()
+    assert [name for name in operators if "add" in name] == ["benchlib.add_product_.default"] * 4
 
 
 @pytest.mark.parametrize(
@@ -357,6 +390,8 @@ def test_its_images_are_the_16_bit_ones_also_with_an_adapter(usable, more):  # n
     for lora in (None, "style", "style:0.5"):
         assert psnr_db(images[plain, lora], images[ours, lora]) > 35, lora
     assert psnr_db(images[ours, None], images[ours, "style"]) < 35
+    for module in pipe._unet.modules():
+        assert not isinstance(module, SummedBlock) or module.owed.dtype == torch.float32
     has_them = [
         any(isinstance(module, SummedBlock) for module in unet.modules())
         for unet in (pipe._unet, pipe.diffusers.unet)
