@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
+from benchlib.printing import print_line
 from benchlib.questions.scale.outcomes import DayOutlook, FleetDays, Floats
+from benchlib.questions.scale.pace import SEED, DaysClock, compile_simulation, days_for
 from benchlib.queueing.cards import MOST_CARDS, TICK_S, Autoscaler, Failure, serve_by_cards
 from benchlib.queueing.day import DAY_S, WARM_UP_S, Day, window_for
 from benchlib.queueing.lanes import Draws, Lane
@@ -29,12 +32,8 @@ if TYPE_CHECKING:
     from benchlib.questions.scale.measure import MeasuredCard
     from benchlib.queueing.estimates import Calibration
 
-SIMULATED = {"quick": 800_000, "full": 5_000_000}
-"""So many requests are simulated for each fleet, by profile."""
-LEAST_DAYS, MOST_DAYS = 4, 20
 MORE_CARDS = 8
 """So many numbers of cards are tried above the fewest that could keep up at the peak."""
-SEED = 20_261_128
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,16 @@ class _Conditions:
     startup_s: float
     restart_s: float
     mtbf_h: float | None
+
+    @cached_property
+    def rates(self) -> Floats:
+        """Requests/s by window, in the mean of the days."""
+        of_days = []
+        for number_of_day in range(self.days):
+            arrived_s = self.day.arrivals(SEED + number_of_day)
+            of_days.append(_by_window(arrived_s, self.window_s))
+        mean: Floats = np.mean(of_days, axis=0) / self.window_s
+        return mean
 
 
 @dataclass(frozen=True)
@@ -83,8 +92,11 @@ def simulate_fleets(
     Numbers of cards are tried from the fewest that could keep up at the peak until one keeps the
     promise in every window of every day. Then autoscaling from `min_cards` to `max_cards` is tried
     with each `target_ongoing`. By default `max_cards` is the number that was found, and `min_cards`
-    what the quietest hours need in proportion. `days` are so many that a fleet gets SIMULATED
-    requests, within LEAST_DAYS and MOST_DAYS. Raises ValueError that names the argument.
+    what the quietest hours need in proportion. `days` are those that the `profile` wants (pace.py).
+
+    No day begins that would take longer than the budget leaves for the days; the first is always
+    made. Days are in random order, so that the first few stand for all. Raises ValueError that
+    names the argument.
     """
     # 1) What is common to all
     if min_cards is not None and max_cards is not None and min_cards > max_cards:
@@ -93,12 +105,11 @@ def simulate_fleets(
     startup = card.startup_s if startup_s is None else startup_s
     restart = startup if restart_s is None else restart_s
     requests = day.mean_rate * DAY_S
-    usual_days = round(SIMULATED[profile] / requests)
     conditions = _Conditions(
         calibration=card.calibration,
         day=day,
         goal=goal,
-        days=days or min(MOST_DAYS, max(LEAST_DAYS, usual_days)),
+        days=days or days_for(profile, requests),
         window_s=window_for(day.mean_rate),
         startup_s=startup,
         restart_s=restart,
@@ -111,7 +122,7 @@ def simulate_fleets(
         day=str(day),
         requests=requests,
         window_s=conditions.window_s,
-        rates=_rates(conditions),
+        rates=conditions.rates,
         fixed=(),
         scaled=(),
         failing=None,
@@ -132,23 +143,44 @@ def simulate_fleets(
     if outlook.refusal is not None:
         return outlook
 
-    # 2) All fleets
+    # 2) The fixed fleets, while time is left for the others as well
     rule = (upscale_delay_s, downscale_delay_s)
     for target in target_ongoing:
         Autoscaler(
             1, MOST_CARDS, target, *rule
         )  # raises for a bad one before anything is simulated
-    with card.budget.timed("simulated days"):
-        outlook = replace(outlook, fixed=tuple(_until_kept(conditions)))
-        enough = outlook.enough
-        most = max_cards or (enough or outlook.fixed[-1]).most
-        least = min(most, min_cards or _in_proportion(most, outlook.rates))
-        scalings = [Autoscaler(least, most, target, *rule) for target in target_ongoing]
-        scaled = [_serve_days(conditions, one) for one in scalings if least < most]
-        failing = None
-        if enough is not None:
-            failing = _serve_days(conditions, enough.most, fails_s=day.peak_s)
-    return replace(outlook, scaled=tuple(scaled), failing=failing)
+    compile_simulation(card.calibration, card.budget)
+    clock = DaysClock(card.budget, card.simulating_s(day, profile))
+    fixed = _until_kept(conditions, clock, others=len(target_ongoing) + 1)
+
+    # 3) One of a card less, the autoscaled ones, and one whose card fails
+    fewer = []
+    if len(fixed) == 1 and fixed[0].most > 1:
+        fewer.append(_Fleet(conditions, fixed[0].most - 1))
+    kept = next((fleet.most for fleet in fixed if fleet.keeps), None)
+    most = max_cards or kept or fixed[-1].most
+    least = min(most, min_cards or _in_proportion(most, outlook.rates))
+    scalings = [Autoscaler(least, most, target, *rule) for target in target_ongoing]
+    scaled = [_Fleet(conditions, one) for one in scalings if least < most]
+    failing = [] if kept is None else [_Fleet(conditions, kept, fails_s=day.peak_s)]
+    _serve_others([*fewer, *scaled, *failing], clock, days=fixed[0].days)
+
+    # 4) The whole days: those that every fleet served
+    made = min(fleet.days for fleet in (*fixed, *fewer, *scaled, *failing))
+    cut = clock.cut_words(made, conditions.days)
+    if cut is not None:
+        print_line(f"{cut}.")
+    outlook = replace(
+        outlook,
+        rates=replace(conditions, days=made).rates,
+        fixed=tuple(fleet.outcome(made) for fleet in (*fewer, *fixed)),
+        scaled=tuple(fleet.outcome(made) for fleet in scaled),
+        cut=cut,
+    )
+    # A day that was not served by all may have been the one that needed more cards.
+    if failing and outlook.enough is not None and outlook.enough.most == kept:
+        outlook = replace(outlook, failing=failing[0].outcome(made))
+    return outlook
 
 
 def _why_none(calibration: Calibration, goal: Slo, day: Day) -> str | None:
@@ -166,36 +198,41 @@ def _why_none(calibration: Calibration, goal: Slo, day: Day) -> str | None:
     return None
 
 
-def _until_kept(conditions: _Conditions) -> list[FleetDays]:
+def _until_kept(conditions: _Conditions, clock: DaysClock, *, others: int) -> list[_Fleet]:
     """Fleets of ever more cards, until one keeps the promise or MORE_CARDS more were tried.
 
-    If the first keeps it, one of a card less shows what that breaks.
+    All serve the same days, of which so many are made that `others` have time to serve them, too.
     """
     could = conditions.day.peak_rate / conditions.calibration.most_images_per_s
     first = max(1, math.ceil(could))
-    fleets = []
-    for cards in range(first, first + MORE_CARDS + 1):
-        fleets.append(_serve_days(conditions, cards))
-        if fleets[-1].keeps:
+    fleets = [_Fleet(conditions, first)]
+    for number_of_day in range(conditions.days):
+        # One of a card less is simulated, too, where the first fleet keeps the promise.
+        fewer = 1 if len(fleets) == 1 and first > 1 else 0
+        if not clock.has_time_for(len(fleets) + (number_of_day + 1) * (others + fewer)):
             break
-    if len(fleets) == 1 and first > 1:
-        fleets.insert(0, _serve_days(conditions, first - 1))
+        drawn = _drawn_day(conditions, number_of_day)
+        for fleet in fleets:
+            fleet.serve(drawn, clock)
+        while not fleets[-1].keeps and len(fleets) <= MORE_CARDS:
+            fleets.append(_Fleet(conditions, fleets[-1].most + 1))
+            for earlier in range(number_of_day + 1):
+                fleets[-1].serve(_drawn_day(conditions, earlier), clock)
     return fleets
+
+
+def _serve_others(fleets: Sequence[_Fleet], clock: DaysClock, *, days: int) -> None:
+    """Has each fleet serve the first `days` days, or as many as there is time for."""
+    for number_of_day in range(days):
+        if number_of_day and not clock.has_time_for(len(fleets)):
+            return
+        for fleet in fleets:
+            fleet.serve(_drawn_day(fleet.conditions, number_of_day), clock)
 
 
 def _in_proportion(most: int, rates: Floats) -> int:
     """As many cards at the least rate as `most` are at the highest, rounded up."""
     return max(1, math.ceil(most * float(rates.min() / rates.max())))
-
-
-def _rates(conditions: _Conditions) -> Floats:
-    """Requests/s by window, in the mean of the days."""
-    of_days = []
-    for number_of_day in range(conditions.days):
-        arrived_s = conditions.day.arrivals(SEED + number_of_day)
-        of_days.append(_by_window(arrived_s, conditions.window_s))
-    mean: Floats = np.mean(of_days, axis=0) / conditions.window_s
-    return mean
 
 
 def _by_window(moments_s: Floats, window_s: float) -> Floats:
@@ -208,73 +245,108 @@ def _by_window(moments_s: Floats, window_s: float) -> Floats:
 # ---- one fleet
 
 
-def _serve_days(
-    conditions: _Conditions, cards: int | Autoscaler, *, fails_s: float | None = None
-) -> FleetDays:
-    """Serves all days by one fleet; with `fails_s`, its first card fails at that moment."""
-    goal = conditions.goal
-    in_time = []
-    card_hours = []
-    by_window = []
-    images = []
-    late = []
-    fixed = cards if isinstance(cards, int) else None
-    most = fixed or cards.most  # type: ignore[union-attr]
-    least = fixed or cards.least  # type: ignore[union-attr]
-    for number_of_day in range(conditions.days):
-        # 1) The day's requests, and which cards fail
-        drawn = _drawn_day(conditions, number_of_day)
-        failures = [Failure(fails_s, 0)] if fails_s is not None else []
-        failures += _random_failures(drawn.random_failures, conditions.mtbf_h, most)
-        first = None
-        if fixed is None:
-            share = _share_at_start(conditions)
-            first = min(most, max(least, math.ceil(most * share)))
+class _FleetDay(NamedTuple):
+    """What a fleet did on one day; the fields are rows of those of FleetDays."""
 
-        # 2) Serve them
+    in_time: Floats
+    card_hours: float
+    images: float
+    late: float
+    cards: Floats
+
+
+@dataclass
+class _Fleet:
+    """One fleet, and the days that it served; with `fails_s`, its first card fails at that moment."""
+
+    conditions: _Conditions
+    cards: int | Autoscaler
+    fails_s: float | None = None
+    served: list[_FleetDay] = field(default_factory=list)
+
+    @property
+    def least(self) -> int:
+        return self.cards if isinstance(self.cards, int) else self.cards.least
+
+    @property
+    def most(self) -> int:
+        return self.cards if isinstance(self.cards, int) else self.cards.most
+
+    @property
+    def days(self) -> int:
+        return len(self.served)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the promise was kept in every window of every day so far."""
+        q = self.conditions.goal.q
+        return not any((one.in_time < q).any() for one in self.served)
+
+    def serve(self, drawn: _DrawnDay, clock: DaysClock) -> None:
+        """Serves the next day, which the clock counts."""
+        # 1) Which cards fail
+        conditions = self.conditions
+        failures = [Failure(self.fails_s, 0)] if self.fails_s is not None else []
+        failures += _random_failures(drawn.random_failures, conditions.mtbf_h, self.most)
+        first = None
+        if not isinstance(self.cards, int):
+            share = _share_at_start(conditions)
+            first = min(self.most, max(self.least, math.ceil(self.most * share)))
+
+        # 2) Serve the requests
         served = serve_by_cards(
             drawn.lane,
             drawn.arrived_s,
             drawn.draws,
-            cards=cards,
+            cards=self.cards,
             first=first,
             startup_s=conditions.startup_s,
             restart_s=conditions.restart_s,
             failures=failures,
             until_s=WARM_UP_S + DAY_S,
         )
-        is_in_time = drawn.stretch * served.latency_s <= goal.latency_s
+        is_in_time = drawn.stretch * served.latency_s <= conditions.goal.latency_s
         is_of_day = drawn.arrived_s >= WARM_UP_S
 
         # 3) By window
         asked = _by_window(drawn.arrived_s, conditions.window_s)
         good = _by_window(drawn.arrived_s[is_in_time], conditions.window_s)
         with np.errstate(invalid="ignore"):
-            in_time.append(good / asked)
+            in_time = good / asked
         paid = served.paid[int(WARM_UP_S / TICK_S) :]
-        card_hours.append(float(paid.sum()) * TICK_S / 3600)
-        by_window.append(paid.reshape(-1, int(conditions.window_s / TICK_S)).mean(axis=1))
-        images.append(float(is_of_day.sum()))
-        late.append(1 - float(is_in_time[is_of_day].mean()))
-    shares = np.array(in_time)
-    broken = shares < goal.q
-    return FleetDays(
-        least=least,
-        most=most,
-        target_ongoing=None if isinstance(cards, int) else cards.target_ongoing,
-        q=goal.q,
-        in_time=shares,
-        broken_h=broken.sum(axis=1) * conditions.window_s / 3600,
-        card_hours=np.array(card_hours),
-        images=np.array(images),
-        late=np.array(late),
-        cards=np.mean(by_window, axis=0),
-    )
+        of_day = _FleetDay(
+            in_time=in_time,
+            card_hours=float(paid.sum()) * TICK_S / 3600,
+            images=float(is_of_day.sum()),
+            late=1 - float(is_in_time[is_of_day].mean()),
+            cards=paid.reshape(-1, int(conditions.window_s / TICK_S)).mean(axis=1),
+        )
+        self.served.append(of_day)
+        clock.fleet_days += 1
+
+    def outcome(self, days: int) -> FleetDays:
+        """What its first `days` days showed."""
+        q = self.conditions.goal.q
+        columns = zip(*self.served[:days], strict=True)
+        in_time, card_hours, images, late, cards = (np.array(column) for column in columns)
+        broken = in_time < q
+        return FleetDays(
+            least=self.least,
+            most=self.most,
+            target_ongoing=None if isinstance(self.cards, int) else self.cards.target_ongoing,
+            q=q,
+            in_time=in_time,
+            broken_h=broken.sum(axis=1) * self.conditions.window_s / 3600,
+            card_hours=card_hours,
+            images=images,
+            late=late,
+            cards=cards.mean(axis=0),
+        )
 
 
 def _share_at_start(conditions: _Conditions) -> float:
     """The rate an hour before midnight as a share of the peak's."""
-    rates = _rates(conditions)
+    rates = conditions.rates
     windows = int(WARM_UP_S / conditions.window_s)
     return float(rates[-windows:].mean() / rates.max())
 

@@ -65,6 +65,8 @@ class ScaleAnswer(ShownInCell):
             subject = f"How many cards keep {outlook.slo} is not known"
             return f"{self._for_model(subject)}: {outlook.refusal}.\n{where}"
         lines = [f"{self._for_model(self._headline())}.", self._source()]
+        if outlook.cut is not None:
+            lines.append(f"{outlook.cut}.")
         if self.busy is not None:
             lines.append(self.busy)
         lines += self._failure_lines()

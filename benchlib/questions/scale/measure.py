@@ -9,21 +9,24 @@ Knows servers, loads, budgets and calibrations. Ignorant of days and of fleets t
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchlib.budget import Budget, Part
+from benchlib.budget import RUN_COST, Budget, Part
 from benchlib.cell_view import CellView, ShownInCell
 from benchlib.costs import Costs, machine_name
 from benchlib.load.arrivals import MOST_IN_FLIGHT, OpenLoop
 from benchlib.load.bounds import check_number
 from benchlib.load.workload import Workload
 from benchlib.printing import print_line
+from benchlib.questions.scale.pace import sample_requests, simulation_part, time_request_s
 from benchlib.questions.scale.peak import PeakRun, judge_peak
+from benchlib.queueing.day import DAY_S
 from benchlib.run import Point, writing
 from benchlib.study.folders import results_dir, run_folders
 from benchlib.study.slo import Slo, promise_for
@@ -49,8 +52,8 @@ WORTH = {CALIBRATE: 10.0, CONFIRM: 5.0}
 WARMUP_IMAGES = 3
 ALONE = 3
 """So many images are made alone, without a server, after one that warms the model up."""
-COSTS_S = {"run": 4.0, "simulated days": 20.0}
-"""What a run costs besides its arrivals, and the simulation, until this machine has shown it."""
+RUN_S = 4.0
+"""What a run costs besides its arrivals, until this machine has shown it."""
 DRAIN, DRAIN_S = 2.0, 10.0
 """A run is cut once it has taken DRAIN times as long as planned, and DRAIN_S more."""
 LOWEST_RATE = 0.01
@@ -62,7 +65,8 @@ class MeasuredCard(ShownInCell):
 
     `startup_s` are the seconds from nothing to ready: the model is loaded, and the server measures
     its steps and warms up. `source` says where the calibrating run was made. `server` is up where
-    it was made here; `record` is that run's.
+    it was made here; `record` is that run's. `request_s` are the seconds that a request takes to be
+    simulated for one fleet; 0 where nothing is measured after the simulation.
     """
 
     calibration: Calibration
@@ -75,6 +79,7 @@ class MeasuredCard(ShownInCell):
     budget: Budget
     server: Server | None = field(default=None, repr=False)
     pipe: SDXLPipeline | None = field(default=None, repr=False)
+    request_s: float = 0.0
 
     def __str__(self) -> str:
         most = number(self.calibration.most_images_per_s)
@@ -115,6 +120,22 @@ class MeasuredCard(ShownInCell):
         name = self.record["machine"]["gpu"]
         return None if not name else str(name).removeprefix("NVIDIA ").split()[0]
 
+    def simulating_s(self, day: Day, profile: str) -> float:
+        """The seconds that simulating days may take: what is left, less what the real run gets.
+
+        The real run is foretold for a card more than could keep up, so that it is not too short.
+        """
+        left_s = self.budget.left_s
+        if self.server is None or math.isinf(left_s):
+            return left_s
+        cards = math.ceil(day.peak_rate / self.most_images_per_s) + 1
+        parts = [
+            simulation_part(profile, day.mean_rate * DAY_S, self.request_s),
+            _part(CONFIRM, day.peak_rate / cards, self.budget),
+        ]
+        plan = self.budget.plan(parts, keep_one=False)
+        return left_s - (plan[CONFIRM].seconds if CONFIRM in plan else 0.0)
+
     def stop(self) -> None:
         """Stops the server, if there is one."""
         if self.server is not None:
@@ -130,6 +151,7 @@ def measure_card(
     slo: str | None = None,
     results: str | os.PathLike[str] | None = None,
     replicas: int = 1,
+    profile: str = "quick",
 ) -> MeasuredCard:
     """What one card does: by a run of notebook 03 if there is one, else by a run that is made now.
 
@@ -137,6 +159,7 @@ def measure_card(
     model's steps, and if it is known how long that server took to start. Where several real
     `replicas` are to confirm the answer, the card is always measured now. Without `slo` the promise is
     that 95 % of the images come within 4 times the time of an image that has the card to itself.
+    The plan has the time of the days that `profile` will have simulated, as this machine shows it.
     """
     if slo is not None:
         Slo.parse(slo)
@@ -144,7 +167,7 @@ def measure_card(
         earlier = _earlier_card(model, recipe, batching, slo, results, budget)
         if earlier is not None:
             return earlier
-    return _card_measured_now(model, recipe, batching, slo, results, budget)
+    return _card_measured_now(model, recipe, batching, slo, results, budget, profile)
 
 
 # ---- by an earlier study
@@ -227,6 +250,7 @@ def _card_measured_now(
     slo: str | None,
     results: str | os.PathLike[str] | None,
     budget: Budget,
+    profile: str,
 ) -> MeasuredCard:
     from benchlib.queueing.estimates import calibrate, foretell
     from benchlib.serving.model.loading import load_pipeline
@@ -249,7 +273,12 @@ def _card_measured_now(
     foretold = foretell(server.spec, alone_s, workload)
     rate = max(LOWEST_RATE, CALIBRATE_AT * foretold.most_images_per_s)
     print_line(f"An image alone takes {number(foretold.service_s)} s.")
-    run = _run_at(CALIBRATE, rate, server, workload, budget, results, seed=0)
+    request_s = time_request_s(foretold, budget)
+    later = [
+        simulation_part(profile, sample_requests(foretold), request_s),
+        _part(CONFIRM, rate, budget),
+    ]
+    run = _run_at(CALIBRATE, rate, server, workload, budget, results, seed=0, later=later)
     if run is None:
         raise RuntimeError("the calibrating run was interrupted: run the cell again")
 
@@ -266,6 +295,7 @@ def _card_measured_now(
         budget=budget,
         server=server,
         pipe=pipe,
+        request_s=request_s,
     )
 
 
@@ -287,14 +317,14 @@ def _run_at(
     results: str | os.PathLike[str] | None,
     *,
     seed: int,
+    later: Sequence[Part] = (),
 ) -> Run | None:
-    """A run at `rate` requests/s, as long as the budget carries; None if there is no time for it."""
-    parts = [_part(name, rate, budget)]
-    reserve_s = 0.0
-    if name == CALIBRATE:
-        parts.append(_part(CONFIRM, rate, budget))
-        reserve_s = budget.cost("simulated days", COSTS_S["simulated days"])
-    plan = budget.plan(parts, reserve_s=reserve_s, keep_one=name == CALIBRATE)
+    """A run at `rate` requests/s, as long as the budget carries beside what comes `later`.
+
+    None if there is no time for it.
+    """
+    parts = [_part(name, rate, budget), *later]
+    plan = budget.plan(parts, keep_one=name == CALIBRATE)
     if name == CALIBRATE:
         print_line(plan)
     if name not in plan:
@@ -321,7 +351,7 @@ def _run_at(
 
 def _part(name: str, rate: float, budget: Budget) -> Part:
     wanted, least = IMAGES[name]
-    overhead_s = budget.cost("run", COSTS_S["run"]) + WARMUP_IMAGES / rate
+    overhead_s = budget.cost(RUN_COST, RUN_S) + WARMUP_IMAGES / rate
     return Part(
         name,
         overhead_s + wanted / rate,

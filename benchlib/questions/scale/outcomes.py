@@ -98,6 +98,7 @@ class DayOutlook:
     - `startup_s`, `restart_s`: seconds until a card is ready; `startup_is_measured`: by this study.
     - `mtbf_h`: mean hours between the failures of a card; None: none fails.
     - `price_per_hour`: of one card; None: not known.
+    - `cut`: how many days of how many were simulated, and why; None: all were.
     """
 
     slo: str
@@ -123,6 +124,7 @@ class DayOutlook:
     startup_is_measured: bool
     mtbf_h: float | None
     price_per_hour: float | None
+    cut: str | None = None
 
     @property
     def enough(self) -> FleetDays | None:

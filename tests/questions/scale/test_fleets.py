@@ -1,5 +1,6 @@
 """Simulated days of several fleets: paired, with the card's uncertainty, and refused where unknown."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 
 from benchlib import calibrate
 from benchlib.budget import Budget
+from benchlib.questions.scale import fleets
 from benchlib.questions.scale.fleets import simulate_fleets
 from benchlib.questions.scale.outcomes import next_day, saved
 from benchlib.queueing.day import DayCurve
@@ -31,6 +33,7 @@ def card(tmp_path_factory):
         gpu="H100",
         source="a run made now",
         budget=Budget(None, results=tmp_path_factory.mktemp("results")),
+        simulating_s=lambda _day, _profile: math.inf,
     )
 
 
@@ -125,3 +128,48 @@ def test_what_cannot_be_known_is_refused_in_words(card, day):
     slow = replace(card.calibration, lane=replace(lane, expected_s=500 * lane.expected_s))
     slow = SimpleNamespace(**vars(card) | {"calibration": slow, "slo": "p95 < 9999 s"})
     assert "more than 256 are not simulated" in simulate_fleets(slow, day).refusal
+
+
+def on_a_slow_machine(card, monkeypatch, tmp_path, share_s):
+    """The card where each fleet takes 10 s for a day and compiling 50 s, by a clock of our own."""
+    time_s = [0.0]
+    serve, compile_it = fleets.serve_by_cards, fleets.compile_simulation
+
+    def served_slowly(*args, **options):
+        time_s[0] += 10.0
+        return serve(*args, **options)
+
+    def compiled_slowly(*args):
+        compile_it(*args)
+        time_s[0] += 50.0
+
+    monkeypatch.setattr(fleets, "serve_by_cards", served_slowly)
+    monkeypatch.setattr(fleets, "compile_simulation", compiled_slowly)
+    budget = Budget(60, results=tmp_path, clock=lambda: time_s[0])
+    slow = {"budget": budget, "simulating_s": lambda _day, _profile: share_s}
+    return SimpleNamespace(**vars(card) | slow), time_s
+
+
+@pytest.mark.parametrize(("share_s", "days"), [(0.0, 1), (110.0, 2), (160.0, 3), (900.0, 4)])
+def test_the_days_end_with_their_share_and_stay_whole(
+    card, day, outlook, monkeypatch, tmp_path, capsys, share_s, days
+):
+    slow, time_s = on_a_slow_machine(card, monkeypatch, tmp_path, share_s)
+    found = simulate_fleets(slow, day, days=4, target_ongoing=[1.5, 3], restart_s=1800.0)
+    # The first day is made whatever it takes, and compiling is no part of a day.
+    one_day_s = 10.0 * (len(found.fleets) + 1)
+    assert time_s[0] - 50.0 <= max(share_s, one_day_s)
+    assert {fleet.days for fleet in (*found.fleets, found.failing)} == {days}
+    for fleet, whole in zip(found.fixed, outlook.fixed, strict=True):
+        np.testing.assert_array_equal(fleet.broken_h, whole.broken_h[:days])
+    assert found.rates.mean() * 86_400 == pytest.approx(found.fixed[0].images.mean())
+    assert (next_day(found.fixed[0].late) is None) == (days == 1)
+    said = capsys.readouterr().out
+    if days == 4:
+        assert found.cut is None
+        assert "simulated" not in said
+    else:
+        assert found.cut.startswith(f"{days} of 4 days w")
+        assert f"the budget left {share_s:.3g} s for all" in found.cut
+        assert f"a day takes {one_day_s:g} s here" in found.cut
+        assert f"{found.cut}." in said
