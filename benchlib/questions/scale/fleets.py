@@ -94,9 +94,9 @@ def simulate_fleets(
     with each `target_ongoing`. By default `max_cards` is the number that was found, and `min_cards`
     what the quietest hours need in proportion. `days` are those that the `profile` wants (pace.py).
 
-    No day begins that would take longer than the budget leaves for the days; the first is always
-    made. Days are in random order, so that the first few stand for all. Raises ValueError that
-    names the argument.
+    No day begins that would take longer than the budget leaves for the days. On the first day the
+    fixed fleets are always simulated, and the others if there is time. Days are in random order,
+    so that the first few stand for all. Raises ValueError that names the argument.
     """
     # 1) What is common to all
     if min_cards is not None and max_cards is not None and min_cards > max_cards:
@@ -154,31 +154,35 @@ def simulate_fleets(
     fixed = _until_kept(conditions, clock, others=len(target_ongoing) + 1)
 
     # 3) One of a card less, the autoscaled ones, and one whose card fails
-    fewer = []
-    if len(fixed) == 1 and fixed[0].most > 1:
-        fewer.append(_Fleet(conditions, fixed[0].most - 1))
     kept = next((fleet.most for fleet in fixed if fleet.keeps), None)
     most = max_cards or kept or fixed[-1].most
     least = min(most, min_cards or _in_proportion(most, outlook.rates))
     scalings = [Autoscaler(least, most, target, *rule) for target in target_ongoing]
     scaled = [_Fleet(conditions, one) for one in scalings if least < most]
     failing = [] if kept is None else [_Fleet(conditions, kept, fails_s=day.peak_s)]
-    _serve_others([*fewer, *scaled, *failing], clock, days=fixed[0].days)
+    fewer = []
+    if len(fixed) == 1 and fixed[0].most > 1:
+        fewer.append(_Fleet(conditions, fixed[0].most - 1))
+    others = [*fewer, *scaled, *failing]
+    _serve_others(others, clock, days=fixed[0].days)
 
     # 4) The whole days: those that every fleet served
-    made = min(fleet.days for fleet in (*fixed, *fewer, *scaled, *failing))
-    cut = clock.cut_words(made, conditions.days)
+    served = [fleet for fleet in (*fixed, *others) if fleet.days]
+    made = min(fleet.days for fleet in served)
+    left_out = len(fixed) + len(others) - len(served)
+    cut = clock.cut_words(made, conditions.days, left_out)
     if cut is not None:
         print_line(f"{cut}.")
     outlook = replace(
         outlook,
         rates=replace(conditions, days=made).rates,
-        fixed=tuple(fleet.outcome(made) for fleet in (*fewer, *fixed)),
-        scaled=tuple(fleet.outcome(made) for fleet in scaled),
+        fixed=tuple(fleet.outcome(made) for fleet in (*fewer, *fixed) if fleet.days),
+        scaled=tuple(fleet.outcome(made) for fleet in scaled if fleet.days),
         cut=cut,
     )
     # A day that was not served by all may have been the one that needed more cards.
-    if failing and outlook.enough is not None and outlook.enough.most == kept:
+    is_same = outlook.enough is not None and outlook.enough.most == kept
+    if failing and failing[0].days and is_same:
         outlook = replace(outlook, failing=failing[0].outcome(made))
     return outlook
 
@@ -222,12 +226,17 @@ def _until_kept(conditions: _Conditions, clock: DaysClock, *, others: int) -> li
 
 
 def _serve_others(fleets: Sequence[_Fleet], clock: DaysClock, *, days: int) -> None:
-    """Has each fleet serve the first `days` days, or as many as there is time for."""
+    """Has each fleet serve the first `days` days, or as many as there is time for.
+
+    A fleet for which the first day leaves no time serves none.
+    """
     for number_of_day in range(days):
-        if number_of_day and not clock.has_time_for(len(fleets)):
+        served = [fleet for fleet in fleets if fleet.days == number_of_day]
+        if number_of_day and not clock.has_time_for(len(served)):
             return
-        for fleet in fleets:
-            fleet.serve(_drawn_day(fleet.conditions, number_of_day), clock)
+        for fleet in served:
+            if number_of_day or clock.has_time_for(1):
+                fleet.serve(_drawn_day(fleet.conditions, number_of_day), clock)
 
 
 def _in_proportion(most: int, rates: Floats) -> int:

@@ -13,7 +13,7 @@ from benchlib.budget import Budget, Part
 from benchlib.queueing.cards import serve_by_cards
 from benchlib.queueing.day import DAY_S, plan_day
 from benchlib.queueing.lanes import Draws
-from benchlib.study.wording import counted, number
+from benchlib.study.wording import agreeing, counted, number
 
 if TYPE_CHECKING:
     from benchlib.queueing.estimates import Calibration
@@ -23,11 +23,14 @@ SIMULATED = {"quick": 800_000, "full": 5_000_000}
 LEAST_DAYS, MOST_DAYS = 4, 20
 USUAL_FLEETS = 6
 """Two numbers of cards, three autoscalers, and a failure at the peak."""
+LEAST_FLEETS = 2
+"""Numbers of cards are tried on one day in any case: without that there is no answer."""
 SIMULATE = "simulate the days"
 WORTH = 7.0
-"""A few days are worth more than the run that confirms them: without a day it has no load."""
-PIECE_S = 3600.0
-MOST_IN_PIECE = 5000
+"""One day is worth more than the run that confirms it: without a day that run has no load."""
+BEFORE_PEAK_S = 1800.0
+MOST_IN_PIECE = 50_000
+"""Some tenths of a second: a shorter piece would not notice other work on the cores."""
 SEED = 20_261_128
 
 
@@ -43,7 +46,8 @@ def simulation_part(profile: str, requests: float, request_s: float) -> Part:
     """
     day_s = USUAL_FLEETS * requests * request_s
     wanted_s = days_for(profile, requests) * day_s
-    return Part(SIMULATE, wanted_s, least_s=LEAST_DAYS * day_s, worth=WORTH)
+    least_s = LEAST_FLEETS * requests * request_s
+    return Part(SIMULATE, wanted_s, least_s=least_s, worth=WORTH)
 
 
 def sample_requests(calibration: Calibration) -> float:
@@ -59,13 +63,13 @@ def compile_simulation(calibration: Calibration, budget: Budget) -> None:
 
 
 def time_request_s(calibration: Calibration, budget: Budget) -> float:
-    """The seconds that a request takes for each fleet, by a piece of a sample day at its peak.
+    """The seconds that a request takes for each fleet, by a piece of a sample day from its peak on.
 
     It is timed once the simulation is compiled.
     """
     day = plan_day(calibration.most_images_per_s)
     arrived_s = day.arrivals(SEED)
-    piece_s = arrived_s[arrived_s >= day.peak_s - PIECE_S / 2][:MOST_IN_PIECE]
+    piece_s = arrived_s[arrived_s >= day.peak_s - BEFORE_PEAK_S][:MOST_IN_PIECE]
     compile_simulation(calibration, budget)
     began_s = budget.used_s
     serve_by_cards(calibration.lane, piece_s, Draws.of(len(piece_s), SEED), cards=2)
@@ -97,15 +101,20 @@ class DaysClock:
         needed_s = fleet_days * self.used_s / self.fleet_days
         return not self.budget.interrupted and self.used_s + needed_s <= self.share_s
 
-    def cut_words(self, made: int, wanted: int) -> str | None:
-        """How many days of how many were made, and why; None where all were."""
-        if made == wanted:
+    def cut_words(self, made: int, wanted: int, left_out: int) -> str | None:
+        """How many days of how many were made, and why; None where all were.
+
+        Of the first day, so many fleets were `left_out`.
+        """
+        if made == wanted and not left_out:
             return None
-        made_words = (
-            f"{made} of {counted(wanted, 'day')} {'was' if made == 1 else 'were'} simulated"
-        )
+        verb = agreeing(made, "was", "were")
+        made_words = f"{made} of {counted(wanted, 'day')} {verb} simulated"
+        if left_out:
+            made_words += f", and {counted(left_out, 'fleet')} not at all"
         if self.budget.interrupted:
             return f"{made_words}: the budget was interrupted"
-        day_s = number(self.used_s / made)
-        left = number(self.share_s)
-        return f"{made_words}: a day takes {day_s} s here, and the budget left {left} s for all"
+        fleet_s = number(self.used_s / max(1, self.fleet_days))
+        left = number(max(0.0, self.share_s))
+        took = f"each takes {fleet_s} s here for one fleet"
+        return f"{made_words}: {took}, and the budget left {left} s for all"

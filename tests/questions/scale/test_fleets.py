@@ -9,8 +9,9 @@ import pytest
 
 from benchlib import calibrate
 from benchlib.budget import Budget
-from benchlib.questions.scale import fleets
+from benchlib.questions.scale import fleets, pace
 from benchlib.questions.scale.fleets import simulate_fleets
+from benchlib.questions.scale.measure import MeasuredCard
 from benchlib.questions.scale.outcomes import next_day, saved
 from benchlib.queueing.day import DayCurve
 from benchlib.queueing.lanes import SerialLane
@@ -156,20 +157,59 @@ def test_the_days_end_with_their_share_and_stay_whole(
 ):
     slow, time_s = on_a_slow_machine(card, monkeypatch, tmp_path, share_s)
     found = simulate_fleets(slow, day, days=4, target_ongoing=[1.5, 3], restart_s=1800.0)
-    # The first day is made whatever it takes, and compiling is no part of a day.
-    one_day_s = 10.0 * (len(found.fleets) + 1)
-    assert time_s[0] - 50.0 <= max(share_s, one_day_s)
-    assert {fleet.days for fleet in (*found.fleets, found.failing)} == {days}
-    for fleet, whole in zip(found.fixed, outlook.fixed, strict=True):
-        np.testing.assert_array_equal(fleet.broken_h, whole.broken_h[:days])
+    # Fixed fleets serve the first day whatever it takes, and compiling is no part of a day.
+    assert time_s[0] - 50.0 <= max(share_s, 20.0)
+    assert {fleet.days for fleet in found.fleets} == {days}
+    whole = {fleet.most: fleet.broken_h[:days] for fleet in outlook.fixed}
+    for fleet in found.fixed:
+        np.testing.assert_array_equal(fleet.broken_h, whole[fleet.most])
+    assert found.enough.most == outlook.enough.most
     assert found.rates.mean() * 86_400 == pytest.approx(found.fixed[0].images.mean())
     assert (next_day(found.fixed[0].late) is None) == (days == 1)
+    assert len(found.scaled) == (2 if share_s else 0)
+    assert (found.failing is None) == (not share_s)
     said = capsys.readouterr().out
     if days == 4:
         assert found.cut is None
         assert "simulated" not in said
-    else:
-        assert found.cut.startswith(f"{days} of 4 days w")
-        assert f"the budget left {share_s:.3g} s for all" in found.cut
-        assert f"a day takes {one_day_s:g} s here" in found.cut
-        assert f"{found.cut}." in said
+        return
+    assert found.cut.startswith(f"{days} of 4 days w")
+    assert ("and 4 fleets not at all" in found.cut) == (not share_s)
+    why = f"each takes 10 s here for one fleet, and the budget left {share_s:.3g} s for all"
+    assert found.cut.endswith(why)
+    assert f"{found.cut}." in said
+
+
+def test_the_plan_has_the_days_at_this_machines_pace(card, tmp_path):
+    # Each look at the clock is a second later: 1 s went by while the piece was simulated.
+    times_s = iter(range(1000))
+    budget = Budget(60, results=tmp_path, clock=lambda: float(next(times_s)))
+    request_s = pace.time_request_s(card.calibration, budget)
+    piece = 1 / request_s
+    assert 100 < piece <= pace.MOST_IN_PIECE
+    part = pace.simulation_part("full", 250_000, 1e-6)
+    assert part.seconds == pytest.approx(20 * 250_000 * pace.USUAL_FLEETS * 1e-6)
+    assert part.least_s == pytest.approx(250_000 * pace.LEAST_FLEETS * 1e-6)
+    slower = pace.simulation_part("full", 250_000, 4e-6)
+    assert slower.seconds == pytest.approx(4 * part.seconds)
+
+
+def test_the_run_that_confirms_keeps_its_share(card, day, tmp_path):
+    budget = Budget(8, results=tmp_path, clock=lambda: 0.0)
+    measured = MeasuredCard(
+        calibration=card.calibration,
+        slo=card.slo,
+        startup_s=60.0,
+        record={},
+        source="a run made now",
+        steps=20,
+        folder=tmp_path,
+        budget=budget,
+        request_s=2e-3,
+    )
+    assert measured.simulating_s(day, "full") == 480.0, "no server is there to confirm by"
+    measured.server = SimpleNamespace()
+    share_s = measured.simulating_s(day, "full")
+    # A run of 23 images and what it costs besides, at the peak's rate over 3 cards.
+    least_s = 4.0 + 23 * 3 / day.peak_rate
+    assert 0 < share_s <= 480.0 - least_s
