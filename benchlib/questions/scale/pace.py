@@ -30,7 +30,7 @@ WORTH = 7.0
 """One day is worth more than the run that confirms it: without a day that run has no load."""
 BEFORE_PEAK_S = 1800.0
 MOST_IN_PIECE = 50_000
-"""Some tenths of a second: a shorter piece would not notice other work on the cores."""
+"""That takes some tenths of a second."""
 SEED = 20_261_128
 
 
