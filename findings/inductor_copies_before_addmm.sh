@@ -21,10 +21,11 @@ import re
 import sys
 
 import torch
+from torch import library
 from torch._inductor.utils import run_and_get_code
 
 
-@torch.library.custom_op("finding::add_", mutates_args=("x",))
+@library.custom_op("finding::add_", mutates_args=("x",))
 def add_(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> None:
     x.addmm_(y, weight)
 
