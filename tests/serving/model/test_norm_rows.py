@@ -21,17 +21,13 @@ from benchlib.serving.model.normed_blocks import (
 from benchlib.serving.model.optimisations import (
     BLOCKS,
     TRANSFORMERS,
-    Networks,
-    _with_compiled_ends,
-    compiled,
 )
-from benchlib.serving.model.recipes import RECIPES, apply_recipes, parse_recipes
-from benchlib.serving.model.text_once import read_texts_once
+from benchlib.serving.model.recipes import RECIPES, parse_recipes
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
+from .changed_blocks import graphs_by_depth, make_block, norm_on_a_cpu
 from .interpreted import run_on_interpreter
-from .small_models import small_pipeline
 
 # The interpreter cuts numbers off to bf16, so 16 bits are float16 here.
 KERNEL = """
@@ -81,22 +77,7 @@ def test_the_kernel_agrees_with_float64_on_poisoned_outputs():
 
 @pytest.fixture(scope="module", autouse=True)
 def _on_a_cpu():
-    """torch's own norm stands in for the kernel."""
-
-    @norm_rows.register_kernel("cpu")
-    def _norm(x, weight, bias, eps):
-        return torch.nn.functional.layer_norm(x, x.shape[1:], weight, bias, eps)
-
-    @add_norm_rows.register_kernel("cpu")
-    def _add_norm(x, more, weight, bias, eps):
-        total = x + more
-        return total, torch.nn.functional.layer_norm(total, x.shape[1:], weight, bias, eps)
-
-
-def make_block(dtype=torch.bfloat16, **options):
-    torch.manual_seed(0)
-    options = {"cross_attention_dim": 32, "activation_fn": "geglu"} | options
-    return BasicTransformerBlock(64, 4, 16, **options).to(dtype).eval()
+    norm_on_a_cpu()
 
 
 @torch.no_grad()
@@ -188,49 +169,11 @@ def test_a_lone_block_takes_tensors_and_returns_one():
     ("regions", "depths"), [(TRANSFORMERS, (3,)), (BLOCKS, (1, 3))], ids=["regional", "blocks"]
 )
 def test_like_blocks_are_still_compiled_once(monkeypatch, regions, depths):
-    """The graphs that torch gets run as they are, so the answer keeps its bits."""
-    graphs = []
-
-    def count(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    compiles = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda call, **_: compiles(call, backend=count, dynamic=False)
+    others = "bf16+channels-last+fused-qkv"
+    made = graphs_by_depth(
+        monkeypatch, regions, depths, recipes=f"{others}+norm-rows", alike=others
     )
-    made = []
-    for layers in depths:
-        pipe = small_pipeline(unet={"transformer_layers_per_block": [1, 1, layers]}).to(
-            torch.bfloat16
-        )
-        others = "bf16+channels-last+fused-qkv"
-        wanted = noise_of(apply_recipes(pipe, parse_recipes(others)))
-        _with_compiled_ends.cache_clear()
-        torch.compiler.reset()
-        graphs.clear()
-        networks = apply_recipes(pipe, parse_recipes(f"{others}+norm-rows"))
-        compiled(networks, regions=regions)
-        networks.unet = read_texts_once(networks.unet)
-        assert torch.equal(noise_of(networks), wanted)
-        made.append(len(graphs))
-    _with_compiled_ends.cache_clear()
-    torch.compiler.reset()
     assert made[0] == made[-1] > 0
-
-
-@torch.inference_mode()
-def noise_of(networks: Networks):
-    """The answer of a UNet of `small_pipeline` to one text."""
-    torch.manual_seed(0)
-    added = {"text_embeds": torch.randn(2, 96).bfloat16(), "time_ids": torch.ones(2, 6)}
-    return networks.unet(
-        torch.randn(2, 4, 8, 8).bfloat16(),
-        torch.ones(2),
-        encoder_hidden_states=torch.randn(2, 77, 160).bfloat16(),
-        added_cond_kwargs=added,
-        return_dict=False,
-    )[0]
 
 
 def test_other_blocks_are_refused_in_words():

@@ -11,29 +11,24 @@ from diffusers.models.attention import BasicTransformerBlock
 from peft import LoraConfig, inject_adapter_in_model
 from torch import library
 from torch._inductor.utils import run_and_get_code
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, linear
 
 from benchlib.serving.model.gated_products import gate_in_products, geglu_product
 from benchlib.serving.model.loading import load_pipeline
 from benchlib.serving.model.normed_blocks import (
     NormedBlock,
-    add_norm_rows,
     norm_in_one_pass,
-    norm_rows,
 )
 from benchlib.serving.model.optimisations import (
     BLOCKS,
     TRANSFORMERS,
-    _with_compiled_ends,
-    compiled,
 )
-from benchlib.serving.model.recipes import RECIPES, apply_recipes, parse_recipes
+from benchlib.serving.model.recipes import RECIPES
 from benchlib.serving.model.summed_products import SummedBlock, add_product_, sum_in_products
-from benchlib.serving.model.text_once import read_texts_once
 from benchlib.serving.schemas import GenerateRequest
 from benchlib.study.likeness import psnr_db
 
-from .small_models import small_pipeline
+from .changed_blocks import graphs_by_depth, make_block, norm_on_a_cpu, operators_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,16 +40,7 @@ def _on_a_cpu():
         value, gate = linear(tokens.float(), weight.float(), bias.float()).chunk(2, dim=-1)
         return (value * gelu(gate)).to(tokens.dtype)
 
-    @norm_rows.register_kernel("cpu")
-    def _norm(x, weight, bias, eps, owed=None):
-        if owed is None:
-            return layer_norm(x, x.shape[1:], weight, bias, eps)
-        numbers = layer_norm(x + owed, x.shape[1:], weight.float(), bias.float(), eps)
-        return numbers.to(x.dtype)
-
-    @add_norm_rows.register_kernel("cpu")
-    def _add_norm(x, more, weight, bias, eps):
-        return x + more, layer_norm(x + more, x.shape[1:], weight, bias, eps)
+    norm_on_a_cpu()
 
 
 @pytest.fixture
@@ -63,12 +49,6 @@ def usable(monkeypatch):
     for name in ("geglu-product", "norm-rows", "summed-products"):
         recipe = replace(RECIPES[name], why_not=lambda *_: None)
         monkeypatch.setitem(RECIPES, name, recipe)
-
-
-def make_block(dtype=torch.bfloat16, **options):
-    torch.manual_seed(0)
-    options = {"cross_attention_dim": 32, "activation_fn": "geglu"} | options
-    return BasicTransformerBlock(64, 4, 16, **options).to(dtype).eval()
 
 
 def summed_block(**options):
@@ -205,17 +185,7 @@ def test_blocks_beside_another_kind_are_not_chained():
 def test_a_block_is_one_graph_with_three_products_in_place_and_no_pass_that_adds():
     ours = summed_block()
     x, text, _ = drawn()
-    operators = []
-
-    def look(graph, _):
-        operators.extend(str(node.target) for node in graph.graph.nodes)
-        return graph.forward
-
-    wanted = ours(x, encoder_hidden_states=text)
-    torch.compiler.reset()
-    ours.compile(backend=look, fullgraph=True, dynamic=False)
-    assert torch.equal(ours(x, encoder_hidden_states=text), wanted)
-    torch.compiler.reset()
+    operators = operators_of(ours, x, encoder_hidden_states=text)
     assert [name for name in operators if "add" in name] == ["benchlib.add_product_.default"] * 3
     tokens, weight = torch.randn(24, 256).bfloat16(), ours.ff.net[2].weight.detach()
     library.opcheck(add_product_, (x[0].clone(), tokens, weight))
@@ -282,17 +252,7 @@ def test_the_products_of_an_adapter_are_added_in_place_and_in_one_graph():
     config = LoraConfig(r=4, target_modules=r"ff\.net\.2", init_lora_weights=False)
     inject_adapter_in_model(config, ours)
     ours.ff.net[2].bfloat16()
-    operators = []
-
-    def look(graph, _):
-        operators.extend(str(node.target) for node in graph.graph.nodes)
-        return graph.forward
-
-    wanted = ours(x, encoder_hidden_states=text)
-    torch.compiler.reset()
-    ours.compile(backend=look, fullgraph=True, dynamic=False)
-    assert torch.equal(ours(x, encoder_hidden_states=text), wanted)
-    torch.compiler.reset()
+    operators = operators_of(ours, x, encoder_hidden_states=text)
     assert [name for name in operators if "add" in name] == ["benchlib.add_product_.default"] * 4
 
 
@@ -300,47 +260,9 @@ def test_the_products_of_an_adapter_are_added_in_place_and_in_one_graph():
     ("regions", "depths"), [(TRANSFORMERS, (3,)), (BLOCKS, (1, 3))], ids=["regional", "blocks"]
 )
 def test_a_compiled_transformer_is_that_of_its_blocks(usable, monkeypatch, regions, depths):  # noqa: ARG001
-    """The graphs that torch gets run as they are, so the answer keeps its bits."""
-    graphs = []
-
-    def count(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    compiles = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda call, **_: compiles(call, backend=count, dynamic=False)
-    )
-    made = []
     recipes = "bf16+channels-last+fused-qkv+geglu-product+norm-rows+summed-products"
-    for layers in depths:
-        pipe = small_pipeline(unet={"transformer_layers_per_block": [1, 1, layers]})
-        one = apply_recipes(pipe.to(torch.bfloat16), parse_recipes(recipes))
-        wanted = noise_of(one)
-        _with_compiled_ends.cache_clear()
-        torch.compiler.reset()
-        graphs.clear()
-        compiled(one, regions=regions)
-        one.unet = read_texts_once(one.unet)
-        assert torch.equal(noise_of(one), wanted)
-        made.append(len(graphs))
-    _with_compiled_ends.cache_clear()
-    torch.compiler.reset()
+    made = graphs_by_depth(monkeypatch, regions, depths, recipes=recipes, alike=recipes)
     assert made[0] == made[-1] > 0
-
-
-@torch.inference_mode()
-def noise_of(networks):
-    """The answer of a UNet of `small_pipeline` to one text."""
-    torch.manual_seed(0)
-    added = {"text_embeds": torch.randn(2, 96).bfloat16(), "time_ids": torch.ones(2, 6)}
-    return networks.unet(
-        torch.randn(2, 4, 8, 8).bfloat16(),
-        torch.ones(2),
-        encoder_hidden_states=torch.randn(2, 77, 160).bfloat16(),
-        added_cond_kwargs=added,
-        return_dict=False,
-    )[0]
 
 
 def test_what_it_can_not_change_is_refused_in_words():
