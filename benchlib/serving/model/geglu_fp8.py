@@ -34,12 +34,12 @@ def normal_share(gate):  # type: ignore[no-untyped-def]
     """The share of a normal distribution below `gate`, which GELU multiplies by.
 
     It is 1 / (1 + 2^(-gate * q)), and q is a polynomial of gate^2. The five numbers were fitted to
-    the share's logit by least squares, weighted so that GELU's error is alike everywhere. GELU is
-    within 2.8e-4 of its size or, where it is below 1e-3, of 1e-3. bf16 rounds by up to 2e-3.
+    the share's logit by least squares, weighted so that GELU's error is alike everywhere. That error
+    is at most 2.8e-4 of GELU, or 2.8e-7 where GELU is below 1e-3. bf16 rounds by up to 2e-3.
 
-    By the machine code it has ten instructions fewer than Abramowitz and Stegun's 7.1.26, which is
-    within 1e-7. A reciprocal root and its square stand for the reciprocal, which would take three
-    more: it minds numbers that do not occur here.
+    The machine code has ten instructions fewer than with Abramowitz and Stegun's 7.1.26, which is
+    within 1e-7. The code squares a reciprocal square root. A division would take three instructions
+    more, because it also handles numbers that do not occur here.
     """
     square = gate * gate
     power = -1.103812968750173e-06 * square + 3.0367375348210088e-05

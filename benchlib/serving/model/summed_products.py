@@ -2,8 +2,9 @@
 
 Two products of attention and one of the feed-forward end with a residual in each block. Here cuBLAS
 adds each to the residual where it lies, and the next norm reads one tensor in place of two. cuBLAS
-adds a residual or a bias, but not both. So the residual lacks the biases of the products so far. What
-it is owed is one vector for all rows: each norm adds it for itself, and the last block pays it.
+adds a residual or a bias, but not both. So the residual lacks the biases of the products so far. The
+missing sum is one vector, the same for all rows. Each norm adds that vector to what it reads. The last
+block adds it to the residual.
 
 The products of an adapter by request are added in place, too. Where its layer is more than two
 products, as a DoRA's is, the layer computes as it does without the recipe, and its bias is taken off.
