@@ -18,11 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, warps_for
+from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, rows_and_warps
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _normed_row(  # type: ignore[no-untyped-def]
+def _normed_rows(  # type: ignore[no-untyped-def]
     x,
     more,
     weight,
@@ -30,26 +30,29 @@ def _normed_row(  # type: ignore[no-untyped-def]
     total,
     owed,
     normed,
+    rows,
     eps,
     WIDTH: tl.constexpr,  # noqa: N803 - as Triton writes its constants
     MOST: tl.constexpr,  # noqa: N803
     REST: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
     ADDS: tl.constexpr,  # noqa: N803
     OWES: tl.constexpr,  # noqa: N803
 ):
-    # 1) Read a row in two parts, since a part is a power of two: 1,280 are 1,024 and 256
-    start = tl.program_id(0).to(tl.int64) * WIDTH
-    first = tl.arange(0, MOST)
-    rest = MOST + tl.arange(0, REST)
-    there = first < WIDTH
-    left = rest < WIDTH
-    one = added_part(x + start, more + start, total + start, first, there, ADDS)
-    other = added_part(x + start, more + start, total + start, rest, left, ADDS)
+    # 1) Read rows in two parts, since a part is a power of two: 1,280 are 1,024 and 256
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    start = row.to(tl.int64) * WIDTH
+    first = tl.arange(0, MOST)[None, :]
+    rest = MOST + tl.arange(0, REST)[None, :]
+    there = (row < rows) & (first < WIDTH)
+    left = (row < rows) & (rest < WIDTH)
+    one = added_part(x, more, total, start + first, there, ADDS)
+    other = added_part(x, more, total, start + rest, left, ADDS)
     if OWES:
-        one += tl.load(owed + first, mask=there, other=0.0)
-        other += tl.load(owed + rest, mask=left, other=0.0)
+        one += tl.load(owed + first, mask=first < WIDTH, other=0.0)
+        other += tl.load(owed + rest, mask=rest < WIDTH, other=0.0)
 
-    # 2) Norm it
+    # 2) Norm them
     one, other = normed_parts(one, other, weight, bias, eps, WIDTH, MOST, REST)
     kind: tl.constexpr = normed.dtype.element_ty
     tl.store(normed + start + first, one.to(kind), mask=there)
@@ -73,7 +76,8 @@ def norm_rows_into(
     rows, width = x.shape
     weight, bias, eps = norm
     most, rest = parts_of(width)
-    _normed_row[(rows,)](
+    together, warps = rows_and_warps(most)
+    _normed_rows[(triton.cdiv(rows, together),)](
         x,
         x if more is None else more,
         weight,
@@ -81,11 +85,13 @@ def norm_rows_into(
         x if total is None else total,
         x if owed is None else owed,
         normed,
+        rows,
         eps,
         WIDTH=width,
         MOST=most,
         REST=rest,
+        ROWS=together,
         ADDS=more is not None,
         OWES=owed is not None,
-        num_warps=warps_for(most),
+        num_warps=warps,
     )

@@ -107,26 +107,30 @@ class SDXLPipeline(ShownInCell):
             self._pipe.vae = copy.deepcopy(self._stock_vae).half()
         return self._pipe
 
-    @torch.inference_mode()
     def encode(self, requests: Sequence[GenerateRequest]) -> list[Work]:
         """Return a work for each request; all share a call, and have one adapter.
 
         Raises RuntimeError after `close`, and ValueError for a size that the model can't make.
         """
+        started_s = self._clock.now()
+        works = self._encode(requests)
+        elapsed_s = self._clock.now() - started_s
+        for work in works:
+            work.encode_s = elapsed_s
+        return works
+
+    @torch.inference_mode()
+    def _encode(self, requests: Sequence[GenerateRequest]) -> list[Work]:
+        """As `encode`, but a GPU is not waited for."""
         if self._pipe is None:
             raise RuntimeError("the pipeline is closed; load it again")
         for request in requests:
             for side, words in unfit_sides(request, self.spec["size_multiple"]).items():
                 raise ValueError(f"{side}: {words}")
-        started_s = self._clock.now()
         self.adapters.use(requests[0].lora)
         embeddings = embed_prompts(self.adapters.pipe, requests)
         pairs = zip(requests, embeddings, strict=True)
-        works = [self._make_work(request, *embedding) for request, embedding in pairs]
-        elapsed_s = self._clock.now() - started_s
-        for work in works:
-            work.encode_s = elapsed_s
-        return works
+        return [self._make_work(request, *embedding) for request, embedding in pairs]
 
     def _make_work(self, request: GenerateRequest, text: Tensor, pooled: Tensor) -> Work:
         seed = request.seed
@@ -209,10 +213,18 @@ class SDXLPipeline(ShownInCell):
         self._computed.add(call)
         return collector_paused()
 
-    @torch.inference_mode()
     def decode(self, works: Sequence[Work]) -> list[Image]:
         """Turn the latents of finished works, all of one size, into PIL images."""
         started_s = self._clock.now()
+        images = self._decode(works)
+        elapsed_s = self._clock.now() - started_s
+        for work in works:
+            work.decode_s = elapsed_s
+        return images
+
+    @torch.inference_mode()
+    def _decode(self, works: Sequence[Work]) -> list[Image]:
+        """As `decode`, but what a GPU did before is not waited for until all is launched."""
         latents = torch.cat([work.latents for work in works]).to(self._vae.dtype)
         latents = self._unscale(latents)
         with self._patience("vae", latents):
@@ -223,11 +235,8 @@ class SDXLPipeline(ShownInCell):
         pixels = self._pipe.image_processor.postprocess(pixels, output_type="pt")
         images = self._pictures(pixels)
         # Read after the images, so that a GPU is waited for once.
-        places = places_not_finite(sums.tolist())
-        elapsed_s = self._clock.now() - started_s
-        for work, place in zip(works, places, strict=True):
+        for work, place in zip(works, places_not_finite(sums.tolist()), strict=True):
             work.not_finite = place
-            work.decode_s = elapsed_s
         return images
 
     def _unscale(self, latents: Tensor) -> Tensor:
@@ -268,10 +277,10 @@ class SDXLPipeline(ShownInCell):
 
     def _generate(self, requests: list[GenerateRequest]) -> GenerateResult:
         self.reset_peak_memory()
-        started_s = self._clock.now()
-        works = self.encode(requests)
+        # 1) Compute. The host runs ahead of a GPU from the prompts to the pixels
         marks = [self._clock.mark()]
-        unfinished = works
+        works = unfinished = self._encode(requests)
+        marks.append(self._clock.mark())
         while unfinished:
             self._move(unfinished)
             marks.append(self._clock.mark())
@@ -279,13 +288,17 @@ class SDXLPipeline(ShownInCell):
                 if work.failure is not None:
                     raise work.failure
             unfinished = [work for work in works if not work.finished]
-        images = self.decode(works)
-        step_s = self._clock.between(marks)
+        images = self._decode(works)
+        marks.append(self._clock.mark())
+
+        # 2) Read the times
+        self._clock.now()
+        encode_s, *step_s, decode_s = self._clock.between(marks)
         timings = Timings(
-            encode_s=works[0].encode_s,
+            encode_s=encode_s,
             denoise_s=sum(step_s),
-            decode_s=works[0].decode_s,
-            total_s=self._clock.now() - started_s,
+            decode_s=decode_s,
+            total_s=encode_s + sum(step_s) + decode_s,
             step_s=tuple(step_s),
         )
         self.keep_artefacts()

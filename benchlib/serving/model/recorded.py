@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from benchlib.serving.model.graph_memsets import can_edit_graphs, memsets_to_kernels
 from benchlib.serving.model.text_once import Conditions, TextOnce
 
 Answer = TypeVar("Answer")
@@ -39,9 +40,13 @@ class Recorder:
 
         # 2) Record
         self.latest = None
-        graph = torch.cuda.CUDAGraph()
+        edits = can_edit_graphs()
+        graph = torch.cuda.CUDAGraph(keep_graph=True) if edits else torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             answer = call()
+        if edits:
+            memsets_to_kernels(graph)
+            graph.instantiate()
         self._pool = graph.pool()
         torch._dynamo.utils.counters["benchlib"]["recorded"] += 1
         return graph, answer

@@ -38,13 +38,13 @@ from benchlib.serving.model.normed_blocks import (
     is_plain_block,
 )
 from benchlib.serving.model.plain_attention import attended, is_plain
-from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, warps_for
+from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, rows_and_warps
 
 Rounded = tuple[Tensor, Tensor]  # numbers (rows, width) in fp8, and their scales (rows, 1)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rounded_row(  # type: ignore[no-untyped-def]
+def _rounded_rows(  # type: ignore[no-untyped-def]
     x,
     more,
     weight,
@@ -52,33 +52,36 @@ def _rounded_row(  # type: ignore[no-untyped-def]
     total,
     rounded,
     scales,
+    rows,
     eps,
     least,
     largest,
     WIDTH: tl.constexpr,  # noqa: N803
     MOST: tl.constexpr,  # noqa: N803
     REST: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
     ADDS: tl.constexpr,  # noqa: N803
     NORMS: tl.constexpr,  # noqa: N803
 ):
-    # 1) Read a row in two parts, since a part is a power of two: 1,280 are 1,024 and 256
-    start = tl.program_id(0).to(tl.int64) * WIDTH
-    first = tl.arange(0, MOST)
-    rest = MOST + tl.arange(0, REST)
-    there = first < WIDTH
-    left = rest < WIDTH
-    one = added_part(x + start, more + start, total + start, first, there, ADDS)
-    other = added_part(x + start, more + start, total + start, rest, left, ADDS)
+    # 1) Read rows in two parts, since a part is a power of two: 1,280 are 1,024 and 256
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    start = row.to(tl.int64) * WIDTH
+    first = tl.arange(0, MOST)[None, :]
+    rest = MOST + tl.arange(0, REST)[None, :]
+    there = (row < rows) & (first < WIDTH)
+    left = (row < rows) & (rest < WIDTH)
+    one = added_part(x, more, total, start + first, there, ADDS)
+    other = added_part(x, more, total, start + rest, left, ADDS)
 
-    # 2) Norm it
+    # 2) Norm them
     if NORMS:
         one, other = normed_parts(one, other, weight, bias, eps, WIDTH, MOST, REST)
 
-    # 3) Round it
-    most = tl.maximum(tl.max(tl.abs(one), axis=0), tl.max(tl.abs(other), axis=0))
+    # 3) Round them
+    most = tl.maximum(tl.max(tl.abs(one), axis=1), tl.max(tl.abs(other), axis=1))[:, None]
     scale = tl.maximum(most, least) / largest
     per_scale = 1.0 / scale
-    tl.store(scales + tl.program_id(0), scale)
+    tl.store(scales + row, scale, mask=row < rows)
     kind: tl.constexpr = rounded.dtype.element_ty
     places = rounded + start
     tl.store(places + first, round_to(one, per_scale, largest, kind), mask=there)
@@ -101,7 +104,8 @@ def _rows_into(
     rows, width = x.shape
     weight, bias, eps = norm or (x, x, 0.0)
     most, rest = parts_of(width)
-    _rounded_row[(rows,)](
+    together, warps = rows_and_warps(most)
+    _rounded_rows[(triton.cdiv(rows, together),)](
         x,
         x if more is None else more,
         weight,
@@ -109,15 +113,17 @@ def _rows_into(
         x if total is None else total,
         rounded,
         scales,
+        rows,
         eps,
         LEAST,
         LARGEST,
         WIDTH=width,
         MOST=most,
         REST=rest,
+        ROWS=together,
         ADDS=more is not None,
         NORMS=norm is not None,
-        num_warps=warps_for(most),
+        num_warps=warps,
     )
 
 
