@@ -263,6 +263,13 @@ def summed_products(networks: Networks) -> None:
     sum_in_products(networks.unet)
 
 
+def text_attention_kernel(networks: Networks) -> None:
+    """Let a kernel compute the UNet's attention to the text."""
+    from benchlib.serving.model.text_attention import attend_to_text_by_kernel
+
+    attend_to_text_by_kernel(networks.unet)
+
+
 def fp8_convolutions(networks: Networks) -> None:
     """Let our kernel compute the convolutions of the UNet's residual blocks in fp8."""
     use_in_resnets(networks.unet)

@@ -38,8 +38,14 @@ def attended(
 ) -> Tensor:
     """Attention of projected rows, all (rows, tokens, features), before the product that follows.
 
-    `mask` is as `scaled_dot_product_attention` has it.
+    `mask` is as `scaled_dot_product_attention` has it. Without one, an attention that has a method
+    `by_kernel` computes by that, unless it returns None.
     """
+    by_kernel = getattr(attn, "by_kernel", None)
+    if by_kernel is not None and mask is None:
+        answer: Tensor | None = by_kernel(query, key, value)
+        if answer is not None:
+            return answer
     q, k, v = (
         tensor.view(*tensor.shape[:2], attn.heads, -1).transpose(1, 2)
         for tensor in (query, key, value)
@@ -90,6 +96,11 @@ class _Undivided:
 
 
 _UNDIVIDED = _Undivided()  # one for all, so that like blocks are compiled once
+
+
+def is_usual(attn: Any) -> bool:
+    """Whether `attn` is plain, and computes as diffusers' usual ones or without their division."""
+    return is_plain(attn) and type(attn.processor) in (*USUAL, _Undivided)
 
 
 def leave_out_division(attn: Any) -> None:

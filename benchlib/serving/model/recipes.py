@@ -283,6 +283,14 @@ _ALL = (
         why_not=optimisations.no_norm_rows,
     ),
     Recipe(
+        name="text-attention",
+        changes="A kernel computes the UNet's attention to the text, in 16 bits.",
+        exact=True,
+        start="Seconds.",
+        apply=optimisations.text_attention_kernel,
+        why_not=optimisations.no_norm_rows,
+    ),
+    Recipe(
         name="decoder-products",
         changes="The VAE's attention by plain products: its one head is too wide for flash kernels.",
         exact=True,

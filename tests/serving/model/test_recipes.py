@@ -154,8 +154,9 @@ def test_the_compilers_group_norm_frees_its_weights(tiny):
 def test_the_recipes_called_exact_are_exact():
     assert [name for name, recipe in RECIPES.items() if recipe.exact] == [
         "baseline", "fp32", "bf16", "vae-bf16", "channels-last", "fused-qkv", "vae-slicing", "sdpa-cudnn",
-        "geglu-product", "norm-rows", "summed-products", "decoder-products", "phased-upsampling", "compile",
-        "compile-regional", "compile-blocks", "cudnn-tuned", "text-once", "text-graphs", "cuda-graphs",
+        "geglu-product", "norm-rows", "summed-products", "text-attention", "decoder-products",
+        "phased-upsampling", "compile", "compile-regional", "compile-blocks", "cudnn-tuned", "text-once",
+        "text-graphs", "cuda-graphs",
     ]  # fmt: skip
     assert all(
         PSNR_DB.get(name, 60) >= PSNR_DB["bf16"] for name, recipe in RECIPES.items() if recipe.exact
@@ -182,6 +183,14 @@ BOTH_HAVE = ["phased-upsampling", "decoder-products", "text-once"]
         ("fastest-exact", ["geglu-product", "norm-rows", *BOTH_HAVE]),
         ("fastest-exact+text-once", ["geglu-product", "norm-rows", *BOTH_HAVE]),
         ("fastest-exact+geglu-product", ["geglu-product", "norm-rows", *BOTH_HAVE]),
+        (
+            "fastest-exact+text-attention",
+            ["geglu-product", "norm-rows", "text-attention", *BOTH_HAVE],
+        ),
+        (
+            "fastest+text-attention",
+            ["fp8", "fp8-rows", "fp8-convolutions", "text-attention", *BOTH_HAVE],
+        ),
         ("fastest-exact+fp8", ["fp8"]),  # as geglu-product, it sets the linears
         ("fastest-exact+fp8-geglu+fp8", ["fp8", "fp8-geglu"]),
         ("fastest", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE]),
@@ -595,6 +604,7 @@ def test_each_recipe_that_needs_a_gpu_says_so_first_on_a_cpu(monkeypatch):
         "fp8-rows",
         "geglu-product",
         "norm-rows",
+        "text-attention",
         "decoder-products",
         "fp8-convolutions",
         "cudnn-tuned",
