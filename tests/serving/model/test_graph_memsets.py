@@ -82,7 +82,7 @@ def memset(width, *, height=1, element=1, value=0):
 def graph_with(*memsets):
     """Two kernels, then all of the memsets side by side, then two kernels that wait for each."""
     names = [f"memset {number}" for number in range(len(memsets))]
-    nodes = {name: ("kernel", None) for name in ("a", "b", "y", "z")}
+    nodes = dict.fromkeys(("a", "b", "y", "z"), ("kernel", None))
     nodes |= dict(zip(names, memsets, strict=True))
     edges = {(start, name): None for start in "ab" for name in names}
     edges |= {(name, end): f"{name} to {end}" for end in "yz" for name in names}
