@@ -3,6 +3,7 @@
 import copy
 import logging
 import mmap
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -195,6 +196,34 @@ def test_without_a_seed_one_is_drawn_and_returned(tiny):
     np.testing.assert_array_equal(
         pixels(result.images[0]), pixels(tiny.generate(request(seed=result.seeds[0])).images[0])
     )
+
+
+class SpiedClock:
+    """A clock of marks that says what was done, in order. A second lies between two marks."""
+
+    def __init__(self, done):
+        self._done = done
+
+    def now(self):
+        self._done.append("waited")
+        return 0.0
+
+    def mark(self):
+        self._done.append("mark")
+        return self._done.count("mark")
+
+    def between(self, marks):
+        return [float(end - start) for start, end in pairwise(marks)]
+
+
+def test_the_host_waits_for_a_device_once_an_image(tiny, monkeypatch):
+    """Between a prompt and its pixels a wait leaves the device without work."""
+    done = []
+    monkeypatch.setattr(tiny, "_clock", SpiedClock(done))
+    timings = tiny.generate(request(num_inference_steps=3)).timings
+    assert done == ["mark"] * 6 + ["waited"]
+    assert (timings.encode_s, timings.step_s, timings.decode_s) == (1.0, (1.0, 1.0, 1.0), 1.0)
+    assert timings.total_s == 5.0
 
 
 def test_times_add_up_and_memory_is_named(tiny):
