@@ -88,7 +88,7 @@ def attend_to_text_by_kernel(unet: torch.nn.Module) -> None:
         if not is_usual(attn) or attn.to_q.weight.dtype not in HALVES or width not in HEAD_WIDTHS:
             raise UnfitModel(
                 "recipe: 'text-attention' knows plain attention in 16 bits, with 16, 32, 64 or 128 "
-                f"numbers a head, and not {type(attn).__name__} in {attn.to_q.weight.dtype} with "
+                f"numbers a head, and not {type(attn.processor).__name__} in {attn.to_q.weight.dtype} with "
                 f"{width}; leave it out"
             )
     for attn in attentions:

@@ -57,7 +57,17 @@ from diffusers import Transformer2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from benchlib.serving.model import geglu_fp8, rows_fp8
 from benchlib.serving.model.model_errors import UnfitModel
+from benchlib.serving.model.text_attention import attend_to_text_by_kernel, text_attention
 from benchlib.serving.model.text_once import _GIVEN_TEXT, _project
+
+given = []
+
+@text_attention.register_kernel("cpu")
+def attend(query, key, value, heads):
+    given.append((tuple(query.shape), tuple(key.shape), heads))
+    parts = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    seen = torch.nn.functional.scaled_dot_product_attention(*parts)
+    return seen.transpose(1, 2).flatten(2).contiguous()
 
 def rounded_into(wide, rounded, scales):
     scales.copy_(wide.abs().amax(1, keepdim=True).clamp(min=1e-6) / 448)
@@ -113,6 +123,12 @@ for fused in (False, True):
     ours = block(x, encoder_hidden_states=text)
     error = float((ours - plain).norm() / (plain - x).norm())
     assert 0.001 < error < 0.06, error
+
+    # The recipe text-attention changes it, too
+    attend_to_text_by_kernel(block)
+    given.clear()
+    assert torch.equal(block(x, encoder_hidden_states=text), ours)
+    assert given == [((2, 24, 64), (2, 7, 64), 4)]
     block.attn2.processor = _GIVEN_TEXT
     again = block(x, encoder_hidden_states=_project(block.attn2, text))
     assert torch.equal(again, ours)
