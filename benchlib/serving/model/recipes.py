@@ -385,9 +385,9 @@ COMBINATIONS = {
 }
 """Joined recipes: the fastest that keeps bf16's image, and the fastest that may change it."""
 
-_BOTH_HAVE = ("decoder-products", "phased-upsampling", "text-once")
+_BOTH_HAVE = ("decoder-products", "phased-upsampling", "text-attention", "text-once")
 EXTRAS = {
-    "fastest-exact": ("geglu-product", "norm-rows", *_BOTH_HAVE),
+    "fastest-exact": ("geglu-product", "norm-rows", "summed-products", *_BOTH_HAVE),
     "fastest": ("fp8-rows", "fp8-convolutions", *_BOTH_HAVE),
 }
 """What a combination has besides on a machine that can do all of it, as they were measured together."""

@@ -16,7 +16,10 @@ from benchlib.serving.model.model_views import view_of_images
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall seconds of a `generate` call; the device is synchronised before each reading."""
+    """Seconds of a `generate` call and of its stages, by the device's own clock on CUDA.
+
+    The host runs ahead of a GPU, so a stage's launches may lie in the stage before it.
+    """
 
     encode_s: float
     denoise_s: float

@@ -14,6 +14,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from torch import Tensor
 
 from benchlib.serving.model.checkpoint_kinds import VAE_PREFIXES
 from benchlib.serving.model.filled_networks import fill, lay_out, load_network
@@ -30,6 +31,16 @@ VAE = NetworkPart("vae", "VAE", _CLASSES, VAE_PREFIXES, _WORDS)
 _SCALES = {"scaling_factor": 0.18215, "latents_mean": None, "latents_std": None}
 # madebyollin/sdxl-vae-fp16-fix and its copies: no number in it is too large for float16.
 _FIXED = re.compile(r"fp16[-_. ]?fix", re.IGNORECASE)
+
+
+def unscaled(latents: Tensor, config: Any) -> Tensor:
+    """The latents (images, channels, height, width) as the encoder of `config`'s VAE gives them."""
+    scale: float = config.scaling_factor
+    if getattr(config, "latents_mean", None) is None or config.latents_std is None:
+        return latents / scale
+    mean = latents.new_tensor(config.latents_mean).view(1, -1, 1, 1)
+    deviation = latents.new_tensor(config.latents_std).view(1, -1, 1, 1)
+    return latents * deviation / scale + mean
 
 
 def load_vae(source: NetworkSource, model_config: Mapping[str, Any], dtype: torch.dtype) -> Any:

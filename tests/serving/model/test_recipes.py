@@ -174,23 +174,18 @@ def names_of(recipes):
     return [recipe.name for recipe in recipes]
 
 
-BOTH_HAVE = ["phased-upsampling", "decoder-products", "text-once"]
+BOTH_HAVE = ["phased-upsampling", "decoder-products", "text-attention", "text-once"]
+EXACT_HAS = ["geglu-product", "norm-rows", "summed-products", *BOTH_HAVE]
 
 
 @pytest.mark.parametrize(
     ("text", "extras"),
     [
-        ("fastest-exact", ["geglu-product", "norm-rows", *BOTH_HAVE]),
-        ("fastest-exact+text-once", ["geglu-product", "norm-rows", *BOTH_HAVE]),
-        ("fastest-exact+geglu-product", ["geglu-product", "norm-rows", *BOTH_HAVE]),
-        (
-            "fastest-exact+text-attention",
-            ["geglu-product", "norm-rows", "text-attention", *BOTH_HAVE],
-        ),
-        (
-            "fastest+text-attention",
-            ["fp8", "fp8-rows", "fp8-convolutions", "text-attention", *BOTH_HAVE],
-        ),
+        ("fastest-exact", EXACT_HAS),
+        ("fastest-exact+text-once", EXACT_HAS),
+        ("fastest-exact+geglu-product", EXACT_HAS),
+        ("fastest-exact+text-attention", EXACT_HAS),
+        ("fastest+text-attention", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE]),
         ("fastest-exact+fp8", ["fp8"]),  # as geglu-product, it sets the linears
         ("fastest-exact+fp8-geglu+fp8", ["fp8", "fp8-geglu"]),
         ("fastest", ["fp8", "fp8-rows", "fp8-convolutions", *BOTH_HAVE]),
@@ -244,10 +239,10 @@ def of_another_form(pipe, form):
     blocks = [module for module in pipe.unet.modules() if type(module) is BasicTransformerBlock]
     if form == "other norms":
         blocks[-1].norm_type = "ada_norm"
-        return {"norm-rows"}
+        return {"norm-rows", "summed-products"}
     if form == "text in the first attention":
         blocks[-1].only_cross_attention = True
-        return {"norm-rows", "text-once"}
+        return {"norm-rows", "summed-products", "text-once"}
     if form == "no bias":
         blocks[-1].ff.net[0].proj.bias = None
         return {"geglu-product"}
