@@ -43,8 +43,10 @@ class GraphError(RuntimeError):
 def can_edit_graphs() -> bool:
     """Whether torch hands out a recorded graph, and cuda-bindings is there to edit it.
 
-    If not, it is said once.
+    If not, it is said once, but for AMD's cards: there, nothing says that it would pay.
     """
+    if torch.version.hip is not None:
+        return False
     lacks = None
     if not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"):
         lacks = f"torch {torch.__version__} keeps a recorded graph to itself"
