@@ -88,6 +88,12 @@ class KeptArtefacts:
                 self._restored[folder] = self._unpack_all(folder)
             return self._restored[folder]
 
+    @property
+    def has_found_packs(self) -> bool:
+        """Whether a model's graphs of earlier processes were unpacked, for any device."""
+        with self._lock:
+            return any(restored.packs for restored in self._restored.values())
+
     def keep(self, device: torch.device, *, of: str = MODEL) -> None:
         """Put the files that are new since the last call into a pack. A full disk is told of.
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchlib.serving.model.compiled_edges import join_in_resnets, norm_and_activate_at_once
+from benchlib.serving.model.compiler_reports import leave_out_reports
 from benchlib.serving.model.convolutions_fp8 import use_in_resnets
 from benchlib.serving.model.decoder_attention import multiply_in_attention, product
 from benchlib.serving.model.kept_artefacts import ARTEFACTS
@@ -342,6 +343,7 @@ def compiled(networks: Networks, *, regions: tuple[type, ...] | None = None) -> 
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         allowed = max(_SHAPES, getattr(torch._dynamo.config, limit))
         setattr(torch._dynamo.config, limit, allowed)
+    leave_out_reports()
     # Within a forward, diffusers reads torch's version and caches it. The version never changes, so
     # the warning is of no use.
     words = "Dynamo detected a call to a `functools.lru_cache`"

@@ -62,6 +62,8 @@ def test_the_next_process_finds_what_was_compiled(places):
     assert len(packs()) == 1, "nothing was new the second time"
     os.environ[TORCHS_FOLDER] = str(first._work)  # as a child process inherits it
     assert describe(second.restore(CPU)) == {"packs": 1, "spoiled": 0}
+    assert second.has_found_packs
+    assert not first.has_found_packs
     assert second._work != first._work
     assert os.environ[TORCHS_FOLDER] == str(second._work)
     found = {path.name: path.read_text() for path in second._work.rglob("*") if path.is_file()}
@@ -93,6 +95,7 @@ def test_a_trial_of_the_compiler_does_not_count_as_a_model(places):
     compile_into(first, a="negation")
     first.keep(CPU, of="trial")
     assert describe(second.restore(CPU)) == {"packs": 0, "spoiled": 0}
+    assert not second.has_found_packs
     assert (second._work / "a").read_text() == "negation"
     assert places.exists()
 
