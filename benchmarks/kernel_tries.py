@@ -14,29 +14,39 @@
 | own-convolution | the same by our kernel |
 | attention | cuDNN's in fp8 beside its bf16 |
 | scaled-mm | fp8 linears with a scale for each row, and with one scale, beside bf16 |
+| rows | our kernels of rows, in bf16 and fp8, by a program's rows and warps |
+| text | our kernel of attention to the text, beside cuDNN's and flash attention |
+| counters | cuDNN's attention in a graph, with its memsets and with kernels in their place |
+| image-attention | a plain Triton kernel of attention to the image, beside cuDNN's |
 
 The variants of a shape run in turns, as CUDA graphs. A graph calls its variant with several sets of
-inputs, which together exceed the cache. Each variant is compared with plain float32 on the same
-rounded inputs first; its answer is NaN before. Each figure is a line of JSON as soon as it is
-measured. A variant that fails leaves a line that says why, and the others go on. Each section has
-a process of its own, since a bad address ends a process's use of the card.
+inputs, which together exceed the cache. In the last four sections it calls its variant 40 times with
+one set: in a step, too, the kernel before has just written what the next one reads.
 
-cuDNN's fp8 needs `pip install nvidia-cudnn-frontend`. Knows the shapes. Ignorant of the pipeline.
+Each variant is compared with plain float32 on the same rounded inputs first; its answer is NaN
+before. Each figure is a line of JSON as soon as it is measured. A variant that fails leaves a line
+that says why, and the others go on. Each section has a process of its own, since a bad address ends
+a process's use of the card.
+
+With TRITON_INTERPRET=1, `--quick` runs our kernels of the last four sections as well, on Triton's
+interpreter. cuDNN's fp8 needs `pip install nvidia-cudnn-frontend`. Knows the shapes. Ignorant of the pipeline.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -46,6 +56,7 @@ from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_pro
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
 CACHE_BYTES = 200e6  # four times an H100's L2
+CALLS = 40  # of a graph that has one set of inputs
 FLAGS = {"conv_1x1_as_mm": True, "epilogue_fusion": False}  # as our pipeline compiles
 Inputs = dict[str, Tensor]
 Call = Callable[[Inputs], Any]
@@ -58,6 +69,10 @@ class Tries:
         self.path: Path = options.lines
         self.quick: bool = options.quick
         self.device = "cpu" if self.quick else "cuda"
+        interprets = os.environ.get("TRITON_INTERPRET") == "1"
+        self.has_kernels = interprets or not self.quick
+        # Triton's interpreter multiplies no bf16, and cuts numbers off to it
+        self.kind = torch.float16 if interprets else torch.bfloat16
         self.rounds = 2 if self.quick else options.rounds
         self.end_s = time.monotonic() + options.budget
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,9 +96,13 @@ class Tries:
     def random(self, *shape: int, std: float = 1.0) -> Tensor:
         return torch.randn(*shape, device=self.device) * std
 
-    def full(self, *shape: int, kind: torch.dtype = torch.bfloat16) -> Tensor:
-        """A tensor for an answer, poisoned with NaN."""
-        return torch.full(shape, torch.nan, device=self.device).to(kind)
+    def drawn(self, *shape: int) -> Tensor:
+        """Random numbers of 16 bits."""
+        return self.random(*shape).to(self.kind)
+
+    def full(self, *shape: int, kind: torch.dtype | None = None) -> Tensor:
+        """A tensor for an answer, poisoned with NaN; of 16 bits if `kind` is None."""
+        return torch.full(shape, torch.nan, device=self.device).to(kind or self.kind)
 
 
 def race(
@@ -96,20 +115,24 @@ def race(
     reference: Call,
     flops: float = 0.0,
     moved_bytes: float = 0.0,
+    one_set: bool = False,
 ) -> None:
     """Checks each variant against `reference`, and times them in turns.
 
     `make` draws a set of inputs. A variant returns its answer, or numbers and the scales of their
-    rows. The reference may return fewer rows. `flops` and `moved_bytes` are those of one call.
+    rows. The reference may return fewer rows. `flops` and `moved_bytes` are those of one call. With
+    `one_set`, a variant gets the same inputs in each of a graph's calls.
     """
     # 1) Draw the inputs
-    if time.monotonic() > tries.end_s:
-        tries.write(section, case, "all", left_out="no time is left")
+    if _is_late(tries, section, case):
         return
     sets = [make()]
-    of_a_set = sum(tensor.nbytes for tensor in sets[0].values())
-    more = 1 if tries.quick else min(7, max(1, round(CACHE_BYTES / of_a_set)))
-    sets += [make() for _ in range(more)]
+    if one_set:
+        sets *= _calls(tries)
+    else:
+        of_a_set = sum(tensor.nbytes for tensor in sets[0].values())
+        more = 1 if tries.quick else min(7, max(1, round(CACHE_BYTES / of_a_set)))
+        sets += [make() for _ in range(more)]
     wanted = reference(sets[0])
 
     # 2) Check and record each variant
@@ -120,23 +143,41 @@ def race(
             errors[name] = _error(call(sets[0]), wanted)
             replays[name] = _recorded([partial(call, inputs) for inputs in sets], tries)
 
-    # 3) Time them in turns
+    # 3) Time them in turns, and write
+    for name, figures in _in_turns(replays, len(sets), tries).items():
+        figures["error"] = errors[name]
+        if flops:
+            figures["tflops"] = flops / figures["median_us"] / 1e6
+        if moved_bytes:
+            figures["gb_s"] = moved_bytes / figures["median_us"] / 1e3
+        tries.write(section, case, name, **figures)
+
+
+def _is_late(tries: Tries, section: str, case: str) -> bool:
+    """Whether no time is left; a line says so."""
+    late = time.monotonic() > tries.end_s
+    if late:
+        tries.write(section, case, "all", left_out="no time is left")
+    return late
+
+
+def _in_turns(
+    replays: dict[str, Callable[[], None]], calls: int, tries: Tries
+) -> dict[str, dict[str, float]]:
+    """The time of one of a replay's `calls`, by variant: its median, least and most."""
     times_us: dict[str, list[float]] = {name: [] for name in replays}
     for number in range(tries.rounds):
         order = list(replays) if number % 2 == 0 else list(reversed(replays))
         for name in order:
-            times_us[name].append(_timed_us(replays[name], tries) / len(sets))
-
-    # 4) Write
-    for name, found in times_us.items():
-        median_us = statistics.median(found)
-        figures = {"median_us": median_us, "least_us": min(found), "most_us": max(found)}
-        figures["error"] = errors[name]
-        if flops:
-            figures["tflops"] = flops / median_us / 1e6
-        if moved_bytes:
-            figures["gb_s"] = moved_bytes / median_us / 1e3
-        tries.write(section, case, name, **figures)
+            times_us[name].append(_timed_us(replays[name], tries) / calls)
+    return {
+        name: {
+            "median_us": statistics.median(found),
+            "least_us": min(found),
+            "most_us": max(found),
+        }
+        for name, found in times_us.items()
+    }
 
 
 def _error(answer: Any, wanted: Tensor) -> float:
@@ -146,6 +187,11 @@ def _error(answer: Any, wanted: Tensor) -> float:
         answer = numbers.float() * scales
     part = answer[: len(wanted)].float()
     return float((part - wanted).norm() / wanted.norm())
+
+
+def _calls(tries: Tries) -> int:
+    """How often a graph calls a variant with one set of inputs."""
+    return 2 if tries.quick else CALLS
 
 
 def _recorded(calls: Sequence[Callable[[], Any]], tries: Tries) -> Callable[[], None]:
@@ -253,7 +299,10 @@ def _rounded(product: Tensor) -> tuple[Tensor, Tensor]:
 
 def _normed_sum(inputs: Inputs) -> Tensor:
     """What the kernels that add and norm should compute, in float32."""
-    total = (inputs["x"] + inputs["more"]).float()
+    return _normed_in_float32((inputs["x"] + inputs["more"]).float(), inputs)
+
+
+def _normed_in_float32(total: Tensor, inputs: Inputs) -> Tensor:
     affine = inputs["weight"].float(), inputs["bias"].float()
     return layer_norm(total, total.shape[1:], *affine)
 
@@ -297,10 +346,10 @@ def rows_fp8(tries: Tries) -> None:
 
 def _rows(tries: Tries, rows: int, width: int) -> Inputs:
     return {
-        "x": tries.random(rows, width).bfloat16(),
-        "more": tries.random(rows, width).bfloat16(),
-        "weight": tries.random(width).bfloat16(),
-        "bias": tries.random(width).bfloat16(),
+        "x": tries.drawn(rows, width),
+        "more": tries.drawn(rows, width),
+        "weight": tries.drawn(width),
+        "bias": tries.drawn(width),
         "total": tries.full(rows, width),
         "rounded": tries.full(rows, width, kind=FP8),
         "scales": tries.full(rows, 1, kind=torch.float32),
@@ -725,8 +774,12 @@ def _attention_bf16(inputs: Inputs) -> Tensor:
 
 
 def _plain_attention(inputs: Inputs) -> Tensor:
-    names = ("query", "key", "value")
-    query, key, value = (_by_head(inputs[name][:1].float()) for name in names)
+    return _exact_attention(inputs[name] for name in ("query", "key", "value"))
+
+
+def _exact_attention(operands: Iterable[Tensor]) -> Tensor:
+    """Attention of the first row, in float32."""
+    query, key, value = (_by_head(part[:1].float()) for part in operands)
     scores = query @ key.transpose(2, 3) / 8.0
     return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
 
@@ -844,6 +897,255 @@ def _scaled(form: str, fast: bool, inputs: Inputs) -> Tensor:
     )
 
 
+# -- rows, by a program's rows and warps -----------------------------------------------------------
+
+ROWS_AND_WARPS = ((2, 1), (1, 1), (1, 4), (2, 2))  # the first is what the package has
+
+
+def rows_by_program(tries: Tries) -> None:
+    """The kernels of rows, each by a program's rows and warps. A kernel is compiled for each."""
+    # 1) What a kernel computes, which bytes of a number it moves, and how it is called
+    kinds: tuple[tuple[str, float, Call, Call], ...] = (
+        ("bf16, add, norm", 8, _normed_sum, partial(_normed_by, ("more", "total"))),
+        ("bf16, add what is owed, norm", 4, _normed_owed, partial(_normed_by, ("owed",))),
+        ("fp8, add, norm, round", 7, _normed_sum, partial(_rounded_by, True, True)),
+        ("fp8, norm, round", 3, _normed_alone, partial(_rounded_by, True, False)),
+        ("fp8, round", 3, _as_drawn, partial(_rounded_by, False, False)),
+    )
+    shapes = ((2048, 1280), (8192, 640), (16384, 1280), (65536, 640))
+    if tries.quick:
+        shapes = ((3, 640),)
+
+    # 2) Each of them by shape
+    for rows, width in shapes:
+
+        def make(rows: int = rows, width: int = width) -> Inputs:
+            inputs = _rows(tries, rows, width) | {"normed": tries.full(rows, width)}
+            return inputs | {"owed": tries.random(width)}
+
+        for name, of_a_number, reference, ours in kinds:
+            variants: dict[str, Call] = {"plain": reference}
+            if tries.has_kernels:
+                variants = {_program(of): partial(_by_program, of, ours) for of in ROWS_AND_WARPS}
+            case = f"{name} {rows}x{width}"
+            moved = {"moved_bytes": of_a_number * rows * width}
+            race(tries, "rows", case, make, variants, reference=reference, one_set=True, **moved)
+
+
+def _program(rows_and_warps: tuple[int, int]) -> str:
+    return "rows {}, warps {}".format(*rows_and_warps)
+
+
+def _by_program(rows_and_warps: tuple[int, int], call: Call, inputs: Inputs) -> Any:
+    """Calls a kernel of rows with these rows and warps of a program."""
+    from benchlib.serving.model import norm_rows as in_bf16
+    from benchlib.serving.model import rows_fp8 as in_fp8
+
+    with ExitStack() as stack:
+        for module in (in_bf16, in_fp8):
+            chosen = mock.patch.object(module, "rows_and_warps", return_value=rows_and_warps)
+            stack.enter_context(chosen)
+        return call(inputs)
+
+
+def _normed_by(names: tuple[str, ...], inputs: Inputs) -> Tensor:
+    """Norms by our kernel, with these of the inputs."""
+    from benchlib.serving.model.norm_rows import norm_rows_into
+
+    norm = inputs["weight"], inputs["bias"], 1e-5
+    norm_rows_into(inputs["normed"], inputs["x"], norm, **{name: inputs[name] for name in names})
+    return inputs["normed"]
+
+
+def _rounded_by(norms: bool, adds: bool, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Rounds by our kernel; it norms and adds before, if asked."""
+    from benchlib.serving.model.rows_fp8 import _rows_into
+
+    places = inputs["rounded"], inputs["scales"]
+    norm = (inputs["weight"], inputs["bias"], 1e-5) if norms else None
+    more = {"more": inputs["more"], "total": inputs["total"]} if adds else {}
+    _rows_into(inputs["x"], *places, norm=norm, **more)
+    return places
+
+
+def _normed_owed(inputs: Inputs) -> Tensor:
+    return _normed_in_float32(inputs["x"].float() + inputs["owed"], inputs)
+
+
+def _normed_alone(inputs: Inputs) -> Tensor:
+    return _normed_in_float32(inputs["x"].float(), inputs)
+
+
+def _as_drawn(inputs: Inputs) -> Tensor:
+    return inputs["x"].float()
+
+
+# -- attention in bf16, as a step calls it ---------------------------------------------------------
+
+
+def _seen(tries: Tries, rows: int, heads: int, tokens: int, keys: int = 0) -> Inputs:
+    """Queries, keys and values as one product leaves them, side by side.
+
+    `keys` are those of a text: then the queries are a tensor of their own.
+    """
+    features = heads * 64
+    answer = {"answer": tries.full(rows, tokens, features)}
+    if not keys:
+        return answer | {"joined": tries.drawn(rows, tokens, 3 * features)}
+    query = tries.drawn(rows, tokens, features)
+    return answer | {"query": query, "joined": tries.drawn(rows, keys, 2 * features)}
+
+
+def _operands(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The query, key and value: (rows, tokens, features) each."""
+    if "query" in inputs:
+        return inputs["query"], *inputs["joined"].chunk(2, dim=-1)
+    return inputs["joined"].chunk(3, dim=-1)
+
+
+def _attended_by(backend: SDPBackend, inputs: Inputs) -> Tensor:
+    query, key, value = (_by_head(part) for part in _operands(inputs))
+    with sdpa_kernel(backend):
+        return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _attended_in_float32(inputs: Inputs) -> Tensor:
+    return _exact_attention(_operands(inputs))
+
+
+def _library_attention(tries: Tries) -> dict[str, Call]:
+    """SDPA's kernels by name."""
+    if tries.quick:
+        return {"plain": partial(_attended_by, SDPBackend.MATH)}
+    return {
+        "cuDNN": partial(_attended_by, SDPBackend.CUDNN_ATTENTION),
+        "flash": partial(_attended_by, SDPBackend.FLASH_ATTENTION),
+    }
+
+
+# Rows, heads and tokens of one guided image, and of eight
+HEADS = ((2, 20, 1024), (2, 10, 4096), (16, 20, 1024), (16, 10, 4096))
+SMALL_HEADS = ((2, 2, 128),)
+TEXT = 77  # keys
+
+
+def text(tries: Tries) -> None:
+    """Attention to the text by our kernel, beside SDPA's."""
+
+    def ours(inputs: Inputs) -> Tensor:
+        from benchlib.serving.model.text_attention_kernel import text_attention_into
+
+        heads = inputs["answer"].shape[-1] // 64
+        text_attention_into(inputs["answer"], *_operands(inputs), heads=heads)
+        return inputs["answer"]
+
+    variants = _library_attention(tries) | ({"ours": ours} if tries.has_kernels else {})
+    for rows, heads, tokens in SMALL_HEADS if tries.quick else HEADS:
+        race(
+            tries,
+            "text",
+            f"{rows}x{heads}x{tokens}, {TEXT} keys",
+            partial(_seen, tries, rows, heads, tokens, TEXT),
+            variants,
+            reference=_attended_in_float32,
+            flops=4.0 * rows * heads * tokens * TEXT * 64,
+            one_set=True,
+        )
+
+
+def image_attention(tries: Tries) -> None:
+    """Attention to the image by a plain Triton kernel, beside SDPA's."""
+
+    def tried(inputs: Inputs) -> Tensor:
+        from benchmarks.tried_kernels import image_attention_into
+
+        image_attention_into(inputs["answer"], inputs["joined"])
+        return inputs["answer"]
+
+    variants = _library_attention(tries) | ({"Triton": tried} if tries.has_kernels else {})
+    for rows, heads, tokens in SMALL_HEADS if tries.quick else HEADS:
+        race(
+            tries,
+            "image-attention",
+            f"{rows}x{heads}x{tokens}",
+            partial(_seen, tries, rows, heads, tokens),
+            variants,
+            reference=_attended_in_float32,
+            flops=4.0 * rows * heads * tokens**2 * 64,
+            one_set=True,
+        )
+
+
+def counters(tries: Tries) -> None:
+    """cuDNN's attention in a graph: the counter that it clears before each call, in two forms."""
+    attend = next(iter(_library_attention(tries).values()))
+    shapes = ((2, 20, 1024, 0), (2, 10, 4096, 0), (2, 20, 1024, TEXT), (2, 10, 4096, TEXT))
+    if tries.quick:
+        shapes = ((2, 2, 128, 0), (2, 2, 128, TEXT))
+    for rows, heads, tokens, keys in shapes:
+        # 1) Record the same calls twice, and edit one recording
+        case = f"{rows}x{heads}x{tokens}" + (f", {keys} keys" if keys else "")
+        if _is_late(tries, "counters", case):
+            continue
+        inputs = _seen(tries, rows, heads, tokens, keys)
+        forms: dict[str, tuple[Callable[[], None], Tensor, int]] = {}
+        for name, edits in (("as recorded", False), ("memsets to kernels", True)):
+            with tries.trying("counters", case, name):
+                forms[name] = _recorded_answer(partial(attend, inputs), edits, tries)
+
+        if "as recorded" not in forms:
+            continue
+
+        # 2) Compare the answers, which were poisoned before the last replay
+        wanted = _attended_in_float32(inputs)
+        _, first, _ = forms["as recorded"]
+        findings = {
+            name: {
+                "error": _error(answer, wanted),
+                "replaced_memsets": replaced,
+                "equals_recorded": torch.equal(answer, first),
+            }
+            for name, (_, answer, replaced) in forms.items()
+        }
+
+        # 3) Time them in turns
+        replays = {name: replay for name, (replay, _, _) in forms.items()}
+        for name, figures in _in_turns(replays, _calls(tries), tries).items():
+            tries.write("counters", case, name, **figures, **findings[name])
+
+
+def _recorded_answer(
+    call: Callable[[], Tensor], edits: bool, tries: Tries
+) -> tuple[Callable[[], None], Tensor, int]:
+    """A launch of many calls, the answer of the last, and how many memsets became kernels.
+
+    The answer is poisoned before it is written by a launch.
+    """
+    from benchlib.serving.model.graph_memsets import memsets_to_kernels
+
+    # 1) Call: the preparations of a first call can't be recorded
+    calls = _calls(tries)
+    answer = call()
+    if tries.device == "cpu":
+        return _recorded([call] * calls, tries), answer, 0
+    call()
+    torch.cuda.synchronize()
+
+    # 2) Record
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            answer = call()
+    replaced = memsets_to_kernels(graph) if edits else 0
+    graph.instantiate()
+
+    # 3) Launch
+    answer.fill_(torch.nan)
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph.replay, answer, replaced
+
+
 SECTIONS: dict[str, Callable[[Tries], None]] = {
     "geglu-fp8": geglu_fp8,
     "rows-fp8": rows_fp8,
@@ -854,6 +1156,10 @@ SECTIONS: dict[str, Callable[[Tries], None]] = {
     "scaled-mm": scaled_mm,
     "geglu-product": geglu_product,
     "sum-product": sum_product,
+    "text": text,
+    "counters": counters,
+    "image-attention": image_attention,
+    "rows": rows_by_program,
 }
 
 
