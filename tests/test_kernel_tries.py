@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 from contextlib import nullcontext
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,12 @@ def test_every_section_measures_plain_torch_on_a_cpu(tmp_path):
         assert line["error"] < (0.04 if "fp8" in line["section"] else 0.005), line
     equal = {line["equals_recorded"] for line in found if line["section"] == "counters"}
     assert equal == {True}
+
+
+def test_what_is_imported_early_is_there():
+    assert set(kernel_tries.MODULES) <= set(kernel_tries.SECTIONS)
+    for name in kernel_tries.MODULES.values():
+        assert find_spec(name), name
 
 
 def test_a_variant_that_fails_or_leaves_a_number_out_costs_itself_alone(tmp_path):
