@@ -119,6 +119,13 @@ def span(values: Sequence[float]) -> str:
     return f"{low} to {high}"
 
 
+def in_time_words(share: float, foretold: Sequence[float]) -> str:
+    """A share of requests in time, and what was foretold: "98 % in time, 94 to 100 % foretold"."""
+    low, high = (f"{100 * end:.0f}" for end in foretold)
+    span_of_it = low if low == high else f"{low} to {high}"
+    return f"{100 * share:.0f} % in time, {span_of_it} % foretold"
+
+
 def counted(count: float, noun: str) -> str:
     """A count with its noun in singular or plural: "1 user", "2 users", "1,500 requests"."""
     if count == 1:

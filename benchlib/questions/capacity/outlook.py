@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from benchlib.study.wording import agreeing, counted, number, per_second, words
+from benchlib.study.wording import agreeing, counted, in_time_words, number, per_second, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,9 +186,7 @@ def _made_in_time(one: Judged) -> str:
     """A run, the share of its images in time, and what was foretold of that share."""
     if one.in_time is None or one.foretold_in_time is None:
         return _made(one)
-    low, high = (f"{100 * share:.0f}" for share in one.foretold_in_time)
-    foretold = f"{low} %" if low == high else f"{low} to {high} %"
-    return f"{_made(one)} ({100 * one.in_time:.0f} % in time, {foretold} foretold)"
+    return f"{_made(one)} ({in_time_words(one.in_time, one.foretold_in_time)})"
 
 
 def _why(one: Judged) -> str:

@@ -19,7 +19,7 @@ from benchlib.study.intervals import Interval
 from benchlib.study.services import as_floats
 from benchlib.study.slo import Slo
 from benchlib.study.store import Run
-from benchlib.study.wording import counted, number, span, words
+from benchlib.study.wording import counted, in_time_words, number, span, words
 
 if TYPE_CHECKING:
     from benchlib.queueing.estimates import Calibration
@@ -55,8 +55,7 @@ class PeakRun(ShownInCell):
         made = f"{cards} made {counted(self.images, 'image')} at {number(self.rate)}/s"
         if self.in_time is None or self.foretold_in_time is None:
             return f"{made}: {self.verdict}"
-        low, high = (f"{100 * share:.0f}" for share in self.foretold_in_time)
-        shares = f"{100 * self.in_time:.0f} % in time, {low} to {high} % foretold"
+        shares = in_time_words(self.in_time, self.foretold_in_time)
         return f"{made}: {self.verdict} ({shares})"
 
     def _view(self) -> CellView:

@@ -85,6 +85,8 @@ def test_a_real_run_confirms_it_or_leaves_nothing_shown():
     text = said(peak=confirmed)
     assert "1 real card made 40 images at 1.4/s: confirmed (98 % in time, 90 to 100 %" in text
     assert "4 cards keep p95 < 10 s all day, and 3 break" in text.split("\n")[0]
+    as_foretold = PeakRun(1, 0.682, 29, "confirmed", 4.1, (3.0, 5.0), 0.971, (0.969, 0.973))
+    assert "confirmed (97 % in time, 97 % foretold)" in str(as_foretold)
     contradicting = PeakRun(2, 2.8, 40, "not confirmed", 12.0, (7.0, 9.0), 0.5, (0.9, 1.0))
     first, *_ = said(peak=contradicting).split("\n")
     assert "how many cards keep p95 < 10 s all day is not shown: a real run contradicts" in first
