@@ -25,6 +25,22 @@ def rows_and_warps(most: int) -> tuple[int, int]:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def parts_of_rows(  # type: ignore[no-untyped-def]
+    rows,
+    WIDTH: tl.constexpr,  # noqa: N803 - as Triton writes its constants
+    MOST: tl.constexpr,  # noqa: N803
+    REST: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+):
+    """The rows of this program, the columns of their two parts, and which of these numbers are there."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    first = tl.arange(0, MOST)[None, :]
+    rest = MOST + tl.arange(0, REST)[None, :]
+    real = row < rows
+    return row, first, rest, real & (first < WIDTH), real & (rest < WIDTH)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def added_part(  # type: ignore[no-untyped-def]
     x,
     more,

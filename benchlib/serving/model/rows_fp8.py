@@ -38,7 +38,13 @@ from benchlib.serving.model.normed_blocks import (
     is_plain_block,
 )
 from benchlib.serving.model.plain_attention import attended, is_plain
-from benchlib.serving.model.row_parts import added_part, normed_parts, parts_of, rows_and_warps
+from benchlib.serving.model.row_parts import (
+    added_part,
+    normed_parts,
+    parts_of,
+    parts_of_rows,
+    rows_and_warps,
+)
 
 Rounded = tuple[Tensor, Tensor]  # numbers (rows, width) in fp8, and their scales (rows, 1)
 
@@ -64,12 +70,8 @@ def _rounded_rows(  # type: ignore[no-untyped-def]
     NORMS: tl.constexpr,  # noqa: N803
 ):
     # 1) Read rows in two parts, since a part is a power of two: 1,280 are 1,024 and 256
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    row, first, rest, there, left = parts_of_rows(rows, WIDTH, MOST, REST, ROWS)
     start = row.to(tl.int64) * WIDTH
-    first = tl.arange(0, MOST)[None, :]
-    rest = MOST + tl.arange(0, REST)[None, :]
-    there = (row < rows) & (first < WIDTH)
-    left = (row < rows) & (rest < WIDTH)
     one = added_part(x, more, total, start + first, there, ADDS)
     other = added_part(x, more, total, start + rest, left, ADDS)
 

@@ -194,10 +194,11 @@ def test_other_blocks_are_refused_in_words():
         ("cuda", "float16", "Triton is not installed; pip install triton"),
     ],
 )
-def test_a_machine_without_the_kernel_is_told_in_words(monkeypatch, device, dtype, words):
+@pytest.mark.parametrize("name", ["norm-rows", "text-attention"])
+def test_a_machine_without_the_kernel_is_told_in_words(monkeypatch, name, device, dtype, words):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=f"recipe: 'norm-rows' can't be used: {words}"):
-        RECIPES["norm-rows"].check(torch.device(device), dtype)
+    with pytest.raises(ValueError, match=f"recipe: '{name}' can't be used: {words}"):
+        RECIPES[name].check(torch.device(device), dtype)
 
 
 @pytest.mark.parametrize("more", ["", "+channels-last+fused-qkv+text-once"])

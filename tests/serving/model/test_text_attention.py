@@ -187,20 +187,6 @@ def test_it_needs_no_other_recipe(usable):  # noqa: ARG001
     assert torch.equal(plain, ours)
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "words"),
-    [
-        ("cpu", "bfloat16", "its kernel needs a CUDA GPU; leave it out"),
-        ("cuda", "float32", "it computes in 16 bits; add 'bf16'"),
-        ("cuda", "float16", "Triton is not installed; pip install triton"),
-    ],
-)
-def test_a_machine_without_the_kernel_is_told_in_words(monkeypatch, device, dtype, words):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=f"recipe: 'text-attention' can't be used: {words}"):
-        RECIPES["text-attention"].check(torch.device(device), dtype)
-
-
 @pytest.mark.parametrize("more", ["", "+channels-last+norm-rows+summed-products+text-once"])
 def test_its_images_are_the_16_bit_ones_also_with_an_adapter(usable, more):  # noqa: ARG001
     asked = {"prompt": "a", "num_inference_steps": 4, "width": 64, "height": 64, "seed": 1}
