@@ -19,9 +19,10 @@ import importlib.metadata
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -43,9 +44,39 @@ def replaced(home: Any, name: str, value: Any) -> Iterator[None]:
             setattr(home, name, usual)
 
 
+class _Blocks:
+    """The blocks of `fewer_looks` that run now, in all threads. The last to end restores."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.running = 0
+        self.replacements = ExitStack()
+
+
+_BLOCKS = _Blocks()
+
+
 @contextmanager
 def fewer_looks() -> Iterator[None]:
-    """Within the block a frame's module is found by its name, and packages are listed once."""
+    """Within the block a frame's module is found by its name, and packages are listed once.
+
+    Blocks of several threads may overlap: the first replaces, and the last to end restores.
+    """
+    with _BLOCKS.lock:
+        if _BLOCKS.running == 0:
+            _BLOCKS.replacements.enter_context(_answers_replaced())
+        _BLOCKS.running += 1
+    try:
+        yield
+    finally:
+        with _BLOCKS.lock:
+            _BLOCKS.running -= 1
+            if _BLOCKS.running == 0:
+                _BLOCKS.replacements.close()
+
+
+@contextmanager
+def _answers_replaced() -> Iterator[None]:
     module_of = inspect.getmodule
     listed = cache(importlib.metadata.packages_distributions)
 

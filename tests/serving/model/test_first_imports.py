@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import transformers
 from transformers.utils.import_utils import define_import_structure
 
@@ -79,3 +80,23 @@ def test_packages_are_listed_once_and_each_asker_has_a_list_of_its_own():
         assert first == usual
         first.clear()
         assert importlib.metadata.packages_distributions() == usual
+
+
+def test_blocks_of_two_threads_that_overlap_leave_nothing_replaced():
+    usual = inspect.getmodule, importlib.metadata.packages_distributions
+    first, second = fewer_looks(), fewer_looks()
+    first.__enter__()
+    second.__enter__()
+    assert inspect.getmodule is not usual[0]
+    first.__exit__(None, None, None)
+    assert inspect.getmodule is not usual[0]
+    second.__exit__(None, None, None)
+    assert (inspect.getmodule, importlib.metadata.packages_distributions) == usual
+
+
+def test_a_block_that_fails_leaves_nothing_replaced_and_another_may_follow():
+    usual = inspect.getmodule
+    for _ in range(2):
+        with pytest.raises(ImportError, match="halfway"), fewer_looks():
+            raise ImportError("halfway")
+        assert inspect.getmodule is usual
