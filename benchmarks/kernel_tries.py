@@ -1186,6 +1186,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--at-word", action="store_true", help="measure when a line comes in")
     options = parser.parse_args(arguments)
     sections = options.section or list(SECTIONS)
+    if not (options.quick or torch.cuda.is_available()):
+        parser.error("torch sees no GPU; --quick tries small shapes on a CPU")
     if len(sections) > 1:
         return in_processes(sections, options)
 

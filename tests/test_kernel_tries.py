@@ -131,3 +131,10 @@ def test_a_graph_is_edited_before_it_is_made_and_poisoned_before_it_is_replayed(
     ]
     assert all(answer.isnan().all() for _, answer, _ in found), "poisoned before a replay"
     assert len(calls) == 2 * (2 + kernel_tries.CALLS)
+
+
+def test_a_machine_without_a_gpu_is_told_so_in_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kernel_tries.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        kernel_tries.main([str(tmp_path / "lines.jsonl"), "--section", "counters"])
+    assert "torch sees no GPU; --quick" in capsys.readouterr().err
