@@ -80,12 +80,12 @@ def _answers_replaced() -> Iterator[None]:
     module_of = inspect.getmodule
     listed = cache(importlib.metadata.packages_distributions)
 
-    def module_by_name(asked: Any, _filename: str | None = None) -> ModuleType | None:
-        if isinstance(asked, FrameType):
-            named = sys.modules.get(asked.f_globals.get("__name__", ""))
-            if named is not None and vars(named).get("__file__") == asked.f_code.co_filename:
+    def module_by_name(object: Any, _filename: str | None = None) -> ModuleType | None:  # noqa: A002 - as Python names it
+        if isinstance(object, FrameType):
+            named = sys.modules.get(object.f_globals.get("__name__", ""))
+            if named is not None and vars(named).get("__file__") == object.f_code.co_filename:
                 return named
-        return module_of(asked, _filename)
+        return module_of(object, _filename)
 
     def packages() -> dict[str, list[str]]:
         return dict(listed())

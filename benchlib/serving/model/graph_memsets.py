@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -50,8 +49,13 @@ def can_edit_graphs() -> bool:
     lacks = None
     if not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"):
         lacks = f"torch {torch.__version__} keeps a recorded graph to itself"
-    elif find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-        lacks = "cuda-bindings is not installed"
+    else:
+        try:
+            from cuda.bindings import nvrtc
+
+            nvrtc.nvrtcVersion()
+        except (ImportError, RuntimeError, OSError) as error:
+            lacks = f"CUDA's compiler can't be called from Python ({error})"
     if lacks is not None:
         print_line(f"cuda-graphs: {lacks}, so a step keeps its memsets: one image is 2 % slower")
     return lacks is None

@@ -1,5 +1,6 @@
 """Memsets of recorded graphs that become kernels: the graph's order, its bytes, and what it leaves."""
 
+import sys
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -168,6 +169,18 @@ def test_a_graph_that_torch_keeps_to_itself_is_not_edited(monkeypatch, capsys):
     can_edit_graphs.cache_clear()
     assert not can_edit_graphs()
     assert capsys.readouterr().out == ""
+    can_edit_graphs.cache_clear()
+
+
+def test_a_python_without_cudas_compiler_is_told_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace(raw_cuda_graph=None))
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    can_edit_graphs.cache_clear()
+    assert not can_edit_graphs()
+    assert not can_edit_graphs()
+    said = capsys.readouterr().out
+    assert said.count("CUDA's compiler can't be called from Python") == 1
     can_edit_graphs.cache_clear()
 
 
