@@ -209,7 +209,7 @@ def test_a_budget_that_is_spent_leaves_the_rest_out_in_words(pipe, run, tmp_path
 def test_an_interrupt_ends_the_images_of_a_budget_and_the_answer_has_those_made(
     pipe, tmp_path, monkeypatch, capsys
 ):
-    decode, made = pipe.decode, []
+    decode, made = pipe._decode, []
 
     def interrupted(works):
         if len(made) == 9:
@@ -217,7 +217,7 @@ def test_an_interrupt_ends_the_images_of_a_budget_and_the_answer_has_those_made(
         made.append(decode(works))
         return made[-1]
 
-    monkeypatch.setattr(pipe, "decode", interrupted)
+    monkeypatch.setattr(pipe, "_decode", interrupted)
     budget = Budget(5, results=tmp_path)
     monkeypatch.setattr(measure, "WARM_IMAGES", 0)
     run = dissect(pipe, sizes=[64], steps=[1, 2], repeat=50, budget=budget, results=tmp_path)
