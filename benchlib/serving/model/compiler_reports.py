@@ -1,9 +1,9 @@
-"""What torch's compiler measures and words for its logs alone, left out where nobody reads the logs.
+"""Reports that torch's compiler makes for its logs alone, left out where nobody reads the logs.
 
 For each graph it empties the CPU's caches, to time the graph's guards once (torch/_dynamo/guards.py).
-For each operator it looks up which function a line is in, and so splits whole source files into
-tokens (torch/_dynamo/symbolic_convert.py). A start that finds all its graphs kept spent a tenth of
-its first image so, on two CPU cores. Guards, graphs and their kernels stay the same.
+For each operator it splits whole source files into tokens, to find the name of a function
+(torch/_dynamo/symbolic_convert.py). On two CPU cores, these reports took a tenth of the first image
+of a start that found all its graphs kept. Guards, graphs and their kernels stay the same.
 
 Knows names within torch, and leaves those alone that a torch does not have. Ignorant of models.
 """

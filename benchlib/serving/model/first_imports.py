@@ -6,7 +6,7 @@ Three questions cost a twelfth of the imports' time on two CPU cores, and most l
   Python's `inspect` resolves the paths of all modules for that, with 37,000 looks. The frame itself
   names its module.
 - transformers reads the 1,660 files of its models, twice: for its own names, and for those of its
-  folder `models` (transformers/utils/import_utils.py). The first answer has the second in it.
+  folder `models` (transformers/utils/import_utils.py). The first answer contains the second.
 - transformers and diffusers each ask which packages are installed, and read the lists of all.
 
 Each answer stays what it was. What is changed for the time of the imports is restored after them.

@@ -7,8 +7,8 @@ of SDXL has 166 memsets. So kernels in place of them save at most
 
     166 x (1.5 + 0.8 + 3.5 - 0.4 - 1.2 - 0.4) us = 0.6 ms
 
-Knows CUDA's graphs through cuda-bindings, which torch needs for its own graphs. Ignorant of what the
-graph computes.
+Knows CUDA's graphs through cuda-bindings, which torch 2.11 for CUDA requires on Linux. Ignorant of what
+the graph computes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class GraphError(RuntimeError):
 def can_edit_graphs() -> bool:
     """Whether torch hands out a recorded graph, and cuda-bindings is there to edit it.
 
-    If not, it is said once, but for AMD's cards: there, nothing says that it would pay.
+    If not, a line says so once. On AMD's cards no line does, since no gain was measured there.
     """
     if torch.version.hip is not None:
         return False

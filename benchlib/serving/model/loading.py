@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from functools import cache
 
-# Before what it imports, too
+# This comes first, because it imports the libraries with fewer looks at their files
 from benchlib.serving.model.first_imports import fewer_looks
 
 # isort: split
@@ -71,7 +71,7 @@ def load_pipeline(
     """
     parts = _Parts()
     memory_before_gib = process_memory_gib()
-    with collector_paused(), fewer_looks():  # the compiler is imported
+    with collector_paused(), fewer_looks():  # it imports the compiler
         recipes, target, dtype = resolve(recipe, device=device, dtype=dtype)
     parts.ends("check")
     if scheduler is not None:
